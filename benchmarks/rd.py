@@ -1,0 +1,303 @@
+"""Rate-distortion on a folder of images: DeepSIC and its peers in one run, from the bytes each really writes.
+
+    python -m benchmarks.rd --images ../shared/data/kodak --png rd.png --json rd.json --csv rd.csv
+
+Bits per pixel, PSNR (RGB and luma) and MS-SSIM are taken per image and averaged over the images at each setting, the
+convention of the literature.  BD-rates are over 0.15 to 1.5 bpp.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import PEERS, Pixels, machine, over_threads, read_images, table
+from benchmarks.metrics import BPP_RANGE, Curve, bd_rate
+from deepsic_codec.metrics import luma, ms_ssim, psnr
+
+OURS = "DeepSIC"
+QUALITIES = (1, 8, 15, 22, 30, 38, 46, 54, 62, 70, 80, 90, 100)
+MEASURES = ("psnr_rgb", "psnr_luma", "ms_ssim")
+# Curves of the data file that are drawn and compared where it has them: what each stands for in a legend.
+PUBLISHED = {
+    "compressai:bpg_444_x265_ycbcr": "BPG 4:4:4",
+    "compressai:vtm": "VTM",
+    "compressai:compressai-bmshj2018-hyperprior_mse_cpu": "Hyperprior 2018",
+    "measured:jpegxl_e9": "JPEG XL e9",
+    "measured:avif444_s2": "AVIF 4:4:4 s2",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One image at one setting."""
+
+    codec: str
+    setting: float
+    image: str
+    bpp: float
+    psnr_rgb: float  # dB
+    psnr_luma: float  # dB
+    ms_ssim: float  # NaN for images under 176 pixels
+
+
+Averages = dict[str, list[dict[str, float]]]  # codec -> settings in order of rate
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    args = _arguments(argv)
+    images = read_images(args.images, args.limit)
+    print(machine(args.threads))
+    print(f"{len(images)} images in {os.path.basename(os.path.normpath(args.images))}\n")
+
+    points = [] if args.no_deepsic else measure_deepsic(images, args.qualities, args)
+    for name in args.codecs:
+        points += measure_peer(name, images, args.threads)
+    averages = average(points)
+    published = read_published(args.published) if args.published else {}
+
+    print(settings_table(averages), "\n")
+    print(rates_table(averages), "\n")
+    comparison = compare(averages, published) if OURS in averages else []
+    if comparison:
+        print(comparison_table(comparison), "\n")
+    if args.csv:
+        write_csv(args.csv, averages)
+    if args.json:
+        write_json(args.json, machine(args.threads), points, averages, comparison)
+    if args.png:
+        plot(args.png, averages, published, f"{len(images)} images, mean per image")
+    print(conclusion(comparison))
+
+
+def measure_deepsic(images: list[tuple[str, Pixels]], qualities: Sequence[float], args: Any) -> list[Point]:
+    """Our codec at every quality; each image is one chunk, header and labels counted."""
+    from deepsic_codec import DeepSIC
+
+    points = []
+    for quality in qualities:
+        codec = DeepSIC(model=args.model, quality=quality, semantics=args.semantics)
+        for start in range(0, len(images), args.batch):
+            part = images[start : start + args.batch]
+            payloads = codec.encode_batch([pixels for _, pixels in part])
+            decoded = codec.decode_batch(payloads)
+            jobs = [(name, x, d, y) for (name, x), d, y in zip(part, payloads, decoded, strict=True)]
+            points += over_threads(
+                lambda job, q=quality: _point(OURS, q, job[0], job[1], len(job[2]), job[3]), jobs, args.threads
+            )
+    return points
+
+
+def measure_peer(name: str, images: list[tuple[str, Pixels]], threads: int) -> list[Point]:
+    """Measure a peer at all its settings."""
+    peer = PEERS[name]
+
+    def one(job: tuple[float, str, Pixels]) -> Point:
+        setting, image, pixels = job
+        data = peer.encode(pixels, setting)
+        return _point(name, setting, image, pixels, len(data), peer.decode(data))
+
+    return over_threads(one, [(s, image, x) for s in peer.settings for image, x in images], threads)
+
+
+def _point(codec: str, setting: float, image: str, original: Pixels, nbytes: int, decoded: Any) -> Point:
+    height, width = original.shape[:2]
+    return Point(
+        codec=codec,
+        setting=float(setting),
+        image=image,
+        bpp=8 * nbytes / (height * width),
+        psnr_rgb=psnr(original, decoded),
+        psnr_luma=psnr(luma(original), luma(decoded)),
+        ms_ssim=ms_ssim(original, decoded) if min(height, width) >= 176 else float("nan"),
+    )
+
+
+def average(points: list[Point]) -> Averages:
+    """Mean over the images at each setting, in order of rate."""
+    groups: dict[str, dict[float, list[Point]]] = {}
+    for p in points:
+        groups.setdefault(p.codec, {}).setdefault(p.setting, []).append(p)
+    result: Averages = {}
+    for codec, settings in groups.items():
+        rows = [
+            {"setting": setting} | {key: float(np.mean([getattr(p, key) for p in part])) for key in ("bpp", *MEASURES)}
+            for setting, part in settings.items()
+        ]
+        result[codec] = sorted(rows, key=lambda row: row["bpp"])
+    return result
+
+
+def curve(rows: list[dict[str, float]], measure: str) -> Curve:
+    """Curve of an average; MS-SSIM on its usual scale, -10 log10(1 - MS-SSIM) dB."""
+    values = np.array([row[measure] for row in rows])
+    if measure == "ms_ssim":
+        values = -10 * np.log10(1 - values)
+    return Curve([row["bpp"] for row in rows], values)
+
+
+def compare(averages: Averages, published: Averages) -> list[dict[str, Any]]:
+    """BD-rate of ours against everything else, in each measure that both have."""
+    rows = []
+    for name, theirs in [(k, v) for k, v in averages.items() if k != OURS] + list(published.items()):
+        row: dict[str, Any] = {"codec": name, "published": name in published}
+        for measure in MEASURES:
+            known = all(np.isfinite(r.get(measure, np.nan)) for r in [*averages[OURS], *theirs])
+            row[measure] = bd_rate(curve(theirs, measure), curve(averages[OURS], measure)) if known else float("nan")
+        rows.append(row)
+    return rows
+
+
+def read_published(path: str) -> Averages:
+    """Read published curves by their legend names; only where PSNR or MS-SSIM comes with the rate."""
+    with open(path) as file:
+        codecs = json.load(file)["codecs"]
+    result: Averages = {}
+    for key, legend in PUBLISHED.items():
+        if key in codecs:
+            entry = codecs[key]
+            columns = {"bpp": entry["bpp"], "psnr_rgb": entry.get("psnr_rgb"), "ms_ssim": entry.get("ms_ssim_rgb")}
+            present = {name: values for name, values in columns.items() if values}
+            result[legend] = [dict(zip(present, row, strict=True)) for row in zip(*present.values(), strict=True)]
+    return result
+
+
+def settings_table(averages: Averages) -> str:
+    """Every average, as measured."""
+    header = ["codec", "setting", "bpp", "PSNR RGB dB", "PSNR luma dB", "MS-SSIM"]
+    rows = [
+        [codec, f"{r['setting']:g}", f"{r['bpp']:.4f}", r["psnr_rgb"], r["psnr_luma"], f"{r['ms_ssim']:.4f}"]
+        for codec, part in averages.items()
+        for r in part
+    ]
+    return table(header, rows)
+
+
+def rates_table(averages: Averages) -> str:
+    """PSNR RGB in dB at round rates, read off each curve."""
+    rates = (0.25, 0.5, 1.0, 1.5)
+    curves = {codec: curve(rows, "psnr_rgb") for codec, rows in averages.items()}
+    return table(
+        ["PSNR RGB dB at", *(f"{rate:g} bpp" for rate in rates)],
+        [[codec, *(c.quality_at(rate) for rate in rates)] for codec, c in curves.items()],
+    )
+
+
+def comparison_table(comparison: list[dict[str, Any]]) -> str:
+    """BD-rates in percent."""
+    header = [f"BD-rate of {OURS} in % against", "RGB", "luma", "MS-SSIM"]
+    rows = [[r["codec"] + (" (published)" if r["published"] else ""), *(r[m] for m in MEASURES)] for r in comparison]
+    return table(header, rows)
+
+
+def conclusion(comparison: list[dict[str, Any]]) -> str:
+    """Say in one sentence what the run shows."""
+    rated = [r for r in comparison if not r["published"] and np.isfinite(r["psnr_rgb"])]
+    if not rated:
+        return "Conclusion: nothing to compare in this run."
+
+    def names(test: Callable[[float], bool]) -> str:
+        return ", ".join(f"{r['codec']} ({r['psnr_rgb']:+.1f} %)" for r in rated if test(r["psnr_rgb"])) or "none"
+
+    return (
+        f"Conclusion: over {BPP_RANGE[0]} to {BPP_RANGE[1]} bpp at equal PSNR in RGB, {OURS} needs fewer bits than: "
+        f"{names(lambda x: x < 0)}; and more than: {names(lambda x: x >= 0)}."
+    )
+
+
+def write_csv(path: str, averages: Averages) -> None:
+    """Averages, one row per codec and setting."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["codec", "setting", "bpp", *MEASURES])
+        writer.writeheader()
+        writer.writerows({"codec": codec, **row} for codec, rows in averages.items() for row in rows)
+
+
+def write_json(
+    path: str, where: str, points: list[Point], averages: Averages, comparison: list[dict[str, Any]]
+) -> None:
+    """Everything, per image too."""
+    document = {
+        "machine": where,
+        "bd_rate_bpp_range": BPP_RANGE,
+        "averages": averages,
+        "bd_rate": comparison,
+        "images": [asdict(p) for p in points],
+    }
+    with open(path, "w") as file:
+        # NaN is not JSON: a measure that an image is too small for becomes null.
+        json.dump(_no_nan(document), file, indent=1, allow_nan=False)
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_no_nan(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def plot(path: str, averages: Averages, published: Averages, title: str) -> None:
+    """PSNR and MS-SSIM over rate; published curves as thin grey lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+    for axis, measure in zip(axes, ("psnr_rgb", "ms_ssim"), strict=True):
+
+        def values(rows: list[dict[str, float]], measure: str = measure) -> list[float]:
+            return [r[measure] if measure == "psnr_rgb" else -10 * float(np.log10(1 - r[measure])) for r in rows]
+
+        for style, (name, rows) in enumerate(published.items()):
+            if measure in rows[0]:
+                thin = {"color": "0.6", "lw": 0.8, "ls": ["-", "--", "-.", ":", (0, (1, 4))][style % 5]}
+                axis.plot([r["bpp"] for r in rows], values(rows), label=f"{name} (published)", **thin)
+        for name, rows in averages.items():
+            ours = name == OURS
+            axis.plot([r["bpp"] for r in rows], values(rows), ".-", lw=2.6 if ours else 1.2, label=name,
+                      color="black" if ours else None, zorder=3 if ours else 2)  # fmt: skip
+        axis.set(xlim=(0, BPP_RANGE[1] + 0.2), xlabel="bits per pixel", ylabel=_LABELS[measure], title=title)
+        visible = [v for rows in averages.values() for r, v in zip(rows, values(rows), strict=True)
+                   if 0.1 < r["bpp"] < BPP_RANGE[1] + 0.2 and np.isfinite(v)]  # fmt: skip
+        if visible:
+            axis.set_ylim(min(visible) - 0.5, max(visible) + 0.5)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+_LABELS = {"psnr_rgb": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, -10 log10(1 - x), dB"}
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rd", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--images", required=True, help="folder of lossless images, e.g. ../shared/data/kodak")
+    parser.add_argument("--qualities", type=float, nargs="+", default=QUALITIES, help="of DeepSIC, 1 to 100")
+    parser.add_argument("--model", default="base")
+    parser.add_argument("--semantics", choices=("pre", "post", "none"), default="pre")
+    parser.add_argument("--codecs", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="PEER",
+                        help="peers to run: " + ", ".join(PEERS))  # fmt: skip
+    parser.add_argument("--no-deepsic", action="store_true", help="peers only")
+    parser.add_argument("--published", help="JSON file of published curves, drawn as thin lines")
+    parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--batch", type=int, default=4, help="images per call of DeepSIC")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--csv", help="write the averages here")
+    parser.add_argument("--json", help="write everything here")
+    parser.add_argument("--png", help="write the plot here")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

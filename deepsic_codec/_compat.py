@@ -1,0 +1,18 @@
+"""The only place that knows zarr's private modules and the differences between its versions."""
+
+from typing import Any
+
+import numpy as np
+from zarr.core.sync import sync
+
+__all__ = ["native_dtype", "setting", "sync"]
+
+
+def native_dtype(dtype: Any) -> np.dtype:
+    """Return the numpy dtype of what zarr calls a data type, its own class since zarr 3.1."""
+    return np.dtype(dtype.to_native_dtype() if hasattr(dtype, "to_native_dtype") else dtype)
+
+
+def setting(value: Any) -> str:
+    """Return a codec's setting such as "little" or "start" as text; before zarr 3.4 it is an enum."""
+    return str(getattr(value, "value", value))

@@ -1,0 +1,296 @@
+"""The everyday API: create and open arrays stored with DeepSIC, and ask a chunk what it shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import zarr
+
+from deepsic_codec._compat import native_dtype, sync
+from deepsic_codec.codecs import chunks as stored
+from deepsic_codec.codecs import core
+from deepsic_codec.codecs.config import CodecConfig
+from deepsic_codec.codecs.numcodecs import DeepSIC
+from deepsic_codec.codecs.zarr import DeepSICCodec
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.payload import header as payload_header
+from deepsic_codec.payload import labels as payload_labels
+
+if TYPE_CHECKING:
+    from deepsic_codec.payload.header import Header
+    from deepsic_codec.payload.labels import LabelBlock
+
+ATTRIBUTE = "deepsic"  # of arrays; holds the vocabulary, so that labels can be read where the model is not
+UNKNOWN = "unknown"  # the class after those of the vocabulary
+AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
+
+
+def create_array(
+    store: Any,
+    *,
+    name: str | None = None,
+    shape: Sequence[int] | int | None = None,
+    dtype: Any = None,
+    chunks: Sequence[int] | str = "auto",
+    codec: CodecConfig | None = None,
+    zarr_format: int = 3,
+    shards: Sequence[int] | str | None = None,
+    data: Any = None,
+    attributes: Mapping[str, Any] | None = None,
+    dimension_names: Sequence[str | None] | None = None,
+    **kwargs: Any,
+) -> zarr.Array:
+    """Create an array whose chunks are stored with DeepSIC.
+
+    Takes what `zarr.create_array` takes, for either format, but for the codecs, which are `codec` alone. The axes are
+    also recorded as dimension names, as xarray reads them in either format, and the model's vocabulary as an attribute.
+
+    Parameters
+    ----------
+    store, name
+        Where the array goes, as for `zarr.create_array`.
+    shape : tuple of int, optional
+        Shape of the array, unless `data` is given.
+    dtype : dtype, optional
+        uint8, unless `data` is given.
+    chunks : tuple of int or "auto"
+        Shape of a chunk; along a channel axis it has to be 3 or 1. "auto" is 512 pixels along y and x, all channels,
+        and one slice.
+    codec : DeepSIC or DeepSICCodec, optional
+        Either kind for either format; `DeepSIC()` by default.
+    zarr_format : {3, 2}
+        Zarr format.
+    shards : tuple of int, optional
+        Shape of a shard (format 3 only).
+    data : array_like, optional
+        Values to write.
+    attributes : dict, optional
+        Attributes of the array.
+    dimension_names : sequence of str, optional
+        Names of the axes; the letters of `codec.axes` by default.
+    **kwargs
+        More for `zarr.create_array`: `fill_value`, `overwrite`, `storage_options`, ...
+
+    Returns
+    -------
+    zarr.Array
+        The new array.
+
+    Raises
+    ------
+    UnsupportedArray
+        If dtype, axes or channels are not what the codec takes; nothing is written then.
+    ConfigurationError
+        If `codec` is no codec of DeepSIC, or other codecs are asked for beside it.
+    ModelNotFound
+        If the model of `codec` is not there.
+    """
+    codec = DeepSIC() if codec is None else codec
+    if not isinstance(codec, CodecConfig):
+        raise ConfigurationError(f"codec: expected DeepSIC(...) or DeepSICCodec(...), got {codec!r}")
+    for key in ("compressor", "compressors", "filters", "serializer"):
+        if kwargs.pop(key, None) not in (None, "auto", (), []):
+            raise ConfigurationError(f"{key}: DeepSIC takes images in and needs nothing after it; leave {key} out")
+    if zarr_format not in (2, 3):
+        raise ConfigurationError(f"zarr_format: expected 2 or 3, got {zarr_format!r}")
+    if zarr_format == 2 and shards is not None:
+        raise ConfigurationError("shards: Zarr format 2 has none; use zarr_format=3")
+    if data is not None:
+        data = np.asarray(data)
+        shape, dtype = data.shape, data.dtype
+    elif shape is None or dtype is None:
+        raise TypeError("create_array() needs shape and dtype, or data")
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
+    attributes = dict(attributes or {})
+    attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), "vocabulary": _vocabulary(codec.decoder, codec.head)}
+    names = list(codec.axes) if dimension_names is None else list(dimension_names)
+    if zarr_format == 2:
+        attributes.setdefault("_ARRAY_DIMENSIONS", names)  # where xarray looks in format 2
+        kwargs |= {"compressors": codec.convert(DeepSIC), "filters": None}
+    else:
+        # Not "auto": zarr then appends Zstd, and the header of a chunk can no longer be read alone.
+        kwargs |= {"serializer": codec.convert(DeepSICCodec), "compressors": None, "dimension_names": names}
+    kwargs |= {"shape": shape, "dtype": dtype} if data is None else {"data": data}
+    kwargs |= {"name": name, "chunks": chunks, "shards": shards, "zarr_format": zarr_format, "attributes": attributes}
+    return zarr.create_array(store, **kwargs)
+
+
+def open_archive(
+    store: Any, name: str | None = None, *, mode: Literal["r", "r+", "a"] = "r", **kwargs: Any
+) -> zarr.Array:
+    """Open an array stored with DeepSIC, to read it unless `mode` says otherwise.
+
+    Parameters
+    ----------
+    store
+        A path, URL or store, as for `zarr.open`: of the array, or of a group that has it.
+    name : str, optional
+        Path of the array in the group; needed if the group has more than one such array.
+    mode : str
+        As for `zarr.open`. Writing a part of a chunk decodes and encodes the whole, at a loss.
+    **kwargs
+        More for `zarr.open`: `storage_options`, `zarr_format`, ...
+
+    Raises
+    ------
+    UnsupportedArray
+        If there is no such array, or more than one and no name.
+    """
+    found: Any = zarr.open(store, mode=mode, **kwargs)
+    if isinstance(found, zarr.Group):
+        if name is not None:
+            if name not in found:
+                raise UnsupportedArray(f"group {found.path!r} has no array {name!r}")
+            found = found[name]
+        else:
+            arrays = [node for _, node in found.members(max_depth=None) if _is_deepsic(node)]
+            if len(arrays) != 1:
+                names = ", ".join(sorted(array.path for array in arrays)) or "none"
+                raise UnsupportedArray(f"expected one array stored with DeepSIC, found {names}; pass its name")
+            found = arrays[0]
+    elif name is not None:
+        raise UnsupportedArray(f"{found.store_path} is an array, not a group with an array {name!r}")
+    if not _is_deepsic(found):
+        raise UnsupportedArray(f"{found.store_path} is not an array stored with DeepSIC")
+    return found
+
+
+def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
+    """Tell what a chunk is and shows, from one read of 256 bytes in most cases.
+
+    Only for `semantics="post"` is the whole chunk read, to compute labels from its features.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        An array stored with DeepSIC.
+    index : sequence of int
+        Position in the grid of chunks (those within shards, if there are shards), one number for each axis.
+
+    Returns
+    -------
+    dict
+        In JSON types: `labels`, a list of label tiles, slice by slice and row by row, each a dict of class name to
+        score (0 to 1, best first; the class "unknown" among them), empty for a tile wholly outside of the array; None
+        for a chunk without labels. `tile_shape`, height and width of a tile in pixels. `model`, its name, or the
+        first digits of the decoder's identity if the chunk was not written by the model in the metadata; `quality`;
+        `nbytes`; `bpp`, bits per pixel (slices x height x width); `format_version`. For a missing chunk, which holds
+        no data, `labels` is empty and the rest None.
+
+    Raises
+    ------
+    UnsupportedPayload
+        If the array is not stored with DeepSIC, or the chunk needs a newer version.
+    CorruptPayload
+        If what was read of the chunk is damaged.
+    IndexError
+        If the array has no such chunk.
+    ModelNotFound
+        If labels cannot be named or computed without a model that is not there.
+    """
+    index = tuple(int(i) for i in index)
+    config = stored.codec_of(array)
+    try:
+        head = sync(stored.read_head(array, index))
+        if head is None:
+            fields = ("tile_shape", "model", "quality", "nbytes", "bpp", "format_version")
+            return {"labels": [], **dict.fromkeys(fields)}
+        header, data = head
+        if header.shape != tuple(array.chunks):
+            raise CorruptPayload(f"header: payload of a chunk {header.shape} in an array of chunks {array.chunks}")
+        block = _label_block(array, index, config, header, data)
+        labels = None if block is None else _tiles(array, index, header, block)
+    except (CorruptPayload, UnsupportedPayload) as error:
+        raise type(error)(f"chunk {index} of array {array.path!r}: {error}") from error
+    return {
+        "labels": labels,
+        "tile_shape": None if block is None else [int(size) for size in block.tile],
+        "model": config.model if config.decoder.startswith(header.decoder.hex()) else header.decoder.hex(),
+        "quality": header.quality,
+        "nbytes": header.nbytes,
+        "bpp": 8 * header.nbytes / (header.slices * header.height * header.width),
+        "format_version": header.version,
+    }
+
+
+def _check_array(
+    codec: CodecConfig, shape: tuple[int, ...], dtype: np.dtype, chunks: Sequence[int] | str
+) -> tuple[int, ...]:
+    core.check_axes(shape, codec.axes)
+    if isinstance(chunks, str):
+        if chunks != "auto":
+            raise ConfigurationError(f"chunks: expected a shape or 'auto', got {chunks!r}")
+        sizes = dict(zip(codec.axes, shape, strict=True))
+        auto = {axis: min(size, AUTO_CHUNK) for axis, size in sizes.items() if axis in "yx"}
+        chunks = [max(1, auto.get(axis, size if axis == "c" else 1)) for axis, size in sizes.items()]
+    chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(int(size) for size in chunks)
+    core.check_chunk(chunks, dtype, codec.axes)
+    for axis, size, chunk in zip(codec.axes, shape, chunks, strict=True):
+        if axis == "c" and size % chunk:
+            raise UnsupportedArray(f"{size} channels in chunks of {chunk}: the last chunk would be padded; choose 1")
+    return chunks
+
+
+def _vocabulary(decoder: str, head: str | None) -> dict[str, Any]:
+    from deepsic_codec.model.file import find_model
+
+    info = find_model(decoder, head=head)
+    parents = {parent: list(children) for parent, children in info.vocabulary.parents.items()}
+    return {"head": info.head, "classes": list(info.vocabulary.classes), "parents": parents}
+
+
+def _is_deepsic(node: Any) -> bool:
+    if not isinstance(node, zarr.Array):
+        return False
+    try:
+        stored.codec_of(node)
+    except DeepSICError:
+        return False
+    return True
+
+
+def _label_block(
+    array: zarr.Array, index: tuple[int, ...], config: CodecConfig, header: "Header", data: bytes
+) -> "LabelBlock | None":
+    section = payload_header.read_section(data, header, payload_header.LABELS)
+    if section is not None:
+        return payload_labels.decode_labels(section, header)
+    if config.semantics != "post" or not any(header.head):
+        return None
+    payload = sync(stored.read_payload(array, index))
+    if payload is None:  # deleted since its header was read
+        return None
+    return core.compute_labels(core.decode_job(payload), config.label_tile)
+
+
+def _tiles(array: zarr.Array, index: tuple[int, ...], header: "Header", block: "LabelBlock") -> list[dict[str, float]]:
+    names = _class_names(array, header)
+    # Pixels of the chunk that lie within the array; an edge chunk is padded beyond them.
+    sizes = [size - i * chunk for size, i, chunk in zip(array.shape, index, header.shape, strict=True)]
+    inside = dict(zip(header.axes, sizes, strict=True))
+    slices = [axis for axis in header.axes if axis not in "yxc"]
+    grid = [header.shape[header.axes.index(axis)] for axis in slices]
+    tiles = []
+    for place in np.ndindex(*block.classes.shape[:3]):
+        start = {"y": place[1] * block.tile[0], "x": place[2] * block.tile[1]}
+        if slices:
+            start |= dict(zip(slices, (int(i) for i in np.unravel_index(place[0], grid)), strict=True))
+        scores: dict[str, float] = {}
+        if all(start[axis] < inside[axis] for axis in start):
+            for number, score in zip(block.classes[place].tolist(), block.scores[place].tolist(), strict=True):
+                if number == payload_labels.NO_CLASS:
+                    continue
+                if number >= len(names):
+                    raise CorruptPayload(f"labels: class {number}, but the vocabulary has {len(names)}")
+                scores[names[number]] = round(score / 255, 4)
+        tiles.append(scores)
+    return tiles
+
+
+def _class_names(array: zarr.Array, header: "Header") -> tuple[str, ...]:
+    attribute = array.attrs.get(ATTRIBUTE)
+    vocabulary: Any = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None
+    if not isinstance(vocabulary, Mapping) or not str(vocabulary.get("head")).startswith(header.head.hex()):
+        vocabulary = _vocabulary(header.decoder.hex(), header.head.hex())  # written by another model, or not by us
+    return *(str(name) for name in vocabulary.get("classes", ())), UNKNOWN

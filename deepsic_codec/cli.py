@@ -1,0 +1,93 @@
+"""The ``deepsic`` command.
+
+Exit status: 0 for success, 1 for a failure (one line on standard error), 2 for misuse, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what help says, its arguments, and what it does with them."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
+    text = "folder for demo.zarr and before-after.png, both replaced (default: deepsic-demo)"
+    parser.add_argument("--out", type=Path, default=Path("deepsic-demo"), metavar="DIR", help=text)
+    parser.add_argument("--quality", type=_quality, default=50.0, help="1 (smallest) to 100 (best) (default: 50)")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from deepsic_codec import demo
+
+    # A pipe has no width: wide enough for the tables, so that no figure is cut.
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    demo.run(args.out, zarr_format=args.format, quality=args.quality, console=console)
+
+
+COMMANDS = {
+    "demo": Command(
+        "store two real images, read them back, show what it saved and what is in them", _demo_arguments, _demo
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (argparse itself exits with 2 on misuse)."""
+    args = _parser().parse_args(argv)
+    try:
+        COMMANDS[args.command].run(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"deepsic {args.command}: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        release = version("deepsic-codec")
+    except PackageNotFoundError:  # a checkout that is not installed
+        release = "(not installed)"
+    parser = argparse.ArgumentParser(
+        prog="deepsic", description="Store imagery in Zarr as learned features with their labels in front."
+    )
+    parser.add_argument("--version", action="version", version=f"deepsic {release}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.arguments(commands.add_parser(name, help=command.help, description=command.help))
+    return parser
+
+
+def _quality(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 100, got {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Join the chunks that are in flight in this process into few, large calls.
+
+Zarr hands over one chunk at a time, from many threads (format 2, Dask) or as many coroutines of one event loop
+(format 3). All of them end in one queue. Whoever finds the machine free becomes the leader, takes what is queued and
+runs it in its own thread; the others wait, and what arrives meanwhile is the next batch. No thread and no pool belongs
+to the batcher, and nobody waits for a thread that still has to start, so a full thread pool cannot make a deadlock.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+# A leader that expects others waits for at most this share of what the last batch took, and never longer than this.
+GATHER_SHARE, GATHER_SECONDS = 1 / 16, 0.005
+# Callers seen longer ago than this are not expected back.
+GATHER_MEMORY_SECONDS = 0.1
+
+
+class Job(Protocol):
+    """One chunk to work on."""
+
+    @property
+    def key(self) -> Hashable:
+        """Jobs with equal keys may share a call."""
+
+    @property
+    def pixels(self) -> int:
+        """What the job adds to the size of a batch."""
+
+
+@dataclass(eq=False)
+class _Item:
+    job: Any
+    caller: object
+    done: bool = False
+    result: Any = None  # what the job gave, or the exception that it raised
+
+
+class Batcher:
+    """A queue of jobs and the rule by which they are joined.
+
+    Parameters
+    ----------
+    run : callable
+        Takes a list of jobs with equal keys, returns their results in order. May raise: the jobs are then run one by
+        one, so that only the bad one fails.
+    limit : callable
+        Returns the most pixels in one batch. A single job may be larger.
+    """
+
+    def __init__(self, run: Callable[[list[Any]], Sequence[Any]], limit: Callable[[], int]) -> None:
+        self._run, self._limit = run, limit
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            # A forked child has none of the threads that would finish these jobs and release this lock.
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        lock = threading.Lock()
+        self._arrived = threading.Condition(lock)  # a leader waits here for more jobs
+        self._finished = threading.Condition(lock)  # followers wait here for their results, or to lead
+        self._queue: list[_Item] = []
+        self._busy = False
+        self._callers = 0  # calls of submit now in progress
+        self._expected, self._took, self._ended = 1, 0.0, 0.0  # about the last batch: callers at its end, seconds, when
+        self._gathering: WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[Sequence[Any], asyncio.Future]]]
+        self._gathering = WeakKeyDictionary()
+        self._tasks: set[asyncio.Task] = set()  # the loop itself keeps only weak references
+
+    def submit(self, jobs: Sequence[Job]) -> list[Any]:
+        """Run jobs, together with those of other threads.
+
+        Returns
+        -------
+        list
+            For each job its result, or the Exception that it raised.
+        """
+        caller = object()
+        mine = [_Item(job, caller) for job in jobs]
+        with self._finished:
+            self._callers += 1
+            self._queue += mine
+            self._arrived.notify()
+        try:
+            while batch := self._lead(mine):
+                self._work(batch)
+        finally:
+            with self._finished:
+                self._callers -= 1
+                if not all(item.done for item in mine):  # interrupted, by Ctrl-C for one
+                    self._queue = [item for item in self._queue if item.caller is not caller]
+        return [item.result for item in mine]
+
+    def _lead(self, mine: list[_Item]) -> list[_Item]:
+        """Wait until all of `mine` are done (returns nothing) or it is our turn to run the batch returned."""
+        with self._finished:
+            while True:
+                if all(item.done for item in mine):
+                    return []
+                if not self._busy:
+                    break
+                self._finished.wait()
+            self._busy = True
+            try:
+                if self._expected > 1 and time.monotonic() - self._ended < GATHER_MEMORY_SECONDS:
+                    self._arrived.wait_for(
+                        lambda: len({item.caller for item in self._queue}) >= self._expected,
+                        timeout=min(GATHER_SECONDS, GATHER_SHARE * self._took),
+                    )
+                return self._take()
+            except BaseException:
+                self._release()
+                raise
+
+    def _take(self) -> list[_Item]:
+        """Take the oldest job from the queue, and of the following with its key as many as the limit allows."""
+        first, room = self._queue[0], self._limit()
+        batch: list[_Item] = []
+        for item in self._queue:
+            if item.job.key == first.job.key:
+                room -= item.job.pixels
+                if batch and room < 0:
+                    break
+                batch.append(item)
+        taken = {id(item) for item in batch}
+        self._queue = [item for item in self._queue if id(item) not in taken]
+        return batch
+
+    def _release(self) -> None:
+        self._busy = False
+        self._finished.notify_all()
+
+    def _work(self, batch: list[_Item]) -> None:
+        began = time.monotonic()
+        try:
+            try:
+                results = self._call([item.job for item in batch])
+            except Exception as error:
+                results = [error] if len(batch) == 1 else [self._alone(item.job) for item in batch]
+            for item, result in zip(batch, results, strict=True):
+                item.result, item.done = result, True
+        finally:
+            with self._finished:
+                # Only if the leader was interrupted: the next leader has to do what it leaves, its own jobs it drops.
+                self._queue[:0] = [item for item in batch if not item.done]
+                self._expected, self._ended = self._callers, time.monotonic()
+                self._took = self._ended - began
+                self._release()
+
+    def _call(self, jobs: list[Any]) -> Sequence[Any]:
+        results = self._run(jobs)
+        if len(results) != len(jobs):  # to give somebody another's pixels would be worse than any error
+            raise RuntimeError(f"{len(results)} results for {len(jobs)} jobs")
+        return results
+
+    def _alone(self, job: Job) -> Any:
+        try:
+            return self._call([job])[0]
+        except Exception as error:
+            return error
+
+    async def submit_async(self, jobs: Sequence[Job]) -> list[Any]:
+        """Like `submit`, from a coroutine: what other coroutines of the loop are about to submit goes along."""
+        loop = asyncio.get_running_loop()
+        calls = self._gathering.setdefault(loop, [])
+        future = loop.create_future()
+        calls.append((jobs, future))
+        if len(calls) == 1:
+            task = loop.create_task(self._flush(calls))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await future
+
+    async def _flush(self, gathering: list[tuple[Sequence[Any], asyncio.Future]]) -> None:
+        seen = 0
+        while seen != len(gathering):  # every coroutine that can run does so before the loop comes back to this one
+            seen = len(gathering)
+            await asyncio.sleep(0)
+        calls = gathering.copy()
+        gathering.clear()
+        jobs = [job for some, _ in calls for job in some]
+        try:
+            try:
+                results = await asyncio.to_thread(self.submit, jobs)
+            except RuntimeError:  # no new threads while the interpreter shuts down; `submit` raises none
+                results = self.submit(jobs)
+            rest = iter(results)
+            for some, future in calls:
+                mine = [next(rest) for _ in some]
+                if not future.done():
+                    future.set_result(mine)
+        finally:
+            for _, future in calls:
+                future.cancel()  # does nothing to those that are done

@@ -1,0 +1,184 @@
+"""What a codec is set to, and its JSON form in the metadata of both Zarr formats."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, Self, TypeVar
+
+from deepsic_codec.errors import ConfigurationError, ModelNotFound
+
+FORMAT = 0  # of this metadata and of the payloads that it announces
+AXES = "yxctzn"
+SEMANTICS = ("pre", "post", "none")
+TILE_STEP = 64  # pixels: the semantic head scores cells of this size
+MAX_TILE = 1 << 20  # pixels: beyond any chunk, and small enough for every integer of the label section
+
+AnyCodec = TypeVar("AnyCodec", bound="CodecConfig")
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class CodecConfig:
+    """Configuration that both codec classes share; `deepsic_codec.DeepSIC` documents the parameters.
+
+    The attribute `hints` holds the parameter `encode`, a name that codecs need for their method.
+
+    Raises
+    ------
+    ConfigurationError
+        For a value out of range, naming the parameter.
+    ModelNotFound
+        If `decoder` is not given and there is no such model here.
+    """
+
+    model: str
+    quality: float
+    axes: str
+    semantics: str
+    label_tile: tuple[int, int] | None
+    nodata: None
+    hints: dict[str, Any] = field(hash=False)
+    decoder: str
+    head: str | None
+
+    def __init__(
+        self,
+        model: str = "base",
+        quality: float = 50,
+        axes: str = "yxc",
+        semantics: str = "pre",
+        label_tile: tuple[int, int] | None = None,
+        nodata: None = None,
+        encode: Mapping[str, Any] | None = None,
+        *,
+        decoder: str | None = None,
+        head: str | None = None,
+    ) -> None:
+        if not isinstance(model, str) or not model:
+            raise ConfigurationError(f"model: expected a name, got {model!r}")
+        if semantics not in SEMANTICS:
+            raise ConfigurationError(f"semantics: expected one of {', '.join(SEMANTICS)}, got {semantics!r}")
+        if nodata is not None:
+            raise ConfigurationError(f"nodata: this version knows only None, got {nodata!r}")
+        if decoder is None:  # a new codec; metadata that was written has it, and is readable where the model is not
+            decoder, head = _local_identity(model)
+        values = {
+            "model": model,
+            "quality": _check_quality(quality),
+            "axes": _check_axes(axes),
+            "semantics": semantics,
+            "label_tile": None if label_tile is None else _check_tile(label_tile),
+            "nodata": nodata,
+            "hints": _check_hints(encode),
+            "decoder": _check_hash("decoder", decoder),
+            "head": None if head is None else _check_hash("head", head),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what `__init__` takes to make this configuration, as plain JSON."""
+        return {
+            "model": self.model,
+            "quality": int(self.quality) if self.quality == int(self.quality) else self.quality,
+            "axes": self.axes,
+            "semantics": self.semantics,
+            "label_tile": None if self.label_tile is None else list(self.label_tile),
+            "nodata": self.nodata,
+            "encode": json.loads(json.dumps(self.hints)),
+            "decoder": self.decoder,
+            "head": self.head,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the array metadata of this configuration."""
+        return {"format": FORMAT, **self.parameters()}
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Make a configuration from array metadata; what is missing gets its default.
+
+        Raises
+        ------
+        ConfigurationError
+            If `data` is no mapping, has an unknown key, a bad value, or a format newer than this version knows.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigurationError(f"configuration: expected a mapping, got {data!r}")
+        values = dict(data)
+        version = values.pop("format", FORMAT)
+        if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+            raise ConfigurationError(f"format: expected a version number, got {version!r}")
+        if version > FORMAT:
+            raise ConfigurationError(
+                f"format: this array says {version}, this version of deepsic_codec reads up to {FORMAT}; upgrade it"
+            )
+        known = ("model", "quality", "axes", "semantics", "label_tile", "nodata", "encode", "decoder", "head")
+        unknown = sorted(str(key) for key in values if key not in known)
+        if unknown:
+            raise ConfigurationError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(known)}")
+        return cls(**values)
+
+    def convert(self, kind: type[AnyCodec]) -> AnyCodec:
+        """Return the same configuration as another kind of codec."""
+        return kind(**self.parameters())
+
+    def __repr__(self) -> str:
+        shown = {name: value for name, value in self.parameters().items() if value not in (None, {})}
+        try:
+            local = _local_identity(self.model)
+        except ModelNotFound:
+            local = ("", None)
+        if (self.decoder, self.head) == local:  # then the model's name says it
+            del shown["decoder"]
+            shown.pop("head", None)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def _local_identity(model: str) -> tuple[str, str | None]:
+    from deepsic_codec.model.file import find_model
+
+    info = find_model(model)
+    return info.decoder, info.head
+
+
+def _check_quality(quality: object) -> float:
+    if not isinstance(quality, Real) or isinstance(quality, bool) or not 1 <= float(quality) <= 100:
+        raise ConfigurationError(f"quality: expected a number from 1 to 100, got {quality!r}")
+    return round(float(quality) * 100) / 100  # payloads store hundredths
+
+
+def _check_axes(axes: object) -> str:
+    if not isinstance(axes, str) or len(set(axes)) != len(axes) or set(axes) - set(AXES) or not {"y", "x"} <= set(axes):
+        raise ConfigurationError(
+            f"axes: expected y, x and any of c, t, z, n, each once, in the order of the array (such as 'yxc' or "
+            f"'tcyx'), got {axes!r}"
+        )
+    return axes
+
+
+def _check_tile(tile: object) -> tuple[int, int]:
+    if not isinstance(tile, tuple | list) or len(tile) != 2 or not all(isinstance(size, Integral) for size in tile):
+        raise ConfigurationError(f"label_tile: expected None or (height, width) in pixels, got {tile!r}")
+    if not all(0 < size <= MAX_TILE and size % TILE_STEP == 0 for size in tile):
+        raise ConfigurationError(f"label_tile: height and width have to be multiples of {TILE_STEP}, got {tile!r}")
+    return int(tile[0]), int(tile[1])
+
+
+def _check_hints(hints: object) -> dict[str, Any]:
+    if hints is None:
+        return {}
+    try:
+        copy = json.loads(json.dumps(hints, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"encode: expected values that JSON can hold, got {hints!r}: {error}") from None
+    if not isinstance(copy, dict):
+        raise ConfigurationError(f"encode: expected a mapping of hints, got {hints!r}")
+    return copy
+
+
+def _check_hash(name: str, value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ConfigurationError(f"{name}: expected a SHA-256 in lowercase hexadecimal (64 digits), got {value!r}")
+    return value

@@ -1,0 +1,114 @@
+"""The codec of Zarr format 2, and the one to use without Zarr."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numcodecs.abc import Codec
+from numcodecs.compat import ensure_ndarray
+from numcodecs.registry import register_codec
+
+from deepsic_codec.codecs import core
+from deepsic_codec.codecs.config import CodecConfig
+from deepsic_codec.errors import UnsupportedArray
+
+if TYPE_CHECKING:
+    from deepsic_codec.codecs.zarr import DeepSICCodec
+
+
+class DeepSIC(CodecConfig, Codec):
+    """Lossy codec that stores image chunks as learned, arithmetic-coded features, with their labels in front.
+
+    A chunk holds uint8 images, colour (an axis "c" of 3) or grey. `zarr.open(..., zarr_format=2, compressor=DeepSIC())`
+    takes it as it is; `deepsic_codec.create_array` takes it for both Zarr formats.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model that encodes, or the first hexadecimal digits of its decoder identity.
+    quality : float
+        From 1 (smallest) to 100 (best), in steps of 0.01.
+    axes : str
+        What each axis of the array is, in order: y, x, at most one c (channels), and any of t, z, n, whose slices are
+        coded as separate images of the chunk.
+    semantics : {"pre", "post", "none"}
+        "pre" computes labels while encoding and stores them, "post" computes them from the stored features whenever
+        they are asked for, "none" does neither.
+    label_tile : (int, int), optional
+        Height and width in pixels, multiples of 64, of the tiles that get labels of their own; by default such that
+        a chunk has at most 4 along each axis.
+    nodata : None
+        Reserved.
+    encode : dict, optional
+        Hints for the encoder, in JSON types; those that it does not know have no effect. The attribute is `hints`.
+    decoder, head : str, optional
+        SHA-256 identities of the model, as array metadata has them; by default those of `model`.
+
+    Raises
+    ------
+    ConfigurationError
+        For a parameter out of range.
+    ModelNotFound
+        If there is no such model.
+    """
+
+    codec_id = "deepsic"
+
+    def encode(self, buf: Any) -> bytes:
+        """Encode a chunk, an array of uint8 with the axes of the configuration; raises UnsupportedArray for others."""
+        return self.encode_batch([buf])[0]
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a payload to a uint8 array of the chunk's shape and memory order, or into `out`."""
+        array = self.decode_batch([buf])[0]
+        return array if out is None else _fill(out, array)
+
+    def encode_batch(self, bufs: Sequence[Any]) -> list[bytes]:
+        """Encode chunks in one call, which a GPU needs to be fast; the shapes may differ."""
+        return core.results(core.ENCODER.submit([core.encode_job(self, _as_array(buf)) for buf in bufs]))
+
+    def decode_batch(self, bufs: Sequence[Any]) -> list[np.ndarray]:
+        """Decode payloads in one call."""
+        return core.results(core.DECODER.submit([core.decode_job(ensure_ndarray(buf).data) for buf in bufs]))
+
+    def decode_features(self, buf: Any) -> np.ndarray:
+        """Decode a payload to its symbols, int16 (slices, latents, rows, columns), without reconstructing pixels."""
+        return core.decode_features(core.decode_job(ensure_ndarray(buf).data))
+
+    def to_zarr3(self) -> "DeepSICCodec":
+        """Return the same configuration as the codec of Zarr format 3."""
+        from deepsic_codec.codecs.zarr import DeepSICCodec
+
+        return self.convert(DeepSICCodec)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the array metadata of this codec."""
+        return {"id": self.codec_id, **self.to_json()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Make a codec from array metadata without its "id"."""
+        return cls.from_json(config)
+
+
+def _as_array(buf: Any) -> np.ndarray:
+    try:
+        return ensure_ndarray(buf)
+    except TypeError as error:
+        raise UnsupportedArray(f"expected a uint8 array, got {type(buf).__name__}: {error}") from None
+
+
+def _fill(out: Any, array: np.ndarray) -> Any:
+    """Copy `array` into a buffer: by index if the shape is the same, else in its memory order, as numcodecs does."""
+    target = ensure_ndarray(out)
+    if target.nbytes != array.nbytes:
+        raise UnsupportedArray(f"out: a buffer of {target.nbytes} bytes for a chunk of {array.nbytes}")
+    if target.shape != array.shape or target.dtype != array.dtype:
+        flat = array.reshape(-1, order="A").view(target.dtype)
+        order = "F" if target.flags.f_contiguous and not target.flags.c_contiguous else "C"
+        array = flat.reshape(target.shape, order=order)
+    np.copyto(target, array)
+    return out
+
+
+register_codec(DeepSIC)  # for checkouts that are not installed; an installed package is found by its entry point

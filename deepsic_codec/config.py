@@ -1,0 +1,96 @@
+"""How this process runs the codec: device, batch size, threads. Never stored: metadata describes data, not machines.
+
+>>> from deepsic_codec import config
+>>> config.get().threads is None
+True
+>>> with config.set(threads=1):
+...     config.get().threads
+1
+
+`config.set(...)` alone changes the settings for the rest of the process, in all its threads. Defaults come from the
+environment: DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from deepsic_codec.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of this process.
+
+    Parameters
+    ----------
+    device : str
+        Where networks run: "auto" (CUDA if there is one, else CPU) or what `torch.device` takes.
+    batch_pixels : int
+        Most pixels (slices x height x width) joined into one model call; one larger chunk still goes alone.
+        4 Mpx are 16 chunks of 512x512: past that a CPU gains nothing and memory grows. GPUs like 8 times as many.
+    threads : int or None
+        Threads of network and entropy coder; None leaves the libraries' defaults.
+    """
+
+    device: str = "auto"
+    batch_pixels: int = 1 << 22
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, str) or not self.device:
+            raise ConfigurationError(f"device: expected a name such as 'auto', 'cpu' or 'cuda:0', got {self.device!r}")
+        for name in ("batch_pixels", "threads"):
+            value = getattr(self, name)
+            if value is None and name == "threads":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigurationError(f"{name}: expected an integer of at least 1, got {value!r}")
+
+
+def _from_environment() -> Settings:
+    values: dict[str, str | int] = {}
+    for name in ("device", "batch_pixels", "threads"):
+        text = os.environ.get(f"DEEPSIC_{name.upper()}", "").strip()
+        if text:
+            values[name] = int(text) if name != "device" and text.isdecimal() else text
+    return Settings(**values)  # type: ignore[arg-type]  # Settings checks them
+
+
+_settings = _from_environment()
+
+
+def get() -> Settings:
+    """Return the settings in force."""
+    return _settings
+
+
+class set:  # noqa: N801  # read as a call: config.set(device="cpu")
+    """Change settings, until the end of the `with` block if there is one, otherwise for good.
+
+    Parameters
+    ----------
+    **changes
+        Fields of `Settings`.
+
+    Raises
+    ------
+    ConfigurationError
+        For a setting that does not exist or a value out of range; nothing is changed then.
+    """
+
+    def __init__(self, **changes: str | int | None) -> None:
+        global _settings
+        unknown = sorted(changes.keys() - Settings.__dataclass_fields__.keys())
+        if unknown:
+            known = ", ".join(Settings.__dataclass_fields__)
+            raise ConfigurationError(f"no setting {', '.join(unknown)}; the settings are {known}")
+        self._before = _settings
+        _settings = replace(_settings, **changes)  # type: ignore[arg-type]
+
+    def __enter__(self) -> Settings:
+        return _settings
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        global _settings
+        _settings = self._before

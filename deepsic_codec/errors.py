@@ -1,0 +1,36 @@
+"""What can go wrong, in six kinds. A message says what was found, what was expected, what to do."""
+
+
+class DeepSICError(Exception):
+    """Base of every error that deepsic_codec raises on purpose."""
+
+
+class CorruptPayload(DeepSICError, ValueError):
+    """The bytes began as a DeepSIC payload and are damaged: empty, truncated, bit-flipped, inconsistent.
+
+    The message names the section and field. Store the chunk again, or fetch it again.
+    """
+
+
+class UnsupportedPayload(DeepSICError, ValueError):
+    """The bytes may be sound, but this release cannot read them.
+
+    Not a DeepSIC payload (wrong magic), a newer format version, or a section that a reader must know and this one does
+    not. Use another codec, or a newer deepsic_codec.
+    """
+
+
+class UnsupportedArray(DeepSICError, ValueError):
+    """An array that the codec cannot take: dtype, axes, shape, or NaN in it. Raised at array creation if possible."""
+
+
+class ConfigurationError(DeepSICError, ValueError):
+    """A codec parameter or metadata key that is unknown or out of range."""
+
+
+class ModelNotFound(DeepSICError, LookupError):
+    """No model with the name or identity asked for. The message names the hash and every place looked at."""
+
+
+class ModelMismatch(DeepSICError, ValueError):
+    """A model file is damaged, or its content does not have the identity asked for."""

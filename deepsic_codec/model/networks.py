@@ -1,0 +1,233 @@
+"""Networks of the ``base`` architecture: analysis, synthesis, semantic head.
+
+::
+
+    x (B,3,H,W) ---- pixel-unshuffle 16 ---- KLT 768 -> 192 ----------------.
+        |                                                                   (+)--> y (B,192,H/16,W/16)
+        '-- unshuffle 8 - 1x1 - blocks - unshuffle 2 - 1x1 - blocks - 1x1 --'
+
+    y' ----- KLT^-1 192 -> 768 ---- pixel-shuffle 16 ------------------------.
+        |                                                                   (+)--> x'
+        '-- 1x1 - blocks - 1x1, shuffle 2 - blocks - 1x1 - shuffle 8 --------'
+
+The linear shortcut makes the codec useful before the first training step; the last layer
+of each non-linear branch starts at zero.  Everything works at 1/8 and 1/16 of the image's
+resolution with 1x1 and depth-wise 3x3 convolutions and ReLU only, so that all of it can be
+turned into integers later (``docs/model.md``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Pixels per latent position along y and x.
+STRIDE = 16
+#: Quantiser steps, in 8-bit pixel values of an orthonormal transform, at quality 1 and 100.
+STEP_AT_1, STEP_AT_100 = 200.0, 4.0
+QUALITY_MIN, QUALITY_MAX = 1.0, 100.0
+#: Pixels per side of the cell that the semantic head classifies.
+LABEL_CELL = 64
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of all networks; stored as JSON in the model file."""
+
+    name: str = "base"
+    latents: int = 192
+    analysis_widths: tuple[int, int] = (128, 256)  # at 1/8 and 1/16
+    analysis_blocks: tuple[int, int] = (3, 4)
+    synthesis_widths: tuple[int, int] = (128, 256)
+    synthesis_blocks: tuple[int, int] = (3, 4)
+    prior_groups: tuple[int, ...] = (16, 32, 48, 96)
+    prior_width: int = 128
+    head_width: int = 128
+    classes: int = 11
+    knots: int = 9  # of the quality tables
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary with lists in place of tuples."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Architecture:
+        """Inverse of :meth:`to_json`."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def quality_step(quality: Tensor) -> Tensor:
+    """Nominal quantiser step of a quality: log-linear from 200 to 4 grey levels."""
+    t = (quality - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN)
+    return STEP_AT_1 * (STEP_AT_100 / STEP_AT_1) ** t
+
+
+class QualityTable(nn.Module):
+    """Learned vectors at a few qualities, interpolated linearly between them."""
+
+    def __init__(self, channels: int, knots: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(knots, channels))
+
+    def forward(self, quality: Tensor) -> Tensor:
+        """(B,) qualities in 1..100 -> (B, channels)."""
+        last = self.table.shape[0] - 1
+        t = (quality - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN) * last
+        low = t.floor().clamp(0, last - 1).long()
+        w = (t - low)[:, None]
+        return self.table[low] * (1 - w) + self.table[low + 1] * w
+
+
+class Modulate(nn.Module):
+    """Per-channel scale and offset that depend on quality; identity at the start.
+
+    Folds into the 1x1 convolution before it for any one quality.
+    """
+
+    def __init__(self, channels: int, knots: int) -> None:
+        super().__init__()
+        self.scale = QualityTable(channels, knots)
+        self.offset = QualityTable(channels, knots)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        scale, offset = 1 + self.scale(quality), self.offset(quality)
+        return torch.addcmul(offset[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
+
+
+class Block(nn.Module):
+    """Residual block: depth-wise 3x3, 1x1 to twice the width, ReLU, 1x1 back."""
+
+    def __init__(self, width: int, expand: int = 2) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.up = nn.Conv2d(width, width * expand, 1)
+        self.down = nn.Conv2d(width * expand, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.relu(self.up(self.spatial(x))))
+
+
+def _blocks(width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*[Block(width) for _ in range(count)])
+
+
+class Analysis(nn.Module):
+    """Analysis transform ``g_a``: image to latents."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        w8, w16 = arch.analysis_widths
+        n8, n16 = arch.analysis_blocks
+        self.linear = nn.Conv2d(3 * STRIDE**2, arch.latents, 1, bias=False)
+        self.stem = nn.Conv2d(3 * 64, w8, 1)
+        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8)
+        self.reduce = nn.Conv2d(4 * w8, w16, 1)
+        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16)
+        self.out = nn.Conv2d(w16, arch.latents, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        """(B,3,H,W) float in 0..255, H and W multiples of 16 -> (B,C,H/16,W/16)."""
+        x = (x - 128) / 64
+        linear = self.linear(F.pixel_unshuffle(x, STRIDE))  # (B,C,H/16,W/16)
+        h = self.mod8(self.stem(F.pixel_unshuffle(x, 8)), quality)  # (B,w8,H/8,W/8)
+        h = F.pixel_unshuffle(self.blocks8(h), 2)
+        h = self.blocks16(self.mod16(self.reduce(h), quality))  # (B,w16,H/16,W/16)
+        return linear.float() + self.out(h).float()
+
+
+class Synthesis(nn.Module):
+    """Synthesis transform ``g_s``: dequantised latents to image."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        w8, w16 = arch.synthesis_widths
+        n8, n16 = arch.synthesis_blocks
+        self.linear = nn.Conv2d(arch.latents, 3 * STRIDE**2, 1, bias=False)
+        self.register_buffer("input_scale", torch.ones(arch.latents))
+        self.input_scale: Tensor
+        self.stem = nn.Conv2d(arch.latents, w16, 1)
+        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16)
+        self.expand = nn.Conv2d(w16, 4 * w8, 1)
+        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8)
+        self.out = nn.Conv2d(w8, 3 * 64, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+        """(B,C,h,w) -> (B,3,16h,16w) float, nominally in 0..255, not clamped."""
+        linear = F.pixel_shuffle(self.linear(y), STRIDE)
+        h = self.mod16(self.stem(y * self.input_scale[:, None, None]), quality)  # (B,w16,h,w)
+        h = F.pixel_shuffle(self.expand(self.blocks16(h)), 2)
+        h = self.blocks8(self.mod8(h, quality))  # (B,w8,2h,2w)
+        return (linear.float() + F.pixel_shuffle(self.out(h).float(), 8)) * 64 + 128
+
+
+class Gains(nn.Module):
+    """Per-channel quantiser gains: symbols = round(y * gain(quality))."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.log2 = QualityTable(arch.latents, arch.knots)
+
+    def forward(self, quality: Tensor) -> Tensor:
+        """(B,) -> (B,C,1,1); latents are in units of 64 grey levels."""
+        nominal = torch.log2(64 / quality_step(quality))[:, None]
+        return torch.exp2(nominal + self.log2(quality))[:, :, None, None]
+
+
+class SemanticHead(nn.Module):
+    """Label scores of 64x64 pixel cells from latents, float (pre) or decoded (post).
+
+    Sees nothing but latents in units of the quantiser's step, companded so that large
+    symbols do not drown small ones, and the quality.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        w = arch.head_width
+        self.stem = nn.Conv2d(arch.latents, w, 1)
+        self.mod = Modulate(w, arch.knots)
+        self.blocks = _blocks(w, 2)
+        self.hidden = nn.Linear(2 * w, w)
+        self.dropout = nn.Dropout(0.2)
+        self.out = nn.Linear(w, arch.classes)
+
+    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+        """(N,C,h,w) cells of at most 4x4 latents in pixel units, same size -> (N,classes) logits."""
+        x = y * 2
+        x = torch.asinh(x)
+        h = self.blocks(F.relu(self.mod(self.stem(x), quality)))
+        pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)
+        return self.out(self.dropout(F.relu(self.hidden(pooled))))
+
+
+def kmac_per_pixel(module: nn.Module, resolution: dict[str, int] | None = None) -> float:
+    """Multiply-accumulates per image pixel, in thousands, of convolutions at 1/8 and 1/16."""
+    total = 0.0
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            at8 = "8" in name.split(".")[0] or name in ("stem", "out")
+            if isinstance(module, Analysis):
+                at8 = name == "stem" or name.startswith("blocks8")
+            elif isinstance(module, Synthesis):
+                at8 = name == "out" or name.startswith("blocks8")
+            else:
+                at8 = False
+            total += layer.weight.numel() / (64 if at8 else STRIDE**2)
+    return total / 1e3
+
+
+def step_lambda(quality: Tensor) -> Tensor:
+    """Weight of the mean squared error against bits per pixel that matches the step.
+
+    At high rate an orthonormal transform with step d has dD/dR = -2 ln 2 d^2 / 12 per
+    coefficient; with three samples per pixel, lambda = 3 * 12 / (2 ln 2 d^2).
+    """
+    return 36 / (2 * math.log(2)) / quality_step(quality) ** 2

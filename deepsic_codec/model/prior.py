@@ -1,0 +1,368 @@
+"""The learned prior: mean and scale index of every symbol, in a few parallel passes.
+
+Channels are split into groups coded one after another, and the positions of each group
+into spatial passes, so that every pass sees all symbols of earlier groups on all sides
+and, in later passes, neighbours of its own group::
+
+    group 0, three passes      later groups, two passes
+        A C A C                    1 2 1 2
+        C B C B                    2 1 2 1
+        A C A C                    1 2 1 2
+
+Each pass is a small perceptron over gathered neighbours: features (P,K) -> width -> width
+-> mean and scale index of each channel.  Gathering instead of convolving makes every layer
+one matrix product, which is exact on any backend as long as all partial sums of integers
+stay below 2^24 (``docs/entropy-coder.md``).  :class:`Prior` is what is trained;
+:class:`IntegerPrior` is what the format uses, and computes with integers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deepsic_codec.model.networks import Architecture, QualityTable
+
+#: Range of the real-valued scale index; levels of the mean per unit.
+SCALES = 64
+MEAN_LEVELS = 8
+#: The integer prior gives the scale index in quarters.
+INDEX_LEVELS = 4
+#: Input features: symbols clipped to +-LINEAR_MAX, and companded magnitudes.
+LINEAR_MAX = 255
+#: Input features are integers in units of 2^-INPUT_BITS, hidden ones 2^-HIDDEN_BITS.
+INPUT_BITS, HIDDEN_BITS = 3, 4
+HIDDEN_MAX = 255
+#: Last layer: scale index = 32 + 2^SCALE_BITS o, mean = o.
+SCALE_BITS = 3
+#: Weights of the direct prediction are integers in units of 2^-DIRECT_BITS.
+DIRECT_BITS = 6
+MEAN_MAX = 32767
+
+Offsets = tuple[tuple[int, int], ...]
+CROSS: Offsets = ((0, -1), (0, 1), (-1, 0), (1, 0))
+DIAGONAL: Offsets = ((-1, -1), (-1, 1), (1, -1), (1, 1))
+CENTRE: Offsets = ((0, 0),)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One step of the coding order: channels, positions and known neighbours of its own group."""
+
+    start: int
+    count: int
+    mask: str
+    offsets: Offsets
+
+    @property
+    def second(self) -> bool:
+        """Whether neighbours of the same group are known."""
+        return bool(self.offsets)
+
+    def positions(self, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of the symbols of this pass, in coding order."""
+        y, x = np.mgrid[:height, :width]
+        odd = (y + x) % 2 == 1
+        masks = {"A": ~odd & (y % 2 == 0), "B": ~odd & (y % 2 == 1), "C": odd, "1": ~odd, "2": odd}
+        ys, xs = np.nonzero(masks[self.mask])
+        return ys.astype(np.int64), xs.astype(np.int64)
+
+
+def schedule(groups: tuple[int, ...]) -> list[Pass]:
+    """All passes in coding order."""
+    out: list[Pass] = []
+    start = 0
+    for i, count in enumerate(groups):
+        steps = (("A", ()), ("B", DIAGONAL), ("C", CROSS)) if i == 0 else (("1", ()), ("2", CROSS))
+        out += [Pass(start, count, mask, offsets) for mask, offsets in steps]
+        start += count
+    return out
+
+
+def _scale_table() -> NDArray[np.float64]:
+    """Logarithms of logistic scales whose discretised entropies grow geometrically, 0.004 to 9 bits."""
+    grid = np.exp(np.linspace(np.log(0.02), np.log(200.0), 4000))
+    entropies = []
+    for s in grid:
+        k = np.arange(int(40 * s) + 4)
+        p = 0.5 * (np.tanh((k + 0.5) / (2 * s)) - np.tanh((k - 0.5) / (2 * s)))
+        p = np.maximum(p, 1e-300)
+        h = -p * np.log2(p)
+        entropies.append(h[0] + 2 * h[1:].sum())
+    wanted = np.exp(np.linspace(np.log(0.004), np.log(9.0), SCALES))
+    return np.interp(np.log(wanted), np.log(np.array(entropies)), np.log(grid))
+
+
+def scale_of(index: Tensor, table: Tensor) -> Tensor:
+    """Logistic scale of a real-valued index in [0, SCALES - 1]."""
+    index = index.clamp(0, SCALES - 1)
+    low = index.detach().floor().clamp(0, SCALES - 2)
+    base = table[low.long()]
+    return torch.exp(base + (table[low.long() + 1] - base) * (index - low))
+
+
+def ste_round(x: Tensor) -> Tensor:
+    """Round to nearest with the identity as gradient."""
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
+def compand(symbols: Tensor) -> Tensor:
+    """Magnitude feature 4 log2(1 + |q|); its rounded form is tabulated in the format."""
+    return 4 * torch.log2(1 + symbols.abs())
+
+
+class Neighbours:
+    """Features of the symbols (B,h,w,C) of a batch, gathered pass by pass.
+
+    ``linear`` and ``magnitude`` are (B (h+2) (w+2), C) with a border of zeros.
+    """
+
+    def __init__(self, linear: Tensor, magnitude: Tensor) -> None:
+        self.shape = linear.shape
+        self.linear, self.magnitude = (
+            F.pad(t, (0, 0, 1, 1, 1, 1)).reshape(-1, t.shape[3]) for t in (linear, magnitude)
+        )
+
+    def rows(self, step: Pass) -> tuple[Tensor, Tensor, Tensor]:
+        """Padded rows (P,), unpadded rows (P,) and image numbers (P,) of a pass."""
+        b, h, w, _ = self.shape
+        ys, xs = (torch.as_tensor(v, device=self.linear.device) for v in step.positions(h, w))
+        image = torch.arange(b, device=self.linear.device)[:, None]
+        padded = image * ((h + 2) * (w + 2)) + (ys + 1) * (w + 2) + xs + 1
+        flat = image * (h * w) + ys * w + xs
+        return padded.reshape(-1), flat.reshape(-1), image.expand(b, len(ys)).reshape(-1)
+
+    def gather(self, step: Pass, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Features (P,K) and own linear neighbours (P,n,count); None where there are none."""
+        pitch = self.shape[2] + 2
+        own = slice(step.start, step.start + step.count)
+
+        def take(source: Tensor, offsets: Offsets, channels: slice) -> list[Tensor]:
+            part = source[:, channels]
+            return [part.index_select(0, rows + (dy * pitch + dx)) for dy, dx in offsets]
+
+        linear = take(self.linear, step.offsets, own)
+        parts = take(self.magnitude, step.offsets, own) + linear
+        if step.start:
+            known = slice(0, step.start)
+            parts += take(self.magnitude, CENTRE + CROSS + DIAGONAL, known) + take(self.linear, CENTRE + CROSS, known)
+        return torch.cat(parts, 1) if parts else None, torch.stack(linear, 1) if linear else None
+
+
+def input_count(step: Pass) -> int:
+    """Number K of features of a pass."""
+    return step.count * len(step.offsets) * 2 + step.start * (len(CENTRE + CROSS) * 2 + len(DIAGONAL))
+
+
+class IntLinear(nn.Module):
+    """Linear layer that can imitate int8 weights with a power-of-two scale per output."""
+
+    def __init__(self, inputs: int, outputs: int, input_max: int, shift_range: tuple[int, int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        self.input_max, self.shift_range = input_max, shift_range
+
+    def shifts(self) -> Tensor:
+        """Exponents k with |w| 2^k <= 127 and sum |w| 2^k input_max < 2^22, per output."""
+        w = self.weight.detach().abs()
+        bound = torch.minimum(127 / w.amax(1).clamp(min=1e-6), 2.0**22 / (w.sum(1) * self.input_max).clamp(min=1e-6))
+        return torch.log2(bound).floor().clamp(*self.shift_range)
+
+    def quantised(self) -> Tensor:
+        """Integer weights, as float, with straight-through gradient."""
+        return ste_round(self.weight * torch.exp2(self.shifts())[:, None]).clamp(-127, 127)
+
+    def forward(self, x: Tensor, quantised: bool) -> Tensor:
+        if not quantised:
+            return F.linear(x, self.weight)
+        return F.linear(x, self.quantised() * torch.exp2(-self.shifts())[:, None])
+
+
+class PriorPass(nn.Module):
+    """One pass: perceptron from neighbours to means and scale indices of its channels."""
+
+    def __init__(self, step: Pass, width: int, knots: int) -> None:
+        super().__init__()
+        self.own = step.count
+        inputs = input_count(step)
+        self.has_inputs = inputs > 0
+        if inputs:
+            self.first = IntLinear(inputs, width, LINEAR_MAX, (1, 14))
+            self.second = IntLinear(width, width, HIDDEN_MAX, (1, 14))
+            self.out = IntLinear(width, 2 * self.own, HIDDEN_MAX, (2, 8))
+            nn.init.zeros_(self.out.weight)
+            self.first_bias = QualityTable(width, knots)
+            self.second_bias = nn.Parameter(torch.zeros(width))
+        if step.offsets:
+            self.direct = nn.Parameter(torch.zeros(len(step.offsets), self.own))
+        self.out_bias = QualityTable(2 * self.own, knots)
+
+    def forward(
+        self, x: Tensor | None, direct: Tensor | None, image: Tensor, quality: Tensor, quantised: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(P,K) features, (P,n,own) own symbols, image of each row -> means and indices (P,own)."""
+        out = self.out_bias(quality)[image]
+        if x is not None:
+            h = F.relu(self.first(x, quantised) + self.first_bias(quality)[image])
+            h = _requantise(h) if quantised else h
+            h = F.relu(self.second(h, quantised) + self.second_bias)
+            h = _requantise(h) if quantised else h
+            out = out + self.out(h, quantised)
+        mean, index = out[:, : self.own], out[:, self.own :] * 2**SCALE_BITS + SCALES / 2
+        if direct is not None:
+            d = ste_round(self.direct * 2**DIRECT_BITS) / 2**DIRECT_BITS if quantised else self.direct
+            mean = mean + (direct * 2**INPUT_BITS * d).sum(1)
+        if quantised:
+            mean, index = ste_round(mean * MEAN_LEVELS) / MEAN_LEVELS, ste_round(index * INDEX_LEVELS) / INDEX_LEVELS
+        return mean, index.clamp(0, SCALES - 1)
+
+
+def _requantise(h: Tensor) -> Tensor:
+    return (ste_round(h * 2**HIDDEN_BITS) / 2**HIDDEN_BITS).clamp(max=HIDDEN_MAX / 2**HIDDEN_BITS)
+
+
+class Prior(nn.Module):
+    """All passes; float while the transforms are trained, imitating integers afterwards."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.steps = schedule(arch.prior_groups)
+        self.passes = nn.ModuleList(PriorPass(step, arch.prior_width, arch.knots) for step in self.steps)
+        self.register_buffer("log_scales", torch.tensor(_scale_table(), dtype=torch.float32), persistent=False)
+        self.log_scales: Tensor
+
+    def forward(self, symbols: Tensor, quality: Tensor, quantised: bool = False) -> tuple[Tensor, Tensor]:
+        """Symbols (B,C,h,w) as float -> mean and scale index of each, same shape."""
+        b, c, h, w = symbols.shape
+        nhwc = symbols.permute(0, 2, 3, 1)
+        magnitude = compand(nhwc)
+        unit = 2.0**-INPUT_BITS
+        neighbours = Neighbours(
+            nhwc.clamp(-LINEAR_MAX, LINEAR_MAX) * unit, (ste_round(magnitude) if quantised else magnitude) * unit
+        )
+        mean, index = symbols.new_zeros(b * h * w, c), symbols.new_zeros(b * h * w, c)
+        for net, step in zip(self.passes, self.steps, strict=True):
+            rows, flat, image = neighbours.rows(step)
+            if len(rows):
+                m, t = net(*neighbours.gather(step, rows), image, quality, quantised)
+                own = slice(step.start, step.start + step.count)
+                mean[:, own] = mean[:, own].index_copy(0, flat, m)
+                index[:, own] = index[:, own].index_copy(0, flat, t)
+        return mean.reshape(b, h, w, c).permute(0, 3, 1, 2), index.reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+    def bits(self, values: Tensor, mean: Tensor, index: Tensor) -> Tensor:
+        """-log2 of the logistic mass in unit bins around ``values``; same shape."""
+        s = scale_of(index, self.log_scales)
+        d = (values - mean).abs()
+        # symmetric form: differences of sigmoids on the small side keep their precision
+        mass = torch.sigmoid((0.5 - d) / s) - torch.sigmoid((-0.5 - d) / s)
+        return -torch.log2(mass.clamp(min=1e-9))
+
+
+class IntegerPrior:
+    """The prior as the format defines it: integers in, integers out.
+
+    All values are integers held in float32, so that any matrix library can do the
+    products; every partial sum is below 2^24 and therefore exact in any order.
+
+    Parameters
+    ----------
+    arch : Architecture
+        Sizes.
+    tensors : dict of str to Tensor
+        As written by :meth:`export`.
+    device : str
+        Where to compute.
+    """
+
+    def __init__(self, arch: Architecture, tensors: dict[str, Tensor], device: str = "cpu") -> None:
+        self.steps = schedule(arch.prior_groups)
+        self.latents = arch.latents
+        self.device = device
+        self._passes = []
+        for i in range(len(self.steps)):
+            found = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)}
+            self._passes.append({k: v.to(device=device, dtype=torch.float32) for k, v in found.items()})
+        self._compand = tensors["compand"].to(device=device, dtype=torch.float32)
+
+    @staticmethod
+    def export(prior: Prior, qualities: int = 100) -> dict[str, Tensor]:
+        """Integer tensors of a trained prior: weights int8, shifts uint8, biases int32 per quality 1..100."""
+        out: dict[str, Tensor] = {}
+        quality = torch.arange(1, qualities + 1, dtype=torch.float32)
+        with torch.no_grad():
+            for i, net in enumerate(prior.passes):
+                own = net.own
+                bias = net.out_bias(quality)
+                out_shift = net.out.shifts() if net.has_inputs else torch.full((2 * own,), 8.0)
+                scale = torch.exp2(out_shift + HIDDEN_BITS)
+                out[f"{i}.out_bias"] = torch.floor(bias * scale + 0.5).clamp(-(2**22), 2**22).to(torch.int32)
+                out[f"{i}.out_shift"] = out_shift.to(torch.uint8)
+                if net.has_inputs:
+                    for name, layer, unit in (("first", net.first, INPUT_BITS), ("second", net.second, HIDDEN_BITS)):
+                        shift = layer.shifts()
+                        bias = net.first_bias(quality) if name == "first" else net.second_bias
+                        out[f"{i}.{name}"] = layer.quantised().to(torch.int8)
+                        out[f"{i}.{name}_shift"] = shift.to(torch.uint8)
+                        out[f"{i}.{name}_bias"] = (
+                            torch.floor(bias * torch.exp2(shift + unit) + 0.5).clamp(-(2**22), 2**22).to(torch.int32)
+                        )
+                    out[f"{i}.out"] = net.out.quantised().to(torch.int8)
+                if hasattr(net, "direct"):
+                    out[f"{i}.direct"] = (
+                        torch.floor(net.direct * 2**DIRECT_BITS + 0.5).clamp(-127, 127).to(torch.int8)
+                    )
+            out["compand"] = torch.floor(compand(torch.arange(32769.0)) + 0.5).to(torch.uint8)
+        return out
+
+    def neighbours(self, symbols: Tensor) -> Neighbours:
+        """Features of symbols (B,h,w,C), integer-valued float32."""
+        return Neighbours(symbols.clamp(-LINEAR_MAX, LINEAR_MAX), self._compand[symbols.abs().long()])
+
+    def update(self, neighbours: Neighbours, step: Pass, rows: Tensor, symbols: Tensor) -> None:
+        """Enter the symbols (P,count) of a decoded pass."""
+        own = slice(step.start, step.start + step.count)
+        neighbours.linear[rows, own] = symbols.clamp(-LINEAR_MAX, LINEAR_MAX)
+        neighbours.magnitude[rows, own] = self._compand[symbols.abs().long()]
+
+    def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass: means in eighths (P,count) int16 and scale indices in quarters (P,count) uint8.
+
+        ``quality`` (P,) holds the rounded quality 1..100 of each row.
+        """
+        p, step = self._passes[number], self.steps[number]
+        x, direct = neighbours.gather(step, rows)
+        which = quality - 1
+        out = p["out_bias"][which]
+        if x is not None:
+            h = _shift(x @ p["first"].T + p["first_bias"][which], p["first_shift"] + (INPUT_BITS - HIDDEN_BITS))
+            h = _shift(h.clamp(0, HIDDEN_MAX) @ p["second"].T + p["second_bias"], p["second_shift"])
+            out = out + h.clamp(0, HIDDEN_MAX) @ p["out"].T
+        n = step.count
+        shift = p["out_shift"]
+        mean = out[:, :n] * torch.exp2(3 - shift[:n] - HIDDEN_BITS)
+        if direct is not None:
+            mean = mean + (direct * p["direct"]).sum(1) * 2.0 ** (3 - DIRECT_BITS)
+        mean = torch.floor(mean + 0.5).clamp(-MEAN_MAX, MEAN_MAX)
+        index = _shift(out[:, n:], shift[n:] + (HIDDEN_BITS - SCALE_BITS - 2)) + SCALES // 2 * INDEX_LEVELS
+        return mean.to(torch.int16), index.clamp(0, (SCALES - 1) * INDEX_LEVELS).to(torch.uint8)
+
+
+def _shift(x: Tensor, bits: Tensor) -> Tensor:
+    """floor(x / 2^bits + 1/2) of integers below 2^23 in float32: exact."""
+    return torch.floor(x * torch.exp2(-bits) + 0.5)
+
+
+def passes(prior: IntegerPrior, neighbours: Neighbours) -> Iterator[tuple[int, Pass, Tensor, Tensor, Tensor]]:
+    """Number, step, padded rows, flat rows and image numbers of every pass that has positions."""
+    for number, step in enumerate(prior.steps):
+        rows, flat, image = neighbours.rows(step)
+        if len(rows):
+            yield number, step, rows, flat, image

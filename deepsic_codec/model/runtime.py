@@ -1,0 +1,283 @@
+"""A loaded model on a device: images to feature streams and label scores, and back."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deepsic_codec import config
+from deepsic_codec.errors import ModelMismatch
+from deepsic_codec.model.coding import decode_symbols, encode_symbols
+from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
+from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Analysis, Architecture, Gains, SemanticHead, Synthesis
+from deepsic_codec.model.prior import IntegerPrior
+from deepsic_codec.payload.arithmetic import SYMBOL_MAX
+from deepsic_codec.payload.tables import CoderTables
+
+Pixels = NDArray[np.uint8]
+Shape = tuple[int, int, int]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One encoded chunk.
+
+    Attributes
+    ----------
+    features : bytes
+        The arithmetic-coded symbols.
+    cells : uint8 (S, ceil(H/64), ceil(W/64), classes + 1) or None
+        Scores of each 64x64 pixel cell in 1/255; the last is *unknown*.
+    grid : (int, int)
+        Rows and columns of the symbols.
+    """
+
+    features: bytes
+    cells: NDArray[np.uint8] | None
+    grid: tuple[int, int]
+
+
+class Networks(nn.Module):
+    """The networks that a model file holds."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.analysis = Analysis(arch)
+        self.gains = Gains(arch)
+        self.synthesis = Synthesis(arch)
+        self.head = SemanticHead(arch)
+
+    #: Where each network's tensors are in the file.
+    PREFIX = {"analysis": "encoder.analysis", "gains": "decoder.gains", "synthesis": "decoder.synthesis", "head": "head"}
+
+    def load(self, arrays: Arrays) -> None:
+        """Take all weights from the arrays of a model file."""
+        for name, prefix in self.PREFIX.items():
+            mine = {k[len(prefix) + 1 :]: torch.from_numpy(v).float() for k, v in arrays.items() if k.startswith(prefix + ".")}
+            getattr(self, name).load_state_dict(mine)
+
+
+class Runtime:
+    """A model, loaded on a device.  All methods may be called from any thread.
+
+    Parameters
+    ----------
+    info : ModelInfo
+        The model file.
+    device : str
+        A torch device.
+
+    Raises
+    ------
+    ModelMismatch
+        If the file is damaged, altered, or does not fit its own description.
+    """
+
+    def __init__(self, info: ModelInfo, device: str = "cpu") -> None:
+        self.info, self.device = info, torch.device(device)
+        arrays = load_arrays(info)
+        try:
+            self.arch = Architecture.from_json(info.architecture)
+            self._nets = Networks(self.arch)
+            self._nets.load(arrays)
+            prior = {k[len("decoder.prior.") :]: torch.from_numpy(v) for k, v in arrays.items() if "decoder.prior." in k}
+            self._prior = IntegerPrior(self.arch, prior, str(self.device))
+            tables = {k[len("decoder.coder.") :]: v for k, v in arrays.items() if "decoder.coder." in k}
+            self._tables = CoderTables.from_arrays(tables)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
+        self._nets.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
+        self._pool = ThreadPoolExecutor(config.get().threads or os.cpu_count() or 1, "deepsic-coder")
+        # networks already use every core; two at a time would only fight over them
+        self._networks = threading.Lock()
+
+    def encode(self, images: Sequence[Pixels], qualities: Sequence[float], labels: bool = True) -> list[Encoded]:
+        """Encode chunks.
+
+        Parameters
+        ----------
+        images : sequence of uint8 (S,H,W,3)
+            One array per chunk; shapes may differ, equal ones run as one batch.
+        qualities : sequence of float
+            1..100, one per chunk.
+        labels : bool
+            Whether to compute label scores.
+        """
+
+        def batch(group: list[int]) -> list[Encoded]:
+            arrays = [images[i] for i in group]
+            s, h, w, _ = arrays[0].shape
+            quality = [qualities[i] for i in group]
+            symbols, cells = self._analyse(np.concatenate(arrays), np.repeat(quality, s), labels)
+            split = np.split(symbols, len(group))
+            streams = encode_symbols(self._prior, self._tables, split, quality, self._pool)
+            scores = [None] * len(group) if cells is None else np.split(cells, len(group))
+            return [Encoded(f, c, symbols.shape[1:3]) for f, c in zip(streams, scores, strict=True)]
+
+        return self._grouped([i.shape[:3] for i in images], batch)
+
+    def decode(self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]) -> list[Pixels]:
+        """Decode feature sections to chunks uint8 (S,H,W,3) of the given (S,H,W).
+
+        Raises
+        ------
+        CorruptPayload
+            If a stream cannot be decoded.
+        """
+
+        def batch(group: list[int]) -> list[Pixels]:
+            s, h, w = shapes[group[0]]
+            quality = [qualities[i] for i in group]
+            symbols = np.concatenate(self._symbols([features[i] for i in group], shapes[group[0]], quality))
+            return np.split(self._synthesise(symbols, np.repeat(quality, s), h, w), len(group))
+
+        return self._grouped(shapes, batch)
+
+    def decode_symbols(
+        self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
+    ) -> list[NDArray[np.int16]]:
+        """Decode feature sections to quantised latents int16 (S,C,h,w) only."""
+
+        def batch(group: list[int]) -> list[NDArray[np.int16]]:
+            found = self._symbols([features[i] for i in group], shapes[group[0]], [qualities[i] for i in group])
+            return [np.ascontiguousarray(v.transpose(0, 3, 1, 2)) for v in found]
+
+        return self._grouped(shapes, batch)
+
+    def label_symbols(
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
+    ) -> list[NDArray[np.uint8]]:
+        """Label scores (S,ceil(H/64),ceil(W/64),classes + 1) from quantised latents (S,C,h,w)."""
+
+        def batch(group: list[int]) -> list[NDArray[np.uint8]]:
+            quality = torch.tensor(np.repeat([qualities[i] for i in group], shapes[group[0]][0]), dtype=torch.float32)
+            with torch.inference_mode(), self._networks:
+                q = quality.to(self.device)
+                y = torch.from_numpy(np.concatenate([symbols[i] for i in group])).to(self.device).float()
+                cells = self._score(y / self._nets.gains(q), q)
+            return np.split(cells, len(group))
+
+        return self._grouped(shapes, batch)
+
+    def _grouped(self, shapes: Sequence[Any], batch: Callable[[list[int]], list[Result]]) -> list[Result]:
+        """Run ``batch`` over groups of equal shape, none much larger than the batch limit."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for i, shape in enumerate(shapes):
+            groups[tuple(shape)].append(i)
+        out: dict[int, Result] = {}
+        for (s, h, w), members in groups.items():
+            size = max(1, config.get().batch_pixels // max(1, s * h * w))
+            for k in range(0, len(members), size):
+                part = members[k : k + size]
+                out.update(zip(part, batch(part), strict=True))
+        return [out[i] for i in range(len(shapes))]
+
+    def _pieces(self, images: int, h: int, w: int) -> Iterator[slice]:
+        """Slices of a batch of images within the batch limit."""
+        size = max(1, config.get().batch_pixels // (h * w))
+        for k in range(0, images, size):
+            yield slice(k, k + size)
+
+    def _analyse(
+        self, images: Pixels, quality: NDArray[np.float64], labels: bool
+    ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
+        """(N,H,W,3) -> symbols (N,h,w,C) and cell scores."""
+        n, h, w, _ = images.shape
+        symbols, cells = [], []
+        with torch.inference_mode(), self._networks:
+            for part in self._pieces(n, h, w):
+                q = torch.tensor(quality[part], dtype=torch.float32, device=self.device)
+                x = torch.from_numpy(images[part]).to(self.device).permute(0, 3, 1, 2).float()
+                # replicating costs fewer bits than a hard edge would
+                x = F.pad(x, (0, -w % STRIDE, 0, -h % STRIDE), mode="replicate")
+                y = self._nets.analysis(x, q)
+                scaled = torch.round(y * self._nets.gains(q)).clamp(-SYMBOL_MAX, SYMBOL_MAX)
+                symbols.append(scaled.permute(0, 2, 3, 1).to(torch.int16).cpu().numpy())
+                if labels:
+                    cells.append(self._score(y, q))
+        return np.concatenate(symbols), np.concatenate(cells) if labels else None
+
+    def _symbols(self, features: list[bytes], shape: Shape, quality: list[float]) -> list[NDArray[np.int16]]:
+        s, h, w = shape
+        grid = -(-h // STRIDE), -(-w // STRIDE)
+        with torch.inference_mode():
+            return decode_symbols(self._prior, self._tables, features, s, grid, quality, self._pool)
+
+    def _synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int) -> Pixels:
+        """Symbols (N,h,w,C) -> (N,H,W,3)."""
+        out = np.empty((len(symbols), h, w, 3), np.uint8)
+        with torch.inference_mode(), self._networks:
+            for part in self._pieces(len(symbols), h, w):
+                q = torch.tensor(quality[part], dtype=torch.float32, device=self.device)
+                y = torch.from_numpy(symbols[part]).to(self.device).permute(0, 3, 1, 2).float() / self._nets.gains(q)
+                x = self._nets.synthesis(y, q)[:, :, :h, :w]
+                x = (x + 0.5).clamp_(0, 255).to(torch.uint8)  # truncation after + 1/2 rounds
+                out[part] = x.permute(0, 2, 3, 1).cpu().numpy()
+        return out
+
+    def _score(self, y: Tensor, quality: Tensor) -> NDArray[np.uint8]:
+        """Scores of all cells of latents (N,C,h,w); cells at the lower and right border may be smaller."""
+        n = LABEL_CELL // STRIDE
+        images, c, h, w = y.shape
+        rows, cols = -(-h // n), -(-w // n)
+        scores = np.empty((images, rows, cols, self.arch.classes), np.uint8)
+        for r0, r1 in _blocks(h, n):
+            for c0, c1 in _blocks(w, n):
+                part = y[:, :, r0 * n : min(r1 * n, h), c0 * n : min(c1 * n, w)]
+                ch, cw = min(n, part.shape[2]), min(n, part.shape[3])
+                cells = part.reshape(images, c, r1 - r0, ch, c1 - c0, cw).permute(0, 2, 4, 1, 3, 5)
+                count = (r1 - r0) * (c1 - c0)
+                logits = self._nets.head(cells.reshape(-1, c, ch, cw), quality.repeat_interleave(count))
+                found = torch.round(torch.sigmoid(logits) * 255).to(torch.uint8).cpu().numpy()
+                scores[:, r0:r1, c0:c1] = found.reshape(images, r1 - r0, c1 - c0, -1)
+        return scores
+
+
+def _blocks(size: int, n: int) -> Iterator[tuple[int, int]]:
+    """Ranges of cells along one axis: the whole ones, then a last smaller one."""
+    whole = size // n
+    if whole:
+        yield 0, whole
+    if size % n:
+        yield whole, whole + 1
+
+
+_loaded: dict[tuple[str, str, str], Runtime] = {}
+_loading = threading.Lock()
+
+
+def get_runtime(info: ModelInfo) -> Runtime:
+    """The model on this process's device, loaded on first use."""
+    device = config.get().device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    key = (info.decoder, info.head, device)
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = Runtime(info, device)
+        return _loaded[key]
+
+
+def _after_fork() -> None:
+    """Forget locks, thread pools and models of the parent, whose threads do not exist here."""
+    global _loading
+    _loading = threading.Lock()
+    _loaded.clear()
+    # OpenMP's threads did not survive either, and torch would wait for them for ever
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,166 @@
+"""The label block of a payload: for each tile of a chunk its best classes and their scores. See `docs/format.md`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
+from deepsic_codec.payload.header import CELL, MAX_K, MAX_SAMPLES, MAX_TILES, Header
+from deepsic_codec.payload.varint import read_varint, write_varint
+
+NO_CLASS = 255  # of an unused pair, whose score is 0
+KEEP = 8  # of 255: fainter scores are not worth a pair
+MAX_TILE = MAX_SAMPLES  # pixels: no chunk is longer
+
+
+@dataclass(frozen=True, eq=False)
+class LabelBlock:
+    """Labels of a chunk.
+
+    Attributes
+    ----------
+    tile : (int, int)
+        Height and width of a tile in pixels; the last ones may reach beyond the chunk.
+    classes : ndarray
+        uint8 (slices, rows, columns, k): class numbers, best first; NO_CLASS where a tile has fewer.
+    scores : ndarray
+        uint8 of the same shape, in 1/255; 0 where a tile has fewer classes.
+    """
+
+    tile: tuple[int, int]
+    classes: NDArray[np.uint8]
+    scores: NDArray[np.uint8]
+
+    def dense(self, n_classes: int) -> NDArray[np.uint8]:
+        """Return scores uint8 (slices, rows, columns, n_classes), 0 for what was not stored.
+
+        Raises
+        ------
+        CorruptPayload
+            If a class is not below `n_classes`.
+        """
+        used = self.scores > 0
+        largest = int(self.classes[used].max(initial=0))
+        if used.any() and largest >= n_classes:
+            raise CorruptPayload(f"labels section: class {largest} where {n_classes} classes are known")
+        dense = np.zeros((*self.classes.shape[:3], n_classes + 1), np.uint8)  # the last column is for unused pairs
+        np.put_along_axis(dense, np.minimum(self.classes, n_classes).astype(np.intp), self.scores, axis=-1)
+        return dense[..., :n_classes]
+
+
+def encode_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> bytes:
+    """Write a label block.
+
+    Parameters
+    ----------
+    scores : ndarray
+        uint8 (slices, rows, columns, classes), in 1/255, of at most 255 classes.
+    tile : (int, int)
+        Height and width of a tile in pixels, multiples of 64.
+
+    Returns
+    -------
+    bytes
+        The section. Of every tile at most the 5 best classes are kept, and none below KEEP.
+
+    Raises
+    ------
+    ConfigurationError
+        For a tile that cannot be stored.
+    UnsupportedArray
+        For more than MAX_TILES tiles.
+    ValueError
+        For scores of another dtype or shape.
+    """
+    _check_tile(tile)
+    if scores.dtype != np.uint8 or scores.ndim != 4 or not 0 < scores.shape[3] <= NO_CLASS or not scores.size:
+        raise ValueError(f"scores: expected uint8 (slices, rows, columns, 1..255), got {scores.dtype} {scores.shape}")
+    if scores.size // scores.shape[3] > MAX_TILES:
+        raise UnsupportedArray(f"{scores.shape[:3]} label tiles, at most {MAX_TILES}: use larger tiles, smaller chunks")
+    # Stable, so that equal scores stand in the order of their numbers.
+    classes = np.argsort(255 - scores, axis=-1, kind="stable")[..., :MAX_K].astype(np.uint8)
+    best = np.take_along_axis(scores, classes, axis=-1)
+    kept = best >= KEEP
+    k = int(kept.sum(axis=-1).max())
+    pairs = np.stack([np.where(kept, classes, NO_CLASS), np.where(kept, best, 0)], axis=-1).astype(np.uint8)
+    return write_varint(tile[0]) + write_varint(tile[1]) + bytes((k,)) + pairs[..., :k, :].tobytes()
+
+
+def decode_labels(data: bytes, header: Header) -> LabelBlock:
+    """Read a label block.
+
+    Parameters
+    ----------
+    data : bytes
+        The section, its checksum verified.
+    header : Header
+        Of the payload, whose chunk shape says how many tiles there are.
+
+    Raises
+    ------
+    CorruptPayload
+        If the section is not exactly the block of such a chunk.
+    """
+    try:
+        height, position = read_varint(data, 0, "labels section: tile height")
+        width, position = read_varint(data, position, "labels section: tile width")
+        k = data[position]
+    except IndexError:
+        raise CorruptPayload(f"labels section: a field goes beyond its {len(data)} bytes") from None
+    if not (_is_tile(height) and _is_tile(width)):
+        raise CorruptPayload(f"labels section: tile {height} x {width}, expected multiples of {CELL} up to {MAX_TILE}")
+    if k > MAX_K:
+        raise CorruptPayload(f"labels section: {k} classes a tile where at most {MAX_K} were expected")
+    grid = header.slices, -(-header.height // height), -(-header.width // width)
+    tiles = grid[0] * grid[1] * grid[2]
+    if tiles > MAX_TILES:
+        raise CorruptPayload(f"labels section: {tiles} tiles where at most {MAX_TILES} were expected")
+    if len(data) != position + 1 + 2 * k * tiles:
+        raise CorruptPayload(f"labels section: {len(data)} bytes, expected {position + 1 + 2 * k * tiles} for {grid}")
+    # A pair as one number, larger for the better: score in the upper byte, 255 - class in the lower, 0 if unused.
+    keys = np.frombuffer(data, "<u2", offset=position + 1).reshape(*grid, k) ^ 255
+    if (((keys & 255) == 0) != (keys < 256)).any():
+        raise CorruptPayload("labels section: a class without a score, or a score without a class")
+    if ((keys[..., :-1] <= keys[..., 1:]) & (keys[..., 1:] > 0)).any():
+        raise CorruptPayload("labels section: classes of a tile are not in order, best first")
+    classes, scores = (keys & 255 ^ 255).astype(np.uint8), (keys >> 8).astype(np.uint8)
+    numbers = np.sort(classes, axis=-1)
+    if ((numbers[..., :-1] == numbers[..., 1:]) & (numbers[..., 1:] != NO_CLASS)).any():
+        raise CorruptPayload("labels section: a class is there twice in a tile")
+    return LabelBlock((height, width), classes, scores)
+
+
+def default_tile(height: int, width: int) -> tuple[int, int]:
+    """Return the smallest tile (height, width), multiples of 64 pixels, with at most 4 along each axis of an image."""
+    return CELL * -(-height // (4 * CELL)), CELL * -(-width // (4 * CELL))
+
+
+def tile_scores(cells: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.uint8]:
+    """Join cells to tiles: what one of its cells shows, a tile shows.
+
+    Parameters
+    ----------
+    cells : ndarray
+        uint8 (slices, rows, columns, classes): scores of cells of 64 x 64 pixels.
+    tile : (int, int)
+        Height and width of a tile in pixels, multiples of 64.
+
+    Returns
+    -------
+    ndarray
+        uint8 (slices, tile rows, tile columns, classes): the maximum over the cells of each tile.
+    """
+    _check_tile(tile)
+    for axis, length in zip((1, 2), tile, strict=True):
+        cells = np.maximum.reduceat(cells, np.arange(0, cells.shape[axis], length // CELL), axis=axis)
+    return cells
+
+
+def _is_tile(length: int) -> bool:
+    return CELL <= length <= MAX_TILE and length % CELL == 0
+
+
+def _check_tile(tile: tuple[int, int]) -> None:
+    if not (_is_tile(tile[0]) and _is_tile(tile[1])):
+        raise ConfigurationError(f"label tile: expected multiples of {CELL} pixels up to {MAX_TILE}, got {tile!r}")

@@ -1,0 +1,160 @@
+"""The entropy coder's trained start: probabilities, confidences, mixer weights.
+
+They ship as integers inside the model file and belong to the decoder's identity.  The
+layout of the context array is fixed by the format; only the numbers in it are trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Scale levels of the coder, and folded fractions of its mean (in eighths: 0..4).
+SCALES, FRACTIONS = 128, 5
+#: Levels of the quantised neighbourhood and of the previous channels' magnitude.
+NEIGHBOURS, PREVIOUS = 10, 6
+#: Unary bins of a magnitude before the Exp-Golomb escape, and bits that an escape may have.
+UNARY, ESCAPE_BITS = 12, 17
+#: Inputs of a mixer (one per context, and a constant).
+INPUTS = 4
+#: Mixers: one per scale level for the zero flag, and 4 x 16 for magnitude bins.
+MIXERS = SCALES + 64
+#: The prior's scale indices come in quarters of 0..63; levels are finer where scales are large.
+INDICES = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each family of contexts starts in the flat context array."""
+
+    latents: int
+
+    @property
+    def zero_scale(self) -> int:
+        """Zero flag by scale level, fraction and whether the mean rounds to zero."""
+        return 0
+
+    @property
+    def zero_channel(self) -> int:
+        """Zero flag by spatial pass, channel, neighbourhood, whether the mean rounds to zero."""
+        return self.zero_scale + SCALES * FRACTIONS * 2
+
+    @property
+    def zero_previous(self) -> int:
+        """Zero flag by scale level, previous channels and coarse neighbourhood."""
+        return self.zero_channel + 2 * self.latents * NEIGHBOURS * 2
+
+    @property
+    def sign(self) -> int:
+        """Sign by scale level and fraction."""
+        return self.zero_previous + SCALES * PREVIOUS * 5
+
+    @property
+    def unary_scale(self) -> int:
+        """Magnitude bin by scale level and bin."""
+        return self.sign + SCALES * FRACTIONS
+
+    @property
+    def unary_neighbours(self) -> int:
+        """Magnitude bin by coarse scale level, neighbourhood and bin."""
+        return self.unary_scale + SCALES * UNARY
+
+    @property
+    def unary_channel(self) -> int:
+        """Magnitude bin by channel, previous channels (3 levels) and bin (4 levels)."""
+        return self.unary_neighbours + 16 * NEIGHBOURS * UNARY
+
+    @property
+    def low_bit(self) -> int:
+        """Highest of the bits below a coarse magnitude, by scale level."""
+        return self.unary_channel + self.latents * 3 * 4
+
+    @property
+    def escape(self) -> int:
+        """Exp-Golomb prefix, by position."""
+        return self.low_bit + SCALES
+
+    @property
+    def size(self) -> int:
+        """Number of contexts."""
+        return self.escape + ESCAPE_BITS
+
+
+@dataclass(frozen=True)
+class CoderTables:
+    """Trained start of the entropy coder.
+
+    Attributes
+    ----------
+    probabilities : uint16 (layout.size,)
+        Probability of a one bit, in 1/65536, at the start of each chunk.
+    confidence : uint16 (layout.size,)
+        Observations that the start is worth; the first updates move by 1 / (confidence + 1.5).
+    limit : int
+        Confidence stops growing here, so that a context keeps following the data.
+    weights : int32 (MIXERS, INPUTS)
+        Mixer weights in 1/65536.
+    rate : int
+        Learning rate of the mixers; 0 keeps them fixed.
+    low_bits : uint8 (SCALES,)
+        Bits of a magnitude that are coded plainly at each scale level.
+    levels : uint8 (INDICES,)
+        Scale level of each of the prior's scale indices (in quarters).
+    single : int
+        Below this scale level the zero flag is coded under one context alone: there it
+        is nearly always one, and speed matters more than the last bit.
+    """
+
+    probabilities: NDArray[np.uint16]
+    confidence: NDArray[np.uint16]
+    weights: NDArray[np.int32]
+    low_bits: NDArray[np.uint8]
+    levels: NDArray[np.uint8]
+    limit: int
+    rate: int
+    single: int
+
+    @classmethod
+    def untrained(cls, latents: int, log_scales: NDArray[np.float64]) -> CoderTables:
+        """Neutral start: even odds, equal weights.
+
+        ``log_scales`` (64,) are the logarithms of the logistic scales at the whole indices.
+        """
+        size = Layout(latents).size
+        index = np.arange(INDICES) / 4
+        # whole steps up to 32, halves up to 48, quarters above: 33 + 32 + 61 levels
+        levels = np.where(index < 32, np.floor(index + 0.5), np.where(index < 48, 32 + 2 * (index - 32), 4 * index - 128))
+        levels = np.floor(levels + 0.5)
+        logs = np.interp(index, np.arange(len(log_scales)), log_scales)
+        of_level = np.bincount(levels.astype(int), weights=logs, minlength=SCALES)
+        of_level = of_level / np.maximum(1, np.bincount(levels.astype(int), minlength=SCALES))
+        return cls(
+            probabilities=np.full(size, 32768, np.uint16),
+            confidence=np.zeros(size, np.uint16),
+            weights=np.tile(np.array([22000, 22000, 22000, 0], np.int32), (MIXERS, 1)),
+            low_bits=np.clip(np.floor(of_level / np.log(2)) - 1, 0, 8).astype(np.uint8),
+            levels=levels.astype(np.uint8),
+            limit=255,
+            rate=6,
+            single=0,
+        )
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Named arrays for the model file."""
+        return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> CoderTables:
+        """Inverse of :meth:`arrays`."""
+        return cls(
+            probabilities=np.ascontiguousarray(arrays["probabilities"], np.uint16),
+            confidence=np.ascontiguousarray(arrays["confidence"], np.uint16),
+            weights=np.ascontiguousarray(arrays["weights"], np.int32),
+            low_bits=np.ascontiguousarray(arrays["low_bits"], np.uint8),
+            levels=np.ascontiguousarray(arrays["levels"], np.uint8),
+            limit=int(arrays["limit"]),
+            rate=int(arrays["rate"]),
+            single=int(arrays["single"]),
+        )

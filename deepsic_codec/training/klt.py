@@ -1,0 +1,45 @@
+"""The linear start: Karhunen-Loeve transform of 16x16 RGB blocks of the training images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepsic_codec.model.networks import QUALITY_MAX, QUALITY_MIN, STRIDE, Analysis, Gains, Synthesis, quality_step
+from deepsic_codec.model.prior import SCALE_BITS, SCALES, Prior
+from deepsic_codec.training.data import Photographs
+
+
+def block_klt(photos: Photographs, latents: int, crops: int = 2000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Orthonormal basis (latents, 768) in pixel-unshuffle order, and the variances (latents,)."""
+    rng = np.random.default_rng(seed)
+    cov = torch.zeros(3 * STRIDE**2, 3 * STRIDE**2, dtype=torch.float64)
+    seen = 0
+    for _ in range(crops // 50):
+        x = torch.from_numpy(photos.crops(50, 128, rng)).permute(0, 3, 1, 2).double()
+        rows = torch.nn.functional.pixel_unshuffle((x - 128) / 64, STRIDE)
+        flat = rows.permute(0, 2, 3, 1).reshape(-1, cov.shape[0])
+        cov += flat.T @ flat
+        seen += len(flat)
+    values, vectors = torch.linalg.eigh(cov / seen)
+    order = values.argsort(descending=True)[:latents]
+    return vectors[:, order].T.float(), values[order].float()
+
+
+def linear_start(photos: Photographs, analysis: Analysis, synthesis: Synthesis, gains: Gains, prior: Prior) -> None:
+    """Set both shortcuts to the KLT, and the prior to each latent's variance."""
+    basis, variances = block_klt(photos, analysis.linear.weight.shape[0])
+    with torch.no_grad():
+        analysis.linear.weight.copy_(basis[:, :, None, None])
+        synthesis.linear.weight.copy_(basis.T[:, :, None, None])
+        synthesis.input_scale.copy_(variances.clamp(min=1e-4).rsqrt())
+        gains.log2.table.zero_()
+        knots = torch.linspace(QUALITY_MIN, QUALITY_MAX, gains.log2.table.shape[0])
+        # logistic scale of half the standard deviation, in quantiser steps: image
+        # coefficients have heavier tails than their variance tells
+        scales = 0.3 * variances.sqrt() * 64 / quality_step(knots)[:, None]  # (knots, C)
+        index = np.interp(scales.log().cpu().numpy(), prior.log_scales.cpu().numpy(), np.arange(SCALES))
+        start = (torch.from_numpy(index).float() - SCALES / 2) / 2**SCALE_BITS
+        for net, step in zip(prior.passes, prior.steps, strict=True):
+            net.out_bias.table[:, step.count :] = start[:, step.start : step.start + step.count]

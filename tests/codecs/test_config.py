@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsic_codec import DeepSIC, DeepSICCodec
+from deepsic_codec.errors import ConfigurationError, ModelNotFound
+from tests import stub_runtime
+from tests.common import check_config, check_rejects, check_repr
+
+pytestmark = pytest.mark.usefixtures("stub")
+
+CONFIGURATIONS = [
+    {},
+    {"quality": 1},
+    {"quality": 33.337},
+    {"axes": "tcyx", "semantics": "post"},
+    {"axes": "yx", "semantics": "none", "label_tile": (64, 256)},
+    {"model": "other", "encode": {"effort": 2, "note": ["ü", None, 0.5]}},
+    {"decoder": "77" * 32},
+    {"decoder": "77" * 32, "head": "88" * 32},
+]
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_every_configuration(configuration):
+    for kind in (DeepSIC, DeepSICCodec):
+        codec = kind(**configuration)
+        check_repr(codec)
+        assert codec == kind(**configuration) and codec.convert(DeepSIC).to_zarr3().to_numcodecs() == DeepSIC(
+            **configuration
+        )
+    check_config(DeepSIC(**configuration))
+    codec = DeepSICCodec(**configuration)
+    assert DeepSICCodec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
+    assert codec.to_dict()["configuration"] == {k: v for k, v in codec.to_numcodecs().get_config().items() if k != "id"}
+
+
+def test_metadata_is_as_specified():
+    assert DeepSIC(quality=50.0, label_tile=[128, 64]).get_config() == {
+        "id": "deepsic",
+        "format": 0,
+        "model": "base",
+        "decoder": "ab" * 32,
+        "head": "cd" * 32,
+        "quality": 50,
+        "axes": "yxc",
+        "semantics": "pre",
+        "label_tile": [128, 64],
+        "nodata": None,
+        "encode": {},
+    }
+
+
+def test_repr_is_short():
+    assert repr(DeepSIC()) == "DeepSIC(model='base', quality=50, axes='yxc', semantics='pre')"
+    assert "decoder" in repr(DeepSIC(decoder="77" * 32))
+    assert "decoder" in repr(DeepSIC(model="elsewhere", decoder="ab" * 32))
+
+
+@given(st.floats(1, 100))
+def test_quality_is_in_hundredths(quality):
+    codec = DeepSIC(quality=quality, decoder="ab" * 32)
+    assert abs(codec.quality - quality) <= 0.00501
+    assert DeepSIC(quality=codec.quality, decoder="ab" * 32) == codec
+    assert round(codec.quality * 100) / 100 == codec.quality
+
+
+def test_numpy_numbers_become_plain():
+    codec = DeepSIC(quality=np.float32(30.5), label_tile=np.array([64, 128]).tolist())
+    assert json.dumps(codec.get_config()["quality"]) == "30.5"
+    assert DeepSIC(label_tile=(np.int64(64), np.int64(128))).label_tile == (64, 128)
+
+
+def test_configurations_differ():
+    codecs = [DeepSIC(**configuration) for configuration in CONFIGURATIONS]
+    assert all(codecs[i] != codecs[j] for i in range(len(codecs)) for j in range(i))
+    assert DeepSIC() != DeepSICCodec() and DeepSIC() != 3
+
+
+def test_configuration_is_fixed():
+    hints = {"effort": [1]}
+    codec = DeepSIC(encode=hints)
+    hints["effort"].append(2)
+    codec.get_config()["encode"]["effort"].append(3)
+    assert codec.hints == {"effort": [1]}
+    with pytest.raises(AttributeError):
+        codec.quality = 3
+
+
+BAD = {
+    "model": [None, "", 3, ["base"]],
+    "quality": [0, 0.99, 100.01, float("nan"), float("inf"), "50", None, True, [50], 1j],
+    "axes": ["", "y", "xc", "yxx", "yxq", "YX", None, ["y", "x"], "y x", "yxctzny"],
+    "semantics": ["", "PRE", None, 1, ["pre"]],
+    "label_tile": [
+        64,
+        (64,),
+        (64, 64, 64),
+        (0, 64),
+        (-64, 64),
+        (64, 65),
+        (64.0, 64),
+        "64",
+        (64, 1 << 21),
+        (None, 64),
+        {},
+    ],
+    "nodata": [0, "x", float("nan")],
+    "encode": [3, "x", [1], {"f": float("nan")}, {"f": {1}}, {"f": object()}],
+    "decoder": ["", "ab" * 31, "AB" * 32, "zz" * 32, 5, "ab" * 33],
+}
+
+
+@pytest.mark.parametrize("name,value", [(name, value) for name, values in BAD.items() for value in values], ids=str)
+def test_bad_value_is_named(name, value):
+    for kind in (DeepSIC, DeepSICCodec):
+        check_rejects(ConfigurationError, name, kind, **{name: value})
+    check_rejects(ConfigurationError, name, DeepSIC.from_config, {name: value})
+
+
+def test_bad_head_is_named():
+    check_rejects(ConfigurationError, "head", DeepSIC, decoder="ab" * 32, head="no")
+
+
+@pytest.mark.parametrize(
+    "metadata,words",
+    [
+        ({"qualty": 3}, "unknown parameter qualty|known are model"),
+        ({"device": "cuda", "batch": 3}, "unknown parameter batch, device"),
+        ({1: 2}, "unknown parameter 1"),
+        ({"hints": {}}, "unknown parameter hints"),
+        ({"format": 1}, "format|1|upgrade"),
+        ({"format": "0"}, "format|version number"),
+        ({"format": -1}, "format|version number"),
+        ({"format": None}, "format|version number"),
+        ({"format": True}, "format|version number"),
+    ],
+    ids=str,
+)
+def test_hostile_metadata(metadata, words):
+    check_rejects(ConfigurationError, words, DeepSIC.from_config, metadata)
+    check_rejects(ConfigurationError, words, DeepSICCodec.from_dict, {"name": "deepsic", "configuration": metadata})
+
+
+@pytest.mark.parametrize("configuration", [None, [], "x", 3])
+def test_configuration_that_is_no_mapping(configuration):
+    check_rejects(
+        ConfigurationError, "mapping", DeepSICCodec.from_dict, {"name": "deepsic", "configuration": configuration}
+    )
+
+
+def test_name_of_another_codec():
+    check_rejects(ConfigurationError, "'deepsic'|'zstd'", DeepSICCodec.from_dict, {"name": "zstd"})
+
+
+def test_metadata_may_be_short():
+    assert DeepSICCodec.from_dict({"name": "deepsic"}) == DeepSICCodec()
+    assert DeepSIC.from_config({"quality": 30}) == DeepSIC(quality=30)
+
+
+def test_unknown_hints_are_kept():
+    assert DeepSIC.from_config({"encode": {"from the future": 1}}).hints == {"from the future": 1}
+
+
+def test_missing_model():
+    check_rejects(ModelNotFound, "elsewhere", DeepSIC, model="elsewhere")
+    codec = DeepSIC.from_config({"model": "elsewhere", "decoder": "77" * 32})  # its metadata can be read
+    check_rejects(ModelNotFound, "7777", codec.encode, np.zeros((2, 2, 3), "u1"))
+
+
+def test_metadata_needs_no_model_file(monkeypatch):
+    config = DeepSIC().get_config()
+    del config["id"]
+    monkeypatch.setattr(stub_runtime, "MODELS", ())
+    assert DeepSIC.from_config(config).decoder == "ab" * 32
+    check_repr(DeepSIC.from_config(config))

@@ -1,0 +1,144 @@
+"""A lossless stand-in for model.file and model.runtime, without torch: whatever garbles a chunk shows exactly.
+
+Features are the pixels, deflated. Labels tell how bright a cell of 64x64 pixels is. An image that is 13 everywhere
+makes the call that it is part of fail, as a batch does in which one item is bad.
+"""
+
+import sys
+import types
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deepsic_codec.errors import CorruptPayload, ModelNotFound
+
+POISON = 13
+SHADES = ("Dark", "Dim", "Bright")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    classes: tuple[str, ...] = SHADES
+    parents: dict = field(default_factory=lambda: {"Visible": ("Dim", "Bright")})
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    name: str
+    decoder: str
+    head: str
+    vocabulary: Vocabulary = Vocabulary()
+
+
+MODELS = (ModelInfo("base", "ab" * 32, "cd" * 32), ModelInfo("other", "12" * 32, "34" * 32))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    features: bytes
+    cells: np.ndarray | None
+    grid: tuple[int, int]
+
+
+def find_model(name_or_hash="base", *, head=None):
+    for info in MODELS:
+        if (info.name == name_or_hash or info.decoder.startswith(name_or_hash)) and info.head.startswith(head or ""):
+            return info
+    raise ModelNotFound(f"no model {name_or_hash!r} with head {head!r}; looked in tests/stub_runtime.py")
+
+
+def _rows_cols(size, step):
+    return -(-size[0] // step), -(-size[1] // step)
+
+
+def _padded(images, step):
+    rows, cols = _rows_cols(images.shape[1:3], step)
+    pad = ((0, 0), (0, rows * step - images.shape[1]), (0, cols * step - images.shape[2]), (0, 0))
+    return np.pad(images, pad, mode="edge").reshape(len(images), rows, step, cols, step, 3).swapaxes(2, 3)
+
+
+def shade_scores(images):
+    """Scores u8 (slices, rows, columns, 4): Dark, Dim, Bright, unknown."""
+    mean = _padded(images, 64).mean(axis=(3, 4, 5))
+    shade = np.minimum(mean * 3 // 256, 2).astype(int)
+    scores = np.full((*mean.shape, 4), 10, "u1")
+    np.put_along_axis(scores, shade[..., None], 200, axis=-1)
+    return scores
+
+
+class Runtime:
+    def __init__(self):
+        self.batches = []  # ("encode" or "decode", number of items)
+        self.delay = None  # called at each batch
+
+    def _enter(self, kind, items):
+        self.batches.append((kind, len(items)))
+        if self.delay is not None:
+            self.delay()
+
+    def sizes(self, kind):
+        return [count for name, count in self.batches if name == kind]
+
+    def encode(self, images, qualities, labels=True):
+        self._enter("encode", images)
+        assert len(images) == len(qualities)
+        for image in images:
+            assert image.dtype == np.uint8 and image.ndim == 4 and image.shape[3] == 3 and image.flags.c_contiguous
+            if (image == POISON).all():
+                raise RuntimeError("a poisoned image")
+        return [
+            Encoded(
+                zlib.compress(image.tobytes(), 1),
+                shade_scores(image) if labels else None,
+                _rows_cols(image.shape[1:3], 16),
+            )
+            for image in images
+        ]
+
+    def decode(self, features, shapes, qualities):
+        self._enter("decode", features)
+        assert len(features) == len(shapes) == len(qualities)
+        images = []
+        for data, shape in zip(features, shapes, strict=True):
+            try:
+                pixels = np.frombuffer(zlib.decompress(bytes(data)), "u1")
+                images.append(pixels.reshape(*shape, 3))
+            except (zlib.error, ValueError) as error:
+                raise CorruptPayload(f"features: {error}") from error
+        return images
+
+    def decode_symbols(self, features, shapes, qualities):
+        blocks = [_padded(images, 16) for images in self.decode(features, shapes, qualities)]
+        return [np.moveaxis(block.reshape(*block.shape[:3], -1), -1, 1).astype("i2") for block in blocks]
+
+    def label_symbols(self, symbols, shapes, qualities):
+        assert len(symbols) == len(qualities)
+        scores = []
+        for block, (count, height, width) in zip(symbols, shapes, strict=True):
+            rows, cols = block.shape[2:]
+            pixels = np.moveaxis(block, 1, -1).reshape(count, rows, cols, 16, 16, 3).swapaxes(2, 3)
+            images = pixels.reshape(count, rows * 16, cols * 16, 3)[:, :height, :width]
+            scores.append(shade_scores(images.astype("u1")))
+        return scores
+
+
+RUNTIME = Runtime()
+
+
+def get_runtime(info):
+    return RUNTIME
+
+
+def modules():
+    """The two modules, by name, that stand in for the real ones."""
+    file = types.ModuleType("deepsic_codec.model.file")
+    file.find_model, file.ModelInfo = find_model, ModelInfo
+    runtime = types.ModuleType("deepsic_codec.model.runtime")
+    runtime.get_runtime, runtime.Encoded = get_runtime, Encoded
+    return {file.__name__: file, runtime.__name__: runtime}
+
+
+def install():
+    """Stand in for the rest of the process (tests use the fixture `stub`)."""
+    sys.modules.update(modules())

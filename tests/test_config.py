@@ -1,0 +1,54 @@
+import pytest
+
+from deepsic_codec import config
+from deepsic_codec.errors import ConfigurationError
+from tests.common import check_rejects, run_python
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    monkeypatch.setattr(config, "_settings", config.Settings())
+
+
+def test_block_and_for_good():
+    with config.set(device="cpu", threads=2) as settings:
+        assert config.get() is settings and (settings.device, settings.threads) == ("cpu", 2)
+        with config.set(threads=None):
+            assert config.get().threads is None and config.get().device == "cpu"
+        assert config.get().threads == 2
+    assert config.get() == config.Settings()
+    config.set(batch_pixels=7)
+    assert config.get().batch_pixels == 7
+
+
+def test_block_ends_after_an_error():
+    with pytest.raises(KeyError), config.set(threads=5):
+        raise KeyError
+    assert config.get().threads is None
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"gpu": 1}, "no setting gpu|device"),
+        ({"threads": 0}, "threads|0"),
+        ({"threads": "2"}, "threads|'2'"),
+        ({"batch_pixels": None}, "batch_pixels|None"),
+        ({"batch_pixels": True}, "batch_pixels"),
+        ({"device": ""}, "device"),
+        ({"device": None}, "device"),
+    ],
+    ids=str,
+)
+def test_bad_settings_change_nothing(changes, words):
+    check_rejects(ConfigurationError, words, config.set, **({"device": "cpu"} | changes))
+    assert config.get() == config.Settings()
+
+
+def test_environment():
+    show = "from deepsic_codec import config; print(config.get())"
+    assert run_python(show, DEEPSIC_DEVICE="cuda:1", DEEPSIC_THREADS="3", DEEPSIC_BATCH_PIXELS=" 9 ").strip() == (
+        "Settings(device='cuda:1', batch_pixels=9, threads=3)"
+    )
+    with pytest.raises(AssertionError, match="threads: expected an integer of at least 1, got 'many'"):
+        run_python(show, DEEPSIC_THREADS="many")
