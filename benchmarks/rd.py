@@ -66,9 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(settings_table(averages), "\n")
     print(rates_table(averages), "\n")
-    comparison = compare(averages, published) if OURS in averages else []
+    # Published curves are means over a whole data set: a part of it must not be compared with them.
+    comparison = compare(averages, {} if args.limit else published) if OURS in averages else []
     if comparison:
-        print(comparison_table(comparison), "\n")
+        print(comparison_table(comparison))
+        print(f"Published curves are from {os.path.basename(args.published)}, for Kodak.\n" if args.published else "")
     if args.csv:
         write_csv(args.csv, averages)
     if args.json:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
+from zarr.core.buffer import Buffer, NDBuffer, default_buffer_prototype  # public as zarr.buffer since zarr 3.1
 from zarr.core.sync import sync
 
-__all__ = ["native_dtype", "setting", "sync"]
+__all__ = ["Buffer", "NDBuffer", "default_buffer_prototype", "native_dtype", "setting", "sync"]
 
 
 def native_dtype(dtype: Any) -> np.dtype:

@@ -107,6 +107,8 @@ def create_array(
     names = list(codec.axes) if dimension_names is None else list(dimension_names)
     if zarr_format == 2:
         attributes.setdefault("_ARRAY_DIMENSIONS", names)  # where xarray looks in format 2
+        # None reads as 0, and xarray does not take it for NaN: with 0 it would hand out float32 with black masked.
+        kwargs.setdefault("fill_value", None)
         kwargs |= {"compressors": codec.convert(DeepSIC), "filters": None}
     else:
         # Not "auto": zarr then appends Zstd, and the header of a chunk can no longer be read alone.
@@ -291,6 +293,8 @@ def _tiles(array: zarr.Array, index: tuple[int, ...], header: "Header", block: "
 def _class_names(array: zarr.Array, header: "Header") -> tuple[str, ...]:
     attribute = array.attrs.get(ATTRIBUTE)
     vocabulary: Any = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None
-    if not isinstance(vocabulary, Mapping) or not str(vocabulary.get("head")).startswith(header.head.hex()):
-        vocabulary = _vocabulary(header.decoder.hex(), header.head.hex())  # written by another model, or not by us
-    return *(str(name) for name in vocabulary.get("classes", ())), UNKNOWN
+    # Another model may have written the chunk, and another program the attributes.
+    ours = isinstance(vocabulary, Mapping) and str(vocabulary.get("head")).startswith(header.head.hex())
+    if not ours or not isinstance(vocabulary.get("classes"), list):
+        vocabulary = _vocabulary(header.decoder.hex(), header.head.hex())
+    return *(str(name) for name in vocabulary["classes"]), UNKNOWN

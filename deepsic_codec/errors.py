@@ -1,4 +1,4 @@
-"""What can go wrong, in six kinds. A message says what was found, what was expected, what to do."""
+"""What can go wrong, in nine kinds. A message says what was found, what was expected, what to do."""
 
 
 class DeepSICError(Exception):
@@ -34,3 +34,15 @@ class ModelNotFound(DeepSICError, LookupError):
 
 class ModelMismatch(DeepSICError, ValueError):
     """A model file is damaged, or its content does not have the identity asked for."""
+
+
+class ExpressionError(DeepSICError, ValueError):
+    """A query that is not an expression, or names a class that there is not. The message points to the place."""
+
+
+class LabelIndexError(DeepSICError, LookupError):
+    """No label index, one that is damaged or made for another array or vocabulary, or nowhere to write one."""
+
+
+class StaleIndex(LabelIndexError):
+    """The index no longer fits the chunks: some were written again since, or the array has another shape now."""

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from google_crc32c import value as crc32c
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
-from zarr.buffer import default_buffer_prototype
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
-from deepsic_codec._compat import setting
+from deepsic_codec._compat import default_buffer_prototype, setting
 from deepsic_codec.codecs.config import CodecConfig
 from deepsic_codec.codecs.numcodecs import DeepSIC
 from deepsic_codec.codecs.zarr import DeepSICCodec

@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
-from zarr.abc.buffer import Buffer, NDBuffer
 from zarr.abc.codec import ArrayBytesCodec
 from zarr.registry import register_codec
 
-from deepsic_codec._compat import native_dtype
+from deepsic_codec._compat import Buffer, NDBuffer, native_dtype
 from deepsic_codec.codecs import core
 from deepsic_codec.codecs.config import CodecConfig
 from deepsic_codec.codecs.numcodecs import DeepSIC

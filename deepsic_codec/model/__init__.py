@@ -1,0 +1,1 @@
+"""Networks, prior, model files and the runtime that puts them on a device."""

@@ -49,10 +49,10 @@ def encode_symbols(
     neighbours = prior.neighbours(joined)
     quality = _per_image(qualities, slices, prior.device)
     h, w = symbols[0].shape[1:3]
-    steps = [
-        (step, *step.positions(h, w), *(_split(v, len(symbols)) for v in prior.run(n, neighbours, rows, quality[image])))
-        for n, step, rows, _, image in passes(prior, neighbours)
-    ]
+    steps = []
+    for n, step, rows, _, image in passes(prior, neighbours):
+        means, scales = (_split(v, len(symbols)) for v in prior.run(n, neighbours, rows, quality[image]))
+        steps.append((step, *step.positions(h, w), means, scales))
 
     def one(chunk: int) -> bytes:
         encoder = coder(tables, symbols[chunk])

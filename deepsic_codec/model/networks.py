@@ -31,6 +31,8 @@ STRIDE = 16
 #: Quantiser steps, in 8-bit pixel values of an orthonormal transform, at quality 1 and 100.
 STEP_AT_1, STEP_AT_100 = 200.0, 4.0
 QUALITY_MIN, QUALITY_MAX = 1.0, 100.0
+#: Bounds of what a model file may ask for.
+MAX_WIDTH, MAX_BLOCKS = 2048, 64
 #: Pixels per side of the cell that the semantic head classifies.
 LABEL_CELL = 64
 
@@ -45,11 +47,22 @@ class Architecture:
     analysis_blocks: tuple[int, int] = (3, 4)
     synthesis_widths: tuple[int, int] = (128, 256)
     synthesis_blocks: tuple[int, int] = (3, 4)
-    prior_groups: tuple[int, ...] = (16, 32, 48, 96)
+    prior_groups: tuple[int, ...] = (8, 24, 64, 96)
     prior_width: int = 128
     head_width: int = 128
     classes: int = 11
     knots: int = 9  # of the quality tables
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no model has, before anything is allocated for them."""
+        sizes = [self.latents, self.prior_width, self.head_width, self.classes, self.knots, *self.prior_groups]
+        sizes += [*self.analysis_widths, *self.synthesis_widths]
+        blocks = [*self.analysis_blocks, *self.synthesis_blocks]
+        sound = all(isinstance(n, int) and 1 <= n <= MAX_WIDTH for n in sizes)
+        sound = sound and all(isinstance(n, int) and 0 <= n <= MAX_BLOCKS for n in blocks)
+        pairs = (self.analysis_widths, self.analysis_blocks, self.synthesis_widths, self.synthesis_blocks)
+        if not sound or any(len(p) != 2 for p in pairs) or sum(self.prior_groups) != self.latents or self.knots < 2:
+            raise ValueError("architecture: sizes out of range, or prior groups that do not add up to the latents")
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary with lists in place of tuples."""
@@ -95,6 +108,7 @@ class Modulate(nn.Module):
         self.offset = QualityTable(channels, knots)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        """(B,C,h,w) and qualities (B,) -> (B,C,h,w)."""
         scale, offset = 1 + self.scale(quality), self.offset(quality)
         return torch.addcmul(offset[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
 
@@ -109,6 +123,7 @@ class Block(nn.Module):
         self.down = nn.Conv2d(width * expand, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,width,h,w) -> the same shape."""
         return x + self.down(F.relu(self.up(self.spatial(x))))
 
 
@@ -208,19 +223,13 @@ class SemanticHead(nn.Module):
         return self.out(self.dropout(F.relu(self.hidden(pooled))))
 
 
-def kmac_per_pixel(module: nn.Module, resolution: dict[str, int] | None = None) -> float:
-    """Multiply-accumulates per image pixel, in thousands, of convolutions at 1/8 and 1/16."""
+def kmac_per_pixel(module: nn.Module) -> float:
+    """Multiply-accumulates per image pixel, in thousands, of a transform's convolutions."""
+    at8 = {Analysis: ("stem", "blocks8"), Synthesis: ("blocks8", "out")}.get(type(module), ())  # type: ignore[call-overload]
     total = 0.0
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
-            at8 = "8" in name.split(".")[0] or name in ("stem", "out")
-            if isinstance(module, Analysis):
-                at8 = name == "stem" or name.startswith("blocks8")
-            elif isinstance(module, Synthesis):
-                at8 = name == "out" or name.startswith("blocks8")
-            else:
-                at8 = False
-            total += layer.weight.numel() / (64 if at8 else STRIDE**2)
+            total += layer.weight.numel() / (64 if name.split(".")[0] in at8 else STRIDE**2)
     return total / 1e3
 
 

@@ -180,6 +180,7 @@ class IntLinear(nn.Module):
         return ste_round(self.weight * torch.exp2(self.shifts())[:, None]).clamp(-127, 127)
 
     def forward(self, x: Tensor, quantised: bool) -> Tensor:
+        """(P,inputs) -> (P,outputs)."""
         if not quantised:
             return F.linear(x, self.weight)
         return F.linear(x, self.quantised() * torch.exp2(-self.shifts())[:, None])
@@ -291,6 +292,23 @@ class IntegerPrior:
             found = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)}
             self._passes.append({k: v.to(device=device, dtype=torch.float32) for k, v in found.items()})
         self._compand = tensors["compand"].to(device=device, dtype=torch.float32)
+        self._check_shapes(arch.prior_width)
+
+    def _check_shapes(self, width: int) -> None:
+        """Raise ValueError unless every tensor is there in its shape."""
+        for i, (step, found) in enumerate(zip(self.steps, self._passes, strict=True)):
+            inputs, own = input_count(step), 2 * step.count
+            shapes = {"out_bias": (100, own), "out_shift": (own,)}
+            if inputs:
+                shapes |= {"first": (width, inputs), "first_shift": (width,), "first_bias": (100, width)}
+                shapes |= {"second": (width, width), "second_shift": (width,), "second_bias": (width,)}
+                shapes["out"] = (own, width)
+            if step.offsets:
+                shapes["direct"] = (len(step.offsets), step.count)
+            if {k: tuple(v.shape) for k, v in found.items()} != shapes:
+                raise ValueError(f"prior pass {i} lacks tensors or has them in other shapes")
+        if self._compand.shape != (32769,):
+            raise ValueError("the table of companded magnitudes has another size")
 
     @staticmethod
     def export(prior: Prior, qualities: int = 100) -> dict[str, Tensor]:
@@ -319,6 +337,7 @@ class IntegerPrior:
                     out[f"{i}.direct"] = (
                         torch.floor(net.direct * 2**DIRECT_BITS + 0.5).clamp(-127, 127).to(torch.int8)
                     )
+            _check_sums(out)
             out["compand"] = torch.floor(compand(torch.arange(32769.0)) + 0.5).to(torch.uint8)
         return out
 
@@ -353,6 +372,17 @@ class IntegerPrior:
         mean = torch.floor(mean + 0.5).clamp(-MEAN_MAX, MEAN_MAX)
         index = _shift(out[:, n:], shift[n:] + (HIDDEN_BITS - SCALE_BITS - 2)) + SCALES // 2 * INDEX_LEVELS
         return mean.to(torch.int16), index.clamp(0, (SCALES - 1) * INDEX_LEVELS).to(torch.uint8)
+
+
+def _check_sums(tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError unless all sums of products, biases included, stay below 2^23."""
+    for name, weight in tensors.items():
+        if name.endswith((".first", ".second", ".out")):
+            most = LINEAR_MAX if name.endswith(".first") else HIDDEN_MAX
+            bias = tensors[f"{name}_bias"].abs().double()
+            total = weight.abs().double().sum(1) * most + (bias.amax(0) if bias.ndim > 1 else bias)
+            if float(total.max()) >= 2**23:
+                raise ValueError(f"prior: weights of {name} are too large for exact sums; train with a lower rate")
 
 
 def _shift(x: Tensor, bits: Tensor) -> Tensor:

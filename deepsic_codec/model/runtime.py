@@ -60,12 +60,17 @@ class Networks(nn.Module):
         self.head = SemanticHead(arch)
 
     #: Where each network's tensors are in the file.
-    PREFIX = {"analysis": "encoder.analysis", "gains": "decoder.gains", "synthesis": "decoder.synthesis", "head": "head"}
+    PREFIX = {
+        "analysis": "encoder.analysis",
+        "gains": "decoder.gains",
+        "synthesis": "decoder.synthesis",
+        "head": "head",
+    }
 
     def load(self, arrays: Arrays) -> None:
         """Take all weights from the arrays of a model file."""
         for name, prefix in self.PREFIX.items():
-            mine = {k[len(prefix) + 1 :]: torch.from_numpy(v).float() for k, v in arrays.items() if k.startswith(prefix + ".")}
+            mine = {k: torch.from_numpy(v).float() for k, v in _below(arrays, prefix).items()}
             getattr(self, name).load_state_dict(mine)
 
 
@@ -92,13 +97,13 @@ class Runtime:
             self.arch = Architecture.from_json(info.architecture)
             self._nets = Networks(self.arch)
             self._nets.load(arrays)
-            prior = {k[len("decoder.prior.") :]: torch.from_numpy(v) for k, v in arrays.items() if "decoder.prior." in k}
+            prior = {k: torch.from_numpy(v) for k, v in _below(arrays, "decoder.prior").items()}
             self._prior = IntegerPrior(self.arch, prior, str(self.device))
-            tables = {k[len("decoder.coder.") :]: v for k, v in arrays.items() if "decoder.coder." in k}
-            self._tables = CoderTables.from_arrays(tables)
+            self._tables = CoderTables.from_arrays(_below(arrays, "decoder.coder")).check(self.arch.latents)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
-        self._nets.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
+        self._nets.requires_grad_(False).eval().to(self.device)
+        self._nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._pool = ThreadPoolExecutor(config.get().threads or os.cpu_count() or 1, "deepsic-coder")
         # networks already use every core; two at a time would only fight over them
         self._networks = threading.Lock()
@@ -199,7 +204,7 @@ class Runtime:
         with torch.inference_mode(), self._networks:
             for part in self._pieces(n, h, w):
                 q = torch.tensor(quality[part], dtype=torch.float32, device=self.device)
-                x = torch.from_numpy(images[part]).to(self.device).permute(0, 3, 1, 2).float()
+                x = torch.tensor(images[part], device=self.device).permute(0, 3, 1, 2).float()
                 # replicating costs fewer bits than a hard edge would
                 x = F.pad(x, (0, -w % STRIDE, 0, -h % STRIDE), mode="replicate")
                 y = self._nets.analysis(x, q)
@@ -243,6 +248,11 @@ class Runtime:
                 found = torch.round(torch.sigmoid(logits) * 255).to(torch.uint8).cpu().numpy()
                 scores[:, r0:r1, c0:c1] = found.reshape(images, r1 - r0, c1 - c0, -1)
         return scores
+
+
+def _below(arrays: Arrays, prefix: str) -> Arrays:
+    """Arrays whose names start with a prefix and a dot, without them."""
+    return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + ".")}
 
 
 def _blocks(size: int, n: int) -> Iterator[tuple[int, int]]:

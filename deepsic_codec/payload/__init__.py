@@ -1,0 +1,1 @@
+"""The bytes of a chunk: header, sections, labels, arithmetic coder."""

@@ -138,8 +138,8 @@ def _single(decoding, bit, a, limit, contexts, low, high, value, position, data)
 
 @njit(nogil=True, cache=True)
 def _code_pass(  # type: ignore[no-untyped-def]
-    decoding, source, symbols, ys, xs, start, count, second, means, scales, contexts, weights, low_bits, limit, rate, single, offsets,
-    state, data,
+    decoding, source, symbols, ys, xs, start, count, second, means, scales, contexts, weights, low_bits, limit, rate,
+    single, offsets, state, data,
 ):  # fmt: skip
     """Code one pass of one group over all slices; returns (status, data).
 
@@ -150,7 +150,8 @@ def _code_pass(  # type: ignore[no-untyped-def]
     positions.  Status 0: done, 1: the stream holds an impossible symbol.
     """
     low, high, value, position = state[0], state[1], state[2], state[3]
-    zero_scale, zero_channel, zero_previous, sign_at, unary_scale, unary_near, unary_channel, low_at, escape_at = offsets
+    zero_scale, zero_channel, zero_previous, sign_at = offsets[:4]
+    unary_scale, unary_near, unary_channel, low_at, escape_at = offsets[4:]
     near = np.empty(count, np.int32)
     latents = symbols.shape[3]
     end = start + count
@@ -299,9 +300,9 @@ class _Coder:
         means: NDArray[np.int16], scales: NDArray[np.uint8],
     ) -> None:  # fmt: skip
         status, self._data = _code_pass(
-            decoding, self._source, self.symbols, ys, xs, start, means.shape[1], int(second), means, scales, self._contexts,
-            self._weights, self.tables.low_bits, self.tables.limit, self.tables.rate, self.tables.single, self._offsets,
-            self._state, self._data,
+            decoding, self._source, self.symbols, ys, xs, start, means.shape[1], int(second), means, scales,
+            self._contexts, self._weights, self.tables.low_bits, self.tables.limit, self.tables.rate,
+            self.tables.single, self._offsets, self._state, self._data,
         )  # fmt: skip
         if status:
             raise CorruptPayload("features: the stream holds a symbol outside the allowed range")

@@ -157,20 +157,19 @@ def header_size(data: Any) -> int:
     UnsupportedPayload
         If it is no payload of DeepSIC, or a newer one.
     """
-    if not isinstance(data, bytes):
-        data = _start(data)
-    if not data.startswith(MAGIC):
-        if MAGIC.startswith(data):  # the empty payload too
-            raise CorruptPayload(f"header: truncated, {len(data)} bytes where at least {PREFIX} were expected")
-        raise UnsupportedPayload(f"not a payload of DeepSIC: starts with {data[:4]!r}, expected {MAGIC!r}")
-    if len(data) < PREFIX:
-        raise CorruptPayload(f"header: truncated, {len(data)} bytes where at least {PREFIX} were expected")
-    if data[4] != FORMAT_VERSION:
+    start: bytes = data if isinstance(data, bytes) else _start(data)
+    if not start:
+        raise CorruptPayload("header: truncated, the payload is empty")
+    if start[:4] != MAGIC[: len(start)]:
+        raise UnsupportedPayload(f"not a payload of DeepSIC: starts with {start[:4]!r}, expected {MAGIC!r}")
+    if len(start) < PREFIX:
+        raise CorruptPayload(f"header: truncated, {len(start)} bytes where at least {PREFIX} were expected")
+    if start[4] != FORMAT_VERSION:
         raise UnsupportedPayload(
-            f"header: format version {data[4]}, this version of deepsic_codec reads {FORMAT_VERSION}; upgrade it "
+            f"header: format version {start[4]}, this version of deepsic_codec reads {FORMAT_VERSION}; upgrade it "
             "(or that byte is damaged)"
         )
-    length = data[6] | data[7] << 8
+    length = start[6] | start[7] << 8
     if length > MAX_BODY:
         raise CorruptPayload(f"header: length {length} where at most {MAX_BODY} was expected")
     return PREFIX + length
@@ -426,7 +425,7 @@ def pack(
     shape = tuple(int(length) for length in shape)
     key = _DTYPE_KEYS.get(np.dtype(dtype))
     if key is None:
-        raise UnsupportedArray(f"dtype {dtype}: a payload holds one of {', '.join(sorted(map(str, _DTYPE_KEYS)))}")
+        raise UnsupportedArray(f"dtype {np.dtype(dtype)}: a payload holds uint8, int8, uint16, int16 or float32")
     if len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes) <= set(AXES):
         raise ConfigurationError(f"axes: expected y, x and any of c, t, z, n, each once, got {axes!r}")
     if len(shape) != len(axes) or min(shape) < 1 or prod(shape) > MAX_SAMPLES:
@@ -443,11 +442,9 @@ def pack(
     numbers = [kind & ~OPTIONAL for kind in sections]
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"sections {sorted(sections)}: a kind is there twice")
-    for kind in sections:
-        if kind not in READABLE:
-            if not 0 < kind < 256:
-                raise ValueError(f"section kind {kind}: expected a byte other than 0")
-            _check_kind(kind)
+    skipped = {kind for kind in range(OPTIONAL + 1, 256) if kind ^ OPTIONAL not in KIND_NAMES}
+    if not sections.keys() <= READABLE | skipped:
+        raise ValueError(f"sections {sorted(sections)}: expected labels, features, and kinds that readers may skip")
     if LABELS in sections and len(sections[LABELS]) > _labels_limit(prod(shape), shape, axes):
         raise ValueError(f"{len(sections[LABELS])} bytes of labels are more than chunk {shape} can have")
 

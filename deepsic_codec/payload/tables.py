@@ -23,6 +23,8 @@ INPUTS = 4
 MIXERS = SCALES + 64
 #: The prior's scale indices come in quarters of 0..63; levels are finer where scales are large.
 INDICES = 256
+#: Confidence has ten bits; the others only have to stay far from overflow.
+MAX_CONFIDENCE, MAX_LOW_BITS, MAX_RATE = 1023, 8, 64
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ class CoderTables:
         size = Layout(latents).size
         index = np.arange(INDICES) / 4
         # whole steps up to 32, halves up to 48, quarters above: 33 + 32 + 61 levels
-        levels = np.where(index < 32, np.floor(index + 0.5), np.where(index < 48, 32 + 2 * (index - 32), 4 * index - 128))
+        fine = np.where(index < 48, 32 + 2 * (index - 32), 4 * index - 128)
+        levels = np.where(index < 32, np.floor(index + 0.5), fine)
         levels = np.floor(levels + 0.5)
         logs = np.interp(index, np.arange(len(log_scales)), log_scales)
         of_level = np.bincount(levels.astype(int), weights=logs, minlength=SCALES)
@@ -134,12 +137,29 @@ class CoderTables:
             probabilities=np.full(size, 32768, np.uint16),
             confidence=np.zeros(size, np.uint16),
             weights=np.tile(np.array([22000, 22000, 22000, 0], np.int32), (MIXERS, 1)),
-            low_bits=np.clip(np.floor(of_level / np.log(2)) - 1, 0, 8).astype(np.uint8),
+            low_bits=np.clip(np.floor(of_level / np.log(2)) - 1, 0, MAX_LOW_BITS).astype(np.uint8),
             levels=levels.astype(np.uint8),
             limit=255,
-            rate=6,
-            single=0,
+            rate=4,
+            single=28,
         )
+
+    def check(self, latents: int) -> CoderTables:
+        """Return self, or raise ValueError if a table does not fit: the coder itself checks no index."""
+        size = Layout(latents).size
+        sound = (
+            self.probabilities.shape == self.confidence.shape == (size,)
+            and self.weights.shape == (MIXERS, INPUTS)
+            and self.low_bits.shape == (SCALES,)
+            and self.levels.shape == (INDICES,)
+            and int(self.levels.max()) < SCALES
+            and int(self.low_bits.max()) <= MAX_LOW_BITS
+            and 0 < self.limit <= MAX_CONFIDENCE
+            and 0 <= self.rate <= MAX_RATE
+        )
+        if not sound:
+            raise ValueError("coder tables have other sizes or values than the format allows")
+        return self
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Named arrays for the model file."""

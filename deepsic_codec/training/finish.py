@@ -1,6 +1,6 @@
-"""Finish a trained model (phase 2 of 2): integer prior, coder tables, model file.
+r"""Finish a trained model (phase 2 of 2): integer prior, coder tables, model file.
 
-    python -m deepsic_codec.training.finish --run runs/base --images photos-0.zip photos-1.zip \\
+    python -m deepsic_codec.training.finish --run runs/base --images photos-0.zip photos-1.zip \
         --labels eurosat-train-0.zip eurosat-train-1.zip --model base.safetensors --minutes 12
 
 The transforms stay as they are; the prior is fine-tuned on their rounded symbols while it
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model.file import Arrays, Vocabulary, save_model
-from deepsic_codec.model.networks import QUALITY_MAX, QUALITY_MIN
+from deepsic_codec.model.networks import QUALITY_MAX, QUALITY_MIN, SemanticHead
 from deepsic_codec.model.prior import IntegerPrior, Prior
 from deepsic_codec.model.runtime import Networks as Stored
 from deepsic_codec.payload.tables import CoderTables
 from deepsic_codec.training.data import LabelledTiles, Photographs
-from deepsic_codec.training.loss import Networks
+from deepsic_codec.training.loss import Networks, cells_of, semantic
 from deepsic_codec.training.tables import Sample, fit_tables, total_bytes
 from deepsic_codec.training.train import load_networks
 
@@ -76,7 +76,8 @@ def tune_prior(
         seen += float(bits.detach().mean())
         if time.monotonic() - shown > 60:
             shown = time.monotonic()
-            print(f"  prior step {step}: {seen / step:.4f} bpp, held out {estimate(prior, *check, True):.4f}", flush=True)
+            held = estimate(prior, *check, True)
+            print(f"  prior step {step}: {seen / step:.4f} bpp, held out {held:.4f}", flush=True)
     prior.eval()
 
 
@@ -90,7 +91,77 @@ def estimate(prior: Prior, symbols: Tensor, quality: Tensor, quantised: bool) ->
     return bits / (symbols.shape[0] * 256 * symbols.shape[2] * symbols.shape[3])
 
 
-def finish(run: str, photos: Photographs, tiles: LabelledTiles | None, model: str, minutes: float, batches: int, parents: dict[str, tuple[str, ...]]) -> None:
+@torch.no_grad()
+def collect_cells(
+    nets: Networks, photos: Photographs, tiles: LabelledTiles, copies: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents float16 (N,C,4,4) of labelled cells, their classes and qualities (N,).
+
+    Half of the tiles stand alone and half in mosaics, half of the latents are as the analysis
+    gives them and half rounded; cells of photographs are *unknown*.
+    """
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    latents, labels, qualities = [], [], []
+    unknown = nets.arch.classes - 1
+    for batch in range(copies * len(tiles.labels) // 64):
+        if batch % 6 == 5:
+            pixels = photos.crops(4, 256, rng)
+            found = np.full((4, 4, 4), unknown)
+        else:
+            pixels, found = tiles.mosaics(*((4, 4) if batch % 2 else (64, 1)), rng)
+        q = torch.rand(len(pixels)) * (QUALITY_MAX - QUALITY_MIN) + QUALITY_MIN
+        with torch.autocast("cpu", torch.bfloat16):
+            y = nets.analysis(torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), q)
+        gain = nets.gains(q)
+        rounded = torch.round(y * gain) / gain
+        y = torch.where(torch.rand(len(y), 1, 1, 1) < 0.5, y, rounded)
+        latents.append(cells_of(y).half())
+        labels.append(torch.from_numpy(found).reshape(-1))
+        qualities.append(q.repeat_interleave(found[0].size))
+    return torch.cat(latents), torch.cat(labels), torch.cat(qualities)
+
+
+def tune_head(
+    head: SemanticHead, cells: tuple[Tensor, Tensor, Tensor], minutes: float, lr: float = 2e-3
+) -> None:
+    """Train the semantic head on latents that stay as they are."""
+    latents, labels, quality = cells
+    head.train()
+    adam = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    start, step, seen, shown = time.monotonic(), 0, 0.0, 0.0
+    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
+        for group in adam.param_groups:
+            group["lr"] = lr * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
+        pick = torch.randint(len(labels), (256,), generator=generator)
+        loss = semantic(head(latents[pick].float(), quality[pick]), labels[pick])
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        adam.step()
+        step += 1
+        seen = 0.98 * seen + 0.02 * float(loss.detach())
+        if time.monotonic() - shown > 60:
+            shown = time.monotonic()
+            print(f"  head step {step}: loss {seen / (1 - 0.98**step):.4f}", flush=True)
+    head.eval()
+
+
+@torch.no_grad()
+def accuracy(nets: Networks, tiles: LabelledTiles, quality: float, rounded: bool) -> float:
+    """Top-1 accuracy on the held-out tiles of the training set."""
+    q = torch.full((len(tiles.test_labels),), quality)
+    y = nets.analysis(torch.from_numpy(tiles.test_pixels).permute(0, 3, 1, 2).float(), q)
+    if rounded:
+        y = torch.round(y * nets.gains(q)) / nets.gains(q)
+    return float((nets.head(y, q).argmax(1).numpy() == tiles.test_labels).mean())
+
+
+def finish(
+    run: str, photos: Photographs, tiles: LabelledTiles | None, model: str, minutes: float, head_minutes: float,
+    batches: int, parents: dict[str, tuple[str, ...]],
+) -> None:  # fmt: skip
     """All steps; prints what each is worth in bits per pixel."""
     nets = load_networks(run)
     symbols, quality = collect_symbols(nets, photos, tiles, batches, 1)
@@ -99,6 +170,11 @@ def finish(run: str, photos: Photographs, tiles: LabelledTiles | None, model: st
     tune_prior(nets.prior, symbols, quality, check, minutes)
     promised = estimate(nets.prior, *check, True)
     print(f"integer prior: {promised:.4f} bpp held out")
+    if tiles and head_minutes:
+        tune_head(nets.head, collect_cells(nets, photos, tiles, 4, 3), head_minutes)
+        for q in (15.0, 35.0, 55.0, 80.0):
+            pre, post = (accuracy(nets, tiles, q, rounded) for rounded in (False, True))
+            print(f"head at quality {q:.0f}: top-1 {pre:.3f} pre, {post:.3f} post, on held-out training tiles")
     exported = IntegerPrior.export(nets.prior)
     prior = IntegerPrior(nets.arch, exported)
 
@@ -142,13 +218,14 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", required=True)
     parser.add_argument("--labels", nargs="*", default=[])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--minutes", type=float, default=12, help="for the prior")
+    parser.add_argument("--head-minutes", type=float, default=6, help="for the semantic head; 0 leaves it as it is")
     parser.add_argument("--batches", type=int, default=400)
     parser.add_argument("--parents", default="{}", help='JSON, for example {"Water": ["River", "SeaLake"]}')
     a = parser.parse_args()
     parents = {k: tuple(v) for k, v in json.loads(a.parents).items()}
     tiles = LabelledTiles(a.labels) if a.labels else None
-    finish(a.run, Photographs(a.images), tiles, a.model, a.minutes, a.batches, parents)
+    finish(a.run, Photographs(a.images), tiles, a.model, a.minutes, a.head_minutes, a.batches, parents)
 
 
 if __name__ == "__main__":

@@ -78,10 +78,17 @@ def forward_terms(nets: Networks, x: Tensor, quality: Tensor, bf16: bool) -> Ter
 def cell_logits(head: SemanticHead, y: Tensor, quality: Tensor) -> Tensor:
     """Latents (B,C,h,w), h and w multiples of 4 -> logits (B,h/4,w/4,classes), cell by cell."""
     n = LABEL_CELL // STRIDE
+    b, _, h, w = y.shape
+    per_cell = quality.repeat_interleave(h // n * (w // n))
+    return head(cells_of(y), per_cell).reshape(b, h // n, w // n, -1)
+
+
+def cells_of(y: Tensor) -> Tensor:
+    """Latents (B,C,h,w) -> cells (B h/4 w/4, C, 4, 4), row-major."""
+    n = LABEL_CELL // STRIDE
     b, c, h, w = y.shape
     cells = y.reshape(b, c, h // n, n, w // n, n).permute(0, 2, 4, 1, 3, 5)
-    per_cell = quality[:, None].expand(b, h // n * (w // n)).reshape(-1)
-    return head(cells.reshape(-1, c, n, n), per_cell).reshape(b, h // n, w // n, -1)
+    return cells.reshape(-1, c, n, n)
 
 
 def rate_distortion(terms: Terms, quality: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Train a DeepSIC model: joint rate, distortion and semantics (phase 1 of 2).
+r"""Train a DeepSIC model: joint rate, distortion and semantics (phase 1 of 2).
 
-    python -m deepsic_codec.training.train --images photos-0.zip photos-1.zip \\
+    python -m deepsic_codec.training.train --images photos-0.zip photos-1.zip \
         --labels eurosat-train-0.zip eurosat-train-1.zip --out runs/base --minutes 80
 
 Every image of a batch gets its own random quality, so one run covers all of them.  The
@@ -165,7 +165,8 @@ def report(
         y = nets.analysis(x, q)
         g = nets.gains(q)
         found = cell_logits(nets.head, torch.round(y * g) / g, q)[:, 0, 0].argmax(1).cpu().numpy()
-        line.append(f"q{quality:.0f} {np.mean(bpp):.3f} bpp {np.mean(psnr):.2f} dB {np.mean(found == tiles.test_labels):.3f}")
+        right = np.mean(found == tiles.test_labels)
+        line.append(f"q{quality:.0f} {np.mean(bpp):.3f} bpp {np.mean(psnr):.2f} dB {right:.3f}")
     print("  held out: " + " | ".join(line), flush=True)
 
 
@@ -181,7 +182,7 @@ def main() -> None:
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=value)
         else:
             parser.add_argument(option, type=type(value), default=value)
-    train(Settings(**vars(parser.parse_args())), Architecture(prior_groups=(8, 24, 64, 96)))
+    train(Settings(**vars(parser.parse_args())), Architecture())
 
 
 if __name__ == "__main__":

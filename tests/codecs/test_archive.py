@@ -382,11 +382,50 @@ def test_codec_as_filter_of_format_2():
 
 def test_reading_coroutines_take_async_arrays():
     z = create_array({}, data=scene(), chunks=(64, 64, 3), shards=(128, 192, 3))
-    index = archive.sync(stored.read_shard_index(z.async_array, (0, 0, 0)))
+    index = archive.sync(stored.read_shard_index(z._async_array, (0, 0, 0)))
     assert index.shape == (2, 3, 1, 2) and index[..., 1].min() > 50
-    header, _ = archive.sync(stored.read_head(z.async_array, (1, 2, 0)))
-    assert archive.sync(stored.read_payload(z.async_array, (1, 2, 0))) == DeepSIC().encode(scene()[64:, 128:])
+    header, _ = archive.sync(stored.read_head(z._async_array, (1, 2, 0)))
+    assert archive.sync(stored.read_payload(z._async_array, (1, 2, 0))) == DeepSIC().encode(scene()[64:, 128:])
     assert header.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("kind", ["folder", "zip", "fsspec"])
+def test_stores(tmp_path, kind, zarr_format):
+    if kind == "fsspec":
+        pytest.importorskip("fsspec")
+        store = zarr.storage.FsspecStore.from_url(f"memory://deepsic/{zarr_format}")
+    else:
+        store = tmp_path / "a" if kind == "folder" else zarr.storage.ZipStore(tmp_path / "a.zip", mode="w")
+    create_array(store, name="img", data=scene(), chunks=(128, 192, 3), zarr_format=zarr_format)
+    if kind == "zip":
+        store.close()
+        store = zarr.storage.ZipStore(tmp_path / "a.zip", mode="r")
+    z = open_archive(store, "img")
+    np.testing.assert_array_equal(z[...], scene())
+    assert best(chunk_attrs(z, (0, 0, 0))["labels"]) == ["Dark", "Dim", "Bright"] * 2
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_xarray(tmp_path, zarr_format):
+    xr = pytest.importorskip("xarray")
+    create_array(tmp_path / "a", name="img", data=scene(), chunks=(64, 64, 3), zarr_format=zarr_format)
+    with xr.open_zarr(tmp_path / "a", consolidated=False, zarr_format=zarr_format) as opened:
+        assert opened["img"].dims == ("y", "x", "c") and opened["img"].dtype == np.uint8
+        np.testing.assert_array_equal(opened["img"], scene())
+        encoding = (
+            {"serializer": DeepSICCodec(), "compressors": None} if zarr_format == 3 else {"compressors": DeepSIC()}
+        )
+        fresh = opened.drop_encoding().load()
+    fresh.to_zarr(tmp_path / "b", zarr_format=zarr_format, consolidated=False, encoding={"img": encoding})
+    np.testing.assert_array_equal(open_archive(tmp_path / "b")[...], scene())
+
+
+@pytest.mark.parametrize("vocabulary", [None, 3, {}, {"head": "cd" * 32}, {"head": "cd" * 32, "classes": 5}], ids=str)
+def test_strange_vocabulary_is_not_ours(vocabulary):
+    z = create_array({}, data=scene(), chunks=(128, 192, 3))
+    z.attrs["deepsic"] = {"vocabulary": vocabulary}
+    assert best(chunk_attrs(z, (0, 0, 0))["labels"]) == ["Dark", "Dim", "Bright"] * 2
 
 
 def test_arrays_can_be_pickled(tmp_path):

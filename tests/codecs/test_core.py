@@ -1,3 +1,5 @@
+import gc
+import weakref
 from itertools import permutations
 
 import numpy as np
@@ -99,6 +101,15 @@ def test_result_is_the_callers_own():
     decoded = DeepSIC().decode(payload)
     decoded[...] = 7
     assert DeepSIC().decode(payload).std() > 1
+
+
+def test_nothing_is_kept():
+    array = photograph(6, 7, 3)
+    alive = weakref.ref(array)
+    DeepSIC().encode(array)
+    del array
+    gc.collect()
+    assert alive() is None
 
 
 def test_memory_order_is_recorded():

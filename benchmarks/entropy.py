@@ -1,0 +1,175 @@
+"""The entropy coder alone: speed of one core and bits, on the symbols of real images.
+
+    python -m benchmarks.entropy --images DIR [--context context.safetensors] [--qualities 14 27 44]
+
+Per quality: bits per pixel of the feature sections, of the prior's own estimate (the
+training-time rate), of the ideal static code per channel (entropy of each channel's symbols
+over all images), of ``constriction``'s range coder with those tables, and, where given, of
+a learned float context model (``benchmarks.context_model``); then Mpx/s of one thread each
+way, and of the integer prior on all threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import constriction
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.common import machine
+from deepsic_codec.model.file import find_model
+from deepsic_codec.model.prior import INDEX_LEVELS, Pass, _scale_table, passes
+from deepsic_codec.model.runtime import Runtime, get_runtime
+from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
+from deepsic_codec.training.data import read_images
+
+
+@dataclass
+class Image:
+    """Symbols of one image and what the prior says of them, pass by pass."""
+
+    symbols: NDArray[np.int16]  # (1,h,w,C)
+    passes: list[tuple[Pass, NDArray[np.int64], NDArray[np.int64], NDArray[np.int16], NDArray[np.uint8]]]
+    estimate: float  # bits
+
+
+def analyse(runtime: Runtime, pixels: NDArray[np.uint8], quality: float) -> tuple[Image, float]:
+    """Symbols and prior of an image; seconds that the prior took."""
+    symbols, _ = runtime._analyse(pixels[None], np.array([quality]), False)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        prior = runtime._prior
+        neighbours = prior.neighbours(torch.from_numpy(symbols).float())
+        which = torch.full((symbols.shape[1] * symbols.shape[2],), int(quality + 0.5))
+        steps = [
+            (
+                step,
+                *step.positions(*symbols.shape[1:3]),
+                *(v.numpy() for v in prior.run(n, neighbours, r, which[: len(r)])),
+            )
+            for n, step, r, _, _ in passes(prior, neighbours)
+        ]
+    seconds = time.perf_counter() - start
+    log_scales = _scale_table()
+    bits = 0.0
+    for step, ys, xs, means, scales in steps:
+        found = symbols[0, ys, xs, step.start : step.start + step.count].astype(float)
+        s = np.exp(np.interp(scales / INDEX_LEVELS, np.arange(len(log_scales)), log_scales))
+        d = np.abs(found - means / 8)
+        mass = 0.5 * (np.tanh((0.5 - d) / (2 * s)) - np.tanh((-0.5 - d) / (2 * s)))
+        bits -= np.log2(np.maximum(mass, 1e-9)).sum()
+    return Image(symbols, steps, bits), seconds
+
+
+def code(runtime: Runtime, image: Image) -> tuple[int, float, float]:
+    """Bytes, and seconds of encoding and decoding on this thread; checks the round trip."""
+    tables = runtime._tables
+    steps = [(s.start, s.second, ys, xs, m, tables.levels[i]) for s, ys, xs, m, i in image.passes]
+    start = time.perf_counter()
+    encoder = SymbolEncoder(tables, image.symbols)
+    for first, second, ys, xs, means, levels in steps:
+        encoder.encode_pass(ys, xs, first, second, means, levels)
+    data = encoder.finish()
+    middle = time.perf_counter()
+    decoder = SymbolDecoder(tables, data, 1, image.symbols.shape[1:3], image.symbols.shape[3])
+    for first, second, ys, xs, means, levels in steps:
+        decoder.decode_pass(ys, xs, first, second, means, levels)
+    symbols = decoder.finish()
+    end = time.perf_counter()
+    if not np.array_equal(symbols, image.symbols):
+        raise SystemExit("round trip failed: nothing below would mean anything")
+    return len(data), middle - start, end - middle
+
+
+def static_code(images: list[Image]) -> tuple[float, float, float, float]:
+    """Bits of the ideal static code per channel and of constriction's coder, and its seconds each way."""
+    joined = np.concatenate([i.symbols.reshape(-1, i.symbols.shape[3]) for i in images]).astype(np.int32)
+    ideal, words, encode, decode = 0.0, 0, 0.0, 0.0
+    for column in joined.T:
+        low = int(column.min())
+        shifted = np.ascontiguousarray(column - low)
+        counts = np.bincount(shifted)
+        p = counts / counts.sum()
+        ideal -= (counts[counts > 0] * np.log2(p[counts > 0])).sum()
+        if len(counts) < 2:
+            continue
+        model = constriction.stream.model.Categorical(np.maximum(p, 1e-9).astype(np.float32), perfect=False)
+        start = time.perf_counter()
+        coder = constriction.stream.queue.RangeEncoder()
+        coder.encode(shifted, model)
+        data = coder.get_compressed()
+        middle = time.perf_counter()
+        back = constriction.stream.queue.RangeDecoder(data).decode(model, len(shifted))
+        decode += time.perf_counter() - middle
+        encode += middle - start
+        if not np.array_equal(back, shifted):
+            raise SystemExit("constriction's round trip failed")
+        words += len(data)
+    return ideal, words * 32.0, encode, decode
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, help="folder of images, for example Kodak")
+    parser.add_argument("--qualities", type=float, nargs="+", default=[14, 27, 44])
+    parser.add_argument("--context", help="file written by benchmarks.context_model")
+    parser.add_argument("--repeat", type=int, default=3, help="timings are the fastest of so many")
+    a = parser.parse_args()
+    runtime = get_runtime(find_model())
+    context = None
+    if a.context:
+        from benchmarks.context_model import load
+
+        context = load(a.context)
+    pictures = [pixels for _, pixels in read_images(Path(a.images))]
+    print(machine(torch.get_num_threads()))
+    print(f"{len(pictures)} images, model {runtime.info.name} {runtime.info.decoder[:16]}\n")
+    columns = ["quality", "coder", "estimate", "static", "vs_static", "constriction", "context", "vs_context", "|", "enc", "dec", "prior", "c_enc", "c_dec"]
+    print(" ".join(f"{name:>12}" for name in columns))
+    code(runtime, analyse(runtime, pictures[0], 50)[0])  # compiles
+    for quality in a.qualities:
+        images, prior_seconds = [], 0.0
+        for pixels in pictures:
+            image, _ = analyse(runtime, pixels, quality)
+            prior_seconds += min([_] + [analyse(runtime, pixels, quality)[1] for _ in range(a.repeat - 1)])
+            images.append(image)
+        px = sum(i.symbols.shape[1] * i.symbols.shape[2] * 256 for i in images)
+        runs = [[code(runtime, image) for image in images] for _ in range(a.repeat)]
+        ours = 8 * sum(n for n, _, _ in runs[0]) / px
+        encode, decode = (sum(min(run[i][k] for run in runs) for i in range(len(images))) for k in (1, 2))
+        ideal, outside, oe, od = static_code(images)
+        learned = float("nan")
+        if context is not None:
+            with torch.inference_mode():
+                learned = (
+                    sum(
+                        float(
+                            context(
+                                torch.from_numpy(i.symbols).permute(0, 3, 1, 2).float(), torch.tensor([quality])
+                            ).sum()
+                        )
+                        for i in images
+                    )
+                    / px
+                )
+        rates = (ours, sum(i.estimate for i in images) / px, ideal / px)
+        speeds = (px / seconds / 1e6 for seconds in (encode, decode, prior_seconds, oe, od))
+        row = [f"{quality:.0f}", *(f"{r:.4f}" for r in rates), f"{100 * (ours * px / ideal - 1):+.1f} %"]
+        row += [f"{outside / px:.4f}", f"{learned:.4f}", f"{100 * (ours / learned - 1):+.1f} %", "|"]
+        print(" ".join(f"{cell:>12}" for cell in row + [f"{v:.1f}" for v in speeds]), flush=True)
+    print(
+        "\nRates in bits per pixel, speeds in Mpx/s. vs_static: against the ideal static code per channel (target -22 %"
+        "\nor better); vs_context: against the learned float context model (target +3 % or better); enc, dec: our coder"
+        "\non one thread (target 30 Mpx/s each way at 0.5 bpp); prior: the integer prior on all threads; c_enc, c_dec:"
+        "\nconstriction with per-channel tables on one thread, grouped by channel and so without any context."
+    )
+
+
+if __name__ == "__main__":
+    main()

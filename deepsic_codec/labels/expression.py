@@ -1,0 +1,385 @@
+"""Query expressions such as ``Forest > 0.6 & ~Water``: their grammar, and what they make of scores.
+
+Scores are integers in 1/255. A comparison is brought to "score >= m" with an integer m when it is made, by exact
+fractions, so that no two ways to evaluate an expression can differ by rounding. ``docs/labels.md`` has the grammar.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.errors import ExpressionError
+from deepsic_codec.labels.vocabulary import Vocabulary
+
+Scores = NDArray[np.uint8]
+Hits = NDArray[np.bool_]
+Column = Callable[[str], Scores]  # the scores of a name
+
+BARE = Fraction(1, 2)  # a name alone asks for this score at least
+MAX_DEPTH = 100  # of parentheses and negations: deeper is a mistake, and would exhaust Python's stack
+MAX_TEXT = 10_000  # characters
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?%?)|(?P<name>[^\W\d]\w*)"
+    r"|(?P<quoted>\"[^\"]*\"|'[^']*')|(?P<op>>=|<=|>|<|&&?|\|\|?|~|!|\(|\)))"
+)
+_WORDS = {"and": "&", "or": "|", "not": "~", "&&": "&", "||": "|", "!": "~"}
+_MIRRORED = {">": "<", "<": ">", ">=": "<=", "<=": ">="}
+
+
+class Expression:
+    """A condition on the scores of a label tile. Combine with `&`, `|` and `~`."""
+
+    def __and__(self, other: "Expression") -> "Expression":
+        return And(self, _expression(other))
+
+    def __or__(self, other: "Expression") -> "Expression":
+        return Or(self, _expression(other))
+
+    def __invert__(self) -> "Expression":
+        return Not(self)
+
+    def __bool__(self) -> bool:
+        # `a and b`, `not a` and `0.2 < a < 0.6` would silently mean something else.
+        raise TypeError("combine conditions with &, | and ~, each comparison in parentheses, or write them as text")
+
+    def names(self) -> Iterator[tuple[str, int | None]]:
+        """Yield the names in it, with their position in the text if there is one."""
+        raise NotImplementedError
+
+    def tiles(self, score: Column) -> Hits:
+        """Evaluate for tiles: whether each satisfies it."""
+        raise NotImplementedError
+
+    def chunks(self, largest: Column) -> "Verdict":
+        """Tell from the largest score per class what is certain of chunks of one or more tiles."""
+        return self._verdict(largest, False)
+
+    def _verdict(self, largest: Column, negated: bool) -> "Verdict":
+        raise NotImplementedError
+
+    def matches(self, attributes: Mapping[str, Any], vocabulary: Vocabulary) -> bool:
+        """Evaluate for a chunk's attributes, as `chunk_attrs` gives them: whether one of its tiles satisfies it."""
+        tiles = [tile for tile in attributes["labels"] or () if tile]
+        index = {name: i for i, name in enumerate(vocabulary.names)}
+        scores = np.zeros((len(index), len(tiles)), np.uint8)
+        for i, tile in enumerate(tiles):
+            for name, value in tile.items():
+                scores[index[name], i] = round(value * 255)
+        return bool(self.tiles(lambda name: vocabulary.score(name, lambda i: scores[i])).any())
+
+    def check(self, vocabulary: Vocabulary, text: str | None = None) -> set[int]:
+        """Return the numbers of the classes that it reads; raises ExpressionError for a name that there is not."""
+        numbers: set[int] = set()
+        for name, position in self.names():
+            try:
+                numbers.update(vocabulary.members(name))
+            except ExpressionError as error:
+                if text is None or position is None:
+                    raise
+                raise ExpressionError(_pointed(str(error), text, position)) from None
+        return numbers
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is certain of chunks, each a boolean array: is it `every` tile, `some` tile, or perhaps one (`may`)."""
+
+    every: Hits
+    some: Hits
+    may: Hits
+
+
+@dataclass(frozen=True)
+class Compare(Expression):
+    """score of `name` >= `least`, in 1/255; 0 is always true, 256 never."""
+
+    name: str
+    least: int
+    text: str
+    position: int | None = None
+
+    def names(self) -> Iterator[tuple[str, int | None]]:
+        yield self.name, self.position
+
+    def tiles(self, score: Column) -> Hits:
+        return _at_least(score(self.name), self.least)
+
+    def _verdict(self, largest: Column, negated: bool) -> Verdict:
+        reached = _at_least(largest(self.name), self.least)
+        if negated:  # a tile of the chunk may have any score from 0 on
+            missed = ~reached
+            return Verdict(missed, missed, np.full_like(reached, self.least > 0))
+        return Verdict(np.full_like(reached, self.least == 0), reached, reached)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Not(Expression):
+    """The tiles that do not satisfy `inner`."""
+
+    inner: Expression
+
+    def names(self) -> Iterator[tuple[str, int | None]]:
+        return self.inner.names()
+
+    def tiles(self, score: Column) -> Hits:
+        return ~self.inner.tiles(score)
+
+    def _verdict(self, largest: Column, negated: bool) -> Verdict:
+        return self.inner._verdict(largest, not negated)
+
+    def __str__(self) -> str:
+        return f"~{_wrapped(self.inner)}"
+
+
+@dataclass(frozen=True)
+class _Pair(Expression):
+    left: Expression
+    right: Expression
+
+    def names(self) -> Iterator[tuple[str, int | None]]:
+        yield from self.left.names()
+        yield from self.right.names()
+
+    def _both(self, largest: Column, negated: bool) -> Verdict:
+        """Judge the conjunction of both sides, or of their negations."""
+        a, b = self.left._verdict(largest, negated), self.right._verdict(largest, negated)
+        return Verdict(a.every & b.every, (a.every & b.some) | (a.some & b.every), a.may & b.may)
+
+    def _either(self, largest: Column, negated: bool) -> Verdict:
+        a, b = self.left._verdict(largest, negated), self.right._verdict(largest, negated)
+        return Verdict(a.every | b.every, a.some | b.some, a.may | b.may)
+
+
+class And(_Pair):
+    """The tiles that satisfy both."""
+
+    def tiles(self, score: Column) -> Hits:
+        return self.left.tiles(score) & self.right.tiles(score)
+
+    def _verdict(self, largest: Column, negated: bool) -> Verdict:
+        return self._either(largest, True) if negated else self._both(largest, False)
+
+    def __str__(self) -> str:
+        return f"{_wrapped(self.left)} & {_wrapped(self.right)}"
+
+
+class Or(_Pair):
+    """The tiles that satisfy one of them or both."""
+
+    def tiles(self, score: Column) -> Hits:
+        return self.left.tiles(score) | self.right.tiles(score)
+
+    def _verdict(self, largest: Column, negated: bool) -> Verdict:
+        return self._both(largest, True) if negated else self._either(largest, False)
+
+    def __str__(self) -> str:
+        return f"{_wrapped(self.left)} | {_wrapped(self.right)}"
+
+
+class Name(Compare):
+    """The score of a class, to be compared; by itself the condition that it is at least 0.5."""
+
+    def __init__(self, name: str) -> None:
+        given = _comparison(name, ">=", BARE, None)
+        super().__init__(given.name, given.least, _quoted(name))
+
+    def __gt__(self, threshold: float) -> Expression:
+        return self._compared(">", threshold)
+
+    def __ge__(self, threshold: float) -> Expression:
+        return self._compared(">=", threshold)
+
+    def __lt__(self, threshold: float) -> Expression:
+        return self._compared("<", threshold)
+
+    def __le__(self, threshold: float) -> Expression:
+        return self._compared("<=", threshold)
+
+    def _compared(self, op: str, threshold: float) -> Expression:
+        # The shortest decimal that means this float: 0.6 here is the 0.6 of an expression in text.
+        value = Fraction(repr(float(threshold))) if np.isfinite(threshold) else None
+        if value is None:
+            raise ExpressionError(f"{self.name}: expected a finite number, got {threshold!r}")
+        return _normalised(self.name, op, value, None)
+
+
+def parse(text: str) -> Expression:
+    """Read an expression.
+
+    Parameters
+    ----------
+    text : str
+        For instance ``"Forest > 0.6 & ~Water"``.
+
+    Raises
+    ------
+    ExpressionError
+        If it is none; the message points to the place.
+    """
+    if len(text) > MAX_TEXT:
+        raise ExpressionError(f"an expression of {len(text)} characters; at most {MAX_TEXT} are read")
+    return _Parser(text).parse()
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # "number", "name", "end", or the operator itself
+    text: str
+    position: int
+
+
+class _Parser:
+    """Recursive descent: or < and < not < comparison."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = self._tokens()
+        self.token = next(self.tokens)
+        self.depth = 0
+
+    def _tokens(self) -> Iterator[_Token]:
+        position = 0
+        while self.text[position:].strip():
+            found = _TOKEN.match(self.text, position)
+            if found is None:
+                position += len(self.text[position:]) - len(self.text[position:].lstrip())
+                raise self._error(f"cannot read {self.text[position]!r}", position)
+            kind = str(found.lastgroup)
+            text, start = found[kind], found.start(kind)
+            position = found.end()
+            if kind == "op" or (kind == "name" and text.lower() in _WORDS):
+                operator = _WORDS.get(text.lower(), text)
+                yield _Token(operator, text, start)
+            elif kind == "quoted":
+                yield _Token("name", text[1:-1], start)
+            else:
+                yield _Token(kind, text, start)
+        yield _Token("end", "", len(self.text.rstrip()))
+
+    def _error(self, message: str, position: int) -> ExpressionError:
+        return ExpressionError(_pointed(message, self.text, position))
+
+    def _take(self) -> _Token:
+        token = self.token
+        if token.kind != "end":
+            self.token = next(self.tokens)
+        return token
+
+    def _expected(self, what: str) -> ExpressionError:
+        found = f"{self.token.text!r}" if self.token.kind != "end" else "the end"
+        return self._error(f"expected {what}, found {found}", self.token.position)
+
+    def parse(self) -> Expression:
+        expression = self._or()
+        if self.token.kind != "end":
+            raise self._expected("'&', '|' or the end")
+        return expression
+
+    def _or(self) -> Expression:
+        left = self._and()
+        while self.token.kind == "|":
+            self._take()
+            left = Or(left, self._and())
+        return left
+
+    def _and(self) -> Expression:
+        left = self._not()
+        while self.token.kind == "&":
+            self._take()
+            left = And(left, self._not())
+        return left
+
+    def _not(self) -> Expression:
+        if self.token.kind not in ("~", "("):
+            return self._comparison()
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self._error(f"more than {MAX_DEPTH} parentheses and negations within each other", self.token.position)
+        inner: Expression
+        if self._take().kind == "~":
+            inner = Not(self._not())
+        else:
+            inner = self._or()
+            if self.token.kind != ")":
+                raise self._expected("')'")
+            self._take()
+        self.depth -= 1
+        return inner
+
+    def _comparison(self) -> Expression:
+        if self.token.kind == "number":  # 0.2 < Forest, 0.2 < Forest <= 0.6
+            bound = self._number()
+            if self.token.kind not in _MIRRORED:
+                raise self._expected("'>', '>=', '<' or '<='")
+            op = _MIRRORED[self._take().kind]
+            name = self._name()
+            left = _normalised(name.text, op, bound, name.position)
+            return And(left, self._bounded(name)) if self.token.kind in _MIRRORED else left
+        name = self._name()
+        if self.token.kind in _MIRRORED:
+            return self._bounded(name)
+        return _comparison(name.text, ">=", BARE, name.position, _quoted(name.text))
+
+    def _bounded(self, name: _Token) -> Expression:
+        op = self._take().kind
+        return _normalised(name.text, op, self._number(), name.position)
+
+    def _name(self) -> _Token:
+        if self.token.kind != "name":
+            raise self._expected("the name of a class")
+        return self._take()
+
+    def _number(self) -> Fraction:
+        if self.token.kind != "number":
+            raise self._expected("a number")
+        text = self._take().text
+        return Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)
+
+
+def _comparison(name: str, op: str, value: Fraction, position: int | None, text: str | None = None) -> Compare:
+    scaled = value * 255
+    least = floor(scaled) + 1 if op == ">" else ceil(scaled)
+    text = f"{_quoted(name)} {op} {float(value):g}" if text is None else text
+    return Compare(name, min(max(least, 0), 256), text, position)
+
+
+def _normalised(name: str, op: str, value: Fraction, position: int | None) -> Expression:
+    if op in (">", ">="):
+        return _comparison(name, op, value, position)
+    return Not(_comparison(name, ">=" if op == "<" else ">", value, position))
+
+
+def _at_least(scores: Scores, least: int) -> Hits:
+    if least > 255:
+        return np.zeros(scores.shape, np.bool_)
+    return scores >= np.uint8(least)
+
+
+def _expression(value: Any) -> Expression:
+    if not isinstance(value, Expression):
+        raise TypeError(f"expected a condition on labels, got {value!r}")
+    return value
+
+
+def _wrapped(expression: Expression) -> str:
+    return str(expression) if isinstance(expression, Compare | Not) else f"({expression})"
+
+
+def _quoted(name: str) -> str:
+    plain = re.fullmatch(r"[^\W\d]\w*", name) and name.lower() not in _WORDS
+    return name if plain else f"'{name}'" if '"' in name else f'"{name}"'
+
+
+def _pointed(message: str, text: str, position: int) -> str:
+    line = text.replace("\n", " ").replace("\t", " ").replace("\r", " ")
+    return f"{message}\n  {line}\n  {' ' * position}^"

@@ -1,0 +1,167 @@
+"""Where the chunks and label tiles of an array lie: which there are, and which pixels they cover."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.payload.labels import default_tile
+
+Index = tuple[int, ...]
+Region = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Chunks and label tiles of an array, along each of its axes.
+
+    Tiles are counted through the whole array. Those of the last chunk that lie wholly outside of the array do not
+    exist here, so that padding has no labels whatever its payload says.
+
+    Attributes
+    ----------
+    axes : str
+        One of y, x, c, t, z, n for each axis.
+    shape, chunks : tuple of int
+        Of the array and of a chunk, in samples.
+    tile : (int, int)
+        Height and width of a label tile in pixels.
+    """
+
+    axes: str
+    shape: Index
+    chunks: Index
+    tile: tuple[int, int]
+
+    @classmethod
+    def of(cls, array: Any, axes: str, tile: Sequence[int] | None) -> "Geometry":
+        """Return the geometry of an array, with the tile that the codec takes where none is set."""
+        chunks = tuple(int(size) for size in array.chunks)
+        if tile is None:
+            tile = default_tile(*(chunks[axes.index(axis)] for axis in "yx"))
+        return cls(axes, tuple(int(size) for size in array.shape), chunks, (int(tile[0]), int(tile[1])))
+
+    @cached_property
+    def grid(self) -> Index:
+        """Chunks along each axis."""
+        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+
+    @cached_property
+    def steps(self) -> Index:
+        """Samples that a tile covers along each axis: all channels of a chunk, a single slice."""
+        sizes = {"y": self.tile[0], "x": self.tile[1]}
+        if "c" in self.axes:
+            sizes["c"] = self.chunks[self.axes.index("c")]
+        return tuple(sizes.get(axis, 1) for axis in self.axes)
+
+    @cached_property
+    def per_chunk(self) -> Index:
+        """Tiles of a whole chunk along each axis."""
+        return tuple(-(-chunk // step) for chunk, step in zip(self.chunks, self.steps, strict=True))
+
+    @cached_property
+    def tile_grid(self) -> Index:
+        """Tiles of the array along each axis."""
+        counts = []
+        for size, chunk, step, n, per in zip(
+            self.shape, self.chunks, self.steps, self.grid, self.per_chunk, strict=True
+        ):
+            counts.append((n - 1) * per + -(-(size - (n - 1) * chunk) // step) if n else 0)
+        return tuple(counts)
+
+    @property
+    def one_tile(self) -> bool:
+        """Whether every chunk has one label tile."""
+        return prod(self.per_chunk) == 1
+
+    def starts(self, axis: int) -> NDArray[np.int64]:
+        """Return the first sample of every tile along an axis."""
+        number = np.arange(self.tile_grid[axis])
+        per = self.per_chunk[axis]
+        return number // per * self.chunks[axis] + number % per * self.steps[axis]
+
+    def stops(self, axis: int) -> NDArray[np.int64]:
+        """Return one past the last sample of every tile along an axis, within its chunk and the array."""
+        chunk_stop = (np.arange(self.tile_grid[axis]) // self.per_chunk[axis] + 1) * self.chunks[axis]
+        return np.minimum(np.minimum(self.starts(axis) + self.steps[axis], chunk_stop), self.shape[axis])
+
+    def straddles(self, axis: int) -> NDArray[np.bool_]:
+        """Return for every tile along an axis whether the array ends within it, so that padding had a say in it."""
+        chunk_stop = (np.arange(self.tile_grid[axis]) // self.per_chunk[axis] + 1) * self.chunks[axis]
+        return np.minimum(self.starts(axis) + self.steps[axis], chunk_stop) > self.shape[axis]
+
+    def chunk_region(self, index: Sequence[int]) -> Region:
+        """Return the samples of a chunk that lie within the array."""
+        return tuple(
+            slice(i * chunk, min((i + 1) * chunk, size))
+            for i, chunk, size in zip(index, self.chunks, self.shape, strict=True)
+        )
+
+    def tile_region(self, tile: Sequence[int]) -> Region:
+        """Return the samples of a tile that lie within its chunk and the array."""
+        region = []
+        for axis, number in enumerate(tile):
+            i, k = divmod(int(number), self.per_chunk[axis])
+            start = i * self.chunks[axis] + k * self.steps[axis]
+            stop = min(start + self.steps[axis], (i + 1) * self.chunks[axis], self.shape[axis])
+            region.append(slice(start, stop))
+        return tuple(region)
+
+    def tiles_of(self, start: Sequence[int], stop: Sequence[int]) -> Region:
+        """Return the tiles of a block of chunks."""
+        return tuple(
+            slice(a * per, min(b * per, n))
+            for a, b, per, n in zip(start, stop, self.per_chunk, self.tile_grid, strict=True)
+        )
+
+    def arrange(self, values: NDArray[Any], index: Sequence[int]) -> NDArray[Any]:
+        """Bring what a payload says of its tiles into the order of the array's axes, without tiles outside of it.
+
+        Parameters
+        ----------
+        values : ndarray
+            (slices, rows, columns, n), as in a label block.
+        index : sequence of int
+            The chunk.
+
+        Returns
+        -------
+        ndarray
+            (n, tiles along each axis of the array).
+        """
+        order = [axis for axis in self.axes if axis not in "yxc"] + ["y", "x"]
+        sizes = [self.per_chunk[self.axes.index(axis)] for axis in order]
+        values = values.reshape(*sizes, values.shape[-1])
+        values = values.transpose(len(order), *(order.index(axis) for axis in self.axes if axis != "c"))
+        if "c" in self.axes:
+            values = np.expand_dims(values, 1 + self.axes.index("c"))
+        inside = self.tiles_of(index, [i + 1 for i in index])
+        return values[(slice(None), *(slice(part.stop - part.start) for part in inside))]
+
+    def any_tile(self, hits: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Reduce a block of tiles (that starts with a chunk) to its chunks: whether one of the tiles is True."""
+        for axis, per in enumerate(self.per_chunk):
+            if per > 1:
+                hits = np.logical_or.reduceat(hits, np.arange(0, hits.shape[axis], per), axis=axis)
+        return hits
+
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Repeat values of all chunks for their tiles."""
+        for axis, per in enumerate(self.per_chunk):
+            if per > 1:
+                values = np.repeat(values, per, axis=axis)
+        return values[tuple(slice(n) for n in self.tile_grid)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what an index says of the array that it was made for."""
+        return {
+            "axes": self.axes,
+            "shape": list(self.shape),
+            "chunks": list(self.chunks),
+            "tile_shape": list(self.tile),
+        }
+

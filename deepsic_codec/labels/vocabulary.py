@@ -1,0 +1,148 @@
+"""Names that queries know: the classes of a model, and broader names that stand for several (the paper's WordTree)."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.errors import ExpressionError, LabelIndexError
+
+UNKNOWN = "unknown"  # the class after those of the vocabulary
+ATTRIBUTE = "deepsic"  # of arrays; holds the vocabulary, so that labels can be read where the model is not
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What labels can name.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        In the order of the head's scores, without "unknown", which is the last score.
+    parents : dict of str to tuple of str
+        Broader names and what they stand for: classes, or other parents.
+    head : str
+        Identity of the semantic head, hexadecimal.
+    descriptions : dict of str to str
+        Longer texts for some of the names.
+    """
+
+    classes: tuple[str, ...]
+    parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    head: str = ""
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name for each score: the classes and, last, "unknown"."""
+        return (*self.classes, UNKNOWN)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All names that a query may use."""
+        return (*self.names, *(name for name in self.parents if name not in self.names))
+
+    def members(self, name: str) -> tuple[int, ...]:
+        """Return the numbers of the classes that a name stands for; a class hides a parent of the same name.
+
+        Raises
+        ------
+        ExpressionError
+            If there is no such name; the message has the nearest ones.
+        """
+        found: set[int] = set()
+        pending, seen = [name], set()
+        while pending:
+            one = pending.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            if one in self.names:
+                found.add(self.names.index(one))
+            elif one in self.parents:
+                pending += self.parents[one]
+            elif one == name:
+                raise ExpressionError(self.unknown_name(name))
+        return tuple(sorted(found))
+
+    def unknown_name(self, name: str) -> str:
+        """Return what to say of a name that there is not."""
+        by_case = {known.casefold(): known for known in self.known}
+        near = difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(by_case[n] for n in near)}?" if near else f"known: {', '.join(self.known)}"
+        return f"no class {name!r}; {hint}"
+
+    def score(self, name: str, column: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Return the scores of a name: of a class its own, of a parent the largest of its classes.
+
+        Parameters
+        ----------
+        name : str
+            Class or parent.
+        column : callable
+            Gives the scores of a class by its number.
+        """
+        members = self.members(name)
+        if not members:
+            raise ExpressionError(f"{name!r} stands for no class of this vocabulary")
+        scores = column(members[0])
+        for number in members[1:]:
+            scores = np.maximum(scores, column(number))
+        return scores
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the vocabulary as array attributes have it."""
+        data: dict[str, Any] = {
+            "head": self.head,
+            "classes": list(self.classes),
+            "parents": {name: list(members) for name, members in self.parents.items()},
+        }
+        return data | ({"descriptions": dict(self.descriptions)} if self.descriptions else {})
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Vocabulary":
+        """Make a vocabulary from attributes; raises LabelIndexError if they are none."""
+        try:
+            classes = tuple(str(name) for name in data["classes"])
+            parents = {str(name): tuple(str(m) for m in members) for name, members in data.get("parents", {}).items()}
+            texts = {str(name): str(text) for name, text in data.get("descriptions", {}).items()}
+            return cls(classes, parents, str(data.get("head") or ""), texts)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise LabelIndexError(f"not a vocabulary ({type(error).__name__}: {error})") from None
+
+
+def of_model(info: Any) -> Vocabulary:
+    """Return the vocabulary of a model file's description."""
+    given = info.vocabulary
+    parents = {name: tuple(members) for name, members in given.parents.items()}
+    return Vocabulary(tuple(given.classes), parents, info.head, dict(getattr(given, "descriptions", {})))
+
+
+def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
+    """Return the vocabulary of the head that labelled a chunk.
+
+    It is that of the array's attributes, or, for a chunk that another model labelled or an array that this package
+    did not create, that of the model.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        The array.
+    decoder, head : str
+        Identities, or the first digits of them, hexadecimal.
+
+    Raises
+    ------
+    ModelNotFound
+        If it takes a model that is not there.
+    """
+    from deepsic_codec.model.file import find_model
+
+    attribute = array.attrs.get(ATTRIBUTE)
+    given = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None
+    if isinstance(given, Mapping) and "classes" in given and str(given.get("head")).startswith(head):
+        return Vocabulary.from_json(given)
+    return of_model(find_model(decoder, head=head))

@@ -1,0 +1,109 @@
+"""Model files: identities, finding, damage."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepsic_codec.errors import ModelMismatch, ModelNotFound
+from deepsic_codec.model.file import (
+    PACKAGED,
+    SEARCH_VARIABLE,
+    Vocabulary,
+    find_model,
+    identities,
+    load_arrays,
+    read_info,
+    save_model,
+)
+from tests.common import check_lazy, check_rejects
+
+ARCHITECTURE = {"name": "toy", "latents": 4, "analysis_widths": [2, 2], "head_width": 3, "classes": 3}
+VOCABULARY = Vocabulary(("Sand", "Rock"), {"Ground": ("Sand", "Rock")})
+
+
+def arrays():
+    return {
+        "decoder.a": np.arange(6, dtype=np.int8).reshape(2, 3),
+        "decoder.number": np.asarray(7, np.int64),
+        "encoder.b": np.ones(3, np.float16),
+        "head.c": np.zeros((2, 2), np.float32),
+    }
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.setenv(SEARCH_VARIABLE, str(tmp_path))
+    return save_model(tmp_path / "toy.safetensors", "toy", arrays(), ARCHITECTURE, VOCABULARY, {"by": "a test"})
+
+
+def test_found_by_name_and_by_identity(toy):
+    assert find_model("toy") == find_model(toy.decoder) == find_model(toy.decoder[:16], head=toy.head[:8]) == toy
+    assert find_model("toy", head="00000000") == toy, "a head of zeros asks for none"
+    assert toy.vocabulary.names == ("Sand", "Rock", "unknown")
+    for name, array in load_arrays(toy).items():
+        np.testing.assert_array_equal(array, arrays()[name])
+
+
+def test_identities_tell_parts_apart():
+    decoder, head = identities(arrays(), ARCHITECTURE, VOCABULARY)
+    changed = arrays()
+    changed["encoder.b"] *= 2
+    assert identities(changed, ARCHITECTURE | {"analysis_widths": [9, 9]}, VOCABULARY) == (decoder, head)
+    changed = arrays()
+    changed["decoder.a"][0, 0] = 1
+    assert identities(changed, ARCHITECTURE, VOCABULARY)[0] != decoder
+    assert identities(changed, ARCHITECTURE, VOCABULARY)[1] == head
+    assert identities(arrays(), ARCHITECTURE, Vocabulary(("Rock", "Sand")))[1] != head
+    assert identities(arrays(), ARCHITECTURE, Vocabulary(("Rock", "Sand")))[0] == decoder
+    # the same bytes under another shape are another model
+    changed = arrays()
+    changed["decoder.a"] = changed["decoder.a"].reshape(3, 2)
+    assert identities(changed, ARCHITECTURE, VOCABULARY)[0] != decoder
+
+
+def test_missing_model_names_every_place(tmp_path, monkeypatch):
+    monkeypatch.setenv(SEARCH_VARIABLE, str(tmp_path))
+    message = check_rejects(ModelNotFound, "'nowhere'", find_model, "nowhere")
+    assert str(tmp_path) in message and str(PACKAGED) in message and SEARCH_VARIABLE in message
+    check_rejects(ModelNotFound, "decoder " + "5" * 64, find_model, "5" * 64)
+    check_rejects(ModelNotFound, "head 12345678", find_model, "base", head="12345678")
+
+
+def test_every_flipped_byte_of_the_tensors_is_noticed(toy):
+    data = bytearray(Path(toy.path).read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    offsets = json.loads(data[8:start])
+    for name in ("decoder.a", "decoder.number", "head.c"):
+        low, high = offsets[name]["data_offsets"]
+        for at in range(low, high):
+            broken = bytearray(data)
+            broken[start + at] ^= 1
+            Path(toy.path).write_bytes(broken)
+            check_rejects(ModelMismatch, "SHA-256", load_arrays, toy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 8, b"\x10" + bytes(7) + b"x" * 16, b"\x02" + bytes(7) + b"{}", (1 << 40).to_bytes(8, "little")],
+)
+def test_foreign_files_are_refused_and_passed_over(tmp_path, monkeypatch, content):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    check_rejects(ModelMismatch, "not a DeepSIC model", read_info, path)
+    monkeypatch.setenv(SEARCH_VARIABLE, str(tmp_path))
+    assert find_model("base").name == "base"
+
+
+def test_truncated_file_is_refused(toy, tmp_path):
+    short = tmp_path / "short.safetensors"
+    shutil.copy(toy.path, short)
+    with open(short, "r+b") as file:
+        file.truncate(short.stat().st_size - 5)
+    check_rejects(ModelMismatch, "damaged", load_arrays, read_info(short))
+
+
+def test_finding_needs_no_torch():
+    check_lazy("from deepsic_codec.model.file import find_model; find_model('base').vocabulary.names")

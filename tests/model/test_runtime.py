@@ -1,0 +1,162 @@
+"""The bundled model: round trips, labels, batches, threads, damage."""
+
+import contextlib
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec import config
+from deepsic_codec.errors import CorruptPayload, ModelMismatch
+from deepsic_codec.model.file import find_model, load_arrays, save_model
+from deepsic_codec.model.networks import Architecture
+from deepsic_codec.model.runtime import Runtime, get_runtime
+from deepsic_codec.samples import drone_frame, eurosat_mosaic
+from tests.common import check_rejects, psnr
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return get_runtime(find_model("base"))
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """Nine cells of real imagery, one image each."""
+    mosaic = eurosat_mosaic()
+    mosaic = mosaic[0] if isinstance(mosaic, tuple) else mosaic
+    return [np.ascontiguousarray(mosaic[None, y : y + 64, x : x + 64]) for y in (0, 192, 384) for x in (0, 320, 512)]
+
+
+def decode(runtime, encoded, images, quality):
+    return runtime.decode([e.features for e in encoded], [i.shape[:3] for i in images], quality)
+
+
+def test_quality_trades_bytes_for_error(runtime):
+    frame = drone_frame()[None, 300:556, 400:656]
+    sizes, errors = [], []
+    for quality in (5.0, 25.5, 50.0, 75.25, 95.0):
+        encoded = runtime.encode([frame], [quality])
+        sizes.append(len(encoded[0].features))
+        errors.append(psnr(decode(runtime, encoded, [frame], [quality])[0], frame))
+    assert sizes == sorted(sizes) and errors == sorted(errors)
+    assert errors[-1] > 34 and sizes[0] < frame.size / 60
+
+
+@pytest.mark.parametrize("height,width", [(1, 1), (1, 17), (16, 16), (33, 5), (65, 64), (70, 131)])
+def test_odd_sizes(runtime, height, width):
+    image = drone_frame()[None, 500 : 500 + height, 700 : 700 + width]
+    encoded = runtime.encode([image], [80.0])
+    assert encoded[0].grid == (-(-height // 16), -(-width // 16))
+    assert encoded[0].cells.shape == (1, -(-height // 64), -(-width // 64), 11)
+    decoded = decode(runtime, encoded, [image], [80.0])[0]
+    assert decoded.shape == image.shape and psnr(decoded, image) > 28
+
+
+def test_alone_or_among_others(runtime, tiles):
+    """Labels agree within 1/255, and every payload decodes, whatever the batch."""
+    images = (tiles * 8)[:65]
+    quality = [50.0] * len(images)
+    joint = runtime.encode(images, quality)
+    for image, one in zip(tiles, joint, strict=False):
+        alone = runtime.encode([image], [50.0])[0]
+        assert np.abs(alone.cells.astype(int) - one.cells).max() <= 1
+        assert psnr(decode(runtime, [alone], [image], [50.0])[0], decode(runtime, [one], [image], [50.0])[0]) > 45
+    for image, decoded in zip(images, decode(runtime, joint, images, quality), strict=True):
+        assert psnr(decoded, image) > 27
+
+
+def test_symbols_do_not_depend_on_threads(runtime, tiles):
+    encoded = runtime.encode(tiles, [50.0] * len(tiles))
+    features, shapes = [e.features for e in encoded], [i.shape[:3] for i in tiles]
+    wanted = runtime.decode_symbols(features, shapes, [50.0] * len(tiles))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            for i, one in enumerate(runtime.decode_symbols(features, shapes, [50.0] * len(tiles))):
+                np.testing.assert_array_equal(one, wanted[i])
+            np.testing.assert_array_equal(runtime.decode_symbols(features[:1], shapes[:1], [50.0])[0], wanted[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_slices_of_one_chunk(runtime, tiles):
+    chunk = np.concatenate(tiles[:3])
+    encoded = runtime.encode([chunk], [60.0])[0]
+    assert encoded.cells.shape == (3, 1, 1, 11)
+    assert psnr(decode(runtime, [encoded], [chunk], [60.0])[0], chunk) > 28
+
+
+def test_labels_from_stored_features_agree_with_those_from_floats(runtime, tiles):
+    encoded = runtime.encode(tiles, [70.0] * len(tiles))
+    shapes = [i.shape[:3] for i in tiles]
+    symbols = runtime.decode_symbols([e.features for e in encoded], shapes, [70.0] * len(tiles))
+    post = runtime.label_symbols(symbols, shapes, [70.0] * len(tiles))
+    same = [np.argmax(e.cells) == np.argmax(p) for e, p in zip(encoded, post, strict=True)]
+    assert np.mean(same) >= 0.8
+
+
+def test_batch_limit_changes_nothing_that_is_stored_about_shapes(runtime, tiles):
+    with config.set(batch_pixels=64 * 64):
+        small = runtime.encode(tiles, [50.0] * len(tiles))
+    large = runtime.encode(tiles, [50.0] * len(tiles))
+    assert [e.grid for e in small] == [e.grid for e in large]
+    for one, two in zip(small, large, strict=True):
+        assert abs(len(one.features) - len(two.features)) <= 8
+
+
+def test_threads_at_once(runtime, tiles):
+    wanted = decode(runtime, runtime.encode(tiles, [50.0] * 9), tiles, [50.0] * 9)
+    errors = []
+
+    def work(i):
+        try:
+            image = [tiles[i % 9]]
+            got = decode(runtime, runtime.encode(image, [50.0]), image, [50.0])[0]
+            assert psnr(got, wanted[i % 9]) > 45
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    assert not errors and not any(t.is_alive() for t in threads)
+
+
+def test_damaged_features_are_refused_or_harmless(runtime, tiles):
+    """Without the payload's checksums even wrong bytes give symbols in range or a typed error."""
+    rng = np.random.default_rng(0)
+    features = bytearray(runtime.encode(tiles[:1], [50.0])[0].features)
+    for _ in range(20):
+        broken = bytearray(features)
+        broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
+        with contextlib.suppress(CorruptPayload):
+            assert runtime.decode([bytes(broken)], [(1, 64, 64)], [50.0])[0].shape == (1, 64, 64, 3)
+    with pytest.raises(CorruptPayload, match="left over"):
+        runtime.decode([bytes(features) + bytes(range(1, 100))], [(1, 64, 64)], [50.0])
+
+
+def test_altered_model_is_refused(tmp_path):
+    info = find_model("base")
+    arrays = dict(load_arrays(info))
+    name = "decoder.prior.0.out_bias"
+    arrays[name] = arrays[name] + 1
+    other = save_model(tmp_path / "base.safetensors", "base", arrays, info.architecture, info.vocabulary, {})
+    assert other.decoder != info.decoder
+    check_rejects(ModelMismatch, "SHA-256", Runtime, replace(info, path=other.path))
+    del arrays[name]
+    incomplete = save_model(tmp_path / "c.safetensors", "c", arrays, info.architecture, info.vocabulary, {})
+    check_rejects(ModelMismatch, "do not fit", Runtime, incomplete)
+    arrays = dict(load_arrays(info)) | {"decoder.coder.levels": np.full(256, 200, np.uint8)}
+    beyond = save_model(tmp_path / "e.safetensors", "e", arrays, info.architecture, info.vocabulary, {})
+    check_rejects(ModelMismatch, "do not fit", Runtime, beyond)
+    wide = save_model(
+        tmp_path / "d.safetensors", "d", arrays,
+        Architecture.from_json(info.architecture).to_json() | {"synthesis_widths": [64, 64]}, info.vocabulary, {},
+    )  # fmt: skip
+    check_rejects(ModelMismatch, "do not fit", Runtime, wide)

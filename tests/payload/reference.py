@@ -1,0 +1,136 @@
+"""Payloads read and written from docs/format.md alone, in its order: plain Python, nothing imported of the package."""
+
+import struct
+from itertools import product
+
+AXES = "?yxctzn"
+DTYPES = {1: "u1", 2: "i1", 3: "u2", 4: "i2", 5: "f4"}
+
+
+def crc32c(data):
+    """CRC-32C (Castagnoli) bit by bit: reflected polynomial 82F63B78, start and end inverted."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def varint(value):
+    data = [value >> 7 * i & 127 for i in range(5)]
+    while len(data) > 1 and data[-1] == 0:
+        data.pop()
+    return bytes([byte | 128 for byte in data[:-1]] + [data[-1]])
+
+
+class Reader:
+    def __init__(self, data):
+        self.data = data
+
+    def take(self, count):
+        taken, self.data = self.data[:count], self.data[count:]
+        assert len(taken) == count
+        return taken
+
+    def u8(self):
+        return self.take(1)[0]
+
+    def varint(self):
+        value, shift, byte = 0, 0, 128
+        while byte & 128:
+            byte = self.u8()
+            value |= (byte & 127) << shift
+            shift += 7
+        return value
+
+
+def read(payload):
+    """Return the fields of a sound payload as a dict, its sections as {kind: bytes}."""
+    magic, version, flags, length, crc = struct.unpack("<4sBBHI", payload[:12])
+    assert (magic, version, flags) == (b"DSIC", 0, 0)
+    body = Reader(payload[12 : 12 + length])
+    assert crc == crc32c(payload[:8] + body.data)
+    dtype, layout, ndim = body.take(3)
+    packed = body.take((ndim + 1) // 2)
+    axes = "".join(AXES[packed[i // 2] >> 4 * (i % 2) & 15] for i in range(ndim))
+    shape = tuple(body.varint() for _ in range(ndim))
+    fields = {
+        "dtype": (">" if layout & 1 else "<") + DTYPES[dtype],
+        "order": "F" if layout & 2 else "C",
+        "axes": axes,
+        "shape": shape,
+        "decoder": body.take(8),
+        "head": body.take(4),
+        "quality": struct.unpack("<H", body.take(2))[0] / 100,
+        "grid": (body.varint(), body.varint()),
+    }
+    table = [(body.u8(), body.varint(), *struct.unpack("<I", body.take(4))) for _ in range(body.u8())]
+    assert not body.data
+    rest = Reader(payload[12 + length :])
+    fields["sections"] = {kind: rest.take(length) for kind, length, _ in table}
+    assert not rest.data
+    assert [crc32c(data) for data in fields["sections"].values()] == [crc for _, _, crc in table]
+    return fields
+
+
+def read_labels(section, shape, axes):
+    """Return the tile, and a dict (class -> score, best first) for each tile at its (slice, row, column)."""
+    sizes = dict(zip(axes, shape, strict=True))
+    height, width = sizes.pop("y"), sizes.pop("x")
+    sizes.pop("c", None)
+    slices = 1
+    for size in sizes.values():
+        slices *= size
+    data = Reader(section)
+    tile = data.varint(), data.varint()
+    k = data.u8()
+    places = product(range(slices), range(-(-height // tile[0])), range(-(-width // tile[1])))
+    tiles = {place: dict(tuple(data.take(2)) for _ in range(k)) for place in places}
+    assert not data.data
+    for labels in tiles.values():
+        labels.pop(255, None)
+    return tile, tiles
+
+
+def write(
+    *,
+    magic=b"DSIC",
+    version=0,
+    flags=0,
+    dtype=1,
+    layout=0,
+    ndim=None,
+    axes=b"\x21\x03",
+    shape=(70, 90, 3),
+    decoder=bytes(range(8)),
+    head=b"head",
+    quality=5000,
+    grid=(5, 6),
+    sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (3, b"features")),
+    table=None,
+    count=None,
+    extra=b"",
+    length=None,
+    rest=b"",
+):
+    """Write a payload field by field, checksums right, each field as odd as asked for; bytes may replace a varint."""
+
+    def raw(values):
+        return b"".join(value if isinstance(value, bytes) else varint(value) for value in values)
+
+    body = bytes([dtype, layout, len(shape) if ndim is None else ndim]) + axes + raw(shape) + decoder + head
+    body += struct.pack("<H", quality) + raw(grid)
+    body += bytes([len(sections) if count is None else count])
+    for kind, data in sections:
+        body += bytes([kind]) + raw([len(data)]) + struct.pack("<I", crc32c(data))
+    body += (table or b"") + extra
+    start = struct.pack("<4sBBH", magic, version, flags, len(body) if length is None else length)
+    data = b"".join(data for _, data in sections)
+    return start + struct.pack("<I", crc32c(start + body)) + body + data + rest
+
+
+def repair(payload):
+    """Make the header's checksum right again, if there is a header."""
+    end = 12 + int.from_bytes(payload[6:8], "little")
+    return payload[:8] + struct.pack("<I", crc32c(payload[:8] + payload[12:end])) + payload[12:]

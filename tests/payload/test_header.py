@@ -1,0 +1,249 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
+from deepsic_codec.payload import header as h
+from deepsic_codec.payload.labels import decode_labels, default_tile, encode_labels
+from deepsic_codec.payload.varint import MAX_VARINT, read_varint, write_varint
+from tests.common import check_lazy, check_rejects
+from tests.payload import reference
+
+FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
+DTYPES = ["u1", "i1", "<u2", ">u2", "<i2", ">i2", "<f4", ">f4"]
+CHUNK = {
+    "dtype": "u1",
+    "shape": (70, 90, 3),
+    "order": "C",
+    "axes": "yxc",
+    "decoder": bytes(range(8)),
+    "head": b"head",
+    "quality": 50,
+    "grid": (5, 6),
+    "sections": {h.LABELS: b"\x40\x40\x01" + 4 * b"\x02\xc8", h.FEATURES: b"features"},
+}
+
+
+def pack(**changes):
+    return h.pack(**{**CHUNK, **changes})
+
+
+@st.composite
+def chunks(draw):
+    """Arguments of pack, from all that it takes."""
+    axes = "".join(draw(st.permutations("yx" + draw(st.sampled_from(["", "c", "t", "ct", "zc", "n", "ctzn"])))))
+    shape, room = [], h.MAX_SAMPLES
+    for _ in axes:
+        shape.append(draw(st.one_of(st.integers(1, min(room, 300)), st.integers(1, room))))
+        room //= shape[-1]
+    height, width = shape[axes.index("y")], shape[axes.index("x")]
+    kinds = draw(st.permutations([h.LABELS, h.FEATURES, h.EMBEDDING, 0x80 | 9, 0xFF]))
+    return {
+        "dtype": draw(st.sampled_from(DTYPES)),
+        "shape": tuple(draw(st.permutations(shape))) if axes == "yx" and height == width else tuple(shape),
+        "order": draw(st.sampled_from("CF")),
+        "axes": axes,
+        "decoder": draw(st.binary(min_size=8, max_size=8)),
+        "head": draw(st.binary(min_size=4, max_size=4)),
+        "quality": draw(st.integers(100, 10000)) / 100,
+        "grid": (draw(st.integers(1, height)), draw(st.integers(1, width))),
+        "sections": {kind: draw(st.binary(max_size=11)) for kind in kinds[: draw(st.integers(0, 5))]},
+    }
+
+
+@settings(deadline=None)
+@given(chunks())
+def test_what_was_packed_is_read(chunk):
+    payload = h.pack(**chunk)
+    header = h.check_payload(payload)
+    assert header.dtype.str == np.dtype(chunk["dtype"]).str
+    for name in ("shape", "order", "axes", "decoder", "head", "quality", "grid"):
+        assert getattr(header, name) == chunk[name], name
+    sizes = dict(zip(chunk["axes"], chunk["shape"], strict=True))
+    assert (header.height, header.width, header.channels) == (sizes["y"], sizes["x"], sizes.get("c", 1))
+    assert header.slices == np.prod([size for axis, size in sizes.items() if axis not in "yxc"], dtype=int)
+    assert (header.nbytes, header.version) == (len(payload), 0)
+    assert {section.kind for section in header.sections} == set(chunk["sections"])
+    for kind, data in chunk["sections"].items():
+        assert h.read_section(payload, header, kind) == data
+    assert h.read_section(payload, header, h.NODATA) is None
+    assert h.header_size(payload[:12]) == header.size and h.read_header(payload[: header.size]) == header
+    assert header.size <= h.PREFIX + h.MAX_BODY <= 256
+
+
+@settings(deadline=None)
+@given(chunks())
+def test_a_reader_made_from_the_specification_agrees(chunk):
+    fields = reference.read(h.pack(**chunk))
+    assert np.dtype(fields.pop("dtype")) == np.dtype(chunk.pop("dtype"))
+    assert fields == chunk
+
+
+def test_a_writer_made_from_the_specification_agrees():
+    assert reference.write() == pack()
+
+
+def test_order_of_sections_does_not_depend_on_how_they_were_given():
+    sections = {h.FEATURES: b"features", 0x80 | 9: b"later", h.LABELS: b"\x40\x40\x00"}
+    payload = pack(sections=sections)
+    assert payload == pack(sections=dict(reversed(sections.items())))
+    assert [section.kind for section in h.read_header(payload).sections] == [h.LABELS, h.FEATURES, 0x80 | 9]
+    assert payload.endswith(b"\x40\x40\x00featureslater")
+
+
+@pytest.mark.parametrize(
+    "as_buffer", [bytearray, memoryview, lambda data: np.frombuffer(data, "u1"), lambda data: np.array([[*data]], "u1")]
+)
+def test_any_buffer_will_do(as_buffer):
+    payload = pack()
+    header = h.check_payload(as_buffer(payload))
+    assert header == h.read_header(payload) == h.read_header(as_buffer(payload))
+    assert type(h.read_section(as_buffer(payload), header, h.FEATURES)) is bytes
+    check_rejects(CorruptPayload, "header|empty", h.check_payload, as_buffer(b""))
+
+
+def test_a_view_into_the_middle_of_a_buffer():
+    payload = pack()
+    view = memoryview(b"shard" + payload + b"shard")[5:-5]
+    assert h.read_section(view, h.check_payload(view), h.FEATURES) == b"features"
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        ({"dtype": "f8"}, UnsupportedArray, "float64"),
+        ({"dtype": "u4"}, UnsupportedArray, "uint32"),
+        ({"shape": (70, 90)}, UnsupportedArray, "'yxc'"),
+        ({"shape": (70, 0, 3)}, UnsupportedArray, "samples"),
+        ({"shape": (1 << 16, 1 << 15, 3)}, UnsupportedArray, "samples"),
+        ({"axes": "yyc"}, ConfigurationError, "axes"),
+        ({"axes": "yzc"}, ConfigurationError, "axes"),
+        ({"axes": "yxb"}, ConfigurationError, "axes"),
+        ({"quality": 0.99}, ConfigurationError, "quality"),
+        ({"quality": 100.1}, ConfigurationError, "quality"),
+        ({"quality": float("nan")}, ConfigurationError, "quality"),
+        ({"order": "K"}, ValueError, "order"),
+        ({"decoder": b"short"}, ValueError, "identities"),
+        ({"head": b""}, ValueError, "identities"),
+        ({"grid": (0, 6)}, ValueError, "grid"),
+        ({"grid": (5, 91)}, ValueError, "grid"),
+        ({"sections": {h.FEATURES: b"", h.FEATURES | 0x80: b""}}, ValueError, "twice"),
+        ({"sections": dict.fromkeys(range(0x81, 0x92), b"")}, ValueError, "16 sections"),
+        *[({"sections": {kind: b""}}, ValueError, "may skip") for kind in (0, 0x80, 256, -1, 1, 0x83, h.RESIDUAL)],
+        ({"sections": {h.LABELS: bytes(52)}}, ValueError, "labels"),
+    ],
+)
+def test_pack_refuses_what_no_reader_takes(changes, error, words):
+    check_rejects(error, words, pack, **changes)
+
+
+def test_limits_fit_their_fields():
+    assert h.MAX_BODY < 1 << 16 and h.PREFIX + h.MAX_BODY <= 256
+    assert h.MAX_SAMPLES <= MAX_VARINT and h.MAX_QUALITY < 1 << 16 and h.MAX_SECTIONS < 256
+    assert 2 * 5 + 1 + 2 * h.MAX_K * h.MAX_TILES <= MAX_VARINT
+    assert len(write_varint(MAX_VARINT)) == 5
+    names = [name.split()[0] for name in h.KIND_NAMES.values()]
+    assert len({kind & 127 for kind in h.KIND_NAMES}) == len(names) == 8
+
+
+@settings(deadline=None)
+@given(st.one_of(st.integers(0, MAX_VARINT), st.sampled_from([0, 127, 128, 16383, 16384, MAX_VARINT])))
+def test_integers_come_back(value):
+    data = write_varint(value)
+    assert data == reference.varint(value)
+    assert read_varint(b"?" + data + b"\xff", 1, "") == (value, 1 + len(data))
+
+
+@pytest.mark.parametrize("value", [-1, MAX_VARINT + 1])
+def test_integers_out_of_range_are_not_written(value):
+    check_rejects(ValueError, "0 to|got", write_varint, value)
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"\x80\x00", "more bytes than it needs"),
+        (b"\xff\x80\x00", "more bytes than it needs"),
+        (b"\x80\x80\x80\x80\x00", "more bytes than it needs"),
+        (b"\xff\xff\xff\xff\x10", "at most"),
+        (b"\xff\xff\xff\xff\x8f\x00", "more than 5 bytes"),
+    ],
+)
+def test_each_integer_is_written_in_one_way(data, words):
+    check_rejects(CorruptPayload, f"field|{words}", read_varint, data, 0, "field")
+
+
+def test_a_small_chunk_spends_63_bytes_before_its_features():
+    # 12 prefix, 25 body without table, 13 table of two sections (features of 128 to 16383 bytes), 13 labels (k = 5).
+    labels = encode_labels(np.full((1, 1, 1, 12), 99, "u1"), (64, 64))
+    sections = {h.LABELS: labels, h.FEATURES: bytes(16383)}
+    header = h.read_header(pack(shape=(64, 64, 3), grid=(4, 4), sections=sections))
+    assert header.sections[0].offset == 50 and header.sections[1].offset == 63
+    # Features larger than the pixels would still fit: one byte more.
+    assert h.read_header(pack(sections={h.LABELS: labels, h.FEATURES: bytes(16384)})).sections[1].offset <= 64
+
+
+@settings(deadline=None)
+@given(chunks(), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_sixteen_label_tiles_lie_within_the_first_256_bytes(chunk, rows, columns, data):
+    sizes = dict(zip(chunk["axes"], chunk["shape"], strict=True))
+    tile = tuple(64 * -(-sizes[axis] // (64 * count)) for axis, count in (("y", rows), ("x", columns)))
+    grid = [-(-sizes[axis] // length) for axis, length in zip("yx", tile, strict=True)]
+    for axis in "tzn":  # shrink to 16 tiles, and give the samples to the channels
+        if axis in sizes:
+            sizes[axis] = data.draw(st.integers(1, max(1, min(sizes[axis], 16 // (grid[0] * grid[1])))))
+            grid.append(sizes[axis])
+    slices = int(np.prod(grid[2:]))
+    if slices * grid[0] * grid[1] > 16:
+        return
+    if "c" in sizes:
+        sizes["c"] = h.MAX_SAMPLES // int(np.prod([size for axis, size in sizes.items() if axis != "c"], dtype="i8"))
+    labels = encode_labels(np.full((slices, *grid[:2], 7), 200, "u1"), tile)
+    assert labels.endswith(b"\x04\xc8")  # k is 5
+    chunk |= {"shape": tuple(sizes.values()), "sections": {h.LABELS: labels, h.FEATURES: b""}}
+    header = h.read_header(h.pack(**chunk))
+    slack = 4  # bytes that the length of real features needs, at most
+    assert header.sections[0].offset + len(labels) + slack <= 256
+
+
+def example():
+    """The annotated bytes of docs/format.md."""
+    block = re.search(r"<!-- example -->\s*```text\n(.*?)```", FORMAT.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    return bytes.fromhex("".join(line[:27] for line in block.splitlines()))
+
+
+def test_the_example_in_the_specification():
+    payload = example()
+    header = h.check_payload(payload)
+    fields = reference.read(payload)
+    assert payload == h.pack(**fields)
+    assert (header.shape, header.axes, header.grid, header.quality) == ((128, 64, 3), "yxc", (8, 4), 50)
+    block = decode_labels(h.read_section(payload, header, h.LABELS), header)
+    assert block.tile == default_tile(128, 64) == (64, 64)
+    assert block.classes.tolist() == [[[[8, 3]], [[1, 255]]]] and block.scores.tolist() == [[[[230, 12]], [[201, 0]]]]
+
+
+def test_the_specification_has_the_limits_of_the_code():
+    text = FORMAT.read_text(encoding="utf-8")
+    limits = {
+        "chunk samples": h.MAX_SAMPLES,
+        "axes": h.MAX_NDIM,
+        "sections": h.MAX_SECTIONS,
+        "header length": h.MAX_BODY,
+        "integers (varint)": MAX_VARINT,
+        "label tiles": h.MAX_TILES,
+        "pairs of a tile": h.MAX_K,
+    }
+    for name, value in limits.items():
+        assert re.search(rf"^\| {re.escape(name)} \| {value:,} \|", text, re.MULTILINE), name
+    for kind, name in h.KIND_NAMES.items():
+        assert f"| `{kind:02X}` | {name} |" in text, name
+
+
+def test_reading_a_header_imports_little():
+    code = "from deepsic_codec.payload import header, labels"
+    check_lazy(code, unwanted=("torch", "zarr", "numcodecs", "numba", "dask", "xarray"))
