@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from zarr.core.buffer import Buffer, NDBuffer, default_buffer_prototype  # public as zarr.buffer since zarr 3.1
 from zarr.core.sync import sync
+from zarr.storage._common import make_store_path
 
-__all__ = ["Buffer", "NDBuffer", "default_buffer_prototype", "native_dtype", "setting", "sync"]
+__all__ = ["Buffer", "NDBuffer", "default_buffer_prototype", "make_store_path", "native_dtype", "setting", "sync"]
 
 
 def native_dtype(dtype: Any) -> np.dtype:

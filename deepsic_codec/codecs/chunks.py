@@ -69,16 +69,21 @@ async def locate(array: Any, index: tuple[int, ...]) -> Location | None:
         None for a chunk that a shard lacks. Outside of shards the store knows only when it is read.
     """
     _check_index(array, index)
-    sharding = _sharding(array)
-    if sharding is None:
+    if _sharding(array) is None:
         return Location(_key(array, index))
-    per_shard = tuple(shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True))
-    shard = tuple(i // n for i, n in zip(index, per_shard, strict=True))
-    table = await read_shard_index(array, shard)
-    if table is None:
-        return None
-    offset, length = (int(value) for value in table[tuple(i % n for i, n in zip(index, per_shard, strict=True))])
-    return None if offset == EMPTY and length == EMPTY else Location(_key(array, shard), offset, length)
+    table = await read_shard_index(array, shard_of(array, index))
+    return None if table is None else locate_in(array, index, table)
+
+
+def shard_of(array: Any, index: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the position of the shard that has a chunk."""
+    return tuple(i // (shard // chunk) for i, shard, chunk in zip(index, array.shards, array.chunks, strict=True))
+
+
+def locate_in(array: Any, index: tuple[int, ...], table: np.ndarray) -> Location | None:
+    """Find a chunk, given what `read_shard_index` read of its shard."""
+    offset, length = (int(value) for value in table[tuple(i % n for i, n in zip(index, table.shape[:-1], strict=True))])
+    return None if offset == EMPTY and length == EMPTY else Location(_key(array, shard_of(array, index)), offset, length)
 
 
 async def read_shard_index(array: Any, shard: tuple[int, ...]) -> np.ndarray | None:
@@ -112,8 +117,19 @@ async def read_shard_index(array: Any, shard: tuple[int, ...]) -> np.ndarray | N
     return np.frombuffer(data, f"{order}u8").reshape(*grid, 2)
 
 
-async def read_head(array: Any, index: tuple[int, ...]) -> tuple[payload_header.Header, bytes] | None:
+async def read_head(
+    array: Any, index: tuple[int, ...], place: Location | None = None
+) -> tuple[payload_header.Header, bytes] | None:
     """Read header and labels of a chunk: one request of 256 bytes, a second one only for more labels than usual.
+
+    Parameters
+    ----------
+    array : zarr.Array or zarr.AsyncArray
+        Stored with DeepSIC.
+    index : tuple of int
+        Position in the grid of chunks.
+    place : Location, optional
+        Where it is, if that is known.
 
     Returns
     -------
@@ -121,7 +137,7 @@ async def read_head(array: Any, index: tuple[int, ...]) -> tuple[payload_header.
         The header and the start of the payload, up to the end of its labels at least. None for a missing chunk, which
         reads as the fill value everywhere.
     """
-    place = await locate(array, index)
+    place = place or await locate(array, index)
     data = None if place is None else await _read(array, place, FIRST_READ)
     if place is None or data is None:
         return None
@@ -135,9 +151,9 @@ async def read_head(array: Any, index: tuple[int, ...]) -> tuple[payload_header.
     return header, data
 
 
-async def read_payload(array: Any, index: tuple[int, ...]) -> bytes | None:
-    """Read the whole payload of a chunk, None if it is missing."""
-    place = await locate(array, index)
+async def read_payload(array: Any, index: tuple[int, ...], place: Location | None = None) -> bytes | None:
+    """Read the whole payload of a chunk, None if it is missing; `place` is where it is, if that is known."""
+    place = place or await locate(array, index)
     data = None if place is None else await _read(array, place, place.length)
     # What follows the payload is the checksum of a Crc32cCodec.
     return None if data is None else data[: payload_header.read_header(data).nbytes]

@@ -48,7 +48,7 @@ class CodecConfig:
         quality: float = 50,
         axes: str = "yxc",
         semantics: str = "pre",
-        label_tile: tuple[int, int] | None = None,
+        label_tile: int | tuple[int, int] | None = None,
         nodata: None = None,
         encode: Mapping[str, Any] | None = None,
         *,
@@ -159,8 +159,10 @@ def _check_axes(axes: object) -> str:
 
 
 def _check_tile(tile: object) -> tuple[int, int]:
+    if isinstance(tile, Integral) and not isinstance(tile, bool):
+        tile = (tile, tile)
     if not isinstance(tile, tuple | list) or len(tile) != 2 or not all(isinstance(size, Integral) for size in tile):
-        raise ConfigurationError(f"label_tile: expected None or (height, width) in pixels, got {tile!r}")
+        raise ConfigurationError(f"label_tile: expected None, a size or (height, width) in pixels, got {tile!r}")
     if not all(0 < size <= MAX_TILE and size % TILE_STEP == 0 for size in tile):
         raise ConfigurationError(f"label_tile: height and width have to be multiples of {TILE_STEP}, got {tile!r}")
     return int(tile[0]), int(tile[1])

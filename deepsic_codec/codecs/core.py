@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHANNELS = (1, 3)
 MAX_SAMPLES = 1 << 31  # of a chunk, fixed by the payload header
 UINT8 = np.dtype("u1")
+LATENT_STRIDE = 16  # pixels per symbol along y and x, in every architecture so far
 
 
 def check_chunk(shape: Sequence[int], dtype: np.dtype, axes: str) -> None:
@@ -212,6 +213,9 @@ def decode_job(payload: Any, shape: tuple[int, ...] | None = None) -> DecodeJob:
         )
     if shape is not None and tuple(shape) != tuple(header.shape):
         raise CorruptPayload(f"header: payload of a chunk {tuple(header.shape)} where the array has {tuple(shape)}")
+    grid = -(-header.height // LATENT_STRIDE), -(-header.width // LATENT_STRIDE)
+    if tuple(header.grid) != grid:
+        raise CorruptPayload(f"header: symbol grid {tuple(header.grid)} where images of this size have {grid}")
     features = payload_header.read_section(payload, header, payload_header.FEATURES)
     if features is None:
         raise CorruptPayload("section table: there is no feature section")

@@ -34,7 +34,7 @@ class DeepSIC(CodecConfig, Codec):
     semantics : {"pre", "post", "none"}
         "pre" computes labels while encoding and stores them, "post" computes them from the stored features whenever
         they are asked for, "none" does neither.
-    label_tile : (int, int), optional
+    label_tile : int or (int, int), optional
         Height and width in pixels, multiples of 64, of the tiles that get labels of their own; by default such that
         a chunk has at most 4 along each axis.
     nodata : None

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import zarr
 from zarr.abc.store import ByteRequest, Store
-from zarr.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
-from deepsic_codec._compat import sync
+from deepsic_codec._compat import Buffer, make_store_path, sync
 from deepsic_codec.codecs import chunks as stored
 from deepsic_codec.errors import DeepSICError, LabelIndexError, UnsupportedArray
 
@@ -144,8 +143,6 @@ def given(location: Any, zarr_format: int, options: Mapping[str, Any] | None = N
     if isinstance(location, zarr.Group | zarr.Array | StorePath):
         path = location if isinstance(location, StorePath) else location.store_path
         return Place(path.store, path.path, zarr_format)
-    from zarr.storage._common import make_store_path
-
     text = str(location) if isinstance(location, Path) else location
     path = sync(
         make_store_path(text, mode="a" if write else "r", storage_options=storage_options(text, options))
@@ -185,7 +182,7 @@ class CountingStore(WrapperStore[Store]):
         return type(self)(store, self.counter)
 
     async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+        self, key: str, prototype: Any, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Read a value, or part of it."""
         data = await self._store.get(key, prototype, byte_range)

@@ -143,6 +143,6 @@ def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
 
     attribute = array.attrs.get(ATTRIBUTE)
     given = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None
-    if isinstance(given, Mapping) and "classes" in given and str(given.get("head")).startswith(head):
+    if isinstance(given, Mapping) and isinstance(given.get("classes"), list) and str(given.get("head")).startswith(head):
         return Vocabulary.from_json(given)
     return of_model(find_model(decoder, head=head))

@@ -45,7 +45,7 @@ class LabelBlock:
         if used.any() and largest >= n_classes:
             raise CorruptPayload(f"labels section: class {largest} where {n_classes} classes are known")
         dense = np.zeros((*self.classes.shape[:3], n_classes + 1), np.uint8)  # the last column is for unused pairs
-        np.put_along_axis(dense, np.minimum(self.classes, n_classes).astype(np.intp), self.scores, axis=-1)
+        np.put_along_axis(dense, np.minimum(self.classes.astype(np.intp), n_classes), self.scores, axis=-1)
         return dense[..., :n_classes]
 
 

@@ -72,6 +72,7 @@ def test_numpy_numbers_become_plain():
     codec = DeepSIC(quality=np.float32(30.5), label_tile=np.array([64, 128]).tolist())
     assert json.dumps(codec.get_config()["quality"]) == "30.5"
     assert DeepSIC(label_tile=(np.int64(64), np.int64(128))).label_tile == (64, 128)
+    assert DeepSIC(label_tile=64).label_tile == (64, 64)
 
 
 def test_configurations_differ():
@@ -96,7 +97,7 @@ BAD = {
     "axes": ["", "y", "xc", "yxx", "yxq", "YX", None, ["y", "x"], "y x", "yxctzny"],
     "semantics": ["", "PRE", None, 1, ["pre"]],
     "label_tile": [
-        64,
+        65,
         (64,),
         (64, 64, 64),
         (0, 64),
