@@ -8,7 +8,7 @@ True
 1
 
 `config.set(...)` alone changes the settings for the rest of the process, in all its threads. Defaults come from the
-environment: DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS.
+environment: DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION.
 """
 
 import os
@@ -31,15 +31,21 @@ class Settings:
         4 Mpx are 16 chunks of 512x512: past that a CPU gains nothing and memory grows. GPUs like 8 times as many.
     threads : int or None
         Threads of network and entropy coder; None leaves the libraries' defaults.
+    precision : str
+        Arithmetic of the analysis transform: "float32", "bfloat16", or "auto", which is bfloat16 where the processor
+        multiplies matrices in it (AMX, CUDA). Decoding does not depend on it.
     """
 
     device: str = "auto"
     batch_pixels: int = 1 << 22
     threads: int | None = None
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not self.device:
             raise ConfigurationError(f"device: expected a name such as 'auto', 'cpu' or 'cuda:0', got {self.device!r}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ConfigurationError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
         for name in ("batch_pixels", "threads"):
             value = getattr(self, name)
             if value is None and name == "threads":
@@ -50,10 +56,10 @@ class Settings:
 
 def _from_environment() -> Settings:
     values: dict[str, str | int] = {}
-    for name in ("device", "batch_pixels", "threads"):
+    for name in ("device", "batch_pixels", "threads", "precision"):
         text = os.environ.get(f"DEEPSIC_{name.upper()}", "").strip()
         if text:
-            values[name] = int(text) if name != "device" and text.isdecimal() else text
+            values[name] = int(text) if name in ("batch_pixels", "threads") and text.isdecimal() else text
     return Settings(**values)  # type: ignore[arg-type]  # Settings checks them
 
 

@@ -80,9 +80,9 @@ class Runtime:
     def sizes(self, kind):
         return [count for name, count in self.batches if name == kind]
 
-    def encode(self, images, qualities, labels=True):
+    def encode(self, images, qualities, labels=True, efforts=None):
         self._enter("encode", images)
-        assert len(images) == len(qualities)
+        assert len(images) == len(qualities) == len(efforts if efforts is not None else images)
         for image in images:
             assert image.dtype == np.uint8 and image.ndim == 4 and image.shape[3] == 3 and image.flags.c_contiguous
             if (image == POISON).all():

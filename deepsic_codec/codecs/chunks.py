@@ -53,6 +53,13 @@ def codec_of(array: Any) -> CodecConfig:
     return found
 
 
+def check_index(array: Any, index: tuple[int, ...]) -> None:
+    """Raise IndexError unless the array has a chunk at this position."""
+    grid = tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+    if len(index) != len(grid) or not all(0 <= i < n for i, n in zip(index, grid, strict=True)):
+        raise IndexError(f"chunk {tuple(index)}: array {array.path!r} has a grid of {grid} chunks")
+
+
 async def locate(array: Any, index: tuple[int, ...]) -> Location | None:
     """Find a chunk.
 
@@ -68,7 +75,7 @@ async def locate(array: Any, index: tuple[int, ...]) -> Location | None:
     Location or None
         None for a chunk that a shard lacks. Outside of shards the store knows only when it is read.
     """
-    _check_index(array, index)
+    check_index(array, index)
     if _sharding(array) is None:
         return Location(_key(array, index))
     table = await read_shard_index(array, shard_of(array, index))
@@ -82,8 +89,10 @@ def shard_of(array: Any, index: tuple[int, ...]) -> tuple[int, ...]:
 
 def locate_in(array: Any, index: tuple[int, ...], table: np.ndarray) -> Location | None:
     """Find a chunk, given what `read_shard_index` read of its shard."""
-    offset, length = (int(value) for value in table[tuple(i % n for i, n in zip(index, table.shape[:-1], strict=True))])
-    return None if offset == EMPTY and length == EMPTY else Location(_key(array, shard_of(array, index)), offset, length)
+    offset, length = table[tuple(i % n for i, n in zip(index, table.shape[:-1], strict=True))].tolist()
+    if offset == EMPTY and length == EMPTY:
+        return None
+    return Location(_key(array, shard_of(array, index)), offset, length)
 
 
 async def read_shard_index(array: Any, shard: tuple[int, ...]) -> np.ndarray | None:
@@ -181,9 +190,3 @@ def _key(array: Any, index: tuple[int, ...]) -> str:
 def _sharding(array: Any) -> ShardingCodec | None:
     codecs = getattr(array.metadata, "codecs", ())
     return codecs[0] if codecs and isinstance(codecs[0], ShardingCodec) else None
-
-
-def _check_index(array: Any, index: tuple[int, ...]) -> None:
-    grid = tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
-    if len(index) != len(grid) or not all(0 <= i < n for i, n in zip(index, grid, strict=True)):
-        raise IndexError(f"chunk {tuple(index)}: array {array.path!r} has a grid of {grid} chunks")

@@ -12,6 +12,7 @@ from deepsic_codec.errors import ConfigurationError, ModelNotFound
 FORMAT = 0  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
 SEMANTICS = ("pre", "post", "none")
+DEFAULT_EFFORT, MAX_EFFORT = 1, 2  # rounds of rate-distortion optimised quantisation
 TILE_STEP = 64  # pixels: the semantic head scores cells of this size
 MAX_TILE = 1 << 20  # pixels: beyond any chunk, and small enough for every integer of the label section
 
@@ -76,6 +77,11 @@ class CodecConfig:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def effort(self) -> int:
+        """Rounds of rate-distortion optimised quantisation when encoding; readers have no use for it."""
+        return int(self.hints.get("effort", DEFAULT_EFFORT))
 
     def parameters(self) -> dict[str, Any]:
         """Return what `__init__` takes to make this configuration, as plain JSON."""
@@ -177,6 +183,9 @@ def _check_hints(hints: object) -> dict[str, Any]:
         raise ConfigurationError(f"encode: expected values that JSON can hold, got {hints!r}: {error}") from None
     if not isinstance(copy, dict):
         raise ConfigurationError(f"encode: expected a mapping of hints, got {hints!r}")
+    effort = copy.get("effort", DEFAULT_EFFORT)
+    if not isinstance(effort, int) or isinstance(effort, bool) or not 0 <= effort <= MAX_EFFORT:
+        raise ConfigurationError(f"encode: effort has to be an integer from 0 to {MAX_EFFORT}, got {effort!r}")
     return copy
 
 

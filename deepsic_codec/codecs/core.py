@@ -14,6 +14,7 @@ import numpy as np
 from deepsic_codec import config as settings
 from deepsic_codec.codecs.batching import Batcher
 from deepsic_codec.codecs.config import CodecConfig
+from deepsic_codec.codecs.memory import in_halves
 from deepsic_codec.errors import CorruptPayload, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
@@ -102,6 +103,7 @@ class EncodeJob:
     config: CodecConfig
     array: np.ndarray
     order: str
+    inside: tuple[int, ...] | None = None
 
     @property
     def key(self) -> tuple[str, str | None]:
@@ -115,7 +117,9 @@ class EncodeJob:
         return self.array.size // (self.array.shape[axes.index("c")] if "c" in axes else 1)
 
 
-def encode_job(config: CodecConfig, array: np.ndarray, order: str | None = None) -> EncodeJob:
+def encode_job(
+    config: CodecConfig, array: np.ndarray, order: str | None = None, inside: Sequence[int] | None = None
+) -> EncodeJob:
     """Check a chunk that is to be encoded.
 
     Parameters
@@ -126,19 +130,23 @@ def encode_job(config: CodecConfig, array: np.ndarray, order: str | None = None)
         The chunk; not copied before the job runs, never written to, and not kept after it.
     order : {"C", "F"}, optional
         Memory order in which decoding is to return the chunk; the array's own by default.
+    inside : sequence of int, optional
+        How many samples along each axis are data, from the first on; the rest is padding and gets no labels.
     """
     check_chunk(array.shape, array.dtype, config.axes)
     if order is None:  # either name fits an array that is contiguous in both orders
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    return EncodeJob(config, array, order)
+    return EncodeJob(config, array, order, None if inside is None else tuple(inside))
 
 
-def _run_encode(jobs: list[EncodeJob]) -> list[bytes]:
+def run_encode(jobs: Sequence[EncodeJob]) -> list[bytes]:
+    """Encode chunks of one key in one call on this thread, past the batcher: for callers that have whole batches."""
     info, runtime = _model(*jobs[0].key)
     encoded = runtime.encode(
         [to_images(job.array, job.config.axes) for job in jobs],
         [job.config.quality for job in jobs],
         labels=any(job.config.semantics == "pre" for job in jobs),
+        efforts=[job.config.effort for job in jobs],
     )
     return [_pack(job, one, info) for job, one in zip(jobs, encoded, strict=True)]
 
@@ -149,7 +157,8 @@ def _pack(job: EncodeJob, encoded: "Encoded", info: "ModelInfo") -> bytes:
     if config.semantics == "pre" and encoded.cells is not None:
         height, width = (job.array.shape[config.axes.index(axis)] for axis in "yx")
         tile = config.label_tile or payload_labels.default_tile(height, width)
-        scores = payload_labels.tile_scores(encoded.cells, tile)
+        cells = encoded.cells if job.inside is None else _without_padding(encoded.cells, config.axes, job)
+        scores = payload_labels.tile_scores(cells, tile)
         sections = {payload_header.LABELS: payload_labels.encode_labels(scores, tile), **sections}
     return payload_header.pack(
         dtype=UINT8,
@@ -163,6 +172,20 @@ def _pack(job: EncodeJob, encoded: "Encoded", info: "ModelInfo") -> bytes:
         grid=encoded.grid,
         sections=sections,
     )
+
+
+def _without_padding(cells: np.ndarray, axes: str, job: EncodeJob) -> np.ndarray:
+    """Return label cells (slices, rows, columns, classes) with no score for those that lie wholly in padding."""
+    assert job.inside is not None
+    inside = dict(zip(axes, job.inside, strict=True))
+    sizes = dict(zip(axes, job.array.shape, strict=True))
+    slices = [axis for axis in axes if axis not in "yxc"]
+    shaped = cells.reshape(*(sizes[axis] for axis in slices), *cells.shape[1:])
+    counts = [*(inside[axis] for axis in slices), *(-(-inside[axis] // payload_header.CELL) for axis in "yx")]
+    kept = np.zeros_like(shaped)
+    region = tuple(slice(count) for count in counts)
+    kept[region] = shaped[region]
+    return kept.reshape(cells.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +245,8 @@ def decode_job(payload: Any, shape: tuple[int, ...] | None = None) -> DecodeJob:
     return DecodeJob(header, bytes(features))
 
 
-def _run_decode(jobs: list[DecodeJob]) -> list[np.ndarray]:
+def run_decode(jobs: Sequence[DecodeJob]) -> list[np.ndarray]:
+    """Decode payloads of one key in one call on this thread, past the batcher."""
     _, runtime = _model(jobs[0].key.hex())
     decoded = runtime.decode(*_streams(jobs))
     return [
@@ -265,8 +289,8 @@ def _limit() -> int:
     return settings.get().batch_pixels
 
 
-ENCODER = Batcher(_run_encode, _limit)
-DECODER = Batcher(_run_decode, _limit)
+ENCODER = Batcher(in_halves(run_encode), _limit)
+DECODER = Batcher(in_halves(run_decode), _limit)
 
 
 def results(outcomes: list[Any]) -> list[Any]:

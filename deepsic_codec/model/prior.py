@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -85,6 +86,7 @@ def schedule(groups: tuple[int, ...]) -> list[Pass]:
     return out
 
 
+@cache
 def _scale_table() -> NDArray[np.float64]:
     """Logarithms of logistic scales whose discretised entropies grow geometrically, 0.004 to 9 bits."""
     grid = np.exp(np.linspace(np.log(0.02), np.log(200.0), 4000))
@@ -292,7 +294,12 @@ class IntegerPrior:
             found = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)}
             self._passes.append({k: v.to(device=device, dtype=torch.float32) for k, v in found.items()})
         self._compand = tensors["compand"].to(device=device, dtype=torch.float32)
+        #: Logistic scales that the indices were trained to mean; for estimates, not for decoding.
+        self.log_scales = torch.tensor(_scale_table(), dtype=torch.float32, device=device)
         self._check_shapes(arch.prior_width)
+        # Products of this size, odd numbers as large as the format allows: rounding anywhere would show.
+        self._probe = (torch.arange(256, device=device) % 28 * 2 + 201.0).expand(64, 256)
+        self._probe_sum = int((self._probe[0].double() * 127).sum())
 
     def _check_shapes(self, width: int) -> None:
         """Raise ValueError unless every tensor is there in its shape."""
@@ -342,21 +349,37 @@ class IntegerPrior:
         return out
 
     def neighbours(self, symbols: Tensor) -> Neighbours:
-        """Features of symbols (B,h,w,C), integer-valued float32."""
-        return Neighbours(symbols.clamp(-LINEAR_MAX, LINEAR_MAX), self._compand[symbols.abs().long()])
+        """Features of symbols (B,h,w,C), integers held in a float type in which this process multiplies exactly."""
+        dtype = torch.float32 if self._is_exact() else torch.float64
+        return Neighbours(
+            symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(dtype), self._compand[symbols.abs().long()].to(dtype)
+        )
+
+    def _is_exact(self) -> bool:
+        """Whether float32 products are exact: a process can be set to multiply in less (TF32)."""
+        with torch.autocast(self._probe.device.type, enabled=False):
+            found = self._probe @ torch.full((256, 64), 127.0, device=self._probe.device)
+        return bool((found == self._probe_sum).all())
 
     def update(self, neighbours: Neighbours, step: Pass, rows: Tensor, symbols: Tensor) -> None:
         """Enter the symbols (P,count) of a decoded pass."""
         own = slice(step.start, step.start + step.count)
-        neighbours.linear[rows, own] = symbols.clamp(-LINEAR_MAX, LINEAR_MAX)
-        neighbours.magnitude[rows, own] = self._compand[symbols.abs().long()]
+        dtype = neighbours.linear.dtype
+        neighbours.linear[rows, own] = symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(dtype)
+        neighbours.magnitude[rows, own] = self._compand[symbols.abs().long()].to(dtype)
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """One pass: means in eighths (P,count) int16 and scale indices in quarters (P,count) uint8.
 
         ``quality`` (P,) holds the rounded quality 1..100 of each row.
         """
-        p, step = self._passes[number], self.steps[number]
+        # a caller's autocast would round the sums
+        with torch.autocast(rows.device.type, enabled=False):
+            return self._run(number, neighbours, rows, quality)
+
+    def _run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        step, dtype = self.steps[number], neighbours.linear.dtype
+        p = {k: v.to(dtype) for k, v in self._passes[number].items()}
         x, direct = neighbours.gather(step, rows)
         which = quality - 1
         out = p["out_bias"][which]

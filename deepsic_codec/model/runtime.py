@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,8 +23,12 @@ from deepsic_codec.model.coding import decode_symbols, encode_symbols
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Analysis, Architecture, Gains, SemanticHead, Synthesis
 from deepsic_codec.model.prior import IntegerPrior
+from deepsic_codec.model.rdo import quantise
 from deepsic_codec.payload.arithmetic import SYMBOL_MAX
 from deepsic_codec.payload.tables import CoderTables
+
+#: Rounds of rate-distortion optimised quantisation where nothing is said.
+DEFAULT_EFFORT = 1
 
 Pixels = NDArray[np.uint8]
 Shape = tuple[int, int, int]
@@ -108,7 +113,13 @@ class Runtime:
         # networks already use every core; two at a time would only fight over them
         self._networks = threading.Lock()
 
-    def encode(self, images: Sequence[Pixels], qualities: Sequence[float], labels: bool = True) -> list[Encoded]:
+    def encode(
+        self,
+        images: Sequence[Pixels],
+        qualities: Sequence[float],
+        labels: bool = True,
+        efforts: Sequence[int] | None = None,
+    ) -> list[Encoded]:
         """Encode chunks.
 
         Parameters
@@ -119,19 +130,22 @@ class Runtime:
             1..100, one per chunk.
         labels : bool
             Whether to compute label scores.
+        efforts : sequence of int, optional
+            Rounds of rate-distortion optimised quantisation, 0 to 2, one per chunk; 1 by default.
         """
+        effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
 
         def batch(group: list[int]) -> list[Encoded]:
             arrays = [images[i] for i in group]
             s, h, w, _ = arrays[0].shape
             quality = [qualities[i] for i in group]
-            symbols, cells = self._analyse(np.concatenate(arrays), np.repeat(quality, s), labels)
+            symbols, cells = self._analyse(np.concatenate(arrays), np.repeat(quality, s), labels, effort[group[0]])
             split = np.split(symbols, len(group))
             streams = encode_symbols(self._prior, self._tables, split, quality, self._pool)
             scores = [None] * len(group) if cells is None else np.split(cells, len(group))
             return [Encoded(f, c, symbols.shape[1:3]) for f, c in zip(streams, scores, strict=True)]
 
-        return self._grouped([i.shape[:3] for i in images], batch)
+        return self._grouped([(*i.shape[:3], e) for i, e in zip(images, effort, strict=True)], batch)
 
     def decode(self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]) -> list[Pixels]:
         """Decode feature sections to chunks uint8 (S,H,W,3) of the given (S,H,W).
@@ -168,7 +182,7 @@ class Runtime:
 
         def batch(group: list[int]) -> list[NDArray[np.uint8]]:
             quality = torch.tensor(np.repeat([qualities[i] for i in group], shapes[group[0]][0]), dtype=torch.float32)
-            with torch.inference_mode(), self._networks:
+            with self._alone():
                 q = quality.to(self.device)
                 y = torch.from_numpy(np.concatenate([symbols[i] for i in group])).to(self.device).float()
                 cells = self._score(y / self._nets.gains(q), q)
@@ -182,12 +196,26 @@ class Runtime:
         for i, shape in enumerate(shapes):
             groups[tuple(shape)].append(i)
         out: dict[int, Result] = {}
-        for (s, h, w), members in groups.items():
+        for (s, h, w, *_), members in groups.items():
             size = max(1, config.get().batch_pixels // max(1, s * h * w))
             for k in range(0, len(members), size):
                 part = members[k : k + size]
                 out.update(zip(part, batch(part), strict=True))
         return [out[i] for i in range(len(shapes))]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the networks, and keep them from a caller's autocast."""
+        with self._networks, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            yield
+
+    def _bfloat16(self) -> bool:
+        """Whether to run the analysis in bfloat16: symbols near a tie may fall otherwise, nothing else changes."""
+        wanted = config.get().precision
+        if wanted == "auto":
+            has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+            return self.device.type == "cuda" or bool(has_amx())
+        return wanted == "bfloat16"
 
     def _pieces(self, images: int, h: int, w: int) -> Iterator[slice]:
         """Slices of a batch of images within the batch limit."""
@@ -196,20 +224,23 @@ class Runtime:
             yield slice(k, k + size)
 
     def _analyse(
-        self, images: Pixels, quality: NDArray[np.float64], labels: bool
+        self, images: Pixels, quality: NDArray[np.float64], labels: bool, effort: int = DEFAULT_EFFORT
     ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
         """(N,H,W,3) -> symbols (N,h,w,C) and cell scores."""
         n, h, w, _ = images.shape
         symbols, cells = [], []
-        with torch.inference_mode(), self._networks:
+        with self._alone():
             for part in self._pieces(n, h, w):
                 q = torch.tensor(quality[part], dtype=torch.float32, device=self.device)
                 x = torch.tensor(images[part], device=self.device).permute(0, 3, 1, 2).float()
                 # replicating costs fewer bits than a hard edge would
                 x = F.pad(x, (0, -w % STRIDE, 0, -h % STRIDE), mode="replicate")
-                y = self._nets.analysis(x, q)
-                scaled = torch.round(y * self._nets.gains(q)).clamp(-SYMBOL_MAX, SYMBOL_MAX)
-                symbols.append(scaled.permute(0, 2, 3, 1).to(torch.int16).cpu().numpy())
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16()):
+                    y = self._nets.analysis(x, q)
+                gain = self._nets.gains(q)
+                scaled = (y * gain).clamp(-SYMBOL_MAX, SYMBOL_MAX).permute(0, 2, 3, 1).contiguous()
+                found = quantise(self._prior, scaled, gain[:, :, 0, 0], q, effort)
+                symbols.append(found.to(torch.int16).cpu().numpy())
                 if labels:
                     cells.append(self._score(y, q))
         return np.concatenate(symbols), np.concatenate(cells) if labels else None
@@ -223,7 +254,7 @@ class Runtime:
     def _synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int) -> Pixels:
         """Symbols (N,h,w,C) -> (N,H,W,3)."""
         out = np.empty((len(symbols), h, w, 3), np.uint8)
-        with torch.inference_mode(), self._networks:
+        with self._alone():
             for part in self._pieces(len(symbols), h, w):
                 q = torch.tensor(quality[part], dtype=torch.float32, device=self.device)
                 y = torch.from_numpy(symbols[part]).to(self.device).permute(0, 3, 1, 2).float() / self._nets.gains(q)

@@ -6,7 +6,8 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from deepsic_codec import DeepSIC, DeepSICCodec, archive, chunk_attrs, create_array, errors, open_archive
+from deepsic_codec import DeepSIC, DeepSICCodec, chunk_attrs, create_array, errors, open_archive
+from deepsic_codec._compat import sync
 from deepsic_codec.codecs import chunks as stored
 from tests import stub_runtime
 from tests.common import check_rejects, photograph
@@ -382,10 +383,10 @@ def test_codec_as_filter_of_format_2():
 
 def test_reading_coroutines_take_async_arrays():
     z = create_array({}, data=scene(), chunks=(64, 64, 3), shards=(128, 192, 3))
-    index = archive.sync(stored.read_shard_index(z._async_array, (0, 0, 0)))
+    index = sync(stored.read_shard_index(z._async_array, (0, 0, 0)))
     assert index.shape == (2, 3, 1, 2) and index[..., 1].min() > 50
-    header, _ = archive.sync(stored.read_head(z._async_array, (1, 2, 0)))
-    assert archive.sync(stored.read_payload(z._async_array, (1, 2, 0))) == DeepSIC().encode(scene()[64:, 128:])
+    header, _ = sync(stored.read_head(z._async_array, (1, 2, 0)))
+    assert sync(stored.read_payload(z._async_array, (1, 2, 0))) == DeepSIC().encode(scene()[64:, 128:])
     assert header.shape == (64, 64, 3)
 
 

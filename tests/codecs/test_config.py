@@ -82,11 +82,11 @@ def test_configurations_differ():
 
 
 def test_configuration_is_fixed():
-    hints = {"effort": [1]}
+    hints = {"notes": [1]}
     codec = DeepSIC(encode=hints)
-    hints["effort"].append(2)
-    codec.get_config()["encode"]["effort"].append(3)
-    assert codec.hints == {"effort": [1]}
+    hints["notes"].append(2)
+    codec.get_config()["encode"]["notes"].append(3)
+    assert codec.hints == {"notes": [1]}
     with pytest.raises(AttributeError):
         codec.quality = 3
 
@@ -110,7 +110,7 @@ BAD = {
         {},
     ],
     "nodata": [0, "x", float("nan")],
-    "encode": [3, "x", [1], {"f": float("nan")}, {"f": {1}}, {"f": object()}],
+    "encode": [{"effort": 3}, {"effort": True}, 3, "x", [1], {"f": float("nan")}, {"f": {1}}, {"f": object()}],
     "decoder": ["", "ab" * 31, "AB" * 32, "zz" * 32, 5, "ab" * 33],
 }
 

@@ -11,7 +11,7 @@ import torch
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload, ModelMismatch
 from deepsic_codec.model.file import find_model, load_arrays, save_model
-from deepsic_codec.model.networks import Architecture
+from deepsic_codec.model.networks import Architecture, step_lambda
 from deepsic_codec.model.runtime import Runtime, get_runtime
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 from tests.common import check_rejects, psnr
@@ -106,6 +106,17 @@ def test_batch_limit_changes_nothing_that_is_stored_about_shapes(runtime, tiles)
     assert [e.grid for e in small] == [e.grid for e in large]
     for one, two in zip(small, large, strict=True):
         assert abs(len(one.features) - len(two.features)) <= 8
+
+
+def test_effort_saves_bytes_for_the_same_quality(runtime):
+    frame = drone_frame()[None, 300:556, 400:656]
+    cost = []
+    for effort in (0, 1, 2):
+        encoded = runtime.encode([frame], [40.0], efforts=[effort])
+        decoded = decode(runtime, encoded, [frame], [40.0])[0].astype(float)
+        bits = 8 * len(encoded[0].features) / (256 * 256)
+        cost.append(bits + float(step_lambda(torch.tensor(40.0))) * np.square(decoded - frame).mean())
+    assert cost[1] < cost[0] and cost[2] < cost[0]
 
 
 def test_threads_at_once(runtime, tiles):
