@@ -69,9 +69,10 @@ def symbols_of(runtime: Runtime, photos: Photographs, count: int, seed: int) -> 
     """Symbols int16 (count,C,16,16) of random crops at random qualities (count,)."""
     rng = np.random.default_rng(seed)
     quality = rng.uniform(1, 100, count).round(2)
-    parts = [
-        runtime._analyse(photos.crops(len(q), 256, rng), q, False)[0] for q in np.array_split(quality, -(-count // 8))
-    ]
+    parts = []
+    for q in np.array_split(quality, -(-count // 8)):
+        pixels = photos.crops(len(q), 256, rng).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+        parts.append(runtime._analyse(pixels, q, False)[0])
     return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), torch.from_numpy(quality).float()
 
 

@@ -8,11 +8,28 @@ if TYPE_CHECKING:
     from deepsic_codec.archive import chunk_attrs, create_array, open_archive
     from deepsic_codec.codecs.numcodecs import DeepSIC
     from deepsic_codec.codecs.zarr import DeepSICCodec
+    from deepsic_codec.labels.consolidate import consolidate_labels
+    from deepsic_codec.labels.features import decode_features
+    from deepsic_codec.labels.headers import iter_chunk_attrs
+    from deepsic_codec.labels.query import open_labels
+    from deepsic_codec.labels.relabel import relabel
 
-__all__ = ["DeepSIC", "DeepSICCodec", "chunk_attrs", "config", "create_array", "errors", "open_archive"]
-
-_HOMES = {"DeepSIC": "codecs.numcodecs", "DeepSICCodec": "codecs.zarr"}
-_HOMES |= dict.fromkeys(("chunk_attrs", "create_array", "open_archive"), "archive")
+_HOMES = {
+    "DeepSIC": "codecs.numcodecs",
+    "DeepSICCodec": "codecs.zarr",
+    "chunk_attrs": "archive",
+    "consolidate_labels": "labels.consolidate",
+    "create_array": "archive",
+    "decode_features": "labels.features",
+    "iter_chunk_attrs": "labels.headers",
+    "open_archive": "archive",
+    "open_labels": "labels.query",
+    "relabel": "labels.relabel",
+}
+__all__ = [
+    "DeepSIC", "DeepSICCodec", "chunk_attrs", "config", "consolidate_labels", "create_array", "decode_features",
+    "errors", "iter_chunk_attrs", "open_archive", "open_labels", "relabel",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

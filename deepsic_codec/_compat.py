@@ -7,7 +7,16 @@ from zarr.core.buffer import Buffer, NDBuffer, default_buffer_prototype  # publi
 from zarr.core.sync import sync
 from zarr.storage._common import make_store_path
 
-__all__ = ["Buffer", "NDBuffer", "default_buffer_prototype", "make_store_path", "native_dtype", "setting", "sync"]
+__all__ = [
+    "Buffer",
+    "NDBuffer",
+    "default_buffer_prototype",
+    "make_store_path",
+    "native_dtype",
+    "setting",
+    "sync",
+    "write_empty_chunks",
+]
 
 
 def native_dtype(dtype: Any) -> np.dtype:
@@ -18,3 +27,10 @@ def native_dtype(dtype: Any) -> np.dtype:
 def setting(value: Any) -> str:
     """Return a codec's setting such as "little" or "start" as text; before zarr 3.4 it is an enum."""
     return str(getattr(value, "value", value))
+
+
+def write_empty_chunks(array: Any) -> bool:
+    """Tell whether an array stores chunks that are the fill value everywhere."""
+    config = getattr(array.async_array if hasattr(array, "async_array") else array._async_array, "config", None)
+    config = config if config is not None else array._async_array._config  # before zarr 3.1
+    return bool(config.write_empty_chunks)

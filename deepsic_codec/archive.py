@@ -6,22 +6,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import zarr
 
-from deepsic_codec._compat import native_dtype, sync
+from deepsic_codec._compat import native_dtype
 from deepsic_codec.codecs import chunks as stored
 from deepsic_codec.codecs import core
 from deepsic_codec.codecs.config import CodecConfig
 from deepsic_codec.codecs.numcodecs import DeepSIC
 from deepsic_codec.codecs.zarr import DeepSICCodec
-from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError, UnsupportedArray, UnsupportedPayload
-from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload import labels as payload_labels
+from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
+from deepsic_codec.labels import headers
+from deepsic_codec.labels.vocabulary import ATTRIBUTE
 
 if TYPE_CHECKING:
-    from deepsic_codec.payload.header import Header
-    from deepsic_codec.payload.labels import LabelBlock
+    pass
 
-ATTRIBUTE = "deepsic"  # of arrays; holds the vocabulary, so that labels can be read where the model is not
-UNKNOWN = "unknown"  # the class after those of the vocabulary
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
 
 
@@ -191,29 +188,7 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
     ModelNotFound
         If labels cannot be named or computed without a model that is not there.
     """
-    index = tuple(int(i) for i in index)
-    config = stored.codec_of(array)
-    try:
-        head = sync(stored.read_head(array, index))
-        if head is None:
-            fields = ("tile_shape", "model", "quality", "nbytes", "bpp", "format_version")
-            return {"labels": [], **dict.fromkeys(fields)}
-        header, data = head
-        if header.shape != tuple(array.chunks):
-            raise CorruptPayload(f"header: payload of a chunk {header.shape} in an array of chunks {array.chunks}")
-        block = _label_block(array, index, config, header, data)
-        labels = None if block is None else _tiles(array, index, header, block)
-    except (CorruptPayload, UnsupportedPayload) as error:
-        raise type(error)(f"chunk {index} of array {array.path!r}: {error}") from error
-    return {
-        "labels": labels,
-        "tile_shape": None if block is None else [int(size) for size in block.tile],
-        "model": config.model if config.decoder.startswith(header.decoder.hex()) else header.decoder.hex(),
-        "quality": header.quality,
-        "nbytes": header.nbytes,
-        "bpp": 8 * header.nbytes / (header.slices * header.height * header.width),
-        "format_version": header.version,
-    }
+    return headers.chunk_attrs(array, index)
 
 
 def _check_array(
@@ -250,51 +225,3 @@ def _is_deepsic(node: Any) -> bool:
     except DeepSICError:
         return False
     return True
-
-
-def _label_block(
-    array: zarr.Array, index: tuple[int, ...], config: CodecConfig, header: "Header", data: bytes
-) -> "LabelBlock | None":
-    section = payload_header.read_section(data, header, payload_header.LABELS)
-    if section is not None:
-        return payload_labels.decode_labels(section, header)
-    if config.semantics != "post" or not any(header.head):
-        return None
-    payload = sync(stored.read_payload(array, index))
-    if payload is None:  # deleted since its header was read
-        return None
-    return core.compute_labels(core.decode_job(payload), config.label_tile)
-
-
-def _tiles(array: zarr.Array, index: tuple[int, ...], header: "Header", block: "LabelBlock") -> list[dict[str, float]]:
-    names = _class_names(array, header)
-    # Pixels of the chunk that lie within the array; an edge chunk is padded beyond them.
-    sizes = [size - i * chunk for size, i, chunk in zip(array.shape, index, header.shape, strict=True)]
-    inside = dict(zip(header.axes, sizes, strict=True))
-    slices = [axis for axis in header.axes if axis not in "yxc"]
-    grid = [header.shape[header.axes.index(axis)] for axis in slices]
-    tiles = []
-    for place in np.ndindex(*block.classes.shape[:3]):
-        start = {"y": place[1] * block.tile[0], "x": place[2] * block.tile[1]}
-        if slices:
-            start |= dict(zip(slices, (int(i) for i in np.unravel_index(place[0], grid)), strict=True))
-        scores: dict[str, float] = {}
-        if all(start[axis] < inside[axis] for axis in start):
-            for number, score in zip(block.classes[place].tolist(), block.scores[place].tolist(), strict=True):
-                if number == payload_labels.NO_CLASS:
-                    continue
-                if number >= len(names):
-                    raise CorruptPayload(f"labels: class {number}, but the vocabulary has {len(names)}")
-                scores[names[number]] = round(score / 255, 4)
-        tiles.append(scores)
-    return tiles
-
-
-def _class_names(array: zarr.Array, header: "Header") -> tuple[str, ...]:
-    attribute = array.attrs.get(ATTRIBUTE)
-    vocabulary: Any = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None
-    # Another model may have written the chunk, and another program the attributes.
-    ours = isinstance(vocabulary, Mapping) and str(vocabulary.get("head")).startswith(header.head.hex())
-    if not ours or not isinstance(vocabulary.get("classes"), list):
-        vocabulary = _vocabulary(header.decoder.hex(), header.head.hex())
-    return *(str(name) for name in vocabulary["classes"]), UNKNOWN

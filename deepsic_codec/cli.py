@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepsic_codec import cli_labels, evaluate, ingest
+from deepsic_codec.training import cli as training_cli
+
 
 @dataclass(frozen=True)
 class Command:
@@ -42,6 +45,12 @@ COMMANDS = {
     "demo": Command(
         "store two real images, read them back, show what it saved and what is in them", _demo_arguments, _demo
     ),
+    "ingest": Command("store images, mosaics, Zarr arrays in an archive", ingest.arguments, ingest.run),
+    "index": Command("write or refresh the label index of an archive", cli_labels.index_arguments, cli_labels.index),
+    "labels": Command("count what an archive shows, or map a class", cli_labels.labels_arguments, cli_labels.labels),
+    "query": Command("find the chunks that show something", cli_labels.query_arguments, cli_labels.query),
+    "train": Command("train a model, or adapt the labels of one", training_cli.add_arguments, training_cli.run),
+    "evaluate": Command("measure a model on images, from real payloads", evaluate.add_arguments, evaluate.run),
 }
 
 

@@ -28,7 +28,7 @@ class Settings:
         Where networks run: "auto" (CUDA if there is one, else CPU) or what `torch.device` takes.
     batch_pixels : int
         Most pixels (slices x height x width) joined into one model call; one larger chunk still goes alone.
-        4 Mpx are 16 chunks of 512x512: past that a CPU gains nothing and memory grows. GPUs like 8 times as many.
+        2 Mpx are 8 chunks of 512x512: past that a CPU gains nothing and memory grows. GPUs like 16 times as many.
     threads : int or None
         Threads of network and entropy coder; None leaves the libraries' defaults.
     precision : str
@@ -37,7 +37,7 @@ class Settings:
     """
 
     device: str = "auto"
-    batch_pixels: int = 1 << 22
+    batch_pixels: int = 1 << 21
     threads: int | None = None
     precision: str = "auto"
 

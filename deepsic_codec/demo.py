@@ -86,10 +86,7 @@ def run(out: Path, *, zarr_format: int, quality: float, console: Console) -> Non
             results.append(_through(array, pixels, _chunk_bytes(path / name), advance))
 
     console.print(_savings(results))
-    console.print(
-        "Speed on this machine, files included, after one uncounted image (compilation, loading of the model)."
-    )
-    console.print()
+    _say(console, "Speed on this machine, files included, after an uncounted row of chunks (compilation, model).\n")
     _show_labels(console, root)
     _show_query(console, path)
     _picture(results, quality).save(out / PICTURE)

@@ -1,4 +1,6 @@
-"""What can go wrong, in nine kinds. A message says what was found, what was expected, what to do."""
+"""What can go wrong, in eleven kinds. A message says what was found, what was expected, what to do."""
+
+from collections.abc import Sequence
 
 
 class DeepSICError(Exception):
@@ -46,3 +48,18 @@ class LabelIndexError(DeepSICError, LookupError):
 
 class StaleIndex(LabelIndexError):
     """The index no longer fits the chunks: some were written again since, or the array has another shape now."""
+
+
+class WriteError(DeepSICError, OSError):
+    """Chunks or shards that the store would not take, after retries; all others are written. `keys` has their keys.
+
+    Mend the store, then write again with `resume=True`.
+    """
+
+    def __init__(self, message: str, keys: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
+
+
+class SourceError(DeepSICError, OSError):
+    """An image file or array that cannot be read. The message names it."""

@@ -1,0 +1,1 @@
+"""Chunk attributes, label index and queries; nothing here imports torch, and a query decodes nothing."""

@@ -5,7 +5,7 @@ fractions, so that no two ways to evaluate an expression can differ by rounding.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -64,27 +64,18 @@ class Expression:
     def _verdict(self, largest: Column, negated: bool) -> "Verdict":
         raise NotImplementedError
 
-    def matches(self, attributes: Mapping[str, Any], vocabulary: Vocabulary) -> bool:
-        """Evaluate for a chunk's attributes, as `chunk_attrs` gives them: whether one of its tiles satisfies it."""
-        tiles = [tile for tile in attributes["labels"] or () if tile]
-        index = {name: i for i, name in enumerate(vocabulary.names)}
-        scores = np.zeros((len(index), len(tiles)), np.uint8)
-        for i, tile in enumerate(tiles):
-            for name, value in tile.items():
-                scores[index[name], i] = round(value * 255)
-        return bool(self.tiles(lambda name: vocabulary.score(name, lambda i: scores[i])).any())
-
-    def check(self, vocabulary: Vocabulary, text: str | None = None) -> set[int]:
-        """Return the numbers of the classes that it reads; raises ExpressionError for a name that there is not."""
-        numbers: set[int] = set()
+    def check(self, vocabulary: Vocabulary, text: str | None = None) -> list[str]:
+        """Return the names that it reads; raises ExpressionError for one that there is not."""
+        found: dict[str, None] = {}
         for name, position in self.names():
             try:
-                numbers.update(vocabulary.members(name))
+                vocabulary.members(name)
             except ExpressionError as error:
                 if text is None or position is None:
                     raise
                 raise ExpressionError(_pointed(str(error), text, position)) from None
-        return numbers
+            found[name] = None
+        return list(found)
 
 
 @dataclass(frozen=True)
@@ -106,9 +97,11 @@ class Compare(Expression):
     position: int | None = None
 
     def names(self) -> Iterator[tuple[str, int | None]]:
+        """Yield its name."""
         yield self.name, self.position
 
     def tiles(self, score: Column) -> Hits:
+        """Evaluate for tiles."""
         return _at_least(score(self.name), self.least)
 
     def _verdict(self, largest: Column, negated: bool) -> Verdict:
@@ -129,9 +122,11 @@ class Not(Expression):
     inner: Expression
 
     def names(self) -> Iterator[tuple[str, int | None]]:
+        """Yield the names in it."""
         return self.inner.names()
 
     def tiles(self, score: Column) -> Hits:
+        """Evaluate for tiles."""
         return ~self.inner.tiles(score)
 
     def _verdict(self, largest: Column, negated: bool) -> Verdict:
@@ -164,6 +159,7 @@ class And(_Pair):
     """The tiles that satisfy both."""
 
     def tiles(self, score: Column) -> Hits:
+        """Evaluate for tiles."""
         return self.left.tiles(score) & self.right.tiles(score)
 
     def _verdict(self, largest: Column, negated: bool) -> Verdict:
@@ -177,6 +173,7 @@ class Or(_Pair):
     """The tiles that satisfy one of them or both."""
 
     def tiles(self, score: Column) -> Hits:
+        """Evaluate for tiles."""
         return self.left.tiles(score) | self.right.tiles(score)
 
     def _verdict(self, largest: Column, negated: bool) -> Verdict:

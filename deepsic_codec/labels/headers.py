@@ -87,7 +87,8 @@ class Reader:
         async def one(index: Index) -> Any:
             place = None
             with self.named(index):
-                if self.array.shards is not None and all(i >= 0 for i in index):
+                stored.check_index(self.array, index)
+                if self.array.shards is not None:
                     shard = stored.shard_of(self.array, index)
                     if shard not in tables:  # chunks of a shard share one read of its index
                         tables[shard] = asyncio.ensure_future(table(shard))

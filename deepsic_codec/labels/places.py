@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import zarr
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
 from deepsic_codec._compat import Buffer, make_store_path, sync
@@ -15,6 +15,9 @@ from deepsic_codec.errors import DeepSICError, LabelIndexError, UnsupportedArray
 
 SUFFIX = "_labels"  # of the group beside an array that has its index
 CONNECTIONS = 128  # to S3 at once; what botocore allows by default, 10, makes a scan ten times slower
+
+# Asked for a whole object, s3fs first asks how large it is; asked for a part, it does not. Stores clip long ranges.
+WHOLE = RangeByteRequest(0, 1 << 40)
 
 Mode = Literal["r", "r+", "a"]
 
@@ -39,54 +42,75 @@ def storage_options(source: Any, given: Mapping[str, Any] | None) -> dict[str, A
     return options
 
 
-def open_arrays(
-    source: Any, name: str | None = None, *, mode: Mode = "r", options: Mapping[str, Any] | None = None
-) -> list[zarr.Array]:
-    """Open the arrays stored with DeepSIC that `source` is or has.
+def open_node(
+    source: Any,
+    name: str | None = None,
+    *,
+    mode: Mode = "r",
+    options: Mapping[str, Any] | None = None,
+    counter: "Counter | None" = None,
+) -> Any:
+    """Open an array or group.
 
     Parameters
     ----------
     source
         An array or group of Zarr, or what `zarr.open` takes.
     name : str, optional
-        Path of the one array in the group.
+        Path of an array in the group.
     mode : {"r", "r+", "a"}
         As for `zarr.open`.
     options : dict, optional
         `storage_options` for a URL.
+    counter : Counter, optional
+        Counts what opening reads.
 
     Raises
     ------
     UnsupportedArray
-        If there is none.
+        If the group has no such array.
     """
     if isinstance(source, zarr.Array | zarr.Group):
-        found: Any = source
-    else:
-        options = storage_options(source, options)
-        source = str(source) if isinstance(source, Path) else source
-        if name is not None:
-            # Straight to it: a group need not be looked at, which saves a request.
-            found, name = zarr.open(source, path=name, mode=mode, storage_options=options), None
-        else:
-            found = zarr.open(source, mode=mode, storage_options=options)
-    if name is not None:
-        if not isinstance(found, zarr.Group) or name not in found:
-            raise UnsupportedArray(f"{found.store_path} has no array {name!r}")
-        found = found[name]
-    if isinstance(found, zarr.Group):
-        arrays = [node for _, node in found.members(max_depth=None) if is_deepsic(node)]
-    else:
-        stored.codec_of(found)  # says what it is stored with instead
-        arrays = [found]
+        if name is None:
+            return source
+        if not isinstance(source, zarr.Group) or name not in source:
+            raise UnsupportedArray(f"{source.store_path} has no array {name!r}")
+        return source[name]
+    options = storage_options(source, options)
+    source = str(source) if isinstance(source, Path) else source
+    if isinstance(source, Store) and mode == "r" and not source.read_only:
+        mode = "r+"  # "r" would reopen the store, which a zip file being written cannot bear
+    try:
+        place = sync(make_store_path(source, path=name or "", mode=mode, storage_options=options))
+        counting = StorePath(CountingStore(place.store, counter), place.path)
+        if name is not None:  # straight to the array: a group need not be looked at, which saves requests
+            return _uncounted(zarr.open_array(counting, mode=mode))
+        return _uncounted(zarr.open(counting, mode=mode))
+    except FileNotFoundError as error:
+        raise UnsupportedArray(f"{source}: no array or group{f' {name!r}' if name else ''} of Zarr ({error})") from None
+
+
+def _uncounted(node: Any) -> Any:
+    path = StorePath(node.store_path.store._store, node.store_path.path)
+    if isinstance(node, zarr.Group):
+        return zarr.Group(zarr.AsyncGroup(node.metadata, path))
+    return zarr.Array(zarr.AsyncArray(node.metadata, path))
+
+
+def arrays_in(node: Any) -> list[zarr.Array]:
+    """Return the arrays stored with DeepSIC that a node of Zarr is or has, by path; UnsupportedArray for none."""
+    if isinstance(node, zarr.Array):
+        stored.codec_of(node)  # says what it is stored with instead
+        return [node]
+    arrays: list[Any] = [member for _, member in node.members(max_depth=None) if is_deepsic(member)]
     if not arrays:
-        raise UnsupportedArray(f"{found.store_path} has no array stored with DeepSIC")
+        raise UnsupportedArray(f"{node.store_path} has no array stored with DeepSIC")
     return sorted(arrays, key=lambda array: array.path)
 
 
 def open_array(source: Any, name: str | None = None, **kwargs: Any) -> zarr.Array:
     """Open the one array stored with DeepSIC that `source` is or has; raises UnsupportedArray for more than one."""
-    arrays = open_arrays(source, name, **kwargs)
+    arrays = arrays_in(open_node(source, name, **kwargs))
     if len(arrays) > 1:
         names = ", ".join(array.path for array in arrays)
         raise UnsupportedArray(f"expected one array stored with DeepSIC, found {names}; pass its name")
@@ -144,9 +168,11 @@ def given(location: Any, zarr_format: int, options: Mapping[str, Any] | None = N
         path = location if isinstance(location, StorePath) else location.store_path
         return Place(path.store, path.path, zarr_format)
     text = str(location) if isinstance(location, Path) else location
-    path = sync(
-        make_store_path(text, mode="a" if write else "r", storage_options=storage_options(text, options))
-    )
+    mode: Mode = "a" if write or isinstance(text, Store) and not text.read_only else "r"
+    try:
+        path = sync(make_store_path(text, mode=mode, storage_options=storage_options(text, options)))
+    except FileNotFoundError as error:
+        raise LabelIndexError(f"{location}: no label index there ({error})") from None
     return Place(path.store, path.path, zarr_format)
 
 
@@ -181,10 +207,10 @@ class CountingStore(WrapperStore[Store]):
     def _with_store(self, store: Store) -> "CountingStore":
         return type(self)(store, self.counter)
 
-    async def get(
-        self, key: str, prototype: Any, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    async def get(self, key: str, prototype: Any, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read a value, or part of it."""
+        if byte_range is None and isinstance(self._store, FsspecStore):
+            byte_range = WHOLE
         data = await self._store.get(key, prototype, byte_range)
         self.counter.requests += 1
         self.counter.bytes += 0 if data is None else len(data)

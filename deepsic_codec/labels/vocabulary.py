@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,33 +41,40 @@ class Vocabulary:
         """One name for each score: the classes and, last, "unknown"."""
         return (*self.classes, UNKNOWN)
 
-    @property
+    @cached_property
     def known(self) -> tuple[str, ...]:
-        """All names that a query may use."""
-        return (*self.names, *(name for name in self.parents if name not in self.names))
+        """All names that a query may use: those of the scores, then parents that stand for one of them."""
+        return (*self.names, *(name for name in self.parents if name not in self.names and self._resolve(name)))
+
+    def _resolve(self, name: str) -> set[int]:
+        found: set[int] = set()
+        pending, seen = [name], set()
+        while pending:
+            one = pending.pop()
+            if one in self.names:  # a class hides a parent of the same name
+                found.add(self.names.index(one))
+            elif one not in seen:
+                seen.add(one)
+                pending += self.parents.get(one, ())
+        return found
 
     def members(self, name: str) -> tuple[int, ...]:
-        """Return the numbers of the classes that a name stands for; a class hides a parent of the same name.
+        """Return the numbers of the classes that a name stands for.
 
         Raises
         ------
         ExpressionError
             If there is no such name; the message has the nearest ones.
         """
-        found: set[int] = set()
-        pending, seen = [name], set()
-        while pending:
-            one = pending.pop()
-            if one in seen:
-                continue
-            seen.add(one)
-            if one in self.names:
-                found.add(self.names.index(one))
-            elif one in self.parents:
-                pending += self.parents[one]
-            elif one == name:
-                raise ExpressionError(self.unknown_name(name))
-        return tuple(sorted(found))
+        if name in self.known:
+            return tuple(sorted(self._resolve(name)))
+        if name in self.parents:
+            raise ExpressionError(f"{name!r} stands for no class of this vocabulary")
+        raise ExpressionError(self.unknown_name(name))
+
+    def row(self, name: str) -> int:
+        """Return the number of a name in an index: classes first, then parents."""
+        return self.known.index(name)
 
     def unknown_name(self, name: str) -> str:
         """Return what to say of a name that there is not."""
@@ -86,8 +94,6 @@ class Vocabulary:
             Gives the scores of a class by its number.
         """
         members = self.members(name)
-        if not members:
-            raise ExpressionError(f"{name!r} stands for no class of this vocabulary")
         scores = column(members[0])
         for number in members[1:]:
             scores = np.maximum(scores, column(number))
@@ -142,7 +148,8 @@ def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
     from deepsic_codec.model.file import find_model
 
     attribute = array.attrs.get(ATTRIBUTE)
-    given = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None
-    if isinstance(given, Mapping) and isinstance(given.get("classes"), list) and str(given.get("head")).startswith(head):
+    given: Any = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None
+    ours = isinstance(given, Mapping) and str(given.get("head")).startswith(head)
+    if ours and isinstance(given.get("classes"), list):
         return Vocabulary.from_json(given)
     return of_model(find_model(decoder, head=head))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -133,12 +133,7 @@ class Neighbours:
 
     def rows(self, step: Pass) -> tuple[Tensor, Tensor, Tensor]:
         """Padded rows (P,), unpadded rows (P,) and image numbers (P,) of a pass."""
-        b, h, w, _ = self.shape
-        ys, xs = (torch.as_tensor(v, device=self.linear.device) for v in step.positions(h, w))
-        image = torch.arange(b, device=self.linear.device)[:, None]
-        padded = image * ((h + 2) * (w + 2)) + (ys + 1) * (w + 2) + xs + 1
-        flat = image * (h * w) + ys * w + xs
-        return padded.reshape(-1), flat.reshape(-1), image.expand(b, len(ys)).reshape(-1)
+        return _rows(step, *self.shape[:3], self.linear.device, torch.is_inference_mode_enabled())
 
     def gather(self, step: Pass, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Features (P,K) and own linear neighbours (P,n,count); None where there are none."""
@@ -155,6 +150,19 @@ class Neighbours:
             known = slice(0, step.start)
             parts += take(self.magnitude, CENTRE + CROSS + DIAGONAL, known) + take(self.linear, CENTRE + CROSS, known)
         return torch.cat(parts, 1) if parts else None, torch.stack(linear, 1) if linear else None
+
+
+@lru_cache(maxsize=72)
+def _rows(step: Pass, b: int, h: int, w: int, device: torch.device, inference: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """See :meth:`Neighbours.rows`; kept, since making them anew stops a GPU 18 times in a training step.
+
+    ``inference`` keeps tensors made in inference mode, which autograd refuses, apart.
+    """
+    ys, xs = (torch.as_tensor(v, device=device) for v in step.positions(h, w))
+    image = torch.arange(b, device=device)[:, None]
+    padded = image * ((h + 2) * (w + 2)) + (ys + 1) * (w + 2) + xs + 1
+    flat = image * (h * w) + ys * w + xs
+    return padded.reshape(-1), flat.reshape(-1), image.expand(b, len(ys)).reshape(-1)
 
 
 def input_count(step: Pass) -> int:
@@ -284,6 +292,9 @@ class IntegerPrior:
     device : str
         Where to compute.
     """
+
+    #: Whether the encoder may move symbols towards its means (rdo.py).
+    optimised = True
 
     def __init__(self, arch: Architecture, tensors: dict[str, Tensor], device: str = "cpu") -> None:
         self.steps = schedule(arch.prior_groups)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.coding import decode_symbols, encode_symbols
+from deepsic_codec.model.families import AnyArchitecture, architecture_from, integer_prior, stored_networks
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
-from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Analysis, Architecture, Gains, SemanticHead, Synthesis
-from deepsic_codec.model.prior import IntegerPrior
+from deepsic_codec.model.networks import LABEL_CELL, STRIDE
 from deepsic_codec.model.rdo import quantise
 from deepsic_codec.payload.arithmetic import SYMBOL_MAX
 from deepsic_codec.payload.tables import CoderTables
@@ -57,12 +57,15 @@ class Encoded:
 class Networks(nn.Module):
     """The networks that a model file holds."""
 
-    def __init__(self, arch: Architecture) -> None:
+    analysis: nn.Module
+    gains: nn.Module
+    synthesis: nn.Module
+    head: nn.Module
+
+    def __init__(self, arch: AnyArchitecture) -> None:
         super().__init__()
-        self.analysis = Analysis(arch)
-        self.gains = Gains(arch)
-        self.synthesis = Synthesis(arch)
-        self.head = SemanticHead(arch)
+        for name, network in stored_networks(arch).items():
+            self.add_module(name, network)
 
     #: Where each network's tensors are in the file.
     PREFIX = {
@@ -99,11 +102,11 @@ class Runtime:
         self.info, self.device = info, torch.device(device)
         arrays = load_arrays(info)
         try:
-            self.arch = Architecture.from_json(info.architecture)
+            self.arch = architecture_from(info.architecture)
             self._nets = Networks(self.arch)
             self._nets.load(arrays)
             prior = {k: torch.from_numpy(v) for k, v in _below(arrays, "decoder.prior").items()}
-            self._prior = IntegerPrior(self.arch, prior, str(self.device))
+            self._prior = integer_prior(self.arch, prior, str(self.device))
             self._tables = CoderTables.from_arrays(_below(arrays, "decoder.coder")).check(self.arch.latents)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
@@ -239,7 +242,7 @@ class Runtime:
                     y = self._nets.analysis(x, q)
                 gain = self._nets.gains(q)
                 scaled = (y * gain).clamp(-SYMBOL_MAX, SYMBOL_MAX).permute(0, 2, 3, 1).contiguous()
-                found = quantise(self._prior, scaled, gain[:, :, 0, 0], q, effort)
+                found = quantise(self._prior, scaled, gain[:, :, 0, 0], q, effort if self._prior.optimised else 0)
                 symbols.append(found.to(torch.int16).cpu().numpy())
                 if labels:
                     cells.append(self._score(y, q))

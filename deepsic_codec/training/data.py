@@ -1,43 +1,145 @@
-"""Training images: decoded once into memory, cropped there.
+"""Training images: all decoded once, kept in device memory when they fit, cropped there.
 
-Sources are folders or zip files.  A folder level that is named after a class makes an
-image labelled when the source is given as labelled; other images are plain photographs.
+Sources are folders, zip files, single image files or Zarr arrays of uint8.  Unlabelled
+images are photographs in what follows, labelled ones tiles.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+
+from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.networks import LABEL_CELL
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+#: Zarr arrays are read in blocks of this edge, so that one of any size becomes images.
+ZARR_BLOCK = 1024
 Pixels = NDArray[np.uint8]
+Load = Callable[[], Pixels]
 
 
-def read_images(source: str | Path) -> Iterator[tuple[str, Pixels]]:
-    """Name and RGB pixels (H,W,3) of every image in a folder or zip file, sorted by name."""
+def read_images(source: str | Path, skipped: list[str] | None = None) -> Iterator[tuple[str, Pixels]]:
+    """Name and RGB pixels (H,W,3) of every image of a source, sorted by name.
+
+    An image that cannot be read is left out and its name appended to ``skipped``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the source does not exist or is of no kind that can be read.
+    """
+    for name, load in entries(source):
+        try:
+            pixels = load()
+        except Exception as error:  # on damaged files Pillow's readers raise almost anything
+            if skipped is None:
+                raise ConfigurationError(f"{source}: {name} cannot be read: {error}") from None
+            skipped.append(f"{name} ({type(error).__name__}: {error})")
+            continue
+        yield name, pixels
+
+
+def entries(source: str | Path) -> Iterator[tuple[str, Load]]:
+    """Name of every image of a source and what reads it."""
     source = Path(source)
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                yield str(path.relative_to(source)), _decode(path.read_bytes())
-    elif zipfile.is_zipfile(source):
+    if source.is_dir() and any((source / f).exists() for f in ("zarr.json", ".zarray", ".zgroup")):
+        yield from _zarr_blocks(source)
+    elif source.is_dir():
+        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
+            yield str(path.relative_to(source)), lambda path=path: _decode(path.read_bytes())
+    elif source.is_file() and source.suffix.lower() in SUFFIXES:
+        yield source.name, lambda: _decode(source.read_bytes())
+    elif source.is_file() and zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            for name in sorted(archive.namelist()):
-                if Path(name).suffix.lower() in SUFFIXES:
-                    yield name, _decode(archive.read(name))
+            for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
+                yield name, lambda name=name: _decode(archive.read(name))
     else:
-        raise ValueError(f"{source} is neither a folder nor a zip file")
+        what = "does not exist" if not source.exists() else "is no folder, zip file, image or Zarr array"
+        raise ConfigurationError(f"{source} {what}")
 
 
 def _decode(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def _zarr_blocks(path: Path) -> Iterator[tuple[str, Load]]:
+    import zarr  # not where only images are trained on
+
+    node = zarr.open(str(path), mode="r")
+    arrays = [("", node)] if isinstance(node, zarr.Array) else list(node.arrays())
+    for name, array in arrays:
+        shape = array.shape
+        colour = len(shape) > 2 and shape[-1] in (1, 3)
+        if array.dtype != np.uint8 or not (len(shape) == 2 or (colour and len(shape) in (3, 4))):
+            raise ConfigurationError(f"{path}/{name}: expected uint8 of axes yx, yxc or nyxc with c of 1 or 3, got "
+                                     f"{array.dtype} of shape {shape}")  # fmt: skip
+        height, width = shape[-3:-1] if colour else shape
+        for n in range(shape[0] if len(shape) == 4 else 1):
+            for y in range(0, height, ZARR_BLOCK):
+                for x in range(0, width, ZARR_BLOCK):
+
+                    def load(array=array, n=n, y=y, x=x) -> Pixels:  # type: ignore[no-untyped-def]
+                        where = (slice(y, y + ZARR_BLOCK), slice(x, x + ZARR_BLOCK))
+                        block = np.asarray(array[(n, *where)] if array.ndim == 4 else array[where])
+                        block = block if block.ndim == 3 else block[..., None]
+                        return np.ascontiguousarray(np.broadcast_to(block, (*block.shape[:2], 3)))
+
+                    yield f"{name}[{n},{y},{x}]", load
+
+
+class Pool:
+    """Images of various sizes, flat in memory, and crops of them.
+
+    Parameters
+    ----------
+    images : list of uint8 (H,W,3)
+    device : str
+        Where crops are wanted.
+    keep : str
+        Where the images lie; "auto" is ``device`` if they fill at most half of its free memory.
+    """
+
+    def __init__(self, images: list[Pixels], device: str, keep: str = "auto") -> None:
+        self.device = device
+        shapes = np.array([im.shape[:2] for im in images], np.int64)
+        self.heights, self.widths = shapes.T
+        self.shortest = shapes.min(1)
+        self.by_size = np.argsort(-self.shortest, kind="stable")
+        sizes = shapes.prod(1)
+        self.offsets = np.cumsum(sizes) - sizes
+        self.nbytes = int(3 * sizes.sum())
+        if keep == "auto":
+            fits = not device.startswith("cuda") or self.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+            keep = device if fits else "cpu"
+        self.flat = torch.empty(int(sizes.sum()), 3, dtype=torch.uint8, device=keep)
+        for image, at in zip(images, self.offsets, strict=True):
+            self.flat[at : at + image.size // 3] = torch.tensor(image.reshape(-1, 3)).to(keep)
+
+    def crops(self, pick: NDArray[np.int64], side: int, rng: np.random.Generator) -> Tensor:
+        """Crops at random places of the images ``pick``, randomly turned and flipped: uint8 (B,side,side,3)."""
+        top, left = rng.integers(self.heights[pick] - side + 1), rng.integers(self.widths[pick] - side + 1)
+        orientation = rng.integers(0, 2, (3, len(pick)))
+        table = np.stack([self.offsets[pick], self.widths[pick], top, left, *orientation])
+        at, width, top_, left_, flip_y, flip_x, turn = torch.from_numpy(table).to(self.flat.device)[:, :, None]
+        along = torch.arange(side, device=self.flat.device)
+        rows = top_ + torch.where(flip_y > 0, side - 1 - along, along)  # (B,side)
+        columns = left_ + torch.where(flip_x > 0, side - 1 - along, along)
+        index = (at + rows * width)[:, :, None] + columns[:, None, :]
+        index = torch.where(turn[:, :, None] > 0, index.transpose(1, 2), index)
+        found = self.flat.index_select(0, index.reshape(-1))
+        return found.reshape(len(pick), side, side, 3).to(self.device)
 
 
 class Photographs:
@@ -46,66 +148,177 @@ class Photographs:
     Parameters
     ----------
     sources : iterable of path
-        Folders or zip files.
+    crop : int
+        Smallest edge that is wanted.
     held_out : int
         Every n-th image (n = total / held_out) is kept for choosing checkpoints.
+    device, keep : str
+        See :class:`Pool`.
+
+    Raises
+    ------
+    ConfigurationError
+        If there are no images, or some are smaller than the crop.
     """
 
-    def __init__(self, sources: Iterable[str | Path], held_out: int = 24) -> None:
-        images = [pixels for source in sources for _, pixels in read_images(source)]
-        if not images:
-            raise ValueError("no images found in the training sources")
-        every = max(1, len(images) // max(1, held_out))
+    def __init__(
+        self, sources: Iterable[str | Path], crop: int = 256, held_out: int = 24, device: str = "cpu",
+        keep: str = "auto",
+    ) -> None:  # fmt: skip
+        self.skipped: list[str] = []
+        named = [pair for source in sources for pair in read_images(source, self.skipped)]
+        if not named:
+            raise ConfigurationError(f"no readable image in --images ({len(self.skipped)} unreadable)")
+        if len(named) < 2:
+            raise ConfigurationError("--images: one image alone; at least two are needed, as one is held out")
+        _refuse_small(named, crop, "--images", f"leave them out or lower --crop (now {crop})")
+        images = [pixels for _, pixels in named]
+        held_out = max(1, min(held_out, len(images) // 10))
+        every = len(images) // held_out
         self.held_out = images[::every][:held_out]
-        self.train = [im for i, im in enumerate(images) if i % every or i // every >= held_out]
+        self.pool = Pool([im for i, im in enumerate(images) if i % every or i // every >= held_out], device, keep)
 
-    def crops(self, count: int, size: int, rng: np.random.Generator, jitter: bool = True) -> Pixels:
-        """(count, size, size, 3) crops with flips, quarter turns and, half the time, reduction."""
-        out = np.empty((count, size, size, 3), np.uint8)
-        for i in range(count):
-            image = self.train[rng.integers(len(self.train))]
-            shortest = min(image.shape[:2])
-            side = size
-            if jitter and rng.random() < 0.5:
-                side = int(rng.uniform(size, min(2 * size, max(size, shortest)) + 1))
-            if shortest < side:
-                reps = -(-side // shortest)
-                image = np.tile(image, (reps, reps, 1))
-            y, x = (int(rng.integers(n - side + 1)) for n in image.shape[:2])
-            crop = image[y : y + side, x : x + side]
-            if side != size:
-                crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.LANCZOS))
-            out[i] = orient(crop, rng)
-        return out
+    def crops(self, count: int, size: int, rng: np.random.Generator, jitter: bool = True) -> Tensor:
+        """Float (count,3,size,size) in 0..255 of crops with flips, quarter turns and, half the time, reduction.
+
+        The reduced ones of one call share a scale, and come from images large enough for it.
+        """
+        pool, parts = self.pool, []
+        reduced = int(rng.binomial(count, 0.5)) if jitter else 0
+        if reduced:
+            side = int(rng.uniform(size, min(2 * size, int(pool.shortest.max())) + 1))
+            large = int((pool.shortest >= side).sum())
+            if side > size and large:
+                found = pool.crops(pool.by_size[rng.integers(large, size=reduced)], side, rng)
+                found = found.permute(0, 3, 1, 2).float()
+                found = F.interpolate(found, (size, size), mode="bicubic", antialias=True)
+                parts.append(found.round_().clamp_(0, 255))
+            else:
+                reduced = 0
+        if count > reduced:
+            found = pool.crops(rng.integers(len(pool.shortest), size=count - reduced), size, rng)
+            parts.append(found.permute(0, 3, 1, 2).float())
+        return torch.cat(parts)
 
 
 class LabelledTiles:
-    """Small square images in class folders (``.../<Class>/<file>``), all of one size."""
+    """Labelled images, from which cells of 64x64 pixels are taken.
 
-    def __init__(self, sources: Iterable[str | Path], held_out: float = 0.05, seed: int = 0) -> None:
-        pairs = [(Path(name).parent.name, px) for source in sources for name, px in read_images(source)]
-        if not pairs:
-            raise ValueError("no labelled images found: expected <Class>/<image> below each source")
-        self.classes = sorted({name for name, _ in pairs})
-        labels = np.array([self.classes.index(name) for name, _ in pairs])
-        pixels = np.stack([px for _, px in pairs])
-        order = np.random.default_rng(seed).permutation(len(pairs))
-        cut = int(len(pairs) * held_out)
-        self.test_pixels, self.test_labels = pixels[order[:cut]], labels[order[:cut]]
-        self.pixels, self.labels = pixels[order[cut:]], labels[order[cut:]]
+    Parameters
+    ----------
+    sources : iterable of path
+        With ``<Class>/<image>`` inside, or CSV files of ``file,label``.
+    held_out : float
+        Share of each class that is kept for testing, at least one image.
+    seed : int
+        Chooses them.
+    root : str
+        Folder or zip file that names in a CSV are relative to; default: its own folder.
+    device, keep : str
+        See :class:`Pool`.
 
-    def mosaics(self, count: int, tiles: int, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.int64]]:
-        """``count`` images of tiles x tiles random tiles, and their labels (count, tiles, tiles)."""
-        pick = rng.integers(len(self.labels), size=(count, tiles, tiles))
-        size = self.pixels.shape[1]
-        out = np.empty((count, tiles * size, tiles * size, 3), np.uint8)
-        for n, i, j in np.ndindex(count, tiles, tiles):
-            tile = orient(self.pixels[pick[n, i, j]], rng)
-            out[n, i * size : (i + 1) * size, j * size : (j + 1) * size] = tile
-        return out, self.labels[pick]
+    Raises
+    ------
+    ConfigurationError
+        If there are no images, a class has one alone, a CSV names files that are missing, or
+        images are smaller than a cell.
+    """
+
+    def __init__(
+        self, sources: Iterable[str | Path], held_out: float = 0.05, seed: int = 0, root: str = "",
+        device: str = "cpu", keep: str = "auto",
+    ) -> None:  # fmt: skip
+        self.skipped: list[str] = []
+        found = [one for source in sources for one in _labelled(Path(source), root, self.skipped)]
+        if not found:
+            raise ConfigurationError("--labels: no readable image; expected <Class>/<image> inside each source, or a "
+                                     "CSV of file,label")  # fmt: skip
+        _refuse_small([(name, pixels) for name, _, pixels in found], LABEL_CELL, "--labels", "enlarge them")
+        self.classes = sorted({label for _, label, _ in found})
+        labels = np.array([self.classes.index(label) for _, label, _ in found])
+        counts = np.bincount(labels)
+        alone = [name for name, n in zip(self.classes, counts, strict=True) if n < 2]
+        if alone:
+            raise ConfigurationError(f"--labels: one image alone in class {', '.join(alone)}; a class needs two, as "
+                                     "one is held out")  # fmt: skip
+        if len(self.classes) > 255:
+            raise ConfigurationError(f"--labels: {len(self.classes)} classes; a payload numbers at most 255")
+        if "unknown" in self.classes:
+            raise ConfigurationError("--labels: the class 'unknown' is the head's own; give such images to --images")
+        rng, test, train = np.random.default_rng(seed), [], []
+        for c in range(len(self.classes)):
+            order = rng.permutation(np.flatnonzero(labels == c))
+            cut = max(1, round(len(order) * held_out))
+            test += list(order[:cut])
+            train += list(order[cut:])
+        self.labels, self.test_labels = labels[train], labels[test]
+        self.test_pixels = np.stack([_centre(found[i][2], LABEL_CELL) for i in test])
+        self.pool = Pool([found[i][2] for i in train], device, keep)
+
+    def mosaics(self, count: int, tiles: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Float (count,3,64 tiles,64 tiles) of random cells, and their labels int64 (count,tiles,tiles)."""
+        pick = rng.integers(len(self.labels), size=count * tiles * tiles)
+        cells = self.pool.crops(pick, LABEL_CELL, rng).reshape(count, tiles, tiles, LABEL_CELL, LABEL_CELL, 3)
+        edge = tiles * LABEL_CELL
+        pixels = cells.permute(0, 5, 1, 3, 2, 4).reshape(count, 3, edge, edge)
+        labels = torch.from_numpy(self.labels[pick].reshape(count, tiles, tiles)).to(self.pool.device)
+        return pixels.to(memory_format=torch.channels_last).float(), labels
 
 
-def orient(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Random flip and quarter turn of a square image."""
-    image = np.rot90(image, int(rng.integers(4)))
-    return image[:, ::-1] if rng.random() < 0.5 else image
+def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str, str, Pixels]]:
+    """Name, class and pixels of every labelled image of a source."""
+    if source.suffix.lower() != ".csv":
+        for name, pixels in read_images(source, skipped):
+            label = Path(name).parent.name
+            if not label:
+                raise ConfigurationError(f"--labels: {source}: {name} lies in no class folder")
+            yield name, label, pixels
+        return
+    try:
+        with open(source, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except OSError as error:
+        raise ConfigurationError(f"--labels: {source} cannot be read: {error}") from None
+    if rows and [c.strip().lower() for c in rows[0][:2]] == ["file", "label"]:
+        rows = rows[1:]
+    wrong = [i for i, row in enumerate(rows, 1) if len(row) < 2 or not row[0].strip() or not row[1].strip()]
+    if wrong:
+        raise ConfigurationError(f"--labels: {source}: expected file,label in each row; {len(wrong)} are not so, the "
+                                 f"first is row {wrong[0]}")  # fmt: skip
+    wanted = {row[0].strip(): row[1].strip() for row in rows}
+    place = Path(root) if root else source.parent
+    if place.is_dir():
+        loaders: dict[str, Load] = {
+            n: (lambda n=n: _decode((place / n).read_bytes())) for n in wanted if (place / n).is_file()
+        }
+    else:
+        loaders = dict(entries(place))
+    missing = [name for name in wanted if name not in loaders]
+    if missing:
+        first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ConfigurationError(f"--labels: {source} names {len(missing)} files that are not in {place}: {first}; see "
+                                 "--label-root")  # fmt: skip
+    pixels_of = read_images(place, skipped) if not place.is_dir() else _read(loaders, skipped)
+    for name, pixels in pixels_of:
+        if name in wanted:
+            yield name, wanted[name], pixels
+
+
+def _read(loaders: dict[str, Load], skipped: list[str]) -> Iterator[tuple[str, Pixels]]:
+    for name, load in loaders.items():
+        try:
+            yield name, load()
+        except Exception as error:  # see read_images
+            skipped.append(f"{name} ({type(error).__name__}: {error})")
+
+
+def _refuse_small(named: list[tuple[str, Pixels]], edge: int, option: str, advice: str) -> None:
+    small = [f"{name} ({im.shape[0]}x{im.shape[1]})" for name, im in named if min(im.shape[:2]) < edge]
+    if small:
+        raise ConfigurationError(f"{option}: {len(small)} of {len(named)} images are smaller than {edge}x{edge} "
+                                 f"pixels, among them {', '.join(small[:3])}; {advice}")  # fmt: skip
+
+
+def _centre(image: Pixels, edge: int) -> Pixels:
+    y, x = ((n - edge) // 2 for n in image.shape[:2])
+    return image[y : y + edge, x : x + edge]

@@ -16,8 +16,9 @@ def block_klt(photos: Photographs, latents: int, crops: int = 2000, seed: int = 
     rng = np.random.default_rng(seed)
     cov = torch.zeros(3 * STRIDE**2, 3 * STRIDE**2, dtype=torch.float64)
     seen = 0
-    for _ in range(crops // 50):
-        x = torch.from_numpy(photos.crops(50, 128, rng)).permute(0, 3, 1, 2).double()
+    edge = min(128, int(photos.pool.shortest.min()) // STRIDE * STRIDE)
+    for _ in range(max(1, crops // 50)):
+        x = photos.crops(50, edge, rng).cpu().double()
         rows = torch.nn.functional.pixel_unshuffle((x - 128) / 64, STRIDE)
         flat = rows.permute(0, 2, 3, 1).reshape(-1, cov.shape[0])
         cov += flat.T @ flat
@@ -27,9 +28,11 @@ def block_klt(photos: Photographs, latents: int, crops: int = 2000, seed: int = 
     return vectors[:, order].T.float(), values[order].float()
 
 
-def linear_start(photos: Photographs, analysis: Analysis, synthesis: Synthesis, gains: Gains, prior: Prior) -> None:
+def linear_start(
+    photos: Photographs, analysis: Analysis, synthesis: Synthesis, gains: Gains, prior: Prior, crops: int = 2000
+) -> None:
     """Set both shortcuts to the KLT, and the prior to each latent's variance."""
-    basis, variances = block_klt(photos, analysis.linear.weight.shape[0])
+    basis, variances = block_klt(photos, analysis.linear.weight.shape[0], crops)
     with torch.no_grad():
         analysis.linear.weight.copy_(basis[:, :, None, None])
         synthesis.linear.weight.copy_(basis.T[:, :, None, None])

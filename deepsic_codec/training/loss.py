@@ -7,12 +7,16 @@ sign, R = -E sum log2 P.
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepsic_codec.model.families import AnyArchitecture, stored_networks
 from deepsic_codec.model.networks import (
     LABEL_CELL,
     STRIDE,
@@ -24,7 +28,8 @@ from deepsic_codec.model.networks import (
     quality_step,
     step_lambda,
 )
-from deepsic_codec.model.prior import Prior, ste_round
+from deepsic_codec.model.paper import ChannelPrior, PaperArchitecture, StaticPrior
+from deepsic_codec.model.prior import IntegerPrior, Prior, ste_round
 
 
 class Networks(nn.Module):
@@ -39,6 +44,91 @@ class Networks(nn.Module):
         self.prior = Prior(arch)
         self.head = SemanticHead(arch)
 
+    def terms(self, x: Tensor, quality: Tensor, bf16: bool, quantised: bool = False) -> Terms:
+        """See :func:`forward_terms`."""
+        return forward_terms(self, x, quality, bf16, quantised)
+
+    def loss(self, terms: Terms, quality: Tensor) -> Tensor:
+        """See :func:`rate_distortion`."""
+        return rate_distortion(terms, quality)
+
+    def export_prior(self) -> dict[str, Tensor]:
+        """Integer tensors of the prior, on the CPU, as a model file has them."""
+        return IntegerPrior.export(copy.deepcopy(self.prior).cpu())
+
+    def integer_prior(self, exported: dict[str, Tensor], device: str) -> IntegerPrior:
+        """What codes symbols with such tensors."""
+        return IntegerPrior(self.arch, exported, device)
+
+    def groups(self, linear_lr: float, prior_lr: float) -> list[dict[str, Any]]:
+        """Parameters by their factor of the learning rate."""
+        linear = [self.analysis.linear.weight, self.synthesis.linear.weight]
+        prior = list(self.prior.parameters())
+        special = {id(p) for p in linear + prior}
+        other = [p for p in self.parameters() if id(p) not in special]
+        factors = ((other, 1.0), (linear, linear_lr), (prior, prior_lr))
+        return [{"params": params, "factor": factor} for params, factor in factors]
+
+
+class PaperNetworks(Networks):
+    """The paper's own networks, trained for one rate."""
+
+    #: Batches that are normalised by their own statistics.
+    NORMALISED = 1000
+    #: Bounds of ln lambda1: what suits 0.1 and 3 bits per pixel, so that a bad start does not carry it away.
+    LOG_LAMBDA = (math.log(0.001), math.log(0.8))
+
+    def __init__(self, arch: PaperArchitecture) -> None:
+        nn.Module.__init__(self)
+        self.arch = arch
+        for name, network in stored_networks(arch).items():
+            self.add_module(name, network)
+        self.prior = ChannelPrior(arch)
+        # lambda1 of equation 4 is steered, so that the estimated rate comes to what is asked for
+        self.register_buffer("log_lambda", torch.tensor(math.log(0.02)))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def terms(self, x: Tensor, quality: Tensor, bf16: bool, quantised: bool = False) -> Terms:
+        """See :func:`forward_terms`.
+
+        Photographs and tiles differ in their statistics, and a stored model has one set for
+        both: after some batches the normalisation is an affine map that training goes on with.
+        """
+        if self.training:
+            self.seen += 1
+            if int(self.seen) > self.NORMALISED:
+                for module in self.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.eval()
+        return forward_terms(self, x, quality, bf16, quantised)
+
+    def loss(self, terms: Terms, quality: Tensor) -> Tensor:
+        """R + lambda1 D (equation 4); each call in training moves lambda1 towards the wanted rate."""
+        if self.training:
+            off = math.log(self.arch.rate) - torch.log(terms.rate.detach().mean().clamp(min=1e-3))
+            self.log_lambda.add_(0.005 * off.clamp(-1, 1)).clamp_(*self.LOG_LAMBDA)
+        weight = torch.exp(self.log_lambda)
+        return ((terms.rate + weight * terms.distortion) / (1 + 50 * weight)).mean()
+
+    def export_prior(self) -> dict[str, Tensor]:
+        """Integer mean and scale index of each channel, on the CPU."""
+        return copy.deepcopy(self.prior).cpu().export()
+
+    def integer_prior(self, exported: dict[str, Tensor], device: str) -> StaticPrior:
+        """What codes symbols with such tensors."""
+        return StaticPrior(self.arch, exported, device)
+
+    def groups(self, linear_lr: float, prior_lr: float) -> list[dict[str, Any]]:
+        """Parameters by their factor of the learning rate; scale indices move by whole steps."""
+        prior = list(self.prior.parameters())
+        other = [p for p in self.parameters() if all(p is not q for q in prior)]
+        return [{"params": other, "factor": 1.0}, {"params": prior, "factor": 20 * prior_lr}]
+
+
+def make_networks(arch: AnyArchitecture) -> Networks:
+    """Networks to be trained of an architecture."""
+    return PaperNetworks(arch) if isinstance(arch, PaperArchitecture) else Networks(arch)
+
 
 @dataclass
 class Terms:
@@ -49,13 +139,14 @@ class Terms:
     logits: Tensor
 
 
-def forward_terms(nets: Networks, x: Tensor, quality: Tensor, bf16: bool) -> Terms:
+def forward_terms(nets: Networks, x: Tensor, quality: Tensor, bf16: bool, quantised: bool = False) -> Terms:
     """Run the whole codec on images (B,3,H,W) in 0..255 at qualities (B,).
 
     The rate is measured on latents with uniform noise, the distortion and the contexts of
     the prior on rounded ones (straight-through).  The head sees the float latents of half
     of the images and the rounded ones of the other half, so that one head serves both the
-    pre-semantic and the post-semantic architecture.
+    pre-semantic and the post-semantic architecture.  ``quantised`` asks for the prior's
+    integer form.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         y = nets.analysis(x, quality)
@@ -63,7 +154,7 @@ def forward_terms(nets: Networks, x: Tensor, quality: Tensor, bf16: bool) -> Ter
     scaled = y * gain
     symbols = ste_round(scaled)
     noisy = scaled + torch.rand_like(scaled) - 0.5 if nets.training else symbols
-    mean, index = nets.prior(symbols, quality)
+    mean, index = nets.prior(symbols, quality, quantised)
     pixels = x.shape[2] * x.shape[3]
     rate = nets.prior.bits(noisy, mean, index).sum((1, 2, 3)) / pixels
     decoded = symbols / gain

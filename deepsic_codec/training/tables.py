@@ -64,4 +64,3 @@ def fit_tables(
         for key, size in sorted(bytes_of.items()):
             print(f"  confidence {key[0]:4d} limit {key[1]:4d} rate {key[2]}: {size} bytes", flush=True)
     return replace(best, confidence=np.minimum(seen, confidence).astype(np.uint16), limit=limit, rate=rate)
-

@@ -1,189 +1,349 @@
-r"""Train a DeepSIC model: joint rate, distortion and semantics (phase 1 of 2).
+r"""Train a DeepSIC model: data, phases, checkpoints, model file.
 
-    python -m deepsic_codec.training.train --images photos-0.zip photos-1.zip \
-        --labels eurosat-train-0.zip eurosat-train-1.zip --out runs/base --minutes 80
+    deepsic train --images photos.zip scenes/ --labels tiles.zip --out base.safetensors
+    deepsic train --images photos.zip scenes/ --labels tiles.zip --out base.safetensors --resume
+    deepsic train --from base --labels my-tiles/ --out my.safetensors
 
 Every image of a batch gets its own random quality, so one run covers all of them.  The
-second phase (``deepsic_codec.training.finish``) fits the integer prior and the entropy
-coder's tables to the trained transforms and writes the model file.
+same from Python: ``train(Settings(images=["photos.zip"], out="my.safetensors"))``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from deepsic_codec.model.networks import QUALITY_MAX, QUALITY_MIN, Architecture
+from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.families import architecture_from
+from deepsic_codec.model.file import ModelInfo, find_model, load_arrays, read_info
+from deepsic_codec.model.networks import Architecture
+from deepsic_codec.model.runtime import Networks as Stored
+from deepsic_codec.training import checkpoint
 from deepsic_codec.training.data import LabelledTiles, Photographs
+from deepsic_codec.training.finish import write_adapted, write_model
 from deepsic_codec.training.klt import linear_start
-from deepsic_codec.training.loss import Networks, cell_logits, forward_terms, rate_distortion, semantic
+from deepsic_codec.training.loss import Networks, make_networks
+from deepsic_codec.training.phases import Phase, Work, architecture_of
+from deepsic_codec.training.progress import Bar, Interrupt, Log
+from deepsic_codec.training.settings import Settings
 
 
-@dataclass
-class Settings:
-    """All choices of a run."""
+def train(s: Settings, resume: bool = False) -> ModelInfo:
+    """Run all phases and write the model file.
 
-    images: list[str] = field(default_factory=list)  # folders or zip files of photographs
-    labels: list[str] = field(default_factory=list)  # the same with <Class>/<image> inside
-    out: str = "runs/base"
-    start: str = ""  # a run to begin with instead of the linear start
-    minutes: float = 80.0  # the schedule ends when either of these does
-    steps: int = 1_000_000
-    photos_per_step: int = 6
-    mosaics_per_step: int = 2  # of 4x4 labelled tiles
-    crop: int = 256
-    lr: float = 8e-4  # Adam, cosine decay to 1 % after a short warm-up
-    linear_lr: float = 0.1  # factor for the KLT shortcuts, whose entries are small and good already
-    prior_lr: float = 2.0  # factor for the prior, which follows the transforms
-    clip: float = 1.0
-    ema: float = 0.999
-    semantic_weight: float = 0.05  # lambda2
-    bf16: bool = True
-    device: str = "cpu"
-    threads: int = 0  # 0: torch's choice
-    every: int = 250  # steps between log lines
-    checkpoint_minutes: float = 4.0
-    seed: int = 0
+    Parameters
+    ----------
+    s : Settings
+        All choices.
+    resume : bool
+        Go on from the run's checkpoint, exactly where it was.
+
+    Raises
+    ------
+    ConfigurationError
+        For data, settings or a checkpoint that cannot be trained with; before training starts.
+    KeyboardInterrupt
+        After Ctrl-C; the checkpoint is written.
+    """
+    state = checkpoint.load(s.folder) if resume else None
+    if not resume and (s.folder / checkpoint.FOLDER).exists():
+        raise ConfigurationError(f"{s.folder} has a checkpoint: add --resume to go on, or name another --run")
+    s.folder.mkdir(parents=True, exist_ok=True)
+    Path(s.out).resolve().parent.mkdir(parents=True, exist_ok=True)
+    device = _device(s)
+    log = Log(s.folder)
+    photos = Photographs(s.images, s.crop, device=device, keep=s.data_device) if s.images else None
+    tiles = None
+    if s.labels:
+        tiles = LabelledTiles(s.labels, seed=s.seed, root=s.label_root, device=device, keep=s.data_device)
+    _report_data(s, photos, tiles, log)
+    nets, base = _networks(s, photos, tiles, fresh=state is None)
+    nets.to(device, memory_format=torch.channels_last)
+    work = Work(s, nets, photos, tiles, device, _prior_of(base) if base else None)
+    about = {"settings": asdict(s), "architecture": nets.arch.to_json(), "classes": tiles.classes if tiles else []}
+    if state is not None:
+        _check_same(s.folder, about)
+    (s.folder / "settings.json").write_text(json.dumps(about, indent=1))
+    plan = work.plan()
+    names = [name for name, _ in plan]
+    if state is not None:
+        if state.phase not in names:
+            raise ConfigurationError(f"{s.folder}: the checkpoint is of phase {state.phase!r}, which these settings "
+                                     f"leave out; phases: {', '.join(names) or 'none'}")  # fmt: skip
+        log.rewind(names, state.phase, state.step)
+        log.say(f"resuming in phase {state.phase} after step {state.step}")
+    compiled = s.compile and device.startswith("cuda") and _compile(nets)
+    log.say(f"{s.name}: {', '.join(names)} on {device}{', compiled' if compiled else ''}; run in {s.folder}")
+    with _matmul_precision(device), _memory_advice(s):
+        for number, (name, make) in enumerate(plan):
+            if state is not None and names.index(state.phase) > number:
+                continue
+            at_this = state if state is not None and state.phase == name else None
+            if at_this is not None and at_this.done:
+                _load(nets, at_this.below("net"), s.folder)
+                continue
+            if at_this is not None:
+                _load(nets, at_this.below("net"), s.folder)  # what the phase leaves alone, its data depend on
+            torch.manual_seed(s.seed + number)
+            nets.requires_grad_(False)
+            # other phases run in shapes that are not worth compiling for
+            with nullcontext() if name == "joint" else _eager():
+                optimise(work, make(), np.random.default_rng((s.seed, number)), log, at_this)
+        nets.requires_grad_(False).eval()
+        with _eager():
+            return write_adapted(work, base, log) if base else write_model(work, log)
 
 
-def train(s: Settings, arch: Architecture) -> Networks:
-    """Run the schedule; returns the averaged networks."""
-    torch.manual_seed(s.seed)
-    rng = np.random.default_rng(s.seed)
-    if s.threads:
-        torch.set_num_threads(s.threads)
-    out = Path(s.out)
-    out.mkdir(parents=True, exist_ok=True)
-    photos, tiles = Photographs(s.images), LabelledTiles(s.labels)
-    nets = Networks(arch).to(s.device, memory_format=torch.channels_last)
-    if s.start:
-        nets.load_state_dict(load_file(Path(s.start) / "ema.safetensors"))
-    else:
-        linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior)
-    linear = [nets.analysis.linear.weight, nets.synthesis.linear.weight]
-    prior = list(nets.prior.parameters())
-    other = [p for p in nets.parameters() if all(p is not q for q in linear + prior)]
-    factors = (1, s.linear_lr, s.prior_lr)
-    adam = torch.optim.Adam([{"params": p} for p in (other, linear, prior)], lr=s.lr)
+def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state: checkpoint.State | None) -> None:
+    """Run one phase from its start or from a checkpoint; leaves the averaged networks."""
+    s, nets, device = work.s, work.nets, work.device
+    parameters = [p.requires_grad_(True) for group in phase.groups for p in group["params"]]
+    adam = torch.optim.AdamW(phase.groups, lr=phase.lr, weight_decay=0.0, fused=device.startswith("cuda"))
     shadow = {k: v.detach().clone() for k, v in nets.state_dict().items()}
-    (out / "settings.json").write_text(json.dumps({"settings": asdict(s), "architecture": arch.to_json()}, indent=1))
-    start, saved, step = time.monotonic(), time.monotonic(), 0
     history: list[Tensor] = []
-    while True:
-        progress = max(step / s.steps, (time.monotonic() - start) / (60 * s.minutes))
-        if progress >= 1:
-            break
-        rate = max(0.01, 0.5 * (1 + math.cos(math.pi * progress))) * min(1.0, (step + 1) / 200)
-        for group, factor in zip(adam.param_groups, factors, strict=True):
-            group["lr"] = s.lr * rate * factor
-        # labelled tiles sometimes stand alone and sometimes inside a larger image
-        mosaic, labels = tiles.mosaics(*((s.mosaics_per_step, 4) if step % 2 else (16 * s.mosaics_per_step, 1)), rng)
-        crops = photos.crops(s.photos_per_step, s.crop, rng)
-        loss, seen = torch.zeros(()), []
-        adam.zero_grad(set_to_none=True)
-        for pixels, target, share in ((crops, None, 0.75), (mosaic, labels, 0.25)):
-            x = torch.from_numpy(pixels).to(s.device).permute(0, 3, 1, 2).float()
-            q = torch.rand(len(x), device=s.device) * (QUALITY_MAX - QUALITY_MIN) + QUALITY_MIN
-            terms = forward_terms(nets, x, q, s.bf16)
-            if target is None:
-                goal = torch.full(terms.logits.shape[:3], arch.classes - 1, device=s.device)
-            else:
-                goal = torch.from_numpy(target).to(s.device)
-            sem = semantic(terms.logits, goal)
-            part = share * rate_distortion(terms, q) + s.semantic_weight * (0.3 if target is None else 1) * sem
-            part.backward()
-            loss = loss + part.detach()
-            seen += [terms.rate.mean().detach(), terms.distortion.mean().detach(), sem.detach()]
-        norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), s.clip)
-        if torch.isfinite(norm):
-            adam.step()
-        step += 1
-        decay = min(s.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(shadow.values()), list(nets.state_dict().values()), 1 - decay)
-        history.append(torch.stack([loss, *seen, norm.detach()]))
-        if step % s.every == 0:
-            m = torch.stack(history).mean(0).tolist()
-            history.clear()
-            minutes = (time.monotonic() - start) / 60
-            print(
-                f"{step:6d} {minutes:6.1f} min  loss {m[0]:.4f}  photo {m[1]:.3f} bpp mse {m[2]:6.1f} sem {m[3]:.3f}"
-                f"  tiles {m[4]:.3f} bpp mse {m[5]:6.1f} sem {m[6]:.3f}  grad {m[7]:.2f}  lr {rate * s.lr:.1e}",
-                flush=True,
-            )
-        if time.monotonic() - saved > 60 * s.checkpoint_minutes:
-            saved = time.monotonic()
-            save_checkpoint(shadow, out / "ema.safetensors")
-            report(shadow, arch, photos, tiles, s)
-    save_checkpoint(shadow, out / "ema.safetensors")
-    report(shadow, arch, photos, tiles, s)
-    return nets
+    step, before, names = 0, 0.0, []
+    if state is not None:
+        checkpoint.restore(state, nets, shadow, adam, rng, history)
+        step, before = state.step, state.seconds
+    start = saved = window = time.monotonic()
+    window_step = step
+    row: dict[str, object] = {"step": step}
 
+    def keep(done: bool = False) -> None:
+        seconds = before + time.monotonic() - start
+        state = checkpoint.capture(phase.name, step, seconds, nets, shadow, adam, rng, history)
+        state.done = done
+        checkpoint.save(s.folder, state)
+        log.write()
+        if s.plot:
+            log.plot()
 
-def save_checkpoint(state: dict[str, Tensor], path: Path) -> None:
-    """Write atomically, so that an interrupted run keeps the checkpoint before."""
-    save_file({k: v.contiguous() for k, v in state.items()}, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with Interrupt() as interrupt, Bar(log.console, phase.name) as bar:
+        while True:
+            seconds = before + time.monotonic() - start
+            progress = max(step / phase.steps, seconds / (60 * phase.minutes))
+            if progress >= 1:
+                break
+            rate = max(0.01, 0.5 * (1 + math.cos(math.pi * progress))) * min(1.0, (step + 1) / max(1, s.warm_up))
+            for group in adam.param_groups:
+                group["lr"] = phase.lr * rate * group["factor"]
+            adam.zero_grad(set_to_none=True)
+            seen = phase.step(step, rng)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip)
+            if torch.isfinite(norm):
+                adam.step()
+            step += 1
+            decay = min(s.ema, (1 + step) / (10 + step))
+            with torch.no_grad():
+                _average(shadow, nets.state_dict(), 1 - decay)
+            seen["grad"] = norm.detach()
+            names = list(seen)
+            history.append(torch.stack([v.float() for v in seen.values()]))
+            if step % s.every == 0 or step == phase.steps:
+                now = time.monotonic()
+                row = {"phase": phase.name, "step": step, "minutes": (before + now - start) / 60}
+                row |= _figures(dict(zip(names, torch.stack(history).mean(0).tolist(), strict=True)))
+                speed = phase.images * (step - window_step) / (now - window)
+                row |= {"lr": phase.lr * rate, "images_per_second": speed}
+                history.clear()
+                window, window_step = now, step
+                log.add(row)
+            bar.update(progress, seconds, row | {"step": step})
+            due = time.monotonic() - saved > 60 * s.checkpoint_minutes
+            if due or (s.checkpoint_steps and step % s.checkpoint_steps == 0):
+                rows = work.held_out(shadow, quantised=phase.name == "prior" or (phase.name == "synthesis" and hasattr(nets, "prior")))
+                log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
+                keep()
+                saved = window = time.monotonic()
+                window_step = step
+            if interrupt.asked:
+                keep()
+                log.say(f"interrupted after step {step} of {phase.name}; go on with --resume --run {s.folder}")
+                raise KeyboardInterrupt
+    nets.load_state_dict(shadow)
+    rows = work.held_out(shadow, quantised=phase.name in ("prior", "synthesis", "head") and not s.base and hasattr(nets, "prior"))
+    log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
+    keep(done=True)
 
 
 def load_networks(run: str | Path) -> Networks:
-    """Networks of a run's folder, in evaluation mode."""
+    """Averaged networks of a run's folder, in evaluation mode.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no run, or its tensors do not fit its architecture.
+    """
     run = Path(run)
-    arch = Architecture.from_json(json.loads((run / "settings.json").read_text())["architecture"])
-    nets = Networks(arch)
-    nets.load_state_dict(load_file(run / "ema.safetensors"))
+    try:
+        arch = architecture_from(json.loads((run / "settings.json").read_text())["architecture"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{run}: no run there ({type(error).__name__}: {error})") from None
+    state = checkpoint.load(run)
+    plain = run / "ema.safetensors"
+    if state is None and not plain.exists():
+        raise ConfigurationError(f"{run}: has no checkpoint")
+    nets = make_networks(arch)
+    _load(nets, state.below("ema") if state is not None else load_file(plain), run)
     return nets.eval()
 
 
-@torch.no_grad()
-def report(
-    state: dict[str, Tensor], arch: Architecture, photos: Photographs, tiles: LabelledTiles, s: Settings
-) -> None:
-    """Print estimated rate, PSNR and accuracy on held-out training data."""
-    nets = Networks(arch).to(s.device).eval()
-    nets.load_state_dict(state)
-    line = []
-    for quality in (15.0, 35.0, 55.0, 80.0):
-        bpp, psnr = [], []
-        for image in photos.held_out[:12]:
-            x = torch.tensor(image[: image.shape[0] // 64 * 64, : image.shape[1] // 64 * 64], device=s.device)
-            terms = forward_terms(nets, x.permute(2, 0, 1)[None].float(), torch.full((1,), quality), s.bf16)
-            bpp.append(float(terms.rate))
-            psnr.append(10 * math.log10(255**2 / float(terms.distortion)))
-        x = torch.from_numpy(tiles.test_pixels).to(s.device).permute(0, 3, 1, 2).float()
-        q = torch.full((len(x),), quality)
-        y = nets.analysis(x, q)
-        g = nets.gains(q)
-        found = cell_logits(nets.head, torch.round(y * g) / g, q)[:, 0, 0].argmax(1).cpu().numpy()
-        right = np.mean(found == tiles.test_labels)
-        line.append(f"q{quality:.0f} {np.mean(bpp):.3f} bpp {np.mean(psnr):.2f} dB {right:.3f}")
-    print("  held out: " + " | ".join(line), flush=True)
+def _networks(
+    s: Settings, photos: Photographs | None, tiles: LabelledTiles | None, fresh: bool
+) -> tuple[Networks, ModelInfo | None]:
+    """The networks to begin with, and the model that they are from with --from."""
+    torch.manual_seed(s.seed)
+    classes = len(tiles.classes) if tiles else 0
+    if s.base:
+        info = read_info(s.base) if Path(s.base).is_file() else find_model(s.base)
+        return _from_model(info, classes), info
+    arch = architecture_of(s, classes)
+    if not s.start or not fresh:
+        nets = make_networks(arch)
+        if fresh and isinstance(arch, Architecture):
+            linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, s.klt_crops)
+        return nets, None
+    nets = load_networks(s.start)
+    if nets.arch != arch:
+        found, wanted = nets.arch.to_json(), arch.to_json()
+        other = ", ".join(f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k])
+        raise ConfigurationError(f"--start {s.start}: does not fit architecture {s.architecture!r}: {other}")
+    return nets, None
 
 
-def main() -> None:
-    """Command line: every field of :class:`Settings` is an option."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = Settings()
-    for name, value in asdict(defaults).items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, list):
-            parser.add_argument(option, nargs="+", default=value)
-        elif isinstance(value, bool):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=value)
-        else:
-            parser.add_argument(option, type=type(value), default=value)
-    train(Settings(**vars(parser.parse_args())), Architecture())
+def _from_model(info: ModelInfo, classes: int) -> Networks:
+    """Networks with the transforms and, as far as it fits the classes, the head of a model file."""
+    arrays = load_arrays(info)
+    try:
+        nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1}))
+        for name, prefix in Stored.PREFIX.items():
+            for key, value in getattr(nets, name).state_dict().items():
+                stored = torch.from_numpy(arrays[f"{prefix}.{key}"]).float()
+                if name != "head" or stored.shape == value.shape:  # the last layer is new where classes are others
+                    value.copy_(stored)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"--from {info.path}: tensors do not fit its architecture ({error})") from None
+    return nets
 
 
-if __name__ == "__main__":
-    main()
+def _prior_of(info: ModelInfo) -> dict[str, Tensor]:
+    prefix = "decoder.prior."
+    return {k[len(prefix) :]: torch.from_numpy(v) for k, v in load_arrays(info).items() if k.startswith(prefix)}
+
+
+def _load(nets: Networks, tensors: dict[str, Tensor], where: Path) -> None:
+    try:
+        nets.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigurationError(f"{where}: tensors do not fit the architecture: {error}") from None
+
+
+def _average(shadow: dict[str, Tensor], current: dict[str, Tensor], weight: float) -> None:
+    """Move the averages towards the current values; counters (of batch normalisation) are copied."""
+    real = [k for k, v in shadow.items() if v.is_floating_point()]
+    torch._foreach_lerp_([shadow[k] for k in real], [current[k] for k in real], weight)
+    for k in shadow.keys() - set(real):
+        shadow[k].copy_(current[k])
+
+
+def _figures(means: dict[str, float]) -> dict[str, float]:
+    """Columns of the log: mean squared errors as PSNR in dB."""
+    out = {}
+    for name, value in means.items():
+        if name.endswith("mse"):
+            name, value = name.replace("mse", "psnr"), 10 * math.log10(255**2 / max(value, 1e-9))
+        out[name] = value
+    return out
+
+
+def _device(s: Settings) -> str:
+    if s.threads:
+        torch.set_num_threads(s.threads)
+    if s.device != "auto":
+        if s.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigurationError(f"device: {s.device} was asked for, and there is no CUDA device")
+        return s.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles | None, log: Log) -> None:
+    if photos:
+        pool = photos.pool
+        log.say(f"{len(pool.shortest)} images ({pool.nbytes / 1e6:.0f} MB on {pool.flat.device}), "
+                f"{len(photos.held_out)} held out")  # fmt: skip
+    if tiles:
+        log.say(f"{len(tiles.labels)} labelled images of {len(tiles.classes)} classes, "
+                f"{len(tiles.test_labels)} held out: {', '.join(tiles.classes)}")  # fmt: skip
+        named = sorted({c for children in s.parents.values() for c in children} - set(tiles.classes))
+        if named:
+            raise ConfigurationError(f"parents: no class named {', '.join(named)}; classes: {', '.join(tiles.classes)}")
+        if not photos:
+            log.say("no --images: nothing teaches the head what is unknown")
+    elif s.parents:
+        raise ConfigurationError("parents: names of labels, but there are no --labels")
+    skipped = [name for data in (photos, tiles) if data for name in data.skipped]
+    if skipped:
+        (s.folder / "skipped.txt").write_text("\n".join(skipped) + "\n")
+        log.say(f"skipped {len(skipped)} unreadable images (all in {s.folder / 'skipped.txt'}):")
+        for name in skipped[:10]:
+            log.say(f"  {name}")
+
+
+def _check_same(folder: Path, about: dict[str, object]) -> None:
+    """Refuse to resume with other networks or classes."""
+    stored = json.loads((folder / "settings.json").read_text())
+    for key in ("architecture", "classes"):
+        if stored.get(key) != about[key]:
+            raise ConfigurationError(f"{folder}: {key} of the checkpoint is {stored.get(key)}, asked for: {about[key]}")
+
+
+def _compile(nets: Networks) -> bool:
+    """Compile the transforms; whatever fails there runs as it is."""
+    try:
+        import torch._dynamo
+
+        torch._dynamo.config.suppress_errors = True
+        for net in (nets.analysis, nets.synthesis):
+            net.compile(dynamic=False)
+    except (ImportError, RuntimeError, AttributeError):
+        return False
+    return True
+
+
+def _eager() -> AbstractContextManager[object]:
+    """Run compiled networks as they are; older versions of torch compile them for every shape."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    return stance("force_eager") if stance else nullcontext()
+
+
+@contextmanager
+def _matmul_precision(device: str) -> Iterator[None]:
+    """Let CUDA use TF32 while training only: elsewhere products of integers must be exact."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.startswith("cuda") else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _memory_advice(s: Settings) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConfigurationError(
+            f"out of device memory: lower --photos-per-step (now {s.photos_per_step}), --mosaics-per-step (now "
+            f"{s.mosaics_per_step}) or --crop (now {s.crop}), or keep the images elsewhere with --data-device cpu "
+            f"({str(error).splitlines()[0]})"
+        ) from error

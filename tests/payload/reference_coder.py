@@ -67,7 +67,8 @@ class Contexts:
         self.p = [int(p) * 64 for p in tables["probabilities"]]
         self.count = [min(int(c), self.limit) for c in tables["confidence"]]
         self.mixers = [[int(w) for w in row] for row in tables["weights"]]
-        sizes = (128 * 5 * 2, 2 * latents * 10 * 2, 128 * 6 * 5, 128 * 5, 128 * 12, 16 * 10 * 12, latents * 3 * 4, 128, 17)
+        sizes = (128 * 5 * 2, 2 * latents * 10 * 2, 128 * 6 * 5, 128 * 5, 128 * 12, 16 * 10 * 12)
+        sizes += (latents * 3 * 4, 128, 17)
         names = ("level", "channel", "previous", "sign", "unary_level", "unary_near", "unary_channel", "low", "escape")
         self.start = dict(zip(names, np.cumsum((0, *sizes[:-1])).tolist(), strict=True))
         assert sum(sizes) == len(self.p)

@@ -1,0 +1,446 @@
+"""Archives at scale: memory of the bulk writer, workers, batches, S3, and a whole archive written, indexed and queried.
+
+    python -m benchmarks.scale                                  # every part, small
+    python -m benchmarks.scale --parts archive --pixels 10e9    # the large run: takes hours on two cores
+    python -m benchmarks.scale --parts stages --device cuda     # networks and entropy coder on a GPU
+
+The source is a real scene (``--image``, or the bundled drone frame), repeated lazily with a shift, so that no two
+blocks are equal. Each part prints its figures and whether they meet the target; losses are printed too. Other load on
+the machine falsifies speeds: the load average at the start is printed beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zarr.storage import WrapperStore
+
+from benchmarks.common import machine, median_time, read_image, table
+from deepsic_codec import DeepSIC, config, open_labels
+from deepsic_codec import dask as bulk
+from deepsic_codec.samples import drone_frame
+
+EDGE = 256  # of a chunk in pixels, but where the target names another
+BLOCK = 1024  # edge of a block of the source
+SIZES = (1, 4, 16)  # of the sources whose peak memory is compared
+FLAT = 0.10  # how much of it may differ
+SPEED_UP = 1.7  # that two workers have to reach
+GPU_TARGETS = {"analysis": 1000.0, "synthesis": 1000.0, "encode, end to end": 300.0, "decode, end to end": 300.0}
+PARTS = ("memory", "workers", "batch", "stages", "archive", "s3")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    args = _arguments(argv)
+    if args.child:
+        _child(args)
+        return
+    print(machine(args.threads))
+    print(f"Load average at the start: {os.getloadavg()[0]:.1f}. Device {args.device}.\n")
+    verdicts = []
+    for part in args.parts:
+        began = time.perf_counter()
+        print(f"## {part}\n")
+        verdicts.append(f"{part}: {globals()[part](args)}")
+        print(f"({time.perf_counter() - began:.0f} s)\n", flush=True)
+    print("\n".join(verdicts))
+
+
+def memory(args: argparse.Namespace) -> str:
+    """Peak memory of the writer for sources of 1, 4 and 16 times the size."""
+    unit = max(1, round(args.pixels / sum(SIZES) / BLOCK**2))
+    rows, peaks = [], []
+    for size in SIZES:
+        found = _in_child(args, "write", height=BLOCK * unit * size)
+        peaks.append(found["peak"])
+        pixels = found["pixels"] / 1e6
+        rows.append(
+            (f"{size}x", f"{pixels:.1f}", found["peak"], found["before"], found["chunks"], pixels / found["seconds"])
+        )
+    print(table(("source", "Mpx", "peak MiB", "before MiB", "chunks", "Mpx/s"), rows), "\n")
+    growth = max(peaks) / min(peaks) - 1
+    return f"peaks for sources of {SIZES} times the size differ by {growth:.1%}; {_met(growth <= FLAT)} (at most 10%)"
+
+
+def workers(args: argparse.Namespace) -> str:
+    """Time of one and two worker processes of one thread each."""
+    from distributed import Client, LocalCluster
+
+    blocks = max(4, round(args.pixels / BLOCK**2))
+    rows, seconds = [], {}
+    for count in (1, 2):
+        options = {"n_workers": count, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+        with LocalCluster(**options) as cluster, Client(cluster) as client, tempfile.TemporaryDirectory() as folder:
+            client.run(_prepare, args.device)
+            client.run(_warm_up)
+            source = tiled(args.image, BLOCK * blocks, BLOCK)
+            began, used = time.perf_counter(), sum(client.run(time.process_time).values())
+            _store(source, Path(folder) / "a.zarr")
+            seconds[count] = time.perf_counter() - began
+            used = sum(client.run(time.process_time).values()) - used
+            pixels = source.shape[0] * source.shape[1] / 1e6
+            rows.append((count, pixels, seconds[count], pixels / seconds[count], used, used / seconds[count]))
+    print(table(("workers", "Mpx", "seconds", "Mpx/s", "CPU seconds", "cores had"), rows), "\n")
+    gain = seconds[1] / seconds[2]
+    text = f"two workers are {gain:.2f} times as fast as one; {_met(gain >= SPEED_UP)} (at least {SPEED_UP})"
+    # Where others take part of the machine, time says more of them: what the workers got is told beside it.
+    return f"{text}, on {rows[1][5] / rows[0][5]:.2f} times the CPU"
+
+
+def batch(args: argparse.Namespace) -> str:
+    """Encode chunks of 256x256 in batches of 16 and one by one."""
+    _prepare(args.device, args.threads)
+    codec, chunks = DeepSIC(), _chunks(args.image, EDGE, 64)
+    decoded = codec.decode_batch(codec.encode_batch(chunks[:16]))
+    assert all(a.shape == b.shape for a, b in zip(decoded, chunks, strict=False))
+    pixels, rates = len(chunks) * EDGE**2 / 1e6, {}
+    for size in (1, 4, 16, 64):
+
+        def encode(size: int = size) -> None:
+            for k in range(0, len(chunks), size):
+                codec.encode_batch(chunks[k : k + size])
+
+        encode()
+        rates[size] = pixels / median_time(encode, args.repeats)
+    print(table(("batch", "encode Mpx/s"), rates.items()), "\n")
+    gain = rates[16] / rates[1]
+    return f"batches of 16 encode {gain:.2f} times as fast as single chunks; {_met(gain > 1)} (batching pays)"
+
+
+def stages(args: argparse.Namespace) -> str:
+    """Networks alone, entropy coder alone, and all together, on batches of 512x512 chunks."""
+    import torch
+
+    from deepsic_codec.model.coding import decode_symbols, encode_symbols
+    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.runtime import get_runtime
+
+    _prepare(args.device, args.threads)
+    edge = 512
+    runtime, codec = get_runtime(find_model()), DeepSIC()
+    chunks = _chunks(args.image, edge, 128 if runtime.device.type == "cuda" else 8)
+    images, quality = np.stack(chunks), np.full(len(chunks), 50.0)
+    symbols, _ = runtime._analyse(images, quality, True)
+    split, listed = np.split(symbols, len(chunks)), quality.tolist()
+    streams = encode_symbols(runtime._prior, runtime._tables, split, listed, runtime._pool)
+    payloads = codec.encode_batch(chunks)
+    grid = symbols.shape[1:3]
+
+    def coded() -> None:
+        encode_symbols(runtime._prior, runtime._tables, split, listed, runtime._pool)
+
+    def uncoded() -> None:
+        with torch.inference_mode():
+            decode_symbols(runtime._prior, runtime._tables, streams, 1, grid, listed, runtime._pool)
+
+    work: dict[str, Callable[[], Any]] = {
+        "analysis": lambda: runtime._analyse(images, quality, True, 0),
+        "analysis and optimised quantisation": lambda: runtime._analyse(images, quality, True),
+        "synthesis": lambda: runtime._synthesise(symbols, quality, edge, edge),
+        "prior and entropy coder, encode": coded,
+        "prior and entropy coder, decode": uncoded,
+        "encode, end to end": lambda: codec.encode_batch(chunks),
+        "decode, end to end": lambda: codec.decode_batch(payloads),
+    }
+    pixels, rates = len(chunks) * edge**2 / 1e6, {}
+    for name, run in work.items():
+        run()
+        rates[name] = pixels / median_time(run, args.repeats)
+    rows = [(name, rate * 1e6 / edge**2, rate) for name, rate in rates.items()]
+    print(table((f"on {runtime.device}, batch {len(chunks)}", "images/s", "Mpx/s"), rows), "\n")
+    bound = {}
+    for way, network in (("encode", "analysis and optimised quantisation"), ("decode", "synthesis")):
+        coder = f"prior and entropy coder, {way}"
+        bound[way] = "prior and entropy coder" if rates[coder] < rates[network] else network
+    text = f"encoding is bound by {bound['encode']}, decoding by {bound['decode']}"
+    if runtime.device.type != "cuda":
+        return f"{text} (targets are for a GPU)"
+    missed = [name for name, target in GPU_TARGETS.items() if rates[name] < target]
+    return f"{text}; targets {'met' if not missed else 'missed by ' + ', '.join(missed)}"
+
+
+def archive(args: argparse.Namespace) -> str:
+    """A large source written, indexed and queried, with memory on the way."""
+    found = _in_child(args, "archive", height=max(BLOCK, round(args.pixels / args.width / BLOCK) * BLOCK))
+    rows = [(f"{done:.0%}", mib) for done, mib in found["memory"]]
+    print(table(("written", "memory MiB"), rows), "\n")
+    print(
+        f"{found['pixels'] / 1e6:,.0f} Mpx in {found['chunks']:,} chunks, {found['nbytes']:,} bytes "
+        f"({8 * found['nbytes'] / found['pixels']:.3f} bpp), written in {found['seconds']:.0f} s "
+        f"({found['pixels'] / 1e6 / found['seconds']:.2f} Mpx/s), index included.\n"
+        f"Query {found['expression']!r}: {found['matches']:,} chunks in {found['query'] * 1e3:.0f} ms, opening "
+        f"included; it read {found['read']:,} bytes in {found['requests']} requests.\n"
+    )
+    later = [mib for done, mib in found["memory"] if done >= 0.2]
+    growth = max(later) / later[0] - 1
+    return f"memory grew by {growth:+.1%} after the first fifth; {_met(growth <= FLAT)} (at most {FLAT:+.0%})"
+
+
+def s3(args: argparse.Namespace) -> str:
+    """Concurrent writes, reads and a query against a real S3 server on loopback, through fsspec and obstore."""
+    _prepare(args.device, args.threads)
+    source = tiled(args.image, BLOCK * max(1, round(args.pixels / BLOCK**2 / 4)), BLOCK)
+    expected, rows = None, []
+    with _moto() as endpoint:
+        for kind in ("fsspec", "obstore"):
+            store = Counting(_s3_store(kind, endpoint))
+            steps = {
+                "write and index": lambda store=store: _store(source, store),
+                "read": lambda store=store: bulk.open(store, "image").compute(),
+                "query": lambda store=store: _query(store)[1].count,
+            }
+            values = {}
+            for step, run in steps.items():
+                store.clear()
+                began = time.perf_counter()
+                values[step] = run()
+                seconds = time.perf_counter() - began
+                rows.append((kind, step, seconds, store.gets, store.got, store.sets, store.put))
+            decoded, count = values["read"], values["query"]
+            if expected is not None:
+                assert np.array_equal(decoded, expected[0]) and count == expected[1], "the two differ"
+            expected = decoded, count
+    print(table(("through", "step", "seconds", "reads", "bytes read", "writes", "bytes written"), rows), "\n")
+    assert expected is not None
+    return f"both ways give the same pixels and the same {expected[1]} chunks for the query"
+
+
+def tiled(image: str | None, height: int, width: int) -> Any:
+    """Repeat a scene lazily to (height, width, 3), each block shifted so that no two are equal."""
+    import dask.array as da
+
+    rows, columns = ((BLOCK,) * (size // BLOCK) + ((size % BLOCK,) if size % BLOCK else ()) for size in (height, width))
+    empty = np.empty((0, 0, 0), np.uint8)
+    return da.map_blocks(_tile, image=image, chunks=(rows, columns, (3,)), dtype=np.uint8, meta=empty)
+
+
+def _tile(image: str | None, block_info: Any = None) -> np.ndarray:
+    scene = _scene(image)
+    (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
+    shift = 977 * (y0 // BLOCK) + 131 * (x0 // BLOCK)
+    rows, columns = (np.arange(y0, y1) + shift) % scene.shape[0], (np.arange(x0, x1) + 3 * shift) % scene.shape[1]
+    return scene[rows[:, None], columns]
+
+
+@lru_cache(maxsize=1)
+def _scene(image: str | None) -> np.ndarray:
+    return read_image(image) if image else drone_frame()
+
+
+def _chunks(image: str | None, edge: int, count: int) -> list[np.ndarray]:
+    scene = _scene(image)
+    rng = np.random.default_rng(0)
+    tops, lefts = (rng.integers(0, size - edge + 1, count) for size in scene.shape[:2])
+    return [np.ascontiguousarray(scene[y : y + edge, x : x + edge]) for y, x in zip(tops, lefts, strict=True)]
+
+
+def _store(source: Any, target: Any, **kwargs: Any) -> Any:
+    target = str(target) if isinstance(target, Path) else target
+    return bulk.store(source, target, name="image", chunks=(EDGE, EDGE, 3), **kwargs)
+
+
+def _prepare(device: str, threads: int = 1) -> None:
+    import torch
+
+    config.set(device=device, threads=threads)
+    torch.set_num_threads(threads)
+
+
+def _warm_up() -> None:
+    """Load the model and what it compiles, so that it does not count."""
+    DeepSIC().encode_batch([np.full((EDGE, EDGE, 3), value, np.uint8) for value in range(2)])
+
+
+def _expression(labels: Any) -> str:
+    """Return a query for two of the classes, whatever the model names."""
+    return " | ".join(f"{name} > 0.5" for name in labels.vocabulary.names[:2])
+
+
+def _query(place: Any) -> tuple[Any, Any]:
+    labels = open_labels(place, "image")
+    return labels, labels.where(_expression(labels))
+
+
+def _met(good: bool) -> str:
+    return "met" if good else "MISSED"
+
+
+def _in_child(args: argparse.Namespace, what: str, **more: Any) -> dict[str, Any]:
+    """Run a step in a process of its own, whose peak of memory is that step's."""
+    task = {"what": what, "width": args.width if what == "archive" else BLOCK, **more}
+    command = [
+        sys.executable, "-m", "benchmarks.scale", "--child", json.dumps(task), "--device", args.device,
+        "--threads", str(args.threads), *(["--image", args.image] if args.image else []),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _child(args: argparse.Namespace) -> None:
+    import dask
+    from dask.callbacks import Callback
+
+    from deepsic_codec.bulk.write import Written
+
+    task = json.loads(args.child)
+    _prepare(args.device, args.threads)
+    _warm_up()
+    open_labels  # noqa: B018  # its modules are imported before memory is looked at
+    before = _resident()
+    source = tiled(args.image, task["height"], task["width"])
+    samples: list[tuple[float, float]] = []
+    done = {"samples": 0}
+
+    def posttask(key: Any, value: Any, *rest: Any) -> None:
+        if isinstance(value, Written):
+            done["samples"] += value.samples
+            share = done["samples"] / source.size
+            if share * 10 >= len(samples) + 1:
+                samples.append((share, _resident()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.zarr"
+        began = time.perf_counter()
+        with Callback(posttask=posttask), dask.config.set(scheduler="threads", num_workers=args.threads):
+            report = _store(source, path)
+        found = {
+            "seconds": time.perf_counter() - began,
+            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "before": before,
+            "memory": samples,
+            "pixels": source.shape[0] * source.shape[1],
+            "chunks": report.written,
+            "nbytes": report.nbytes,
+        }
+        if task["what"] == "archive":
+            began = time.perf_counter()
+            labels, selection = _query(str(path))
+            found |= {"matches": int(selection.count), "query": time.perf_counter() - began}
+            found |= {"expression": _expression(labels)}
+            found |= {"read": int(labels.bytes_read + selection.bytes_read)}
+            found |= {"requests": int(labels.requests + selection.requests)}
+    print(json.dumps(found))
+
+
+def _resident() -> float:
+    """MiB of memory that this process has now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**20
+
+
+class Counting(WrapperStore[Any]):
+    """A store that counts what is read and written."""
+
+    def __init__(self, store: Any, counts: dict[str, int] | None = None) -> None:
+        super().__init__(store)
+        self.counts = {} if counts is None else counts
+        if counts is None:
+            self.clear()
+
+    def clear(self) -> None:
+        """Start from zero."""
+        self.counts.update(dict.fromkeys(("gets", "got", "sets", "put"), 0))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("gets", "got", "sets", "put"):
+            return self.counts[name]
+        raise AttributeError(name)
+
+    def _with_store(self, store: Any) -> Counting:
+        return Counting(store, self.counts)
+
+    async def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Read."""
+        data = await self._store.get(*args, **kwargs)
+        self.counts["gets"] += 1
+        self.counts["got"] += 0 if data is None else len(data)
+        return data
+
+    async def set(self, key: str, value: Any, *args: Any) -> None:
+        """Write."""
+        self.counts["sets"] += 1
+        self.counts["put"] += len(value)
+        await self._store.set(key, value, *args)
+
+
+@contextmanager
+def _moto() -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port)
+        import boto3
+
+        endpoint = f"http://127.0.0.1:{port}"
+        client = boto3.client("s3", endpoint_url=endpoint)
+        for bucket in ("fsspec", "obstore"):
+            client.create_bucket(Bucket=bucket)
+        yield endpoint
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(300):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError("the S3 server did not start")
+
+
+def _s3_store(kind: str, endpoint: str) -> Any:
+    from zarr.storage import FsspecStore, ObjectStore
+
+    if kind == "fsspec":
+        options = {"endpoint_url": endpoint, "anon": False, "config_kwargs": {"max_pool_connections": 128}}
+        return FsspecStore.from_url("s3://fsspec/a.zarr", storage_options=options)
+    from obstore.store import S3Store
+
+    return ObjectStore(
+        S3Store(
+            "obstore", prefix="a.zarr", endpoint=endpoint, client_options={"allow_http": True},
+            virtual_hosted_style_request=False,
+        )  # fmt: skip
+    )
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run (default: all)")
+    text = "of the source of each part: a tenth of a second to a second per million on a CPU (default: 20e6)"
+    parser.add_argument("--pixels", type=float, default=20e6, help=text)
+    parser.add_argument("--width", type=int, default=8 * BLOCK, help="of the source of the part archive, in pixels")
+    parser.add_argument("--image", help="scene to repeat (default: the bundled drone frame)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each process that encodes")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Compute labels from stored features: no pixel is reconstructed and no chunk is written, only the index."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from deepsic_codec.codecs import core
+from deepsic_codec.errors import ModelMismatch
+from deepsic_codec.labels import places
+from deepsic_codec.labels.consolidate import fill_index, place_for
+from deepsic_codec.labels.geometry import Geometry, Index
+from deepsic_codec.labels.headers import Head, Reader
+from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex, replace
+from deepsic_codec.labels.query import Labels
+from deepsic_codec.labels.vocabulary import of_model
+from deepsic_codec.payload import header as payload_header
+from deepsic_codec.payload import labels as payload_labels
+
+if TYPE_CHECKING:
+    from deepsic_codec.model.file import ModelInfo
+
+TOGETHER = 64  # chunks fetched and labelled together
+
+
+def relabel(
+    source: Any,
+    model: Any = None,
+    name: str | None = None,
+    *,
+    index: Any = None,
+    progress: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Labels:
+    """Label all chunks anew from their features, and write the index with these labels.
+
+    For archives written with `semantics="post"`, and for new heads: any head trained on the decoder of the archive.
+    `consolidate_labels` keeps the labels, for as long as the chunks are not written again.
+
+    Parameters
+    ----------
+    source
+        The array or a group that has it: a URL, path or store as `zarr.open` takes, or an array or group of Zarr.
+    model : str or path, optional
+        The model with the head: a name, the first digits of its decoder's identity, or a file; by default the model
+        of the array.
+    name : str, optional
+        Path of the array in the group.
+    index : optional
+        Where the index goes, if not beside the array.
+    progress : bool, optional
+        Whether to show a progress bar; by default on a terminal.
+    storage_options : dict, optional
+        For fsspec, if `source` or `index` is a URL.
+
+    Returns
+    -------
+    Labels
+        To ask what the array shows.
+
+    Raises
+    ------
+    ModelNotFound, ModelMismatch
+        If there is no such model, or it has another decoder than the chunks.
+    LabelIndexError
+        If there is no place for an index or it cannot be written to.
+    CorruptPayload, UnsupportedPayload
+        If a chunk is damaged or of another codec.
+    """
+    array = places.open_array(source, name, mode="r" if index is not None else "r+", options=storage_options)
+    reader = Reader(array)
+    info = _find(model, reader.config)
+    if info.decoder != reader.config.decoder:
+        raise ModelMismatch(
+            f"model {info.name!r} has decoder {info.decoder[:16]}, the array {reader.config.decoder[:16]}: a head "
+            "labels only the features that it was trained on"
+        )
+    place = place_for(array, index, storage_options)
+    geometry = Geometry.of(array, reader.config.axes, reader.config.label_tile)
+    labeller = _Labeller(reader, geometry, info)
+    replace(
+        place,
+        lambda to: fill_index(
+            array, to, geometry, of_model(info), labeller, progress, f"{array.basename or 'array'}: labelling features"
+        ),
+    )
+    return Labels(array, LabelIndex(place))
+
+
+def _find(model: Any, config: Any) -> "ModelInfo":
+    from deepsic_codec.model.file import find_model
+
+    if model is None:
+        return find_model(config.decoder, head=config.head)
+    if isinstance(model, Path) or str(model).endswith(".safetensors"):
+        from deepsic_codec.model.file import read_info
+
+        return read_info(model)
+    return find_model(model)
+
+
+class _Labeller:
+    """Sets entries from the features of chunks."""
+
+    def __init__(self, reader: Reader, geometry: Geometry, info: "ModelInfo") -> None:
+        from deepsic_codec.model.runtime import get_runtime  # with torch
+
+        self.reader, self.geometry, self.info = reader, geometry, info
+        self.runtime = get_runtime(info)
+        self.head = int(info.head[:8], 16)
+
+    def __call__(self, entries: Entries, chunks: list[Index]) -> None:
+        for k in range(0, len(chunks), TOGETHER):
+            payloads = [
+                (index, payload)
+                for index, payload in self.reader.payloads(chunks[k : k + TOGETHER])
+                if payload is not None
+            ]
+            for (index, payload), scores in zip(payloads, self._scores(payloads), strict=True):
+                head = Head(payload_header.read_header(payload), payload)
+                entries.set(index, scores, source=FEATURES, head=self.head, crc=head.crc, nbytes=head.header.nbytes)
+
+    def _scores(self, payloads: list[tuple[Index, bytes]]) -> list[NDArray[Any]]:
+        jobs = []
+        for index, payload in payloads:
+            with self.reader.named(index):
+                job = core.decode_job(payload, self.geometry.chunks)
+            if job.header.decoder != bytes.fromhex(self.info.decoder)[:8]:
+                raise ModelMismatch(
+                    f"chunk {index} of array {self.reader.array.path!r} has decoder {job.header.decoder.hex()}, the "
+                    f"model {self.info.decoder[:16]}"
+                )
+            jobs.append(job)
+        if not jobs:
+            return []
+        shapes, qualities = [job.images_shape for job in jobs], [job.header.quality for job in jobs]
+        symbols = self.runtime.decode_symbols([job.features for job in jobs], shapes, qualities)
+        cells = self.runtime.label_symbols(symbols, shapes, qualities)
+        return [self._arranged(*one) for one in zip(payloads, jobs, cells, strict=True)]
+
+    def _arranged(self, item: tuple[Index, bytes], job: core.DecodeJob, cells: NDArray[Any]) -> NDArray[Any]:
+        # Through a label block, so that what counts as a label is the same as for labels in headers.
+        section = payload_labels.encode_labels(
+            payload_labels.tile_scores(cells, self.geometry.tile), self.geometry.tile
+        )
+        block = payload_labels.decode_labels(section, job.header)
+        return self.geometry.arrange(block.dense(cells.shape[-1]), item[0])

@@ -1,0 +1,334 @@
+"""The phases of a run: what each trains, and one step of it.
+
+1. ``joint``: everything, on rate, distortion and semantics together.
+2. ``prior``: the prior alone, on fixed symbols, imitating its integer form.
+3. ``synthesis``: the synthesis alone, on symbols as the encoder chooses them with that prior.
+4. ``head``: the semantic head alone, on fixed latents.
+
+The coder's tables and the model file follow (``finish.py``).  The quantisation-aware phase
+that ends in an integer synthesis belongs after ``synthesis``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.families import AnyArchitecture
+from deepsic_codec.model.networks import Architecture, quality_step, step_lambda
+from deepsic_codec.model.paper import RATES, PaperArchitecture
+from deepsic_codec.model.prior import IntegerPrior
+from deepsic_codec.model.rdo import quantise
+from deepsic_codec.model.runtime import DEFAULT_EFFORT
+from deepsic_codec.training.data import LabelledTiles, Photographs
+from deepsic_codec.training.loss import Networks, cell_logits, cells_of, semantic
+from deepsic_codec.training.settings import Settings
+
+TINY = Architecture(
+    name="tiny", latents=16, analysis_widths=(8, 16), analysis_blocks=(1, 1), synthesis_widths=(8, 16),
+    synthesis_blocks=(1, 1), prior_groups=(4, 12), prior_width=16, head_width=16, knots=3,
+)  # fmt: skip
+ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "tiny": TINY}
+ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(f"paper-{r}", r, strides) for r, strides in RATES.items()}
+#: Qualities at which held-out data is measured.
+CHECKED = (15.0, 35.0, 55.0, 80.0)
+#: Images per call where nothing is trained.
+BATCH = 8
+
+#: Latents of cells that are kept for the head: 2.4 GB of the base architecture's.
+MAX_CELLS = 400_000
+
+Measures = dict[str, Tensor]
+Rounding = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of the run.
+
+    Attributes
+    ----------
+    name : str
+    groups : list of dict
+        Parameters that it trains, ``{"params": ..., "factor": of the learning rate}``, for Adam.
+    step : callable
+        Number of the step, data generator -> measures; has added to the gradients.
+    steps, minutes, lr
+        It ends when either is over.
+    images : int
+        Images per step, for the rate that is shown.
+    """
+
+    name: str
+    groups: list[dict[str, Any]]
+    step: Callable[[int, np.random.Generator], Measures]
+    steps: int
+    minutes: float
+    lr: float
+    images: int
+
+
+class Work:
+    """Networks, data and settings of a run, and the phases that they go through.
+
+    ``stored`` is the integer prior of the model file that the networks are from, if they are from one.
+    """
+
+    def __init__(
+        self, s: Settings, nets: Networks, photos: Photographs | None, tiles: LabelledTiles | None, device: str,
+        stored: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.s, self.nets, self.photos, self.tiles, self.device = s, nets, photos, tiles, device
+        self._stored = stored
+
+    def plan(self) -> list[tuple[str, Callable[[], Phase]]]:
+        """Names of the phases that these settings ask for, and what makes each when its turn comes."""
+        s, wanted = self.s, []
+        if not s.base:
+            if s.minutes and s.steps:
+                wanted.append(("joint", self.joint))
+            if s.prior_minutes and s.prior_steps and hasattr(self.nets, "prior"):
+                wanted.append(("prior", self.prior))
+            if s.synthesis_minutes and s.synthesis_steps:
+                wanted.append(("synthesis", self.synthesis))
+        if s.head_minutes and s.head_steps and self.tiles:
+            wanted.append(("head", self.head))
+        return wanted
+
+    def joint(self) -> Phase:
+        """Phase 1."""
+        s, nets = self.s, self.nets
+        nets.train()
+        images = s.photos_per_step + (s.mosaics_per_step if self.tiles else 0)
+        groups = nets.groups(s.linear_lr, s.prior_lr)
+        return Phase("joint", groups, self._joint_step, s.steps, s.minutes, s.lr, images)
+
+    def _joint_step(self, number: int, rng: np.random.Generator) -> Measures:
+        s, nets = self.s, self.nets
+        # labelled cells sometimes stand alone and sometimes inside a larger image
+        arrangement = (s.mosaics_per_step, 4) if number % 2 else (16 * s.mosaics_per_step, 1)
+        parts = [(self.photos.crops(s.photos_per_step, s.crop, rng), None, 0.75 if self.tiles else 1.0)]
+        if self.tiles:
+            parts.append((*self.tiles.mosaics(*arrangement, rng), 0.25))
+        seen: Measures = {"loss": torch.zeros((), device=self.device)}
+        for x, labels, share in parts:
+            q = self.qualities(len(x))
+            terms = nets.terms(x, q, s.bf16)
+            loss = share * nets.loss(terms, q)
+            if self.tiles:
+                unknown = torch.full(terms.logits.shape[:3], nets.arch.classes - 1, device=self.device)
+                goal = unknown if labels is None else labels
+                loss = loss + s.semantic_weight * (0.3 if labels is None else 1) * semantic(terms.logits, goal)
+            loss.backward()
+            seen["loss"] = seen["loss"] + loss.detach()
+            prefix = "" if labels is None else "tiles_"
+            seen |= {f"{prefix}bpp": terms.rate.mean(), f"{prefix}mse": terms.distortion.mean()}
+            if labels is not None:
+                seen["accuracy"] = (terms.logits.argmax(-1) == labels).float().mean()
+        return {k: v.detach() for k, v in seen.items()}
+
+    def prior(self) -> Phase:
+        """Phase 2: weighs every quality alike."""
+        s, net = self.s, self.nets.prior
+        symbols, quality = self.symbols
+        net.train()
+
+        def step(number: int, rng: np.random.Generator) -> Measures:
+            pick = torch.from_numpy(rng.integers(len(symbols), size=s.prior_batch)).to(self.device)
+            x, q = symbols[pick].float(), quality[pick]
+            bits = net.bits(x, *net(x, q, quantised=True)).sum((1, 2, 3)) / (256 * x.shape[2] * x.shape[3])
+            loss = (bits / (bits.detach() + 0.05)).mean()
+            loss.backward()
+            return {"loss": loss.detach(), "bpp": bits.mean().detach()}
+
+        groups = [{"params": list(net.parameters()), "factor": 1.0}]
+        return Phase("prior", groups, step, s.prior_steps, s.prior_minutes, s.prior_learning_rate, s.prior_batch)
+
+    def synthesis(self) -> Phase:
+        """Phase 3: on symbols as the encoder chooses them with the trained prior."""
+        s, nets = self.s, self.nets
+        nets.eval()
+        groups = [{"params": list(nets.synthesis.parameters()), "factor": 1.0}]
+
+        def step(number: int, rng: np.random.Generator) -> Measures:
+            x = self.photos.crops(s.photos_per_step, s.crop, rng)
+            if self.tiles and number % 4 == 3:
+                x = self.tiles.mosaics(max(1, s.photos_per_step // 2), 4, rng)[0]
+            q = self.qualities(len(x))
+            with torch.no_grad():
+                gain = nets.gains(q)
+                decoded = self.chosen(nets.analysis(x, q) * gain, gain, q) / gain
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=s.bf16):
+                found = nets.synthesis(decoded, q)
+            error = (found - x).square().mean((1, 2, 3))
+            loss = (quality_step(q) / 20 * step_lambda(q) * error).mean()
+            loss.backward()
+            return {"loss": loss.detach(), "mse": error.mean().detach()}
+
+        return Phase("synthesis", groups, step, s.synthesis_steps, s.synthesis_minutes, s.synthesis_learning_rate,
+                     s.photos_per_step)  # fmt: skip
+
+    def head(self) -> Phase:
+        """Phase 4."""
+        s, net = self.s, self.nets.head
+        latents, labels, quality = self.collect_cells(s.cell_copies, s.seed + 3)
+        self.nets.eval()
+        net.train()
+
+        def step(number: int, rng: np.random.Generator) -> Measures:
+            pick = torch.from_numpy(rng.integers(len(labels), size=s.head_batch)).to(self.device)
+            logits = net(latents[pick].float(), quality[pick])
+            loss = semantic(logits, labels[pick])
+            loss.backward()
+            return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels[pick]).float().mean()}
+
+        groups = [{"params": list(net.parameters()), "factor": 1.0, "weight_decay": s.head_weight_decay}]
+        return Phase("head", groups, step, s.head_steps, s.head_minutes, s.head_learning_rate, s.head_batch)
+
+    def qualities(self, count: int) -> Tensor:
+        """Random qualities (count,)."""
+        low, high = self.s.quality_low, self.s.quality_high
+        return torch.rand(count, device=self.device) * (high - low) + low
+
+    def stored_qualities(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Random qualities (count,) as payloads have them, in hundredths."""
+        drawn = rng.uniform(self.s.quality_low, self.s.quality_high, count).round(2)
+        return torch.from_numpy(drawn).float().to(self.device)
+
+    @cached_property
+    def symbols(self) -> tuple[Tensor, Tensor]:
+        """Symbols to fit the prior to."""
+        return self.collect_symbols(self.s.symbol_batches, self.s.seed + 1)
+
+    @cached_property
+    def checked_symbols(self) -> tuple[Tensor, Tensor]:
+        """Others, to report on."""
+        return self.collect_symbols(max(2, self.s.symbol_batches // 25), self.s.seed + 2)
+
+    @cached_property
+    def integer_prior(self) -> IntegerPrior:
+        """The prior that codes the symbols; not before it is trained."""
+        exported = self._stored if self._stored is not None else self.nets.export_prior()
+        return self.nets.integer_prior(exported, self.device)
+
+    def chosen(self, scaled: Tensor, gain: Tensor, quality: Tensor) -> Tensor:
+        """What the encoder makes of latents in steps (B,C,h,w), at its usual effort."""
+        nhwc = scaled.permute(0, 2, 3, 1).contiguous()
+        found = quantise(
+            self.integer_prior, nhwc, gain[:, :, 0, 0], quality, DEFAULT_EFFORT if self.integer_prior.optimised else 0
+        )
+        return found.permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def collect_symbols(self, batches: int, seed: int, rounding: Rounding | None = None) -> tuple[Tensor, Tensor]:
+        """Symbols int16 (N,C,h,w) of random crops at random qualities (N,); every fifth batch mosaics.
+
+        ``rounding`` takes latents in steps (B,C,h,w), gains (B,C,1,1) and qualities; to the nearest by default.
+        """
+        rng = np.random.default_rng(seed)
+        nets, out, qualities = self.nets.eval(), [], []
+        for i in range(batches):
+            mosaic = self.tiles and i % 5 == 4
+            x = self.tiles.mosaics(BATCH, self.s.crop // 64, rng)[0] if mosaic else None
+            x = self.photos.crops(BATCH, self.s.crop, rng) if x is None else x
+            q = self.stored_qualities(BATCH, rng)
+            gain = nets.gains(q)
+            scaled = (nets.analysis(x, q) * gain).clamp(-32767, 32767)
+            out.append((rounding(scaled, gain, q) if rounding else torch.round(scaled)).to(torch.int16))
+            qualities.append(q)
+        return torch.cat(out), torch.cat(qualities)
+
+    @torch.no_grad()
+    def collect_cells(self, copies: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents float16 (N,C,4,4) of labelled cells, their classes and qualities (N,).
+
+        Half of the tiles stand alone and half in mosaics, half of the latents are as the
+        analysis gives them and half as they are stored; cells of photographs are *unknown*.
+        """
+        rng = np.random.default_rng(seed)
+        nets, latents, labels, qualities = self.nets.eval(), [], [], []
+        unknown = nets.arch.classes - 1
+        count = min(copies * len(self.tiles.labels), max(len(self.tiles.labels), MAX_CELLS))
+        for batch in range(max(6, count // 64)):
+            if self.photos and batch % 6 == 5:
+                x = self.photos.crops(4, self.s.crop, rng)
+                edge = self.s.crop // 64
+                found = torch.full((4, edge, edge), unknown, device=self.device)
+            else:
+                x, found = self.tiles.mosaics(*((4, 4) if batch % 2 else (64, 1)), rng)
+            q = self.stored_qualities(len(x), rng)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.s.bf16):
+                y = nets.analysis(x, q).float()
+            gain = nets.gains(q)
+            plain = torch.from_numpy(rng.random(len(y)) < 0.5).to(self.device)[:, None, None, None]
+            y = torch.where(plain, y, self.chosen((y * gain).clamp(-32767, 32767), gain, q) / gain)
+            latents.append(cells_of(y).half())
+            labels.append(found.reshape(-1))
+            qualities.append(q.repeat_interleave(found[0].numel()))
+        return torch.cat(latents), torch.cat(labels), torch.cat(qualities)
+
+    @torch.no_grad()
+    def held_out(self, state: dict[str, Tensor], quantised: bool) -> list[dict[str, Any]]:
+        """Estimated rate, PSNR and accuracy on held-out training data, one row per quality."""
+        s = self.s
+        with torch.random.fork_rng(devices=[]):  # measuring must not change what training draws next
+            nets = type(self.nets)(self.nets.arch).to(self.device).eval()
+        nets.load_state_dict(state)
+        rows = []
+        for quality in [q for q in CHECKED if s.quality_low <= q <= s.quality_high] or [s.quality_low]:
+            row: dict[str, Any] = {"quality": quality}
+            if self.photos:
+                bpp, decibels = [], []
+                for image in self.photos.held_out[:12]:
+                    edges = [min(768, n // 64 * 64) for n in image.shape[:2]]
+                    x = torch.tensor(image[: edges[0], : edges[1]], device=self.device)
+                    q = torch.full((1,), quality, device=self.device)
+                    terms = nets.terms(x.permute(2, 0, 1)[None].float(), q, s.bf16, **_only(quantised))
+                    bpp.append(float(terms.rate))
+                    decibels.append(10 * math.log10(255**2 / max(1e-9, float(terms.distortion))))
+                row |= {"psnr": float(np.mean(decibels))}
+                if not s.base:  # a model file's prior is integers, which nothing here estimates with
+                    row["bpp"] = float(np.mean(bpp))
+            if self.tiles:
+                row |= {"pre": self.accuracy(nets, quality, False), "post": self.accuracy(nets, quality, True)}
+            rows.append(row)
+        return rows
+
+    @torch.no_grad()
+    def accuracy(self, nets: Networks, quality: float, rounded: bool) -> float:
+        """Top-1 on the held-out tiles of the training set, from float or rounded latents."""
+        right = 0
+        for i in range(0, len(self.tiles.test_labels), 256):
+            x = torch.from_numpy(self.tiles.test_pixels[i : i + 256]).to(self.device).permute(0, 3, 1, 2).float()
+            q = torch.full((len(x),), quality, device=self.device)
+            y, gain = nets.analysis(x, q), nets.gains(q)
+            y = torch.round(y * gain) / gain if rounded else y
+            found = cell_logits(nets.head, y, q)[:, 0, 0].argmax(1).cpu().numpy()
+            right += int((found == self.tiles.test_labels[i : i + 256]).sum())
+        return right / len(self.tiles.test_labels)
+
+
+def _only(quantised: bool) -> dict[str, bool]:
+    """The integer form of the prior is asked for only where there is one."""
+    return {"quantised": True} if quantised else {}
+
+
+def architecture_of(s: Settings, classes: int) -> AnyArchitecture:
+    """Sizes of a named architecture for a number of classes.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such architecture.
+    """
+    if s.architecture not in ARCHITECTURES:
+        raise ConfigurationError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {s.architecture!r}")
+    return replace(ARCHITECTURES[s.architecture], classes=classes + 1)

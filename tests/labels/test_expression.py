@@ -1,0 +1,144 @@
+import operator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsic_codec.errors import ExpressionError
+from deepsic_codec.labels.expression import MAX_DEPTH, Name, parse
+from deepsic_codec.labels.vocabulary import Vocabulary
+from tests.common import check_rejects
+
+WORDS = Vocabulary(
+    ("Forest", "River", "Sea Lake", "and"),
+    {"Water": ("River", "Sea Lake"), "Wet": ("Water", "Forest"), "Loop": ("Loop", "River"), "Empty": ()},
+)
+ALL = np.arange(256, dtype=np.uint8)
+
+
+def hits(text, **scores):
+    """The scores of `Forest` (or of others given) for which the expression holds."""
+    columns = {WORDS.names.index(name.replace("_", " ")): values for name, values in scores.items()} or {0: ALL}
+    columns = {i: columns.get(i, np.zeros(256, np.uint8)) for i in range(len(WORDS.names))}
+    return set(np.flatnonzero(parse(text).tiles(lambda name: WORDS.score(name, columns.__getitem__))).tolist())
+
+
+@pytest.mark.parametrize("op", [">", ">=", "<", "<="])
+@pytest.mark.parametrize("number", ["0", "1", "0.5", ".6", "0.6000001", "2", "60%", "7.", "0.50196078431372548"])
+def test_comparisons_are_exact(op, number):
+    value = Fraction(number.rstrip("%")) / (100 if number.endswith("%") else 1)
+    compare = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}[op]
+    expected = {s for s in range(256) if compare(Fraction(s, 255), value)}
+    assert hits(f"Forest {op} {number}") == expected
+    mirrored = {">": "<", "<": ">", ">=": "<=", "<=": ">="}[op]
+    assert hits(f"{number} {mirrored} Forest") == expected
+
+
+@given(st.integers(0, 1000), st.sampled_from([">", ">=", "<", "<="]))
+def test_python_operators_say_the_same(thousandths, op):
+    name, number = Name("Forest"), thousandths / 1000
+    made = {">": name > number, ">=": name >= number, "<": name < number, "<=": name <= number}[op]
+    np.testing.assert_array_equal(made.tiles(lambda _: ALL), parse(f"Forest {op} {number}").tiles(lambda _: ALL))
+
+
+@pytest.mark.parametrize(
+    "text,same",
+    [
+        ("Forest", "Forest >= 0.5"),
+        ("~Forest > 0.6", "~(Forest > 0.6)"),
+        ("not Forest > 0.6", "Forest <= 0.6"),
+        ("! Forest", "Forest < 0.5"),
+        ("0.2 < Forest <= 0.6", "(Forest > 0.2) and (Forest <= 0.6)"),
+        ("Forest > .9 | Forest > .1 & Forest < .2", "(Forest > .9) | ((Forest > .1) & (Forest < .2))"),
+        ("~Forest & ~Forest", "~(Forest | Forest)"),
+        ("Forest>.1 && Forest<.2 || 'Forest' > .9", "(.1<Forest) AND (Forest<.2) Or \"Forest\" > .9"),
+        ("\n Forest\t>\n.5 ", "Forest > .5"),
+    ],
+)
+def test_grammar(text, same):
+    assert hits(text) == hits(same) and 0 < len(hits(text)) < 256
+    assert hits(str(parse(text))) == hits(text)
+
+
+def test_parents_take_the_largest_score_of_their_classes():
+    low, high = np.full(256, 30, np.uint8), ALL
+    assert hits("Water > .5", River=low, Sea_Lake=high) == set(range(128, 256))
+    assert hits("Wet > .5", Forest=high) == hits("Loop > .5", River=high) == set(range(128, 256))
+    assert hits('"and" | "Sea Lake"', Sea_Lake=high) == set(range(128, 256))
+    check_rejects(ExpressionError, "'Empty'", hits, "Empty")
+
+
+@pytest.mark.parametrize(
+    "text,words,column",
+    [
+        ("", "expected the name of a class, found the end", 0),
+        ("Forest >", "expected a number, found the end", 8),
+        ("Forest > & River", "expected a number, found '&'", 9),
+        ("Forest River", "found 'River'", 7),
+        ("(Forest | River", "expected ')'", 15),
+        ("Forest)", "found ')'", 6),
+        ("0.5", "expected '>'", 3),
+        ("Forest & ", "expected the name", 8),
+        ("Forest > 0.5 # really", "cannot read '#'", 13),
+        ("Forest = 0.5", "cannot read '='", 7),
+        ("'Forest", 'cannot read "\'"', 0),
+        ("~" * (MAX_DEPTH + 1) + "Forest", "within each other", MAX_DEPTH),
+        ("Forest > River", "expected a number", 9),
+    ],
+)
+def test_errors_point_to_the_place(text, words, column):
+    message = check_rejects(ExpressionError, words, parse, text)
+    assert message.splitlines()[-1].index("^") == column + 2
+    assert message.splitlines()[-2] == f"  {text}"
+
+
+def test_misspelt_names():
+    message = check_rejects(ExpressionError, "'Foerst'|Forest", parse("River & Foerst").check, WORDS, "River & Foerst")
+    assert message.endswith("\n  River & Foerst\n          ^")
+    check_rejects(ExpressionError, "did you mean Forest?", WORDS.members, "forest")
+    check_rejects(ExpressionError, "known: Forest, River", WORDS.members, "Quasar")
+    check_rejects(ExpressionError, "at most", parse, "~" * 20_000)
+
+
+def test_python_mistakes_are_errors():
+    name = Name("Forest")
+    mistakes = (
+        lambda: name and name,
+        lambda: 0.2 < name < 0.6,
+        lambda: not name,
+        lambda: name & 1,
+        lambda: name | "b",
+    )
+    for wrong in mistakes:
+        with pytest.raises(TypeError, match="condition"):
+            wrong()
+    with pytest.raises(ExpressionError, match="finite"):
+        operator.gt(name, float("nan"))
+
+
+@st.composite
+def expressions(draw, depth=3):
+    """Text of an expression."""
+    if depth == 0 or draw(st.booleans()):
+        name = draw(st.sampled_from(["Forest", "River", "'Sea Lake'", "Water", "unknown", "Wet"]))
+        op, number = draw(st.sampled_from([">", ">=", "<", "<="])), draw(st.sampled_from([0, 0.1, 0.5, 0.9, 1, 1.5]))
+        return name if draw(st.booleans()) else f"{name} {op} {number}"
+    inner = draw(expressions(depth=depth - 1))
+    if draw(st.booleans()):
+        return f"~({inner})"
+    return f"({inner}) {draw(st.sampled_from('&|'))} ({draw(expressions(depth=depth - 1))})"
+
+
+@given(expressions(), st.integers(0, 2**32 - 1))
+def test_what_is_certain_of_chunks_is_true_of_their_tiles(text, seed):
+    rng = np.random.default_rng(seed)
+    tiles = rng.choice(np.array([0, 0, 0, 20, 127, 128, 255], np.uint8), (len(WORDS.names), 40, 3))
+    expression = parse(text)
+    true = expression.tiles(lambda name: WORDS.score(name, tiles.__getitem__))
+    largest = tiles.max(axis=2)
+    verdict = expression.chunks(lambda name: WORDS.score(name, largest.__getitem__))
+    assert not (verdict.some & ~true.any(axis=1)).any(), "said some tile, and none is"
+    assert not (true.any(axis=1) & ~verdict.may).any(), "lost a match"
+    assert not (verdict.every & ~true.all(axis=1)).any(), "said every tile, and one is not"

@@ -1,0 +1,114 @@
+"""Ways in from outside: the command line, xarray, and a process that cannot import torch."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray
+import zarr
+from PIL import Image
+
+import deepsic_codec
+from deepsic_codec import consolidate_labels
+from deepsic_codec.cli import main
+from deepsic_codec.errors import LabelIndexError, UnsupportedArray
+from tests.common import check_rejects, run_python
+from tests.labels.common import archive, fill
+
+
+@pytest.fixture
+def folder(stub, tmp_path):
+    path = tmp_path / "archive.zarr"
+    archive(zarr.storage.LocalStore(path), shape=(128, 200, 3), chunks=(64, 64, 3))[:] = 200
+    consolidate_labels(path)
+    return path
+
+
+def run(capsys, *arguments):
+    status = main([str(one) for one in arguments])
+    return status, *capsys.readouterr()
+
+
+def test_query(folder, capsys, tmp_path):
+    status, out, _ = run(capsys, "query", folder, "Bright > 0.6 & ~Dark")
+    assert status == 0 and "6 of 8 chunks; read" in out and "1.2.0" in out and "64:128, 128:192, 0:3" in out
+    status, out, _ = run(capsys, "query", folder, "Bright", "--json", "--export", tmp_path / "out", "--as", "tiff")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert lines[0] == {"chunk": [0, 0, 0], "region": [[0, 64], [0, 64], [0, 3]]} and len(lines) == 6
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert (np.asarray(Image.open(tmp_path / "out" / "img_1_2_0.tiff")) == 200).all()
+    out = run(capsys, "query", folder, "~Bright", "--json", "--tiles", "--verify", "all")[1]  # padded with black
+    assert [json.loads(line)["region"][1] for line in out.splitlines()] == [[192, 200]] * 2
+
+
+def test_query_mistakes_point_to_the_place(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(capsys, "query", folder, "Bright & Drak")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "deepsic query: error: no class 'Drak'; did you mean Dark?", "  Bright & Drak", "           ^",
+    ]  # fmt: skip
+
+
+def test_labels_and_index(folder, capsys, tmp_path):
+    assert "8 chunks: 8 labelled in their headers" in run(capsys, "labels", folder)[1]
+    assert json.loads(run(capsys, "labels", folder, "--json", "--scan")[1])["classes"]["Bright"] == 6
+    picture = tmp_path / "map.png"
+    assert run(capsys, "labels", folder, "--map", "Visible", "--out", picture)[0] == 0
+    values = np.asarray(Image.open(picture))
+    assert values.shape == (256, 512, 2) and values[0, 0].tolist() == [200, 255]
+    assert "8 chunks: 8 labelled" in run(capsys, "index", folder)[1]
+    status, _, err = run(capsys, "query", folder, "Bright", "--index", tmp_path / "nothing")
+    assert status == 1 and "no label index" in err
+
+
+def test_accessor(folder):
+    import deepsic_codec.xarray  # noqa: F401
+
+    for options in ({}, {"chunks": None}):
+        image = xarray.open_zarr(folder, consolidated=False, **options)["img"]
+        found = image.deepsic.where("Bright & ~Dark", verify=None)
+        assert found.count == 6 and image.deepsic.labels.where("Bright").chunks == found.chunks
+        assert (found.to_xarray() == 200).all()
+        assert image.deepsic.open_labels(scan=True).where("Bright").count == 6
+        check_rejects(UnsupportedArray, "'img'", lambda image=image: image[:64].deepsic.labels)
+        check_rejects(UnsupportedArray, "'img'", lambda image=image: (image + 1).deepsic.labels)
+    zarr.storage.LocalStore(folder)
+    check_rejects(UnsupportedArray, "None", lambda: xarray.DataArray(np.zeros(3)).deepsic.labels)
+
+
+def test_names_of_the_package():
+    for name in deepsic_codec.__all__:
+        assert getattr(deepsic_codec, name) is not None
+    assert issubclass(LabelIndexError, LookupError)
+
+
+def test_a_query_needs_no_torch_and_decodes_nothing(stub, tmp_path):
+    path = tmp_path / "a.zarr"
+    array = archive(zarr.storage.LocalStore(path), shape=(300, 300, 3))
+    fill(array, seed=11)
+    expected = consolidate_labels(array).where("Dark > 0.6 & ~Visible").chunks
+    (path / "img_labels").rename(path / "old")
+    printed = run_python(
+        f"""
+        import sys
+        sys.modules["torch"] = None  # so that importing it fails
+        from deepsic_codec import consolidate_labels, iter_chunk_attrs, open_labels
+        from deepsic_codec.codecs import core
+        from deepsic_codec.codecs.batching import Batcher
+
+        def never(*args, **kwargs):
+            raise AssertionError("decoded")
+
+        core.decode_job = core.decode_features = core.compute_labels = Batcher.submit = Batcher.submit_async = never
+        path = {str(path)!r}
+        assert len(list(iter_chunk_attrs(open_labels(path, scan=True).array))) == 9
+        made = consolidate_labels(path)["img"]
+        labels = open_labels(path)
+        found = labels.where("Dark > 0.6 & ~Visible", verify="all", tiles=True)
+        assert found.regions and labels.summary() and labels.map("Visible").shape == (5, 5)
+        assert labels.where("Dark & Dim & Bright").bytes_read
+        print(found.chunks)
+        """
+    )
+    assert printed.strip() == str(expected)

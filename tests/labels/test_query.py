@@ -1,0 +1,285 @@
+import re
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepsic_codec import DeepSIC, chunk_attrs, consolidate_labels, create_array, iter_chunk_attrs, open_labels
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, ExpressionError, StaleIndex, UnsupportedPayload
+from deepsic_codec.labels.query import StaleIndexWarning
+from tests import stub_runtime
+from tests.common import check_rejects
+from tests.labels.common import archive, fill, payload, put
+
+pytestmark = pytest.mark.usefixtures("stub")
+PARENTS = {"Visible": ("Dim", "Bright")}
+
+
+def brute(array, tile_matches):
+    """Evaluate every tile within the array, from chunk attributes alone; returns chunks and regions of tiles."""
+    codec = array.metadata.compressor if array.metadata.zarr_format == 2 else array.metadata.codecs[0]
+    chunks, regions = [], []
+    for index, attrs in iter_chunk_attrs(array):
+        assert attrs == chunk_attrs(array, index)
+        size = dict(zip(codec.axes, array.chunks, strict=True))
+        slices = [axis for axis in codec.axes if axis not in "yxc"]
+        grid = [size[a] for a in slices] + [-(-size[a] // n) for a, n in zip("yx", codec.label_tile, strict=True)]
+        found = []
+        for place, tile in zip(np.ndindex(*grid), attrs["labels"] or (), strict=bool(attrs["labels"])):
+            region = {}
+            for axis, at in zip([*slices, "y", "x"], place, strict=True):
+                step = {"y": codec.label_tile[0], "x": codec.label_tile[1]}.get(axis, 1)
+                k = codec.axes.index(axis)
+                origin = index[k] * array.chunks[k]
+                stop = min(origin + (at + 1) * step, origin + array.chunks[k], array.shape[k])
+                region[axis] = slice(origin + at * step, stop)
+            if "c" in codec.axes:
+                k = codec.axes.index("c")
+                region["c"] = slice(index[k] * array.chunks[k], (index[k] + 1) * array.chunks[k])
+            inside = all(part.start < part.stop for part in region.values())
+            assert inside or not tile
+            if inside and tile_matches(tile):
+                found.append(tuple(region[axis] for axis in codec.axes))
+        if found:
+            chunks.append(index)
+            regions += found
+    return chunks, sorted(regions, key=str)
+
+
+def score(tile, name):
+    return max((round(tile.get(one, 0) * 255) for one in PARENTS.get(name, (name,))), default=0)
+
+
+@st.composite
+def conditions(draw, depth=3):
+    """An expression and the same in Python, for a tile of chunk attributes."""
+    if depth == 0 or draw(st.integers(0, 2)) == 0:
+        name = draw(st.sampled_from(["Dark", "Dim", "Bright", "unknown", "Visible"]))
+        if draw(st.booleans()):
+            return name, lambda tile: score(tile, name) * 2 >= 255
+        tenths, op = draw(st.integers(0, 10)), draw(st.sampled_from([">", ">=", "<", "<="]))
+        return f"{name} {op} {tenths / 10}", lambda tile: eval(f"{score(tile, name) * 10} {op} {tenths * 255}")
+    text, test = draw(conditions(depth=depth - 1))
+    if draw(st.integers(0, 2)) == 0:
+        return f"~({text})", lambda tile: not test(tile)
+    other_text, other = draw(conditions(depth=depth - 1))
+    if draw(st.booleans()):
+        return f"({text}) & ({other_text})", lambda tile: test(tile) and other(tile)
+    return f"({text}) | ({other_text})", lambda tile: test(tile) or other(tile)
+
+
+LAYOUTS = [
+    {"shape": (300, 250, 3), "chunks": (64, 64, 3)},
+    {"shape": (300, 250, 3), "chunks": (128, 192, 3)},
+    {"shape": (300, 250), "chunks": (100, 70), "axes": "xy", "tile": (64, 64)},
+    {"shape": (3, 5, 200, 130), "chunks": (1, 2, 128, 128), "axes": "ctyx"},
+    {"shape": (300, 250, 3), "chunks": (128, 192, 3), "zarr_format": 2},
+]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=str)
+def filled(request):
+    patch = pytest.MonkeyPatch()
+    for name, module in stub_runtime.modules().items():
+        patch.setitem(__import__("sys").modules, name, module)
+    array = archive(**request.param)
+    fill(array, seed=4, missing=0.2, unlabelled=0.1)
+    labels = consolidate_labels(array)
+    patch.undo()
+    return array, labels
+
+
+@settings(max_examples=25, deadline=None)
+@given(condition=conditions())
+def test_queries_find_what_chunk_attributes_say_and_nothing_else(filled, condition):
+    array, labels = filled
+    text, test = condition
+    chunks, regions = brute(array, test)
+    found = labels.where(text)
+    assert found.chunks == chunks and found.count == len(found) == len(chunks)
+    assert sorted(labels.where(text, tiles=True).regions, key=str) == regions
+    assert labels.where(text, verify="all").chunks == chunks
+
+
+def test_a_scan_gives_the_same(filled):
+    array, labels = filled
+    scanned = open_labels(array, scan=True)
+    for text in ("Dark > 0.7", "~Visible", "Dark & ~Dim"):
+        assert scanned.where(text).chunks == labels.where(text).chunks
+        np.testing.assert_array_equal(scanned.where(text).tiles, labels.where(text).tiles)
+    assert scanned.summary() == labels.summary()
+    assert scanned.bytes_read >= 60 * labels.summary()["header"] and scanned.requests >= labels.summary()["header"]
+
+
+def test_summary_and_map(filled):
+    array, labels = filled
+    summary = labels.summary()
+    attrs = [attrs for _, attrs in iter_chunk_attrs(array)]
+    assert summary["chunks"] == len(attrs)
+    assert summary["missing"] == sum(a["labels"] == [] for a in attrs)
+    assert summary["unlabelled"] == sum(a["labels"] is None for a in attrs)
+    for name in ("Dark", "unknown", "Visible"):
+        assert summary["classes"][name] == labels.where(name).count
+    scores = labels.map("Visible")
+    codec_axes = labels.geometry.axes
+    shape = [n for axis, n in zip(codec_axes, labels.geometry.tile_grid, strict=True) if axis != "c" or n > 1]
+    assert scores.shape == tuple(shape) and scores.dtype == np.float32
+    assert np.isnan(scores).any() == (summary["missing"] + summary["unlabelled"] > 0)
+    assert np.nansum(scores >= 0.5) == len(labels.where("Visible", tiles=True).regions)
+
+
+def test_edges_are_marked():
+    array = archive(shape=(200, 250, 3), chunks=(128, 128, 3))
+    fill(array, seed=2, missing=0)
+    found = consolidate_labels(array).where("Dark >= 0", tiles=True)
+    assert len(found.regions) == len(found.straddling) == 4 * 4
+    expected = [any(part.stop - part.start < 64 for part in region[:2]) for region in found.regions]
+    assert found.straddling.tolist() == expected and sum(expected) == 7
+
+
+def test_reads_only_the_classes_it_names():
+    array = archive(shape=(640, 640, 3), chunks=(64, 64, 3))
+    fill(array, seed=3)
+    labels = consolidate_labels(array)
+    one, two = labels.where("Visible"), labels.where("Visible & Dark")
+    assert (one.requests, two.requests) == (2, 3) and 0 < one.bytes_read < two.bytes_read
+    words = re.search(r"(\d+) of 100 chunks, found by reading ([\d,]+) bytes in 2 requests", repr(one))
+    assert words and int(words[1]) == one.count and int(words[2].replace(",", "")) == one.bytes_read
+
+
+def test_python_operators(filled):
+    _, labels = filled
+    assert labels.where((labels["Dark"] > 0.6) & ~labels["Dim"]).chunks == labels.where("Dark > .6 & ~Dim").chunks
+    assert labels.where(labels["Visible"]).chunks == labels.where("Visible").chunks
+    check_rejects(ExpressionError, "did you mean Dark?", labels.__getitem__, "Dork")
+    check_rejects(ExpressionError, "did you mean Dark?|^", labels.where, "Dim & Dork")
+    check_rejects(ConfigurationError, "verify", labels.where, "Dim", verify="some")
+
+
+# Fetching
+
+
+def scene(shape=(184, 200, 3)):
+    """Left third dark, middle dim, right bright."""
+    array = np.empty(shape, "u1")
+    array[:, :64], array[:, 64:128], array[:, 128:] = 20, 120, 240
+    return array
+
+
+@pytest.mark.parametrize("options", [{}, {"zarr_format": 2}, {"shards": (128, 192, 3)}], ids=str)
+def test_fetches_only_what_matched(options, stub):
+    store = zarr.storage.MemoryStore()
+    zarr.open_group(store, zarr_format=options.get("zarr_format", 3))
+    array = create_array(store, name="img", data=scene(), chunks=(64, 64, 3), fill_value=255, **options)
+    labels = consolidate_labels(array)
+    stub.batches.clear()
+    found = labels.where("Bright")
+    assert found.chunks == [(y, x, 0) for y in range(3) for x in (2, 3)] and not stub.batches
+    for chunk, region, pixels in found.iter_arrays():
+        np.testing.assert_array_equal(pixels, scene()[region])
+        assert region[0].start == chunk[0] * 64
+    assert sum(stub.sizes("decode")) == 6 and len(stub.batches) == 1
+    stub.batches.clear()
+    stack = found.to_dask()
+    assert stack.shape == (6, 64, 64, 3) and not stub.batches
+    values = stack.compute(scheduler="sync")
+    assert (values[5, :56, :8] == 240).all() and (values[5, 56:] == 255).all() and (values[5, :, 8:] == 255).all()
+    np.testing.assert_array_equal(stack[2, 5:9, ::2, 1].compute(), values[2, 5:9, ::2, 1])
+    np.testing.assert_array_equal(stack[[4, 1]].compute(), values[[4, 1]])
+    data = found.to_xarray()
+    assert data.dims == ("match", "y", "x", "c") and data.y_start.values.tolist() == [0, 0, 64, 64, 128, 128]
+    np.testing.assert_array_equal(data.isel(match=5), values[5])
+    assert labels.where("Bright & Dark").to_dask().compute().shape == (0, 64, 64, 3)
+    assert list(labels.where("Bright & Dark").iter_arrays()) == []
+
+
+# Chunks that were written again
+
+
+def stale():
+    array = archive(store := zarr.storage.MemoryStore(), shape=(64, 256, 3), chunks=(64, 64, 3))
+    image = np.full((64, 256, 3), 20, "u1")
+    image[:, 128:] = 240
+    array[:] = image
+    labels = consolidate_labels(array)
+    array[:, 0:64] = 240  # the index knows nothing of it
+    array[:, 192:] = 21
+    return store, array, labels
+
+
+def test_stale_entries_are_judged_anew_when_fetched():
+    _, array, labels = stale()
+    assert labels.where("Bright").chunks == [(0, 2, 0), (0, 3, 0)]
+    with pytest.warns(StaleIndexWarning, match=r"\(0, 3, 0\)"):
+        assert [match.chunk for match in labels.where("Bright").iter_arrays()] == [(0, 2, 0)]
+    unchecked = list(labels.where("Bright", verify=None).iter_arrays())
+    assert [match.chunk for match in unchecked] == [(0, 2, 0), (0, 3, 0)]
+    assert (unchecked[1].array == 21).all()
+    # Still what was asked for, though other pixels than were indexed.
+    array[:, 128:192] = 230
+    with pytest.warns(StaleIndexWarning, match=r"\(0, 3, 0\)"):
+        (match,) = labels.where("Bright").iter_arrays()
+    assert (match.array == 230).all()
+    stack = labels.where("Bright").to_dask()
+    check_rejects(StaleIndex, "(0, 3, 0)|consolidate_labels", stack.compute, scheduler="sync")
+    assert labels.where("Bright", verify=None).to_dask().compute().shape[0] == 2
+
+
+def test_verifying_all_finds_what_a_stale_index_missed():
+    store, array, labels = stale()
+    found = labels.where("Bright", verify="all", tiles=True)
+    assert found.chunks == [(0, 0, 0), (0, 2, 0)]
+    assert [region[1] for region in found.regions] == [slice(0, 64), slice(128, 192)]
+    assert consolidate_labels(array).where("Bright").chunks == found.chunks
+    assert labels.where("Bright").chunks == found.chunks, "the old handle sees the new index"
+
+
+def test_chunks_deleted_or_new_since():
+    store, array, labels = stale()
+    array[:, 128:192] = 0  # equal to fill: the chunk is deleted
+    with pytest.warns(StaleIndexWarning):
+        assert list(labels.where("Bright").iter_arrays()) == []
+    assert labels.where("Bright", verify="all").chunks == [(0, 0, 0)]
+    labels = consolidate_labels(array)
+    assert labels.summary()["missing"] == 1
+    assert labels.where("~Bright").chunks == [(0, 1, 0), (0, 3, 0)], "no data is not the absence of a class"
+    array[:, 128:192] = 20
+    assert labels.where("~Bright", verify="all").chunks == [(0, 1, 0), (0, 2, 0), (0, 3, 0)]
+
+
+def test_new_labels_that_nobody_knows():
+    _, array, labels = stale()
+    put(array, (0, 2, 0), payload(array, None))
+    check_rejects(StaleIndex, "(0, 2, 0)|relabel", lambda: list(labels.where("Bright").iter_arrays()))
+    check_rejects(StaleIndex, "(0, 2, 0)|relabel", labels.where, "Bright", verify="all")
+
+
+@pytest.mark.filterwarnings("ignore::deepsic_codec.labels.query.StaleIndexWarning")
+def test_damaged_chunks_are_named_when_fetched():
+    _, array, labels = stale()
+    bad = payload(array, np.full((1, 1, 1, 4), 200, "u1"))
+    put(array, (0, 2, 0), bad)
+    found = labels.where("Bright")
+    check_rejects(CorruptPayload, "chunk (0, 2, 0)", lambda: list(found.iter_arrays()))
+    put(array, (0, 2, 0), bad[:-3])
+    check_rejects(CorruptPayload, "chunk (0, 2, 0)|features", lambda: list(found.iter_arrays()))
+    put(array, (0, 2, 0), b"\xff\xd8\xff" * 100)
+    check_rejects(UnsupportedPayload, "chunk (0, 2, 0)", lambda: list(found.iter_arrays()))
+    check_rejects(UnsupportedPayload, "chunk (0, 2, 0)", labels.where, "Bright", verify="all")
+
+
+def test_iterating_over_some_chunks(filled):
+    array, _ = filled
+    last = tuple(n - 1 for n in array.cdata_shape)
+    first = (0,) * len(last)
+    assert [index for index, _ in iter_chunk_attrs(array, [last, first, last])] == [last, first, last]
+    check_rejects(IndexError, "grid", lambda: list(iter_chunk_attrs(array, [(99,) * len(last)])))
+
+
+def test_labels_of_features_are_computed(stub):
+    array = create_array({}, data=scene(), chunks=(64, 64, 3), codec=DeepSIC(semantics="post"))
+    stub.batches.clear()
+    found = dict(iter_chunk_attrs(array))
+    assert found[(0, 2, 0)]["labels"][0]["Bright"] > 0.7 and stub.batches

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import zarr
+
+from deepsic_codec import DeepSIC, consolidate_labels, create_array, decode_features, open_labels, relabel
+from deepsic_codec.errors import ModelMismatch, ModelNotFound
+from deepsic_codec.model.file import load_arrays, save_model
+from deepsic_codec.samples import eurosat_mosaic
+from tests import stub_runtime
+from tests.common import check_rejects
+from tests.labels.common import archive, payload, put
+
+
+def scene():
+    array = np.empty((128, 192, 3), "u1")
+    array[:, :64], array[:, 64:128], array[:, 128:] = 20, 120, 240
+    return array
+
+
+@pytest.mark.parametrize("shards", [None, (128, 192, 3)])
+def test_post_semantic_labels(stub, shards):
+    store = zarr.storage.MemoryStore()
+    zarr.open_group(store)
+    codec = DeepSIC(semantics="post", label_tile=(64, 64))
+    array = create_array(store, name="img", data=scene(), chunks=(64, 192, 3), codec=codec, shards=shards)
+    assert consolidate_labels(array).summary()["unlabelled"] == 2
+    labels = relabel(array)
+    assert labels.summary() == {
+        "chunks": 2, "missing": 0, "header": 0, "features": 2, "unlabelled": 0,
+        "classes": {"Dark": 2, "Dim": 2, "Bright": 2, "unknown": 0, "Visible": 2},
+    }  # fmt: skip
+    assert [region[1] for region in labels.where("Bright", tiles=True).regions] == [slice(128, 192)] * 2
+    assert labels.where("Bright", verify="all").count == 2
+    np.testing.assert_array_equal(next(labels.where("Dark").iter_arrays()).array, scene()[:64])
+
+
+def test_consolidating_keeps_what_comes_from_features_while_it_is_true(stub):
+    array = archive(semantics="post", shape=(64, 256, 3), chunks=(64, 64, 3))
+    array[:] = 240
+    relabel(array)
+    array[:, :64] = 20
+    array[:, 64:128] = 0
+    labels = consolidate_labels(array)
+    summary = labels.summary()
+    assert [summary[kind] for kind in ("missing", "header", "features", "unlabelled")] == [1, 0, 2, 1]
+    assert labels.where("Bright").chunks == [(0, 2, 0), (0, 3, 0)]
+    assert int(np.asarray(labels.index.group["head"][0, 2, 0])) == int("cd" * 4, 16)
+    # Grown at its end: whole chunks are the same as ever.
+    array.resize((64, 320, 3))
+    assert consolidate_labels(array).summary()["features"] == 2
+    assert consolidate_labels(array, keep=False).summary()["features"] == 0
+
+
+def test_a_new_head_has_its_own_vocabulary(stub, monkeypatch):
+    array = archive(shape=(64, 192, 3), chunks=(64, 64, 3))
+    array[:] = scene()[:64]
+    consolidate_labels(array)
+    vocabulary = stub_runtime.Vocabulary(("Night", "Dusk", "Day"), {})
+    monkeypatch.setattr(
+        stub_runtime, "MODELS",
+        (*stub_runtime.MODELS, stub_runtime.ModelInfo("times", "ab" * 32, "ef" * 32, vocabulary)),
+    )  # fmt: skip
+    labels = relabel(array, "times")
+    assert labels.where("Night").chunks == [(0, 0, 0)] and "Dark" not in labels.vocabulary.known
+    array[:, :64] = 240
+    with pytest.warns(UserWarning, match="1 chunks have labels of another vocabulary"):
+        labels = consolidate_labels(array)
+    assert labels.where("Day").chunks == [(0, 2, 0)] and labels.summary()["unlabelled"] == 1
+    assert open_labels(array, scan=True).where("Bright").chunks == [(0, 0, 0), (0, 2, 0)]
+    assert relabel(array, "times").where("Day").chunks == [(0, 0, 0), (0, 2, 0)]
+
+
+def test_refuses_other_decoders(stub):
+    array = archive(shape=(64, 192, 3), chunks=(64, 64, 3))
+    array[:] = 100
+    before = consolidate_labels(array).summary()
+    check_rejects(ModelMismatch, "other|abab", relabel, array, "other")
+    check_rejects(ModelNotFound, "nobody", relabel, array, "nobody")
+    foreign = DeepSIC(model="other").encode(scene()[:64, :64])
+    put(array, (0, 1, 0), foreign)
+    check_rejects(ModelMismatch, "chunk (0, 1, 0)|1212", relabel, array)
+    put(array, (0, 1, 0), payload(array, None))
+    with pytest.raises(Exception, match="features"):  # which are none
+        relabel(array)
+    assert open_labels(array).summary() == before
+
+
+def test_real_features(tmp_path):
+    image = eurosat_mosaic()[:128, :320]
+    store = zarr.storage.LocalStore(tmp_path / "a.zarr")
+    zarr.open_group(store)
+    both = {}
+    for semantics in ("pre", "post"):
+        codec = DeepSIC(quality=80, semantics=semantics, label_tile=(64, 64))
+        both[semantics] = create_array(store, name=semantics, data=image, chunks=(128, 128, 3), codec=codec)
+    before = consolidate_labels(both["pre"])
+    labels = relabel(both["post"])
+    maps = np.stack([[m.map(name) for name in labels.vocabulary.classes] for m in (before, labels)])
+    assert maps.shape == (2, 10, 2, 5) and (maps[0].argmax(0) == maps[1].argmax(0)).mean() > 0.85
+    assert labels.vocabulary.members("Water") and labels.summary()["features"] == 3
+
+    features = decode_features(both["post"])
+    info = __import__("deepsic_codec.model.file").model.file.find_model()
+    assert features.shape == (info.architecture["latents"], 8, 24) and features.dtype == np.int16
+    payload = both["post"].metadata.codecs[0]
+    symbols = DeepSIC(**{**payload.parameters(), "encode": None}).encode(image[:, 128:256])
+    expected = DeepSIC().decode_features(symbols)[0]
+    np.testing.assert_array_equal(features.compute(scheduler="sync")[:, :, 8:16], expected)
+
+    # A file with another head on the same decoder.
+    arrays = dict(load_arrays(info))
+    names = tuple(f"class {i}" for i in range(len(info.vocabulary.classes)))
+    path = tmp_path / "new.safetensors"
+    new = save_model(path, "new", arrays, info.architecture, type(info.vocabulary)(names, {}), {})
+    assert new.decoder == info.decoder and new.head != info.head
+    renamed = relabel(both["post"], path)
+    assert renamed.where('"class 0"').chunks == labels.where(info.vocabulary.classes[0]).chunks

@@ -1,0 +1,95 @@
+"""The paper's own networks: sizes, quantiser, payloads, training."""
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec.evaluate import complexity
+from deepsic_codec.model.families import architecture_from
+from deepsic_codec.model.paper import RATES, Analysis, PaperArchitecture, StaticPrior, Synthesis
+from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.samples import drone_frame
+from deepsic_codec.training import train
+from deepsic_codec.training.loss import PaperNetworks, Terms
+from deepsic_codec.training.settings import PRESETS, Settings
+from tests.common import check_rejects, psnr
+from tests.training.conftest import data  # noqa: F401  # a fixture
+
+SMALL = PaperArchitecture("paper-test", 1.0, (4, 2, 1, 1), filters=8, head_width=8, classes=4)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_published_sizes(rate):
+    arch = PaperArchitecture(f"paper-{rate}", rate, RATES[rate], filters=4, head_width=4)
+    x, quality = torch.zeros(2, 3, 64, 96), torch.tensor([1.0, 50.0])
+    y = Analysis(arch)(x, quality)
+    assert y.shape == (2, arch.latents, 4, 6) and Synthesis(arch)(y, quality).shape == x.shape
+    published = PaperArchitecture(f"paper-{rate}", rate, RATES[rate])
+    shapes = [tuple(c.weight.shape) for c in Analysis(published).convs]
+    assert shapes == [(128, 3, 7, 7), (128, 128, 5, 5), (128, 128, 3, 3), (128, 128, 3, 3)]
+    assert architecture_from(published.to_json()) == published
+
+
+def test_quantiser_is_equation_1():
+    """Rounding what the analysis gives is ceil(32 f) of features f in [-1, 1]."""
+    torch.manual_seed(0)
+    net = Analysis(SMALL)
+    torch.nn.init.constant_(net.norms[-1].weight, 0.8)
+    x = torch.rand(1, 3, 64, 64) * 255
+    y = net(x, torch.ones(1))
+    f = y - 1 / 64
+    symbols = torch.round(y * 32)
+    assert f.abs().max() <= 1 and torch.equal(symbols, torch.ceil(f * 32)) and len(symbols.unique()) > 30
+
+
+def test_multiplications_are_counted_as_they_are():
+    arch = PaperArchitecture()
+    net, counted = Analysis(arch), []
+    for conv in net.convs:
+        conv.register_forward_hook(lambda m, i, o: counted.append(m.weight.numel() * o.shape[2] * o.shape[3]))
+    net(torch.zeros(2, 3, 64, 64), torch.ones(2))
+    assert np.isclose(sum(counted) / 64**2 / 1e3, arch.kmac_per_pixel()["analysis"])
+
+
+def test_rate_is_steered():
+    nets = PaperNetworks(SMALL).train()
+    zeros = torch.zeros(2)
+    before = float(nets.log_lambda)
+    nets.loss(Terms(zeros + 3.0, zeros, zeros), zeros)
+    assert float(nets.log_lambda) < before, "too many bits: distortion counts less"
+    before = float(nets.log_lambda)
+    nets.loss(Terms(zeros + 0.2, zeros, zeros), zeros)
+    assert float(nets.log_lambda) > before
+    nets.eval().loss(Terms(zeros + 3.0, zeros, zeros), zeros)
+    assert float(nets.log_lambda) > before, "measuring steers nothing"
+
+
+def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa: F811
+    from deepsic_codec.training import phases
+
+    monkeypatch.setitem(phases.ARCHITECTURES, "paper-test", SMALL)
+    tiny = PRESETS["tiny"] | {"architecture": "paper-test", "steps": 30, "lr": 1e-2, "head_batch": 16, "warm_up": 1}
+    s = Settings(**tiny, images=[data.photos], labels=[data.tiles], out=str(tmp_path / "p.safetensors"),
+                 run=str(tmp_path / "run"))  # fmt: skip
+    info = train.train(s)
+    runtime = Runtime(info)
+    image = drone_frame()[None, 100:270, 100:235]
+    for quality in (1.0, 90.0):
+        (encoded,) = runtime.encode([image], [quality])
+        assert encoded.grid == (11, 9) and encoded.cells.shape == (1, 3, 3, 4)
+        shapes = [image.shape[:3]]
+        (symbols,) = runtime.decode_symbols([encoded.features], shapes, [quality])
+        assert symbols.shape == (1, 32, 11, 9) and symbols.min() >= -31 and symbols.max() <= 32
+        (decoded,) = runtime.decode([encoded.features], shapes, [quality])
+        assert psnr(decoded, image) > 9
+    assert complexity(runtime)["decoding"] == SMALL.kmac_per_pixel()["synthesis"]
+
+
+def test_descriptions_that_no_model_has():
+    for changes in ({"strides": [4, 2, 2]}, {"strides": [4, 4, 2, 1]}, {"filters": 0}, {"rate": 0}):
+        with pytest.raises(ValueError, match="architecture"):
+            architecture_from(PaperArchitecture().to_json() | changes)
+    with pytest.raises(TypeError):
+        architecture_from({"name": "paper", "latents": 3})
+    tensors = {"mean": torch.zeros(3), "index": torch.zeros(3)}
+    check_rejects(ValueError, "other channels", StaticPrior, SMALL, tensors)
