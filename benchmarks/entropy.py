@@ -130,7 +130,8 @@ def main() -> None:
     pictures = [pixels for _, pixels in read_images(Path(a.images))]
     print(machine(torch.get_num_threads()))
     print(f"{len(pictures)} images, model {runtime.info.name} {runtime.info.decoder[:16]}\n")
-    columns = ["quality", "coder", "estimate", "static", "vs_static", "constriction", "context", "vs_context", "|", "enc", "dec", "prior", "c_enc", "c_dec"]
+    columns = ["quality", "coder", "estimate", "static", "vs_static", "constriction", "context", "vs_context", "|"]
+    columns += ["enc", "dec", "prior", "c_enc", "c_dec"]
     print(" ".join(f"{name:>12}" for name in columns))
     code(runtime, analyse(runtime, pictures[0], 50)[0])  # compiles
     for quality in a.qualities:

@@ -209,7 +209,10 @@ class Runtime:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the networks, and keep them from a caller's autocast."""
+        threads = config.get().threads
         with self._networks, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            if threads and threads != torch.get_num_threads():
+                torch.set_num_threads(threads)
             yield
 
     def _bfloat16(self) -> bool:

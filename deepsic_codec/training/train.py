@@ -161,7 +161,7 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
             bar.update(progress, seconds, row | {"step": step})
             due = time.monotonic() - saved > 60 * s.checkpoint_minutes
             if due or (s.checkpoint_steps and step % s.checkpoint_steps == 0):
-                rows = work.held_out(shadow, quantised=phase.name == "prior" or (phase.name == "synthesis" and hasattr(nets, "prior")))
+                rows = work.held_out(shadow, quantised=_is_quantised(phase, nets))
                 log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
                 keep()
                 saved = window = time.monotonic()
@@ -171,9 +171,14 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
                 log.say(f"interrupted after step {step} of {phase.name}; go on with --resume --run {s.folder}")
                 raise KeyboardInterrupt
     nets.load_state_dict(shadow)
-    rows = work.held_out(shadow, quantised=phase.name in ("prior", "synthesis", "head") and not s.base and hasattr(nets, "prior"))
+    rows = work.held_out(shadow, quantised=_is_quantised(phase, nets) and not s.base)
     log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
     keep(done=True)
+
+
+def _is_quantised(phase: Phase, nets: Networks) -> bool:
+    """Whether the prior imitates its integer form by now."""
+    return phase.name != "joint" and hasattr(nets, "prior")
 
 
 def load_networks(run: str | Path) -> Networks:
