@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepsic_codec.model.prior import INDEX_LEVELS, IntegerPrior, Pass, passes
+from deepsic_codec.model.prior import IntegerPrior, Pass, passes
 from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
 from deepsic_codec.payload.tables import CoderTables
 
@@ -107,10 +107,3 @@ def _per_image(qualities: Iterable[float], slices: int, device: str) -> Tensor:
 
 def _split(values: Tensor, chunks: int) -> list[NDArray]:  # type: ignore[type-arg]
     return np.split(values.cpu().numpy(), chunks)
-
-
-def index_of_level(tables: CoderTables) -> NDArray[np.float64]:
-    """Mean real-valued scale index of every level, for choosing plain bits."""
-    quarters = np.arange(len(tables.levels)) / INDEX_LEVELS
-    count = np.bincount(tables.levels)
-    return np.bincount(tables.levels, weights=quarters) / np.maximum(count, 1)
