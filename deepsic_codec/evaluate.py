@@ -171,10 +171,11 @@ def means(results: Sequence[Result]) -> list[Result]:
 
 def complexity(runtime: Any) -> dict[str, float]:
     """Thousands of multiply-accumulates per pixel of each network; decoding is prior and synthesis."""
+    from deepsic_codec.model.families import stored_networks
     from deepsic_codec.model.networks import Architecture, kmac_per_pixel
     from deepsic_codec.model.prior import input_count, schedule
 
-    nets, arch = runtime._nets, runtime.arch
+    arch = runtime.arch
     if not isinstance(arch, Architecture):
         parts = arch.kmac_per_pixel()
         return parts | {"decoding": parts["prior"] + parts["synthesis"]}
@@ -184,9 +185,14 @@ def complexity(runtime: Any) -> dict[str, float]:
         inputs = input_count(step)
         layers = arch.prior_width * (inputs + arch.prior_width + 2 * step.count) if inputs else 0
         prior += share[step.mask] * (layers + step.count * len(step.offsets)) / 256
-    head = kmac_per_pixel(nets.head) + (nets.head.hidden.weight.numel() + nets.head.out.weight.numel()) / 4096e3
-    parts = {"analysis": kmac_per_pixel(nets.analysis), "prior": prior / 1e3}
-    parts |= {"synthesis": kmac_per_pixel(nets.synthesis), "head": head}
+    nets = stored_networks(arch)
+    head = kmac_per_pixel(nets["head"]) + (nets["head"].hidden.weight.numel() + nets["head"].out.weight.numel()) / 4096e3
+    parts = {name: kmac_per_pixel(nets[name]) for name in ("analysis", "synthesis")}
+    if arch.integer:  # layers of two digits multiply more than once (docs/model.md)
+        shortcut = arch.latents * 3 / 1e3
+        parts["analysis"] += shortcut
+        parts["synthesis"] += 2 * shortcut + arch.latents * arch.synthesis_widths[1] / 256e3
+    parts |= {"prior": prior / 1e3, "head": head}
     return parts | {"decoding": parts["prior"] + parts["synthesis"]}
 
 

@@ -45,13 +45,13 @@ def encode_symbols(
         Makes the encoder of a chunk; training passes one that remembers.
     """
     slices = symbols[0].shape[0]
-    joined = torch.from_numpy(np.concatenate(symbols)).to(prior.device).float()
+    joined = torch.from_numpy(np.concatenate(symbols)).to(prior.device)
     neighbours = prior.neighbours(joined)
     quality = _per_image(qualities, slices, prior.device)
     h, w = symbols[0].shape[1:3]
     steps = []
     for n, step, rows, _, image in passes(prior, neighbours):
-        means, scales = (_split(v, len(symbols)) for v in prior.run(n, neighbours, rows, quality[image]))
+        means, scales = (_split(v, len(symbols)) for v in prior.run(n, neighbours, rows, _of(quality, image)))
         steps.append((step, *step.positions(h, w), means, scales))
 
     def one(chunk: int) -> bytes:
@@ -81,11 +81,11 @@ def decode_symbols(
     """
     coders = [SymbolDecoder(tables, data, slices, grid, prior.latents) for data in features]
     images = len(coders) * slices
-    neighbours = prior.neighbours(torch.zeros(images, *grid, prior.latents, device=prior.device))
+    neighbours = prior.neighbours(torch.zeros(images, *grid, prior.latents, dtype=torch.int16, device=prior.device))
     quality = _per_image(qualities, slices, prior.device)
     for n, step, rows, _, image in passes(prior, neighbours):
         ys, xs = step.positions(*grid)
-        means, scales = (_split(v, len(coders)) for v in prior.run(n, neighbours, rows, quality[image]))
+        means, scales = (_split(v, len(coders)) for v in prior.run(n, neighbours, rows, _of(quality, image)))
 
         def one(
             i: int, step: Pass = step, ys: NDArray[np.int64] = ys, xs: NDArray[np.int64] = xs,
@@ -96,13 +96,20 @@ def decode_symbols(
             return coders[i].symbols[:, ys + 1, xs + 1, group].reshape(-1, step.count)
 
         found = np.concatenate(list((pool.map if pool else map)(one, range(len(coders)))))
-        prior.update(neighbours, step, rows, torch.from_numpy(found).to(prior.device).float())
+        prior.update(neighbours, step, rows, torch.from_numpy(found).to(prior.device))
     return [coder.finish() for coder in coders]
 
 
-def _per_image(qualities: Iterable[float], slices: int, device: str) -> Tensor:
-    rounded = torch.tensor([min(100, max(1, int(q + 0.5))) for q in qualities], device=device)
-    return rounded.repeat_interleave(slices)
+def _per_image(qualities: Iterable[float], slices: int, device: str) -> Tensor | int:
+    """Rounded quality of each image; one number if all have the same."""
+    rounded = [min(100, max(1, int(q + 0.5))) for q in qualities]
+    if len(set(rounded)) == 1:
+        return rounded[0]
+    return torch.tensor(rounded, device=device).repeat_interleave(slices)
+
+
+def _of(quality: Tensor | int, image: Tensor) -> Tensor | int:
+    return quality if isinstance(quality, int) else quality[image]
 
 
 def _split(values: Tensor, chunks: int) -> list[NDArray]:  # type: ignore[type-arg]

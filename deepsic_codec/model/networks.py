@@ -26,6 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepsic_codec.model import fixed
+from deepsic_codec.model.fixed import imitate
+
 #: Pixels per latent position along y and x.
 STRIDE = 16
 #: Quantiser steps, in 8-bit pixel values of an orthonormal transform, at quality 1 and 100.
@@ -52,6 +55,7 @@ class Architecture:
     head_width: int = 128
     classes: int = 11
     knots: int = 9  # of the quality tables
+    integer: bool = True  # whether the stored transforms are integers
 
     def __post_init__(self) -> None:
         """Refuse sizes that no model has, before anything is allocated for them."""
@@ -71,7 +75,7 @@ class Architecture:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Architecture:
         """Inverse of :meth:`to_json`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        return cls(**{"integer": False} | {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 def quality_step(quality: Tensor) -> Tensor:
@@ -112,6 +116,14 @@ class Modulate(nn.Module):
         scale, offset = 1 + self.scale(quality), self.offset(quality)
         return torch.addcmul(offset[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
 
+    def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
+        """The same in fixed point; integers have one table entry for each whole quality."""
+        whole = torch.floor(quality + 0.5)
+        most = fixed.MODULATION_MAX
+        scale = fixed.fixed(1 + self.scale(whole), fixed.MODULATION_BITS, -most, most)[:, :, None, None]
+        out = torch.addcmul(self.offset(whole)[:, :, None, None], x, scale)
+        return fixed.fixed(out, fixed.STREAM_BITS, -fixed.STREAM_MAX, fixed.STREAM_MAX)
+
 
 class Block(nn.Module):
     """Residual block: depth-wise 3x3, 1x1 to twice the width, ReLU, 1x1 back."""
@@ -126,16 +138,31 @@ class Block(nn.Module):
         """(B,width,h,w) -> the same shape."""
         return x + self.down(F.relu(self.up(self.spatial(x))))
 
+    def imitate(self, x: Tensor) -> Tensor:
+        """The same in fixed point."""
+        h = imitate(imitate(x, self.spatial, fixed.SPATIAL), self.up, fixed.UP)
+        unit = 2.0**-fixed.STREAM_BITS
+        return (x + imitate(h, self.down, fixed.DOWN)).clamp(-fixed.STREAM_MAX * unit, fixed.STREAM_MAX * unit)
+
 
 def _blocks(width: int, count: int) -> nn.Sequential:
     return nn.Sequential(*[Block(width) for _ in range(count)])
 
 
+def _read(x: Tensor) -> Tensor:
+    """The stream as 1x1 convolutions read it."""
+    return fixed.fixed(x, fixed.READ_BITS, fixed.READ_LOW, fixed.READ_HIGH)
+
+
 class Analysis(nn.Module):
-    """Analysis transform ``g_a``: image to latents."""
+    """Analysis transform ``g_a``: image to latents.
+
+    ``integer`` says whether it imitates its integer form, which is then what is stored.
+    """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
+        self.integer = False
         w8, w16 = arch.analysis_widths
         n8, n16 = arch.analysis_blocks
         self.linear = nn.Conv2d(3 * STRIDE**2, arch.latents, 1, bias=False)
@@ -149,6 +176,8 @@ class Analysis(nn.Module):
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
         """(B,3,H,W) float in 0..255, H and W multiples of 16 -> (B,C,H/16,W/16)."""
+        if self.integer:
+            return self._imitate(x, quality)
         x = (x - 128) / 64
         linear = self.linear(F.pixel_unshuffle(x, STRIDE))  # (B,C,H/16,W/16)
         h = self.mod8(self.stem(F.pixel_unshuffle(x, 8)), quality)  # (B,w8,H/8,W/8)
@@ -156,12 +185,26 @@ class Analysis(nn.Module):
         h = self.blocks16(self.mod16(self.reduce(h), quality))  # (B,w16,H/16,W/16)
         return linear.float() + self.out(h).float()
 
+    def _imitate(self, x: Tensor, quality: Tensor) -> Tensor:
+        x = (torch.floor(x + 0.5).clamp(0, 255) - 128) / 64
+        linear = imitate(F.pixel_unshuffle(x, STRIDE), self.linear, fixed.LINEAR_IN)
+        h = self.mod8.imitate(imitate(F.pixel_unshuffle(x, 8), self.stem, fixed.STEM), quality)
+        for block in self.blocks8:
+            h = block.imitate(h)
+        h = imitate(F.pixel_unshuffle(_read(h), 2), self.reduce, fixed.INNER)
+        h = self.mod16.imitate(h, quality)
+        for block in self.blocks16:
+            h = block.imitate(h)
+        most = fixed.WIDE_MAX * 2.0**-fixed.LATENT_BITS
+        return (linear + imitate(_read(h), self.out, fixed.TO_LATENT)).clamp(-most, most)
+
 
 class Synthesis(nn.Module):
-    """Synthesis transform ``g_s``: dequantised latents to image."""
+    """Synthesis transform ``g_s``: dequantised latents to image; ``integer`` as for the analysis."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
+        self.integer = False
         w8, w16 = arch.synthesis_widths
         n8, n16 = arch.synthesis_blocks
         self.linear = nn.Conv2d(arch.latents, 3 * STRIDE**2, 1, bias=False)
@@ -177,11 +220,31 @@ class Synthesis(nn.Module):
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,3,16h,16w) float, nominally in 0..255, not clamped."""
+        if self.integer:
+            return self._imitate(y, quality)
         linear = F.pixel_shuffle(self.linear(y), STRIDE)
         h = self.mod16(self.stem(y * self.input_scale[:, None, None]), quality)  # (B,w16,h,w)
         h = F.pixel_shuffle(self.expand(self.blocks16(h)), 2)
         h = self.blocks8(self.mod8(h, quality))  # (B,w8,2h,2w)
         return (linear.float() + F.pixel_shuffle(self.out(h).float(), 8)) * 64 + 128
+
+    def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
+        most = fixed.WIDE_MAX
+        y = fixed.fixed(y.float(), fixed.LATENT_BITS, -most, most)
+        linear = F.pixel_shuffle(imitate(y, self.linear, fixed.LINEAR_OUT), STRIDE)
+        h = fixed.fixed(y * self.normaliser()[:, None, None], fixed.NORMAL_BITS, -most, most)
+        h = self.mod16.imitate(imitate(h, self.stem, fixed.LATENT_STEM), quality)
+        for block in self.blocks16:
+            h = block.imitate(h)
+        h = F.pixel_shuffle(imitate(_read(h), self.expand, fixed.INNER), 2)
+        h = self.mod8.imitate(h, quality)
+        for block in self.blocks8:
+            h = block.imitate(h)
+        return (linear + F.pixel_shuffle(imitate(_read(h), self.out, fixed.TO_PIXEL), 8)) * 64 + 128
+
+    def normaliser(self) -> Tensor:
+        """Powers of two (C,) that bring the latents of the integer form to a deviation of about one."""
+        return torch.exp2(torch.floor(torch.log2(self.input_scale) + 0.5).clamp(-fixed.STEP_BITS, fixed.STEP_BITS))
 
 
 class Gains(nn.Module):

@@ -237,6 +237,6 @@ class StaticPrior(IntegerPrior):
     def update(self, neighbours: Neighbours, step: Pass, rows: Tensor, symbols: Tensor) -> None:
         """Nothing depends on decoded symbols here."""
 
-    def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         """Means in eighths (P,C) int16 and scale indices in quarters (P,C) uint8."""
         return tuple(v.expand(len(rows), -1).contiguous() for v in (self.mean, self.index))  # type: ignore[return-value]

@@ -11,8 +11,8 @@ and, in later passes, neighbours of its own group::
 
 Each pass is a small perceptron over gathered neighbours: features (P,K) -> width -> width
 -> mean and scale index of each channel.  Gathering instead of convolving makes every layer
-one matrix product, which is exact on any backend as long as all partial sums of integers
-stay below 2^24 (``docs/entropy-coder.md``).  :class:`Prior` is what is trained;
+one product of 8-bit integers, which is the same on any backend (``exact.py``,
+``docs/entropy-coder.md``).  :class:`Prior` is what is trained;
 :class:`IntegerPrior` is what the format uses, and computes with integers only.
 """
 
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deepsic_codec.model.exact import Matrix
 from deepsic_codec.model.networks import Architecture, QualityTable
 
 #: Range of the real-valued scale index; levels of the mean per unit.
@@ -36,10 +37,12 @@ MEAN_LEVELS = 8
 #: The integer prior gives the scale index in quarters.
 INDEX_LEVELS = 4
 #: Input features: symbols clipped to +-LINEAR_MAX, and companded magnitudes.
-LINEAR_MAX = 255
+LINEAR_MAX = 127
 #: Input features are integers in units of 2^-INPUT_BITS, hidden ones 2^-HIDDEN_BITS.
 INPUT_BITS, HIDDEN_BITS = 3, 4
 HIDDEN_MAX = 255
+#: Hidden features less this have 8 bits and a sign.
+HIDDEN_OFFSET = 128
 #: Last layer: scale index = 32 + 2^SCALE_BITS o, mean = o.
 SCALE_BITS = 3
 #: Weights of the direct prediction are integers in units of 2^-DIRECT_BITS.
@@ -280,9 +283,6 @@ class Prior(nn.Module):
 class IntegerPrior:
     """The prior as the format defines it: integers in, integers out.
 
-    All values are integers held in float32, so that any matrix library can do the
-    products; every partial sum is below 2^24 and therefore exact in any order.
-
     Parameters
     ----------
     arch : Architecture
@@ -302,17 +302,28 @@ class IntegerPrior:
         self.device = device
         self._passes = []
         for i in range(len(self.steps)):
-            found = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)}
-            self._passes.append({k: v.to(device=device, dtype=torch.float32) for k, v in found.items()})
-        self._compand = tensors["compand"].to(device=device, dtype=torch.float32)
+            self._passes.append({k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)})
+        self._check_shapes(arch.prior_width, tensors["compand"])
+        self._passes = [self._prepared(found) for found in self._passes]
+        self._compand = tensors["compand"].to(device=device, dtype=torch.int8)
         #: Logistic scales that the indices were trained to mean; for estimates, not for decoding.
         self.log_scales = torch.tensor(_scale_table(), dtype=torch.float32, device=device)
-        self._check_shapes(arch.prior_width)
-        # Products of this size, odd numbers as large as the format allows: rounding anywhere would show.
-        self._probe = (torch.arange(256, device=device) % 28 * 2 + 201.0).expand(64, 256)
-        self._probe_sum = int((self._probe[0].double() * 127).sum())
 
-    def _check_shapes(self, width: int) -> None:
+    def _prepared(self, found: dict[str, Tensor]) -> dict[str, Tensor | Matrix]:
+        """Tensors of a pass as :meth:`_run` wants them: halves that round are in the biases."""
+        out: dict[str, Tensor | Matrix] = {}
+        ints = {k: v.to(device=self.device, dtype=torch.int32) for k, v in found.items()}
+        if "first" in found:
+            ints["first_shift"] = ints["first_shift"] + (INPUT_BITS - HIDDEN_BITS)
+            for name, previous in (("first", 0), ("second", HIDDEN_OFFSET), ("out", HIDDEN_OFFSET)):
+                out[name] = Matrix(found[name], self.device)
+                ints[f"{name}_bias"] = ints[f"{name}_bias"] + previous * ints[name].sum(1, dtype=torch.int32)
+                if name != "out":
+                    ints[f"{name}_bias"] = ints[f"{name}_bias"] + _half(ints[f"{name}_shift"])
+                del ints[name]
+        return ints | out
+
+    def _check_shapes(self, width: int, compand: Tensor) -> None:
         """Raise ValueError unless every tensor is there in its shape."""
         for i, (step, found) in enumerate(zip(self.steps, self._passes, strict=True)):
             inputs, own = input_count(step), 2 * step.count
@@ -325,8 +336,8 @@ class IntegerPrior:
                 shapes["direct"] = (len(step.offsets), step.count)
             if {k: tuple(v.shape) for k, v in found.items()} != shapes:
                 raise ValueError(f"prior pass {i} lacks tensors or has them in other shapes")
-        if self._compand.shape != (32769,):
-            raise ValueError("the table of companded magnitudes has another size")
+        if compand.shape != (32769,) or int(compand.max()) > LINEAR_MAX:
+            raise ValueError("the table of companded magnitudes has another size or range")
 
     @staticmethod
     def export(prior: Prior, qualities: int = 100) -> dict[str, Tensor]:
@@ -360,52 +371,46 @@ class IntegerPrior:
         return out
 
     def neighbours(self, symbols: Tensor) -> Neighbours:
-        """Features of symbols (B,h,w,C), integers held in a float type in which this process multiplies exactly."""
-        dtype = torch.float32 if self._is_exact() else torch.float64
-        return Neighbours(
-            symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(dtype), self._compand[symbols.abs().long()].to(dtype)
-        )
+        """Features, int8, of symbols (B,h,w,C)."""
+        return Neighbours(self._linear(symbols), self._compand[symbols.abs().long()])
 
-    def _is_exact(self) -> bool:
-        """Whether float32 products are exact: a process can be set to multiply in less (TF32)."""
-        with torch.autocast(self._probe.device.type, enabled=False):
-            found = self._probe @ torch.full((256, 64), 127.0, device=self._probe.device)
-        return bool((found == self._probe_sum).all())
+    def _linear(self, symbols: Tensor) -> Tensor:
+        return symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(torch.int8)
 
     def update(self, neighbours: Neighbours, step: Pass, rows: Tensor, symbols: Tensor) -> None:
         """Enter the symbols (P,count) of a decoded pass."""
         own = slice(step.start, step.start + step.count)
-        dtype = neighbours.linear.dtype
-        neighbours.linear[rows, own] = symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(dtype)
-        neighbours.magnitude[rows, own] = self._compand[symbols.abs().long()].to(dtype)
+        neighbours.linear[rows, own] = self._linear(symbols)
+        neighbours.magnitude[rows, own] = self._compand[symbols.abs().long()]
 
-    def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         """One pass: means in eighths (P,count) int16 and scale indices in quarters (P,count) uint8.
 
-        ``quality`` (P,) holds the rounded quality 1..100 of each row.
+        ``quality`` (P,) holds the rounded quality 1..100 of each row, or is that of all.
         """
-        # a caller's autocast would round the sums
-        with torch.autocast(rows.device.type, enabled=False):
-            return self._run(number, neighbours, rows, quality)
-
-    def _run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        step, dtype = self.steps[number], neighbours.linear.dtype
-        p = {k: v.to(dtype) for k, v in self._passes[number].items()}
+        step, p = self.steps[number], self._passes[number]
         x, direct = neighbours.gather(step, rows)
         which = quality - 1
+        n, shift = step.count, p["out_shift"]
         out = p["out_bias"][which]
         if x is not None:
-            h = _shift(x @ p["first"].T + p["first_bias"][which], p["first_shift"] + (INPUT_BITS - HIDDEN_BITS))
-            h = _shift(h.clamp(0, HIDDEN_MAX) @ p["second"].T + p["second_bias"], p["second_shift"])
-            out = out + h.clamp(0, HIDDEN_MAX) @ p["out"].T
-        n = step.count
-        shift = p["out_shift"]
-        mean = out[:, :n] * torch.exp2(3 - shift[:n] - HIDDEN_BITS)
+            h = p["first"].of(x).add_(p["first_bias"][which]).bitwise_right_shift_(p["first_shift"])
+            h = h.clamp_(0, HIDDEN_MAX).sub_(HIDDEN_OFFSET).to(torch.int8)
+            h = p["second"].of(h).add_(p["second_bias"]).bitwise_right_shift_(p["second_shift"])
+            h = h.clamp_(0, HIDDEN_MAX).sub_(HIDDEN_OFFSET).to(torch.int8)
+            out = p["out"].of(h).add_(out)
+        elif out.ndim == 1:
+            out = out.expand(len(rows), -1)
+        mean = out[:, :n]
         if direct is not None:
-            mean = mean + (direct * p["direct"]).sum(1) * 2.0 ** (3 - DIRECT_BITS)
-        mean = torch.floor(mean + 0.5).clamp(-MEAN_MAX, MEAN_MAX)
-        index = _shift(out[:, n:], shift[n:] + (HIDDEN_BITS - SCALE_BITS - 2)) + SCALES // 2 * INDEX_LEVELS
-        return mean.to(torch.int16), index.clamp(0, (SCALES - 1) * INDEX_LEVELS).to(torch.uint8)
+            own = (direct.to(torch.int32) * p["direct"]).sum(1, dtype=torch.int32)
+            mean = mean + (own << (shift[:n] - (DIRECT_BITS - HIDDEN_BITS)))
+        # in eighths: down by shift + HIDDEN_BITS - 3 bits, with rounding
+        mean = (mean + (1 << shift[:n])) >> (shift[:n] + 1)
+        down = shift[n:] + (HIDDEN_BITS - SCALE_BITS - 2)
+        index = ((out[:, n:] + _half(down)) >> down) + SCALES // 2 * INDEX_LEVELS
+        mean = mean.clamp_(-MEAN_MAX, MEAN_MAX)
+        return mean.to(torch.int16), index.clamp_(0, (SCALES - 1) * INDEX_LEVELS).to(torch.uint8)
 
 
 def _check_sums(tensors: dict[str, Tensor]) -> None:
@@ -419,9 +424,9 @@ def _check_sums(tensors: dict[str, Tensor]) -> None:
                 raise ValueError(f"prior: weights of {name} are too large for exact sums; train with a lower rate")
 
 
-def _shift(x: Tensor, bits: Tensor) -> Tensor:
-    """floor(x / 2^bits + 1/2) of integers below 2^23 in float32: exact."""
-    return torch.floor(x * torch.exp2(-bits) + 0.5)
+def _half(shift: Tensor) -> Tensor:
+    """What makes a shift to the right round to nearest: 2^(shift - 1), or 0 for no shift."""
+    return (1 << shift) >> 1
 
 
 def passes(prior: IntegerPrior, neighbours: Neighbours) -> Iterator[tuple[int, Pass, Tensor, Tensor, Tensor]]:

@@ -13,24 +13,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.coding import decode_symbols, encode_symbols
-from deepsic_codec.model.families import AnyArchitecture, architecture_from, integer_prior, stored_networks
-from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
+from deepsic_codec.model.families import architecture_from, integer_prior, stored_networks
+from deepsic_codec.model.file import ModelInfo, load_arrays
 from deepsic_codec.model.networks import LABEL_CELL, STRIDE
 from deepsic_codec.model.rdo import quantise
+from deepsic_codec.model.transforms import HEAD, Pixels, below, load_weights, make_transforms
 from deepsic_codec.payload.arithmetic import SYMBOL_MAX
 from deepsic_codec.payload.tables import CoderTables
 
 #: Rounds of rate-distortion optimised quantisation where nothing is said.
 DEFAULT_EFFORT = 1
 
-Pixels = NDArray[np.uint8]
 Shape = tuple[int, int, int]
 Result = TypeVar("Result")
 
@@ -54,34 +53,6 @@ class Encoded:
     grid: tuple[int, int]
 
 
-class Networks(nn.Module):
-    """The networks that a model file holds."""
-
-    analysis: nn.Module
-    gains: nn.Module
-    synthesis: nn.Module
-    head: nn.Module
-
-    def __init__(self, arch: AnyArchitecture) -> None:
-        super().__init__()
-        for name, network in stored_networks(arch).items():
-            self.add_module(name, network)
-
-    #: Where each network's tensors are in the file.
-    PREFIX = {
-        "analysis": "encoder.analysis",
-        "gains": "decoder.gains",
-        "synthesis": "decoder.synthesis",
-        "head": "head",
-    }
-
-    def load(self, arrays: Arrays) -> None:
-        """Take all weights from the arrays of a model file."""
-        for name, prefix in self.PREFIX.items():
-            mine = {k: torch.from_numpy(v).float() for k, v in _below(arrays, prefix).items()}
-            getattr(self, name).load_state_dict(mine)
-
-
 class Runtime:
     """A model, loaded on a device.  All methods may be called from any thread.
 
@@ -103,15 +74,16 @@ class Runtime:
         arrays = load_arrays(info)
         try:
             self.arch = architecture_from(info.architecture)
-            self._nets = Networks(self.arch)
-            self._nets.load(arrays)
-            prior = {k: torch.from_numpy(v) for k, v in _below(arrays, "decoder.prior").items()}
+            self._transforms = make_transforms(self.arch, arrays, self.device)
+            self._head: nn.Module = load_weights(stored_networks(self.arch)["head"], arrays, HEAD)
+            prior = {k: torch.from_numpy(v) for k, v in below(arrays, "decoder.prior").items()}
             self._prior = integer_prior(self.arch, prior, str(self.device))
-            self._tables = CoderTables.from_arrays(_below(arrays, "decoder.coder")).check(self.arch.latents)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            self._tables = CoderTables.from_arrays(below(arrays, "decoder.coder")).check(self.arch.latents)
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
-        self._nets.requires_grad_(False).eval().to(self.device)
-        self._nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._head.requires_grad_(False).eval().to(self.device)
+        #: Whether equal payloads give equal pixels on every machine: an integer synthesis.
+        self.exact = self._transforms.exact
         self._pool = ThreadPoolExecutor(config.get().threads or os.cpu_count() or 1, "deepsic-coder")
         # networks already use every core; two at a time would only fight over them
         self._networks = threading.Lock()
@@ -127,8 +99,9 @@ class Runtime:
 
         Parameters
         ----------
-        images : sequence of uint8 (S,H,W,3)
-            One array per chunk; shapes may differ, equal ones run as one batch.
+        images : sequence of uint8 or int16 (S,H,W,3)
+            One array per chunk, in grey levels (uint8) or 64ths of them (int16, 0..16320);
+            shapes may differ, equal ones of one dtype run as one batch.
         qualities : sequence of float
             1..100, one per chunk.
         labels : bool
@@ -148,10 +121,20 @@ class Runtime:
             scores = [None] * len(group) if cells is None else np.split(cells, len(group))
             return [Encoded(f, c, symbols.shape[1:3]) for f, c in zip(streams, scores, strict=True)]
 
-        return self._grouped([(*i.shape[:3], e) for i, e in zip(images, effort, strict=True)], batch)
+        groups = [(*i.shape[:3], e, i.dtype == np.int16) for i, e in zip(images, effort, strict=True)]
+        return self._grouped(groups, batch)
 
-    def decode(self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]) -> list[Pixels]:
-        """Decode feature sections to chunks uint8 (S,H,W,3) of the given (S,H,W).
+    def decode(
+        self,
+        features: Sequence[bytes],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        fine: Sequence[bool] | None = None,
+    ) -> list[Pixels]:
+        """Decode feature sections to chunks (S,H,W,3) of the given (S,H,W).
+
+        Those that ``fine`` names come as int16 in 64ths of a grey level, 0..16320, the others
+        as uint8 in grey levels.
 
         Raises
         ------
@@ -163,9 +146,10 @@ class Runtime:
             s, h, w = shapes[group[0]]
             quality = [qualities[i] for i in group]
             symbols = np.concatenate(self._symbols([features[i] for i in group], shapes[group[0]], quality))
-            return np.split(self._synthesise(symbols, np.repeat(quality, s), h, w), len(group))
+            return np.split(self._synthesise(symbols, np.repeat(quality, s), h, w, wanted[group[0]]), len(group))
 
-        return self._grouped(shapes, batch)
+        wanted = [False] * len(shapes) if fine is None else list(fine)
+        return self._grouped([(*shape, f) for shape, f in zip(shapes, wanted, strict=True)], batch)
 
     def decode_symbols(
         self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
@@ -184,11 +168,10 @@ class Runtime:
         """Label scores (S,ceil(H/64),ceil(W/64),classes + 1) from quantised latents (S,C,h,w)."""
 
         def batch(group: list[int]) -> list[NDArray[np.uint8]]:
-            quality = torch.tensor(np.repeat([qualities[i] for i in group], shapes[group[0]][0]), dtype=torch.float32)
+            quality = np.repeat([qualities[i] for i in group], shapes[group[0]][0])
             with self._alone():
-                q = quality.to(self.device)
-                y = torch.from_numpy(np.concatenate([symbols[i] for i in group])).to(self.device).float()
-                cells = self._score(y / self._nets.gains(q), q)
+                y = self._transforms.latents(np.concatenate([symbols[i] for i in group]), quality)
+                cells = self._score(y, torch.tensor(quality, dtype=torch.float32, device=self.device))
             return np.split(cells, len(group))
 
         return self._grouped(shapes, batch)
@@ -215,14 +198,6 @@ class Runtime:
                 torch.set_num_threads(threads)
             yield
 
-    def _bfloat16(self) -> bool:
-        """Whether to run the analysis in bfloat16: symbols near a tie may fall otherwise, nothing else changes."""
-        wanted = config.get().precision
-        if wanted == "auto":
-            has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-            return self.device.type == "cuda" or bool(has_amx())
-        return wanted == "bfloat16"
-
     def _pieces(self, images: int, h: int, w: int) -> Iterator[slice]:
         """Slices of a batch of images within the batch limit."""
         size = max(1, config.get().batch_pixels // (h * w))
@@ -237,18 +212,13 @@ class Runtime:
         symbols, cells = [], []
         with self._alone():
             for part in self._pieces(n, h, w):
+                found = self._transforms.analyse(images[part], quality[part])
                 q = torch.tensor(quality[part], dtype=torch.float32, device=self.device)
-                x = torch.tensor(images[part], device=self.device).permute(0, 3, 1, 2).float()
-                # replicating costs fewer bits than a hard edge would
-                x = F.pad(x, (0, -w % STRIDE, 0, -h % STRIDE), mode="replicate")
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16()):
-                    y = self._nets.analysis(x, q)
-                gain = self._nets.gains(q)
-                scaled = (y * gain).clamp(-SYMBOL_MAX, SYMBOL_MAX).permute(0, 2, 3, 1).contiguous()
-                found = quantise(self._prior, scaled, gain[:, :, 0, 0], q, effort if self._prior.optimised else 0)
-                symbols.append(found.to(torch.int16).cpu().numpy())
+                scaled = found.scaled.clamp(-SYMBOL_MAX, SYMBOL_MAX).contiguous()
+                chosen = quantise(self._prior, scaled, found.gain, q, effort if self._prior.optimised else 0)
+                symbols.append(chosen.to(torch.int16).cpu().numpy())
                 if labels:
-                    cells.append(self._score(y, q))
+                    cells.append(self._score(found.latents, q))
         return np.concatenate(symbols), np.concatenate(cells) if labels else None
 
     def _symbols(self, features: list[bytes], shape: Shape, quality: list[float]) -> list[NDArray[np.int16]]:
@@ -257,16 +227,14 @@ class Runtime:
         with torch.inference_mode():
             return decode_symbols(self._prior, self._tables, features, s, grid, quality, self._pool)
 
-    def _synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int) -> Pixels:
+    def _synthesise(
+        self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int, fine: bool = False
+    ) -> Pixels:
         """Symbols (N,h,w,C) -> (N,H,W,3)."""
-        out = np.empty((len(symbols), h, w, 3), np.uint8)
+        out = np.empty((len(symbols), h, w, 3), np.int16 if fine else np.uint8)
         with self._alone():
             for part in self._pieces(len(symbols), h, w):
-                q = torch.tensor(quality[part], dtype=torch.float32, device=self.device)
-                y = torch.from_numpy(symbols[part]).to(self.device).permute(0, 3, 1, 2).float() / self._nets.gains(q)
-                x = self._nets.synthesis(y, q)[:, :, :h, :w]
-                x = (x + 0.5).clamp_(0, 255).to(torch.uint8)  # truncation after + 1/2 rounds
-                out[part] = x.permute(0, 2, 3, 1).cpu().numpy()
+                out[part] = self._transforms.synthesise(symbols[part], quality[part], fine)[:, :h, :w].cpu().numpy()
         return out
 
     def _score(self, y: Tensor, quality: Tensor) -> NDArray[np.uint8]:
@@ -281,15 +249,10 @@ class Runtime:
                 ch, cw = min(n, part.shape[2]), min(n, part.shape[3])
                 cells = part.reshape(images, c, r1 - r0, ch, c1 - c0, cw).permute(0, 2, 4, 1, 3, 5)
                 count = (r1 - r0) * (c1 - c0)
-                logits = self._nets.head(cells.reshape(-1, c, ch, cw), quality.repeat_interleave(count))
+                logits = self._head(cells.reshape(-1, c, ch, cw), quality.repeat_interleave(count))
                 found = torch.round(torch.sigmoid(logits) * 255).to(torch.uint8).cpu().numpy()
                 scores[:, r0:r1, c0:c1] = found.reshape(images, r1 - r0, c1 - c0, -1)
         return scores
-
-
-def _below(arrays: Arrays, prefix: str) -> Arrays:
-    """Arrays whose names start with a prefix and a dot, without them."""
-    return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + ".")}
 
 
 def _blocks(size: int, n: int) -> Iterator[tuple[int, int]]:

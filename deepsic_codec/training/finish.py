@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepsic_codec.model.file import Arrays, ModelInfo, Vocabulary, load_arrays, save_model
+from deepsic_codec.model.integer import export_gains, export_transform
 from deepsic_codec.model.prior import Prior
-from deepsic_codec.model.runtime import Networks as Stored
+from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS
 from deepsic_codec.payload.tables import CoderTables
 from deepsic_codec.training.loss import Networks
 from deepsic_codec.training.phases import BATCH, Work
@@ -36,14 +37,14 @@ def write_model(work: Work, log: Log) -> ModelInfo:
     log.say(f"coder, fitted tables: {total_bytes(prior, tables, checked) * 8 / pixels:.4f} bpp")
     arrays: Arrays = {f"decoder.prior.{k}": v.cpu().numpy() for k, v in exported.items()}
     arrays |= {f"decoder.coder.{k}": v for k, v in tables.arrays().items()}
-    arrays |= weights(nets, tuple(Stored.PREFIX))
+    arrays |= transforms(nets) | weights(nets.head, HEAD)
     return _save(work, arrays, log)
 
 
 def write_adapted(work: Work, base: ModelInfo, log: Log) -> ModelInfo:
     """Write a base model with another semantic head: its decoder, and so its payloads, stay as they are."""
     arrays = {k: v for k, v in load_arrays(base).items() if not k.startswith("head.")}
-    return _save(work, arrays | weights(work.nets, ("head",)), log)
+    return _save(work, arrays | weights(work.nets.head, HEAD), log)
 
 
 def _save(work: Work, arrays: Arrays, log: Log) -> ModelInfo:
@@ -58,16 +59,19 @@ def _save(work: Work, arrays: Arrays, log: Log) -> ModelInfo:
     return info
 
 
-def weights(nets: Networks, names: tuple[str, ...]) -> Arrays:
-    """Tensors of some networks by their names in a model file.
+def transforms(nets: Networks) -> Arrays:
+    """Tensors of both transforms and the gains by their names in a model file."""
+    if not nets.integer:
+        parts = (nets.analysis, ANALYSIS), (nets.gains, GAINS), (nets.synthesis, SYNTHESIS)
+        return {k: v for network, prefix in parts for k, v in weights(network, prefix).items()}
+    exported = {ANALYSIS: export_transform(nets.analysis), SYNTHESIS: export_transform(nets.synthesis)}
+    exported[GAINS] = export_gains(nets.gains)
+    return {f"{prefix}.{k}": v.numpy() for prefix, tensors in exported.items() for k, v in tensors.items()}
 
-    Half precision: its rounding lies far below that of the latents.
-    """
-    return {
-        f"{Stored.PREFIX[name]}.{k}": v.half().cpu().numpy()
-        for name in names
-        for k, v in getattr(nets, name).state_dict().items()
-    }
+
+def weights(network: nn.Module, prefix: str) -> Arrays:
+    """Float tensors of a network; half precision, whose rounding lies far below that of the latents."""
+    return {f"{prefix}.{k}": v.half().cpu().numpy() for k, v in network.state_dict().items()}
 
 
 def samples(data: tuple[Tensor, Tensor], count: int) -> list[Sample]:

@@ -44,6 +44,15 @@ class Networks(nn.Module):
         self.prior = Prior(arch)
         self.head = SemanticHead(arch)
 
+    @property
+    def integer(self) -> bool:
+        """Whether the transforms imitate their integer form."""
+        return bool(getattr(self.analysis, "integer", False))
+
+    @integer.setter
+    def integer(self, value: bool) -> None:
+        self.analysis.integer = self.synthesis.integer = value
+
     def terms(self, x: Tensor, quality: Tensor, bf16: bool, quantised: bool = False) -> Terms:
         """See :func:`forward_terms`."""
         return forward_terms(self, x, quality, bf16, quantised)

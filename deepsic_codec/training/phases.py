@@ -1,12 +1,12 @@
 """The phases of a run: what each trains, and one step of it.
 
 1. ``joint``: everything, on rate, distortion and semantics together.
-2. ``prior``: the prior alone, on fixed symbols, imitating its integer form.
-3. ``synthesis``: the synthesis alone, on symbols as the encoder chooses them with that prior.
-4. ``head``: the semantic head alone, on fixed latents.
+2. ``integer``: the same, with transforms that imitate their integer form.
+3. ``prior``: the prior alone, on fixed symbols, imitating its integer form.
+4. ``synthesis``: the synthesis alone, on symbols as the encoder chooses them with that prior.
+5. ``head``: the semantic head alone, on fixed latents.
 
-The coder's tables and the model file follow (``finish.py``).  The quantisation-aware phase
-that ends in an integer synthesis belongs after ``synthesis``.
+The coder's tables and the model file follow (``finish.py``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.model.prior import IntegerPrior
 from deepsic_codec.model.rdo import quantise
 from deepsic_codec.model.runtime import DEFAULT_EFFORT
+from deepsic_codec.training.balance import balance
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.loss import Networks, cell_logits, cells_of, semantic
 from deepsic_codec.training.settings import Settings
@@ -42,6 +43,9 @@ ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(f"paper-{r}", r, strides) for 
 CHECKED = (15.0, 35.0, 55.0, 80.0)
 #: Images per call where nothing is trained.
 BATCH = 8
+
+#: Batches that the transforms' ranges are measured on.
+CALIBRATION = 8
 
 #: Latents of cells that are kept for the head: 2.4 GB of the base architecture's.
 MAX_CELLS = 400_000
@@ -95,6 +99,8 @@ class Work:
         if not s.base:
             if s.minutes and s.steps:
                 wanted.append(("joint", self.joint))
+            if isinstance(self.nets.arch, Architecture):
+                wanted.append(("integer", self.integer))  # without minutes or steps: brought into that form
             if s.prior_minutes and s.prior_steps and hasattr(self.nets, "prior"):
                 wanted.append(("prior", self.prior))
             if s.synthesis_minutes and s.synthesis_steps:
@@ -106,6 +112,7 @@ class Work:
     def joint(self) -> Phase:
         """Phase 1."""
         s, nets = self.s, self.nets
+        nets.integer = False
         nets.train()
         images = s.photos_per_step + (s.mosaics_per_step if self.tiles else 0)
         groups = nets.groups(s.linear_lr, s.prior_lr)
@@ -135,8 +142,33 @@ class Work:
                 seen["accuracy"] = (terms.logits.argmax(-1) == labels).float().mean()
         return {k: v.detach() for k, v in seen.items()}
 
+    def integer(self) -> Phase:
+        """Phase 2."""
+        s, nets = self.s, self.nets
+        nets.eval()
+        if not nets.integer:
+            balance(nets.analysis, nets.synthesis, self._calibrate)
+            nets.integer = True
+        nets.train()
+        images = s.photos_per_step + (s.mosaics_per_step if self.tiles else 0)
+        groups = nets.groups(s.linear_lr, s.prior_lr)
+        return Phase("integer", groups, self._joint_step, s.integer_steps, s.integer_minutes, s.integer_learning_rate,
+                     images)  # fmt: skip
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Run both transforms on training images at all qualities."""
+        rng = np.random.default_rng(self.s.seed + 6)
+        nets = self.nets
+        for batch in range(CALIBRATION):
+            mosaic = self.tiles and batch % 4 == 3
+            x = self.tiles.mosaics(BATCH, 2, rng)[0] if mosaic else self.photos.crops(BATCH, self.s.crop, rng)
+            q = self.stored_qualities(len(x), rng)
+            gain = nets.gains(q)
+            nets.synthesis(torch.round(nets.analysis(x, q) * gain) / gain, q)
+
     def prior(self) -> Phase:
-        """Phase 2: weighs every quality alike."""
+        """Phase 3: weighs every quality alike."""
         s, net = self.s, self.nets.prior
         symbols, quality = self.symbols
         net.train()
@@ -153,7 +185,7 @@ class Work:
         return Phase("prior", groups, step, s.prior_steps, s.prior_minutes, s.prior_learning_rate, s.prior_batch)
 
     def synthesis(self) -> Phase:
-        """Phase 3: on symbols as the encoder chooses them with the trained prior."""
+        """Phase 4: on symbols as the encoder chooses them with the trained prior."""
         s, nets = self.s, self.nets
         nets.eval()
         groups = [{"params": list(nets.synthesis.parameters()), "factor": 1.0}]
@@ -177,7 +209,7 @@ class Work:
                      s.photos_per_step)  # fmt: skip
 
     def head(self) -> Phase:
-        """Phase 4."""
+        """Phase 5."""
         s, net = self.s, self.nets.head
         latents, labels, quality = self.collect_cells(s.cell_copies, s.seed + 3)
         self.nets.eval()
@@ -282,6 +314,7 @@ class Work:
         with torch.random.fork_rng(devices=[]):  # measuring must not change what training draws next
             nets = type(self.nets)(self.nets.arch).to(self.device).eval()
         nets.load_state_dict(state)
+        nets.integer = self.nets.integer
         rows = []
         for quality in [q for q in CHECKED if s.quality_low <= q <= s.quality_high] or [s.quality_low]:
             row: dict[str, Any] = {"quality": quality}

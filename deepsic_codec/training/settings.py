@@ -45,24 +45,28 @@ class Settings:
     ema: float = 0.999
     semantic_weight: float = 0.05  # lambda2
 
-    synthesis_minutes: float = 0.0  # phase 3: synthesis alone, on symbols as the encoder chooses them
+    integer_minutes: float = 10.0  # phase 2: everything again, imitating the integer form; 0: only brought into it
+    integer_steps: int = 1_000_000
+    integer_learning_rate: float = 1e-4
+
+    synthesis_minutes: float = 0.0  # phase 4: synthesis alone, on symbols as the encoder chooses them
     synthesis_steps: int = 1_000_000
     synthesis_learning_rate: float = 2e-4
 
-    symbol_batches: int = 400  # phase 2: integer prior, on 8 crops each of fixed symbols
+    symbol_batches: int = 400  # phase 3: integer prior, on 8 crops each of fixed symbols
     prior_minutes: float = 12.0
     prior_steps: int = 1_000_000
     prior_batch: int = 16
     prior_learning_rate: float = 6e-4
 
-    cell_copies: int = 6  # phase 4: semantic head, on fixed latents of so many passes over the labelled images
+    cell_copies: int = 6  # phase 5: semantic head, on fixed latents of so many passes over the labelled images
     head_minutes: float = 6.0
     head_steps: int = 1_000_000
     head_batch: int = 256
     head_learning_rate: float = 2e-3
     head_weight_decay: float = 0.1
 
-    table_samples: int = 600  # phase 5: the coder's tables; crops to fit on
+    table_samples: int = 600  # phase 6: the coder's tables; crops to fit on
     table_checks: int = 120  # and to choose on
 
     device: str = "auto"  # CUDA if there is one, else the CPU
@@ -116,7 +120,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cpu-90min": {},
     # one H200 (139 GiB), 16 cores, 25 minutes; result: not run yet
     "h200-25min": {
-        "minutes": 17.0,
+        "minutes": 15.0,
+        "integer_minutes": 2.0,
         "photos_per_step": 48,
         "mosaics_per_step": 16,
         "lr": 1.2e-3,
@@ -149,6 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 20,
         "photos_per_step": 2,
         "mosaics_per_step": 1,
+        "integer_steps": 5,
         "symbol_batches": 2,
         "prior_steps": 5,
         "head_steps": 5,

@@ -27,13 +27,13 @@ from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.families import architecture_from
 from deepsic_codec.model.file import ModelInfo, find_model, load_arrays, read_info
 from deepsic_codec.model.networks import Architecture
-from deepsic_codec.model.runtime import Networks as Stored
 from deepsic_codec.training import checkpoint
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.finish import write_adapted, write_model
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import Networks, make_networks
 from deepsic_codec.training.phases import Phase, Work, architecture_of
+from deepsic_codec.training.restore import restore
 from deepsic_codec.training.progress import Bar, Interrupt, Log
 from deepsic_codec.training.settings import Settings
 
@@ -91,9 +91,11 @@ def train(s: Settings, resume: bool = False) -> ModelInfo:
             at_this = state if state is not None and state.phase == name else None
             if at_this is not None and at_this.done:
                 _load(nets, at_this.below("net"), s.folder)
+                nets.integer = name != "joint" and isinstance(nets.arch, Architecture)
                 continue
             if at_this is not None:
                 _load(nets, at_this.below("net"), s.folder)  # what the phase leaves alone, its data depend on
+                nets.integer = name != "joint" and isinstance(nets.arch, Architecture)
             torch.manual_seed(s.seed + number)
             nets.requires_grad_(False)
             # other phases run in shapes that are not worth compiling for
@@ -131,8 +133,8 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
     with Interrupt() as interrupt, Bar(log.console, phase.name) as bar:
         while True:
             seconds = before + time.monotonic() - start
-            progress = max(step / phase.steps, seconds / (60 * phase.minutes))
-            if progress >= 1:
+            progress = max(step / max(1e-9, phase.steps), seconds / max(1e-9, 60 * phase.minutes))
+            if not phase.steps or not phase.minutes or progress >= 1:
                 break
             rate = max(0.01, 0.5 * (1 + math.cos(math.pi * progress))) * min(1.0, (step + 1) / max(1, s.warm_up))
             for group in adam.param_groups:
@@ -178,7 +180,7 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
 
 def _is_quantised(phase: Phase, nets: Networks) -> bool:
     """Whether the prior imitates its integer form by now."""
-    return phase.name != "joint" and hasattr(nets, "prior")
+    return phase.name not in ("joint", "integer") and hasattr(nets, "prior")
 
 
 def load_networks(run: str | Path) -> Networks:
@@ -200,6 +202,7 @@ def load_networks(run: str | Path) -> Networks:
         raise ConfigurationError(f"{run}: has no checkpoint")
     nets = make_networks(arch)
     _load(nets, state.below("ema") if state is not None else load_file(plain), run)
+    nets.integer = state is not None and state.phase != "joint" and isinstance(arch, Architecture)
     return nets.eval()
 
 
@@ -231,11 +234,7 @@ def _from_model(info: ModelInfo, classes: int) -> Networks:
     arrays = load_arrays(info)
     try:
         nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1}))
-        for name, prefix in Stored.PREFIX.items():
-            for key, value in getattr(nets, name).state_dict().items():
-                stored = torch.from_numpy(arrays[f"{prefix}.{key}"]).float()
-                if name != "head" or stored.shape == value.shape:  # the last layer is new where classes are others
-                    value.copy_(stored)
+        restore(nets, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"--from {info.path}: tensors do not fit its architecture ({error})") from None
     return nets

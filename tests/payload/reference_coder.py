@@ -117,7 +117,7 @@ def predict(p, compand, at, start, count, own, quality):
         return compand[np.abs(q)].astype(int)
 
     def clipped(q):
-        return np.clip(q, -255, 255)
+        return np.clip(q, -127, 127)
 
     group = slice(start, start + count)
     x = [m(at(*o)[group]) for o in own] + [clipped(at(*o)[group]) for o in own]

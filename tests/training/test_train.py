@@ -21,7 +21,7 @@ from tests.common import check_lazy, check_rejects, psnr
 
 def settings(data, folder, **changes):
     tiny = PRESETS["tiny"] | {"minutes": 10.0, "steps": 8, "prior_steps": 6, "head_steps": 4, "head_batch": 16,
-                              "synthesis_minutes": 10.0, "synthesis_steps": 3, "every": 1}  # fmt: skip
+                              "synthesis_minutes": 10.0, "synthesis_steps": 3, "integer_steps": 2, "every": 1}  # fmt: skip
     places = {"images": [data.photos], "labels": [data.tiles], "out": str(folder / "model.safetensors"),
               "run": str(folder / "run")}  # fmt: skip
     return Settings(**(tiny | places | changes))
@@ -41,8 +41,8 @@ def whole(data, tmp_path_factory):
 
 def test_all_phases_end_in_a_model_that_codes_images(whole):
     folder, info = whole
-    assert [p for p, n, _ in losses(folder) if n == 1] == ["joint", "prior", "synthesis", "head"]
-    assert len(losses(folder)) == 8 + 6 + 3 + 4
+    assert [p for p, n, _ in losses(folder) if n == 1] == ["joint", "integer", "prior", "synthesis", "head"]
+    assert len(losses(folder)) == 8 + 2 + 6 + 3 + 4
     assert info.vocabulary.names == ("Forest", "Highway", "River", "unknown")
     runtime, tile = Runtime(info), eurosat_mosaic()[None, :96, :130]
     encoded = runtime.encode([tile], [70.0])
@@ -50,7 +50,7 @@ def test_all_phases_end_in_a_model_that_codes_images(whole):
     assert psnr(decoded, tile) > 20 and encoded[0].cells.shape == (1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("phase,step", [("joint", 5), ("synthesis", 1), ("prior", 3), ("head", 2)])
+@pytest.mark.parametrize("phase,step", [("joint", 5), ("integer", 0), ("synthesis", 1), ("prior", 3), ("head", 2)])
 def test_interrupted_and_resumed_is_the_same_run(whole, data, tmp_path, monkeypatch, phase, step):
     s = settings(data, tmp_path)
     make = getattr(phases.Work, phase)
@@ -132,7 +132,8 @@ def test_head_of_other_classes(whole, data, tmp_path, monkeypatch):
 
 def test_start_takes_another_runs_networks_or_says_why_not(whole, data, tmp_path):
     folder, _ = whole
-    s = settings(data, tmp_path, start=str(folder / "run"), steps=0, synthesis_steps=0, prior_steps=0, head_steps=1)
+    s = settings(data, tmp_path, start=str(folder / "run"), steps=0, integer_steps=0, synthesis_steps=0, prior_steps=0,
+                 head_steps=1)  # fmt: skip
     train.train(s)
     one, two = (checkpoint.load(f / "run").below("net") for f in (folder, tmp_path))
     assert torch.equal(one["analysis.stem.weight"], two["analysis.stem.weight"])

@@ -1,0 +1,141 @@
+"""Fixed-point arithmetic of the transforms: its formats, how training imitates it, how it is done.
+
+Values are integers in units of a power of two.  A layer multiplies integers of 8 bits,
+sums them without error, adds a bias, and shifts the sum down with rounding::
+
+    out = clamp(floor((sum_i w_i a_i + bias) / 2^shift + 1/2))
+
+which gives the same integers on every machine, in any order of summation.  Training works
+on real numbers that stand for such integers, rounded where the integers are
+(straight-through), so that what is trained is what is stored (``docs/model.md``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Bits after the binary point: input pixels less 128 (64 grey levels are one), what 1x1
+#: convolutions read, what they write inside of a block, the residual stream, latents,
+#: normalised latents, output pixels (64ths of a grey level).
+PIXEL_BITS, READ_BITS, HIDDEN_BITS, STREAM_BITS = 6, 5, 6, 9
+LATENT_BITS, NORMAL_BITS, OUTPUT_BITS = 8, 9, 12
+#: Ranges of the integers: 8 bits, 12 bits signed, twice that before modulation.
+READ_LOW, READ_HIGH, HIDDEN_HIGH, STREAM_MAX, STEM_MAX = -128, 127, 255, 2047, 4095
+#: Each of the two parts that make a pixel, so that their sum has 16 bits.
+PIXEL_MAX = 16383
+#: Two digits to the base 128: a high one of 8 bits and a low one of 7 bits.
+DIGIT = 128
+WIDE_MAX = 127 * DIGIT + 63
+#: Weights are 8 bits; sums of products stay below these, so that float32 holds them exactly
+#: with their bias (spatial ones also in algorithms that are not exact, such as Winograd's).
+WEIGHT_MAX, PRODUCT_SUM, SPATIAL_SUM, BIAS_MAX = 127, 2.0**23, 2.0**19, 2**22
+#: Largest exponent of a weight's unit.
+EXPONENT_MAX = 20
+#: Fraction bits of modulation factors, and their largest integers.
+MODULATION_BITS, MODULATION_MAX = 8, 2047
+#: Fraction bits of dequantiser steps, in units of latents.
+STEP_BITS = 8
+
+
+def ste_round(x: Tensor) -> Tensor:
+    """Round to nearest, ties up, with the identity as gradient."""
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
+def fixed(x: Tensor, bits: int, low: float, high: float) -> Tensor:
+    """Round to multiples of 2^-bits within [low, high] such units, as floats."""
+    return (ste_round(x * 2.0**bits)).clamp(low, high) * 2.0**-bits
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a layer reads and writes: fraction bits and ranges of its integers."""
+
+    in_bits: int
+    in_max: int
+    out_bits: int
+    low: float
+    high: float
+    spatial: bool = False
+    wide_input: bool = False  # two digits: sums are taken of each
+    wide_weight: bool = False
+
+    @property
+    def bound(self) -> float:
+        """What sums of products must stay below, for the integers that are multiplied at a time."""
+        return SPATIAL_SUM if self.spatial else PRODUCT_SUM
+
+    @property
+    def weight_max(self) -> int:
+        """Largest weight."""
+        return WIDE_MAX if self.wide_weight else WEIGHT_MAX
+
+
+SPATIAL = Format(STREAM_BITS, STREAM_MAX, READ_BITS, READ_LOW, READ_HIGH, spatial=True)
+UP = Format(READ_BITS, -READ_LOW, HIDDEN_BITS, 0, HIDDEN_HIGH)
+DOWN = Format(HIDDEN_BITS, HIDDEN_HIGH, STREAM_BITS, -2.0**15, 2.0**15)
+#: From pixels, from the stream, and from normalised latents to what is modulated.
+STEM = Format(PIXEL_BITS, -READ_LOW, STREAM_BITS, -STEM_MAX, STEM_MAX)
+INNER = Format(READ_BITS, -READ_LOW, STREAM_BITS, -STEM_MAX, STEM_MAX)
+LATENT_STEM = Format(NORMAL_BITS, WIDE_MAX, STREAM_BITS, -STEM_MAX, STEM_MAX, wide_input=True)
+#: From the stream to latents and to pixels; the linear shortcuts.
+TO_LATENT = Format(READ_BITS, -READ_LOW, LATENT_BITS, -WIDE_MAX, WIDE_MAX)
+TO_PIXEL = Format(READ_BITS, -READ_LOW, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX)
+LINEAR_IN = Format(PIXEL_BITS, -READ_LOW, LATENT_BITS, -2.0**20, 2.0**20, wide_weight=True)
+LINEAR_OUT = Format(LATENT_BITS, WIDE_MAX, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX, wide_input=True, wide_weight=True)
+
+
+def exponents(weight: Tensor, form: Format) -> Tensor:
+    """Exponents k, per output, with integer weights w 2^k in range and sums in bounds."""
+    w = weight.detach().abs().flatten(1)
+    most = WEIGHT_MAX if form.wide_input else form.in_max
+    scale = DIGIT if form.wide_weight else 1  # what is multiplied at a time are the weights' high digits
+    limits = torch.minimum(
+        form.weight_max / w.amax(1).clamp(min=1e-9), scale * form.bound / (w.sum(1) * most).clamp(min=1e-9)
+    )
+    lowest = max(0, form.out_bits - form.in_bits)
+    if form.wide_weight and form.wide_input:
+        lowest += 8  # the product of the two low digits is left out, 7 bits below the rest
+    return torch.log2(limits).floor().clamp(lowest, EXPONENT_MAX)
+
+
+def quantised_weight(weight: Tensor, form: Format) -> Tensor:
+    """Weights as multiples of their unit, as floats, with straight-through gradient."""
+    unit = torch.exp2(exponents(weight, form)).reshape(-1, *[1] * (weight.ndim - 1))
+    return ste_round(weight * unit).clamp(-form.weight_max, form.weight_max) / unit
+
+
+def imitate(x: Tensor, conv: nn.Conv2d, form: Format) -> Tensor:
+    """What the integer layer does, on real numbers (B,C,h,w) that stand for its integers."""
+    weight = quantised_weight(conv.weight, form)
+    exact = form.spatial or form.wide_input or form.wide_weight  # more bits than bfloat16 has
+    with torch.autocast(x.device.type, enabled=False) if exact else torch.autocast(
+        x.device.type, torch.bfloat16, enabled=torch.is_autocast_enabled(x.device.type)
+    ):
+        out = F.conv2d(x.float() if exact else x, weight, padding=conv.padding, groups=conv.groups).float()
+    if conv.bias is not None:
+        out = out + conv.bias[:, None, None]
+    return fixed(out, form.out_bits, form.low, form.high)
+
+
+def export_layer(weight: Tensor, bias: Tensor | None, form: Format) -> dict[str, Tensor]:
+    """Integer tensors of a layer: weights int8 (int16 for wide ones), shifts uint8, biases int32.
+
+    ``bias`` includes what rounds: half of the unit that the sum is shifted down to.
+    """
+    k = exponents(weight, form)
+    unit = torch.exp2(k).reshape(-1, *[1] * (weight.ndim - 1))
+    integers = torch.floor(weight.detach() * unit + 0.5).clamp(-form.weight_max, form.weight_max)
+    shift = k + form.in_bits - form.out_bits
+    own = torch.zeros_like(k) if bias is None else bias.detach()
+    start = torch.floor(own * torch.exp2(k + form.in_bits) + 0.5).clamp(-BIAS_MAX, BIAS_MAX)
+    half = torch.floor(torch.exp2(shift - 1))
+    return {
+        "weight": integers.to(torch.int16 if form.wide_weight else torch.int8).cpu(),
+        "bias": (start + half).to(torch.int32).cpu(),
+        "shift": shift.to(torch.uint8).cpu(),
+    }

@@ -1,0 +1,314 @@
+"""The transforms as the format defines them: integers in, integers out (``docs/model.md``).
+
+Images and latents lie channels last, (N,h,w,C), so that a 1x1 convolution is one matrix
+product.  Weights of layers beside a pixel shuffle are reordered once, when a model is
+loaded, so that shuffling moves whole runs of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepsic_codec.model import fixed
+from deepsic_codec.model.exact import Matrix
+from deepsic_codec.model.networks import STRIDE, Analysis, Architecture, Gains, Modulate, Synthesis
+
+Tensors = Mapping[str, Tensor]
+#: Formats of the layers that are no part of a block.
+ANALYSIS_FORMATS = {"linear": fixed.LINEAR_IN, "stem": fixed.STEM, "reduce": fixed.INNER, "out": fixed.TO_LATENT}
+SYNTHESIS_FORMATS = {
+    "linear": fixed.LINEAR_OUT, "stem": fixed.LATENT_STEM, "expand": fixed.INNER, "out": fixed.TO_PIXEL,
+}  # fmt: skip
+BLOCK_FORMATS = {"spatial": fixed.SPATIAL, "up": fixed.UP, "down": fixed.DOWN}
+QUALITIES = 100
+#: Quality is given in hundredths.
+HUNDREDTHS = 100
+
+
+class Layer:
+    """A 1x1 convolution as matrix product, with what follows it."""
+
+    def __init__(self, tensors: Tensors, name: str, form: fixed.Format, device: torch.device) -> None:
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"].to(torch.int32)
+        weight = weight.reshape(weight.shape[0], -1).to(torch.int32)
+        shift = tensors[f"{name}.shift"].to(torch.int32)
+        self.form = form
+        if form is fixed.UP or form.low == 0:
+            pass
+        if form is fixed.DOWN:  # reads 0..255 as -128..127
+            bias = bias - fixed.READ_LOW * weight.sum(1, dtype=torch.int32)
+        if form.wide_weight:
+            high = (weight + fixed.DIGIT // 2) >> 7
+            low = weight - (high << 7)
+            if form.wide_input:
+                # without the product of both low digits, in units of 128
+                self.high, self.both = Matrix(high, device), Matrix(torch.cat([low, high], 1), device)
+                shift, bias = shift - 7, bias >> 7
+            else:
+                self.high, self.both = Matrix(high, device), Matrix(torch.cat([high, low], 0), device)
+        else:
+            self.matrix = Matrix(weight, device)
+        self.bias, self.shift = bias.to(device), shift.to(device)
+
+    def of(self, rows: Tensor) -> Tensor:
+        """int8 (P,K) -> int32 (P,N) in the range of the format."""
+        return self._finish(self.matrix.of(rows))
+
+    def of_digits(self, high: Tensor, low: Tensor) -> Tensor:
+        """Rows of two digits, int8 (P,K) each."""
+        if not self.form.wide_weight:
+            return self._finish(self.matrix.of(high).mul_(fixed.DIGIT).add_(self.matrix.of(low)))
+        both = self.both.of(torch.cat([high, low], 1))
+        return self._finish(self.high.of(high).mul_(fixed.DIGIT).add_(both))
+
+    def of_pixels(self, grey: Tensor, rest: Tensor | None) -> Tensor:
+        """Wide weights on whole grey levels less 128 and, where there are any, 64ths, int8 (P,K) each."""
+        n = self.bias.shape[0]
+        both = self.both.of(grey)
+        total = both[:, :n].mul(fixed.DIGIT).add_(both[:, n:])
+        if rest is not None:
+            total.add_(self.high.of(rest), alpha=fixed.DIGIT >> fixed.PIXEL_BITS)
+        return self._finish(total)
+
+    def _finish(self, total: Tensor) -> Tensor:
+        return total.add_(self.bias).bitwise_right_shift_(self.shift).clamp_(int(self.form.low), int(self.form.high))
+
+
+class Blocks:
+    """The residual blocks of a stream."""
+
+    def __init__(self, tensors: Tensors, name: str, count: int, device: torch.device) -> None:
+        self.parts = []
+        for i in range(count):
+            at = f"{name}.{i}"
+            # a weight's unit is a power of two, and so are the units of the sums: float32 holds both exactly
+            unit = torch.exp2(-tensors[f"{at}.spatial.shift"].float())
+            weight = (tensors[f"{at}.spatial.weight"].float() * unit[:, None, None, None]).to(device)
+            bias = (tensors[f"{at}.spatial.bias"].float() * unit).to(device)
+            up, down = (Layer(tensors, f"{at}.{n}", BLOCK_FORMATS[n], device) for n in ("up", "down"))
+            self.parts.append((weight, bias, up, down))
+
+    def __call__(self, stream: Tensor) -> Tensor:
+        """Stream (N,h,w,C), integers in float32; changed in place and returned."""
+        n, h, w, c = stream.shape
+        rows = stream.view(-1, c)
+        for weight, bias, up, down in self.parts:
+            spatial = F.conv2d(stream.permute(0, 3, 1, 2), weight, bias, padding=1, groups=c)
+            spatial = spatial.floor_().clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
+            hidden = up.of(spatial.permute(0, 2, 3, 1).reshape(-1, c)).add_(fixed.READ_LOW).to(torch.int8)
+            rows.add_(down.of(hidden)).clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX)
+        return stream
+
+
+class Modulation:
+    """Factor and offset per channel and whole quality; begins a stream."""
+
+    def __init__(self, tensors: Tensors, name: str, device: torch.device) -> None:
+        self.scale = tensors[f"{name}.scale"].float().to(device)
+        self.offset = tensors[f"{name}.offset"].float().to(device)
+
+    def __call__(self, values: Tensor, quality: Tensor) -> Tensor:
+        """int32 (N,h,w,C) of at most 12 bits and sign, whole qualities (N,) -> float32 integers."""
+        scale, offset = (t[quality - 1][:, None, None, :] for t in (self.scale, self.offset))
+        out = torch.addcmul(offset, values.float(), scale).mul_(2.0**-fixed.MODULATION_BITS).floor_()
+        return out.clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX)
+
+
+def read(stream: Tensor) -> Tensor:
+    """The stream in the 8 bits that 1x1 convolutions read."""
+    shift = fixed.STREAM_BITS - fixed.READ_BITS
+    out = stream.mul(2.0**-shift).add_(0.5).floor_()
+    return out.clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
+
+
+class IntegerGains:
+    """Dequantiser steps of each channel and quality."""
+
+    def __init__(self, tensors: Tensors, device: torch.device) -> None:
+        self.table = tensors["step"].to(torch.int64)
+        self.device = device
+
+    def steps(self, hundredths: Tensor) -> Tensor:
+        """Qualities in hundredths, int64 (N,) -> steps int32 (N,C) in 2^-STEP_BITS units of latents."""
+        low = (hundredths // HUNDREDTHS).clamp(1, QUALITIES - 1)
+        part = (hundredths - low * HUNDREDTHS)[:, None]
+        sum_ = self.table[low - 1] * (HUNDREDTHS - part) + self.table[low] * part
+        return ((sum_ + HUNDREDTHS // 2) // HUNDREDTHS).to(device=self.device, dtype=torch.int32)
+
+
+def dequantise(symbols: Tensor, steps: Tensor) -> Tensor:
+    """Symbols int32 (N,h,w,C) and steps (N,C) -> latents int32."""
+    step = steps[:, None, None, :]
+    # beyond this every product ends in the same clamp
+    most = (1 << (14 + fixed.STEP_BITS)) // step + 1
+    product = torch.minimum(torch.maximum(symbols, -most), most) * step
+    latents = (product + (1 << fixed.STEP_BITS - 1)) >> fixed.STEP_BITS
+    return latents.clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
+
+
+def in_steps(latents: Tensor, steps: Tensor) -> Tensor:
+    """Latents int32 (N,h,w,C) in units of the quantiser's step, float32: one division, rounded alike everywhere."""
+    return (latents.float() * 2.0**fixed.STEP_BITS) / steps[:, None, None, :].float()
+
+
+class IntegerAnalysis:
+    """Analysis transform of a model file."""
+
+    def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
+        tensors = dict(tensors)
+        w8 = arch.analysis_widths[0]
+        _columns(tensors, "linear", 3, STRIDE)
+        _columns(tensors, "stem", 3, 8)
+        _columns(tensors, "reduce", w8, 2)
+        layers = {name: Layer(tensors, name, form, device) for name, form in ANALYSIS_FORMATS.items()}
+        self.linear, self.stem, self.reduce, self.out = (layers[n] for n in ("linear", "stem", "reduce", "out"))
+        self.mod8, self.mod16 = Modulation(tensors, "mod8", device), Modulation(tensors, "mod16", device)
+        self.blocks8, self.blocks16 = (
+            Blocks(tensors, f"blocks{at}", n, device) for at, n in zip((8, 16), arch.analysis_blocks, strict=True)
+        )
+
+    def __call__(self, grey: Tensor, rest: Tensor | None, quality: Tensor) -> Tensor:
+        """Analyse images.
+
+        Parameters
+        ----------
+        grey : int8 (N,H,W,3)
+            Grey levels less 128, H and W multiples of 16.
+        rest : int8 (N,H,W,3) or None
+            64ths of a grey level, -32..31, on top.
+        quality : int64 (N,)
+            Whole qualities, 1..100.
+
+        Returns
+        -------
+        Tensor
+            Latents int32 (N,H/16,W/16,C).
+        """
+        n, height, width, _ = grey.shape
+        h, w = height // STRIDE, width // STRIDE
+        latents = self.linear.of_pixels(_gather(grey, STRIDE), None if rest is None else _gather(rest, STRIDE))
+        stem = self.stem.of(_gather(grey, 8)).view(n, 2 * h, 2 * w, -1)
+        stream = self.blocks8(self.mod8(stem, quality))
+        reduced = self.reduce.of(_gather(read(stream), 2)).view(n, h, w, -1)
+        stream = self.blocks16(self.mod16(reduced, quality))
+        latents.add_(self.out.of(_rows(read(stream)))).clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
+        return latents.view(n, h, w, -1)
+
+
+class IntegerSynthesis:
+    """Synthesis transform of a model file."""
+
+    def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
+        tensors = dict(tensors)
+        w8 = arch.synthesis_widths[0]
+        _outputs(tensors, "linear", 3, STRIDE)
+        _outputs(tensors, "expand", w8, 2)
+        _outputs(tensors, "out", 3, 8)
+        layers = {name: Layer(tensors, name, form, device) for name, form in SYNTHESIS_FORMATS.items()}
+        self.linear, self.stem, self.expand, self.out = (layers[n] for n in ("linear", "stem", "expand", "out"))
+        self.mod8, self.mod16 = Modulation(tensors, "mod8", device), Modulation(tensors, "mod16", device)
+        self.blocks8, self.blocks16 = (
+            Blocks(tensors, f"blocks{at}", n, device) for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
+        )
+        # as a multiplication by a power of two, rounded, of integers below 2^15
+        exponent = tensors["normaliser"].float() + (fixed.NORMAL_BITS - fixed.LATENT_BITS)
+        self.normaliser = torch.exp2(exponent).to(device)
+
+    def __call__(self, latents: Tensor, quality: Tensor) -> Tensor:
+        """Latents int32 (N,h,w,C), whole qualities (N,) -> int16 (N,16h,16w,3), 64ths of a grey level, 0..16320."""
+        n, h, w, _ = latents.shape
+        flat = _rows(latents)
+        linear = _scatter(self.linear.of_digits(*_digits(flat)).to(torch.int16).view(n, h, w, -1), STRIDE)
+        normal = flat.float().mul_(self.normaliser).add_(0.5).floor_().clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
+        stem = self.stem.of_digits(*_digits(normal.to(torch.int32))).view(n, h, w, -1)
+        stream = self.blocks16(self.mod16(stem, quality))
+        expanded = self.expand.of(_rows(read(stream))).to(torch.int16)
+        stream = self.blocks8(self.mod8(_scatter(expanded.view(n, h, w, -1), 2), quality))
+        rest = self.out.of(_rows(read(stream))).to(torch.int16)
+        half = 128 << fixed.PIXEL_BITS
+        pixels = linear.add_(_scatter(rest.view(n, 2 * h, 2 * w, -1), 8))
+        return pixels.clamp_(-half, (255 << fixed.PIXEL_BITS) - half).add_(half)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _digits(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers within WIDE_MAX as high and low digits to the base 128, int8."""
+    high = (values + fixed.DIGIT // 2) >> 7
+    return high.to(torch.int8), (values - (high << 7)).to(torch.int8)
+
+
+def _gather(x: Tensor, edge: int) -> Tensor:
+    """(N,H,W,C) -> rows of squares (N H/edge W/edge, edge edge C)."""
+    n, h, w, c = x.shape
+    squares = x.view(n, h // edge, edge, w // edge, edge * c).permute(0, 1, 3, 2, 4)
+    return squares.reshape(-1, edge * edge * c)
+
+
+def _scatter(x: Tensor, edge: int) -> Tensor:
+    """Inverse of :func:`_gather`: (N,h,w,edge edge C) -> (N,h edge,w edge,C)."""
+    n, h, w, c = x.shape
+    c //= edge * edge
+    return x.view(n, h, w, edge, edge * c).permute(0, 1, 3, 2, 4).reshape(n, h * edge, w * edge, c)
+
+
+def _columns(tensors: dict[str, Tensor], name: str, channels: int, edge: int) -> None:
+    """Reorder the inputs of a layer that follows a pixel-unshuffle: from (C,y,x) to (y,x,C)."""
+    weight = tensors[f"{name}.weight"]
+    weight = weight.reshape(weight.shape[0], channels, edge, edge).permute(0, 2, 3, 1)
+    tensors[f"{name}.weight"] = weight.reshape(weight.shape[0], -1)
+
+
+def _outputs(tensors: dict[str, Tensor], name: str, channels: int, edge: int) -> None:
+    """Reorder the outputs of a layer that a pixel-shuffle follows."""
+    order = torch.arange(channels * edge * edge).reshape(channels, edge, edge).permute(1, 2, 0).reshape(-1)
+    for part in ("weight", "bias", "shift"):
+        tensors[f"{name}.{part}"] = tensors[f"{name}.{part}"][order]
+
+
+def _export_blocks(blocks: torch.nn.Sequential, name: str) -> dict[str, Tensor]:
+    out = {}
+    for i, block in enumerate(blocks):
+        for part, form in BLOCK_FORMATS.items():
+            conv = getattr(block, part)
+            out |= {f"{name}.{i}.{part}.{k}": v for k, v in fixed.export_layer(conv.weight, conv.bias, form).items()}
+    return out
+
+
+def _export_modulation(modulate: Modulate, name: str) -> dict[str, Tensor]:
+    quality = torch.arange(1, QUALITIES + 1, dtype=torch.float32, device=modulate.scale.table.device)
+    bits, most = fixed.MODULATION_BITS, fixed.MODULATION_MAX
+    scale = torch.floor((1 + modulate.scale(quality)) * 2**bits + 0.5).clamp(-most, most)
+    offset = torch.floor(modulate.offset(quality) * 2 ** (fixed.STREAM_BITS + bits) + 0.5)
+    offset = offset.clamp(-fixed.BIAS_MAX, fixed.BIAS_MAX) + 2 ** (bits - 1)
+    return {f"{name}.scale": scale.to(torch.int16).cpu(), f"{name}.offset": offset.to(torch.int32).cpu()}
+
+
+@torch.no_grad()
+def export_transform(network: Analysis | Synthesis) -> dict[str, Tensor]:
+    """Integer tensors of a transform in its integer form (``network.integer``)."""
+    formats = ANALYSIS_FORMATS if isinstance(network, Analysis) else SYNTHESIS_FORMATS
+    out: dict[str, Tensor] = {}
+    for name, form in formats.items():
+        conv = getattr(network, name)
+        out |= {f"{name}.{k}": v for k, v in fixed.export_layer(conv.weight, conv.bias, form).items()}
+    for at in (8, 16):
+        out |= _export_blocks(getattr(network, f"blocks{at}"), f"blocks{at}")
+        out |= _export_modulation(getattr(network, f"mod{at}"), f"mod{at}")
+    if isinstance(network, Synthesis):
+        out["normaliser"] = torch.log2(network.normaliser()).to(torch.int8).cpu()
+    return out
+
+
+@torch.no_grad()
+def export_gains(gains: Gains) -> dict[str, Tensor]:
+    """Steps int32 (100,C) in 2^-STEP_BITS units of latents."""
+    quality = torch.arange(1, QUALITIES + 1, dtype=torch.float32, device=gains.log2.table.device)
+    step = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / gains(quality)[:, :, 0, 0].double()
+    return {"step": torch.floor(step + 0.5).clamp(1, 2.0**22).to(torch.int32).cpu()}

@@ -1,0 +1,193 @@
+"""The transforms of a model file on a device: images to latents in quantiser steps, and back.
+
+Two kinds with one interface: integers (:class:`IntegerTransforms`), which give the same
+result everywhere, and float networks (:class:`FloatTransforms`), which round differently on
+different machines: the paper's own networks, and models from before integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deepsic_codec import config
+from deepsic_codec.model import fixed
+from deepsic_codec.model.families import AnyArchitecture, stored_networks
+from deepsic_codec.model.file import Arrays
+from deepsic_codec.model.integer import IntegerAnalysis, IntegerGains, IntegerSynthesis, dequantise, in_steps
+from deepsic_codec.model.networks import STRIDE, Architecture
+
+#: Units per grey level of images in int16.
+FINE = 1 << fixed.PIXEL_BITS
+
+Pixels = NDArray[np.uint8] | NDArray[np.int16]
+#: Where the encoder's, decoder's and head's tensors are in a model file.
+ANALYSIS, GAINS, SYNTHESIS, HEAD = "encoder.analysis", "decoder.gains", "decoder.synthesis", "head"
+
+
+@dataclass
+class Analysed:
+    """What the analysis transform made of a batch.
+
+    Attributes
+    ----------
+    scaled : Tensor
+        Latents in quantiser steps, float32 (N,h,w,C).
+    gain : Tensor
+        Steps per unit of a latent (64 grey levels), float32 (N,C).
+    latents : Tensor
+        Latents for the semantic head, float32 (N,C,h,w), in units of 64 grey levels.
+    """
+
+    scaled: Tensor
+    gain: Tensor
+    latents: Tensor
+
+
+class Transforms(Protocol):
+    """What a runtime asks of either kind."""
+
+    #: Whether equal payloads give equal pixels on every machine.
+    exact: bool
+
+    def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
+        """Images (N,H,W,3) at qualities (N,)."""
+
+    def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
+        """Symbols (N,h,w,C) -> uint8 (N,16h,16w,3), or int16 in 64ths of a grey level."""
+
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
+        """Symbols (N,C,h,w) -> latents for the semantic head, float32 (N,C,h,w)."""
+
+
+class IntegerTransforms:
+    """Transforms in integers."""
+
+    exact = True
+
+    def __init__(self, arch: Architecture, arrays: Arrays, device: torch.device) -> None:
+        def tensors(prefix: str) -> dict[str, Tensor]:
+            return {k: torch.from_numpy(v) for k, v in below(arrays, prefix).items()}
+
+        self.device = device
+        self._analysis = IntegerAnalysis(arch, tensors(ANALYSIS), device)
+        self._synthesis = IntegerSynthesis(arch, tensors(SYNTHESIS), device)
+        self._gains = IntegerGains(tensors(GAINS), device)
+
+    def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
+        """See :class:`Transforms`."""
+        whole, steps = self._qualities(quality)
+        # replicating costs fewer bits than a hard edge would
+        padding = (0, 0), (0, -images.shape[1] % STRIDE), (0, -images.shape[2] % STRIDE), (0, 0)
+        x = torch.tensor(np.pad(images, padding, mode="edge"), device=self.device)
+        rest = None
+        if x.dtype == torch.int16:
+            grey = (x + FINE // 2) >> fixed.PIXEL_BITS
+            rest = (x - (grey << fixed.PIXEL_BITS)).to(torch.int8)
+            grey = (grey - 128).to(torch.int8)
+        else:
+            grey = x.bitwise_xor_(128).view(torch.int8)
+        found = self._analysis(grey, rest, whole)
+        gain = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / steps.float()
+        return Analysed(in_steps(found, steps), gain, self._for_head(found.permute(0, 3, 1, 2)))
+
+    def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
+        """See :class:`Transforms`."""
+        whole, steps = self._qualities(quality)
+        latents = dequantise(torch.from_numpy(symbols).to(device=self.device, dtype=torch.int32), steps)
+        pixels = self._synthesis(latents, whole)
+        return pixels if fine else ((pixels + FINE // 2) >> fixed.PIXEL_BITS).to(torch.uint8)
+
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
+        """See :class:`Transforms`."""
+        _, steps = self._qualities(quality)
+        nhwc = torch.from_numpy(symbols).to(device=self.device, dtype=torch.int32).permute(0, 2, 3, 1)
+        return self._for_head(dequantise(nhwc, steps).permute(0, 3, 1, 2))
+
+    @staticmethod
+    def _for_head(latents: Tensor) -> Tensor:
+        return latents.float() * 2.0**-fixed.LATENT_BITS
+
+    def _qualities(self, quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Whole qualities (N,) and quantiser steps (N,C)."""
+        hundredths = torch.from_numpy(np.floor(np.asarray(quality, np.float64) * 100 + 0.5).astype(np.int64))
+        whole = ((hundredths + 50) // 100).clamp(1, 100)
+        return whole.to(self.device), self._gains.steps(hundredths)
+
+
+class FloatTransforms(nn.Module):
+    """Transforms in floating point."""
+
+    exact = False
+    analysis: nn.Module
+    gains: nn.Module
+    synthesis: nn.Module
+
+    def __init__(self, arch: AnyArchitecture, arrays: Arrays, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        networks = stored_networks(arch)
+        for name, prefix in (("analysis", ANALYSIS), ("gains", GAINS), ("synthesis", SYNTHESIS)):
+            self.add_module(name, load_weights(networks[name], arrays, prefix))
+        self.requires_grad_(False).eval().to(device)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
+        """See :class:`Transforms`."""
+        q = self._quality(quality)
+        x = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float()
+        x = x / FINE if images.dtype == np.int16 else x
+        # replicating costs fewer bits than a hard edge would
+        x = F.pad(x, (0, -x.shape[3] % STRIDE, 0, -x.shape[2] % STRIDE), mode="replicate")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16()):
+            y = self.analysis(x, q).float()
+        gain = self.gains(q)
+        return Analysed((y * gain).permute(0, 2, 3, 1), gain[:, :, 0, 0], y)
+
+    def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
+        """See :class:`Transforms`."""
+        q, unit = self._quality(quality), FINE if fine else 1
+        y = torch.from_numpy(symbols).to(self.device).permute(0, 3, 1, 2).float() / self.gains(q)
+        x = self.synthesis(y, q)
+        x = (x * unit + 0.5).clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
+        return x.to(torch.int16 if fine else torch.uint8).permute(0, 2, 3, 1)
+
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
+        """See :class:`Transforms`."""
+        return torch.from_numpy(symbols).to(self.device).float() / self.gains(self._quality(quality))
+
+    def _quality(self, quality: Sequence[float] | NDArray[np.float64]) -> Tensor:
+        return torch.tensor(quality, dtype=torch.float32, device=self.device)
+
+    def _bfloat16(self) -> bool:
+        """Whether to run the analysis in bfloat16: symbols near a tie may fall otherwise, nothing else changes."""
+        wanted = config.get().precision
+        if wanted == "auto":
+            has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+            return self.device.type == "cuda" or bool(has_amx())
+        return wanted == "bfloat16"
+
+
+def make_transforms(arch: AnyArchitecture, arrays: Arrays, device: torch.device) -> Transforms:
+    """Transforms of a model file of the kind that its architecture says."""
+    if isinstance(arch, Architecture) and arch.integer:
+        return IntegerTransforms(arch, arrays, device)
+    return FloatTransforms(arch, arrays, device)
+
+
+def below(arrays: Arrays, prefix: str) -> Arrays:
+    """Arrays whose names start with a prefix and a dot, without them."""
+    return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + ".")}
+
+
+def load_weights(network: Any, arrays: Arrays, prefix: str) -> nn.Module:
+    """Give a network its float weights from the arrays of a model file."""
+    network.load_state_dict({k: torch.from_numpy(v).float() for k, v in below(arrays, prefix).items()})
+    return network

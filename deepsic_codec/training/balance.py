@@ -1,0 +1,125 @@
+"""Bring float transforms into the ranges of their integer form without changing what they compute.
+
+Between two linear layers any channel may be scaled up in the first and down in the second
+(also across a ReLU).  These factors are chosen so that, on training images, every channel
+fills the range that its fixed-point format has; quantisation-aware training starts there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from deepsic_codec.model import fixed
+from deepsic_codec.model.networks import Analysis, Block, Modulate, Synthesis
+
+#: Share of a format's range that the largest values usually take, and bounds of a factor.
+FILLED, LARGEST = 0.9, 64.0
+#: Of the largest values of images: beyond it they are clipped.
+QUANTILE = 0.9
+
+
+@dataclass
+class Stage:
+    """A residual stream: what begins it, its blocks, and what reads it.
+
+    ``rows`` and ``columns`` are how many of the stem's outputs and of the reader's inputs
+    belong to one channel (4 where pixels are shuffled between).
+    """
+
+    stem: nn.Conv2d
+    modulate: Modulate
+    blocks: list[Block]
+    reader: nn.Conv2d
+    rows: int = 1
+    columns: int = 1
+    seen: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+def stages(network: Analysis | Synthesis) -> list[Stage]:
+    """Both streams of a transform, in order."""
+    blocks8, blocks16 = list(network.blocks8), list(network.blocks16)
+    if isinstance(network, Analysis):
+        return [
+            Stage(network.stem, network.mod8, blocks8, network.reduce, columns=4),
+            Stage(network.reduce, network.mod16, blocks16, network.out),
+        ]
+    return [
+        Stage(network.stem, network.mod16, blocks16, network.expand),
+        Stage(network.expand, network.mod8, blocks8, network.out, rows=4),
+    ]
+
+
+@torch.no_grad()
+def balance(analysis: Analysis, synthesis: Synthesis, run: Callable[[], None]) -> None:
+    """Rescale both transforms in place.
+
+    Parameters
+    ----------
+    analysis, synthesis
+        Trained, in float form.
+    run : callable
+        Runs both on some training images, in float form.
+    """
+    found = [stage for network in (analysis, synthesis) for stage in stages(network)]
+    handles = [handle for stage in found for handle in _watch(stage)]
+    run()
+    for handle in handles:
+        handle.remove()
+    scale = synthesis.input_scale / synthesis.normaliser()
+    synthesis.stem.weight.mul_(scale[None, :, None, None])
+    synthesis.input_scale.copy_(synthesis.normaliser())
+    for stage in found:
+        _rescale(stage)
+
+
+def _watch(stage: Stage) -> Iterable[torch.utils.hooks.RemovableHandle]:
+    """Hooks that note the largest magnitude of each channel in each image."""
+
+    def note(name: str, group: int = 1) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(module: nn.Module, given: object, out: Tensor) -> None:
+            largest = out.float().abs().amax((2, 3))
+            stage.seen.setdefault(name, []).append(largest.reshape(len(out), -1, group).amax(2))
+
+        return hook
+
+    yield stage.stem.register_forward_hook(note("stem", stage.rows))
+    yield stage.modulate.register_forward_hook(note("stream"))
+    for number, block in enumerate(stage.blocks):
+        yield block.register_forward_hook(note("stream"))
+        yield block.spatial.register_forward_hook(note(f"spatial{number}"))
+        yield block.up.register_forward_hook(_relu(note(f"up{number}")))
+
+
+def _relu(hook: Callable[[nn.Module, object, Tensor], None]) -> Callable[[nn.Module, object, Tensor], None]:
+    return lambda module, given, out: hook(module, given, out.clamp(min=0))
+
+
+def _factor(stage: Stage, name: str, range_: float) -> Tensor:
+    usual = torch.quantile(torch.cat(stage.seen[name]), QUANTILE, dim=0)
+    return (FILLED * range_ / usual.clamp(min=1e-6)).clamp(1 / LARGEST, LARGEST)
+
+
+def _rescale(stage: Stage) -> None:
+    stream = _factor(stage, "stream", fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS)
+    # half of its range: modulation may need the other half
+    stem = _factor(stage, "stem", 0.5 * fixed.STEM_MAX * 2.0**-fixed.STREAM_BITS)
+    rows = stem.repeat_interleave(stage.rows)
+    stage.stem.weight.mul_(rows[:, None, None, None])
+    stage.stem.bias.mul_(rows)
+    modulate = stage.modulate
+    modulate.scale.table.copy_((1 + modulate.scale.table) * (stream / stem) - 1)
+    modulate.offset.table.mul_(stream)
+    for number, block in enumerate(stage.blocks):
+        spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS)
+        up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS)
+        block.spatial.weight.mul_((spatial / stream)[:, None, None, None])
+        block.spatial.bias.mul_(spatial)
+        block.up.weight.mul_(up[:, None, None, None] / spatial[None, :, None, None])
+        block.up.bias.mul_(up)
+        block.down.weight.mul_(stream[:, None, None, None] / up[None, :, None, None])
+        block.down.bias.mul_(stream)
+    stage.reader.weight.div_(stream.repeat_interleave(stage.columns)[None, :, None, None])
