@@ -1,0 +1,114 @@
+"""Lossless size and speed: features and residual, by quality of the lossy base, beside lossless codecs.
+
+    python -m benchmarks.lossless --images DIR [--limit 6] [--qualities 5 40 80] [--chunk 512]
+
+Images are RGB uint8, cut into chunks of the given size.  Per quality: bits per sample of features, residual, and
+both, and Mpx/s of the residual coder alone on one thread.  Then the same of other codecs, which
+see the same chunks.  Every round trip is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import machine, read_images, table
+from deepsic_codec.model.file import find_model
+from deepsic_codec.model.runtime import get_runtime
+from deepsic_codec.payload.residual import decode_residual, encode_residual
+
+Pixels = NDArray[np.uint8]
+
+PEERS: dict[str, tuple[Callable[[Pixels], bytes | bytearray], Callable[[bytes | bytearray], Any]]] = {
+    "JPEG XL e7": (
+        lambda x: imagecodecs.jpegxl_encode(x, lossless=True, effort=7, numthreads=1),
+        lambda d: imagecodecs.jpegxl_decode(d, numthreads=1),
+    ),
+    "JPEG XL e3": (
+        lambda x: imagecodecs.jpegxl_encode(x, lossless=True, effort=3, numthreads=1),
+        lambda d: imagecodecs.jpegxl_decode(d, numthreads=1),
+    ),
+    "JPEG 2000 reversible": (
+        lambda x: imagecodecs.jpeg2k_encode(x, level=0, reversible=True, mct=True, codecformat="j2k", numthreads=1),
+        lambda d: imagecodecs.jpeg2k_decode(d, numthreads=1),
+    ),
+    "WebP lossless": (lambda x: imagecodecs.webp_encode(x, lossless=True, method=4), imagecodecs.webp_decode),
+    "PNG": (lambda x: imagecodecs.png_encode(x, level=9), imagecodecs.png_decode),
+    "Blosc-Zstd": (
+        lambda x: imagecodecs.blosc2_encode(x.tobytes(), level=9, compressor="zstd", shuffle="shuffle", typesize=1),
+        imagecodecs.blosc2_decode,
+    ),
+}
+
+
+def _timed(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    start = time.thread_time()
+    value = function(*args)
+    return time.thread_time() - start, value
+
+
+def _ours(chunks: list[Pixels], quality: float) -> list[object]:
+    runtime = get_runtime(find_model("base"))
+    features, coded, seconds = 0, 0, [0.0, 0.0]
+    for chunk in chunks:
+        encoded = runtime.encode([chunk[None]], [quality], labels=False)[0]
+        decoded = runtime.decode([encoded.features], [(1, *chunk.shape[:2])], [quality])[0].astype(np.int32)
+        residual = chunk[None] - decoded
+        there, data = _timed(encode_residual, residual, decoded)
+        back, found = _timed(decode_residual, data, residual.shape, decoded)
+        if not np.array_equal(found, residual):
+            raise AssertionError("the residual did not come back")
+        features, coded = features + len(encoded.features), coded + len(data)
+        seconds = [seconds[0] + there, seconds[1] + back]
+    return _row(f"this codec, quality {quality:g}", chunks, features, coded, *seconds)
+
+
+def _peer(chunks: list[Pixels], name: str) -> list[object]:
+    encode, decode = PEERS[name]
+    coded, seconds = 0, [0.0, 0.0]
+    for chunk in chunks:
+        there, data = _timed(encode, chunk)
+        back, found = _timed(decode, data)
+        if memoryview(found).tobytes() != chunk.tobytes():
+            raise AssertionError(f"{name}: the image did not come back")
+        coded += len(data)
+        seconds = [seconds[0] + there, seconds[1] + back]
+    return _row(name, chunks, 0, coded, *seconds)
+
+
+def _row(name: str, chunks: list[Pixels], features: int, coded: int, there: float, back: float) -> list[object]:
+    samples = sum(c.size for c in chunks)
+    bits = [f"{8 * n / samples:.3f}" for n in (features, coded, features + coded)]
+    return [name, *bits, samples / 3e6 / there, samples / 3e6 / back]
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, help="folder of lossless images")
+    parser.add_argument("--limit", type=int, help="use only so many of them")
+    parser.add_argument("--qualities", type=float, nargs="+", default=[5, 20, 40, 60, 80, 100])
+    parser.add_argument("--chunk", type=int, default=512, help="pixels along each side of a chunk")
+    args = parser.parse_args()
+    n = args.chunk
+    chunks = [
+        np.ascontiguousarray(image[y : y + n, x : x + n])
+        for _, image in read_images(args.images, args.limit)
+        for y in range(0, image.shape[0], n)
+        for x in range(0, image.shape[1], n)
+    ]
+    _ours(chunks[:1], args.qualities[0])  # compiles
+    rows = [_ours(chunks, q) for q in args.qualities] + [_peer(chunks, name) for name in PEERS]
+    print(machine(1))
+    print(table(("codec", "features", "residual", "bits per sample", "Mpx/s encode", "Mpx/s decode"), rows))
+    print("Speeds of this codec are the residual coder's alone.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Beginning and end of an arithmetic-coded stream: what the coders of a payload's sections share."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.payload.arithmetic import CODE_BITS, CODE_MAX
+
+
+def begin_encoding() -> NDArray[np.int64]:
+    """State of an encoder: low, high, value (unused), bytes put out."""
+    return np.array([0, CODE_MAX, 0, 0], np.int64)
+
+
+def finish_encoding(state: NDArray[np.int64], data: NDArray[np.uint8]) -> bytes:
+    """The stream: the fewest bytes that lie in the final interval when continued by zeros."""
+    low, high, _, position = (int(v) for v in state)
+    out = data[:position].tobytes()
+    for n in range(1, CODE_BITS // 8 + 1):
+        shift = CODE_BITS - 8 * n
+        top = -(-low >> shift)
+        if top << shift <= high:
+            return (out + top.to_bytes(n, "big")).rstrip(b"\0")
+    raise AssertionError("an interval of 48 bits always holds a number of 48 bits")
+
+
+def begin_decoding(data: bytes, section: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """State of a decoder, with 6 bytes read, and the stream as an array.
+
+    Raises
+    ------
+    CorruptPayload
+        If the stream ends in a zero byte, which an encoder never writes.
+    """
+    data = bytes(data)
+    if data.endswith(b"\0"):
+        raise CorruptPayload(f"{section}: the stream ends in a zero byte")
+    first = int.from_bytes(data[: CODE_BITS // 8].ljust(CODE_BITS // 8, b"\0"), "big")
+    return np.array([0, CODE_MAX, first, CODE_BITS // 8], np.int64), np.frombuffer(data, np.uint8).copy()
+
+
+def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: str) -> None:
+    """Check that the stream was read to its end.
+
+    Raises
+    ------
+    CorruptPayload
+        If bytes were left over.
+    """
+    if int(state[3]) < data.size:
+        raise CorruptPayload(f"{section}: bytes left over after the last sample")
