@@ -59,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(images)} images in {os.path.basename(os.path.normpath(args.images))}\n")
 
     points = [] if args.no_deepsic else measure_deepsic(images, args.qualities, args)
+    for effort in args.efforts:
+        points += measure_deepsic(images, args.qualities, args, f"{OURS} effort {effort}", effort=effort)
+    for model in args.beside:
+        points += measure_deepsic(images, args.qualities, args, f"{OURS} {model}", model=model)
     for name in args.codecs:
         points += measure_peer(name, images, args.threads)
     averages = average(points)
@@ -80,20 +84,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(conclusion(comparison))
 
 
-def measure_deepsic(images: list[tuple[str, Pixels]], qualities: Sequence[float], args: Any) -> list[Point]:
+def measure_deepsic(
+    images: list[tuple[str, Pixels]], qualities: Sequence[float], args: Any, name: str = OURS, *,
+    model: str | None = None, effort: int | None = None,
+) -> list[Point]:  # fmt: skip
     """Our codec at every quality; each image is one chunk, header and labels counted."""
     from deepsic_codec import DeepSIC
 
     points = []
     for quality in qualities:
-        codec = DeepSIC(model=args.model, quality=quality, semantics=args.semantics)
+        hints = None if effort is None else {"effort": effort}
+        codec = DeepSIC(model=model or args.model, quality=quality, semantics=args.semantics, encode=hints)
         for start in range(0, len(images), args.batch):
             part = images[start : start + args.batch]
             payloads = codec.encode_batch([pixels for _, pixels in part])
             decoded = codec.decode_batch(payloads)
-            jobs = [(name, x, d, y) for (name, x), d, y in zip(part, payloads, decoded, strict=True)]
+            jobs = [(image, x, d, y) for (image, x), d, y in zip(part, payloads, decoded, strict=True)]
             points += over_threads(
-                lambda job, q=quality: _point(OURS, q, job[0], job[1], len(job[2]), job[3]), jobs, args.threads
+                lambda job, q=quality: _point(name, q, job[0], job[1], len(job[2]), job[3]), jobs, args.threads
             )
     return points
 
@@ -288,6 +296,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--qualities", type=float, nargs="+", default=QUALITIES, help="of DeepSIC, 1 to 100")
     parser.add_argument("--model", default="base")
     parser.add_argument("--semantics", choices=("pre", "post", "none"), default="pre")
+    text = "also with such levels of the encoder's effort (0 to 2), as curves of their own"
+    parser.add_argument("--efforts", type=int, nargs="+", default=[], metavar="N", help=text)
+    text = "also with other models, as curves of their own"
+    parser.add_argument("--beside", nargs="+", default=[], metavar="MODEL", help=text)
     parser.add_argument("--codecs", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="PEER",
                         help="peers to run: " + ", ".join(PEERS))  # fmt: skip
     parser.add_argument("--no-deepsic", action="store_true", help="peers only")

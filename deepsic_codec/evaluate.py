@@ -186,12 +186,14 @@ def complexity(runtime: Any) -> dict[str, float]:
         layers = arch.prior_width * (inputs + arch.prior_width + 2 * step.count) if inputs else 0
         prior += share[step.mask] * (layers + step.count * len(step.offsets)) / 256
     nets = stored_networks(arch)
-    head = kmac_per_pixel(nets["head"]) + (nets["head"].hidden.weight.numel() + nets["head"].out.weight.numel()) / 4096e3
+    whole = nets["head"]
+    head = kmac_per_pixel(whole) + (whole.hidden.weight.numel() + whole.out.weight.numel()) / 4096e3
     parts = {name: kmac_per_pixel(nets[name]) for name in ("analysis", "synthesis")}
     if arch.integer:  # layers of two digits multiply more than once (docs/model.md)
         shortcut = arch.latents * 3 / 1e3
         parts["analysis"] += shortcut
         parts["synthesis"] += 2 * shortcut + arch.latents * arch.synthesis_widths[1] / 256e3
+        head += arch.latents * arch.head_width / 256e3
     parts |= {"prior": prior / 1e3, "head": head}
     return parts | {"decoding": parts["prior"] + parts["synthesis"]}
 

@@ -7,7 +7,9 @@ chunk by chunk on a thread pool, without the GIL.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
 from deepsic_codec.payload.tables import CoderTables
 
 Symbols = NDArray[np.int16]
+Result = TypeVar("Result")
 
 
 def encode_symbols(
@@ -60,7 +63,7 @@ def encode_symbols(
             encoder.encode_pass(ys, xs, step.start, step.second, means[chunk], tables.levels[scales[chunk]])
         return encoder.finish()
 
-    return list((pool.map if pool else map)(one, range(len(symbols))))
+    return _each(pool, one, len(symbols))
 
 
 def decode_symbols(
@@ -95,9 +98,23 @@ def decode_symbols(
             group = slice(step.start, step.start + step.count)
             return coders[i].symbols[:, ys + 1, xs + 1, group].reshape(-1, step.count)
 
-        found = np.concatenate(list((pool.map if pool else map)(one, range(len(coders)))))
+        found = np.concatenate(_each(pool, one, len(coders)))
         prior.update(neighbours, step, rows, torch.from_numpy(found).to(prior.device))
     return [coder.finish() for coder in coders]
+
+
+def _each(pool: ThreadPoolExecutor | None, function: Callable[[int], Result], count: int) -> list[Result]:
+    """Results for 0, 1, ... in order, from the pool's threads as far as it takes work.
+
+    While the interpreter shuts down it takes none, and threads that are still at work finish by themselves.
+    """
+    futures: list[Future[Result]] = []
+    if pool is not None:
+        with suppress(RuntimeError):
+            for i in range(count):
+                futures.append(pool.submit(function, i))
+    rest = [function(i) for i in range(len(futures), count)]
+    return [future.result() for future in futures] + rest
 
 
 def _per_image(qualities: Iterable[float], slices: int, device: str) -> Tensor | int:

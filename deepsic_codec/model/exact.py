@@ -1,7 +1,8 @@
-"""Products of integer matrices that come out the same everywhere.
+"""Products and depth-wise convolutions of integers that come out the same everywhere.
 
 Three ways, chosen by what the device does right: 8-bit matrix instructions, float32 whose
-sums stay below 2^24, and float64.  All give the same integers.
+sums stay below 2^24, and float64.  All give the same integers.  A process can be set to
+multiply float32 in less (TF32, bfloat16) at any time, so that is tried out before each use.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,7 +24,7 @@ class Matrix:
     def of(self, rows: Tensor) -> Tensor:
         """int8 (P,K) -> int32 (P,N); sums are to stay below 2^24."""
         device = self.int8.device
-        if _has_int8(device.type):
+        if self._fits(len(rows)) and _has_int8(device.type):
             return torch._int_mm(rows, self.int8.t())
         if self._float32 is None:
             self._float32 = self.int8.float()
@@ -31,18 +33,25 @@ class Matrix:
                 return (rows.float() @ self._float32.t()).to(torch.int32)
             return (rows.double() @ self._float32.double().t()).to(torch.int32)
 
+    def _fits(self, rows: int) -> bool:
+        """Whether 8-bit instructions take such sizes: on CUDA multiples of 8, and more than 16 rows."""
+        n, k = self.int8.shape
+        return self.int8.device.type == "cpu" or (n % 8 == 0 and k % 8 == 0 and rows > 16)
+
 
 @lru_cache(maxsize=8)
 def _has_int8(kind: str) -> bool:
-    """Whether 8-bit products are fast and right here: without VNNI some libraries saturate."""
-    if kind != "cpu" or not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
+    """Whether 8-bit products are fast and right here: without VNNI some CPU libraries saturate."""
+    if kind not in ("cpu", "cuda"):
+        return False
+    if kind == "cpu" and not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
         return False
     generator = torch.Generator().manual_seed(0)
     extremes = torch.tensor([-128, -127, 127, 126], dtype=torch.int8)
     rows, matrix = (extremes[torch.randint(0, 4, (64, 256), generator=generator)] for _ in range(2))
     rows[0], matrix[0], rows[1], matrix[1] = -128, 127, 127, 127
     try:
-        found = torch._int_mm(rows, matrix.t())
+        found = torch._int_mm(rows.to(kind), matrix.to(kind).t()).cpu()
     except (RuntimeError, AttributeError):
         return False
     return bool((found.double() == rows.double() @ matrix.double().t()).all())
@@ -59,3 +68,32 @@ def _float32_is_exact(device: torch.device) -> bool:
     """Whether float32 products are exact just now: a process can be set to multiply in less (TF32)."""
     rows, matrix, wanted = _probe(device)
     return bool((rows @ matrix == wanted).all())
+
+
+def depthwise(stream: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 convolution of each channel of (N,h,w,C), zeros around it; the same shape.
+
+    Stream and weights are integers of at most 12 and 8 bits in float32, or such times a
+    power of two, with sums below 2^20.
+    """
+    x = stream.permute(0, 3, 1, 2)
+    with torch.autocast(stream.device.type, enabled=False):
+        if _convolution_is_exact(stream.device):
+            out = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+        else:
+            out = F.conv2d(x.double(), weight.double(), bias.double(), padding=1, groups=x.shape[1]).float()
+    return out.permute(0, 2, 3, 1)
+
+
+@lru_cache(maxsize=8)
+def _spatial_probe(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randint(0, 1024, (1, 32, 8, 8), generator=generator) * 2 + 1.0) - 1024
+    weight = torch.randint(0, 57, (32, 1, 3, 3), generator=generator) * 2.0 - 57
+    wanted = F.conv2d(x.double(), weight.double(), padding=1, groups=32).float()
+    return tuple(t.to(device, memory_format=torch.channels_last) for t in (x, weight, wanted))
+
+
+def _convolution_is_exact(device: torch.device) -> bool:
+    x, weight, wanted = _spatial_probe(device)
+    return bool((F.conv2d(x, weight, padding=1, groups=32) == wanted).all())

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 #: normalised latents, output pixels (64ths of a grey level).
 PIXEL_BITS, READ_BITS, HIDDEN_BITS, STREAM_BITS = 6, 5, 6, 9
 LATENT_BITS, NORMAL_BITS, OUTPUT_BITS = 8, 9, 12
+#: What the semantic head reads and writes: companded latents, and logits.
+COMPAND_BITS, LOGIT_BITS, LOGIT_MAX = 9, 8, 2047
 #: Ranges of the integers: 8 bits, 12 bits signed, twice that before modulation.
 READ_LOW, READ_HIGH, HIDDEN_HIGH, STREAM_MAX, STEM_MAX = -128, 127, 255, 2047, 4095
 #: Each of the two parts that make a pixel, so that their sum has 16 bits.
@@ -85,6 +87,9 @@ LATENT_STEM = Format(NORMAL_BITS, WIDE_MAX, STREAM_BITS, -STEM_MAX, STEM_MAX, wi
 #: From the stream to latents and to pixels; the linear shortcuts.
 TO_LATENT = Format(READ_BITS, -READ_LOW, LATENT_BITS, -WIDE_MAX, WIDE_MAX)
 TO_PIXEL = Format(READ_BITS, -READ_LOW, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX)
+#: Of the semantic head, which reads pooled streams.
+COMPANDED_STEM = Format(COMPAND_BITS, WIDE_MAX, STREAM_BITS, -STEM_MAX, STEM_MAX, wide_input=True)
+TO_LOGIT = Format(HIDDEN_BITS, HIDDEN_HIGH, LOGIT_BITS, -LOGIT_MAX, LOGIT_MAX)
 LINEAR_IN = Format(PIXEL_BITS, -READ_LOW, LATENT_BITS, -2.0**20, 2.0**20, wide_weight=True)
 LINEAR_OUT = Format(LATENT_BITS, WIDE_MAX, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX, wide_input=True, wide_weight=True)
 
@@ -109,16 +114,19 @@ def quantised_weight(weight: Tensor, form: Format) -> Tensor:
     return ste_round(weight * unit).clamp(-form.weight_max, form.weight_max) / unit
 
 
-def imitate(x: Tensor, conv: nn.Conv2d, form: Format) -> Tensor:
-    """What the integer layer does, on real numbers (B,C,h,w) that stand for its integers."""
-    weight = quantised_weight(conv.weight, form)
+def imitate(x: Tensor, layer: nn.Conv2d | nn.Linear, form: Format) -> Tensor:
+    """What the integer layer does, on real numbers (B,C,h,w) or (B,C) that stand for its integers."""
+    weight = quantised_weight(layer.weight, form)
     exact = form.spatial or form.wide_input or form.wide_weight  # more bits than bfloat16 has
     with torch.autocast(x.device.type, enabled=False) if exact else torch.autocast(
         x.device.type, torch.bfloat16, enabled=torch.is_autocast_enabled(x.device.type)
     ):
-        out = F.conv2d(x.float() if exact else x, weight, padding=conv.padding, groups=conv.groups).float()
-    if conv.bias is not None:
-        out = out + conv.bias[:, None, None]
+        x = x.float() if exact else x
+        if isinstance(layer, nn.Linear):
+            out = F.linear(x, weight).float() + layer.bias
+        else:
+            out = F.conv2d(x, weight, padding=layer.padding, groups=layer.groups).float()
+            out = out if layer.bias is None else out + layer.bias[:, None, None]
     return fixed(out, form.out_bits, form.low, form.high)
 
 

@@ -7,15 +7,23 @@ loaded, so that shuffling moves whole runs of memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deepsic_codec.model import fixed
-from deepsic_codec.model.exact import Matrix
-from deepsic_codec.model.networks import STRIDE, Analysis, Architecture, Gains, Modulate, Synthesis
+from deepsic_codec.model.exact import Matrix, depthwise
+from deepsic_codec.model.networks import (
+    STRIDE,
+    Analysis,
+    Architecture,
+    Block,
+    Gains,
+    Modulate,
+    SemanticHead,
+    Synthesis,
+)
 
 Tensors = Mapping[str, Tensor]
 #: Formats of the layers that are no part of a block.
@@ -23,7 +31,9 @@ ANALYSIS_FORMATS = {"linear": fixed.LINEAR_IN, "stem": fixed.STEM, "reduce": fix
 SYNTHESIS_FORMATS = {
     "linear": fixed.LINEAR_OUT, "stem": fixed.LATENT_STEM, "expand": fixed.INNER, "out": fixed.TO_PIXEL,
 }  # fmt: skip
+HEAD_FORMATS = {"stem": fixed.COMPANDED_STEM, "hidden": fixed.UP, "out": fixed.TO_LOGIT}
 BLOCK_FORMATS = {"spatial": fixed.SPATIAL, "up": fixed.UP, "down": fixed.DOWN}
+HEAD_BLOCKS = 2
 QUALITIES = 100
 #: Quality is given in hundredths.
 HUNDREDTHS = 100
@@ -37,9 +47,14 @@ class Layer:
         weight = weight.reshape(weight.shape[0], -1).to(torch.int32)
         shift = tensors[f"{name}.shift"].to(torch.int32)
         self.form = form
-        if form is fixed.UP or form.low == 0:
-            pass
-        if form is fixed.DOWN:  # reads 0..255 as -128..127
+        low, high = int(form.low), int(form.high)
+        if form.high == fixed.HIDDEN_HIGH:  # writes 0..255 as -128..127
+            bias = bias + (fixed.READ_LOW << shift)
+            low, high = low + fixed.READ_LOW, high + fixed.READ_LOW
+        self.bounds: tuple[int, int] | None = (low, high)
+        if form is fixed.DOWN:
+            self.bounds = None  # beyond them the stream that this is added to is clipped all the same
+        if form.in_max == fixed.HIDDEN_HIGH:  # reads 0..255 as -128..127
             bias = bias - fixed.READ_LOW * weight.sum(1, dtype=torch.int32)
         if form.wide_weight:
             high = (weight + fixed.DIGIT // 2) >> 7
@@ -55,7 +70,7 @@ class Layer:
         self.bias, self.shift = bias.to(device), shift.to(device)
 
     def of(self, rows: Tensor) -> Tensor:
-        """int8 (P,K) -> int32 (P,N) in the range of the format."""
+        """int8 (P,K) -> int32 (P,N) in the range of the format; hidden values less 128."""
         return self._finish(self.matrix.of(rows))
 
     def of_digits(self, high: Tensor, low: Tensor) -> Tensor:
@@ -75,7 +90,8 @@ class Layer:
         return self._finish(total)
 
     def _finish(self, total: Tensor) -> Tensor:
-        return total.add_(self.bias).bitwise_right_shift_(self.shift).clamp_(int(self.form.low), int(self.form.high))
+        total = total.add_(self.bias).bitwise_right_shift_(self.shift)
+        return total if self.bounds is None else total.clamp_(*self.bounds)
 
 
 class Blocks:
@@ -97,9 +113,8 @@ class Blocks:
         n, h, w, c = stream.shape
         rows = stream.view(-1, c)
         for weight, bias, up, down in self.parts:
-            spatial = F.conv2d(stream.permute(0, 3, 1, 2), weight, bias, padding=1, groups=c)
-            spatial = spatial.floor_().clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
-            hidden = up.of(spatial.permute(0, 2, 3, 1).reshape(-1, c)).add_(fixed.READ_LOW).to(torch.int8)
+            spatial = depthwise(stream, weight, bias).floor_().clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
+            hidden = up.of(spatial.reshape(-1, c)).to(torch.int8)
             rows.add_(down.of(hidden)).clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX)
         return stream
 
@@ -234,6 +249,35 @@ class IntegerSynthesis:
         return pixels.clamp_(-half, (255 << fixed.PIXEL_BITS) - half).add_(half)
 
 
+class IntegerHead:
+    """Semantic head of a model file."""
+
+    def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
+        self.stem, self.hidden, self.out = (Layer(tensors, n, form, device) for n, form in HEAD_FORMATS.items())
+        self.mod = Modulation(tensors, "mod", device)
+        self.blocks = Blocks(tensors, "blocks", HEAD_BLOCKS, device)
+        self.compand = tensors["compand"].to(device=device, dtype=torch.int32)
+        self.score = tensors["score"].to(device=device)
+        if self.compand.shape != (fixed.WIDE_MAX + 1,) or self.score.shape != (2 * fixed.LOGIT_MAX + 1,):
+            raise ValueError("the head's tables have other sizes")
+        if int(self.compand.abs().max()) > fixed.WIDE_MAX:
+            raise ValueError("the head's table of companded latents is out of range")
+
+    def __call__(self, latents: Tensor, quality: Tensor) -> Tensor:
+        """Cells of latents int32 (N,h,w,C) and whole qualities (N,) -> scores uint8 (N,classes) in 1/255."""
+        n, h, w, _ = latents.shape
+        flat = _rows(latents)
+        companded = self.compand[flat.abs().long()] * flat.sign()
+        stem = self.stem.of_digits(*_digits(companded)).view(n, h, w, -1)
+        stream = self.blocks(self.mod(stem, quality).clamp_(min=0))
+        # the mean of integers, rounded to nearest
+        total, count = stream.sum((1, 2)).to(torch.int32), h * w
+        mean = (2 * total + count) // (2 * count)
+        pooled = read(torch.cat([mean.float(), stream.amax((1, 2))], 1))
+        hidden = self.hidden.of(pooled).to(torch.int8)
+        return self.score[(self.out.of(hidden) + fixed.LOGIT_MAX).long()]
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
@@ -272,7 +316,7 @@ def _outputs(tensors: dict[str, Tensor], name: str, channels: int, edge: int) ->
         tensors[f"{name}.{part}"] = tensors[f"{name}.{part}"][order]
 
 
-def _export_blocks(blocks: torch.nn.Sequential, name: str) -> dict[str, Tensor]:
+def _export_blocks(blocks: Iterable[Block], name: str) -> dict[str, Tensor]:
     out = {}
     for i, block in enumerate(blocks):
         for part, form in BLOCK_FORMATS.items():
@@ -303,6 +347,20 @@ def export_transform(network: Analysis | Synthesis) -> dict[str, Tensor]:
         out |= _export_modulation(getattr(network, f"mod{at}"), f"mod{at}")
     if isinstance(network, Synthesis):
         out["normaliser"] = torch.log2(network.normaliser()).to(torch.int8).cpu()
+    return out
+
+
+@torch.no_grad()
+def export_head(head: SemanticHead) -> dict[str, Tensor]:
+    """Integer tensors of a head in its integer form, with its tables of companded latents and of scores."""
+    out = _export_blocks(head.blocks, "blocks") | _export_modulation(head.mod, "mod")
+    for name, form in HEAD_FORMATS.items():
+        layer = getattr(head, name)
+        out |= {f"{name}.{k}": v for k, v in fixed.export_layer(layer.weight, layer.bias, form).items()}
+    latents = torch.arange(fixed.WIDE_MAX + 1, dtype=torch.float64) * 2.0**-fixed.LATENT_BITS
+    out["compand"] = torch.floor(torch.asinh(2 * latents) * 2**fixed.COMPAND_BITS + 0.5).to(torch.int16)
+    logits = torch.arange(-fixed.LOGIT_MAX, fixed.LOGIT_MAX + 1, dtype=torch.float64) * 2.0**-fixed.LOGIT_BITS
+    out["score"] = torch.floor(torch.sigmoid(logits) * 255 + 0.5).to(torch.uint8)
     return out
 
 

@@ -269,6 +269,7 @@ class SemanticHead(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
+        self.integer = False
         w = arch.head_width
         self.stem = nn.Conv2d(arch.latents, w, 1)
         self.mod = Modulate(w, arch.knots)
@@ -279,11 +280,20 @@ class SemanticHead(nn.Module):
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
         """(N,C,h,w) cells of at most 4x4 latents in pixel units, same size -> (N,classes) logits."""
-        x = y * 2
-        x = torch.asinh(x)
+        if self.integer:
+            return self._imitate(y, quality)
+        x = torch.asinh(y * 2)
         h = self.blocks(F.relu(self.mod(self.stem(x), quality)))
         pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)
         return self.out(self.dropout(F.relu(self.hidden(pooled))))
+
+    def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
+        x = fixed.fixed(torch.asinh(y.float() * 2), fixed.COMPAND_BITS, -fixed.WIDE_MAX, fixed.WIDE_MAX)
+        h = F.relu(self.mod.imitate(imitate(x, self.stem, fixed.COMPANDED_STEM), quality))
+        for block in self.blocks:
+            h = block.imitate(h)
+        pooled = _read(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
+        return imitate(self.dropout(imitate(pooled, self.hidden, fixed.UP)), self.out, fixed.TO_LOGIT)
 
 
 def kmac_per_pixel(module: nn.Module) -> float:

@@ -2,74 +2,129 @@
 
 A symbol is moved one step towards the prior's mean where that lowers D + R / lambda.  The
 bit stream and the decoder know nothing of it; it is the encoder's first level of effort
-(latent refinement in the sense of Nonlinear Transform Coding, in its cheapest form).
+(latent refinement in the sense of Nonlinear Transform Coding, in its cheapest form).  What
+a move saves and what an error costs are tables of integers in the model file, so that equal
+images give equal payloads on every machine.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from deepsic_codec.model.fixed import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.networks import step_lambda
-from deepsic_codec.model.prior import INDEX_LEVELS, MEAN_LEVELS, IntegerPrior, passes, scale_of
+from deepsic_codec.model.prior import INDEX_LEVELS, MEAN_LEVELS, SCALES, IntegerPrior, passes, scale_of
 
 #: Weight of the distortion against lambda of the nominal step.  Moving a symbol also spoils
 #: the contexts of others' means; 1 to 2.2 were tried on photographs, 1.5 was best.
 TRADE = 1.5
+#: Fraction bits of both tables' entries, which count bits, and of the rounding error of a symbol.
+BITS = 8
+#: Distances from the mean, in units of 1 / MEAN_LEVELS, that the table knows.
+DISTANCES = 256
 #: Grey levels that one unit of a latent stands for.
 UNIT = 64.0
 
 
-def quantise(prior: IntegerPrior, scaled: Tensor, gain: Tensor, quality: Tensor, effort: int) -> Tensor:
+@dataclass
+class RdoTables:
+    """What moving a symbol is worth.
+
+    Attributes
+    ----------
+    saved : Tensor
+        int16 (scale indices, DISTANCES): bits that a step towards the mean saves.
+    price : Tensor
+        int32 (100,C): bits that the squared error of one whole step is worth, by quality.
+    """
+
+    saved: Tensor
+    price: Tensor
+
+    def to(self, device: torch.device | str) -> RdoTables:
+        """The same on a device, as 32-bit integers."""
+        return RdoTables(*(t.to(device=device, dtype=torch.int32) for t in (self.saved, self.price)))
+
+    def check(self, latents: int) -> RdoTables:
+        """Return itself; raises ValueError for tables of other sizes."""
+        rows = (SCALES - 1) * INDEX_LEVELS + 1
+        if self.saved.shape != (rows, DISTANCES) or self.price.shape != (100, latents):
+            raise ValueError("tables of the optimised quantiser have other sizes")
+        return self
+
+
+@torch.no_grad()
+def make_tables(log_scales: Tensor, steps: Tensor) -> RdoTables:
+    """Tables for a prior's logarithms of scales (SCALES,) and dequantiser steps int32 (100,C)."""
+    index = torch.arange((SCALES - 1) * INDEX_LEVELS + 1, dtype=torch.float64) / INDEX_LEVELS
+    scale = scale_of(index, log_scales.cpu().double())[:, None]
+    distance = torch.arange(DISTANCES, dtype=torch.float64) / MEAN_LEVELS
+    saved = _bits(distance, scale) - _bits((distance - 1).abs(), scale)
+    quality = torch.arange(1, 101, dtype=torch.float64)
+    step = steps.cpu().double() * 2.0 ** -(LATENT_BITS + STEP_BITS) * UNIT  # in grey levels
+    # three samples share a pixel's bits
+    price = TRADE * step_lambda(quality)[:, None] / 3 * step**2
+    return RdoTables(
+        torch.floor(saved * 2**BITS + 0.5).clamp(-(2**15), 2**15 - 1).to(torch.int16),
+        torch.floor(price * 2**BITS + 0.5).clamp(0, 2**21).to(torch.int32),
+    )
+
+
+def quantise(
+    prior: IntegerPrior, tables: RdoTables | None, scaled: Tensor, quality: Tensor | int, effort: int
+) -> Tensor:
     """Choose the symbols of a batch of images.
 
     Parameters
     ----------
     prior : IntegerPrior
         What will code them.
+    tables : RdoTables, optional
+        On the prior's device; without them every symbol is the nearest.
     scaled : Tensor
-        Latents in units of the quantiser's step, float (N,h,w,C).
-    gain : Tensor
-        Steps per latent unit, (N,C).
-    quality : Tensor
-        1..100, (N,).
+        Latents in units of the quantiser's step, float32 (N,h,w,C).
+    quality : Tensor or int
+        Whole qualities 1..100, int64 (N,), or that of all.
     effort : int
         Rounds of optimisation; 0 rounds to the nearest integer and stops.
 
     Returns
     -------
     Tensor
-        Integers held in float32, (N,h,w,C).
+        int32 (N,h,w,C).
     """
-    nearest = torch.round(scaled)
+    rounded = torch.round(scaled)
+    nearest = rounded.to(torch.int32)
+    if tables is None or not prior.optimised:
+        return nearest
+    error = torch.floor((rounded - scaled) * 2**BITS + 0.5).to(torch.int32).flatten(0, 2)
+    whole = nearest.flatten(0, 2)
     symbols = nearest
-    which = torch.floor(quality + 0.5).clamp(1, 100).long()
-    # squared grey levels per squared step, in bits: three samples share a pixel's bits
-    price = TRADE * step_lambda(quality)[:, None] / 3 * (UNIT / gain) ** 2  # (N,C)
     for _ in range(effort):
         neighbours = prior.neighbours(symbols)
-        flat_nearest, flat_scaled = nearest.flatten(0, 2), scaled.flatten(0, 2)
-        chosen = nearest.flatten(0, 2).clone()
+        chosen = whole.clone()
         for number, step, rows, flat, image in passes(prior, neighbours):
-            means, indices = prior.run(number, neighbours, rows, which[image])
+            which = quality if isinstance(quality, int) else quality[image]
+            means, indices = prior.run(number, neighbours, rows, which)
             own = slice(step.start, step.start + step.count)
-            q = flat_nearest[flat, own]
-            mean = means.float() / MEAN_LEVELS
+            away = whole[flat, own] * MEAN_LEVELS - means
             # most symbols are what the prior expects, and stay
-            p, c = torch.nonzero((q - mean).abs() > 0.5, as_tuple=True)
-            q, mean = q[p, c], mean[p, c]
-            scale = scale_of(indices[p, c].float() / INDEX_LEVELS, prior.log_scales)
-            moved = q + torch.sign(mean - q)
-            wanted, weight = flat_scaled[flat[p], own.start + c], price[image[p], own.start + c]
-            saved = _bits(q - mean, scale) - _bits(moved - mean, scale)
-            error = weight * ((moved - wanted) ** 2 - (q - wanted) ** 2)
-            chosen[flat[p], own.start + c] = torch.where(saved > error, moved, q)
+            p, c = torch.nonzero(away.abs() > MEAN_LEVELS // 2, as_tuple=True)
+            away = away[p, c]
+            position, channel = flat[p], own.start + c
+            towards = -torch.sign(away)
+            saved = tables.saved[indices[p, c].long(), away.abs().clamp(max=DISTANCES - 1)]
+            price = tables.price[(which if isinstance(which, int) else which[p]) - 1, channel]
+            cost = (price * ((1 << BITS) + 2 * towards * error[position, channel])) >> BITS
+            chosen[position, channel] += torch.where(saved > cost, towards, 0).to(torch.int32)
         symbols = chosen.reshape(scaled.shape)
     return symbols
 
 
 def _bits(distance: Tensor, scale: Tensor) -> Tensor:
     """-log2 of the logistic mass of a unit bin at a distance from the mean."""
-    d = distance.abs()
-    mass = torch.sigmoid((0.5 - d) / scale) - torch.sigmoid((-0.5 - d) / scale)
+    mass = torch.sigmoid((0.5 - distance) / scale) - torch.sigmoid((-0.5 - distance) / scale)
     return -torch.log2(mass.clamp(min=1e-9))

@@ -14,21 +14,24 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.coding import decode_symbols, encode_symbols
-from deepsic_codec.model.families import architecture_from, integer_prior, stored_networks
-from deepsic_codec.model.file import ModelInfo, load_arrays
+from deepsic_codec.model.families import architecture_from, integer_prior
+from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.networks import LABEL_CELL, STRIDE
-from deepsic_codec.model.rdo import quantise
-from deepsic_codec.model.transforms import HEAD, Pixels, below, load_weights, make_transforms
+from deepsic_codec.model.rdo import RdoTables, quantise
+from deepsic_codec.model.transforms import RDO, Pixels, below, make_transforms, whole_qualities
 from deepsic_codec.payload.arithmetic import SYMBOL_MAX
 from deepsic_codec.payload.tables import CoderTables
 
 #: Rounds of rate-distortion optimised quantisation where nothing is said.
 DEFAULT_EFFORT = 1
+
+#: Pixels whose activations a CPU's caches hold (tried: 2^17 to 2^21).
+CACHED_PIXELS = 1 << 18
 
 Shape = tuple[int, int, int]
 Result = TypeVar("Result")
@@ -75,18 +78,24 @@ class Runtime:
         try:
             self.arch = architecture_from(info.architecture)
             self._transforms = make_transforms(self.arch, arrays, self.device)
-            self._head: nn.Module = load_weights(stored_networks(self.arch)["head"], arrays, HEAD)
             prior = {k: torch.from_numpy(v) for k, v in below(arrays, "decoder.prior").items()}
             self._prior = integer_prior(self.arch, prior, str(self.device))
+            self._rdo = self._rdo_tables(arrays)
             self._tables = CoderTables.from_arrays(below(arrays, "decoder.coder")).check(self.arch.latents)
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
-        self._head.requires_grad_(False).eval().to(self.device)
         #: Whether equal payloads give equal pixels on every machine: an integer synthesis.
         self.exact = self._transforms.exact
         self._pool = ThreadPoolExecutor(config.get().threads or os.cpu_count() or 1, "deepsic-coder")
         # networks already use every core; two at a time would only fight over them
         self._networks = threading.Lock()
+
+    def _rdo_tables(self, arrays: Arrays) -> RdoTables | None:
+        """Tables of the optimised quantiser, if the model has any."""
+        found = {k: torch.from_numpy(v) for k, v in below(arrays, RDO).items()}
+        if not found:
+            return None
+        return RdoTables(found["saved"], found["price"]).check(self.arch.latents).to(self.device)
 
     def encode(
         self,
@@ -170,8 +179,8 @@ class Runtime:
         def batch(group: list[int]) -> list[NDArray[np.uint8]]:
             quality = np.repeat([qualities[i] for i in group], shapes[group[0]][0])
             with self._alone():
-                y = self._transforms.latents(np.concatenate([symbols[i] for i in group]), quality)
-                cells = self._score(y, torch.tensor(quality, dtype=torch.float32, device=self.device))
+                nhwc = np.concatenate([symbols[i] for i in group]).transpose(0, 2, 3, 1)
+                cells = self._score(self._transforms.latents(np.ascontiguousarray(nhwc), quality), quality)
             return np.split(cells, len(group))
 
         return self._grouped(shapes, batch)
@@ -199,8 +208,9 @@ class Runtime:
             yield
 
     def _pieces(self, images: int, h: int, w: int) -> Iterator[slice]:
-        """Slices of a batch of images within the batch limit."""
-        size = max(1, config.get().batch_pixels // (h * w))
+        """Slices of a batch of images within the batch limit; on a CPU small enough for its caches."""
+        limit = config.get().batch_pixels
+        size = max(1, (min(limit, CACHED_PIXELS) if self.device.type == "cpu" else limit) // (h * w))
         for k in range(0, images, size):
             yield slice(k, k + size)
 
@@ -213,12 +223,13 @@ class Runtime:
         with self._alone():
             for part in self._pieces(n, h, w):
                 found = self._transforms.analyse(images[part], quality[part])
-                q = torch.tensor(quality[part], dtype=torch.float32, device=self.device)
                 scaled = found.scaled.clamp(-SYMBOL_MAX, SYMBOL_MAX).contiguous()
-                chosen = quantise(self._prior, scaled, found.gain, q, effort if self._prior.optimised else 0)
+                whole = whole_qualities(quality[part])[1]
+                same = int(whole[0]) if bool((whole == whole[0]).all()) else whole.to(self.device)
+                chosen = quantise(self._prior, self._rdo, scaled, same, effort)
                 symbols.append(chosen.to(torch.int16).cpu().numpy())
                 if labels:
-                    cells.append(self._score(found.latents, q))
+                    cells.append(self._score(found.latents, quality[part]))
         return np.concatenate(symbols), np.concatenate(cells) if labels else None
 
     def _symbols(self, features: list[bytes], shape: Shape, quality: list[float]) -> list[NDArray[np.int16]]:
@@ -237,21 +248,20 @@ class Runtime:
                 out[part] = self._transforms.synthesise(symbols[part], quality[part], fine)[:, :h, :w].cpu().numpy()
         return out
 
-    def _score(self, y: Tensor, quality: Tensor) -> NDArray[np.uint8]:
-        """Scores of all cells of latents (N,C,h,w); cells at the lower and right border may be smaller."""
+    def _score(self, latents: Tensor, quality: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Scores of all cells of latents (N,h,w,C); cells at the lower and right border may be smaller."""
         n = LABEL_CELL // STRIDE
-        images, c, h, w = y.shape
+        images, h, w, c = latents.shape
         rows, cols = -(-h // n), -(-w // n)
         scores = np.empty((images, rows, cols, self.arch.classes), np.uint8)
         for r0, r1 in _blocks(h, n):
             for c0, c1 in _blocks(w, n):
-                part = y[:, :, r0 * n : min(r1 * n, h), c0 * n : min(c1 * n, w)]
-                ch, cw = min(n, part.shape[2]), min(n, part.shape[3])
-                cells = part.reshape(images, c, r1 - r0, ch, c1 - c0, cw).permute(0, 2, 4, 1, 3, 5)
+                part = latents[:, r0 * n : min(r1 * n, h), c0 * n : min(c1 * n, w)]
+                ch, cw = min(n, part.shape[1]), min(n, part.shape[2])
+                cells = part.reshape(images, r1 - r0, ch, c1 - c0, cw, c).permute(0, 1, 3, 2, 4, 5)
                 count = (r1 - r0) * (c1 - c0)
-                logits = self._head(cells.reshape(-1, c, ch, cw), quality.repeat_interleave(count))
-                found = torch.round(torch.sigmoid(logits) * 255).to(torch.uint8).cpu().numpy()
-                scores[:, r0:r1, c0:c1] = found.reshape(images, r1 - r0, c1 - c0, -1)
+                found = self._transforms.score(cells.reshape(-1, ch, cw, c), np.repeat(quality, count))
+                scores[:, r0:r1, c0:c1] = found.cpu().numpy().reshape(images, r1 - r0, c1 - c0, -1)
         return scores
 
 

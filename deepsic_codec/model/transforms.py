@@ -1,4 +1,4 @@
-"""The transforms of a model file on a device: images to latents in quantiser steps, and back.
+"""The networks of a model file on a device: images to latents in quantiser steps, to label scores, and back.
 
 Two kinds with one interface: integers (:class:`IntegerTransforms`), which give the same
 result everywhere, and float networks (:class:`FloatTransforms`), which round differently on
@@ -21,7 +21,14 @@ from deepsic_codec import config
 from deepsic_codec.model import fixed
 from deepsic_codec.model.families import AnyArchitecture, stored_networks
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.integer import IntegerAnalysis, IntegerGains, IntegerSynthesis, dequantise, in_steps
+from deepsic_codec.model.integer import (
+    IntegerAnalysis,
+    IntegerGains,
+    IntegerHead,
+    IntegerSynthesis,
+    dequantise,
+    in_steps,
+)
 from deepsic_codec.model.networks import STRIDE, Architecture
 
 #: Units per grey level of images in int16.
@@ -29,7 +36,7 @@ FINE = 1 << fixed.PIXEL_BITS
 
 Pixels = NDArray[np.uint8] | NDArray[np.int16]
 #: Where the encoder's, decoder's and head's tensors are in a model file.
-ANALYSIS, GAINS, SYNTHESIS, HEAD = "encoder.analysis", "decoder.gains", "decoder.synthesis", "head"
+ANALYSIS, RDO, GAINS, SYNTHESIS, HEAD = "encoder.analysis", "encoder.rdo", "decoder.gains", "decoder.synthesis", "head"
 
 
 @dataclass
@@ -40,14 +47,11 @@ class Analysed:
     ----------
     scaled : Tensor
         Latents in quantiser steps, float32 (N,h,w,C).
-    gain : Tensor
-        Steps per unit of a latent (64 grey levels), float32 (N,C).
     latents : Tensor
-        Latents for the semantic head, float32 (N,C,h,w), in units of 64 grey levels.
+        Latents for the semantic head, (N,h,w,C), as this kind of transforms has them.
     """
 
     scaled: Tensor
-    gain: Tensor
     latents: Tensor
 
 
@@ -64,7 +68,10 @@ class Transforms(Protocol):
         """Symbols (N,h,w,C) -> uint8 (N,16h,16w,3), or int16 in 64ths of a grey level."""
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
-        """Symbols (N,C,h,w) -> latents for the semantic head, float32 (N,C,h,w)."""
+        """Symbols (N,h,w,C) -> latents for the semantic head."""
+
+    def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
+        """Cells of latents (N,h,w,C) at qualities (N,) -> scores uint8 (N,classes) in 1/255."""
 
 
 class IntegerTransforms:
@@ -80,6 +87,7 @@ class IntegerTransforms:
         self._analysis = IntegerAnalysis(arch, tensors(ANALYSIS), device)
         self._synthesis = IntegerSynthesis(arch, tensors(SYNTHESIS), device)
         self._gains = IntegerGains(tensors(GAINS), device)
+        self._head = IntegerHead(arch, tensors(HEAD), device)
 
     def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
         """See :class:`Transforms`."""
@@ -95,8 +103,7 @@ class IntegerTransforms:
         else:
             grey = x.bitwise_xor_(128).view(torch.int8)
         found = self._analysis(grey, rest, whole)
-        gain = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / steps.float()
-        return Analysed(in_steps(found, steps), gain, self._for_head(found.permute(0, 3, 1, 2)))
+        return Analysed(in_steps(found, steps), found)
 
     def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
         """See :class:`Transforms`."""
@@ -108,17 +115,15 @@ class IntegerTransforms:
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
         """See :class:`Transforms`."""
         _, steps = self._qualities(quality)
-        nhwc = torch.from_numpy(symbols).to(device=self.device, dtype=torch.int32).permute(0, 2, 3, 1)
-        return self._for_head(dequantise(nhwc, steps).permute(0, 3, 1, 2))
+        return dequantise(torch.from_numpy(symbols).to(device=self.device, dtype=torch.int32), steps)
 
-    @staticmethod
-    def _for_head(latents: Tensor) -> Tensor:
-        return latents.float() * 2.0**-fixed.LATENT_BITS
+    def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
+        """See :class:`Transforms`."""
+        return self._head(cells, whole_qualities(quality)[1].to(self.device))
 
     def _qualities(self, quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Whole qualities (N,) and quantiser steps (N,C)."""
-        hundredths = torch.from_numpy(np.floor(np.asarray(quality, np.float64) * 100 + 0.5).astype(np.int64))
-        whole = ((hundredths + 50) // 100).clamp(1, 100)
+        hundredths, whole = whole_qualities(quality)
         return whole.to(self.device), self._gains.steps(hundredths)
 
 
@@ -129,12 +134,13 @@ class FloatTransforms(nn.Module):
     analysis: nn.Module
     gains: nn.Module
     synthesis: nn.Module
+    head: nn.Module
 
     def __init__(self, arch: AnyArchitecture, arrays: Arrays, device: torch.device) -> None:
         super().__init__()
         self.device = device
         networks = stored_networks(arch)
-        for name, prefix in (("analysis", ANALYSIS), ("gains", GAINS), ("synthesis", SYNTHESIS)):
+        for name, prefix in (("analysis", ANALYSIS), ("gains", GAINS), ("synthesis", SYNTHESIS), ("head", HEAD)):
             self.add_module(name, load_weights(networks[name], arrays, prefix))
         self.requires_grad_(False).eval().to(device)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -149,7 +155,7 @@ class FloatTransforms(nn.Module):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16()):
             y = self.analysis(x, q).float()
         gain = self.gains(q)
-        return Analysed((y * gain).permute(0, 2, 3, 1), gain[:, :, 0, 0], y)
+        return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
     def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
         """See :class:`Transforms`."""
@@ -161,7 +167,13 @@ class FloatTransforms(nn.Module):
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
         """See :class:`Transforms`."""
-        return torch.from_numpy(symbols).to(self.device).float() / self.gains(self._quality(quality))
+        gain = self.gains(self._quality(quality)).permute(0, 2, 3, 1)
+        return torch.from_numpy(symbols).to(self.device).float() / gain
+
+    def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
+        """See :class:`Transforms`."""
+        logits = self.head(cells.permute(0, 3, 1, 2), self._quality(quality))
+        return torch.round(torch.sigmoid(logits) * 255).to(torch.uint8)
 
     def _quality(self, quality: Sequence[float] | NDArray[np.float64]) -> Tensor:
         return torch.tensor(quality, dtype=torch.float32, device=self.device)
@@ -173,6 +185,12 @@ class FloatTransforms(nn.Module):
             has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
             return self.device.type == "cuda" or bool(has_amx())
         return wanted == "bfloat16"
+
+
+def whole_qualities(quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Qualities as hundredths, as payloads have them, and rounded to whole ones, int64 (N,)."""
+    hundredths = torch.from_numpy(np.floor(np.asarray(quality, np.float64) * 100 + 0.5).astype(np.int64))
+    return hundredths, ((hundredths + 50) // 100).clamp(1, 100)
 
 
 def make_transforms(arch: AnyArchitecture, arrays: Arrays, device: torch.device) -> Transforms:

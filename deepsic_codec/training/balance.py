@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepsic_codec.model import fixed
-from deepsic_codec.model.networks import Analysis, Block, Modulate, Synthesis
+from deepsic_codec.model.networks import Analysis, Block, Modulate, SemanticHead, Synthesis
 
 #: Share of a format's range that the largest values usually take, and bounds of a factor.
 FILLED, LARGEST = 0.9, 64.0
@@ -27,13 +27,14 @@ class Stage:
     """A residual stream: what begins it, its blocks, and what reads it.
 
     ``rows`` and ``columns`` are how many of the stem's outputs and of the reader's inputs
-    belong to one channel (4 where pixels are shuffled between).
+    belong to one channel (4 where pixels are shuffled between); -2 means that all channels
+    are read once and then a second time.
     """
 
     stem: nn.Conv2d
     modulate: Modulate
     blocks: list[Block]
-    reader: nn.Conv2d
+    reader: nn.Conv2d | nn.Linear
     rows: int = 1
     columns: int = 1
     seen: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -74,6 +75,32 @@ def balance(analysis: Analysis, synthesis: Synthesis, run: Callable[[], None]) -
     synthesis.input_scale.copy_(synthesis.normaliser())
     for stage in found:
         _rescale(stage)
+
+
+@torch.no_grad()
+def balance_head(head: SemanticHead, run: Callable[[], None]) -> None:
+    """Rescale a semantic head in place; ``run`` runs it on some cells, in float form.
+
+    Logits beyond their range (a head that was trained for long is surer than scores of 8
+    bits can say) are brought into it, by one factor for all.
+    """
+    stage = Stage(head.stem, head.mod, list(head.blocks), head.hidden, columns=-2)
+    seen: dict[nn.Module, list[Tensor]] = {head.hidden: [], head.out: []}
+    handles = [*_watch(stage)]
+    handles += [m.register_forward_hook(lambda m, given, out: seen[m].append(out.float())) for m in seen]
+    run()
+    for handle in handles:
+        handle.remove()
+    _rescale(stage)
+    hidden, logits = (torch.cat(seen[m])[:100_000] for m in (head.hidden, head.out))
+    usual = torch.quantile(hidden.clamp(min=0), 0.999, dim=0).clamp(min=1e-6)
+    surest = torch.quantile(logits.abs().amax(1), QUANTILE)
+    sure = (FILLED * fixed.LOGIT_MAX * 2.0**-fixed.LOGIT_BITS / surest).clamp(max=1)
+    factor = (FILLED * fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS / usual).clamp(1 / LARGEST, LARGEST)
+    head.hidden.weight.mul_(factor[:, None])
+    head.hidden.bias.mul_(factor)
+    head.out.weight.mul_(sure / factor)
+    head.out.bias.mul_(sure)
 
 
 def _watch(stage: Stage) -> Iterable[torch.utils.hooks.RemovableHandle]:
@@ -122,4 +149,5 @@ def _rescale(stage: Stage) -> None:
         block.up.bias.mul_(up)
         block.down.weight.mul_(stream[:, None, None, None] / up[None, :, None, None])
         block.down.bias.mul_(stream)
-    stage.reader.weight.div_(stream.repeat_interleave(stage.columns)[None, :, None, None])
+    read = stream.repeat(2) if stage.columns == -2 else stream.repeat_interleave(stage.columns)
+    stage.reader.weight.div_(read.reshape(1, -1, *[1] * (stage.reader.weight.ndim - 2)))

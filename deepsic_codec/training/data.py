@@ -255,14 +255,45 @@ class LabelledTiles:
         self.test_pixels = np.stack([_centre(found[i][2], LABEL_CELL) for i in test])
         self.pool = Pool([found[i][2] for i in train], device, keep)
 
-    def mosaics(self, count: int, tiles: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Float (count,3,64 tiles,64 tiles) of random cells, and their labels int64 (count,tiles,tiles)."""
+    def mosaics(
+        self, count: int, tiles: int, rng: np.random.Generator, jitter: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Float (count,3,64 tiles,64 tiles) of random cells, and their labels int64 (count,tiles,tiles).
+
+        ``jitter`` varies light and place of each cell: 1 is as much as days and scenes differ.
+        """
         pick = rng.integers(len(self.labels), size=count * tiles * tiles)
-        cells = self.pool.crops(pick, LABEL_CELL, rng).reshape(count, tiles, tiles, LABEL_CELL, LABEL_CELL, 3)
+        cells = self.pool.crops(pick, LABEL_CELL, rng)
+        if jitter:
+            cells = _jittered(cells.float(), jitter, rng)
+        cells = cells.reshape(count, tiles, tiles, LABEL_CELL, LABEL_CELL, 3)
         edge = tiles * LABEL_CELL
         pixels = cells.permute(0, 5, 1, 3, 2, 4).reshape(count, 3, edge, edge)
         labels = torch.from_numpy(self.labels[pick].reshape(count, tiles, tiles)).to(self.pool.device)
         return pixels.to(memory_format=torch.channels_last).float(), labels
+
+
+def _jittered(cells: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Cells (N,64,64,3) with other contrast, brightness and colour balance, moved by up to 8 pixels."""
+    n = len(cells)
+
+    def drawn(width: float, channels: int) -> Tensor:
+        values = rng.uniform(-width, width, (n, 1, 1, channels)) * strength
+        return torch.from_numpy(values).to(cells)
+
+    mean = cells.mean((1, 2), keepdim=True)
+    out = (cells - mean) * (1 + drawn(0.2, 1)) + mean * (1 + drawn(0.1, 3)) + drawn(12, 1)
+    by = rng.integers(-8, 9, (n, 2)) * min(1.0, strength)
+    rows, columns = (_mirrored(np.arange(LABEL_CELL) + by[:, i, None].round().astype(int)) for i in (0, 1))
+    index = torch.from_numpy(rows[:, :, None] * LABEL_CELL + columns[:, None, :]).to(cells.device)
+    out = out.reshape(n, -1, 3).gather(1, index.reshape(n, -1, 1).expand(-1, -1, 3))
+    return out.reshape(cells.shape).round_().clamp_(0, 255)
+
+
+def _mirrored(places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places beyond the edges of a cell, mirrored into it."""
+    places = np.abs(places)
+    return np.where(places >= LABEL_CELL, 2 * LABEL_CELL - 2 - places, places)
 
 
 def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str, str, Pixels]]:

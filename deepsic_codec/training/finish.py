@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from deepsic_codec.model.file import Arrays, ModelInfo, Vocabulary, load_arrays, save_model
-from deepsic_codec.model.integer import export_gains, export_transform
+from deepsic_codec.model.integer import export_gains, export_head, export_transform
+from deepsic_codec.model.networks import Architecture
 from deepsic_codec.model.prior import Prior
-from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS
+from deepsic_codec.model.rdo import make_tables
+from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, RDO, SYNTHESIS
 from deepsic_codec.payload.tables import CoderTables
 from deepsic_codec.training.loss import Networks
-from deepsic_codec.training.phases import BATCH, Work
+from deepsic_codec.training.phases import BATCH, CHECKED, Work
 from deepsic_codec.training.progress import Log
 from deepsic_codec.training.tables import Sample, fit_tables, total_bytes
 
@@ -21,6 +23,7 @@ from deepsic_codec.training.tables import Sample, fit_tables, total_bytes
 def write_model(work: Work, log: Log) -> ModelInfo:
     """Fit the coder's tables to the trained networks and write the model file; prints what each step is worth."""
     s, nets = work.s, work.nets
+    _finish_head(work, log)
     if hasattr(nets, "prior"):
         promised = estimate(nets.prior, *work.checked_symbols, True)
         log.say(f"integer prior: {promised:.4f} bpp promised, on crops that it was not fitted to")
@@ -37,14 +40,31 @@ def write_model(work: Work, log: Log) -> ModelInfo:
     log.say(f"coder, fitted tables: {total_bytes(prior, tables, checked) * 8 / pixels:.4f} bpp")
     arrays: Arrays = {f"decoder.prior.{k}": v.cpu().numpy() for k, v in exported.items()}
     arrays |= {f"decoder.coder.{k}": v for k, v in tables.arrays().items()}
-    arrays |= transforms(nets) | weights(nets.head, HEAD)
+    if work.rdo_tables is not None:
+        made = make_tables(work.integer_prior.log_scales, export_gains(nets.gains)["step"])
+        arrays |= {f"{RDO}.saved": made.saved.numpy(), f"{RDO}.price": made.price.numpy()}
+    arrays |= transforms(nets) | head(nets)
     return _save(work, arrays, log)
 
 
 def write_adapted(work: Work, base: ModelInfo, log: Log) -> ModelInfo:
     """Write a base model with another semantic head: its decoder, and so its payloads, stay as they are."""
+    _finish_head(work, log)
     arrays = {k: v for k, v in load_arrays(base).items() if not k.startswith("head.")}
-    return _save(work, arrays | weights(work.nets.head, HEAD), log)
+    return _save(work, arrays | head(work.nets), log)
+
+
+def _finish_head(work: Work, log: Log) -> None:
+    """Make the head integers, and say what that costs on held-out tiles."""
+    nets, tiles = work.nets, work.tiles
+    if not isinstance(nets.arch, Architecture):
+        return
+    quality = CHECKED[1]
+    before = work.accuracy(nets, quality, True) if tiles else 0.0
+    work.integer_head()
+    if tiles:
+        log.say(f"integer head: {work.accuracy(nets, quality, True):.4f} top-1 at quality {quality:g}, "
+                f"{before:.4f} before")  # fmt: skip
 
 
 def _save(work: Work, arrays: Arrays, log: Log) -> ModelInfo:
@@ -67,6 +87,13 @@ def transforms(nets: Networks) -> Arrays:
     exported = {ANALYSIS: export_transform(nets.analysis), SYNTHESIS: export_transform(nets.synthesis)}
     exported[GAINS] = export_gains(nets.gains)
     return {f"{prefix}.{k}": v.numpy() for prefix, tensors in exported.items() for k, v in tensors.items()}
+
+
+def head(nets: Networks) -> Arrays:
+    """Tensors of the semantic head by their names in a model file."""
+    if not nets.head.integer:
+        return weights(nets.head, HEAD)
+    return {f"{HEAD}.{k}": v.numpy() for k, v in export_head(nets.head).items()}
 
 
 def weights(network: nn.Module, prefix: str) -> Arrays:

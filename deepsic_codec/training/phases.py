@@ -23,12 +23,13 @@ from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.families import AnyArchitecture
+from deepsic_codec.model.integer import export_gains
 from deepsic_codec.model.networks import Architecture, quality_step, step_lambda
 from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.model.prior import IntegerPrior
-from deepsic_codec.model.rdo import quantise
+from deepsic_codec.model.rdo import RdoTables, make_tables, quantise
 from deepsic_codec.model.runtime import DEFAULT_EFFORT
-from deepsic_codec.training.balance import balance
+from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.loss import Networks, cell_logits, cells_of, semantic
 from deepsic_codec.training.settings import Settings
@@ -37,7 +38,12 @@ TINY = Architecture(
     name="tiny", latents=16, analysis_widths=(8, 16), analysis_blocks=(1, 1), synthesis_widths=(8, 16),
     synthesis_blocks=(1, 1), prior_groups=(4, 12), prior_width=16, head_width=16, knots=3,
 )  # fmt: skip
-ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "tiny": TINY}
+#: What 20 kMAC/px of decoding hold; for GPUs, on which training it takes minutes.
+WIDE = Architecture(
+    name="wide", latents=256, analysis_widths=(144, 288), analysis_blocks=(4, 5), synthesis_widths=(144, 288),
+    synthesis_blocks=(4, 5), prior_groups=(8, 24, 64, 160),
+)  # fmt: skip
+ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "wide": WIDE, "tiny": TINY}
 ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(f"paper-{r}", r, strides) for r, strides in RATES.items()}
 #: Qualities at which held-out data is measured.
 CHECKED = (15.0, 35.0, 55.0, 80.0)
@@ -124,7 +130,7 @@ class Work:
         arrangement = (s.mosaics_per_step, 4) if number % 2 else (16 * s.mosaics_per_step, 1)
         parts = [(self.photos.crops(s.photos_per_step, s.crop, rng), None, 0.75 if self.tiles else 1.0)]
         if self.tiles:
-            parts.append((*self.tiles.mosaics(*arrangement, rng), 0.25))
+            parts.append((*self.tiles.mosaics(*arrangement, rng, s.jitter), 0.25))
         seen: Measures = {"loss": torch.zeros((), device=self.device)}
         for x, labels, share in parts:
             q = self.qualities(len(x))
@@ -166,6 +172,25 @@ class Work:
             q = self.stored_qualities(len(x), rng)
             gain = nets.gains(q)
             nets.synthesis(torch.round(nets.analysis(x, q) * gain) / gain, q)
+
+    @torch.no_grad()
+    def integer_head(self) -> None:
+        """Bring the semantic head into its integer form."""
+        nets, s = self.nets.eval(), self.s
+
+        def calibrate() -> None:
+            rng = np.random.default_rng(s.seed + 7)
+            for batch in range(CALIBRATION):
+                if self.tiles and (batch % 4 or not self.photos):
+                    x = self.tiles.mosaics(BATCH, 4, rng)[0]
+                else:
+                    x = self.photos.crops(BATCH, s.crop, rng)
+                q = self.stored_qualities(len(x), rng)
+                cell_logits(nets.head, nets.analysis(x, q), q)
+
+        if isinstance(nets.arch, Architecture) and not nets.head.integer:
+            balance_head(nets.head, calibrate)
+            nets.head.integer = True
 
     def prior(self) -> Phase:
         """Phase 3: weighs every quality alike."""
@@ -212,6 +237,7 @@ class Work:
         """Phase 5."""
         s, net = self.s, self.nets.head
         latents, labels, quality = self.collect_cells(s.cell_copies, s.seed + 3)
+        self.integer_head()
         self.nets.eval()
         net.train()
 
@@ -251,12 +277,18 @@ class Work:
         exported = self._stored if self._stored is not None else self.nets.export_prior()
         return self.nets.integer_prior(exported, self.device)
 
+    @cached_property
+    def rdo_tables(self) -> RdoTables | None:
+        """What the encoder chooses symbols by."""
+        if not self.integer_prior.optimised:
+            return None
+        return make_tables(self.integer_prior.log_scales, export_gains(self.nets.gains)["step"]).to(self.device)
+
     def chosen(self, scaled: Tensor, gain: Tensor, quality: Tensor) -> Tensor:
         """What the encoder makes of latents in steps (B,C,h,w), at its usual effort."""
         nhwc = scaled.permute(0, 2, 3, 1).contiguous()
-        found = quantise(
-            self.integer_prior, nhwc, gain[:, :, 0, 0], quality, DEFAULT_EFFORT if self.integer_prior.optimised else 0
-        )
+        whole = torch.floor(quality + 0.5).clamp(1, 100).long()
+        found = quantise(self.integer_prior, self.rdo_tables, nhwc, whole, DEFAULT_EFFORT).float()
         return found.permute(0, 3, 1, 2)
 
     @torch.no_grad()
@@ -295,7 +327,7 @@ class Work:
                 edge = self.s.crop // 64
                 found = torch.full((4, edge, edge), unknown, device=self.device)
             else:
-                x, found = self.tiles.mosaics(*((4, 4) if batch % 2 else (64, 1)), rng)
+                x, found = self.tiles.mosaics(*((4, 4) if batch % 2 else (64, 1)), rng, self.s.jitter)
             q = self.stored_qualities(len(x), rng)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.s.bf16):
                 y = nets.analysis(x, q).float()
@@ -315,6 +347,7 @@ class Work:
             nets = type(self.nets)(self.nets.arch).to(self.device).eval()
         nets.load_state_dict(state)
         nets.integer = self.nets.integer
+        nets.head.integer = self.nets.head.integer
         rows = []
         for quality in [q for q in CHECKED if s.quality_low <= q <= s.quality_high] or [s.quality_low]:
             row: dict[str, Any] = {"quality": quality}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepsic_codec.model import fixed
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.integer import ANALYSIS_FORMATS, BLOCK_FORMATS, SYNTHESIS_FORMATS
-from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, Synthesis
+from deepsic_codec.model.integer import ANALYSIS_FORMATS, BLOCK_FORMATS, HEAD_FORMATS, SYNTHESIS_FORMATS
+from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis
 from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, below
 from deepsic_codec.training.loss import Networks
 
@@ -25,21 +25,25 @@ def restore(nets: Networks, arrays: Arrays) -> None:
     KeyError, RuntimeError, ValueError
         If the tensors do not fit the architecture.
     """
-    head = {k: torch.from_numpy(v).float() for k, v in below(arrays, HEAD).items()}
-    own = nets.head.state_dict()
-    fitting = {k: v for k, v in head.items() if k in own and own[k].shape == v.shape}
-    nets.head.load_state_dict(own | fitting)  # the last layer is new where classes are others
+    integer = bool(getattr(nets.arch, "integer", False))
+    head = {k: torch.from_numpy(v) for k, v in below(arrays, HEAD).items()}
+    if integer:
+        _restore_head(nets.head, head)
+    else:
+        own = nets.head.state_dict()
+        fitting = {k: v.float() for k, v in head.items() if k in own and own[k].shape == v.shape}
+        nets.head.load_state_dict(own | fitting)  # the last layer is new where classes are others
     parts = {ANALYSIS: nets.analysis, SYNTHESIS: nets.synthesis, GAINS: nets.gains}
     for prefix, network in parts.items():
         tensors = {k: torch.from_numpy(v) for k, v in below(arrays, prefix).items()}
-        if not getattr(nets.arch, "integer", False):
+        if not integer:
             network.load_state_dict({k: v.float() for k, v in tensors.items()})
         elif isinstance(network, Gains):
             gain = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / tensors["step"].double()
             _fit(network.log2, torch.log2(gain) - torch.log2(_nominal_gain())[:, None])
         else:
             _restore_transform(network, tensors)
-    nets.integer = bool(getattr(nets.arch, "integer", False))
+    nets.integer = integer
 
 
 def _nominal_gain() -> Tensor:
@@ -55,17 +59,31 @@ def _restore_transform(network: Analysis | Synthesis, tensors: dict[str, Tensor]
         layers |= {f"blocks{at}.{i}.{part}": form for i in range(count) for part, form in BLOCK_FORMATS.items()}
         _restore_modulation(getattr(network, f"mod{at}"), tensors, f"mod{at}")
     for name, form in layers.items():
-        conv = network.get_submodule(name)
-        weight, shift = tensors[f"{name}.weight"].float(), tensors[f"{name}.shift"].float()
-        exponent = shift - form.in_bits + form.out_bits
-        if weight.shape != conv.weight.shape:
-            raise ValueError(f"{name}: weights of shape {tuple(weight.shape)}, expected {tuple(conv.weight.shape)}")
-        conv.weight.copy_(weight * torch.exp2(-exponent).reshape(-1, *[1] * (weight.ndim - 1)))
-        if conv.bias is not None:
-            start = tensors[f"{name}.bias"].float() - torch.floor(torch.exp2(shift - 1))
-            conv.bias.copy_(start * torch.exp2(-exponent - form.in_bits))
+        _restore_layer(network.get_submodule(name), tensors, name, form)
     if isinstance(network, Synthesis):
         network.input_scale.copy_(torch.exp2(tensors["normaliser"].float()))
+
+
+def _restore_head(head: SemanticHead, tensors: dict[str, Tensor]) -> None:
+    """Float form, which goes on being trained; the last layer stays new where classes are others."""
+    layers = dict(HEAD_FORMATS)
+    layers |= {f"blocks.{i}.{part}": form for i in range(len(head.blocks)) for part, form in BLOCK_FORMATS.items()}
+    if len(tensors["out.weight"]) != len(head.out.weight):
+        del layers["out"]
+    for name, form in layers.items():
+        _restore_layer(head.get_submodule(name), tensors, name, form)
+    _restore_modulation(head.mod, tensors, "mod")
+
+
+def _restore_layer(conv: nn.Module, tensors: dict[str, Tensor], name: str, form: fixed.Format) -> None:
+    weight, shift = tensors[f"{name}.weight"].float(), tensors[f"{name}.shift"].float()
+    exponent = shift - form.in_bits + form.out_bits
+    if weight.shape != conv.weight.shape:
+        raise ValueError(f"{name}: weights of shape {tuple(weight.shape)}, expected {tuple(conv.weight.shape)}")
+    conv.weight.copy_(weight * torch.exp2(-exponent).reshape(-1, *[1] * (weight.ndim - 1)))
+    if conv.bias is not None:
+        start = tensors[f"{name}.bias"].float() - torch.floor(torch.exp2(shift - 1))
+        conv.bias.copy_(start * torch.exp2(-exponent - form.in_bits))
 
 
 def _restore_modulation(modulate: Modulate, tensors: dict[str, Tensor], name: str) -> None:

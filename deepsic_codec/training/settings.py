@@ -43,7 +43,8 @@ class Settings:
     warm_up: int = 200  # steps
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999
-    semantic_weight: float = 0.05  # lambda2
+    semantic_weight: float = 0.1  # lambda2
+    jitter: float = 1.0  # of labelled cells: contrast, brightness, colour balance, place; 0: none
 
     integer_minutes: float = 10.0  # phase 2: everything again, imitating the integer form; 0: only brought into it
     integer_steps: int = 1_000_000
@@ -120,6 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cpu-90min": {},
     # one H200 (139 GiB), 16 cores, 25 minutes; result: not run yet
     "h200-25min": {
+        "architecture": "wide",
         "minutes": 15.0,
         "integer_minutes": 2.0,
         "photos_per_step": 48,

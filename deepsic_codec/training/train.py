@@ -33,8 +33,8 @@ from deepsic_codec.training.finish import write_adapted, write_model
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import Networks, make_networks
 from deepsic_codec.training.phases import Phase, Work, architecture_of
-from deepsic_codec.training.restore import restore
 from deepsic_codec.training.progress import Bar, Interrupt, Log
+from deepsic_codec.training.restore import restore
 from deepsic_codec.training.settings import Settings
 
 
@@ -65,7 +65,7 @@ def train(s: Settings, resume: bool = False) -> ModelInfo:
     photos = Photographs(s.images, s.crop, device=device, keep=s.data_device) if s.images else None
     tiles = None
     if s.labels:
-        tiles = LabelledTiles(s.labels, seed=s.seed, root=s.label_root, device=device, keep=s.data_device)
+        tiles = LabelledTiles(s.labels, root=s.label_root, device=device, keep=s.data_device)
     _report_data(s, photos, tiles, log)
     nets, base = _networks(s, photos, tiles, fresh=state is None)
     nets.to(device, memory_format=torch.channels_last)
@@ -92,6 +92,7 @@ def train(s: Settings, resume: bool = False) -> ModelInfo:
             if at_this is not None and at_this.done:
                 _load(nets, at_this.below("net"), s.folder)
                 nets.integer = name != "joint" and isinstance(nets.arch, Architecture)
+                nets.head.integer = name == "head" and isinstance(nets.arch, Architecture)
                 continue
             if at_this is not None:
                 _load(nets, at_this.below("net"), s.folder)  # what the phase leaves alone, its data depend on
