@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest
 from zarr.core.buffer import Buffer, NDBuffer, default_buffer_prototype  # public as zarr.buffer since zarr 3.1
 from zarr.core.sync import sync
 from zarr.storage._common import make_store_path
@@ -13,6 +14,8 @@ __all__ = [
     "default_buffer_prototype",
     "make_store_path",
     "native_dtype",
+    "read_part",
+    "read_points",
     "setting",
     "sync",
     "write_empty_chunks",
@@ -22,6 +25,30 @@ __all__ = [
 def native_dtype(dtype: Any) -> np.dtype:
     """Return the numpy dtype of what zarr calls a data type, its own class since zarr 3.1."""
     return np.dtype(dtype.to_native_dtype() if hasattr(dtype, "to_native_dtype") else dtype)
+
+
+async def read_part(store: Any, key: str, prototype: Any, part: ByteRequest | None) -> Buffer | None:
+    """Read a part of a value, or what there is of it if the value is shorter; None for a missing key.
+
+    Every store of zarr clips a range that is too long; Icechunk from version 2 on refuses it.
+    """
+    try:
+        return await store.get(key, prototype, part)
+    except Exception as error:
+        if not isinstance(part, RangeByteRequest) or "out of bounds" not in str(error):
+            raise
+    return await store.get(key, prototype, OffsetByteRequest(part.start))
+
+
+async def read_points(array: Any, points: tuple[Any, ...]) -> Any:
+    """Read single elements of an AsyncArray, given an array of indices for each axis."""
+    if hasattr(array, "get_coordinate_selection"):
+        return await array.get_coordinate_selection(points)
+    from zarr.core.indexing import CoordinateIndexer  # zarr 3.0
+
+    indexer = CoordinateIndexer(points, array.shape, array.metadata.chunk_grid)
+    values = await array._get_selection(indexer, prototype=default_buffer_prototype())
+    return np.asarray(values).reshape(indexer.sel_shape)
 
 
 def setting(value: Any) -> str:

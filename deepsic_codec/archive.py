@@ -1,15 +1,17 @@
 """The everyday API: create and open arrays stored with DeepSIC, and ask a chunk what it shows."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
 
+from deepsic_codec import embed
 from deepsic_codec._compat import native_dtype
 from deepsic_codec.codecs import chunks as stored
 from deepsic_codec.codecs import core
-from deepsic_codec.codecs.config import CodecConfig
+from deepsic_codec.codecs.config import NAN, CodecConfig
 from deepsic_codec.codecs.numcodecs import DeepSIC
 from deepsic_codec.codecs.zarr import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
@@ -35,6 +37,7 @@ def create_array(
     data: Any = None,
     attributes: Mapping[str, Any] | None = None,
     dimension_names: Sequence[str | None] | None = None,
+    embed_model: bool = False,
     **kwargs: Any,
 ) -> zarr.Array:
     """Create an array whose chunks are stored with DeepSIC.
@@ -49,10 +52,10 @@ def create_array(
     shape : tuple of int, optional
         Shape of the array, unless `data` is given.
     dtype : dtype, optional
-        uint8, unless `data` is given.
+        uint8, int8, uint16, int16 or float32, unless `data` is given.
     chunks : tuple of int or "auto"
-        Shape of a chunk; along a channel axis it has to be 3 or 1. "auto" is 512 pixels along y and x, all channels,
-        and one slice.
+        Shape of a chunk; along an axis c it has to divide the array, and at most 256. "auto" is 512 pixels along y and
+        x, all bands, and one slice.
     codec : DeepSIC or DeepSICCodec, optional
         Either kind for either format; `DeepSIC()` by default.
     zarr_format : {3, 2}
@@ -65,8 +68,12 @@ def create_array(
         Attributes of the array.
     dimension_names : sequence of str, optional
         Names of the axes; the letters of `codec.axes` by default.
+    embed_model : bool
+        Store the model beside the array, once for each group, as a plain uint8 array: the archive can then be read
+        wherever this package is, with or without the model. Needs a `name` (or a path in the store).
     **kwargs
-        More for `zarr.create_array`: `fill_value`, `overwrite`, `storage_options`, ...
+        More for `zarr.create_array`: `fill_value` (by default the codec's `nodata`), `overwrite`,
+        `storage_options`, ...
 
     Returns
     -------
@@ -78,7 +85,8 @@ def create_array(
     UnsupportedArray
         If dtype, axes or channels are not what the codec takes; nothing is written then.
     ConfigurationError
-        If `codec` is no codec of DeepSIC, or other codecs are asked for beside it.
+        If `codec` is no codec of DeepSIC, or other codecs are asked for beside it; if its `value_range`, `nodata` or
+        `max_error` do not fit the dtype, or the model cannot keep a `max_error`.
     ModelNotFound
         If the model of `codec` is not there.
     """
@@ -99,6 +107,9 @@ def create_array(
         raise TypeError("create_array() needs shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
+    core.check_exact(codec)
+    if codec.nodata is not None:  # what is missing, and what pads the last chunks, is no data either
+        kwargs.setdefault("fill_value", float("nan") if codec.nodata == NAN else codec.nodata)
     attributes = dict(attributes or {})
     attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), "vocabulary": _vocabulary(codec.decoder, codec.head)}
     names = list(codec.axes) if dimension_names is None else list(dimension_names)
@@ -108,17 +119,32 @@ def create_array(
         kwargs.setdefault("fill_value", None)
         kwargs |= {"compressors": codec.convert(DeepSIC), "filters": None}
     else:
+        dtype = native_dtype(dtype).newbyteorder("=")  # format 3 has no byte order, and zarr 3.0 refuses another
         # Not "auto": zarr then appends Zstd, and the header of a chunk can no longer be read alone.
         kwargs |= {"serializer": codec.convert(DeepSICCodec), "compressors": None, "dimension_names": names}
-    kwargs |= {"shape": shape, "dtype": dtype} if data is None else {"data": data}
+    write = kwargs.pop("write_data", True) and data is not None
+    kwargs |= {
+        "shape": shape,
+        "dtype": dtype,
+    }  # not data: zarr 3.0.8 writes that in parts of shards, one over the other
     kwargs |= {"name": name, "chunks": chunks, "shards": shards, "zarr_format": zarr_format, "attributes": attributes}
-    return zarr.create_array(store, **kwargs)
+    if embed_model:
+        embed.check_place(store, name, zarr_format, kwargs.get("storage_options"))
+    array = zarr.create_array(store, **kwargs)
+    if embed_model:
+        embed.embed_model(array)
+    if write:
+        array[...] = data
+    return array
 
 
 def open_archive(
     store: Any, name: str | None = None, *, mode: Literal["r", "r+", "a"] = "r", **kwargs: Any
 ) -> zarr.Array:
     """Open an array stored with DeepSIC, to read it unless `mode` says otherwise.
+
+    A model that is not installed here and is embedded in the archive is put into the cache folder (DEEPSIC_CACHE, by
+    default ~/.cache/deepsic_codec), where `zarr.open` then finds it too.
 
     Parameters
     ----------
@@ -135,6 +161,8 @@ def open_archive(
     ------
     UnsupportedArray
         If there is no such array, or more than one and no name.
+    ModelMismatch
+        If the model is not installed here, and what is embedded under its name is not that model.
     """
     found: Any = zarr.open(store, mode=mode, **kwargs)
     if isinstance(found, zarr.Group):
@@ -152,6 +180,7 @@ def open_archive(
         raise UnsupportedArray(f"{found.store_path} is an array, not a group with an array {name!r}")
     if not _is_deepsic(found):
         raise UnsupportedArray(f"{found.store_path} is not an array stored with DeepSIC")
+    embed.use_embedded(found)
     return found
 
 
@@ -202,10 +231,19 @@ def _check_array(
         auto = {axis: min(size, AUTO_CHUNK) for axis, size in sizes.items() if axis in "yx"}
         chunks = [max(1, auto.get(axis, size if axis == "c" else 1)) for axis, size in sizes.items()]
     chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(int(size) for size in chunks)
-    core.check_chunk(chunks, dtype, codec.axes)
+    core.check_chunk(chunks, dtype, codec)
     for axis, size, chunk in zip(codec.axes, shape, chunks, strict=True):
         if axis == "c" and size % chunk:
             raise UnsupportedArray(f"{size} channels in chunks of {chunk}: the last chunk would be padded; choose 1")
+        if axis == "c" and size != chunk and isinstance(codec.value_range, tuple) and len(codec.value_range) > 1:
+            raise ConfigurationError(f"value_range: a range for each of {chunk} bands, and the array has {size}")
+        if axis == "c" and chunks[codec.axes.index("y")] <= 4 < chunk:  # it would work, and be poor in every way
+            rows = chunks[codec.axes.index("y")]
+            warnings.warn(
+                f"axes={codec.axes!r} makes chunks {chunks} images of {chunk} bands and {rows} rows: if they are not, "
+                "pass the codec other axes, such as 'cyx'",
+                stacklevel=3,
+            )
     return chunks
 
 

@@ -8,7 +8,7 @@ True
 1
 
 `config.set(...)` alone changes the settings for the rest of the process, in all its threads. Defaults come from the
-environment: DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION.
+environment: DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION, DEEPSIC_MAX_PIXELS.
 """
 
 import os
@@ -34,19 +34,24 @@ class Settings:
     precision : str
         Arithmetic of the analysis transform: "float32", "bfloat16", or "auto", which is bfloat16 where the processor
         multiplies matrices in it (AMX, CUDA). Decoding does not depend on it.
+    max_pixels : int
+        Most pixels (as `batch_pixels` counts them, a border of 16 around each image included) of one chunk; larger ones
+        are neither written nor read. A hundred bytes from a stranger can announce a chunk of 2**31 samples, which takes
+        tens of gigabytes to decode; the default, 2**29, takes a few.
     """
 
     device: str = "auto"
     batch_pixels: int = 1 << 21
     threads: int | None = None
     precision: str = "auto"
+    max_pixels: int = 1 << 29
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not self.device:
             raise ConfigurationError(f"device: expected a name such as 'auto', 'cpu' or 'cuda:0', got {self.device!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigurationError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
-        for name in ("batch_pixels", "threads"):
+        for name in ("batch_pixels", "threads", "max_pixels"):
             value = getattr(self, name)
             if value is None and name == "threads":
                 continue
@@ -56,10 +61,10 @@ class Settings:
 
 def _from_environment() -> Settings:
     values: dict[str, str | int] = {}
-    for name in ("device", "batch_pixels", "threads", "precision"):
+    for name in ("device", "batch_pixels", "threads", "precision", "max_pixels"):
         text = os.environ.get(f"DEEPSIC_{name.upper()}", "").strip()
         if text:
-            values[name] = int(text) if name in ("batch_pixels", "threads") and text.isdecimal() else text
+            values[name] = int(text) if name in ("batch_pixels", "threads", "max_pixels") and text.isdecimal() else text
     return Settings(**values)  # type: ignore[arg-type]  # Settings checks them
 
 

@@ -16,6 +16,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 
+from deepsic_codec import embed
 from deepsic_codec.archive import create_array, open_archive
 from deepsic_codec.bulk.index import index_place, write_index
 from deepsic_codec.bulk.layout import Layout
@@ -79,6 +80,7 @@ def store(
     retries: int = 5,
     backoff: float = 0.2,
     overwrite: bool = False,
+    embed_model: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -90,7 +92,7 @@ def store(
     Parameters
     ----------
     source : dask.array.Array, xarray.DataArray or array_like
-        uint8. Of a DataArray, the names of dimensions and the attributes go along.
+        Of a dtype that the codec takes. Of a DataArray, the names of dimensions and the attributes go along.
     target : str, Path, store, zarr.Group or zarr.Array
         Where to. An array that exists is written to if it is given as one, or with `region`, `resume` or `overwrite`.
     name : str, optional
@@ -118,6 +120,8 @@ def store(
         Seconds before the first retry; doubled for each further one.
     overwrite : bool
         Delete what is there.
+    embed_model : bool
+        Store the model beside the array, as `create_array` does; also beside one that exists.
     storage_options : dict, optional
         For fsspec, if `target` is a URL.
     **kwargs
@@ -131,7 +135,8 @@ def store(
     Raises
     ------
     UnsupportedArray
-        If the source has another dtype than uint8 or another shape than its place, or the region cuts chunks.
+        If the source has a dtype that the codec does not take or another shape than its place, or the region cuts
+        chunks.
     ConfigurationError
         If the array that exists has another codec or model.
     ModelNotFound
@@ -146,8 +151,11 @@ def store(
     values = _as_dask(source, da)
     array = _open_target(
         source, values, target, name, codec, chunks, shards,
-        storage_options=storage_options, region=region, resume=resume, overwrite=overwrite, more=kwargs,
+        storage_options=storage_options, region=region, resume=resume, overwrite=overwrite,
+        more=kwargs | ({"embed_model": True} if embed_model else {}),
     )  # fmt: skip
+    if embed_model:
+        embed.embed_model(array)  # does nothing if it is there
     config = Layout(array).config
     _check_model(config)
     where = check_region(array, region)
@@ -244,11 +252,6 @@ def _as_dask(source: Any, da: Any) -> da.Array:
     values = values if isinstance(values, da.Array) else da.from_array(np.asarray(values))
     if any(np.isnan(size) for size in values.shape):
         raise UnsupportedArray("source: a Dask array of unknown shape; call its compute_chunk_sizes() first")
-    if values.dtype.kind == "f":
-        raise UnsupportedArray(
-            f"source: {values.dtype}, which may hold NaN, and the codec takes uint8 only in this version; fill NaN, "
-            "scale to 0..255 and convert (of xarray, open with mask_and_scale=False if the file has uint8)"
-        )
     return values
 
 

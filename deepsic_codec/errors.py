@@ -1,4 +1,4 @@
-"""What can go wrong, in eleven kinds. A message says what was found, what was expected, what to do."""
+"""What can go wrong, in twelve kinds. A message says what was found, what was expected, what to do."""
 
 from collections.abc import Sequence
 
@@ -63,3 +63,7 @@ class WriteError(DeepSICError, OSError):
 
 class SourceError(DeepSICError, OSError):
     """An image file or array that cannot be read. The message names it."""
+
+
+class MissingPackage(DeepSICError, ImportError):
+    """Something that needs a package which is not installed. The message says what to install."""

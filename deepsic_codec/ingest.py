@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,18 +65,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("url", metavar="URL", help="the archive, a Zarr group: a path or s3://...; made if needed")
     add("--stack", metavar="NAME", help="one array of all images, which have to be of equal size")
     add("--name", help="what to call the array, if there is one source")
-    add("--quality", type=float, default=50.0, help="1 (smallest) to 100 (best) (default: 50)")
+    add("--quality", type=float, help="1 (smallest) to 100 (best) (default: 50, with --max-error 20)")
+    add("--psnr", type=float, metavar="DB", help="PSNR that each chunk is to have, instead of a quality")
+    add("--bpp", type=float, metavar="BITS", help="bits per pixel that each chunk is to have, instead of a quality")
+    add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
+    text = "range of values that counts (more pairs: of each band), or chunk, its own (default beyond 8 bits)"
+    add("--value-range", metavar="LOW,HIGH", help=text)
+    add("--nodata", metavar="VALUE", help="value without data, a number or nan (default: what a GeoTIFF says); or none")
+    add("--bands", choices=("planes", "triples"), help="how bands are joined (default: three are colours)")
     add("--chunk", type=int, metavar="PIXELS", help="edge of a chunk (default: 512)")
     add("--shard", type=int, metavar="PIXELS", help="edge of a shard, a multiple of a chunk's (Zarr format 3)")
     add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
     add("--semantics", choices=("pre", "post", "none"), default="pre", help="when labels are computed (default: pre)")
     add("--axes", help="what the axes of a Zarr array are, such as yxc, if the names of its dimensions do not tell")
+    add("--ome", action="store_true", help="store each image as an OME-Zarr pyramid (OME-NGFF 0.5; Zarr format 3)")
+    add("--embed-model", action="store_true", help="store the model in the archive, to read it where there is none")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
     add("--overwrite", action="store_true", help="replace arrays that are there")
     add("--skip-unreadable", action="store_true", help="name what cannot be read and go on; reads each file twice")
     add("--drop-alpha", action="store_true", help="take images with transparency without it")
     add("--batch-size", type=int, default=16, metavar="N", help="chunks encoded at once (default: 16)")
     add("--workers", type=int, metavar="N", help="threads (default: as many as there are cores)")
+    add("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -85,7 +96,11 @@ def run(args: argparse.Namespace) -> None:
     console = Console(stderr=True) if sys.stderr.isatty() else Console(stderr=True, width=110)
     skipped: list[str] = []
     sources = list(_sources(args, skipped))  # what cannot be opened is found before anything is written
-    results = [write(source, args, console) for source in sources]
+    results = [one for source in sources for one in (_pyramid if args.ome else _plain)(source, args, console)]
+    if args.json:
+        figures = [asdict(one) | {"psnr": one.psnr if np.isfinite(one.psnr) else None} for one in results]
+        print(json.dumps({"arrays": figures, "skipped": skipped}))
+        return
     out = Console() if sys.stdout.isatty() else Console(width=140)
     out.print(summary(results))
     for message in skipped:
@@ -111,14 +126,37 @@ def _sources(args: argparse.Namespace, skipped: list[str]) -> Iterator[ImageSour
         yield from found
 
 
-def write(source: ImageSource, args: argparse.Namespace, console: Console) -> Ingested:
-    """Store one source."""
+def _plain(source: ImageSource, args: argparse.Namespace, console: Console) -> list[Ingested]:
+    return [write(source, args, console)]
+
+
+def _pyramid(source: ImageSource, args: argparse.Namespace, console: Console) -> list[Ingested]:
+    """Store one source and its reductions, then say in the group what they are: until then, nobody takes it for one."""
+    from deepsic_codec import ome
+    from deepsic_codec.errors import ConfigurationError
+
+    if args.format != 3:
+        raise ConfigurationError(f"--ome: OME-NGFF {ome.VERSION} is of Zarr format 3, not {args.format}")
+    levels = ome.pyramid(source, args.chunk, _nodata(source, args.nodata))
+    group = ome.open_group(args.url, source.name)
+    reduced = argparse.Namespace(**{**vars(args), "semantics": "none"})  # labels are for pixels of the original size
+    results = [write(levels[0], args, console), *(write(level, reduced, console, index=False) for level in levels[1:])]
+    group.attrs.update(ome.describe(source.name, [level.values for level in levels], levels[0].axes))
+    return results
+
+
+def write(source: ImageSource, args: argparse.Namespace, console: Console, index: Any = "auto") -> Ingested:
+    """Store one source, and its label index unless `index` is False."""
     import dask
 
     from deepsic_codec import DeepSIC
     from deepsic_codec import dask as bulk
 
-    codec = DeepSIC(quality=args.quality, axes=source.axes, semantics=args.semantics)
+    codec = DeepSIC(
+        quality=args.quality, psnr=args.psnr, bpp=args.bpp, max_error=args.max_error, axes=source.axes,
+        bands=args.bands, value_range=_value_range(source, args.value_range), nodata=_nodata(source, args.nodata),
+        semantics=args.semantics,
+    )  # fmt: skip
     shape = source.values.shape
     chunks: Any = "auto" if args.chunk is None else _edges(source.axes, shape, args.chunk, clip=True)
     shards = None if args.shard is None else _edges(source.axes, shape, args.shard, clip=False)
@@ -126,7 +164,8 @@ def write(source: ImageSource, args: argparse.Namespace, console: Console) -> In
     delayed = bulk.store(
         source.values, args.url, name=source.name, codec=codec, chunks=chunks, shards=shards,
         batch_size=args.batch_size, resume=args.resume and not args.overwrite, overwrite=args.overwrite,
-        zarr_format=args.format, attributes=source.attributes, compute=False,
+        zarr_format=args.format, attributes=source.attributes, index=index,
+        embed_model=args.embed_model, compute=False,
     )  # fmt: skip
     tasks = sum(str(key).startswith("write_block-") for key in dict(delayed.dask))
     with _progress(console, source.name, tasks) as callback, callback, dask.config.set(scheduler="threads"):
@@ -137,6 +176,39 @@ def write(source: ImageSource, args: argparse.Namespace, console: Console) -> In
         source.name, shape, int(source.values.nbytes), stored, report.written, report.skipped, report.empty, seconds,
         _psnr(source, report.array), labels,
     )  # fmt: skip
+
+
+def _value_range(source: ImageSource, text: str | None) -> Any:
+    """Return the range as told; of 16 bits hardly any image uses all, and quality is spent on the range."""
+    from deepsic_codec.errors import ConfigurationError
+
+    if text is None or text == "chunk":
+        return "chunk" if text or source.values.dtype.itemsize > 1 else None
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or len(numbers) % 2:
+        raise ConfigurationError(f"--value-range: expected LOW,HIGH, more such pairs, or 'chunk', got {text!r}")
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _nodata(source: ImageSource, text: str | None) -> Any:
+    """Return the NoData value: as told, or what the source says of itself if its samples can have it."""
+    from deepsic_codec.errors import ConfigurationError
+
+    if text is not None:
+        try:
+            return None if text.lower() == "none" else float(text)
+        except ValueError:
+            raise ConfigurationError(f"--nodata: expected a number, nan or none, got {text!r}") from None
+    value, dtype = source.attributes.get("nodata"), source.values.dtype
+    if value is None or dtype.kind == "f":
+        return "NaN" if value == "NaN" else value if isinstance(value, int | float) else None
+    # Files often declare a value that their samples cannot have, left from another dtype.
+    info = np.iinfo(dtype)
+    fits = isinstance(value, int | float) and value == int(value) and info.min <= value <= info.max
+    return value if fits else None
 
 
 def _edges(axes: str, shape: Sequence[int], edge: int, clip: bool) -> tuple[int, ...]:
@@ -186,7 +258,7 @@ def _contents(report: Any) -> tuple[int, dict[str, int]]:
 
 
 def _psnr(source: ImageSource, array: zarr.Array) -> float:
-    """PSNR over some chunks, the same ones in every run."""
+    """PSNR over some chunks, the same ones in every run; its peak is 255 for uint8, else the range of what is there."""
     from deepsic_codec.metrics import psnr
 
     grid = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
@@ -200,7 +272,24 @@ def _psnr(source: ImageSource, array: zarr.Array) -> float:
         pairs.append((original.ravel(), np.asarray(array[region]).ravel()))
     if not pairs:
         return float("nan")
-    return psnr(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))
+    originals, decoded = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
+    data = ~_without_data(originals, array)
+    originals, decoded = originals[data], decoded[data]
+    if not originals.size:
+        return float("nan")
+    peak = 255.0 if array.dtype == np.uint8 else float(np.ptp(originals.astype(np.float64))) or 1.0
+    return psnr(originals, decoded, peak)
+
+
+def _without_data(values: np.ndarray, array: zarr.Array) -> np.ndarray:
+    from deepsic_codec.codecs.chunks import codec_of
+    from deepsic_codec.codecs.values import nodata_value
+
+    config = codec_of(array)
+    if config.nodata is None:
+        return np.zeros(values.shape, bool)
+    value = nodata_value(config, values.dtype.newbyteorder("="))
+    return np.isnan(values) if value != value else values == value
 
 
 def summary(results: Sequence[Ingested]) -> Any:

@@ -13,6 +13,7 @@ import zarr
 
 from deepsic_codec import dask as bulk
 from deepsic_codec.codecs import chunks as stored
+from deepsic_codec.codecs.values import DTYPES
 from deepsic_codec.errors import ConfigurationError, DeepSICError, SourceError, UnsupportedArray
 from deepsic_codec.labels.places import is_deepsic
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
@@ -25,6 +26,10 @@ PILLOW = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".jp2", ".j2
 OTHERS = (".jxl", ".jxr")  # through imagecodecs
 SUFFIXES = (*TIFF, *PILLOW, *OTHERS)
 NODES = ("zarr.json", ".zarray", ".zgroup")
+PILLOW_DEEP: dict[str, np.dtype[Any]] = {  # modes of more than 8 bits
+    **dict.fromkeys(("I;16", "I;16L", "I;16B"), np.dtype("u2")),
+    "F": np.dtype("f4"),
+}
 WINDOW = 2048  # pixels: edge of what is read of a GeoTIFF at once
 # Names of dimensions as they are in use, and the axes of the codec that they are.
 DIMENSIONS = {
@@ -180,9 +185,14 @@ def _file(path: Path, name: str, drop_alpha: bool) -> ImageSource:
         raise
     except Exception as error:  # libraries raise whatever they like for damaged files
         raise SourceError(f"{path}: cannot be read: {error}") from error
-    if source.values.dtype != np.uint8:
-        raise UnsupportedArray(f"{path}: {source.values.dtype}, and the codec takes uint8 only in this version")
+    _check_dtype(path, source.values.dtype)
     return replace(source, name=name, attributes={"source": path.name, **source.attributes})
+
+
+def _check_dtype(place: Path | str, dtype: Any) -> None:
+    if np.dtype(dtype).newbyteorder("=") not in DTYPES:
+        names = ", ".join(map(str, DTYPES))
+        raise UnsupportedArray(f"{place}: samples of {dtype}, and the codec takes {names}; convert it")
 
 
 def _probe(source: ImageSource, path: Path) -> None:
@@ -222,18 +232,20 @@ def _pillow(path: Path, drop_alpha: bool) -> ImageSource:
         alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
         if alpha and not drop_alpha:
             raise UnsupportedArray(f"{path}: has transparency, which the codec does not store; drop it (--drop-alpha)")
-        if image.mode.startswith(("I", "F")):
-            raise UnsupportedArray(f"{path}: more than 8 bits a sample; the codec takes uint8 only in this version")
+        dtype: np.dtype[Any] = PILLOW_DEEP.get(image.mode, np.dtype("u1"))
+        if image.mode == "I":
+            raise UnsupportedArray(f"{path}: samples of 32 bits, which the codec does not take; save it with 16 bits")
         mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        mode = image.mode if image.mode in PILLOW_DEEP else mode
         shape: tuple[int, ...] = (image.height, image.width) + ((3,) if mode == "RGB" else ())
         tags = dict(image.tag_v2) if hasattr(image, "tag_v2") else {}
 
     def read() -> np.ndarray:
         with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
+            return np.asarray(image if image.mode == mode else image.convert(mode)).astype(dtype)
 
     axes = "yxc" if mode == "RGB" else "yx"
-    return ImageSource("", _whole(path, read, shape, np.uint8), axes, georeference(tags))
+    return ImageSource("", _whole(path, read, shape, dtype), axes, georeference(tags))
 
 
 def _imagecodecs(path: Path, drop_alpha: bool) -> ImageSource:
@@ -294,8 +306,6 @@ def _rasterio(path: Path, drop_alpha: bool) -> ImageSource:
                 if not drop_alpha:
                     raise UnsupportedArray(f"{path}: has transparency; drop it (--drop-alpha)")
                 bands -= 1
-            if bands not in (1, 3):
-                raise UnsupportedArray(f"{path}: {bands} bands; the codec takes 1 or 3 in this version")
             windows = _Windows(path, bands, file.height, file.width, np.dtype(file.dtypes[0]))
             attributes: dict[str, Any] = {}
             if file.crs:
@@ -303,10 +313,11 @@ def _rasterio(path: Path, drop_alpha: bool) -> ImageSource:
             if not file.transform.is_identity:
                 attributes["transform"] = list(file.transform)[:6]
             if file.nodata is not None:
-                attributes["nodata"] = file.nodata
-    values = da.from_array(windows, chunks=(WINDOW, WINDOW, bands), name=False, lock=False, fancy=False, meta=np.empty(
+                attributes["nodata"] = "NaN" if file.nodata != file.nodata else file.nodata
+    edge = WINDOW if bands <= 4 else WINDOW // 4
+    values = da.from_array(windows, chunks=(edge, edge, bands), name=False, lock=False, fancy=False, meta=np.empty(
         (0, 0, 0), windows.dtype))  # fmt: skip
-    return ImageSource("", values if bands == 3 else values[..., 0], "yxc" if bands == 3 else "yx", attributes)
+    return ImageSource("", values if bands > 1 else values[..., 0], "yxc" if bands > 1 else "yx", attributes)
 
 
 def _tifffile(path: Path, drop_alpha: bool) -> ImageSource:
@@ -372,7 +383,7 @@ def georeference(tags: Mapping[int, Any]) -> dict[str, Any]:
     if GDAL_NODATA in tags:
         text = str(tags[GDAL_NODATA]).strip("\0 ")
         try:
-            found["nodata"] = float(text)
+            found["nodata"] = "NaN" if text.lower() == "nan" else float(text)
         except ValueError:
             found["nodata"] = text
     return found
@@ -389,20 +400,21 @@ def _zarr(place: Path | str, name: str, axes: str | None) -> Iterator[ImageSourc
     arrays = [(path, found) for path, found in node.members(max_depth=None) if isinstance(found, zarr.Array)]
     images = [(path, array) for path, array in sorted(arrays) if _may_be_image(path, array)]
     if not images:
-        raise SourceError(f"{place}: a group without uint8 arrays of 2 dimensions or more")
+        raise SourceError(f"{place}: a group without arrays of 8 or 16 bits and 2 dimensions or more")
     for path, array in images:
         yield _array(array, f"{place}/{path}", path, axes)
 
 
 def _may_be_image(path: str, array: zarr.Array) -> bool:
-    return array.ndim >= 2 and array.dtype == np.uint8 and not any(part.endswith("_labels") for part in path.split("/"))
+    # Not float32: coordinates and masks are, and for images the range of values has to be given anyway.
+    image = array.ndim >= 2 and array.dtype.newbyteorder("=") in DTYPES and array.dtype.kind != "f"
+    return image and not any(part.endswith("_labels") for part in path.split("/"))
 
 
 def _array(array: zarr.Array, place: str, name: str, axes: str | None) -> ImageSource:
     import dask.array as da
 
-    if array.dtype != np.uint8:
-        raise UnsupportedArray(f"{place}: {array.dtype}, and the codec takes uint8 only in this version")
+    _check_dtype(place, array.dtype)
     attributes = {key: value for key, value in array.attrs.items() if key not in (ATTRIBUTE, "_ARRAY_DIMENSIONS")}
     if is_deepsic(array):
         return ImageSource(name, bulk.open(array), stored.codec_of(array).axes, attributes)

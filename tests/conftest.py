@@ -1,8 +1,13 @@
 import sys
 
+import hypothesis
 import pytest
 
 from tests import stub_runtime
+
+# A busy machine is no failure: nothing here is about time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """A lossless stand-in for model.file and model.runtime, without torch: whatever garbles a chunk shows exactly.
 
-Features are the pixels, deflated. Labels tell how bright a cell of 64x64 pixels is. An image that is 13 everywhere
-makes the call that it is part of fail, as a batch does in which one item is bad.
+Features are the pixels, deflated; with `RUNTIME.lossy`, they are rounded first, by more the lower the quality. Labels
+tell how bright a cell of 64x64 pixels is. An image that is 13 everywhere makes the call that it is part of fail, as a
+batch does in which one item is bad.
 """
 
 import sys
@@ -29,6 +30,7 @@ class ModelInfo:
     decoder: str
     head: str
     vocabulary: Vocabulary = Vocabulary()
+    architecture: dict = field(default_factory=lambda: {"latents": 768, "integer": True})
 
 
 MODELS = (ModelInfo("base", "ab" * 32, "cd" * 32), ModelInfo("other", "12" * 32, "34" * 32))
@@ -60,7 +62,7 @@ def _padded(images, step):
 
 def shade_scores(images):
     """Scores u8 (slices, rows, columns, 4): Dark, Dim, Bright, unknown."""
-    mean = _padded(images, 64).mean(axis=(3, 4, 5))
+    mean = _padded(images, 64).mean(axis=(3, 4, 5)) / (64 if images.dtype == np.int16 else 1)
     shade = np.minimum(mean * 3 // 256, 2).astype(int)
     scores = np.full((*mean.shape, 4), 10, "u1")
     np.put_along_axis(scores, shade[..., None], 200, axis=-1)
@@ -71,6 +73,8 @@ class Runtime:
     def __init__(self):
         self.batches = []  # ("encode" or "decode", number of items)
         self.delay = None  # called at each batch
+        self.exact = True
+        self.lossy = False
 
     def _enter(self, kind, items):
         self.batches.append((kind, len(items)))
@@ -84,27 +88,40 @@ class Runtime:
         self._enter("encode", images)
         assert len(images) == len(qualities) == len(efforts if efforts is not None else images)
         for image in images:
-            assert image.dtype == np.uint8 and image.ndim == 4 and image.shape[3] == 3 and image.flags.c_contiguous
+            assert image.dtype in (np.uint8, np.int16) and image.ndim == 4 and image.shape[3] == 3
+            assert image.flags.c_contiguous and image.min() >= 0 and image.max() <= 255 * 64
             if (image == POISON).all():
                 raise RuntimeError("a poisoned image")
         return [
             Encoded(
-                zlib.compress(image.tobytes(), 1),
+                image.dtype.str[1:].encode() + zlib.compress(self._rounded(image, quality).tobytes(), 1),
                 shade_scores(image) if labels else None,
                 _rows_cols(image.shape[1:3], 16),
             )
-            for image in images
+            for image, quality in zip(images, qualities, strict=True)
         ]
 
-    def decode(self, features, shapes, qualities):
+    def _rounded(self, image, quality):
+        if not self.lossy:
+            return image
+        unit = 64 if image.dtype == np.int16 else 1
+        step = int(1 + (100 - quality) / 4) * unit
+        return np.minimum(image // step * step + step // 2, 255 * unit).astype(image.dtype)
+
+    def decode(self, features, shapes, qualities, fine=None):
         self._enter("decode", features)
         assert len(features) == len(shapes) == len(qualities)
         images = []
-        for data, shape in zip(features, shapes, strict=True):
+        for data, shape, wanted in zip(features, shapes, fine or [False] * len(features), strict=True):
             try:
-                pixels = np.frombuffer(zlib.decompress(bytes(data)), "u1")
-                images.append(pixels.reshape(*shape, 3))
-            except (zlib.error, ValueError) as error:
+                dtype = bytes(data[:2]).decode()
+                pixels = np.frombuffer(zlib.decompress(bytes(data[2:])), dtype).reshape(*shape, 3)
+                if dtype == "u1" and wanted:
+                    pixels = 64 * pixels.astype("i2")
+                elif dtype == "i2" and not wanted:
+                    pixels = ((pixels + 32) // 64).astype("u1")
+                images.append(pixels)
+            except (zlib.error, ValueError, TypeError, UnicodeError) as error:
                 raise CorruptPayload(f"features: {error}") from error
         return images
 

@@ -48,7 +48,7 @@ def test_bad_settings_change_nothing(changes, words):
 def test_environment():
     show = "from deepsic_codec import config; print(config.get())"
     assert run_python(show, DEEPSIC_DEVICE="cuda:1", DEEPSIC_THREADS="3", DEEPSIC_BATCH_PIXELS=" 9 ").strip() == (
-        "Settings(device='cuda:1', batch_pixels=9, threads=3, precision='auto')"
+        "Settings(device='cuda:1', batch_pixels=9, threads=3, precision='auto', max_pixels=536870912)"
     )
     with pytest.raises(AssertionError, match="threads: expected an integer of at least 1, got 'many'"):
         run_python(show, DEEPSIC_THREADS="many")

@@ -6,6 +6,7 @@ import zarr
 from PIL import Image
 
 from deepsic_codec import cli, sources
+from deepsic_codec import ingest as ingest_module
 from deepsic_codec.errors import ConfigurationError, SourceError, UnsupportedArray
 from deepsic_codec.sources import georeference, open_sources, stack
 from tests.common import check_rejects, photograph
@@ -69,7 +70,7 @@ def test_format_and_shards(folder, tmp_path, options):
 def test_resume_and_overwrite(folder, tmp_path, stub, capsys):
     target = tmp_path / "out.zarr"
     assert ingest(folder / "a.png", target, "--chunk", 64) == 0
-    assert ingest(folder / "a.png", target, "--chunk", 64) == 1
+    assert ingest(folder / "a.png", target, "--chunk", 64) == 2
     assert "resume" in capsys.readouterr().err
     (target / "a" / "c" / "0" / "1" / "0").unlink()
     stub.batches.clear()
@@ -110,7 +111,9 @@ def test_transparency_and_depth(tmp_path):
     check_rejects(UnsupportedArray, "a.png|drop-alpha", opened, tmp_path / "a.png")
     np.testing.assert_array_equal(opened(tmp_path / "a.png", drop_alpha=True)["a"].values, rgba[..., :3])
     Image.fromarray(photograph(20, 30).astype("u2") * 9).save(tmp_path / "deep.png")
-    check_rejects(UnsupportedArray, "deep.png|uint8", opened, tmp_path / "deep.png")
+    deep = opened(tmp_path / "deep.png")["deep"].values
+    assert deep.dtype == np.uint16
+    np.testing.assert_array_equal(deep, photograph(20, 30).astype("u2") * 9)
 
 
 def test_equal_names_get_their_suffix(tmp_path):
@@ -121,7 +124,7 @@ def test_equal_names_get_their_suffix(tmp_path):
 
 
 def test_one_name_for_many_sources(folder, tmp_path, capsys):
-    assert ingest(folder, tmp_path / "out.zarr", "--name", "one") == 1
+    assert ingest(folder, tmp_path / "out.zarr", "--name", "one") == 2
     assert "--stack" in capsys.readouterr().err
 
 
@@ -169,6 +172,55 @@ def test_geotiff(tmp_path, monkeypatch, reader, shape):
     np.testing.assert_array_equal(array[:], values)
     assert array.attrs["crs"] == "EPSG:32632"
     assert array.attrs["transform"] == [10.0, 0.0, 500000.0, 0.0, -20.0, 5600000.0]
+
+
+@pytest.mark.parametrize("dtype, nodata", [("uint16", 0), ("int16", -9999), ("float32", float("nan"))])
+def test_deep_images_of_many_bands(tmp_path, capsys, dtype, nodata):
+    rasterio = pytest.importorskip("rasterio")
+    values = (photograph(70, 90, 5).astype("f8") * 20 + 300).astype(dtype)
+    values[20:40, 30:50] = nodata
+    profile = {"driver": "GTiff", "height": 70, "width": 90, "count": 5, "dtype": dtype, "nodata": nodata}
+    with rasterio.open(tmp_path / "deep.tif", "w", **profile) as file:
+        file.write(np.moveaxis(values, -1, 0))
+    options = ["--value-range", "0,6000"] if dtype == "float32" else ["--max-error", 0, "--value-range", "chunk"]
+    assert ingest(tmp_path / "deep.tif", tmp_path / "out.zarr", "--chunk", 64, *options) == 0
+    array = zarr.open_array(tmp_path / "out.zarr", path="deep", mode="r")
+    assert array.dtype == dtype and array.metadata.codecs[0].nodata == ("NaN" if nodata != nodata else nodata)
+    np.testing.assert_equal(array.fill_value, np.dtype(dtype).type(nodata))
+    np.testing.assert_allclose(array[:], values, atol=0.3 if dtype == "float32" else 0, rtol=0)
+    # NaN that stands for nothing is an error
+    assert ingest(tmp_path / "deep.tif", tmp_path / "plain.zarr", "--nodata", "none") == (nodata != nodata)
+
+
+def test_a_value_that_samples_cannot_have_is_no_nodata(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    values = photograph(70, 90)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=70, width=90, count=1, dtype="uint16") as file:
+        file.write(values, 1)
+    (source,) = open_sources([tmp_path / "a.tif"])
+    for value in (-9999.0, 0.5, "NaN", "none at all"):
+        source.attributes["nodata"] = value
+        assert ingest_module._nodata(source, None) is None
+    assert ingest_module._nodata(source, "7") == 7
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--value-range", "1"], "--value-range"),
+        (["--value-range", "a,b"], "--value-range"),
+        (["--value-range", "5,1"], "value_range"),
+        (["--nodata", "x"], "--nodata"),
+        (["--nodata", "300"], "nodata|300"),
+        (["--psnr", "40", "--bpp", "1"], "psnr, bpp"),
+        (["--max-error", "-1"], "max_error"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense(folder, tmp_path, capsys, options, words):
+    assert ingest(folder / "a.png", tmp_path / "out.zarr", *options) != 0
+    err = capsys.readouterr().err
+    assert all(word in err for word in words.split("|")), err
 
 
 def test_a_large_geotiff_is_read_in_parts(tmp_path, monkeypatch):
@@ -224,5 +276,6 @@ def test_zarr_arrays_and_groups(tmp_path, capsys):
 def test_zarr_arrays_that_are_no_images(tmp_path):
     group = zarr.open_group(tmp_path / "in.zarr", mode="w")
     group.create_array("a", shape=(70, 90), dtype="f4")
-    check_rejects(SourceError, "without uint8", opened, tmp_path / "in.zarr")
-    check_rejects(UnsupportedArray, "float32", opened, tmp_path / "in.zarr" / "a")
+    check_rejects(SourceError, "without arrays", opened, tmp_path / "in.zarr")
+    group.create_array("b", shape=(70, 90), dtype="f8")
+    check_rejects(UnsupportedArray, "float64", opened, tmp_path / "in.zarr" / "b")

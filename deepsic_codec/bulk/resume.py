@@ -90,7 +90,7 @@ class _Check:
             header.shape == tuple(self.array.chunks)
             and header.axes == self.config.axes
             and header.order == self.layout.order
-            and header.quality == self.config.quality
+            and self.config.quality in (None, header.quality)  # None: searched for each chunk
             and (header.decoder, header.head) == self.identities
             and labelled == (self.config.semantics == "pre")
         )

@@ -212,7 +212,7 @@ class _BlockWriter:
             for index in batch:
                 values = self._values(index)
                 self.result.samples += values.size
-                if not (self.skip_empty and bool((values == self.fill).all())):
+                if not (self.skip_empty and self._is_fill(values)):
                     jobs[index] = self._job(values)
             try:
                 payloads.update(zip(jobs, self.encode(list(jobs.values())) if jobs else (), strict=True))
@@ -220,6 +220,11 @@ class _BlockWriter:
                 error.add_note(f"while encoding chunks {', '.join(map(str, jobs))} of array {self.array.path!r}")
                 raise
             yield payloads
+
+    def _is_fill(self, values: np.ndarray) -> bool:
+        if self.fill != self.fill:
+            return bool(np.isnan(values).all())
+        return bool((values == self.fill).all())
 
     def _values(self, index: Index) -> np.ndarray:
         """Return the samples of a chunk that lie within the array."""

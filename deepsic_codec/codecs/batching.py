@@ -7,18 +7,21 @@ to the batcher, and nobody waits for a thread that still has to start, so a full
 """
 
 import asyncio
+import atexit
 import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 # A leader that expects others waits for at most this share of what the last batch took, and never longer than this.
 GATHER_SHARE, GATHER_SECONDS = 1 / 16, 0.005
 # Callers seen longer ago than this are not expected back.
 GATHER_MEMORY_SECONDS = 0.1
+# The interpreter ends all the same if the last batch takes longer.
+LAST_BATCH_SECONDS = 60
 
 
 class Job(Protocol):
@@ -56,6 +59,7 @@ class Batcher:
     def __init__(self, run: Callable[[list[Any]], Sequence[Any]], limit: Callable[[], int]) -> None:
         self._run, self._limit = run, limit
         self._reset()
+        _batchers.add(self)
         if hasattr(os, "register_at_fork"):
             # A forked child has none of the threads that would finish these jobs and release this lock.
             os.register_at_fork(after_in_child=self._reset)
@@ -102,7 +106,7 @@ class Batcher:
             while True:
                 if all(item.done for item in mine):
                     return []
-                if not self._busy:
+                if not self._busy and not (_ending and threading.current_thread() is not threading.main_thread()):
                     break
                 self._finished.wait()
             self._busy = True
@@ -197,3 +201,22 @@ class Batcher:
         finally:
             for _, future in calls:
                 future.cancel()  # does nothing to those that are done
+
+
+_batchers: WeakSet[Batcher] = WeakSet()
+_ending = False  # the interpreter: daemon threads begin no more batches
+
+
+def _finish_batches() -> None:
+    """Let batches of daemon threads end, and no new ones begin.
+
+    At its end the interpreter stops daemon threads wherever they are, and inside of torch that aborts the process.
+    """
+    global _ending
+    _ending = True
+    for batcher in list(_batchers):
+        with batcher._finished:
+            batcher._finished.wait_for(lambda batcher=batcher: not batcher._busy, LAST_BATCH_SECONDS)  # type: ignore[misc]
+
+
+atexit.register(_finish_batches)

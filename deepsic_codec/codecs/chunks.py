@@ -12,7 +12,7 @@ from google_crc32c import value as crc32c
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
-from deepsic_codec._compat import default_buffer_prototype, setting
+from deepsic_codec._compat import default_buffer_prototype, read_part, setting
 from deepsic_codec.codecs.config import CodecConfig
 from deepsic_codec.codecs.numcodecs import DeepSIC
 from deepsic_codec.codecs.zarr import DeepSICCodec
@@ -177,7 +177,7 @@ async def _read(array: Any, place: Location, size: int | None) -> bytes | None:
 
 async def _get(array: Any, key: str, part: ByteRequest) -> bytes | None:
     # Not get_partial_values: stores differ in what that does for a missing key.
-    data = await array.store_path.store.get(key, default_buffer_prototype(), part)
+    data = await read_part(array.store_path.store, key, default_buffer_prototype(), part)
     return None if data is None else data.to_bytes()
 
 

@@ -1,6 +1,7 @@
 """What a codec is set to, and its JSON form in the metadata of both Zarr formats."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +10,17 @@ from typing import Any, Self, TypeVar
 
 from deepsic_codec.errors import ConfigurationError, ModelNotFound
 
-FORMAT = 0  # of this metadata and of the payloads that it announces
+FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
 SEMANTICS = ("pre", "post", "none")
 DEFAULT_EFFORT, MAX_EFFORT = 1, 2  # rounds of rate-distortion optimised quantisation
+DEFAULT_QUALITY = 50.0
+# Beside a residual, which codes what the features leave, fewer features make smaller payloads; benchmarks/imagery.py
+BOUNDED_QUALITY = 20.0
+CHUNK = "chunk"  # value_range: measured
+NAN = "NaN"  # nodata, as JSON has no such number
+BANDS = ("planes", "triples")
+OPTIONAL = ("bands", "value_range", "max_error", "psnr", "bpp")  # metadata leaves them out where they are None
 TILE_STEP = 64  # pixels: the semantic head scores cells of this size
 MAX_TILE = 1 << 20  # pixels: beyond any chunk, and small enough for every integer of the label section
 
@@ -34,11 +42,16 @@ class CodecConfig:
     """
 
     model: str
-    quality: float
+    quality: float | None
     axes: str
     semantics: str
     label_tile: tuple[int, int] | None
-    nodata: None
+    nodata: float | str | None
+    bands: str | None
+    value_range: str | tuple[tuple[float, float], ...] | None
+    max_error: float | None
+    psnr: float | None
+    bpp: float | None
     hints: dict[str, Any] = field(hash=False)
     decoder: str
     head: str | None
@@ -46,13 +59,18 @@ class CodecConfig:
     def __init__(
         self,
         model: str = "base",
-        quality: float = 50,
+        quality: float | None = None,
         axes: str = "yxc",
         semantics: str = "pre",
         label_tile: int | tuple[int, int] | None = None,
-        nodata: None = None,
+        nodata: float | str | None = None,
         encode: Mapping[str, Any] | None = None,
         *,
+        bands: str | None = None,
+        value_range: Any = None,
+        max_error: float | None = None,
+        psnr: float | None = None,
+        bpp: float | None = None,
         decoder: str | None = None,
         head: str | None = None,
     ) -> None:
@@ -60,17 +78,25 @@ class CodecConfig:
             raise ConfigurationError(f"model: expected a name, got {model!r}")
         if semantics not in SEMANTICS:
             raise ConfigurationError(f"semantics: expected one of {', '.join(SEMANTICS)}, got {semantics!r}")
-        if nodata is not None:
-            raise ConfigurationError(f"nodata: this version knows only None, got {nodata!r}")
+        if bands is not None and (not isinstance(bands, str) or bands not in BANDS):
+            raise ConfigurationError(f"bands: expected None, {' or '.join(map(repr, BANDS))}, got {bands!r}")
+        _check_rate(quality, psnr, bpp, max_error)
+        if quality is None and psnr is None and bpp is None:
+            quality = DEFAULT_QUALITY if max_error is None else BOUNDED_QUALITY
         if decoder is None:  # a new codec; metadata that was written has it, and is readable where the model is not
             decoder, head = _local_identity(model)
         values = {
             "model": model,
-            "quality": _check_quality(quality),
+            "quality": None if quality is None else _check_quality(quality),
             "axes": _check_axes(axes),
             "semantics": semantics,
             "label_tile": None if label_tile is None else _check_tile(label_tile),
-            "nodata": nodata,
+            "nodata": _check_nodata(nodata),
+            "bands": bands,
+            "value_range": _check_range(value_range),
+            "max_error": None if max_error is None else _check_positive("max_error", max_error, zero=True),
+            "psnr": None if psnr is None else _check_positive("psnr", psnr),
+            "bpp": None if bpp is None else _check_positive("bpp", bpp),
             "hints": _check_hints(encode),
             "decoder": _check_hash("decoder", decoder),
             "head": None if head is None else _check_hash("head", head),
@@ -85,17 +111,25 @@ class CodecConfig:
 
     def parameters(self) -> dict[str, Any]:
         """Return what `__init__` takes to make this configuration, as plain JSON."""
-        return {
+        values = {
             "model": self.model,
-            "quality": int(self.quality) if self.quality == int(self.quality) else self.quality,
+            "quality": None if self.quality is None else _plain(self.quality),
             "axes": self.axes,
             "semantics": self.semantics,
             "label_tile": None if self.label_tile is None else list(self.label_tile),
             "nodata": self.nodata,
+            "bands": self.bands,
+            "value_range": _listed(self.value_range),
+            "max_error": self.max_error,
+            "psnr": self.psnr,
+            "bpp": self.bpp,
             "encode": json.loads(json.dumps(self.hints)),
             "decoder": self.decoder,
             "head": self.head,
         }
+        if self.quality is None:
+            del values["quality"]
+        return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
 
     def to_json(self) -> dict[str, Any]:
         """Return the array metadata of this configuration."""
@@ -116,11 +150,14 @@ class CodecConfig:
         version = values.pop("format", FORMAT)
         if not isinstance(version, int) or isinstance(version, bool) or version < 0:
             raise ConfigurationError(f"format: expected a version number, got {version!r}")
+        if version == 0:
+            raise ConfigurationError("format: 0 was that of development versions, which nothing reads; encode again")
         if version > FORMAT:
             raise ConfigurationError(
                 f"format: this array says {version}, this version of deepsic_codec reads up to {FORMAT}; upgrade it"
             )
-        known = ("model", "quality", "axes", "semantics", "label_tile", "nodata", "encode", "decoder", "head")
+        first = ("model", "quality", "axes", "semantics", "label_tile", "nodata")
+        known = (*first, *OPTIONAL, "encode", "decoder", "head")
         unknown = sorted(str(key) for key in values if key not in known)
         if unknown:
             raise ConfigurationError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(known)}")
@@ -153,6 +190,63 @@ def _check_quality(quality: object) -> float:
     if not isinstance(quality, Real) or isinstance(quality, bool) or not 1 <= float(quality) <= 100:
         raise ConfigurationError(f"quality: expected a number from 1 to 100, got {quality!r}")
     return round(float(quality) * 100) / 100  # payloads store hundredths
+
+
+def _check_rate(quality: object, psnr: object, bpp: object, max_error: object) -> None:
+    given = [name for name, value in (("quality", quality), ("psnr", psnr), ("bpp", bpp)) if value is not None]
+    if len(given) > 1:
+        raise ConfigurationError(f"{', '.join(given)}: each decides how many bytes a chunk takes; give one of them")
+    if max_error is not None and given and given != ["quality"]:
+        raise ConfigurationError(f"max_error, {given[0]}: a bound on the error leaves no choice of that; give one")
+
+
+def _plain(number: Any) -> float:
+    """Return a number in the one form that metadata has it in: an int if it is whole."""
+    if isinstance(number, Integral):
+        return int(number)
+    value = float(number)
+    return int(value) if value == int(value) and abs(value) < 1 << 53 else value
+
+
+def _check_positive(name: str, value: object, zero: bool = False) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if number and (float(value) > 0 or (zero and value == 0)):  # type: ignore[arg-type, comparison-overlap]
+        return _plain(value)
+    raise ConfigurationError(f"{name}: expected None or a number {'from' if zero else 'above'} 0, got {value!r}")
+
+
+def _check_nodata(value: object) -> float | str | None:
+    if value is None or (isinstance(value, str) and value == NAN):
+        return value
+    if not isinstance(value, Real) or isinstance(value, bool) or math.isinf(value):
+        raise ConfigurationError(f"nodata: expected None, a number or NaN, got {value!r}")
+    return NAN if math.isnan(value) else _plain(value)
+
+
+def _check_range(value: Any) -> str | tuple[tuple[float, float], ...] | None:
+    if value is None or (isinstance(value, str) and value == CHUNK):
+        return value
+    expected = f"value_range: expected None, {CHUNK!r}, (low, high), or a list of such pairs, one for each band"
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, tuple | list) or not value:
+        raise ConfigurationError(f"{expected}, got {value!r}")
+    pairs = list(value) if isinstance(value[0], tuple | list) else [value]
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ConfigurationError(f"{expected}, got {value!r}")
+        for number in pair:
+            if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
+                raise ConfigurationError(f"{expected}, finite numbers, got {value!r}")
+        if not pair[0] < pair[1]:
+            raise ConfigurationError(f"{expected}, low below high, got {tuple(pair)!r}")
+    return tuple((_plain(low), _plain(high)) for low, high in pairs)
+
+
+def _listed(value: str | tuple[tuple[float, float], ...] | None) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    return list(value[0]) if len(value) == 1 else [list(pair) for pair in value]
 
 
 def _check_axes(axes: object) -> str:

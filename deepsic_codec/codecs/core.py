@@ -1,7 +1,7 @@
 """From chunk arrays to payloads and back, for both Zarr formats.
 
-Between the two stands one layout of images, uint8 (slices, height, width, 3): every axis but y, x and c counts slices,
-and grey is three equal channels, of which decoding takes the mean.
+A chunk is arranged as images (`codecs.images`), its values are scaled to what the networks take (`codecs.values`), and
+the quality is found if a size or a PSNR was asked for (`codecs.rate`).
 """
 
 from collections.abc import Sequence
@@ -10,44 +10,72 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepsic_codec import config as settings
 from deepsic_codec.codecs.batching import Batcher
 from deepsic_codec.codecs.config import CodecConfig
+from deepsic_codec.codecs.images import chunk_of, from_images, grouping_of, samples_of, to_images
 from deepsic_codec.codecs.memory import in_halves
-from deepsic_codec.errors import CorruptPayload, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.codecs.rate import Search, Trial
+from deepsic_codec.codecs.values import (
+    DTYPES,
+    UINT8,
+    Shown,
+    bound,
+    check_finite,
+    check_values,
+    decibels,
+    extent,
+    finest_step,
+    refine,
+    restore,
+    show,
+)
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
+from deepsic_codec.payload import nodata as payload_nodata
+from deepsic_codec.payload import scaling
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
     from deepsic_codec.model.runtime import Encoded, Runtime
 
-CHANNELS = (1, 3)
 MAX_SAMPLES = 1 << 31  # of a chunk, fixed by the payload header
-UINT8 = np.dtype("u1")
+MAX_BANDS = payload_header.MAX_BANDS
 LATENT_STRIDE = 16  # pixels per symbol along y and x, in every architecture so far
+CELL = payload_header.CELL
 
 
-def check_chunk(shape: Sequence[int], dtype: np.dtype, axes: str) -> None:
-    """Raise UnsupportedArray unless chunks of this shape and dtype can be coded under `axes`."""
-    if np.dtype(dtype) != UINT8:
-        raise UnsupportedArray(
-            f"dtype {dtype}: DeepSIC codes uint8 only in this version; convert the values to 0..255 and uint8 first"
-        )
-    if len(shape) == 1:
+def check_chunk(shape: Sequence[int], dtype: np.dtype, config: CodecConfig) -> None:
+    """Raise UnsupportedArray or ConfigurationError unless chunks of this shape and dtype can be coded."""
+    axes = config.axes
+    if len(shape) == 1 and np.dtype(dtype).newbyteorder("=") in DTYPES:
         raise UnsupportedArray(
             f"flat chunk of {shape[0]} samples where axes {axes!r} were expected: a filter before DeepSIC lost the "
             "shape; use DeepSIC without filters"
         )
+    bands = shape[axes.index("c")] if "c" in axes and len(shape) == len(axes) else 1
+    check_values(dtype, config, bands)
     check_axes(shape, axes)
-    if "c" in axes and shape[axes.index("c")] not in CHANNELS:
+    if bands > MAX_BANDS:
         raise UnsupportedArray(
-            f"chunk {tuple(shape)} with axes {axes!r} has {shape[axes.index('c')]} channels: a chunk has to hold all 3 "
-            "channels of a colour image, or 1; choose chunks so"
+            f"chunk {tuple(shape)} with axes {axes!r} has {bands} bands: at most {MAX_BANDS}; choose chunks so"
         )
     if not 0 < prod(shape) <= MAX_SAMPLES:
         raise UnsupportedArray(f"chunk {tuple(shape)}: expected 1 to {MAX_SAMPLES} samples; choose other chunks")
+
+
+def check_size(images: int, height: int, width: int, error: type[DeepSICError]) -> None:
+    """Raise an error unless the symbols of a chunk, which have a border, take no more memory than is allowed."""
+    rows, columns = -(-height // LATENT_STRIDE) + 2, -(-width // LATENT_STRIDE) + 2
+    most = settings.get().max_pixels
+    if images * rows * columns * LATENT_STRIDE**2 > most:
+        raise error(
+            f"chunk of {images} images of {height} x {width} pixels: with their borders more than the {most} pixels "
+            "that a chunk may have here; if it is meant to be so large, deepsic_codec.config.set(max_pixels=...)"
+        )
 
 
 def check_axes(shape: Sequence[int], axes: str) -> None:
@@ -59,41 +87,22 @@ def check_axes(shape: Sequence[int], axes: str) -> None:
         )
 
 
-def to_images(array: np.ndarray, axes: str) -> np.ndarray:
-    """Copy a chunk into images.
+def check_exact(config: CodecConfig) -> None:
+    """Raise ConfigurationError if a bound on the error is asked of a model that cannot keep it everywhere."""
+    if config.max_error is None:
+        return
+    from deepsic_codec.model.file import find_model
 
-    Parameters
-    ----------
-    array : ndarray
-        uint8, one axis for each letter of `axes`, any strides.
-    axes : str
-        Roles of its axes.
-
-    Returns
-    -------
-    ndarray
-        uint8 (slices, height, width, 3), C-contiguous, never a view of `array`.
-    """
-    images = array.transpose([axes.index(axis) for axis in _image_axes(axes)])
-    if "c" not in axes:
-        images = images[..., None]
-    images = images.reshape(-1, *images.shape[-3:])
-    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else np.array(images, order="C")
+    info = find_model(config.decoder, head=config.head)
+    if not info.architecture.get("integer", False):
+        raise ConfigurationError(_inexact(info))
 
 
-def from_images(images: np.ndarray, shape: Sequence[int], axes: str, order: str) -> np.ndarray:
-    """Copy images (slices, height, width, 3) into a contiguous chunk of this shape and memory order "C" or "F"."""
-    target = _image_axes(axes)
-    if "c" not in axes or shape[axes.index("c")] == 1:
-        # Mean of three integers, rounded: the fraction is 0, 1/3 or 2/3, so there is no tie to break.
-        images = ((images.sum(axis=-1, dtype=np.uint16) + 1) // 3).astype(UINT8)
-    chunk = images.reshape([shape[axes.index(axis)] for axis in target])
-    return np.array(chunk.transpose([target.index(axis) for axis in axes]), order="F" if order == "F" else "C")
-
-
-def _image_axes(axes: str) -> str:
-    """Return the axes in the order of images: slices first, in the order that the array has them."""
-    return "".join(axis for axis in axes if axis not in "yxc") + "yx" + ("c" if "c" in axes else "")
+def _inexact(info: "ModelInfo") -> str:
+    return (
+        f"max_error: model {info.name!r} decodes in floating point, which differs between machines, so no bound can be "
+        "kept; use a model with integer synthesis, or no max_error"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +121,24 @@ class EncodeJob:
 
     @property
     def pixels(self) -> int:
-        """Slices x height x width."""
+        """Pixels of the images that the networks see."""
+        return self.array.size // self.bands * self.images
+
+    @property
+    def bands(self) -> int:
+        """Samples of a pixel."""
         axes = self.config.axes
-        return self.array.size // (self.array.shape[axes.index("c")] if "c" in axes else 1)
+        return self.array.shape[axes.index("c")] if "c" in axes else 1
+
+    @property
+    def grouping(self) -> int:
+        """How bands are joined to images."""
+        return grouping_of(self.bands, self.config.bands)
+
+    @property
+    def images(self) -> int:
+        """Images of a slice."""
+        return payload_header.image_count(self.bands, self.grouping)
 
 
 def encode_job(
@@ -133,45 +157,130 @@ def encode_job(
     inside : sequence of int, optional
         How many samples along each axis are data, from the first on; the rest is padding and gets no labels.
     """
-    check_chunk(array.shape, array.dtype, config.axes)
+    check_chunk(array.shape, array.dtype, config)
+    check_finite(array, config)
     if order is None:  # either name fits an array that is contiguous in both orders
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    return EncodeJob(config, array, order, None if inside is None else tuple(inside))
+    job = EncodeJob(config, array, order, None if inside is None else tuple(inside))
+    height, width = (array.shape[config.axes.index(axis)] for axis in "yx")
+    check_size(job.pixels // (height * width), height, width, UnsupportedArray)
+    return job
 
 
 def run_encode(jobs: Sequence[EncodeJob]) -> list[bytes]:
     """Encode chunks of one key in one call on this thread, past the batcher: for callers that have whole batches."""
     info, runtime = _model(*jobs[0].key)
-    encoded = runtime.encode(
-        [to_images(job.array, job.config.axes) for job in jobs],
-        [job.config.quality for job in jobs],
-        labels=any(job.config.semantics == "pre" for job in jobs),
-        efforts=[job.config.effort for job in jobs],
-    )
-    return [_pack(job, one, info) for job, one in zip(jobs, encoded, strict=True)]
+    if any(job.config.max_error is not None for job in jobs) and not runtime.exact:
+        raise ConfigurationError(_inexact(info))
+    shown = [show(samples_of(job.array, job.config.axes), job.config) for job in jobs]
+    searches = [
+        Search(job.config, job.array.size // job.bands, extent(one), finest_step(one) if runtime.exact else None)
+        for job, one in zip(jobs, shown, strict=True)
+    ]
+    while todo := [number for number, search in enumerate(searches) if not search.done]:
+        asked = [(searches[i].quality, searches[i].step) for i in todo]
+        trials = _try([jobs[i] for i in todo], [shown[i] for i in todo], asked, info, runtime)
+        for i, trial in zip(todo, trials, strict=True):
+            searches[i].add(trial)
+    return [search.best for search in searches]
 
 
-def _pack(job: EncodeJob, encoded: "Encoded", info: "ModelInfo") -> bytes:
+def _try(
+    jobs: Sequence[EncodeJob],
+    shown: Sequence[Shown],
+    asked: Sequence[tuple[float, float | None]],
+    info: "ModelInfo",
+    runtime: "Runtime",
+) -> list[Trial]:
+    """Encode chunks at these qualities, with a residual of these steps if there is one."""
+    qualities = [quality for quality, _ in asked]
+    full = [i for i, one in enumerate(shown) if not one.empty]
+    coded: list[Encoded | None] = [None] * len(jobs)
+    if full:
+        encoded = runtime.encode(
+            [to_images(shown[i].bands, jobs[i].grouping) for i in full],
+            [qualities[i] for i in full],
+            labels=any(jobs[i].config.semantics == "pre" for i in full),
+            efforts=[jobs[i].config.effort for i in full],
+        )
+        for i, features in zip(full, encoded, strict=True):
+            coded[i] = features
+    back = [i for i in full if jobs[i].config.max_error is not None or jobs[i].config.quality is None]
+    decoded: dict[int, NDArray[Any]] = {}
+    if back:
+        images = runtime.decode(
+            [one.features for i in back if (one := coded[i]) is not None],
+            [(len(shown[i].bands) * jobs[i].images, *shown[i].bands.shape[1:3]) for i in back],
+            [qualities[i] for i in back],
+            [shown[i].ranges is not None for i in back],
+        )
+        decoded = {i: from_images(some, jobs[i].bands, jobs[i].grouping) for i, some in zip(back, images, strict=True)}
+    results = []
+    for i, (job, picture) in enumerate(zip(jobs, shown, strict=True)):
+        residual, found, step = None, float("inf"), asked[i][1]
+        if i in decoded and job.config.max_error is not None:
+            residual = bound(picture, decoded[i], job.config.max_error)
+        elif i in decoded:
+            residual = None if step is None else refine(picture, decoded[i], step)
+            found = decibels(picture, decoded[i], residual)
+        payload = _pack(job, picture, coded[i], qualities[i], residual, info)
+        results.append(Trial(payload, len(payload), found))
+    return results
+
+
+def _pack(
+    job: EncodeJob,
+    shown: Shown,
+    encoded: "Encoded | None",
+    quality: float,
+    residual: bytes | None,
+    info: "ModelInfo",
+) -> bytes:
     config = job.config
-    sections = {payload_header.FEATURES: encoded.features}
-    if config.semantics == "pre" and encoded.cells is not None:
-        height, width = (job.array.shape[config.axes.index(axis)] for axis in "yx")
+    slices, height, width, _ = shown.samples.shape
+    sections: dict[int, bytes] = {}
+    if encoded is not None:
+        sections[payload_header.FEATURES] = encoded.features
+    if shown.ranges is not None:
+        sections[payload_header.VALUE_SCALING] = scaling.encode_ranges(shown.ranges)
+    if shown.nodata is not None:
+        sections[payload_header.NODATA] = payload_nodata.encode_nodata(shown.nodata)
+    if residual is not None:
+        sections[payload_header.RESIDUAL] = residual
+    if config.semantics == "pre" and (encoded is None or encoded.cells is not None):
         tile = config.label_tile or payload_labels.default_tile(height, width)
-        cells = encoded.cells if job.inside is None else _without_padding(encoded.cells, config.axes, job)
+        if encoded is None:
+            cells = np.zeros((slices, -(-height // CELL), -(-width // CELL), 1), np.uint8)
+        else:
+            assert encoded.cells is not None
+            cells = _votes(encoded.cells[:: job.images], shown.mask)
+        if job.inside is not None:
+            cells = _without_padding(cells, config.axes, job)
         scores = payload_labels.tile_scores(cells, tile)
-        sections = {payload_header.LABELS: payload_labels.encode_labels(scores, tile), **sections}
+        sections[payload_header.LABELS] = payload_labels.encode_labels(scores, tile)
     return payload_header.pack(
-        dtype=UINT8,
+        dtype=job.array.dtype,
         shape=job.array.shape,
         order=job.order,
         axes=config.axes,
         decoder=bytes.fromhex(info.decoder)[:8],
         # Without semantics no head had a say: readers then look for no labels.
         head=bytes.fromhex(info.head)[:4] if info.head and config.semantics != "none" else bytes(4),
-        quality=config.quality,
-        grid=encoded.grid,
+        quality=quality,
+        grid=(-(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE)) if encoded is None else encoded.grid,
         sections=sections,
+        grouping=job.grouping,
     )
+
+
+def _votes(cells: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+    """Return label cells (slices, rows, columns, classes) with no score where no pixel of a cell has any data."""
+    if mask is None:
+        return cells
+    data = ~mask.all(axis=-1)
+    for axis in (1, 2):
+        data = np.logical_or.reduceat(data, np.arange(0, data.shape[axis], CELL), axis=axis)
+    return cells * np.broadcast_to(data, cells.shape[:3])[..., None]
 
 
 def _without_padding(cells: np.ndarray, axes: str, job: EncodeJob) -> np.ndarray:
@@ -181,7 +290,7 @@ def _without_padding(cells: np.ndarray, axes: str, job: EncodeJob) -> np.ndarray
     sizes = dict(zip(axes, job.array.shape, strict=True))
     slices = [axis for axis in axes if axis not in "yxc"]
     shaped = cells.reshape(*(sizes[axis] for axis in slices), *cells.shape[1:])
-    counts = [*(inside[axis] for axis in slices), *(-(-inside[axis] // payload_header.CELL) for axis in "yx")]
+    counts = [*(inside[axis] for axis in slices), *(-(-inside[axis] // CELL) for axis in "yx")]
     kept = np.zeros_like(shaped)
     region = tuple(slice(count) for count in counts)
     kept[region] = shaped[region]
@@ -190,10 +299,25 @@ def _without_padding(cells: np.ndarray, axes: str, job: EncodeJob) -> np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class DecodeJob:
-    """A payload to decode, its header and checksums verified."""
+    """A payload to decode, its header and checksums verified.
+
+    Attributes
+    ----------
+    header : Header
+        Its header.
+    features : bytes or None
+        None if there is no data in the chunk.
+    ranges : ndarray or None
+        The value scaling; None for uint8 as it is.
+    nodata, residual : bytes or None
+        Sections, if they are there.
+    """
 
     header: payload_header.Header
-    features: bytes
+    features: bytes | None
+    ranges: scaling.Ranges | None = None
+    nodata: bytes | None = None
+    residual: bytes | None = None
 
     @property
     def key(self) -> bytes:
@@ -202,13 +326,13 @@ class DecodeJob:
 
     @property
     def pixels(self) -> int:
-        """Slices x height x width."""
-        return self.header.slices * self.header.height * self.header.width
+        """Pixels of the images that the networks see."""
+        return prod(self.images_shape)
 
     @property
     def images_shape(self) -> tuple[int, int, int]:
-        """Slices, height, width."""
-        return self.header.slices, self.header.height, self.header.width
+        """Images, height, width."""
+        return self.header.images, self.header.height, self.header.width
 
 
 def decode_job(payload: Any, shape: tuple[int, ...] | None = None) -> DecodeJob:
@@ -229,48 +353,109 @@ def decode_job(payload: Any, shape: tuple[int, ...] | None = None) -> DecodeJob:
         If it is no payload of DeepSIC, or needs a newer version.
     """
     header = payload_header.check_payload(payload)
-    if header.dtype != UINT8 or header.channels not in CHANNELS:
-        raise UnsupportedPayload(
-            f"payload of a {header.dtype} chunk with {header.channels} channels: this version decodes uint8 with 1 or "
-            "3; upgrade deepsic_codec"
-        )
     if shape is not None and tuple(shape) != tuple(header.shape):
         raise CorruptPayload(f"header: payload of a chunk {tuple(header.shape)} where the array has {tuple(shape)}")
     grid = -(-header.height // LATENT_STRIDE), -(-header.width // LATENT_STRIDE)
     if tuple(header.grid) != grid:
         raise CorruptPayload(f"header: symbol grid {tuple(header.grid)} where images of this size have {grid}")
-    features = payload_header.read_section(payload, header, payload_header.FEATURES)
-    if features is None:
+    check_size(header.images, header.height, header.width, UnsupportedPayload)
+    features, scaled, nodata, residual = (
+        payload_header.read_section(payload, header, kind)
+        for kind in (
+            payload_header.FEATURES, payload_header.VALUE_SCALING, payload_header.NODATA, payload_header.RESIDUAL
+        )
+    )  # fmt: skip
+    if features is None and not payload_nodata.is_empty(nodata, header):
         raise CorruptPayload("section table: there is no feature section")
-    return DecodeJob(header, bytes(features))
+    if scaled is None and header.dtype != UINT8:
+        raise CorruptPayload(f"section table: there is no value scaling section, and samples are {header.dtype}")
+    if features is None and residual is not None:
+        raise CorruptPayload("section table: a residual section without features")
+    ranges = None if scaled is None else scaling.decode_ranges(scaled, header)
+    return DecodeJob(header, features, ranges, nodata, residual)
 
 
 def run_decode(jobs: Sequence[DecodeJob]) -> list[np.ndarray]:
     """Decode payloads of one key in one call on this thread, past the batcher."""
-    _, runtime = _model(jobs[0].key.hex())
-    decoded = runtime.decode(*_streams(jobs))
-    return [
-        from_images(images, job.header.shape, job.header.axes, job.header.order)
-        for job, images in zip(jobs, decoded, strict=True)
-    ]
+    full = [job for job in jobs if job.features is not None]
+    images: Any = iter(())
+    if full:
+        _, runtime = _model(jobs[0].key.hex())
+        images = iter(runtime.decode(*_streams(full), [job.ranges is not None for job in full]))
+    return [_restored(job, None if job.features is None else next(images)) for job in jobs]
+
+
+def _restored(job: DecodeJob, images: NDArray[Any] | None) -> NDArray[Any]:
+    header = job.header
+    nodata = None if job.nodata is None else payload_nodata.decode_nodata(job.nodata, header)
+    if images is None:
+        assert nodata is not None
+        return np.full(header.shape, nodata.value, header.dtype, order="F" if header.order == "F" else "C")
+    samples = restore(from_images(images, header.channels, header.grouping), job.ranges, job.residual, nodata)
+    return chunk_of(samples, header.shape, header.axes, header.order, header.dtype)
 
 
 def _streams(jobs: Sequence[DecodeJob]) -> tuple[list[bytes], list[tuple[int, int, int]], list[float]]:
-    return [job.features for job in jobs], [job.images_shape for job in jobs], [job.header.quality for job in jobs]
+    features = [job.features for job in jobs if job.features is not None]
+    return features, [job.images_shape for job in jobs], [job.header.quality for job in jobs]
 
 
 def decode_features(job: DecodeJob) -> np.ndarray:
-    """Decode a payload to its symbols, int16 (slices, latents, grid rows, grid columns), but not to pixels."""
-    _, runtime = _model(job.key.hex())
-    return runtime.decode_symbols(*_streams([job]))[0]
+    """Decode a payload to its symbols but not to pixels.
+
+    Returns
+    -------
+    ndarray
+        int16 (slices, latents, grid rows, grid columns), those of all images of a slice one after the other along the
+        second axis. Zeros for a chunk without data.
+    """
+    header = job.header
+    info, runtime = _model(job.key.hex())
+    if job.features is None:
+        latents = int(info.architecture["latents"])
+        return np.zeros((header.slices, header.images // header.slices * latents, *header.grid), np.int16)
+    symbols = runtime.decode_symbols(*_streams([job]))[0]
+    return symbols.reshape(header.slices, -1, *symbols.shape[2:])
+
+
+def label_cells(jobs: Sequence[DecodeJob], info: "ModelInfo", runtime: "Runtime") -> list[NDArray[np.uint8]]:
+    """Compute the scores of label cells from stored features.
+
+    Parameters
+    ----------
+    jobs : sequence of DecodeJob
+        Payloads of the decoder that the runtime has.
+    info, runtime : ModelInfo, Runtime
+        The model with the head that is to judge.
+
+    Returns
+    -------
+    list of ndarray
+        For each job uint8 (slices, rows, columns, classes), 0 for cells without data.
+    """
+    full = [job for job in jobs if job.features is not None]
+    found: Any = iter(())
+    if full:
+        features, shapes, qualities = _streams(full)
+        symbols = runtime.decode_symbols(features, shapes, qualities)
+        first = [some[:: job.header.images // job.header.slices] for job, some in zip(full, symbols, strict=True)]
+        slices = [(job.header.slices, *shape[1:]) for job, shape in zip(full, shapes, strict=True)]
+        found = iter(runtime.label_symbols(first, slices, qualities))
+    cells = []
+    for job in jobs:
+        header = job.header
+        if job.features is None:
+            shape = header.slices, -(-header.height // CELL), -(-header.width // CELL)
+            cells.append(np.zeros((*shape, len(info.vocabulary.classes) + 1), np.uint8))
+        else:
+            nodata = None if job.nodata is None else payload_nodata.decode_nodata(job.nodata, header)
+            cells.append(_votes(next(found), None if nodata is None else nodata.mask))
+    return cells
 
 
 def compute_labels(job: DecodeJob, label_tile: tuple[int, int] | None = None) -> payload_labels.LabelBlock:
     """Compute labels from stored features, with the head that the header names, for tiles of this size in pixels."""
-    _, runtime = _model(job.key.hex(), job.header.head.hex())
-    features, shapes, qualities = _streams([job])
-    symbols = runtime.decode_symbols(features, shapes, qualities)
-    cells = runtime.label_symbols(symbols, shapes, qualities)[0]
+    (cells,) = label_cells([job], *_model(job.key.hex(), job.header.head.hex()))
     tile = label_tile or payload_labels.default_tile(job.header.height, job.header.width)
     section = payload_labels.encode_labels(payload_labels.tile_scores(cells, tile), tile)
     return payload_labels.decode_labels(section, job.header)

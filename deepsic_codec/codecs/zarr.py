@@ -41,15 +41,14 @@ class DeepSICCodec(CodecConfig, ArrayBytesCodec):
         return self.convert(DeepSIC)
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
-        """Raise UnsupportedArray for an array that cannot be coded; zarr asks when one is created and when opened."""
-        core.check_chunk(getattr(chunk_grid, "chunk_shape", shape), native_dtype(dtype), self.axes)
+        """Raise for an array that cannot be coded; zarr asks when one is created and when one is opened."""
+        core.check_chunk(getattr(chunk_grid, "chunk_shape", shape), native_dtype(dtype), self)
 
     def evolve_from_array_spec(self, array_spec: Any) -> Self:
-        """Return this codec; raises UnsupportedArray for what zarr 3.1 does not show to `validate` inside of shards."""
+        """Return this codec; raises for what zarr 3.1 does not show to `validate` inside of shards."""
         # Depending on the version of zarr, the shape here is the chunk's or the array's: only dtype and axes are sure.
-        shape = tuple(3 if axis == "c" else 1 for axis in self.axes)
-        shape = shape if len(array_spec.shape) == len(shape) else array_spec.shape
-        core.check_chunk(shape, native_dtype(array_spec.dtype), self.axes)
+        core.check_values(native_dtype(array_spec.dtype), self)
+        core.check_axes(array_spec.shape, self.axes)
         return self
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from deepsic_codec.codecs import chunks as stored
 from deepsic_codec.codecs import core
+from deepsic_codec.codecs.images import grouping_of
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.headers import Reader
 from deepsic_codec.labels.query import check_order
+from deepsic_codec.payload.header import image_count
 
 if TYPE_CHECKING:
     import dask.array
@@ -30,8 +32,9 @@ def decode_features(array: zarr.Array) -> "dask.array.Array":
     Returns
     -------
     dask.array.Array
-        int16 (slice axes of the array, latents, rows, columns), a block per chunk. Rows and columns are one for 16
-        pixels; chunks at the edge have all that a chunk has, and a missing chunk is 0. Divide by the gains of the
+        int16 (slice axes of the array, latents, rows, columns), a block per chunk. Where bands make several images,
+        the latents of all are there, one after the other. Rows and columns are one for 16 pixels; chunks at the edge
+        have all that a chunk has, and a missing chunk is 0. Divide by the gains of the
         model and quality for the scale that networks see.
 
     Raises
@@ -51,7 +54,9 @@ def decode_features(array: zarr.Array) -> "dask.array.Array":
     geometry = Geometry.of(array, config.axes, config.label_tile)
     if "c" in config.axes and geometry.grid[config.axes.index("c")] > 1:
         raise ConfigurationError("chunks part the channels of the array: there are features for each of the parts")
-    latents = int(find_model(config.decoder).architecture["latents"])
+    bands = geometry.chunks[config.axes.index("c")] if "c" in config.axes else 1
+    images = image_count(bands, grouping_of(bands, config.bands))
+    latents = images * int(find_model(config.decoder).architecture["latents"])
     slices = [axis for axis in config.axes if axis not in "yxc"]
     sizes = {axis: geometry.chunks[config.axes.index(axis)] for axis in (*slices, "y", "x")}
     rows, columns = (-(-sizes[axis] // STRIDE) for axis in "yx")

@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
-from deepsic_codec._compat import default_buffer_prototype, sync
+from deepsic_codec._compat import default_buffer_prototype, read_points, sync
 from deepsic_codec.errors import LabelIndexError, StaleIndex
 from deepsic_codec.labels.geometry import Geometry, Index, Region
 from deepsic_codec.labels.places import Counter, Place, counted
@@ -360,7 +360,7 @@ class LabelIndex:
 
         async def gather() -> list[Any]:
             chosen = (counted(array, counter) for array in arrays)
-            return await asyncio.gather(*(array.get_coordinate_selection(parts) for array in chosen))
+            return await asyncio.gather(*(read_points(array, parts) for array in chosen))
 
         source, crc = sync(gather())
         return np.asarray(source), np.asarray(crc)

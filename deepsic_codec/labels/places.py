@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
-from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore, ZipStore
 
-from deepsic_codec._compat import Buffer, make_store_path, sync
+from deepsic_codec._compat import Buffer, make_store_path, read_part, sync
 from deepsic_codec.codecs import chunks as stored
 from deepsic_codec.errors import DeepSICError, LabelIndexError, UnsupportedArray
 
@@ -78,6 +78,8 @@ def open_node(
         return source[name]
     options = storage_options(source, options)
     source = str(source) if isinstance(source, Path) else source
+    if isinstance(source, str) and source.endswith(".zip") and mode == "r" and Path(source).is_file():
+        source = ZipStore(source, mode="r")  # zarr itself takes the path for that of a folder
     if isinstance(source, Store) and mode == "r" and not source.read_only:
         mode = "r+"  # "r" would reopen the store, which a zip file being written cannot bear
     try:
@@ -211,7 +213,7 @@ class CountingStore(WrapperStore[Store]):
         """Read a value, or part of it."""
         if byte_range is None and isinstance(self._store, FsspecStore):
             byte_range = WHOLE
-        data = await self._store.get(key, prototype, byte_range)
+        data = await read_part(self._store, key, prototype, byte_range)
         self.counter.requests += 1
         self.counter.bytes += 0 if data is None else len(data)
         return data

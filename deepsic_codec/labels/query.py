@@ -42,7 +42,7 @@ class Match(NamedTuple):
 
     chunk: Index
     region: Region
-    array: NDArray[np.uint8]
+    array: NDArray[Any]
 
 
 class Labels:
@@ -345,7 +345,7 @@ class Selection:
         Yields
         ------
         Match
-            `chunk`, its position; `region`, slices of the array; `array`, the pixels in it, uint8. Chunks that were
+            `chunk`, its position; `region`, slices of the array; `array`, the pixels in it. Chunks that were
             written again since they were indexed are judged anew (unless `verify=None`) and left out, with a
             StaleIndexWarning, if they no longer satisfy the expression.
 
@@ -396,7 +396,7 @@ class Selection:
                 del payloads[index]
 
     def to_dask(self) -> "dask.array.Array":
-        """Return the chunks as a Dask array, uint8 (chunks found, *shape of a chunk), decoded when it is computed.
+        """Return the chunks as a Dask array (chunks found, *shape of a chunk), decoded when it is computed.
 
         What lies outside of the array, in chunks at its edge, holds the fill value. A chunk that was written again
         and no longer satisfies the expression raises StaleIndex when it is computed (unless `verify=None`).
@@ -405,7 +405,7 @@ class Selection:
 
         source = _Stack(self)
         chunks = ((1,) * self.count or (0,), *((size,) for size in self.labels.geometry.chunks))
-        meta = np.zeros((), np.uint8)
+        meta = np.zeros((), source.dtype)
         return dask.array.from_array(source, chunks=chunks, asarray=False, lock=False, name=False, meta=meta)
 
     def to_xarray(self) -> "xarray.DataArray":
@@ -426,14 +426,14 @@ class _Stack:
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self.shape = (selection.count, *selection.labels.geometry.chunks)
-        self.ndim, self.dtype = len(self.shape), np.dtype("u1")
+        self.ndim, self.dtype = len(self.shape), selection.labels.array.dtype
 
-    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[np.uint8]:
+    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
         first, *rest = key
         single = isinstance(first, int | np.integer)  # Dask merges a slice of the result into this one
         indices = self._selection.indices[[first] if single else first]
         fill = self._selection.labels.array.fill_value
-        stack = np.full((len(indices), *self.shape[1:]), 0 if fill is None else fill, np.uint8)
+        stack = np.full((len(indices), *self.shape[1:]), 0 if fill is None else fill, self.dtype)
         for place, match in zip(stack, self._selection._fetch(indices, keep=True), strict=True):
             place[tuple(slice(n) for n in match.array.shape)] = match.array
         return stack[(0 if single else slice(None), *rest)]

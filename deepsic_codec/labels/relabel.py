@@ -134,9 +134,7 @@ class _Labeller:
             jobs.append(job)
         if not jobs:
             return []
-        shapes, qualities = [job.images_shape for job in jobs], [job.header.quality for job in jobs]
-        symbols = self.runtime.decode_symbols([job.features for job in jobs], shapes, qualities)
-        cells = self.runtime.label_symbols(symbols, shapes, qualities)
+        cells = core.label_cells(jobs, self.info, self.runtime)
         return [self._arranged(*one) for one in zip(payloads, jobs, cells, strict=True)]
 
     def _arranged(self, item: tuple[Index, bytes], job: core.DecodeJob, cells: NDArray[Any]) -> NDArray[Any]:

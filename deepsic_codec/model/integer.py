@@ -46,6 +46,7 @@ class Layer:
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"].to(torch.int32)
         weight = weight.reshape(weight.shape[0], -1).to(torch.int32)
         shift = tensors[f"{name}.shift"].to(torch.int32)
+        check_sums(name, weight, bias, shift, form)
         self.form = form
         low, high = int(form.low), int(form.high)
         if form.high == fixed.HIDDEN_HIGH:  # writes 0..255 as -128..127
@@ -94,6 +95,25 @@ class Layer:
         return total if self.bounds is None else total.clamp_(*self.bounds)
 
 
+def check_sums(name: str, weight: Tensor, bias: Tensor, shift: Tensor, form: fixed.Format) -> None:
+    """Raise ValueError if the sums of a stored layer could be inexact, or its integers are out of range."""
+    flat = weight.long().flatten(1)
+    parts = [flat]
+    if form.wide_weight:
+        high = (flat + fixed.DIGIT // 2) >> 7
+        parts = [high, flat - (high << 7)]
+    most = fixed.DIGIT if form.wide_input else form.in_max
+    limit = 2**20 if form.spatial else 2**24
+    # wide layers add their bias to sums that are put together in 32 bits
+    extra = 0 if form.wide_input or form.wide_weight else bias.long().abs()
+    sums = sum(part.abs().sum(1) for part in parts) if form.wide_input else torch.stack([p.abs().sum(1) for p in parts])
+    low, high = (8, 31) if form.wide_input and form.wide_weight else (0, 24)
+    sound = bool((sums * most + extra < limit).all()) and int(flat.abs().max()) <= form.weight_max
+    sound = sound and bool((bias.long().abs() < 2**27).all()) and bool(((shift >= low) & (shift <= high)).all())
+    if not sound or bias.shape != shift.shape or bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}: weights, biases or shifts out of the range in which sums are exact")
+
+
 class Blocks:
     """The residual blocks of a stream."""
 
@@ -102,6 +122,8 @@ class Blocks:
         for i in range(count):
             at = f"{name}.{i}"
             # a weight's unit is a power of two, and so are the units of the sums: float32 holds both exactly
+            spatial = [tensors[f"{at}.spatial.{part}"].to(torch.int32) for part in ("weight", "bias", "shift")]
+            check_sums(f"{at}.spatial", *spatial, fixed.SPATIAL)
             unit = torch.exp2(-tensors[f"{at}.spatial.shift"].float())
             weight = (tensors[f"{at}.spatial.weight"].float() * unit[:, None, None, None]).to(device)
             bias = (tensors[f"{at}.spatial.bias"].float() * unit).to(device)

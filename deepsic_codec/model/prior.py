@@ -304,6 +304,7 @@ class IntegerPrior:
         for i in range(len(self.steps)):
             self._passes.append({k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)})
         self._check_shapes(arch.prior_width, tensors["compand"])
+        _check_sums(tensors)
         self._passes = [self._prepared(found) for found in self._passes]
         self._compand = tensors["compand"].to(device=device, dtype=torch.int8)
         #: Logistic scales that the indices were trained to mean; for estimates, not for decoding.

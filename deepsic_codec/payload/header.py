@@ -14,7 +14,7 @@ from deepsic_codec.errors import ConfigurationError, CorruptPayload, Unsupported
 from deepsic_codec.payload.varint import MAX_VARINT, read_varint, write_varint
 
 MAGIC = b"DSIC"
-FORMAT_VERSION = 0  # until the format is frozen; then 1, readable for ever
+FORMAT_VERSION = 1  # frozen: readable for ever
 PREFIX = 12  # bytes: magic, version, flags, header length, CRC
 
 # Section kinds, as the byte in the table. Bit 7: a reader that does not know the kind may skip the section.
@@ -31,10 +31,12 @@ KIND_NAMES = {
     REFINEMENT: "refinement",
     SIDE: "side information",
 }
-READABLE = frozenset((LABELS, FEATURES))  # the required kinds among them are all that this version can do without loss
+# The required kinds among them are all that this version can do without loss.
+READABLE = frozenset((LABELS, VALUE_SCALING, FEATURES, NODATA, RESIDUAL))
 
 # Limits, all tested before anything is allocated.
 MIN_NDIM, MAX_NDIM = 2, 8  # y and x at least; eight nibbles of axes
+MAX_BANDS = 256  # of axis c: more are no images, and each has an entry in the value scaling
 MAX_SAMPLES = 1 << 31  # a chunk is decoded whole and in memory; its size in bytes then fits 64 bits with ease
 MAX_SECTIONS = 16  # twice the kinds there are; keeps the header within MAX_BODY
 MIN_QUALITY, MAX_QUALITY = 100, 10000  # hundredths
@@ -47,7 +49,10 @@ MAX_TILES = 1 << 22  # label tiles of a chunk: more than 40 MB of labels are no 
 
 AXES = {"y": 1, "x": 2, "c": 3, "t": 4, "z": 5, "n": 6}
 _AXIS_OF = {code: axis for axis, code in AXES.items()}
-BIG_ENDIAN, FORTRAN = 1, 2  # bits of the layout byte
+BIG_ENDIAN, FORTRAN, GROUPING = 1, 2, 12  # bits of the layout byte
+# How bands are joined to images of three channels: all in triples, all but the first triple alone, or all alone.
+TRIPLES, FIRST_TRIPLE, PLANES = 0, 1, 2
+_LEAST_BANDS = {FIRST_TRIPLE: 4, PLANES: 2}  # fewer are in one image: equal chunks are equal bytes
 # dtype code, plus 256 if big-endian; one-byte types have no byte order and leave that bit clear.
 _DTYPES = {code: np.dtype(f"<{name}") for code, name in enumerate(("u1", "i1", "u2", "i2", "f4"), start=1)}
 _DTYPES |= {code | 256: dtype.newbyteorder(">") for code, dtype in _DTYPES.items() if dtype.itemsize > 1}
@@ -102,6 +107,8 @@ class Header:
         Bytes before the first section.
     version : int
         Of the format.
+    grouping : int
+        TRIPLES, FIRST_TRIPLE or PLANES: how bands are joined to images.
     """
 
     dtype: np.dtype[Any]
@@ -115,6 +122,7 @@ class Header:
     sections: tuple[Section, ...]
     size: int
     version: int
+    grouping: int = TRIPLES
 
     @property
     def nbytes(self) -> int:
@@ -137,9 +145,21 @@ class Header:
         return self.shape[self.axes.index("c")] if "c" in self.axes else 1
 
     @property
+    def images(self) -> int:
+        """Images that the networks see, of all slices."""
+        return self.slices * image_count(self.channels, self.grouping)
+
+    @property
     def slices(self) -> int:
-        """Images in the chunk: the product of all axes but y, x and c."""
+        """The product of all axes but y, x and c."""
         return prod(self.shape) // (self.height * self.width * self.channels)
+
+
+def image_count(bands: int, grouping: int) -> int:
+    """Return how many images of three channels hold the bands of a slice."""
+    if grouping == PLANES:
+        return bands
+    return 1 + max(0, bands - 3) if grouping == FIRST_TRIPLE else -(-bands // 3)
 
 
 def kind_name(kind: int) -> str:
@@ -165,8 +185,9 @@ def header_size(data: Any) -> int:
     if len(start) < PREFIX:
         raise CorruptPayload(f"header: truncated, {len(start)} bytes where at least {PREFIX} were expected")
     if start[4] != FORMAT_VERSION:
+        advice = "written while the format was developed; encode again" if not start[4] else "upgrade it"
         raise UnsupportedPayload(
-            f"header: format version {start[4]}, this version of deepsic_codec reads {FORMAT_VERSION}; upgrade it "
+            f"header: format version {start[4]}, this version of deepsic_codec reads {FORMAT_VERSION}; {advice} "
             "(or that byte is damaged)"
         )
     length = start[6] | start[7] << 8
@@ -213,8 +234,9 @@ def _read_body(body: bytes, size: int) -> Header:
     dtype = _DTYPES.get(body[0] | (layout & BIG_ENDIAN) << 8)
     if dtype is None:
         raise UnsupportedPayload(f"header: dtype code {body[0]} with layout {layout:#04x}; upgrade deepsic_codec")
-    if layout & ~(BIG_ENDIAN | FORTRAN):
-        raise UnsupportedPayload(f"header: layout {layout:#04x}, this version knows 2 bits; upgrade deepsic_codec")
+    grouping = (layout & GROUPING) >> 2
+    if layout & ~(BIG_ENDIAN | FORTRAN | GROUPING) or grouping > PLANES:
+        raise UnsupportedPayload(f"header: layout {layout:#04x}, unknown to this version; upgrade deepsic_codec")
     if not MIN_NDIM <= ndim <= MAX_NDIM:
         raise CorruptPayload(f"header: {ndim} axes where {MIN_NDIM} to {MAX_NDIM} were expected")
     position = 3 + (ndim + 1 >> 1)
@@ -232,6 +254,11 @@ def _read_body(body: bytes, size: int) -> Header:
     shape = tuple(sizes)
     if not 0 < samples <= MAX_SAMPLES:
         raise CorruptPayload(f"header: chunk shape {shape} where 1 to {MAX_SAMPLES} samples were expected")
+    bands = shape[axes.index("c")] if "c" in axes else 1
+    if bands > MAX_BANDS:
+        raise CorruptPayload(f"header: {bands} bands where at most {MAX_BANDS} were expected")
+    if grouping and bands < _LEAST_BANDS[grouping]:
+        raise CorruptPayload(f"header: grouping {grouping} of {bands} bands")
 
     decoder, head = body[position : position + 8], body[position + 8 : position + 12]
     position += 14
@@ -271,8 +298,9 @@ def _read_body(body: bytes, size: int) -> Header:
         raise CorruptPayload(f"header: {len(body) - position} bytes after the section table")
     order = "F" if layout & FORTRAN else "C"
     return Header(
-        dtype, shape, order, axes, decoder, head, quality / 100, (rows, columns), tuple(sections), size, FORMAT_VERSION
-    )
+        dtype, shape, order, axes, decoder, head, quality / 100, (rows, columns), tuple(sections), size, FORMAT_VERSION,
+        grouping,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)  # an archive has one or two
@@ -385,6 +413,7 @@ def pack(
     quality: float,
     grid: tuple[int, int],
     sections: Mapping[int, bytes],
+    grouping: int = TRIPLES,
 ) -> bytes:
     """Put a payload together.
 
@@ -407,6 +436,8 @@ def pack(
     sections : mapping of int to bytes
         By kind: LABELS, FEATURES, or any with the optional bit. Stored in ascending order of their numbers, so that
         labels come first.
+    grouping : int
+        TRIPLES, FIRST_TRIPLE (of 4 bands or more) or PLANES (of 2 or more).
 
     Returns
     -------
@@ -430,6 +461,11 @@ def pack(
         raise ConfigurationError(f"axes: expected y, x and any of c, t, z, n, each once, got {axes!r}")
     if len(shape) != len(axes) or min(shape) < 1 or prod(shape) > MAX_SAMPLES:
         raise UnsupportedArray(f"chunk {shape} with axes {axes!r}: expected 1 to {MAX_SAMPLES} samples, sizes above 0")
+    bands = shape[axes.index("c")] if "c" in axes else 1
+    if bands > MAX_BANDS:
+        raise UnsupportedArray(f"chunk {shape} with axes {axes!r}: at most {MAX_BANDS} bands in a chunk")
+    if grouping and bands < _LEAST_BANDS[grouping]:
+        raise ValueError(f"grouping {grouping} of {bands} bands")
     if not MIN_QUALITY <= quality * 100 <= MAX_QUALITY:
         raise ConfigurationError(f"quality: expected a number from 1 to 100, got {quality!r}")
     if order not in ("C", "F") or len(decoder) != 8 or len(head) != 4:
@@ -444,11 +480,11 @@ def pack(
         raise ValueError(f"sections {sorted(sections)}: a kind is there twice")
     skipped = {kind for kind in range(OPTIONAL + 1, 256) if kind ^ OPTIONAL not in KIND_NAMES}
     if not sections.keys() <= READABLE | skipped:
-        raise ValueError(f"sections {sorted(sections)}: expected labels, features, and kinds that readers may skip")
+        raise ValueError(f"sections {sorted(sections)}: expected kinds of this version, or that readers may skip")
     if LABELS in sections and len(sections[LABELS]) > _labels_limit(prod(shape), shape, axes):
         raise ValueError(f"{len(sections[LABELS])} bytes of labels are more than chunk {shape} can have")
 
-    body = bytearray((key & 255, key >> 8 | (FORTRAN if order == "F" else 0), len(shape)))
+    body = bytearray((key & 255, key >> 8 | (FORTRAN if order == "F" else 0) | grouping << 2, len(shape)))
     codes = [AXES[axis] for axis in axes] + [0]
     body += bytes(codes[i] | codes[i + 1] << 4 for i in range(0, len(axes), 2))
     for length in shape:

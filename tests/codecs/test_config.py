@@ -19,6 +19,13 @@ CONFIGURATIONS = [
     {"axes": "tcyx", "semantics": "post"},
     {"axes": "yx", "semantics": "none", "label_tile": (64, 256)},
     {"model": "other", "encode": {"effort": 2, "note": ["ü", None, 0.5]}},
+    {"nodata": 0},
+    {"nodata": -9999.5, "value_range": (0.25, 1)},
+    {"nodata": float("nan"), "value_range": [(0, 1), (-3, 4)]},
+    {"value_range": "chunk", "max_error": 0},
+    {"quality": 80, "max_error": 1.5},
+    {"psnr": 40, "bands": "planes"},
+    {"bpp": 0.5},
     {"decoder": "77" * 32},
     {"decoder": "77" * 32, "head": "88" * 32},
 ]
@@ -41,7 +48,7 @@ def test_every_configuration(configuration):
 def test_metadata_is_as_specified():
     assert DeepSIC(quality=50.0, label_tile=[128, 64]).get_config() == {
         "id": "deepsic",
-        "format": 0,
+        "format": 1,
         "model": "base",
         "decoder": "ab" * 32,
         "head": "cd" * 32,
@@ -93,7 +100,7 @@ def test_configuration_is_fixed():
 
 BAD = {
     "model": [None, "", 3, ["base"]],
-    "quality": [0, 0.99, 100.01, float("nan"), float("inf"), "50", None, True, [50], 1j],
+    "quality": [0, 0.99, 100.01, float("nan"), float("inf"), "50", True, [50], 1j],
     "axes": ["", "y", "xc", "yxx", "yxq", "YX", None, ["y", "x"], "y x", "yxctzny"],
     "semantics": ["", "PRE", None, 1, ["pre"]],
     "label_tile": [
@@ -109,7 +116,28 @@ BAD = {
         (None, 64),
         {},
     ],
-    "nodata": [0, "x", float("nan")],
+    "nodata": ["x", "nan", float("inf"), True, [0], 1j],
+    "value_range": [
+        "auto",
+        3,
+        (),
+        [],
+        (1,),
+        (0, 1, 2),
+        (1, 1),
+        (2, 1),
+        (0, float("nan")),
+        (0, float("inf")),
+        (0, "1"),
+        [(0, 1), 3],
+        [(0, 1), (0, 0)],
+        (False, True),
+        {"low": 0},
+    ],
+    "bands": ["auto", 3, True, ""],
+    "max_error": [-1, float("nan"), float("inf"), "0", True, [1]],
+    "psnr": [0, -3, float("nan"), float("inf"), "40", True],
+    "bpp": [0, -3, float("nan"), float("inf"), "1", True],
     "encode": [{"effort": 3}, {"effort": True}, 3, "x", [1], {"f": float("nan")}, {"f": {1}}, {"f": object()}],
     "decoder": ["", "ab" * 31, "AB" * 32, "zz" * 32, 5, "ab" * 33],
 }
@@ -133,7 +161,8 @@ def test_bad_head_is_named():
         ({"device": "cuda", "batch": 3}, "unknown parameter batch, device"),
         ({1: 2}, "unknown parameter 1"),
         ({"hints": {}}, "unknown parameter hints"),
-        ({"format": 1}, "format|1|upgrade"),
+        ({"format": 2}, "format|2|upgrade"),
+        ({"format": 0}, "format|development"),
         ({"format": "0"}, "format|version number"),
         ({"format": -1}, "format|version number"),
         ({"format": None}, "format|version number"),
@@ -178,3 +207,31 @@ def test_metadata_needs_no_model_file(monkeypatch):
     monkeypatch.setattr(stub_runtime, "MODELS", ())
     assert DeepSIC.from_config(config).decoder == "ab" * 32
     check_repr(DeepSIC.from_config(config))
+
+
+@pytest.mark.parametrize(
+    "parameters, words",
+    [
+        ({"psnr": 40, "bpp": 0.5}, "psnr, bpp|one of them"),
+        ({"quality": 50, "psnr": 40}, "quality, psnr"),
+        ({"max_error": 1, "psnr": 40}, "max_error, psnr"),
+    ],
+    ids=str,
+)
+def test_parameters_that_contradict(parameters, words):
+    check_rejects(ConfigurationError, words, DeepSIC, **parameters)
+
+
+def test_metadata_leaves_out_what_is_not_set():
+    assert not {"value_range", "max_error", "psnr", "bpp"} & set(DeepSIC().get_config())
+    config = DeepSIC(nodata=np.nan, value_range=np.array([[0, 1.5], [2, 3]]), max_error=np.float32(0.5)).get_config()
+    assert config["nodata"] == "NaN" and config["value_range"] == [[0, 1.5], [2, 3]] and config["max_error"] == 0.5
+    assert DeepSIC(value_range=[(0, 100.0)]).get_config()["value_range"] == [0, 100]
+    config = DeepSIC(psnr=40.0).get_config()
+    assert config["psnr"] == 40 and "quality" not in config
+    assert DeepSIC(nodata="NaN") == DeepSIC(nodata=np.float32("nan"))
+
+
+def test_default_quality():
+    assert DeepSIC().quality == 50 and DeepSIC(max_error=3).quality == 20 and DeepSIC(psnr=40).quality is None
+    assert DeepSIC(max_error=3, quality=50).quality == 50 and DeepSIC(max_error=3).get_config()["quality"] == 20

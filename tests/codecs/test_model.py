@@ -143,3 +143,51 @@ def test_plain_zarr_functions():
         z[...] = array
         assert psnr(z[...], array) >= DECIBELS
         assert chunk_attrs(z, (0, 1, 0))["labels"]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "f4"])
+@pytest.mark.parametrize("bound", [0, 2])
+def test_error_is_bounded(dtype, bound):
+    grey = photograph(70, 90, 4).astype("f8")
+    array = (grey / 2 if dtype == "i1" else grey if dtype == "u1" else grey * 50 - 300 * (dtype == "i2")).astype(dtype)
+    array[10:30, 10:30] = 7
+    array[60:, :, 2] = 7
+    bound = bound or (1e-4 if dtype == "f4" else 0)
+    codec = DeepSIC(value_range="chunk", max_error=bound, nodata=7)
+    payload = check_roundtrip(codec, array, -np.inf)
+    decoded = codec.decode(payload)
+    assert np.abs(decoded.astype("f8") - array.astype("f8")).max() <= bound
+    np.testing.assert_array_equal(decoded == 7, array == 7)
+    assert len(payload) < array.nbytes
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_rate_is_found(dtype):
+    unit, ranges = (1, None) if dtype == "u1" else (100, (0, 25500))
+    array = photograph(130, 150, 3).astype(dtype) * np.array(unit, dtype)
+
+    def decibels(payload):
+        return psnr(DeepSIC().decode(payload) / unit, array / unit)
+
+    least, most = (DeepSIC(value_range=ranges, quality=quality).encode(array) for quality in (10, 90))
+    for nbytes in np.geomspace(1.1 * len(least), 0.9 * len(most), 4):
+        payload = DeepSIC(value_range=ranges, bpp=8 * nbytes / (130 * 150)).encode(array)
+        assert abs(len(payload) / nbytes - 1) <= 0.03
+    for wanted in np.linspace(decibels(least) + 0.3, decibels(most) - 0.3, 3):
+        assert abs(decibels(DeepSIC(value_range=ranges, psnr=wanted).encode(array)) - wanted) <= 0.2
+
+
+def test_rate_beyond_what_features_give():
+    array = np.random.default_rng(5).integers(0, 256, (70, 90, 3)).astype("u1") // 2 + photograph(70, 90, 3) // 2
+    ceiling = psnr(DeepSIC().decode(DeepSIC(quality=100).encode(array)), array)
+    for wanted in (ceiling + 2, ceiling + 8):
+        payload = DeepSIC(psnr=wanted).encode(array)
+        assert abs(psnr(DeepSIC().decode(payload), array) - wanted) <= 0.2
+        header = payload_header.read_header(payload)
+        assert payload_header.RESIDUAL in [section.kind for section in header.sections]
+    for bpp in (8, 14):
+        assert abs(8 * len(DeepSIC(bpp=bpp).encode(array)) / (70 * 90) / bpp - 1) <= 0.03
+    for dtype in ("u2", "f4"):
+        deep = array.astype(dtype) * np.array(100, dtype)
+        decoded = DeepSIC().decode(DeepSIC(psnr=ceiling + 5, value_range=(0, 25500)).encode(deep))
+        assert abs(psnr(decoded / 100, array) - ceiling - 5) <= 0.2

@@ -187,7 +187,7 @@ def test_labels_of_another_vocabulary(monkeypatch):
     assert open_labels(array).summary() == before
 
 
-@pytest.mark.parametrize("data,error", [(b"\xff\xd8\xff" * 99, UnsupportedPayload), (b"DSIC\0", CorruptPayload)])
+@pytest.mark.parametrize("data,error", [(b"\xff\xd8\xff" * 99, UnsupportedPayload), (b"DSIC\1", CorruptPayload)])
 def test_a_failed_consolidation_changes_nothing(data, error):
     array = archive(shape=(256, 256, 3), chunks=(64, 64, 3))
     fill(array, seed=8)

@@ -48,7 +48,7 @@ class Reader:
 def read(payload):
     """Return the fields of a sound payload as a dict, its sections as {kind: bytes}."""
     magic, version, flags, length, crc = struct.unpack("<4sBBHI", payload[:12])
-    assert (magic, version, flags) == (b"DSIC", 0, 0)
+    assert (magic, version, flags) == (b"DSIC", 1, 0)
     body = Reader(payload[12 : 12 + length])
     assert crc == crc32c(payload[:8] + body.data)
     dtype, layout, ndim = body.take(3)
@@ -58,6 +58,7 @@ def read(payload):
     fields = {
         "dtype": (">" if layout & 1 else "<") + DTYPES[dtype],
         "order": "F" if layout & 2 else "C",
+        "grouping": layout >> 2,
         "axes": axes,
         "shape": shape,
         "decoder": body.take(8),
@@ -96,7 +97,7 @@ def read_labels(section, shape, axes):
 def write(
     *,
     magic=b"DSIC",
-    version=0,
+    version=1,
     flags=0,
     dtype=1,
     layout=0,

@@ -37,11 +37,14 @@ def chunks(draw):
     """Arguments of pack, from all that it takes."""
     axes = "".join(draw(st.permutations("yx" + draw(st.sampled_from(["", "c", "t", "ct", "zc", "n", "ctzn"])))))
     shape, room = [], h.MAX_SAMPLES
-    for _ in axes:
-        shape.append(draw(st.one_of(st.integers(1, min(room, 300)), st.integers(1, room))))
+    for axis in axes:
+        most = min(room, h.MAX_BANDS) if axis == "c" else room
+        shape.append(draw(st.one_of(st.integers(1, min(most, 300)), st.integers(1, most))))
         room //= shape[-1]
     height, width = shape[axes.index("y")], shape[axes.index("x")]
-    kinds = draw(st.permutations([h.LABELS, h.FEATURES, h.EMBEDDING, 0x80 | 9, 0xFF]))
+    bands = shape[axes.index("c")] if "c" in axes else 1
+    groupings = [h.TRIPLES] + [h.PLANES] * (bands > 1) + [h.FIRST_TRIPLE] * (bands > 3)
+    kinds = draw(st.permutations([h.LABELS, h.VALUE_SCALING, h.FEATURES, h.RESIDUAL, h.EMBEDDING, 0x80 | 9, 0xFF]))
     return {
         "dtype": draw(st.sampled_from(DTYPES)),
         "shape": tuple(draw(st.permutations(shape))) if axes == "yx" and height == width else tuple(shape),
@@ -52,6 +55,7 @@ def chunks(draw):
         "quality": draw(st.integers(100, 10000)) / 100,
         "grid": (draw(st.integers(1, height)), draw(st.integers(1, width))),
         "sections": {kind: draw(st.binary(max_size=11)) for kind in kinds[: draw(st.integers(0, 5))]},
+        "grouping": draw(st.sampled_from(groupings)),
     }
 
 
@@ -61,12 +65,12 @@ def test_what_was_packed_is_read(chunk):
     payload = h.pack(**chunk)
     header = h.check_payload(payload)
     assert header.dtype.str == np.dtype(chunk["dtype"]).str
-    for name in ("shape", "order", "axes", "decoder", "head", "quality", "grid"):
+    for name in ("grouping", "shape", "order", "axes", "decoder", "head", "quality", "grid"):
         assert getattr(header, name) == chunk[name], name
     sizes = dict(zip(chunk["axes"], chunk["shape"], strict=True))
     assert (header.height, header.width, header.channels) == (sizes["y"], sizes["x"], sizes.get("c", 1))
     assert header.slices == np.prod([size for axis, size in sizes.items() if axis not in "yxc"], dtype=int)
-    assert (header.nbytes, header.version) == (len(payload), 0)
+    assert (header.nbytes, header.version) == (len(payload), 1)
     assert {section.kind for section in header.sections} == set(chunk["sections"])
     for kind, data in chunk["sections"].items():
         assert h.read_section(payload, header, kind) == data
@@ -126,6 +130,9 @@ def test_a_view_into_the_middle_of_a_buffer():
         ({"quality": 0.99}, ConfigurationError, "quality"),
         ({"quality": 100.1}, ConfigurationError, "quality"),
         ({"quality": float("nan")}, ConfigurationError, "quality"),
+        ({"shape": (70, 90, 257)}, UnsupportedArray, "256 bands"),
+        ({"grouping": h.FIRST_TRIPLE}, ValueError, "grouping"),
+        ({"grouping": h.PLANES, "shape": (70, 90, 1)}, ValueError, "grouping"),
         ({"order": "K"}, ValueError, "order"),
         ({"decoder": b"short"}, ValueError, "identities"),
         ({"head": b""}, ValueError, "identities"),
@@ -133,7 +140,7 @@ def test_a_view_into_the_middle_of_a_buffer():
         ({"grid": (5, 91)}, ValueError, "grid"),
         ({"sections": {h.FEATURES: b"", h.FEATURES | 0x80: b""}}, ValueError, "twice"),
         ({"sections": dict.fromkeys(range(0x81, 0x92), b"")}, ValueError, "16 sections"),
-        *[({"sections": {kind: b""}}, ValueError, "may skip") for kind in (0, 0x80, 256, -1, 1, 0x83, h.RESIDUAL)],
+        *[({"sections": {kind: b""}}, ValueError, "may skip") for kind in (0, 0x80, 256, -1, 1, 0x83, h.SIDE)],
         ({"sections": {h.LABELS: bytes(52)}}, ValueError, "labels"),
     ],
 )
@@ -201,10 +208,11 @@ def test_sixteen_label_tiles_lie_within_the_first_256_bytes(chunk, rows, columns
     if slices * grid[0] * grid[1] > 16:
         return
     if "c" in sizes:
-        sizes["c"] = h.MAX_SAMPLES // int(np.prod([size for axis, size in sizes.items() if axis != "c"], dtype="i8"))
+        room = h.MAX_SAMPLES // int(np.prod([size for axis, size in sizes.items() if axis != "c"], dtype="i8"))
+        sizes["c"] = min(room, h.MAX_BANDS)
     labels = encode_labels(np.full((slices, *grid[:2], 7), 200, "u1"), tile)
     assert labels.endswith(b"\x04\xc8")  # k is 5
-    chunk |= {"shape": tuple(sizes.values()), "sections": {h.LABELS: labels, h.FEATURES: b""}}
+    chunk |= {"grouping": h.TRIPLES, "shape": tuple(sizes.values()), "sections": {h.LABELS: labels, h.FEATURES: b""}}
     header = h.read_header(h.pack(**chunk))
     slack = 4  # bytes that the length of real features needs, at most
     assert header.sections[0].offset + len(labels) + slack <= 256
@@ -231,6 +239,7 @@ def test_the_specification_has_the_limits_of_the_code():
     text = FORMAT.read_text(encoding="utf-8")
     limits = {
         "chunk samples": h.MAX_SAMPLES,
+        "bands": h.MAX_BANDS,
         "axes": h.MAX_NDIM,
         "sections": h.MAX_SECTIONS,
         "header length": h.MAX_BODY,

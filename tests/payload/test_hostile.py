@@ -79,12 +79,15 @@ def table(*rows):
 
 MANY = [(0x90 + i, b"") for i in range(17)]
 CRAFTED = {
-    "newer version": ({"version": 1}, UnsupportedPayload, "format version 1|upgrade"),
+    "newer version": ({"version": 2}, UnsupportedPayload, "format version 2|upgrade"),
+    "development version": ({"version": 0}, UnsupportedPayload, "format version 0|encode again"),
     "flags": ({"flags": 0x80}, UnsupportedPayload, "flags 0x80"),
     "dtype 0": ({"dtype": 0}, UnsupportedPayload, "dtype code 0"),
     "dtype 6": ({"dtype": 6}, UnsupportedPayload, "dtype code 6"),
     "byte order of bytes": ({"layout": 1}, UnsupportedPayload, "layout 0x01"),
-    "reserved layout bit": ({"layout": 4}, UnsupportedPayload, "layout 0x04"),
+    "reserved layout bit": ({"layout": 16}, UnsupportedPayload, "layout 0x10"),
+    "reserved grouping": ({"layout": 12}, UnsupportedPayload, "layout 0x0c"),
+    "one triple and planes of three bands": ({"layout": 4}, CorruptPayload, "grouping 1"),
     "last layout bit": ({"layout": 0x80}, UnsupportedPayload, "layout 0x80"),
     "one axis": ({"ndim": 1, "axes": b"\x01", "shape": (70,)}, CorruptPayload, "header: 1 axes"),
     "no axes": ({"ndim": 0, "axes": b"", "shape": ()}, CorruptPayload, "header: 0 axes"),
@@ -123,7 +126,7 @@ CRAFTED = {
     "kind 0": ({"sections": [(0, b"")]}, CorruptPayload, "kind 0"),
     "optional kind 0": ({"sections": [(0x80, b"")]}, CorruptPayload, "kind 0"),
     "unknown required": ({"sections": [(9, b"")]}, UnsupportedPayload, "section of kind 9|upgrade"),
-    "nodata": ({"sections": [(3, b""), (4, b"")]}, UnsupportedPayload, "nodata section|upgrade"),
+    "side": ({"sections": [(3, b""), (8, b"")]}, UnsupportedPayload, "side information section|upgrade"),
     "more labels than tiles": (
         {"sections": [], "count": 1, "table": table((0x81, 11 + 10 * 4 + 1))},
         CorruptPayload,
@@ -151,7 +154,7 @@ def test_crafted_headers_with_right_checksums(name):
     fields, error, words = CRAFTED[name]
     data = reference.write(**fields)
     if name == "header without a body":
-        data = reference.repair(b"DSIC" + bytes(8))
+        data = reference.repair(b"DSIC\1" + bytes(7))
     check_rejects(error, words, h.read_header, data + bytes(300))
     check_rejects(error, words, h.check_payload, data + bytes(300))
 
@@ -254,8 +257,8 @@ def survives(data):
 @given(st.binary(max_size=400))
 def test_random_bytes(data):
     survives(data)
-    survives(b"DSIC\0\0" + data)
-    survives(reference.repair(b"DSIC\0\0" + len(data[12:]).to_bytes(2, "little") + data))
+    survives(b"DSIC\1\0" + data)
+    survives(reference.repair(b"DSIC\1\0" + len(data[12:]).to_bytes(2, "little") + data))
 
 
 edits = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255), st.sampled_from(["set", "insert", "delete"])))

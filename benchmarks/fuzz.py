@@ -1,0 +1,863 @@
+"""Feed damaged and crafted bytes to every reader: typed errors or right arrays, in bounded time and memory.
+
+    python -m benchmarks.fuzz --count 1000000 --log fuzz.log
+    python -m benchmarks.fuzz --engine atheris --count 100000
+
+Stages, from the outside in; each mutates one or more sound inputs:
+
+- bytes: whole payloads, checksums left as they are. Anything but the original has to be refused.
+- header: fields of the header, its checksum right again; decoded if it can be.
+- labels: label blocks, checksums right again.
+- section: any section of a payload, checksums right again; decoded to pixels or labels.
+- coder: the arithmetic decoder alone, under random means, scales and tables.
+- parts: mask and residual coders alone.
+- zarr: chunks of arrays in both Zarr formats, read through zarr.
+- shard: shards and their indexes, read through zarr and through the label scan.
+- model: model files, loaded whole if nothing is wrong with them.
+
+A small untrained model decodes, so that a case takes a millisecond or less; it has the layers and the coder of the
+real ones. The run stops at the first case that is not in order and stores it beside the log; `--replay` runs it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from google_crc32c import value as crc32c
+
+from deepsic_codec import DeepSIC, config, create_array
+from deepsic_codec.archive import chunk_attrs
+from deepsic_codec.codecs import core
+from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
+from deepsic_codec.model import file as model_file
+from deepsic_codec.model.integer import export_gains
+from deepsic_codec.model.rdo import make_tables
+from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model.transforms import RDO
+from deepsic_codec.payload import header as h
+from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
+from deepsic_codec.payload.labels import decode_labels
+from deepsic_codec.payload.tables import MAX_LOW_BITS, SCALES, CoderTables
+from deepsic_codec.payload.varint import write_varint
+from deepsic_codec.training.finish import head, transforms
+from deepsic_codec.training.loss import make_networks
+from deepsic_codec.training.phases import TINY
+
+MAX_PIXELS = 1 << 17  # of a crafted chunk: readers of what strangers wrote can set this too
+MEMORY = 2 << 30  # bytes beyond those at the start, after which the system refuses
+SLOW = 60.0  # times a normal decode
+SLOW_SECONDS = 0.25  # below which a ratio is noise
+INTERESTING = (0, 1, 2, 3, 15, 16, 63, 64, 127, 128, 129, 254, 255)
+INTEGERS = (0, 1, 127, 128, 255, 256, *(1 << n for n in (14, 15, 16, 21, 28, 31)), (1 << 31) - 1, (1 << 32) - 1)
+
+
+class Wrong(AssertionError):
+    """A case that is not in order."""
+
+
+def tiny_model(folder: str | Path, seed: int = 0) -> model_file.ModelInfo:
+    """Write a small untrained model whose prior gives all kinds of means and scales, and return its description."""
+    torch.manual_seed(seed)
+    nets = make_networks(TINY)
+    nets.integer = nets.head.integer = TINY.integer
+    with torch.no_grad():
+        for net in nets.prior.passes:  # type: ignore[union-attr]
+            net.out_bias.table.normal_(0, 2)  # type: ignore[union-attr, operator]
+            if net.has_inputs:  # type: ignore[union-attr]
+                net.out.weight.normal_(0, 0.1)  # type: ignore[union-attr, operator]
+        for transform in (nets.analysis, nets.synthesis):
+            transform.out.weight.normal_(0, 0.05)
+            transform.linear.weight.normal_(0, 0.05)
+    exported = nets.export_prior()
+    scales = nets.integer_prior(exported, "cpu").log_scales
+    arrays = {f"decoder.prior.{k}": v.numpy() for k, v in exported.items()}
+    tables = CoderTables.untrained(TINY.latents, scales.double().numpy())
+    arrays |= {f"decoder.coder.{k}": v for k, v in tables.arrays().items()}
+    choosing = make_tables(scales, export_gains(nets.gains)["step"])
+    arrays |= {f"{RDO}.saved": choosing.saved.numpy(), f"{RDO}.price": choosing.price.numpy()}
+    arrays |= transforms(nets) | head(nets)
+    names = tuple(f"Class{i}" for i in range(TINY.classes - 1))
+    path = Path(folder) / "fuzz-tiny.safetensors"
+    return model_file.save_model(path, "fuzz-tiny", arrays, TINY.to_json(), model_file.Vocabulary(names), {})
+
+
+@dataclass
+class Seed:
+    """A sound payload and what it decodes to."""
+
+    name: str
+    codec: DeepSIC
+    array: np.ndarray
+    payload: bytes = b""
+    header: Any = None
+    decoded: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        self.payload = self.codec.encode(self.array)
+        self.header = h.read_header(self.payload)
+        self.decoded = self.codec.decode(self.payload)
+
+
+def make_seeds(model: str) -> list[Seed]:
+    """Sound payloads of every kind that this version writes."""
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    y, x = np.mgrid[:90, :120]
+    smooth = np.clip(128 + 90 * np.sin(y / 9)[..., None] * np.cos(x / 7)[..., None] * (1, 0.5, -1), 0, 255).astype("u1")
+    wide = (smooth.astype("u2") * 100 + 3).astype("u2")
+    holes = wide.copy()
+    holes[10:40, 20:70] = 0
+    bands = np.repeat(wide[..., :1], 7, axis=-1)
+    kinds: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+        ("noise", noise, {"quality": 100}),
+        ("smooth", smooth, {}),
+        ("grey", smooth[:33, :17, 0], {"axes": "yx", "quality": 1}),
+        ("pixel", noise[:1, :1], {}),
+        ("slices", np.stack([smooth[:40, :50]] * 2), {"axes": "tyxc", "semantics": "post"}),
+        ("fortran", np.asfortranarray(smooth[:48, :64]), {"semantics": "none", "quality": 80}),
+        ("wide", wide[:40, :48], {"quality": 70}),
+        ("bands", bands[:40, :48], {"quality": 70}),
+        ("float", wide[:40, :48, 0].astype("f4") / 7, {"axes": "yx", "value_range": "chunk"}),
+        ("holes", holes[:48, :72], {"nodata": 0}),
+        ("bounded", smooth[:40, :48], {"max_error": 2, "quality": 30}),
+        ("lossless", holes[:48, :40], {"max_error": 0, "nodata": 0}),
+    ]
+    seeds = []
+    for name, array, options in kinds:
+        try:
+            seeds.append(Seed(name, DeepSIC(model=model, **options), array))
+        except (ConfigurationError, UnsupportedArray, TypeError) as error:
+            print(f"seed {name} left out: {error}", flush=True)
+    return seeds
+
+
+def mutate(rng: np.random.Generator, data: bytes, others: Sequence[bytes] = (), most: int = 8) -> bytes:
+    """Change bytes in one to a few places."""
+    out = bytearray(data)
+    for _ in range(1 + int(rng.integers(most) * rng.random())):
+        kind, size = int(rng.integers(11)), len(out)
+        at = int(rng.integers(size + 1))
+        if kind < 3 and size:
+            out[at % size] ^= 1 << int(rng.integers(8))
+        elif kind == 3 and size:
+            out[at % size] = INTERESTING[int(rng.integers(len(INTERESTING)))]
+        elif kind == 4 and size:
+            out[at % size] = int(rng.integers(256))
+        elif kind == 5:
+            out[at:at] = rng.bytes(int(rng.integers(1, 5)))
+        elif kind == 6:
+            del out[at : at + int(rng.integers(1, 9))]
+        elif kind == 7:
+            del out[at:]
+        elif kind == 8:
+            out[at : at + 4] = struct.pack("<I", INTEGERS[int(rng.integers(len(INTEGERS)))])
+        elif kind == 9:
+            length = int(rng.integers(1, 33))
+            same = bytes((int(rng.integers(256)),)) * length
+            out[at : at + length] = same if rng.random() < 0.5 else rng.bytes(length)
+        elif others:
+            other = others[int(rng.integers(len(others)))]
+            start = int(rng.integers(len(other) + 1))
+            out[at : at + int(rng.integers(64))] = other[start : start + int(rng.integers(64))]
+    return bytes(out)
+
+
+def with_header_checksum(payload: bytes) -> bytes:
+    """Make the header's checksum right, if there is a header."""
+    if len(payload) < h.PREFIX:
+        return payload
+    end = h.PREFIX + int.from_bytes(payload[6:8], "little")
+    check = crc32c(payload[:8] + payload[h.PREFIX : end])
+    return payload[:8] + struct.pack("<I", check) + payload[h.PREFIX :]
+
+
+def with_body(payload: bytes, body: bytes, rest: bytes) -> bytes:
+    """Put another header body into a payload."""
+    return with_header_checksum(payload[:6] + struct.pack("<H", len(body) & 65535) + bytes(4) + body + rest)
+
+
+def with_sections(payload: bytes, header: Any, sections: Sequence[tuple[int, bytes]]) -> bytes:
+    """Put other sections into a payload, all checksums right."""
+    table = 1 + sum(5 + len(write_varint(s.length)) for s in header.sections)
+    body = payload[h.PREFIX : header.size - table] + bytes((len(sections) & 255,))
+    for kind, data in sections:
+        body += bytes((kind,)) + write_varint(len(data)) + struct.pack("<I", crc32c(data))
+    return with_body(payload, body, b"".join(data for _, data in sections))
+
+
+def sections_of(seed: Seed) -> list[tuple[int, bytes]]:
+    """Kinds and bytes of the sections of a sound payload."""
+    return [(s.kind, seed.payload[s.offset : s.offset + s.length]) for s in seed.header.sections]
+
+
+class Stage:
+    """Makes cases and runs them. The first byte of a case is the number of its seed.
+
+    Attributes
+    ----------
+    share : float
+        Of all cases, in proportion to the other stages.
+    """
+
+    share = 1.0
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        self.seeds = seeds
+        self.payloads = [seed.payload for seed in seeds]
+
+    def sound(self) -> list[bytes]:
+        """Cases without a fault, one for each seed."""
+        return [bytes((i,)) + payload for i, payload in enumerate(self.payloads)]
+
+    def make(self, rng: np.random.Generator) -> bytes:
+        """Make a case."""
+        number = int(rng.integers(len(self.seeds)))
+        return bytes((number,)) + mutate(rng, self.payloads[number], self.payloads)
+
+    def split(self, case: bytes) -> tuple[Seed, bytes]:
+        """Return seed and bytes of a case."""
+        return self.seeds[(case[0] if case else 0) % len(self.seeds)], case[1:]
+
+    def run(self, case: bytes) -> str:
+        """Run a case; returns what became of it, raises a typed error, or Wrong."""
+        raise NotImplementedError
+
+
+def decoded(job: Any) -> str:
+    """Decode a verified payload and check what comes back."""
+    (array,) = core.run_decode([job])
+    if array.shape != job.header.shape or array.dtype != job.header.dtype:
+        raise Wrong(f"{array.dtype} {array.shape} of a payload of {job.header.dtype} {job.header.shape}")
+    return "decoded"
+
+
+class Bytes(Stage):
+    """Whole payloads as they are: whatever is not the original has to be refused."""
+
+    share = 34
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        seed, payload = self.split(case)
+        core.decode_job(payload, shape=seed.header.shape)
+        if payload not in self.payloads:
+            raise Wrong("a damaged payload passed all checks")
+        return "sound"
+
+
+class HeaderStage(Stage):
+    """Header bodies with right checksums."""
+
+    share = 22
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        number = int(rng.integers(len(self.seeds)))
+        seed = self.seeds[number]
+        body = mutate(rng, seed.payload[h.PREFIX : seed.header.size], self.payloads, most=4)
+        payload = with_body(seed.payload, body, seed.payload[seed.header.size :])
+        if rng.random() < 0.05:  # the prefix itself
+            payload = with_header_checksum(mutate(rng, payload[: h.PREFIX], most=2) + payload[h.PREFIX :])
+        return bytes((number,)) + payload
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        _, payload = self.split(case)
+        start = payload[:256]
+        if h.header_size(start) > 256:
+            raise Wrong("a header of more than 256 bytes")
+        header = h.read_header(start)
+        block = h.read_section(payload, header, h.LABELS)
+        if block is not None:
+            decode_labels(block, header)
+        job = core.decode_job(payload)
+        # other sizes and qualities, or another byte order, on the same stream: seldom, as it takes long
+        return decoded(job) if payload in self.payloads or crc32c(case) % 8 == 0 else "verified"
+
+
+class Labels(Stage):
+    """Label blocks with right checksums."""
+
+    share = 14
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        super().__init__([s for s in seeds if any(x.kind == h.LABELS for x in s.header.sections)], folder)
+        self.blocks = [sections_of(seed)[0][1] for seed in self.seeds]
+
+    def sound(self) -> list[bytes]:  # noqa: D102
+        return [bytes((i,)) + block for i, block in enumerate(self.blocks)]
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        number = int(rng.integers(len(self.seeds)))
+        return bytes((number,)) + mutate(rng, self.blocks[number], self.blocks, most=5)
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        seed, block = self.split(case)
+        payload = with_sections(seed.payload, seed.header, [(h.LABELS, block), *sections_of(seed)[1:]])
+        header = h.check_payload(payload)
+        section = h.read_section(payload, header, h.LABELS)
+        found = decode_labels(section or b"", header)
+        rows, columns = -(-header.height // found.tile[0]), -(-header.width // found.tile[1])
+        if found.classes.shape[:3] != (header.slices, rows, columns) or found.scores.shape != found.classes.shape:
+            raise Wrong(f"labels {found.classes.shape} of {header.shape}")
+        found.dense(255)
+        return "decoded"
+
+
+class Section(Stage):
+    """Any one section with right checksums, decoded to the end."""
+
+    share = 5
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        number = int(rng.integers(len(self.seeds)))
+        seed = self.seeds[number]
+        sections = sections_of(seed)
+        which = int(rng.integers(len(sections)))
+        kind, data = sections[which]
+        style = rng.random()
+        if style < 0.1:
+            data = rng.bytes(int(rng.integers(2 * len(data) + 8)))
+        elif style < 0.2:
+            data = bytes((int(rng.choice((0, 255, 85))),)) * int(rng.integers(2 * len(data) + 64))
+        elif style < 0.23 and len(sections) > 1:
+            del sections[which]
+            which = -1
+        else:
+            data = mutate(rng, data, [d for _, d in sections])
+        if which >= 0:
+            sections[which] = kind, data
+        return bytes((number,)) + with_sections(seed.payload, seed.header, sections)
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        seed, payload = self.split(case)
+        job = core.decode_job(payload, shape=seed.header.shape)
+        if case[-1] % 8 == 0:
+            core.compute_labels(job)
+        return decoded(job)
+
+
+class Coder(Stage):
+    """The arithmetic decoder under random means, scales and tables, as no model would give them."""
+
+    share = 17
+    LATENTS, GRID = 5, (3, 4)
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        super().__init__(seeds, folder)
+        logs = np.linspace(-3, 5, 64)
+        base = CoderTables.untrained(self.LATENTS, logs)
+        rng = np.random.default_rng(2)
+        size, mixers = len(base.probabilities), base.weights.shape
+        self.tables = [base]
+        for single, low in ((0, 0), (SCALES, MAX_LOW_BITS), (28, 4)):
+            self.tables.append(
+                CoderTables(
+                    probabilities=rng.choice(np.array([0, 1, 32768, 65535], np.uint16), size),
+                    confidence=rng.integers(0, 1024, size).astype(np.uint16),
+                    weights=rng.choice(np.array([-(1 << 31), -70000, 0, 70000, (1 << 31) - 1], np.int32), mixers),
+                    low_bits=np.full(SCALES, low, np.uint8), levels=base.levels, limit=1023, rate=64, single=single,
+                ).check(self.LATENTS)
+            )  # fmt: skip
+
+        ys, xs = (v.astype(np.int64) for v in np.nonzero(np.ones(self.GRID)))
+        self.streams = []
+        for number in range(16):
+            tables = self.tables[number % 4]
+            passes = []
+            for start, count in ((0, 2), (2, 3)):
+                means = rng.choice(np.array([-32767, -9, -4, 0, 3, 4, 80, 32767], np.int16), (2 * len(ys), count))
+                scales = tables.levels[rng.integers(0, 253, (2 * len(ys), count))]
+                passes.append((ys, xs, start, bool(start), means, scales))
+            spread = (2, 40, 3000, 1)[number // 4]
+            symbols = rng.laplace(0, spread, (2, *self.GRID, self.LATENTS)).clip(-32767, 32767).astype(np.int16)
+            encoder = SymbolEncoder(tables, symbols)
+            for step in passes:
+                encoder.encode_pass(*step)
+            self.streams.append((tables, passes, encoder.finish()))
+
+    def sound(self) -> list[bytes]:  # noqa: D102
+        return [bytes((number,)) + stream for number, (_, _, stream) in enumerate(self.streams)]
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        number, style = int(rng.integers(len(self.streams))), rng.random()
+        data = self.streams[number][2]
+        if style < 0.1:
+            data = rng.bytes(int(rng.integers(600)))
+        elif style < 0.2:
+            data = bytes((int(rng.choice((0, 255, 128))),)) * int(rng.integers(900)) + data
+        else:
+            data = mutate(rng, data, most=4)
+        return bytes((number,)) + data
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        tables, passes, _ = self.streams[(case[0] if case else 0) % len(self.streams)]
+        decoder = SymbolDecoder(tables, case[1:], 2, self.GRID, self.LATENTS)
+        for step in passes:
+            decoder.decode_pass(*step)
+        if decoder.finish().shape != (2, *self.GRID, self.LATENTS):
+            raise Wrong("symbols of another shape")
+        return "decoded"
+
+
+class Parts(Stage):
+    """Coders of mask and residual by themselves, where this version has them."""
+
+    share = 5
+    SHAPES = ((1, 17, 23, 3), (2, 8, 9, 1), (1, 1, 1, 1), (1, 40, 40, 2))
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        super().__init__(seeds, folder)
+        rng = np.random.default_rng(3)
+        self.readers: list[tuple[bytes, Callable[[bytes], np.ndarray], tuple[int, ...]]] = []
+        for shape in self.SHAPES:
+            mask = rng.random(shape[:3]) < 0.3
+            mask[:, : shape[1] // 2] = True
+            context = rng.integers(0, 16320, shape).astype(np.int32)
+            residual = np.rint(rng.laplace(0, 4, shape)).astype(np.int32)
+            self._add("mask", "mask", (mask,), (shape[:3],), shape[:3])
+            self._add("residual", "residual", (residual, context), (shape, context), shape)
+        if not self.readers:
+            self.share = 0
+
+    def _add(self, module: str, name: str, given: tuple, then: tuple, shape: tuple[int, ...]) -> None:
+        try:
+            found: Any = import_module(f"deepsic_codec.payload.{module}")
+            data = getattr(found, f"encode_{name}")(*given)
+            decode = getattr(found, f"decode_{name}")
+        except (ImportError, AttributeError):
+            return
+        self.readers.append((data, lambda data: decode(data, *then), shape))
+
+    def sound(self) -> list[bytes]:  # noqa: D102
+        return [bytes((i,)) + data for i, (data, _, _) in enumerate(self.readers)]
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        number = int(rng.integers(len(self.readers)))
+        data = self.readers[number][0]
+        return bytes((number,)) + (rng.bytes(int(rng.integers(300))) if rng.random() < 0.2 else mutate(rng, data))
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        _, read, shape = self.readers[case[0] % len(self.readers)]
+        if read(case[1:]).shape != shape:
+            raise Wrong("another shape")
+        return "decoded"
+
+
+class Zarr(Stage):
+    """Chunks of arrays in both Zarr formats, with right checksums half of the time."""
+
+    share = 1
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        super().__init__(seeds, folder)
+        self.arrays = []
+        for seed in seeds:
+            for zarr_format in (2, 3):
+                order = {"order": "F"} if zarr_format == 2 and seed.header.order == "F" else {}
+                array = create_array(
+                    {}, data=seed.array, chunks=seed.array.shape, codec=seed.codec, zarr_format=zarr_format, **order
+                )
+                self.arrays.append((array, array.metadata.encode_chunk_key((0,) * array.ndim)))
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        number = int(rng.integers(len(self.seeds)))
+        case = bytes((number,)) + mutate(rng, self.payloads[number], self.payloads)
+        if rng.random() < 0.5:
+            case = HeaderStage(self.seeds, Path()).make(rng)
+        return case + bytes((int(rng.integers(2)),))
+
+    def sound(self) -> list[bytes]:  # noqa: D102
+        return [case + bytes((fmt,)) for case in super().sound() for fmt in (0, 1)]
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        number = (case[0] if case else 0) % len(self.seeds)
+        array, key = self.arrays[2 * number + (case[-1] & 1 if len(case) > 1 else 0)]
+        put(array, key, case[1:-1])
+        with suppress(DeepSICError):
+            chunk_attrs(array, (0,) * array.ndim)
+        try:
+            values = array[...]
+        except DeepSICError:
+            raise
+        except ValueError as error:  # zarr's own, for a sound chunk of another shape or dtype in format 2
+            if "reshape" in str(error) or "broadcast" in str(error) or "cannot" in str(error):
+                return "zarr refused another shape"
+            raise
+        if values.shape != array.shape or values.dtype != array.dtype:
+            raise Wrong(f"read {values.dtype} {values.shape}")
+        return "decoded"
+
+
+def put(array: zarr.Array, key: str, data: bytes) -> None:
+    """Set a key of an array's memory store."""
+    store: Any = array.store
+    store._store_dict[key] = zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(data)
+
+
+class Shard(Stage):
+    """Shards: their index with and without a right checksum, their payloads, read by zarr and by the label scan."""
+
+    share = 1
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        super().__init__(seeds, folder)
+        smooth = next(seed for seed in seeds if seed.name == "smooth")
+        self.arrays = []
+        for chunk, shard in (((32, 32, 3), (64, 64, 3)), ((16, 32, 3), (64, 64, 3))):
+            array = create_array(
+                {}, data=smooth.array[:64, :64], chunks=chunk, shards=shard, codec=smooth.codec
+            )
+            key = array.metadata.encode_chunk_key((0, 0, 0))
+            self.arrays.append((array, key, array.store._store_dict[key].to_bytes()))
+
+    def sound(self) -> list[bytes]:  # noqa: D102
+        return [bytes((i,)) + data for i, (_, _, data) in enumerate(self.arrays)]
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        number = int(rng.integers(len(self.arrays)))
+        array, _, data = self.arrays[number]
+        size = 16 * int(np.prod([s // c for s, c in zip(array.shards, array.chunks, strict=True)])) + 4
+        if rng.random() < 0.6:
+            table = bytearray(data[-size:-4])
+            for _ in range(1 + int(rng.integers(3))):
+                at = 8 * int(rng.integers(len(table) // 8))
+                table[at : at + 8] = struct.pack("<Q", int(rng.choice((0, 1, 100, 4096, 1 << 31, (1 << 63) - 1))))
+            if rng.random() < 0.3:
+                table = bytearray(mutate(rng, bytes(table))[: size - 4].ljust(size - 4, b"\0"))
+            check = struct.pack("<I", crc32c(bytes(table))) if rng.random() < 0.8 else data[-4:]
+            return bytes((number,)) + data[:-size] + bytes(table) + check
+        return bytes((number,)) + mutate(rng, data)
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        array, key, _ = self.arrays[case[0] % len(self.arrays)]
+        put(array, key, case[1:])
+        errors = []
+        for index in np.ndindex(*(s // c for s, c in zip(array.shards, array.chunks, strict=True))):
+            try:
+                chunk_attrs(array, index)
+            except DeepSICError as error:
+                errors.append(error)
+        try:
+            values = array[...]
+        except DeepSICError:
+            raise
+        except (ValueError, KeyError, OverflowError, TypeError) as error:
+            return f"zarr's own {type(error).__name__}"  # it reads shard indexes itself, and has no types for this
+        if values.shape != array.shape:
+            raise Wrong(f"read {values.shape}")
+        return "decoded" if not errors else "decoded, some label reads refused"
+
+
+class Model(Stage):
+    """Model files: descriptions, tensor tables and tensors."""
+
+    share = 1
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        super().__init__(seeds, folder)
+        self.data = Path(model_file.find_model(seeds[0].codec.decoder).path).read_bytes()
+        self.path = folder / "case.safetensors.fuzz"
+        self.start = 8 + int.from_bytes(self.data[:8], "little")
+        self.table = json.loads(self.data[8 : self.start])
+
+    def sound(self) -> list[bytes]:  # noqa: D102
+        return [b"\0" + self.data]
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        style = rng.random()
+        if style < 0.3:
+            return b"\0" + mutate(rng, self.data[: self.start], most=4) + self.data[self.start :]
+        if style < 0.4:
+            return b"\0" + mutate(rng, self.data)
+        table = json.loads(json.dumps(self.table))
+        about = json.loads(table["__metadata__"]["deepsic"])
+        values: list[Any] = [0, -1, 2048, 1 << 20, 1 << 40, 1e308, "x", None, [], {}, True, [1 << 30] * 3, "\ud800"]
+        values += [[2048, 2048], [64, 64], [1, 1], [0, 0]]
+        wild = values[int(rng.integers(len(values)))]
+        name = str(rng.choice(sorted(about["architecture"])))
+        if style < 0.6:
+            about["architecture"][name] = wild
+        elif style < 0.7:
+            about[str(rng.choice(sorted(about)))] = wild
+        else:
+            tensor = str(rng.choice(sorted(k for k in table if k != "__metadata__")))
+            part = str(rng.choice(["dtype", "shape", "data_offsets"]))
+            choices = [wild, "F64", "BOOL", [0, 1 << 50], [1 << 31, 1 << 31], [5, 3], [1] * 70, [0, 1 << 63]]
+            table[tensor][part] = choices[int(rng.integers(len(choices)))]
+        if style < 0.8:  # as a forger would: identities that fit what is said
+            try:
+                arrays = model_file.load_arrays(model_file.find_model(self.seeds[0].codec.decoder))
+                vocabulary = model_file.Vocabulary.from_json(about["vocabulary"])
+                about["decoder"], about["head"] = model_file.identities(arrays, about["architecture"], vocabulary)
+            except Exception:  # what cannot be hashed stays a plain fault
+                pass
+        table["__metadata__"]["deepsic"] = json.dumps(about)
+        text = json.dumps(table).encode()
+        return b"\0" + len(text).to_bytes(8, "little") + text + self.data[self.start :]
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        self.path.write_bytes(case[1:])
+        info = model_file.read_info(self.path)
+        model_file.load_arrays(info)
+        if case[-1] % 2 == 0 or case[1:] == self.data:
+            Runtime(info)
+            return "loaded"
+        return "verified"
+
+
+STAGES: dict[str, type[Stage]] = {
+    "bytes": Bytes, "header": HeaderStage, "labels": Labels, "section": Section, "coder": Coder, "parts": Parts,
+    "zarr": Zarr, "shard": Shard, "model": Model,
+}  # fmt: skip
+
+
+@dataclass
+class Fuzzer:
+    """All stages over one model, with counts of what happened.
+
+    Attributes
+    ----------
+    outcomes : Counter of (str, str)
+        Cases by stage and outcome, which is the kind of a typed error and where it was seen, or what came back.
+    slowest : (float, str, float)
+        The largest time in multiples of a sound case of the stage, the stage, and its seconds.
+    """
+
+    stages: dict[str, Stage]
+    folder: Path
+    outcomes: Counter = field(default_factory=Counter)
+    slowest: tuple[float, str, float] = (0.0, "", 0.0)
+    normal: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, folder: Path, names: Sequence[str] = tuple(STAGES)) -> Fuzzer:
+        """Write the model and sound inputs, and time those."""
+        info = tiny_model(folder)
+        seeds = make_seeds(info.name)
+        stages = {name: STAGES[name](seeds, folder) for name in names}
+        fuzzer = cls({name: stage for name, stage in stages.items() if stage.share}, folder)
+        for name, stage in fuzzer.stages.items():
+            times = []
+            for case in stage.sound():
+                stage_time = []
+                for _ in range(3):
+                    seconds, outcome = fuzzer.timed(stage, case)
+                    stage_time.append(seconds)
+                if not isinstance(outcome, str):
+                    raise Wrong(f"{name}: a sound case is refused: {outcome}") from outcome
+                times.append(min(stage_time))
+            fuzzer.normal[name] = max(times)
+        return fuzzer
+
+    @staticmethod
+    def timed(stage: Stage, case: bytes) -> tuple[float, str | DeepSICError]:
+        """Run a case: seconds of processor time, and the outcome."""
+        start = time.process_time()
+        try:
+            outcome: str | DeepSICError = stage.run(case)
+        except DeepSICError as error:
+            outcome = error
+        return time.process_time() - start, outcome
+
+    def step(self, name: str, case: bytes) -> None:
+        """Run a case and count its outcome; raises whatever is not in order."""
+        stage = self.stages[name]
+        seconds, outcome = self.timed(stage, case)
+        if isinstance(outcome, DeepSICError):
+            text = f"{type(outcome).__name__}: {str(outcome).partition(':')[0]}"
+            text = text if len(text) < 60 and not set(text) & set("/0123456789") else type(outcome).__name__
+        else:
+            text = outcome
+        self.outcomes[name, text] += 1
+        ratio = seconds / self.normal[name]
+        if ratio > self.slowest[0]:
+            seconds = min([seconds, *(self.timed(stage, case)[0] for _ in range(3))])  # noise is not repeated
+            ratio = seconds / self.normal[name]
+            if ratio > self.slowest[0]:
+                self.slowest = ratio, name, seconds
+                (self.folder / "slowest.bin").write_bytes(case)
+            if ratio > SLOW and seconds > SLOW_SECONDS:
+                raise Wrong(f"{seconds:.3f} s, {ratio:.0f} times a sound case of stage {name}")
+
+    def pick(self, rng: np.random.Generator) -> str:
+        """Choose a stage by the shares."""
+        shares = np.array([stage.share for stage in self.stages.values()])
+        return list(self.stages)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+
+    def report(self) -> str:
+        """What happened, as text."""
+        lines = []
+        for name in self.stages:
+            mine = sorted(((n, text) for (s, text), n in self.outcomes.items() if s == name), reverse=True)
+            lines.append(f"{name}: {sum(n for n, _ in mine)} cases, a sound one takes {self.normal[name] * 1e3:.2f} ms")
+            lines += [f"  {n:9d}  {text}" for n, text in mine]
+        ratio, name, seconds = self.slowest
+        lines.append(f"slowest: {ratio:.1f} times a sound case ({name}, {seconds * 1e3:.1f} ms)")
+        return "\n".join(lines)
+
+
+def peak() -> float:
+    """Most memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def limit_memory(extra: int) -> None:
+    """Let the system refuse memory beyond what is used now and `extra` bytes."""
+    with open("/proc/self/status") as file:
+        used = next(int(line.split()[1]) for line in file if line.startswith("VmData")) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (used + extra, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def run(args: argparse.Namespace, folder: Path) -> int:
+    """Fuzz; returns the exit status."""
+    say = Log(args.log)
+    with config.set(threads=1, batch_pixels=1 << 18, max_pixels=MAX_PIXELS):
+        fuzzer = Fuzzer.make(folder, args.stage or tuple(STAGES))
+        if args.replay:
+            ((name),) = args.stage
+            seconds, outcome = fuzzer.timed(fuzzer.stages[name], Path(args.replay).read_bytes())
+            say(f"{name}: {outcome!r} in {seconds * 1e3:.2f} ms")
+            return 0
+        before = peak()
+        if sys.platform == "linux":
+            limit_memory(MEMORY)
+        say(f"{args.count} cases, engine {args.engine}, seed {args.seed}, stages {', '.join(fuzzer.stages)}")
+        done, start, said = 0, time.monotonic(), time.monotonic()
+        last, case = "", b""
+        rng = np.random.default_rng(args.seed)
+
+        def one(name: str, made: bytes) -> None:
+            nonlocal done, said, case, last
+            case, last = made, name
+            fuzzer.step(name, made)
+            done += 1
+            if time.monotonic() - said > args.every:
+                said = time.monotonic()
+                ratio = f"slowest {fuzzer.slowest[0]:.1f}x in {fuzzer.slowest[1]}"
+                say(f"{done} cases, {done / (said - start):.0f}/s, {ratio}, peak {peak():.0f} MB")
+
+        def end(error: Exception | None) -> int:
+            if error is not None:
+                place = Path(args.log or folder).with_name(f"fuzz-{last}-{done}.bin")
+                place.write_bytes(case)
+                text = "".join(traceback.format_exception(error))
+                say(f"{text}\nnot in order: stage {last}, case {done}, stored as {place}")
+            seconds = time.monotonic() - start
+            say(fuzzer.report())
+            say(f"{done} cases in {seconds:.0f} s, {done / max(seconds, 1e-9):.0f}/s; "
+                f"memory {before:.0f} MB before, {peak():.0f} MB at most")  # fmt: skip
+            return 0 if error is None else 1
+
+        if args.engine == "atheris":
+            run_atheris(fuzzer, one, end, args)
+        try:
+            for _ in range(args.count):
+                name = fuzzer.pick(rng)
+                one(name, fuzzer.stages[name].make(rng))
+        except Exception as error:
+            return end(error)
+        return end(None)
+
+
+def run_atheris(
+    fuzzer: Fuzzer, one: Callable[[str, bytes], None], end: Callable[[Exception | None], int], args: argparse.Namespace
+) -> None:
+    """Let libFuzzer choose the bytes: the first says the stage, the rest is the case. Never returns, nor does it."""
+    import atheris
+
+    names = list(fuzzer.stages)
+    corpus = Path(tempfile.mkdtemp(dir=fuzzer.folder))
+    for number, stage in enumerate(fuzzer.stages.values()):
+        for i, case in enumerate(stage.sound()):
+            (corpus / f"{number}-{i}").write_bytes(bytes((number,)) + case)
+    count = 0
+
+    def leave(error: Exception | None) -> None:
+        status = end(error)
+        shutil.rmtree(fuzzer.folder, ignore_errors=True)
+        os._exit(status)
+
+    def repaired(name: str, case: bytes) -> bytes:
+        if name not in ("header", "section", "zarr"):
+            return case
+        payload = with_header_checksum(case[1:])  # libFuzzer finds no checksum by chance
+        with suppress(DeepSICError):
+            header = h.read_header(payload)
+            sections = [(s.kind, payload[s.offset : s.offset + s.length]) for s in header.sections]
+            payload = with_sections(payload, header, sections)
+        return case[:1] + payload
+
+    def test(data: bytes) -> None:
+        nonlocal count
+        if len(data) > 2:
+            name = names[data[0] % len(names)]
+            try:
+                one(name, repaired(name, data[1:]))
+            except Exception as error:
+                leave(error)
+        count += 1
+        if count >= args.count:
+            leave(None)
+
+    for module in ("header", "labels", "varint"):
+        for function in vars(import_module(f"deepsic_codec.payload.{module}")).values():
+            if callable(function) and getattr(function, "__module__", "").startswith("deepsic_codec.payload"):
+                atheris.instrument_func(function) if hasattr(function, "__code__") else None
+    options = [f"-seed={args.seed + 1}", "-max_len=8192", "-verbosity=0", f"-artifact_prefix={fuzzer.folder}/"]
+    atheris.Setup([sys.argv[0], str(corpus), *options], test)
+    atheris.Fuzz()
+
+
+class Log:
+    """Prints lines, and keeps them in a file."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+
+    def __call__(self, text: str) -> None:
+        """Say something."""
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        print(line, flush=True)
+        if self.path:
+            with open(self.path, "a") as file:
+                file.write(line + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--count", type=int, default=10_000, help="cases (default: 10000)")
+    add("--seed", type=int, default=0, help="of the random numbers (default: 0)")
+    add("--stage", action="append", choices=tuple(STAGES), help="only this stage; may be given more than once")
+    add("--engine", choices=("mutations", "atheris"), default="mutations", help="what makes the cases")
+    add("--log", help="file to which everything that is printed is added")
+    add("--every", type=float, default=30.0, help="seconds between lines of progress (default: 30)")
+    add("--replay", help="run one stored case; needs --stage")
+    args = parser.parse_args(argv)
+    if args.replay and len(args.stage or ()) != 1:
+        parser.error("--replay needs one --stage")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[model_file.SEARCH_VARIABLE] = folder
+        return run(args, Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
