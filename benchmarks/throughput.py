@@ -165,7 +165,7 @@ def _blosc_zstd() -> Peer:
         flat = np.frombuffer(imagecodecs.blosc_decode(data, numthreads=1), np.uint8)
         return flat.reshape(EDGE, EDGE, 3)
 
-    return Peer("Blosc-Zstd", (0,), encode, decode)
+    return Peer("Blosc-Zstd", (0,), (0, 0), encode, decode)
 
 
 def cut(scene: Pixels) -> list[Pixels]:

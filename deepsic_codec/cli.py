@@ -6,12 +6,15 @@ Exit status: 0 for success, 1 for a failure (one line on standard error), 2 for 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepsic_codec import cli_labels, evaluate, ingest
+from deepsic_codec import cli_labels, cli_look, evaluate, ingest, migrate
+from deepsic_codec.errors import ConfigurationError, ExpressionError
 from deepsic_codec.training import cli as training_cli
 
 
@@ -29,6 +32,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     text = "folder for demo.zarr and before-after.png, both replaced (default: deepsic-demo)"
     parser.add_argument("--out", type=Path, default=Path("deepsic-demo"), metavar="DIR", help=text)
     parser.add_argument("--quality", type=_quality, default=50.0, help="1 (smallest) to 100 (best) (default: 50)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -37,8 +41,10 @@ def _demo(args: argparse.Namespace) -> None:
     from deepsic_codec import demo
 
     # A pipe has no width: wide enough for the tables, so that no figure is cut.
-    console = Console() if sys.stdout.isatty() else Console(width=110)
-    demo.run(args.out, zarr_format=args.format, quality=args.quality, console=console)
+    console = Console(quiet=args.json) if sys.stdout.isatty() else Console(width=110, quiet=args.json)
+    figures = demo.run(args.out, zarr_format=args.format, quality=args.quality, console=console)
+    if args.json:
+        print(json.dumps(figures))
 
 
 COMMANDS = {
@@ -46,6 +52,13 @@ COMMANDS = {
         "store two real images, read them back, show what it saved and what is in them", _demo_arguments, _demo
     ),
     "ingest": Command("store images, mosaics, Zarr arrays in an archive", ingest.arguments, ingest.run),
+    "migrate": Command("let an archive of Zarr format 2 be read as format 3", migrate.arguments, migrate.run),
+    "info": Command("tell what is in an archive", cli_look.info_arguments, cli_look.info),
+    "preview": Command("draw a small picture of an array", cli_look.preview_arguments, cli_look.preview),
+    "compare": Command(
+        "your images through DeepSIC and other codecs at equal bytes", cli_look.compare_arguments, cli_look.compare
+    ),
+    "export": Command("copy an array out to plain Zarr, TIFF or PNG", cli_look.export_arguments, cli_look.export),
     "index": Command("write or refresh the label index of an archive", cli_labels.index_arguments, cli_labels.index),
     "labels": Command("count what an archive shows, or map a class", cli_labels.labels_arguments, cli_labels.labels),
     "query": Command("find the chunks that show something", cli_labels.query_arguments, cli_labels.query),
@@ -61,12 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[args.command].run(args)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output wants no more of it, as `deepsic query | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if args.debug:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
+        # Of an expression only the first line: the others point to the place in it.
+        text = str(error).split("\n")[0] if isinstance(error, ExpressionError) else str(error)
+        message = " ".join(text.split()) or type(error).__name__
         print(f"deepsic {args.command}: error: {message}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigurationError | ExpressionError) else 1
     return 0
 
 

@@ -32,7 +32,7 @@ def labels(args: argparse.Namespace) -> None:
     if args.map:
         out = args.out or Path(f"{args.map}.png")
         _map(opened, args.map).save(out)
-        print(f"{args.map}: {out}")
+        print(json.dumps({"map": args.map, "out": str(out)}) if args.json else f"{args.map}: {out}")
         return
     summary = opened.summary()
     if args.json:
@@ -89,6 +89,7 @@ def index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="path or URL of the array, or of a group with arrays")
     parser.add_argument("--name", help="the one array in the group")
     parser.add_argument("--index", metavar="URL", help="where the index goes, if not beside the array")
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
 
 
 def index(args: argparse.Namespace) -> None:
@@ -96,7 +97,14 @@ def index(args: argparse.Namespace) -> None:
     from deepsic_codec.labels.consolidate import consolidate_labels
 
     made = consolidate_labels(args.url, args.name, index=args.index)
-    for opened in made.values() if isinstance(made, dict) else [made]:
+    indices = list(made.values()) if isinstance(made, dict) else [made]
+    if args.json:
+        print(json.dumps([
+            {"array": str(one.array.store_path), "index": str(one.index.place), "chunks": one.geometry.count,
+             **one.index.counts} for one in indices
+        ]))  # fmt: skip
+        return
+    for opened in indices:
         print(f"{opened.index.place}: {_counts({'chunks': opened.geometry.count, **opened.index.counts})}")
 
 

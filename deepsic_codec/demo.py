@@ -53,7 +53,7 @@ class Stored:
         return 8 * self.nbytes / self.pixels
 
 
-def run(out: Path, *, zarr_format: int, quality: float, console: Console) -> None:
+def run(out: Path, *, zarr_format: int, quality: float, console: Console) -> dict[str, Any]:
     """Write the sample images to ``out/demo.zarr``, read them back and print what there is to see.
 
     Parameters
@@ -66,6 +66,11 @@ def run(out: Path, *, zarr_format: int, quality: float, console: Console) -> Non
         1 to 100.
     console : rich.console.Console
         Where to print.
+
+    Returns
+    -------
+    dict
+        What was printed, in JSON types: `images`, `labels`, `query`, and the files `archive` and `picture`.
     """
     # Mosaic in chunks of 4x4 EuroSAT tiles, with labels per EuroSAT tile.
     images = {"mosaic": (eurosat_mosaic(), 256, (TILE, TILE)), "drone": (drone_frame(), 512, None)}
@@ -87,10 +92,23 @@ def run(out: Path, *, zarr_format: int, quality: float, console: Console) -> Non
 
     console.print(_savings(results))
     _say(console, "Speed on this machine, files included, after an uncounted row of chunks (compilation, model).\n")
-    _show_labels(console, root)
-    _show_query(console, path)
+    labels, query = _show_labels(console, root), _show_query(console, path)
     _picture(results, quality).save(out / PICTURE)
     _say(console, f"Before and after: {out / PICTURE}")
+    files = {"archive": str(path), "picture": str(out / PICTURE)}
+    return {"images": [_figures(r) for r in results], "labels": labels, "query": query, **files}
+
+
+def _figures(r: Stored) -> dict[str, Any]:
+    return {
+        "name": r.name,
+        "raw_bytes": r.original.nbytes,
+        "stored_bytes": r.nbytes,
+        "bpp": r.bpp,
+        "psnr": psnr(r.original, r.decoded),
+        "encode_seconds": r.encode_seconds,
+        "decode_seconds": r.decode_seconds,
+    }
 
 
 def _say(console: Console, text: str) -> None:
@@ -172,8 +190,8 @@ def _savings(results: list[Stored]) -> Any:
     return table
 
 
-def _show_labels(console: Console, root: zarr.Group) -> None:
-    """Print the best label of every tile, and for the mosaic how many are right."""
+def _show_labels(console: Console, root: zarr.Group) -> dict[str, Any]:
+    """Print the best label of every tile, and for the mosaic how many are right; returns these counts."""
     from rich.table import Table
 
     found = {name: _tile_labels(root[name]) for name in ("mosaic", "drone")}
@@ -192,6 +210,7 @@ def _show_labels(console: Console, root: zarr.Group) -> None:
     console.print(table)
     agree = sum(right.values())
     _say(console, f"Labels agree with the true classes on {agree} of {len(pairs)} tiles ({agree / len(pairs):.1%}).\n")
+    return {"mosaic": dict(in_mosaic), "drone": dict(in_drone), "tiles": len(pairs), "right": agree}
 
 
 def _tile_labels(array: Any) -> list[list[dict[str, float]]]:
@@ -222,8 +241,8 @@ class _CountingStore(WrapperStore[LocalStore]):
         return data
 
 
-def _show_query(console: Console, path: Path) -> None:
-    """Print the chunks of the mosaic that show water, and how many bytes it took to find them."""
+def _show_query(console: Console, path: Path) -> dict[str, Any]:
+    """Print the chunks of the mosaic that show water, and how many bytes it took to find them; returns the same."""
     store = _CountingStore(LocalStore(path, read_only=True))
     array = zarr.open_array(store, path="mosaic", mode="r")
     store.read = 0  # what opening took is not the query's
@@ -244,6 +263,7 @@ def _show_query(console: Console, path: Path) -> None:
         f"  Found by reading {store.read:,} bytes of chunk headers and decoding nothing; the chunks hold "
         f"{total:,} bytes, {total / store.read:.0f} times as many.\n",
     )
+    return {"chunks": [list(index) for index in hits], "of": len(attrs), "bytes_read": store.read, "bytes": total}
 
 
 def _chunks_with(array: zarr.Array, classes: set[str]) -> list[tuple[int, int]]:

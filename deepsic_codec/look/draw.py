@@ -1,0 +1,223 @@
+"""What pictures of archives are made of: colours of classes, values to grey levels, tints, legends, captions."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image as PillowImage
+    from PIL import ImageFont
+
+Pixels = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+GREY: Colour = (150, 150, 150)  # "unknown"
+PERCENTILES = (1.0, 99.0)
+MIDDLE = 0.25  # median of an image that counts as dark, as a part of white
+TURN = 0.61803398875  # of the colour circle from one class to the next: the golden ratio keeps any number apart
+# Words in names of land cover, and what maps usually draw it in; a second word where two classes share the first.
+COVER: dict[str, Colour] = {
+    "forest": (20, 110, 40), "tree": (60, 140, 60), "herbaceous": (150, 215, 105), "vegetation": (120, 190, 90),
+    "grass": (170, 225, 120), "shrub": (165, 175, 80), "pasture": (225, 225, 95), "annualcrop": (250, 190, 50),
+    "permanentcrop": (205, 130, 35), "crop": (240, 205, 90), "residential": (225, 60, 50), "built": (200, 40, 60),
+    "industrial": (165, 75, 190), "highway": (70, 65, 75), "road": (95, 85, 90), "river": (75, 195, 235),
+    "sealake": (30, 85, 205), "sea": (15, 60, 160), "lake": (45, 120, 225), "water": (60, 150, 230),
+    "snow": (225, 245, 255), "ice": (200, 230, 250), "bare": (190, 165, 135), "sand": (235, 215, 165),
+    "cloud": (245, 245, 245), "wet": (110, 175, 190), "wood": (45, 125, 55), "field": (235, 200, 80),
+    "town": (215, 60, 55), "urban": (205, 50, 75), "city": (190, 50, 60),
+}  # fmt: skip
+INK, PAPER, FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
+GAP = 10  # pixels
+
+
+def colours(names: Sequence[str]) -> dict[str, Colour]:
+    """Give each name a colour, the same ones for the same names in the same order; "unknown" is grey.
+
+    Names of land cover get what maps show it in, others colours that are far from each other.
+    """
+    found: dict[str, Colour] = {"unknown": GREY}
+    others = 0
+    for name in names:
+        if name in found:
+            continue
+        hint = next((colour for word, colour in COVER.items() if word in name.lower() and colour not in found.values()),
+                    None)  # fmt: skip
+        if hint is None:
+            light, full = ((0.95, 0.85), (0.72, 0.95), (1.0, 0.55))[others % 3]
+            red, green, blue = colorsys.hsv_to_rgb((0.02 + others * TURN) % 1, full, light)
+            hint = round(255 * red), round(255 * green), round(255 * blue)
+            others += 1
+        found[name] = hint
+    return {name: found[name] for name in names}
+
+
+def stretch_limits(values: NDArray[Any], percentiles: tuple[float, float] = PERCENTILES) -> list[tuple[float, float]]:
+    """Values of each band (last axis) that become black and white, float with NaN for what does not count."""
+    limits = []
+    for band in np.moveaxis(values, -1, 0):
+        known = band[np.isfinite(band)]
+        low, high = np.percentile(known, percentiles).tolist() if known.size else (0.0, 1.0)
+        limits.append((low, high if high > low else low + 1))
+    return limits
+
+
+def to_grey_levels(values: NDArray[Any], limits: Sequence[tuple[float, float]], brighten: bool = False) -> Pixels:
+    """Scale bands (..., n) between their limits to 0..255; NaN becomes 0.
+
+    With `brighten`, an image that is dark for the most part, such as land between bright clouds, gets a gamma below 1.
+    """
+    low, high = np.array(limits, np.float32).T
+    scaled = np.clip((values - low) / (high - low), 0, 1)
+    if brighten and np.isfinite(scaled).any():
+        middle = float(np.nanmedian(scaled))
+        if middle < MIDDLE:
+            gamma = max(0.4, np.log(MIDDLE) / np.log(max(middle, 1e-3)))
+            scaled = scaled**gamma
+    return np.round(np.nan_to_num(scaled) * 255).astype(np.uint8)
+
+
+def shrink(values: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
+    """Average bands (H, W, n) over the pixels that each new pixel covers; NaN counts for nothing."""
+    from PIL import Image
+
+    # A large whole step by numpy first: Pillow takes one band at a time, and all of its pixels as float.
+    step = max(1, min(values.shape[0] // max(1, height), values.shape[1] // max(1, width)))
+    if step >= 4 and values.dtype.kind in "iu":
+        rows, columns = (size // step * step for size in values.shape[:2])
+        blocks = values[:rows, :columns].reshape(rows // step, step, columns // step, step, -1)
+        values = blocks.mean(axis=(1, 3), dtype=np.float32)
+    values = values.astype(np.float32)
+    known = np.isfinite(values)
+    resample = Image.Resampling.BOX if values.shape[0] >= height else Image.Resampling.BILINEAR
+
+    def resized(band: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(Image.fromarray(band).resize((width, height), resample), np.float32)
+
+    bands = []
+    for k in range(values.shape[2]):
+        if known[..., k].all():
+            bands.append(resized(np.ascontiguousarray(values[..., k])))
+            continue
+        weight = resized(known[..., k].astype(np.float32))
+        total = resized(np.where(known[..., k], values[..., k], 0).astype(np.float32))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            bands.append(np.where(weight > 0, total / weight, np.nan).astype(np.float32))
+    return np.stack(bands, axis=-1)
+
+
+def tint(image: Pixels, numbers: NDArray[np.integer], palette: NDArray[np.uint8], strength: float = 0.45) -> Pixels:
+    """Colour an image by class, with a line where classes meet.
+
+    Parameters
+    ----------
+    image : uint8 array (H, W, 3)
+        The image.
+    numbers : integer array (H, W)
+        Class of each pixel, -1 for none.
+    palette : uint8 array (classes, 3)
+        Colours.
+    strength : float
+        Part of the colour in the result.
+    """
+    grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
+    base = 0.6 * grey + 0.4 * image  # its own colours would mix with those of the classes
+    coloured = (1 - strength) * base + strength * palette[np.maximum(numbers, 0)]
+    result = np.where(numbers[..., None] >= 0, coloured, image)
+    edge = np.zeros(numbers.shape, np.bool_)
+    edge[:, 1:] |= numbers[:, 1:] != numbers[:, :-1]
+    edge[1:] |= numbers[1:] != numbers[:-1]
+    lines = np.where(numbers[..., None] >= 0, palette[np.maximum(numbers, 0)], 80)
+    return np.where(edge[..., None], lines, result).round().astype(np.uint8)
+
+
+def dim(image: Pixels, shown: NDArray[np.bool_]) -> Pixels:
+    """Darken what is not shown, and draw a line around what is."""
+    dark = image.mean(axis=-1, keepdims=True) * 0.35
+    result = np.where(shown[..., None], image, dark)
+    inside = shown.copy()
+    for axis in (0, 1):
+        for step in (-2, -1, 1, 2):
+            inside &= np.roll(shown, step, axis)
+    edge = shown & ~inside
+    return np.where(edge[..., None], (255, 220, 0), result).round().astype(np.uint8)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font, which is everywhere the same."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=size)
+
+
+def legend(entries: Mapping[str, Colour], counts: Mapping[str, str], width: int) -> PillowImage.Image:
+    """Draw swatches with names, and a few words on each, in as many columns as `width` pixels take."""
+    from PIL import Image, ImageDraw
+
+    text = font(15)
+    labels = {name: f"{name}  {counts.get(name, '')}".rstrip() for name in entries}
+    cell = max([int(text.getlength(label)) for label in labels.values()], default=0) + 22 + 2 * GAP
+    columns = max(1, width // cell)
+    rows = -(-len(labels) // columns)
+    image = Image.new("RGB", (width, max(1, rows * 24)), PAPER)
+    draw = ImageDraw.Draw(image)
+    for number, (name, label) in enumerate(labels.items()):
+        x, y = number // rows * cell, number % rows * 24
+        draw.rectangle((x, y + 4, x + 15, y + 19), entries[name], (60, 60, 60))
+        draw.text((x + 22, y + 3), label, INK, text)
+    return image
+
+
+def lines_of(text: str, width: int, size: int = 15) -> list[str]:
+    """Break a text into lines of at most `width` pixels."""
+    measure, lines = font(size), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if measure.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def sheet(parts: Iterable[PillowImage.Image | tuple[str, int, Colour]], width: int) -> PillowImage.Image:
+    """Put images and texts (words, size, colour) below each other, on white with a margin."""
+    from PIL import Image, ImageDraw
+
+    placed: list[tuple[int, Any]] = []
+    top = GAP
+    for part in parts:
+        if isinstance(part, tuple):
+            text, size, colour = part
+            for line in lines_of(text, width, size):
+                placed.append((top, (line, size, colour)))
+                top += size + 5
+            top += 2
+        else:
+            placed.append((top, part))
+            top += part.height + GAP
+    image = Image.new("RGB", (width + 2 * GAP, top + GAP // 2), PAPER)
+    draw = ImageDraw.Draw(image)
+    for y, part in placed:
+        if isinstance(part, tuple):
+            draw.text((GAP, y), part[0], part[2], font(part[1]))
+        else:
+            image.paste(part, (GAP, y))
+    return image
+
+
+def side_by_side(images: Sequence[PillowImage.Image]) -> PillowImage.Image:
+    """Put images beside each other, a gap between them."""
+    from PIL import Image
+
+    width = sum(one.width for one in images) + GAP * (len(images) - 1)
+    image = Image.new("RGB", (width, max(one.height for one in images)), PAPER)
+    left = 0
+    for one in images:
+        image.paste(one, (left, 0))
+        left += one.width + GAP
+    return image
