@@ -186,7 +186,7 @@ def complexity(runtime: Any) -> dict[str, float]:
         layers = arch.prior_width * (inputs + arch.prior_width + 2 * step.count) if inputs else 0
         prior += share[step.mask] * (layers + step.count * len(step.offsets)) / 256
     nets = stored_networks(arch)
-    whole = nets["head"]
+    whole: Any = nets["head"]
     head = kmac_per_pixel(whole) + (whole.hidden.weight.numel() + whole.out.weight.numel()) / 4096e3
     parts = {name: kmac_per_pixel(nets[name]) for name in ("analysis", "synthesis")}
     if arch.integer:  # layers of two digits multiply more than once (docs/model.md)

@@ -91,7 +91,8 @@ def _spatial_probe(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     x = (torch.randint(0, 1024, (1, 32, 8, 8), generator=generator) * 2 + 1.0) - 1024
     weight = torch.randint(0, 57, (32, 1, 3, 3), generator=generator) * 2.0 - 57
     wanted = F.conv2d(x.double(), weight.double(), padding=1, groups=32).float()
-    return tuple(t.to(device, memory_format=torch.channels_last) for t in (x, weight, wanted))
+    x, weight, wanted = (t.to(device, memory_format=torch.channels_last) for t in (x, weight, wanted))
+    return x, weight, wanted
 
 
 def _convolution_is_exact(device: torch.device) -> bool:

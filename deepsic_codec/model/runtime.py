@@ -121,10 +121,10 @@ class Runtime:
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
 
         def batch(group: list[int]) -> list[Encoded]:
-            arrays = [images[i] for i in group]
-            s, h, w, _ = arrays[0].shape
+            joined: Any = np.concatenate([images[i] for i in group])
+            s = len(images[group[0]])
             quality = [qualities[i] for i in group]
-            symbols, cells = self._analyse(np.concatenate(arrays), np.repeat(quality, s), labels, effort[group[0]])
+            symbols, cells = self._analyse(joined, np.repeat(quality, s), labels, effort[group[0]])
             split = np.split(symbols, len(group))
             streams = encode_symbols(self._prior, self._tables, split, quality, self._pool)
             scores = [None] * len(group) if cells is None else np.split(cells, len(group))
@@ -155,7 +155,8 @@ class Runtime:
             s, h, w = shapes[group[0]]
             quality = [qualities[i] for i in group]
             symbols = np.concatenate(self._symbols([features[i] for i in group], shapes[group[0]], quality))
-            return np.split(self._synthesise(symbols, np.repeat(quality, s), h, w, wanted[group[0]]), len(group))
+            pixels: Any = self._synthesise(symbols, np.repeat(quality, s), h, w, wanted[group[0]])
+            return np.split(pixels, len(group))
 
         wanted = [False] * len(shapes) if fine is None else list(fine)
         return self._grouped([(*shape, f) for shape, f in zip(shapes, wanted, strict=True)], batch)

@@ -91,7 +91,7 @@ def transforms(nets: Networks) -> Arrays:
 
 def head(nets: Networks) -> Arrays:
     """Tensors of the semantic head by their names in a model file."""
-    if not nets.head.integer:
+    if not getattr(nets.head, "integer", False):  # the paper's never are
         return weights(nets.head, HEAD)
     return {f"{HEAD}.{k}": v.numpy() for k, v in export_head(nets.head).items()}
 

@@ -347,7 +347,7 @@ class Work:
             nets = type(self.nets)(self.nets.arch).to(self.device).eval()
         nets.load_state_dict(state)
         nets.integer = self.nets.integer
-        nets.head.integer = self.nets.head.integer
+        nets.head.integer = getattr(self.nets.head, "integer", False)
         rows = []
         for quality in [q for q in CHECKED if s.quality_low <= q <= s.quality_high] or [s.quality_low]:
             row: dict[str, Any] = {"quality": quality}

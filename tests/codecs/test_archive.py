@@ -213,7 +213,7 @@ def test_attrs(arguments, name):
         "quality": 50,
         "nbytes": len(payload),
         "bpp": 8 * len(payload) / (128 * 192),
-        "format_version": 0,
+        "format_version": 1,
     }
     assert best(labels) == ["Dark", "Dim", "Bright"] * 2
     assert labels[1] == {"Dim": 0.7843, "Dark": 0.0392, "Bright": 0.0392, "unknown": 0.0392}

@@ -54,7 +54,8 @@ def chunks(draw):
 def steps(array, ranges=None):
     """How far apart what is restored may be from an array: half a step of the scaling, and rounding to the dtype."""
     low, high = (array.min(), array.max()) if ranges is None else ranges
-    return (float(high) - float(low)) / scaling.TOP / 2 + (1e-6 * max(abs(float(low)), abs(float(high))) or 0.5)
+    rounding = 0.5 if array.dtype.kind in "iu" else 1e-6 * max(abs(float(low)), abs(float(high)))
+    return (float(high) - float(low)) / scaling.TOP / 2 + rounding
 
 
 @given(chunks(), st.booleans(), st.sampled_from([None, "planes", "triples"]))

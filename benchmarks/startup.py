@@ -1,0 +1,95 @@
+"""What a new process costs: importing, opening, labels, the first decode, and where that time goes.
+
+    python -m benchmarks.startup
+
+Every figure is the median of `--repeats` new processes, from their first line on: Python's own start is not in it.
+*Cold* has no compiled code of numba's yet, as after an installation; all others find it in the cache. Other load on the
+machine adds to the seconds, and hardly to those of CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import machine, table
+from deepsic_codec import create_array
+from deepsic_codec.samples import drone_frame
+
+IMPORT_LIMIT = 0.150  # seconds beyond numpy
+DECODE_LIMIT = 3.0  # seconds, warm
+
+CLOCK = "import time; began, cpu = time.perf_counter(), time.process_time()\n"
+SAY = "\nprint(time.perf_counter() - began, time.process_time() - cpu)"
+STEPS = {
+    "import numpy": CLOCK + "import numpy" + SAY,
+    "import deepsic_codec, after numpy": "import numpy\n" + CLOCK + "import deepsic_codec" + SAY,
+    "import zarr, after numpy": "import numpy\n" + CLOCK + "import zarr" + SAY,
+    "import torch, after numpy": "import numpy\n" + CLOCK + "import torch" + SAY,
+    "open the array": CLOCK + "import zarr; zarr.open({url!r}, mode='r')" + SAY,
+    "labels of a chunk": CLOCK
+    + "from deepsic_codec import chunk_attrs, open_archive; chunk_attrs(open_archive({url!r}), (0, 0, 0))" + SAY,
+    "the first decode, a chunk of 512 x 512": CLOCK + "import zarr; zarr.open({url!r}, mode='r')[:512, :512]" + SAY,
+    "the second decode": "import zarr; z = zarr.open({url!r}, mode='r'); z[:512, :512]\n"
+    + CLOCK + "z[:512, :512]" + SAY,
+    "the first encode, a chunk of 512 x 512": CLOCK
+    + "from deepsic_codec import DeepSIC; import numpy as np; DeepSIC().encode(np.zeros((512, 512, 3), 'u1'))" + SAY,
+}  # fmt: skip
+COLD = "the first decode, a chunk of 512 x 512"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args(argv)
+    print(machine(os.cpu_count() or 1), "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        url = str(Path(folder) / "frame.zarr")
+        create_array(url, data=drone_frame()[:512, :512], chunks=(512, 512, 3))
+        cold = seconds(STEPS[COLD].format(url=url), 1, NUMBA_CACHE_DIR=str(Path(folder) / "numba"))
+        found = {name: seconds(code.format(url=url), args.repeats) for name, code in STEPS.items()}
+    rows = [(name, f"{wall:.3f}", f"{cpu:.3f}") for name, (wall, cpu) in found.items()]
+    rows.insert(list(found).index(COLD) + 1, (f"{COLD}, cold", f"{cold[0]:.3f}", f"{cold[1]:.3f}"))
+    print(table(("step, in a new process", "seconds", "of CPU"), rows), "\n")
+    print(conclusion({name: wall for name, (wall, _) in found.items()}, cold[0]))
+
+
+def seconds(code: str, repeats: int, **environment: str) -> tuple[float, float]:
+    """Median seconds, by the clock and of CPU, that `code` prints in new processes, after an uncounted one if many."""
+    runs = []
+    for number in range(repeats + (repeats > 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        if number or repeats == 1:
+            runs.append([float(text) for text in done.stdout.split()])
+    wall, cpu = np.median(runs, axis=0).tolist()
+    return wall, cpu
+
+
+def conclusion(found: dict[str, float], cold: float) -> str:
+    """One paragraph: whether the limits are kept, and what the first decode is made of."""
+    light, first, again = found["import deepsic_codec, after numpy"], found[COLD], found["the second decode"]
+    torch, zarr = found["import torch, after numpy"], found["import zarr, after numpy"]
+    rest = max(0.0, first - torch - zarr - again)
+    return (
+        f"Import: {1000 * light:.0f} ms beyond numpy (limit {1000 * IMPORT_LIMIT:.0f}: "
+        f"{'kept' if light < IMPORT_LIMIT else 'NOT kept'}). First decode: {first:.2f} s (limit {DECODE_LIMIT:.0f}: "
+        f"{'kept' if first < DECODE_LIMIT else 'NOT kept'}), of which torch's import is about {torch:.2f}, zarr's "
+        f"{zarr:.2f}, decoding itself {again:.2f}, and model file, compiled code and the rest {rest:.2f}. Without "
+        f"compiled code in the cache, once after an installation, it is {cold:.2f} s."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Integer transforms: equal payloads give equal pixels, and equal pixels equal payloads, however they are computed."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec.model import exact, fixed
+from deepsic_codec.model.file import find_model, load_arrays
+from deepsic_codec.model.integer import IntegerGains, dequantise, export_transform, in_steps
+from deepsic_codec.model.networks import Architecture, Synthesis
+from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, IntegerTransforms, below
+from deepsic_codec.samples import eurosat_mosaic
+from tests.model import reference_transforms as reference
+
+QUALITIES = (1.0, 33.33, 50.0, 77.5, 100.0)
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return Runtime(find_model("base"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Shapes that need padding, in grey levels and in 64ths of them."""
+    whole = eurosat_mosaic()[:150, :170]
+    rest = np.random.default_rng(0).integers(-31, 32, (70, 90, 3))
+    fine = np.clip(whole[:70, :90].astype(np.int16) * 64 + rest, 0, 16320)
+    return [whole[None], np.stack([whole[:64, :64], whole[20:84, 30:94]]), fine.astype(np.int16)[None]]
+
+
+@pytest.fixture(scope="module")
+def wanted(runtime, images):
+    return coded(runtime, images)
+
+
+def coded(runtime, images):
+    """Streams, label scores and pixels (both kinds) at several qualities."""
+    out = []
+    for quality in QUALITIES:
+        encoded = runtime.encode(images, [quality] * len(images))
+        features, shapes = [e.features for e in encoded], [i.shape[:3] for i in images]
+        for fine in (False, True):
+            out += runtime.decode(features, shapes, [quality] * len(images), [fine] * len(images))
+        out += [e.cells for e in encoded] + [np.frombuffer(f, np.uint8) for f in features]
+    return out
+
+
+def check(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype and np.array_equal(one, other)
+
+
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def precision(name):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("setting", [
+    lambda: threads(1), lambda: threads(2), lambda: threads(8), lambda: torch.backends.mkldnn.flags(enabled=False),
+    lambda: precision("medium"), lambda: torch.autocast("cpu", torch.bfloat16),
+])  # fmt: skip
+def test_settings_of_the_process_do_not_matter(runtime, images, wanted, setting):
+    assert runtime.exact
+    with setting():
+        check(coded(runtime, images), wanted)
+
+
+def test_all_ways_of_computing_agree(images, wanted, monkeypatch):
+    """8-bit instructions, float32 and float64: no sum saturated, no partial sum was rounded."""
+    monkeypatch.setattr(exact, "_has_int8", lambda kind: False)
+    check(coded(Runtime(find_model("base")), images), wanted)
+    monkeypatch.setattr(exact, "_float32_is_exact", lambda device: False)
+    monkeypatch.setattr(exact, "_convolution_is_exact", lambda device: False)
+    check(coded(Runtime(find_model("base")), images), wanted)
+
+
+def test_chunk_alone_and_in_a_batch_of_64(runtime):
+    tiles = [eurosat_mosaic()[None, 8 * i : 8 * i + 64, 4 * i : 4 * i + 64] for i in range(64)]
+    alone = [coded(runtime, [tile]) for tile in tiles[::9]]
+    encoded = {q: runtime.encode(tiles, [q] * 64) for q in QUALITIES}
+    for tile, one in zip(range(0, 64, 9), alone, strict=True):
+        streams = [np.frombuffer(encoded[q][tile].features, np.uint8) for q in QUALITIES]
+        check(streams, one[3::4])
+    mixed = runtime.encode(tiles, [QUALITIES[i % 5] for i in range(64)])
+    for i in range(64):
+        assert mixed[i].features == encoded[QUALITIES[i % 5]][i].features
+    decoded = runtime.decode([e.features for e in mixed], [(1, 64, 64)] * 64, [QUALITIES[i % 5] for i in range(64)])
+    for i in (0, 17, 63):
+        one = runtime.decode([mixed[i].features], [(1, 64, 64)], [QUALITIES[i % 5]])[0]
+        assert np.array_equal(decoded[i], one)
+
+
+def test_whole_grey_levels_are_the_same_in_either_type(runtime, images):
+    grey = images[0]
+    one, two = runtime.encode([grey, grey.astype(np.int16) * 64], [60.0, 60.0])
+    assert one.features == two.features and np.array_equal(one.cells, two.cells)
+
+
+def test_fine_pixels_round_to_whole_ones(runtime, images):
+    encoded = runtime.encode(images[:1], [60.0])[0].features
+    whole, fine = runtime.decode([encoded] * 2, [images[0].shape[:3]] * 2, [60.0] * 2, [False, True])
+    assert fine.dtype == np.int16 and fine.min() >= 0 and fine.max() <= 255 * 64
+    assert np.array_equal(whole, (fine + 32) >> 6)
+
+
+def test_quantiser_and_dequantiser_agree():
+    """Every latent comes back within half a step and half a unit, and hostile symbols stay in range."""
+    table = load_arrays(find_model("base"))[f"{GAINS}.step"]
+    gains = IntegerGains({"step": torch.from_numpy(table)}, torch.device("cpu"))
+    hundredths = torch.tensor([100, 150, 5000, 9999, 10000])
+    steps = gains.steps(hundredths)
+    assert torch.equal(steps[0], gains.table[0].int()) and torch.equal(steps[4], gains.table[99].int())
+    latents = torch.randint(-fixed.WIDE_MAX, fixed.WIDE_MAX + 1, (5, 3, 4, steps.shape[1]), dtype=torch.int32)
+    symbols = torch.round(in_steps(latents, steps)).to(torch.int32)
+    off = (dequantise(symbols, steps) - latents).abs().float()
+    limit = steps[:, None, None, :].float() * 2.0**-fixed.STEP_BITS / 2 + 1
+    assert bool((off <= limit).all())
+    for value in (-32767, 32767):
+        hostile = dequantise(torch.full((5, 1, 1, steps.shape[1]), value, dtype=torch.int32), steps)
+        real = steps[:, None, None, :].double() * value * 2.0**-fixed.STEP_BITS
+        exactly = (real + 0.5).floor()
+        assert torch.equal(hostile, exactly.clamp(-fixed.WIDE_MAX, fixed.WIDE_MAX).int())
+
+
+def test_exported_sums_stay_exact():
+    """However large trained weights are, exported ones keep sums in the range that float32 holds."""
+    torch.manual_seed(1)
+    sizes = {"synthesis_widths": (8, 16), "synthesis_blocks": (1, 1), "prior_groups": (16,), "knots": 3}
+    network = Synthesis(Architecture(latents=16, **sizes))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 30)
+    tensors = export_transform(network)
+    for name, weight in tensors.items():
+        if name.endswith("spatial.weight"):
+            total = weight.double().abs().sum((1, 2, 3)) * fixed.STREAM_MAX
+            assert float((total + tensors[name[:-6] + "bias"].double().abs()).max()) < 2**24
+        elif name.endswith(("up.weight", "down.weight", "expand.weight", "out.weight")):
+            total = weight.double().abs().flatten(1).sum(1) * fixed.HIDDEN_HIGH
+            assert float((total + tensors[name[:-6] + "bias"].double().abs()).max()) < 2**24
+
+
+def test_packaged_weights_are_integers():
+    arrays = load_arrays(find_model("base"))
+    for prefix in ("decoder", "encoder", "head"):
+        for name, value in below(arrays, prefix).items():
+            assert value.dtype.kind in "iu", f"{prefix}.{name} is {value.dtype}"
+
+
+@pytest.mark.parametrize("quality", [1.0, 42.42, 100.0])
+def test_reference_of_the_specification_gives_the_same_pixels_and_symbols(runtime, quality):
+    """What was written from the document alone agrees with the package, for sound and for hostile symbols."""
+    arrays = load_arrays(find_model("base"))
+    table, hundredths = arrays[f"{GAINS}.step"], round(quality * 100)
+    image = eurosat_mosaic()[40:88, 30:62]
+    fine = np.clip(image.astype(np.int16) * 64 + np.arange(32)[:, None] - 16, 0, 16320).astype(np.int16)
+    for given in (image, fine):
+        encoded = runtime.encode([given[None]], [quality], efforts=[0])[0].features
+        symbols = runtime.decode_symbols([encoded], [(1, 48, 32)], [quality])[0][0].transpose(1, 2, 0)
+        pixels = given.astype(np.int64) * (1 if given.dtype == np.int16 else 64)
+        latents = reference.analyse(below(arrays, ANALYSIS), pixels, hundredths)
+        scaled = np.float32(256) * latents.astype(np.float32) / reference.steps(table, hundredths).astype(np.float32)
+        assert np.array_equal(np.rint(scaled).astype(np.int64), symbols)
+        decoded = runtime.decode([encoded], [(1, 48, 32)], [quality], [True])[0][0]
+        assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, symbols, hundredths), decoded)
+    hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, 192)).astype(np.int16)
+    found = runtime._synthesise(hostile, np.array([quality]), 48, 32, True)[0]
+    assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, hostile[0], hundredths), found)
+
+
+def test_reference_of_the_specification_gives_the_same_scores(runtime):
+    """Whole cells and the smaller ones at the lower and right border, of stored features."""
+    arrays = load_arrays(find_model("base"))
+    image = eurosat_mosaic()[None, :128, :80]
+    encoded = runtime.encode([image], [50.0])[0]
+    symbols = runtime.decode_symbols([encoded.features], [(1, 128, 80)], [50.0])[0]
+    found = runtime.label_symbols([symbols], [(1, 128, 80)], [50.0])[0][0]
+    steps = reference.steps(arrays[f"{GAINS}.step"], 5000)
+    latents = np.clip((symbols[0].transpose(1, 2, 0).astype(np.int64) * steps + 128) >> 8, -16319, 16319)
+    assert found.shape[:2] == (2, 2)
+    for row in range(2):
+        for column in range(2):
+            cell = latents[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            assert np.array_equal(reference.scores(below(arrays, HEAD), cell, 50), found[row, column])
+
+
+def test_model_whose_sums_could_be_inexact_is_refused():
+    """A crafted file must not make pixels depend on the machine."""
+    arrays = dict(load_arrays(find_model("base")))
+    arch = Architecture.from_json(find_model("base").architecture)
+    IntegerTransforms(arch, arrays, torch.device("cpu"))
+    for name, value in (("decoder.synthesis.blocks8.0.spatial.weight", 127), ("decoder.synthesis.out.bias", 2**24),
+                        ("decoder.synthesis.linear.shift", 0), ("encoder.analysis.reduce.shift", 200)):  # fmt: skip
+        crafted = arrays | {name: np.full_like(arrays[name], value)}
+        if "spatial" in name:
+            crafted["decoder.synthesis.blocks8.0.spatial.bias"] = np.full_like(arrays[name[:-6] + "bias"], 2**20)
+        with pytest.raises(ValueError, match="out of the range"):
+            IntegerTransforms(arch, crafted, torch.device("cpu"))

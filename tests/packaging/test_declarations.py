@@ -1,0 +1,103 @@
+"""What the package says of itself: dependencies, layers, versions, and the files that go with it."""
+
+import ast
+import re
+import sys
+import tomllib
+
+import pytest
+
+from tests.common import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGE = ROOT / "deepsic_codec"
+MODULES = {"google_crc32c": "google-crc32c", "PIL": "pillow"}  # imported by another name than that of the package
+EXTRAS = {"distributed": "dask", "botocore": "s3"}  # come with a package of this extra
+
+
+def imported(path, lazy=True):
+    """Names that a module imports, in functions as well if `lazy`, but not for type checkers alone."""
+    found, pending = set(), list(ast.parse(path.read_text()).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending += node.orelse
+        elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            pending += list(ast.iter_child_nodes(node))
+    return found
+
+
+def room(name):
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def requirements(lines):
+    return {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
+
+
+def test_everything_imported_is_declared():
+    declared = requirements(PROJECT["dependencies"])
+    optional = requirements(line for lines in PROJECT["optional-dependencies"].values() for line in lines)
+    for path in PACKAGE.rglob("*.py"):
+        for name in imported(path):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or top == "deepsic_codec":
+                continue
+            package = MODULES.get(top, top).lower()
+            assert package in declared | optional or top in EXTRAS, f"{path.name} imports {top}"
+    for name in imported(PACKAGE / "archive.py") | imported(PACKAGE / "codecs" / "core.py"):
+        top = name.split(".")[0]
+        assert top in sys.stdlib_module_names or top == "deepsic_codec" or MODULES.get(top, top) in declared, top
+
+
+# What may not be imported when a module of a room is, neither at once nor inside of functions where `strict`.
+ABOVE_PAYLOAD = {"model", "codecs", "labels", "archive", "bulk", "dask", "xarray", "look", "cli", "ingest", "training"}
+LAYERS = {
+    "payload": ABOVE_PAYLOAD,
+    "model": ABOVE_PAYLOAD - {"model", "training"},
+    "codecs": {"labels", "archive", "bulk", "dask", "xarray", "look", "cli", "ingest", "training"},
+    "labels": {"bulk", "dask", "xarray", "look", "cli", "ingest", "training"},
+    "bulk": {"dask", "xarray", "look", "cli", "ingest", "training"},
+}
+
+
+@pytest.mark.parametrize("floor", LAYERS)
+def test_imports_point_downward(floor):
+    for path in (PACKAGE / floor).rglob("*.py"):
+        above = {name for name in imported(path) if name.startswith("deepsic_codec.") and room(name) in LAYERS[floor]}
+        assert not above, f"{path.relative_to(ROOT)} imports {', '.join(sorted(above))}"
+
+
+@pytest.mark.parametrize("floor", ["payload", "codecs", "labels", "bulk"])
+def test_torch_is_imported_by_networks_alone(floor):
+    for path in (PACKAGE / floor).rglob("*.py"):
+        assert not [name for name in imported(path) if name.split(".")[0] == "torch"], path
+
+
+def test_versions_agree():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {PROJECT['version']}\n" in citation and f"license: {PROJECT['license']}\n" in citation
+    assert f"## {PROJECT['version']} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_files_that_go_with_it():
+    for name in (*PROJECT["license-files"], "deepsic_codec/py.typed", "deepsic_codec/models/base.safetensors"):
+        assert (ROOT / name).is_file(), name
+    attribution = (PACKAGE / "data" / "ATTRIBUTION.md").read_text()
+    for path in (PACKAGE / "data").iterdir():
+        assert path.suffix in (".md", ".json") or path.name in attribution, path.name
+
+
+def test_what_contributors_are_told_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name in re.findall(r"`((?:deepsic_codec|tests|docs|benchmarks|payload|model|codecs)/[\w/]+\.py)`", text):
+        assert (ROOT / name).is_file() or (PACKAGE / name).is_file(), name
+    drawing = text.split("```text\n")[1].split("```")[0]
+    for line in drawing.splitlines():
+        for name in re.split(r"\s{3,}", line)[0].split():
+            assert list(PACKAGE.glob(f"{name}.py")) or (PACKAGE / name).is_dir() or "*" in name, name

@@ -1,0 +1,161 @@
+"""What was written by released versions decodes to the stored digests, for ever."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import ZipStore
+
+from benchmarks.fuzz import tiny_model
+from deepsic_codec import DeepSIC
+from deepsic_codec.model import file
+from deepsic_codec.payload.header import FORMAT_VERSION
+from tests.fixtures import make
+
+VERSIONS = sorted(path for path in make.HERE.glob("v*") if path.is_dir())
+SOME_PAYLOADS = ("colour-q50", "labels-pre", "labels-post", "fortran", "pixel")
+SOME_ARRAYS = ("format-2", "shards", "embedded")
+
+
+def named(kind, suffix):
+    found = [path for version in VERSIONS for path in sorted((version / kind).glob(f"*{suffix}"))]
+    return pytest.mark.parametrize("path", found, ids=[f"{p.parts[-3]}-{p.name.split('.')[0]}" for p in found])
+
+
+@pytest.fixture(autouse=True)
+def models(monkeypatch, tmp_path):
+    """Models have to be in the package, or embedded in the arrays."""
+    monkeypatch.setenv(file.SEARCH_VARIABLE, "")
+    monkeypatch.setenv(file.CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+def test_a_frozen_format_has_fixtures():
+    assert FORMAT_VERSION == 0 or make.folder_of().is_dir(), "python -m tests.fixtures.make"
+    assert [path.name for path in VERSIONS] == [f"v{n}" for n in range(1, FORMAT_VERSION + 1)]
+
+
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_no_file_was_changed(folder):
+    check_manifest(folder)
+
+
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_models_are_there(folder):
+    check_models(folder)
+
+
+@named("payloads", ".dsic")
+def test_payload(path):
+    check_payload(path)
+
+
+@named("arrays", ".zarr.zip")
+def test_array(path):
+    check_array(path)
+
+
+def check_manifest(folder):
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    there = {str(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert there == set(listed)
+    for name, wanted in listed.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == wanted, name
+
+
+def check_models(folder):
+    for model in json.loads((folder / "models.json").read_text()).values():
+        info = file.find_model(model["decoder"])
+        assert info.decoder == model["decoder"]
+        file.load_arrays(info)
+
+
+def check_payload(path):
+    payload, wanted = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+    config = wanted.pop("config")
+    config.pop("id")
+    found = make.what_a_payload_holds(DeepSIC.from_config(config), payload)
+    close(found, wanted)
+
+
+def check_array(path):
+    wanted = json.loads(path.with_suffix(".json").read_text())
+    with ZipStore(path, mode="r") as store:
+        array = zarr.open_array(store, path="group/image", mode="r")
+        close(make.what_an_array_holds(array), wanted)
+
+
+def close(found, wanted):
+    """Equal, but for labels that a float head computes."""
+    for held in (found, wanted):
+        held["computed"] = np.asarray(held.get("computed", [0]))
+    np.testing.assert_allclose(found.pop("computed"), wanted.pop("computed"), atol=3)
+    assert found == wanted
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Some fixtures as the current version writes them."""
+    folder, small = tmp_path_factory.mktemp("fixtures") / "v9", tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_model(small)
+        patch.setenv(file.SEARCH_VARIABLE, str(small))
+        payloads = {name: make.PAYLOADS[name] for name in SOME_PAYLOADS}
+        make.make(folder, payloads, {name: make.ARRAYS[name] for name in SOME_ARRAYS}, say=lambda text: None)
+    return folder
+
+
+def test_what_is_written_now_is_found_again(made):
+    check_manifest(made)
+    check_models(made)
+    paths = [*made.glob("payloads/*.dsic"), *made.glob("arrays/*.zip")]
+    assert len(paths) == len(SOME_PAYLOADS) + len(SOME_ARRAYS)
+    for path in paths:
+        (check_payload if path.suffix == ".dsic" else check_array)(path)
+
+
+def test_never_overwritten(made):
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError):
+        make.make(made)
+    assert make.main(["--out", str(made)]) == 1
+    assert before == {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("field", ["symbols", "payload", "order", "quality", "labels", "decoded_order"])
+def test_a_difference_is_found(made, tmp_path, field):
+    path = made / "payloads" / "labels-pre.dsic"
+    wanted = json.loads(path.with_suffix(".json").read_text())
+    wanted[field] = {"tile": [64, 64], "digest": "0" * 64} if field == "labels" else "another"
+    copy = Path(tmp_path / path.name)
+    copy.write_bytes(path.read_bytes())
+    copy.with_suffix(".json").write_text(json.dumps(wanted))
+    with pytest.raises(AssertionError):
+        check_payload(copy)
+
+
+def test_a_changed_file_is_found(made, tmp_path):
+    import shutil
+
+    folder = tmp_path / "v9"
+    shutil.copytree(made, folder)
+    check_manifest(folder)
+    extra = folder / "payloads" / "extra.dsic"
+    extra.write_bytes(b"x")
+    with pytest.raises(AssertionError):
+        check_manifest(folder)
+    extra.unlink()
+    path = folder / "payloads" / "pixel.dsic"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AssertionError):
+        check_manifest(folder)
+
+
+def test_digests_tell_arrays_apart():
+    array = np.arange(12, dtype="<u2").reshape(3, 4)
+    same = [array.astype(">u2"), np.asfortranarray(array), array[::1]]
+    assert {make.digest(other) for other in same} == {make.digest(array)}
+    others = [array.T, array.reshape(4, 3), array.astype("i2"), array.astype("u4"), array[::-1]]
+    assert make.digest(array) not in {make.digest(other) for other in others}
