@@ -124,6 +124,7 @@ def test_keyboard_interrupt_ends_it():
     code = textwrap.dedent(START) + textwrap.dedent("""
         import os, signal
         codec.decode(payload)  # compiled now: what interrupts a compiler is lost in its callbacks
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         try:
             while True:
