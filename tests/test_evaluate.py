@@ -96,3 +96,16 @@ def test_mosaics_show_the_tiles_that_they_name():
     images, pick = accuracy._mosaics(tiles, 2)
     assert len(images) == 9 and len(pick) == len(set(pick)) == 36
     np.testing.assert_array_equal(images[2][64:, :64], tiles[pick[2 * 4 + 2]])
+
+
+@pytest.mark.parametrize("name", ["base", "wide"])
+def test_architectures_stay_within_the_budget(name):
+    """Decoding in 20 kMAC/px, the semantic head in 1, the second look at each digit counted."""
+    from types import SimpleNamespace
+
+    from deepsic_codec.evaluate import complexity
+    from deepsic_codec.training.phases import ARCHITECTURES
+
+    cost = complexity(SimpleNamespace(arch=ARCHITECTURES[name]))
+    assert cost["decoding"] == cost["prior"] + cost["synthesis"]
+    assert 8 < cost["decoding"] <= 20 and cost["head"] <= 1

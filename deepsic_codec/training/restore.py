@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deepsic_codec.model import fixed
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.integer import ANALYSIS_FORMATS, BLOCK_FORMATS, HEAD_FORMATS, SYNTHESIS_FORMATS
-from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis
+from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis, quality_step
 from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, below
 from deepsic_codec.training.loss import Networks
 
@@ -47,8 +47,6 @@ def restore(nets: Networks, arrays: Arrays) -> None:
 
 
 def _nominal_gain() -> Tensor:
-    from deepsic_codec.model.networks import quality_step
-
     return 64 / quality_step(torch.arange(1, 101, dtype=torch.float64))
 
 
