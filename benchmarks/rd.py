@@ -146,8 +146,10 @@ def average(points: list[Point]) -> Averages:
     return result
 
 
-def curve(rows: list[dict[str, float]], measure: str) -> Curve:
-    """Curve of an average; MS-SSIM on its usual scale, -10 log10(1 - MS-SSIM) dB."""
+def curve(rows: list[dict[str, float]], measure: str) -> Curve | None:
+    """Curve of an average, None for a single setting; MS-SSIM on its usual scale, -10 log10(1 - MS-SSIM) dB."""
+    if len(rows) < 2:
+        return None
     values = np.array([row[measure] for row in rows])
     if measure == "ms_ssim":
         values = -10 * np.log10(1 - values)
@@ -161,7 +163,8 @@ def compare(averages: Averages, published: Averages) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"codec": name, "published": name in published}
         for measure in MEASURES:
             known = all(np.isfinite(r.get(measure, np.nan)) for r in [*averages[OURS], *theirs])
-            row[measure] = bd_rate(curve(theirs, measure), curve(averages[OURS], measure)) if known else float("nan")
+            curves = (curve(theirs, measure), curve(averages[OURS], measure)) if known else (None, None)
+            row[measure] = bd_rate(*curves) if None not in curves else float("nan")
         rows.append(row)
     return rows
 
@@ -197,7 +200,7 @@ def rates_table(averages: Averages) -> str:
     curves = {codec: curve(rows, "psnr_rgb") for codec, rows in averages.items()}
     return table(
         ["PSNR RGB dB at", *(f"{rate:g} bpp" for rate in rates)],
-        [[codec, *(c.quality_at(rate) for rate in rates)] for codec, c in curves.items()],
+        [[codec, *(c.quality_at(rate) if c else float("nan") for rate in rates)] for codec, c in curves.items()],
     )
 
 

@@ -1,12 +1,13 @@
 """Archives at scale: memory of the bulk writer, workers, batches, S3, and a whole archive written, indexed and queried.
 
     python -m benchmarks.scale                                  # every part, small
-    python -m benchmarks.scale --parts archive --pixels 10e9    # the large run: takes hours on two cores
+    python -m benchmarks.scale --parts archive --pixels 10e9    # the large run: 20 to 30 minutes on two cores
     python -m benchmarks.scale --parts stages --device cuda     # networks and entropy coder on a GPU
 
 The source is a real scene (``--image``, or the bundled drone frame), repeated lazily with a shift, so that no two
 blocks are equal. Each part prints its figures and whether they meet the target; losses are printed too. Other load on
-the machine falsifies speeds: the load average at the start is printed beside them.
+the machine falsifies speeds: the load average at the start is printed beside them. How far a step is goes to standard
+error. Archives lie in a folder that goes when the step ends, also by Ctrl-C; ``--folder`` says on which disk.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -27,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from zarr.storage import WrapperStore
+from dask.callbacks import Callback
+from zarr.storage import MemoryStore, WrapperStore
 
 from benchmarks.common import machine, median_time, read_image, table
 from deepsic_codec import DeepSIC, config, open_labels
 from deepsic_codec import dask as bulk
+from deepsic_codec.bulk.write import Written
 from deepsic_codec.samples import drone_frame
 
 EDGE = 256  # of a chunk in pixels, but where the target names another
@@ -39,6 +43,7 @@ BLOCK = 1024  # edge of a block of the source
 SIZES = (1, 4, 16)  # of the sources whose peak memory is compared
 FLAT = 0.10  # how much of it may differ
 SPEED_UP = 1.7  # that two workers have to reach
+TELL = 10  # seconds between two lines that tell how far a write is
 GPU_TARGETS = {"analysis": 1000.0, "synthesis": 1000.0, "encode, end to end": 300.0, "decode, end to end": 300.0}
 PARTS = ("memory", "workers", "batch", "stages", "archive", "s3")
 
@@ -49,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.child:
         _child(args)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that folders go then, too
     print(machine(args.threads))
     print(f"Load average at the start: {os.getloadavg()[0]:.1f}. Device {args.device}.\n")
     verdicts = []
@@ -80,16 +86,17 @@ def workers(args: argparse.Namespace) -> str:
     """Time of one and two worker processes of one thread each."""
     from distributed import Client, LocalCluster
 
-    blocks = max(4, round(args.pixels / BLOCK**2))
+    # A block is a task: of an odd number of equal ones, two workers cannot each have half.
+    blocks = 2 * max(2, round(args.pixels / BLOCK**2 / 2))
     rows, seconds = [], {}
     for count in (1, 2):
         options = {"n_workers": count, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        with LocalCluster(**options) as cluster, Client(cluster) as client, tempfile.TemporaryDirectory() as folder:
+        with _folder(args) as folder, LocalCluster(**options) as cluster, Client(cluster) as client:
             client.run(_prepare, args.device)
-            client.run(_warm_up)
+            client.run(_warm_up, args.image)
             source = tiled(args.image, BLOCK * blocks, BLOCK)
             began, used = time.perf_counter(), sum(client.run(time.process_time).values())
-            _store(source, Path(folder) / "a.zarr")
+            _store(source, folder / "a.zarr")
             seconds[count] = time.perf_counter() - began
             used = sum(client.run(time.process_time).values()) - used
             pixels = source.shape[0] * source.shape[1] / 1e6
@@ -260,9 +267,13 @@ def _prepare(device: str, threads: int = 1) -> None:
     torch.set_num_threads(threads)
 
 
-def _warm_up() -> None:
-    """Load the model and what it compiles, so that it does not count."""
-    DeepSIC().encode_batch([np.full((EDGE, EDGE, 3), value, np.uint8) for value in range(2)])
+def _warm_up(image: str | None = None) -> None:
+    """Load what a process loads once, so that it does not count: scene, model, what it compiles and a write imports."""
+    import dask
+
+    _scene(image)
+    with dask.config.set(scheduler="synchronous"):
+        _store(np.zeros((EDGE, 2 * EDGE, 3), np.uint8) + 1, MemoryStore())
 
 
 def _expression(labels: Any) -> str:
@@ -281,61 +292,88 @@ def _met(good: bool) -> str:
 
 def _in_child(args: argparse.Namespace, what: str, **more: Any) -> dict[str, Any]:
     """Run a step in a process of its own, whose peak of memory is that step's."""
-    task = {"what": what, "width": args.width if what == "archive" else BLOCK, **more}
-    command = [
-        sys.executable, "-m", "benchmarks.scale", "--child", json.dumps(task), "--device", args.device,
-        "--threads", str(args.threads), *(["--image", args.image] if args.image else []),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with _folder(args) as folder:  # here and not there: after Ctrl-C the child is killed before it has deleted much
+        task = {"what": what, "width": args.width if what == "archive" else BLOCK, "folder": str(folder), **more}
+        command = [
+            sys.executable, "-m", "benchmarks.scale", "--child", json.dumps(task), "--device", args.device,
+            "--threads", str(args.threads), *(["--image", args.image] if args.image else []),
+        ]  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(done.stderr[-4000:])
+        raise SystemExit(f"the step {what!r} failed with exit code {done.returncode}; what it printed is above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _child(args: argparse.Namespace) -> None:
     import dask
-    from dask.callbacks import Callback
-
-    from deepsic_codec.bulk.write import Written
 
     task = json.loads(args.child)
     _prepare(args.device, args.threads)
-    _warm_up()
+    _warm_up(args.image)
     open_labels  # noqa: B018  # its modules are imported before memory is looked at
     before = _resident()
     source = tiled(args.image, task["height"], task["width"])
-    samples: list[tuple[float, float]] = []
-    done = {"samples": 0}
-
-    def posttask(key: Any, value: Any, *rest: Any) -> None:
-        if isinstance(value, Written):
-            done["samples"] += value.samples
-            share = done["samples"] / source.size
-            if share * 10 >= len(samples) + 1:
-                samples.append((share, _resident()))
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.zarr"
+    path, watch = Path(task["folder"]) / "a.zarr", _Watch(source.size)
+    began = time.perf_counter()
+    with watch, dask.config.set(scheduler="threads", num_workers=args.threads):
+        report = _store(source, path)
+    found = {
+        "seconds": time.perf_counter() - began,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "before": before,
+        "memory": watch.memory,
+        "pixels": source.shape[0] * source.shape[1],
+        "chunks": report.written,
+        "nbytes": report.nbytes,
+    }
+    if task["what"] == "archive":
         began = time.perf_counter()
-        with Callback(posttask=posttask), dask.config.set(scheduler="threads", num_workers=args.threads):
-            report = _store(source, path)
-        found = {
-            "seconds": time.perf_counter() - began,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "before": before,
-            "memory": samples,
-            "pixels": source.shape[0] * source.shape[1],
-            "chunks": report.written,
-            "nbytes": report.nbytes,
-        }
-        if task["what"] == "archive":
-            began = time.perf_counter()
-            labels, selection = _query(str(path))
-            found |= {"matches": int(selection.count), "query": time.perf_counter() - began}
-            found |= {"expression": _expression(labels)}
-            found |= {"read": int(labels.bytes_read + selection.bytes_read)}
-            found |= {"requests": int(labels.requests + selection.requests)}
+        labels, selection = _query(str(path))
+        found |= {"matches": int(selection.count), "query": time.perf_counter() - began}
+        found |= {"expression": _expression(labels)}
+        found |= {"read": int(labels.bytes_read + selection.bytes_read)}
+        found |= {"requests": int(labels.requests + selection.requests)}
     print(json.dumps(found))
+
+
+class _Watch(Callback):
+    """Memory at each tenth of a write, and every few seconds a line that tells how far it is.
+
+    Parameters
+    ----------
+    samples : int
+        Of the source.
+    """
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples, self.done, self.memory = samples, 0, list[tuple[float, float]]()
+        self.began = self.told = time.perf_counter()
+
+    def _posttask(self, key: Any, value: Any, *rest: Any) -> None:
+        if not isinstance(value, Written):
+            return
+        self.done += value.samples
+        share, now = self.done / self.samples, time.perf_counter()
+        if share * 10 >= len(self.memory) + 1:
+            self.memory.append((share, _resident()))
+        if now - self.told >= TELL or share == 1:
+            self.told, seconds = now, now - self.began
+            end = "; now the index" if share == 1 else f", {seconds / share - seconds:,.0f} s left"
+            print(
+                f"{share:4.0%} of {self.samples / 3e6:,.0f} Mpx, {self.done / 3e6 / seconds:.2f} Mpx/s, "
+                f"{_resident():,.0f} MiB, {seconds:,.0f} s{end}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+
+@contextmanager
+def _folder(args: argparse.Namespace) -> Iterator[Path]:
+    """Make a folder for archives that is deleted in the end."""
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="deepsic-scale-", dir=args.folder) as folder:
+        yield Path(folder)
 
 
 def _resident() -> float:
@@ -435,6 +473,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pixels", type=float, default=20e6, help=text)
     parser.add_argument("--width", type=int, default=8 * BLOCK, help="of the source of the part archive, in pixels")
     parser.add_argument("--image", help="scene to repeat (default: the bundled drone frame)")
+    parser.add_argument("--folder", help="where archives lie while it runs (default: that of temporary files)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each process that encodes")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken")

@@ -51,7 +51,8 @@ def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
     Returns
     -------
     zarr.Array
-        The model file: uint8, one axis, uncompressed, in the Zarr format of `array`. Left as it is if it is there.
+        The model file: uint8, one axis, uncompressed, in the Zarr format of `array`. Left as it is if it is there, or
+        another with its decoder and head, which decodes the same.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
 
     if info is None:
         config = codec_of(array)
-        info = file.find_model(config.decoder, head=config.head)
+        info = file.find_model(config.decoder, head=config.head, preferred=config.model)
     place = _beside(array, info.decoder, info.head)
     if place is None:
         raise ConfigurationError(NO_PLACE)
@@ -76,11 +77,12 @@ def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
     there = _existing(place, array.metadata.zarr_format)
     if there is not None:
         has = there.attrs.get(ATTRIBUTE) if isinstance(there, zarr.Array) else None
-        if not isinstance(has, Mapping) or dict(has) != about or there.shape != data.shape:
+        same = isinstance(has, Mapping) and dict(has) == about and there.shape == data.shape
+        if not same and not _serves(there, has, info):
             raise ConfigurationError(
                 f"{place} is there and is not this model; it is never overwritten: delete it, or write to another group"
             )
-        if (str(place), digest) not in _seen and not np.array_equal(there[:], data):  # writing it was interrupted
+        if same and (str(place), digest) not in _seen and not np.array_equal(there[:], data):  # it was interrupted
             there[:] = data
         _seen.add((str(place), digest))
         return there
@@ -157,6 +159,18 @@ def _existing(place: StorePath, zarr_format: Any) -> Any:
         # "r" would reopen a store that is open for writing
         return zarr.open(place, mode="r" if place.store.read_only else "r+", zarr_format=zarr_format)
     return None
+
+
+def _serves(stored: Any, about: Any, info: ModelInfo) -> bool:
+    """Tell whether an embedded model reads what another encodes: it has its decoder and head, and is undamaged."""
+    from deepsic_codec.model import file
+
+    if not isinstance(about, Mapping) or (about.get("decoder"), about.get("head")) != (info.decoder, info.head):
+        return False
+    with suppress(ModelMismatch):
+        _read(stored, file.MAX_FILE)
+        return True
+    return False
 
 
 def _read(stored: Any, most: int) -> bytes:

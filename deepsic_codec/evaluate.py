@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labelled", action="store_true", help="the folder of each image names its class")
     parser.add_argument("--limit", type=int, help="only the first so many images")
     parser.add_argument("--per-image", action="store_true", help="print every image, not the means alone")
-    parser.add_argument("--json", metavar="FILE", help="write all results")
+    text = "print all results as JSON instead; > FILE writes them to a file"
+    parser.add_argument("--json", action="store_true", help=text)
     parser.add_argument("--csv", metavar="FILE", help="write all results, one row each")
 
 
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     images = [pair for source in args.images for pair in read_images(source, skipped)][: args.limit]
     if not images:
         raise ConfigurationError(f"no readable image in {', '.join(args.images)}")
-    console = Console(width=None if os.isatty(1) else 110)
+    console = Console(width=None if os.isatty(1) else 110, quiet=args.json)
     for path in skipped:
         console.print(f"skipped: {path}", markup=False, highlight=False, soft_wrap=True)
     cost = complexity(get_runtime(info))
@@ -96,9 +97,10 @@ def run(args: argparse.Namespace) -> None:
         table.add_row(*cells, *([f"{r.top1:.3f}"] if labelled else []))
     console.print(table)
     if args.json:
-        document = {"model": info.name, "decoder": info.decoder, "head": info.head, "kmac_per_pixel": cost,
-                    "means": _plain(averages), "images": _plain(results)}  # fmt: skip
-        Path(args.json).write_text(json.dumps(document, indent=1, allow_nan=False))
+        document = {"model": info.name, "decoder": info.decoder, "head": info.head, "encoder": info.encoder,
+                    "kmac_per_pixel": cost, "skipped": skipped, "means": _plain(averages),
+                    "images": _plain(results)}  # fmt: skip
+        print(json.dumps(document, allow_nan=False))
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Result)])

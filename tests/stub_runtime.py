@@ -43,7 +43,7 @@ class Encoded:
     grid: tuple[int, int]
 
 
-def find_model(name_or_hash="base", *, head=None):
+def find_model(name_or_hash="base", *, head=None, preferred=None):
     for info in MODELS:
         if (info.name == name_or_hash or info.decoder.startswith(name_or_hash)) and info.head.startswith(head or ""):
             return info

@@ -11,7 +11,18 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
 
 from benchmarks.fuzz import tiny_model
-from deepsic_codec import DeepSIC, chunk_attrs, create_array, embed, open_archive
+from deepsic_codec import (
+    DeepSIC,
+    chunk_attrs,
+    consolidate_labels,
+    create_array,
+    decode_features,
+    embed,
+    iter_chunk_attrs,
+    open_archive,
+    open_labels,
+    relabel,
+)
 from deepsic_codec import dask as bulk
 from deepsic_codec.errors import ConfigurationError, ModelMismatch, ModelNotFound
 from deepsic_codec.model import file
@@ -154,6 +165,26 @@ def test_never_overwritten_by_another(tiny, here):
     assert (stored[:] == 7).all()
 
 
+def test_one_for_all_encoders_of_a_decoder(tiny, here, tmp_path):
+    """What a group has embedded reads the chunks of any model of its decoder and head."""
+    arrays = {k: v.copy() for k, v in file.load_arrays(tiny).items()}
+    arrays["encoder.analysis.out.bias"] += 1000
+    other = file.save_model(Path(tiny.path).parent / "other.safetensors", "other", arrays, tiny.architecture,
+                            tiny.vocabulary, {})  # fmt: skip
+    try:
+        store = {}
+        write(store)
+        expected = write(store, "group/second", DeepSIC(model="other"))[...]
+        assert (other.decoder, other.head) == (tiny.decoder, tiny.head)
+        assert sum(name.startswith(embed.PREFIX) for name in zarr.open_group(store, path="group")) == 1
+        stored = zarr.open_array(store, path=f"group/{place(tiny)}")
+        assert stored.attrs["deepsic_model"]["name"] == "fuzz-tiny"
+    finally:
+        Path(other.path).unlink()
+    here()
+    np.testing.assert_array_equal(open_archive(store, "group/second")[...], expected)
+
+
 def test_interrupted_writing_is_completed(tiny, here, monkeypatch):
     store = {}
     with monkeypatch.context() as patch:
@@ -259,6 +290,69 @@ def test_a_home_that_cannot_be_written_to(tiny, here, tmp_path, monkeypatch):
     monkeypatch.setenv(file.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(file, "_added", [])
     np.testing.assert_array_equal(open_archive(store, "group/image")[...], expected)
+
+
+@pytest.mark.parametrize("to", ["iter_arrays", "to_dask"])
+def test_queries_fetch_it_when_they_decode(tiny, here, tmp_path, to):
+    path = tmp_path / "a.zarr"
+    expected = write(path, "image")[...]
+    consolidate_labels(path, "image")
+    here()
+    labels = open_labels(path, "image")
+    found = labels.where("Class0 >= 0 | ~Class0")
+    assert found.count and not (tmp_path / "cache").exists(), "a query needs no model"
+    array = next(found.iter_arrays()).array if to == "iter_arrays" else found.to_dask()[0].compute()
+    np.testing.assert_array_equal(array, expected[found.regions[0]][: len(array)])
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".safetensors"]
+
+
+def test_features_are_labelled_with_it(tiny, here, tmp_path):
+    path = tmp_path / "a.zarr"
+    codec = DeepSIC(model="fuzz-tiny", semantics="post")
+    z = write(path, "image", codec)
+    attrs, features = dict(iter_chunk_attrs(z)), decode_features(z).compute()
+    here()
+    calls = {
+        "relabel": lambda: relabel(path, name="image").summary(),
+        "scan": lambda: open_labels(path, "image", scan=True).summary(),
+        "attrs": lambda: dict(iter_chunk_attrs(zarr.open_array(path, path="image", mode="r"))),
+        "one": lambda: chunk_attrs(zarr.open_array(path, path="image", mode="r"), (0, 0, 0)),
+        "features": lambda: decode_features(zarr.open_array(path, path="image", mode="r")).compute(),
+    }
+    found = {}
+    for name, call in calls.items():
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        found[name] = call()
+        assert (tmp_path / "cache").exists() == (name != "scan"), name
+    assert found["relabel"]["features"] == len(attrs) and found["scan"]["unlabelled"] == len(attrs)
+    assert found["attrs"] == attrs and found["one"] == attrs[0, 0, 0]
+    np.testing.assert_array_equal(found["features"], features)
+
+
+def test_vocabulary_of_an_array_that_zarr_created(tiny, here, tmp_path):
+    path = tmp_path / "a.zarr"
+    group = zarr.open_group(path)
+    z = group.create_array("image", data=IMAGE, chunks=(32, 32, 3), compressors=None,
+                           serializer=DeepSIC(model="fuzz-tiny").to_zarr3())  # fmt: skip
+    embed.embed_model(z)
+    here()
+    assert "Class0" in open_labels(path, "image", scan=True).vocabulary.classes
+
+
+def test_xarray_accessor(tiny, here, tmp_path):
+    xr = pytest.importorskip("xarray")
+    import deepsic_codec.xarray  # noqa: F401
+
+    path = tmp_path / "a.zarr"
+    expected = write(path, "image", zarr_format=2)[...]
+    consolidate_labels(path, "image")
+    here()
+    opened = xr.open_zarr(path, consolidated=False, chunks=None)
+    words = "deepsic_codec.open_archive(URL) once|xarray.open_zarr"
+    check_rejects(ModelNotFound, words, lambda: opened["image"].values)
+    found = opened["image"].deepsic.where("Class0 >= 0 | ~Class0")
+    np.testing.assert_array_equal(next(found.iter_arrays()).array, expected[found.regions[0]])
+    np.testing.assert_array_equal(xr.open_zarr(path, consolidated=False, chunks=None)["image"], expected)
 
 
 def test_without_an_embedded_model_the_error_says_what_to_do(tiny, here):

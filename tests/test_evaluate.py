@@ -45,14 +45,17 @@ def test_figures_are_those_of_the_codec():
 @pytest.mark.parametrize("semantics", ["pre", "post"])
 def test_command_writes_what_it_prints(tiles, tmp_path, capsys, semantics):
     (tiles / "broken.png").write_bytes(b"nothing")
-    out, table = tmp_path / "r.json", tmp_path / "r.csv"
+    table = tmp_path / "r.csv"
     model = str(PACKAGED / "base.safetensors")
-    assert main(["evaluate", str(tiles), "--labelled", "--qualities", "40", "70", "--model", model, "--semantics",
-                 semantics, "--json", str(out), "--csv", str(table)]) == 0  # fmt: skip
-    (tiles / "broken.png").unlink()
+    command = ["evaluate", str(tiles), "--labelled", "--qualities", "40", "70", "--model", model, "--semantics",
+               semantics]  # fmt: skip
+    assert main([*command, "--csv", str(table)]) == 0
     printed = capsys.readouterr().out
-    found = json.loads(out.read_text())
-    assert "skipped: broken.png" in printed and f"decoding {found['kmac_per_pixel']['decoding']:.2f}" in printed
+    assert main([*command, "--json"]) == 0
+    (tiles / "broken.png").unlink()
+    found = json.loads(capsys.readouterr().out)
+    assert "skipped: broken.png" in printed and found["skipped"][0].startswith("broken.png (")
+    assert f"decoding {found['kmac_per_pixel']['decoding']:.2f}" in printed
     assert found["kmac_per_pixel"]["decoding"] <= 20 and found["kmac_per_pixel"]["head"] <= 1
     low, high = found["means"]
     assert low["bpp"] < high["bpp"] and low["psnr"] < high["psnr"] and f"{low['bpp']:.4f}" in printed
@@ -62,6 +65,12 @@ def test_command_writes_what_it_prints(tiles, tmp_path, capsys, semantics):
     assert np.isclose(low["top1"], np.mean(right)) and f"{low['top1']:.3f}" in printed
     with open(table, newline="") as file:
         assert len(list(csv.DictReader(file))) == 2 * count + 2
+
+
+def test_a_file_for_json_is_refused(tiles):
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(tiles), "--json", "r.json"])
+    assert caught.value.code == 2
 
 
 def test_nothing_to_evaluate(tmp_path):

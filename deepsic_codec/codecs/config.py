@@ -13,7 +13,7 @@ from deepsic_codec.errors import ConfigurationError, ModelNotFound
 FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
 SEMANTICS = ("pre", "post", "none")
-DEFAULT_EFFORT, MAX_EFFORT = 1, 2  # rounds of rate-distortion optimised quantisation
+DEFAULT_EFFORT, MAX_EFFORT = 1, 4  # up to 2 rounds of rate-distortion optimised quantisation, then refinement
 DEFAULT_QUALITY = 50.0
 # Beside a residual, which codes what the features leave, fewer features make smaller payloads; benchmarks/imagery.py
 BOUNDED_QUALITY = 20.0

@@ -115,9 +115,9 @@ class EncodeJob:
     inside: tuple[int, ...] | None = None
 
     @property
-    def key(self) -> tuple[str, str | None]:
+    def key(self) -> tuple[str, str | None, str]:
         """Chunks for one model are encoded together, whatever their quality and semantics."""
-        return self.config.decoder, self.config.head
+        return self.config.decoder, self.config.head, self.config.model
 
     @property
     def pixels(self) -> int:
@@ -461,12 +461,13 @@ def compute_labels(job: DecodeJob, label_tile: tuple[int, int] | None = None) ->
     return payload_labels.decode_labels(section, job.header)
 
 
-def _model(decoder: str, head: str | None = None) -> "tuple[ModelInfo, Runtime]":
+def _model(decoder: str, head: str | None = None, name: str | None = None) -> "tuple[ModelInfo, Runtime]":
+    """Return the model; to encode, the one of this name if there are several with the decoder and head."""
     # Here and not above: only coding needs torch, and only it may take the seconds that importing torch takes.
     from deepsic_codec.model.file import find_model
     from deepsic_codec.model.runtime import get_runtime
 
-    info = find_model(decoder, head=head)
+    info = find_model(decoder, head=head, preferred=name)
     return info, get_runtime(info)
 
 

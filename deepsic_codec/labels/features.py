@@ -6,6 +6,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from deepsic_codec import embed
 from deepsic_codec.codecs import chunks as stored
 from deepsic_codec.codecs import core
 from deepsic_codec.codecs.images import grouping_of
@@ -51,6 +52,7 @@ def decode_features(array: zarr.Array) -> "dask.array.Array":
 
     check_order(array)
     config = stored.codec_of(array)
+    embed.use_embedded(array)
     geometry = Geometry.of(array, config.axes, config.label_tile)
     if "c" in config.axes and geometry.grid[config.axes.index("c")] > 1:
         raise ConfigurationError("chunks part the channels of the array: there are features for each of the parts")
@@ -75,6 +77,7 @@ def decode_features(array: zarr.Array) -> "dask.array.Array":
 
 
 def _read(array: zarr.Array, index: Index, shape: Index) -> NDArray[np.int16]:
+    embed.use_embedded(array)  # where this runs, which may be another machine
     reader = Reader(array)
     ((_, payload),) = reader.payloads([index])
     if payload is None:

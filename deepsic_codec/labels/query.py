@@ -11,6 +11,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
+from deepsic_codec import embed
 from deepsic_codec.codecs import chunks as stored
 from deepsic_codec.codecs import core
 from deepsic_codec.errors import ConfigurationError, StaleIndex, UnsupportedArray
@@ -362,6 +363,7 @@ class Selection:
     def _fetch(self, indices: NDArray[np.int64], keep: bool = False) -> Iterator[Match]:
         """Fetch, verify and decode; a chunk that no longer matches is left out, or with `keep` an error."""
         labels = self.labels
+        embed.use_embedded(labels.array)  # not before: a query needs no model, and one is megabytes
         attributes = labels._attributes()
         reader = attributes.reader
         payloads = dict(reader.payloads(indices.tolist()))
@@ -454,6 +456,9 @@ def open_labels(
     storage_options: Mapping[str, Any] | None = None,
 ) -> Labels:
     """Open the labels of an array, to ask what it shows.
+
+    A model that is not installed here and is embedded in the archive is fetched when chunks that a query found are
+    decoded, as `deepsic_codec.open_archive` fetches it: queries themselves need none.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from deepsic_codec import embed
 from deepsic_codec.codecs import core
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.labels import places
@@ -20,9 +21,6 @@ from deepsic_codec.payload import labels as payload_labels
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
-
-TOGETHER = 64  # chunks fetched and labelled together
-
 
 def relabel(
     source: Any,
@@ -44,7 +42,7 @@ def relabel(
         The array or a group that has it: a URL, path or store as `zarr.open` takes, or an array or group of Zarr.
     model : str or path, optional
         The model with the head: a name, the first digits of its decoder's identity, or a file; by default the model
-        of the array.
+        of the array, which may be embedded in the archive.
     name : str, optional
         Path of the array in the group.
     index : optional
@@ -70,7 +68,7 @@ def relabel(
     """
     array = places.open_array(source, name, mode="r" if index is not None else "r+", options=storage_options)
     reader = Reader(array)
-    info = _find(model, reader.config)
+    info = _find(model, array, reader.config)
     if info.decoder != reader.config.decoder:
         raise ModelMismatch(
             f"model {info.name!r} has decoder {info.decoder[:16]}, the array {reader.config.decoder[:16]}: a head "
@@ -88,11 +86,11 @@ def relabel(
     return Labels(array, LabelIndex(place))
 
 
-def _find(model: Any, config: Any) -> "ModelInfo":
+def _find(model: Any, array: Any, config: Any) -> "ModelInfo":
     from deepsic_codec.model.file import find_model
 
     if model is None:
-        return find_model(config.decoder, head=config.head)
+        return embed.use_embedded(array) or find_model(config.decoder, head=config.head)  # which says what is missing
     if isinstance(model, Path) or str(model).endswith(".safetensors"):
         from deepsic_codec.model.file import read_info
 
@@ -111,10 +109,11 @@ class _Labeller:
         self.head = int(info.head[:8], 16)
 
     def __call__(self, entries: Entries, chunks: list[Index]) -> None:
-        for k in range(0, len(chunks), TOGETHER):
+        count = self.reader.together
+        for k in range(0, len(chunks), count):
             payloads = [
                 (index, payload)
-                for index, payload in self.reader.payloads(chunks[k : k + TOGETHER])
+                for index, payload in self.reader.payloads(chunks[k : k + count])
                 if payload is not None
             ]
             for (index, payload), scores in zip(payloads, self._scores(payloads), strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.errors import ExpressionError, LabelIndexError
+from deepsic_codec.errors import ExpressionError, LabelIndexError, ModelNotFound
 
 UNKNOWN = "unknown"  # the class after those of the vocabulary
 ATTRIBUTE = "deepsic"  # of arrays; holds the vocabulary, so that labels can be read where the model is not
@@ -145,6 +145,7 @@ def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
     ModelNotFound
         If it takes a model that is not there.
     """
+    from deepsic_codec import embed
     from deepsic_codec.model.file import find_model
 
     attribute = array.attrs.get(ATTRIBUTE)
@@ -152,4 +153,9 @@ def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
     ours = isinstance(given, Mapping) and str(given.get("head")).startswith(head)
     if ours and isinstance(given.get("classes"), list):
         return Vocabulary.from_json(given)
+    try:
+        return of_model(find_model(decoder, head=head))
+    except ModelNotFound:
+        if embed.use_embedded(array) is None:
+            raise
     return of_model(find_model(decoder, head=head))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepsic_codec.model.prior import IntegerPrior, Pass, passes
+from deepsic_codec.model.transfer import fetch, upload
 from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
 from deepsic_codec.payload.tables import CoderTables
 
@@ -47,23 +48,41 @@ def encode_symbols(
     coder : callable
         Makes the encoder of a chunk; training passes one that remembers.
     """
-    slices = symbols[0].shape[0]
-    joined = torch.from_numpy(np.concatenate(symbols)).to(prior.device)
-    neighbours = prior.neighbours(joined)
-    quality = _per_image(qualities, slices, prior.device)
-    h, w = symbols[0].shape[1:3]
+    joined = upload(np.concatenate(symbols), prior.device)
+    return start_encoding(prior, tables, joined, len(symbols), qualities, pool, coder)()
+
+
+def start_encoding(
+    prior: IntegerPrior,
+    tables: CoderTables,
+    symbols: Tensor,
+    chunks: int,
+    qualities: Iterable[float],
+    pool: ThreadPoolExecutor | None = None,
+    coder: type[SymbolEncoder] | Callable[[CoderTables, Symbols], SymbolEncoder] = SymbolEncoder,
+) -> Callable[[], list[bytes]]:
+    """Like :func:`encode_symbols` for symbols (S,h,w,C) of all chunks joined, on the prior's device.
+
+    The device is only given its work, and the pool its own, which waits for the device's.
+    What is returned waits for the pool.
+    """
+    images, h, w, _ = symbols.shape
+    neighbours = prior.neighbours(symbols)
+    quality = _per_image(qualities, images // chunks, prior.device)
+    own = fetch(symbols)
     steps = []
     for n, step, rows, _, image in passes(prior, neighbours):
-        means, scales = (_split(v, len(symbols)) for v in prior.run(n, neighbours, rows, _of(quality, image)))
+        means, scales = (fetch(v) for v in prior.run(n, neighbours, rows, _of(quality, image)))
         steps.append((step, *step.positions(h, w), means, scales))
 
     def one(chunk: int) -> bytes:
-        encoder = coder(tables, symbols[chunk])
+        encoder = coder(tables, _part(own(), chunks, chunk))
         for step, ys, xs, means, scales in steps:
-            encoder.encode_pass(ys, xs, step.start, step.second, means[chunk], tables.levels[scales[chunk]])
+            levels = tables.levels[_part(scales(), chunks, chunk)]
+            encoder.encode_pass(ys, xs, step.start, step.second, _part(means(), chunks, chunk), levels)
         return encoder.finish()
 
-    return _each(pool, one, len(symbols))
+    return _start(pool, one, chunks)
 
 
 def decode_symbols(
@@ -88,33 +107,41 @@ def decode_symbols(
     quality = _per_image(qualities, slices, prior.device)
     for n, step, rows, _, image in passes(prior, neighbours):
         ys, xs = step.positions(*grid)
-        means, scales = (_split(v, len(coders)) for v in prior.run(n, neighbours, rows, _of(quality, image)))
+        copies = [fetch(v) for v in prior.run(n, neighbours, rows, _of(quality, image))]
+        means, scales = (copied() for copied in copies)
 
         def one(
             i: int, step: Pass = step, ys: NDArray[np.int64] = ys, xs: NDArray[np.int64] = xs,
-            means: list[NDArray[np.int16]] = means, scales: list[NDArray[np.uint8]] = scales,
+            means: NDArray[np.int16] = means, scales: NDArray[np.uint8] = scales,
         ) -> Symbols:  # fmt: skip
-            coders[i].decode_pass(ys, xs, step.start, step.second, means[i], tables.levels[scales[i]])
+            levels = tables.levels[_part(scales, len(coders), i)]
+            coders[i].decode_pass(ys, xs, step.start, step.second, _part(means, len(coders), i), levels)
             group = slice(step.start, step.start + step.count)
             return coders[i].symbols[:, ys + 1, xs + 1, group].reshape(-1, step.count)
 
-        found = np.concatenate(_each(pool, one, len(coders)))
-        prior.update(neighbours, step, rows, torch.from_numpy(found).to(prior.device))
+        found = np.concatenate(_start(pool, one, len(coders))())
+        prior.update(neighbours, step, rows, upload(found, prior.device))
     return [coder.finish() for coder in coders]
 
 
-def _each(pool: ThreadPoolExecutor | None, function: Callable[[int], Result], count: int) -> list[Result]:
-    """Results for 0, 1, ... in order, from the pool's threads as far as it takes work.
+def _start(
+    pool: ThreadPoolExecutor | None, function: Callable[[int], Result], count: int
+) -> Callable[[], list[Result]]:
+    """Begin work on 0, 1, ... in the pool's threads; what is returned gives the results, in order.
 
-    While the interpreter shuts down it takes none, and threads that are still at work finish by themselves.
+    While the interpreter shuts down the pool takes no work, and threads that are still at work finish by themselves.
     """
     futures: list[Future[Result]] = []
     if pool is not None:
         with suppress(RuntimeError):
             for i in range(count):
                 futures.append(pool.submit(function, i))
-    rest = [function(i) for i in range(len(futures), count)]
-    return [future.result() for future in futures] + rest
+
+    def results() -> list[Result]:
+        rest = [function(i) for i in range(len(futures), count)]
+        return [future.result() for future in futures] + rest
+
+    return results
 
 
 def _per_image(qualities: Iterable[float], slices: int, device: str) -> Tensor | int:
@@ -129,5 +156,7 @@ def _of(quality: Tensor | int, image: Tensor) -> Tensor | int:
     return quality if isinstance(quality, int) else quality[image]
 
 
-def _split(values: Tensor, chunks: int) -> list[NDArray]:  # type: ignore[type-arg]
-    return np.split(values.cpu().numpy(), chunks)
+def _part(values: NDArray[Any], chunks: int, chunk: int) -> NDArray[Any]:
+    """The rows of one of several chunks of equal shape."""
+    count = len(values) // chunks
+    return values[chunk * count : (chunk + 1) * count]

@@ -97,6 +97,9 @@ class ModelInfo:
         Names of the head's scores.
     architecture : dict
         Sizes of the networks.
+    encoder : str
+        SHA-256 of the analysis transform and what else only encodes, empty in older files. No identity, since the
+        format does not depend on it: it tells files of one decoder and one head apart.
     """
 
     name: str
@@ -105,6 +108,7 @@ class ModelInfo:
     head: str
     vocabulary: Vocabulary
     architecture: dict[str, Any]
+    encoder: str = ""
 
 
 def identity(arrays: Arrays, prefix: str, description: Mapping[str, Any]) -> str:
@@ -219,8 +223,7 @@ def load_arrays(info: ModelInfo) -> Arrays:
                 f"{info.path}: damaged or altered: its {part} has SHA-256 {has}, expected {wanted}; replace the file"
             )
     # no part of the format, but a damaged encoder would write damaged images; older files do not say
-    encoder = _parse(header["__metadata__"]["deepsic"]).get("encoder")
-    if encoder is not None and encoder != identity(arrays, "encoder.", {}):
+    if info.encoder and info.encoder != identity(arrays, "encoder.", {}):
         raise ModelMismatch(f"{info.path}: damaged or altered: its encoder is not the one that was stored; replace it")
     return arrays
 
@@ -261,13 +264,14 @@ def _describe(path: str, header: Mapping[str, Any]) -> ModelInfo:
     names = [about["name"], about["decoder"], about["head"]]
     if not all(isinstance(name, str) and len(name) <= MAX_NAME for name in names):
         raise ValueError("names and identities have to be short text")
-    if not all(re.fullmatch(r"[0-9a-f]{64}", identity) for identity in names[1:]):
+    encoder = about.get("encoder") or ""
+    if not all(re.fullmatch(r"[0-9a-f]{64}", identity) for identity in [*names[1:], *([encoder] if encoder else [])]):
         raise ValueError("an identity is no SHA-256")
     vocabulary, architecture = about["vocabulary"], about["architecture"]
     _check_vocabulary(vocabulary)
     _check_description(architecture)
     name, decoder, head = names
-    return ModelInfo(name, path, decoder, head, Vocabulary.from_json(vocabulary), dict(architecture))
+    return ModelInfo(name, path, decoder, head, Vocabulary.from_json(vocabulary), dict(architecture), encoder)
 
 
 def _check_vocabulary(data: Any) -> None:
@@ -342,8 +346,11 @@ def _check_claims(info: ModelInfo, table: Table) -> None:
                 raise ValueError(f"architecture: {name} is {value} in a file of {elements} weights")
 
 
-def find_model(name: str = "base", *, head: str | None = None) -> ModelInfo:
-    """Look a model up in the package and along ``DEEPSIC_MODEL_PATH``.
+def find_model(name: str = "base", *, head: str | None = None, preferred: str | None = None) -> ModelInfo:
+    """Look a model up along ``DEEPSIC_MODEL_PATH``, in the package, and among what archives brought, in this order.
+
+    The first file that fits is the answer, in a folder the first by file name. Several may have one decoder: any of
+    them decodes what another encoded, and to label or encode, ``head`` and ``preferred`` say which.
 
     Parameters
     ----------
@@ -351,6 +358,8 @@ def find_model(name: str = "base", *, head: str | None = None) -> ModelInfo:
         Name of a model, or at least 8 hexadecimal digits of its decoder's identity.
     head : str, optional
         Leading digits of the identity of the head that it must have; any if None or all zeros.
+    preferred : str, optional
+        Name of the model to choose where several fit: with one decoder and one head, they may still encode differently.
 
     Raises
     ------
@@ -359,6 +368,7 @@ def find_model(name: str = "base", *, head: str | None = None) -> ModelInfo:
     """
     wanted = head if head and set(head) != {"0"} else ""
     by_hash = len(name) >= 8 and set(name) <= set("0123456789abcdef")
+    first = None
     # what the user points to comes before what is packaged
     for path, brought in _candidates():
         info = _cached_info(str(path), path.stat().st_mtime_ns)
@@ -366,13 +376,17 @@ def find_model(name: str = "base", *, head: str | None = None) -> ModelInfo:
             continue
         # what an archive brought answers to its identity alone: a name is the user's to give
         if (info.name == name and not brought) or (by_hash and info.decoder.startswith(name)):
-            return info
+            if preferred is None or (info.name == preferred and not brought):
+                return info
+            first = first or info
+    if first is not None:
+        return first
     asked = f"with decoder {name}" if by_hash else f"named {name!r}"
     asked += f" and head {wanted}" if wanted else ""
     places = ", ".join(str(p) for p in [*_places(), *_brought()])
     raise ModelNotFound(
-        f"no model {asked}; looked in {places}. Set {SEARCH_VARIABLE} to the folder that has it, or open the archive "
-        "with deepsic_codec.open_archive if its model is embedded"
+        f"no model {asked}; looked in {places}. Set {SEARCH_VARIABLE} to the folder that has it. If the archive has it "
+        "embedded, call deepsic_codec.open_archive(URL) once: from then on zarr.open and xarray.open_zarr find it too"
     )
 
 

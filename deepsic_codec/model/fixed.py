@@ -35,6 +35,8 @@ WIDE_MAX = 127 * DIGIT + 63
 #: Weights are 8 bits; sums of products stay below these, so that float32 holds them exactly
 #: with their bias (spatial ones also in algorithms that are not exact, such as Winograd's).
 WEIGHT_MAX, PRODUCT_SUM, SPATIAL_SUM, BIAS_MAX = 127, 2.0**23, 2.0**19, 2**22
+#: A spatial sum is at most 2^20 with its bias and with what rounds.
+SPATIAL_BIAS_MAX, SPATIAL_EXPONENT_MAX = 2**18, 15
 #: Largest exponent of a weight's unit.
 EXPONENT_MAX = 20
 #: Fraction bits of modulation factors, and their largest integers.
@@ -72,6 +74,11 @@ class Format:
         return SPATIAL_SUM if self.spatial else PRODUCT_SUM
 
     @property
+    def bias_max(self) -> int:
+        """Largest bias, in units of the sums."""
+        return SPATIAL_BIAS_MAX if self.spatial else BIAS_MAX
+
+    @property
     def weight_max(self) -> int:
         """Largest weight."""
         return WIDE_MAX if self.wide_weight else WEIGHT_MAX
@@ -94,29 +101,31 @@ LINEAR_IN = Format(PIXEL_BITS, -READ_LOW, LATENT_BITS, -2.0**20, 2.0**20, wide_w
 LINEAR_OUT = Format(LATENT_BITS, WIDE_MAX, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX, wide_input=True, wide_weight=True)
 
 
-def exponents(weight: Tensor, form: Format) -> Tensor:
-    """Exponents k, per output, with integer weights w 2^k in range and sums in bounds."""
+def exponents(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
+    """Exponents k, per output, with integer weights w 2^k in range and sums, bias included, in bounds."""
     w = weight.detach().abs().flatten(1)
     most = WEIGHT_MAX if form.wide_input else form.in_max
     scale = DIGIT if form.wide_weight else 1  # what is multiplied at a time are the weights' high digits
     limits = torch.minimum(
         form.weight_max / w.amax(1).clamp(min=1e-9), scale * form.bound / (w.sum(1) * most).clamp(min=1e-9)
     )
+    if bias is not None:
+        limits = torch.minimum(limits, form.bias_max * 2.0**-form.in_bits / bias.detach().abs().clamp(min=1e-9))
     lowest = max(0, form.out_bits - form.in_bits)
     if form.wide_weight and form.wide_input:
         lowest += 8  # the product of the two low digits is left out, 7 bits below the rest
-    return torch.log2(limits).floor().clamp(lowest, EXPONENT_MAX)
+    return torch.log2(limits).floor().clamp(lowest, SPATIAL_EXPONENT_MAX if form.spatial else EXPONENT_MAX)
 
 
-def quantised_weight(weight: Tensor, form: Format) -> Tensor:
+def quantised_weight(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
     """Weights as multiples of their unit, as floats, with straight-through gradient."""
-    unit = torch.exp2(exponents(weight, form)).reshape(-1, *[1] * (weight.ndim - 1))
+    unit = torch.exp2(exponents(weight, bias, form)).reshape(-1, *[1] * (weight.ndim - 1))
     return ste_round(weight * unit).clamp(-form.weight_max, form.weight_max) / unit
 
 
 def imitate(x: Tensor, layer: nn.Conv2d | nn.Linear, form: Format) -> Tensor:
     """What the integer layer does, on real numbers (B,C,h,w) or (B,C) that stand for its integers."""
-    weight = quantised_weight(layer.weight, form)
+    weight = quantised_weight(layer.weight, layer.bias, form)
     exact = form.spatial or form.wide_input or form.wide_weight  # more bits than bfloat16 has
     with torch.autocast(x.device.type, enabled=False) if exact else torch.autocast(
         x.device.type, torch.bfloat16, enabled=torch.is_autocast_enabled(x.device.type)
@@ -135,12 +144,12 @@ def export_layer(weight: Tensor, bias: Tensor | None, form: Format) -> dict[str,
 
     ``bias`` includes what rounds: half of the unit that the sum is shifted down to.
     """
-    k = exponents(weight, form)
+    k = exponents(weight, bias, form)
     unit = torch.exp2(k).reshape(-1, *[1] * (weight.ndim - 1))
     integers = torch.floor(weight.detach() * unit + 0.5).clamp(-form.weight_max, form.weight_max)
     shift = k + form.in_bits - form.out_bits
     own = torch.zeros_like(k) if bias is None else bias.detach()
-    start = torch.floor(own * torch.exp2(k + form.in_bits) + 0.5).clamp(-BIAS_MAX, BIAS_MAX)
+    start = torch.floor(own * torch.exp2(k + form.in_bits) + 0.5).clamp(-form.bias_max, form.bias_max)
     half = torch.floor(torch.exp2(shift - 1))
     return {
         "weight": integers.to(torch.int16 if form.wide_weight else torch.int8).cpu(),

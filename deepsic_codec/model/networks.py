@@ -157,12 +157,14 @@ def _read(x: Tensor) -> Tensor:
 class Analysis(nn.Module):
     """Analysis transform ``g_a``: image to latents.
 
-    ``integer`` says whether it imitates its integer form, which is then what is stored.
+    ``integer`` says whether it imitates its integer form, which is then what is stored;
+    ``bounded`` whether its streams are clipped where those of the integer form are, as is
+    right for weights that come from there: a channel that runs away spoils a whole step.
     """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.integer = False
+        self.integer = self.bounded = False
         w8, w16 = arch.analysis_widths
         n8, n16 = arch.analysis_blocks
         self.linear = nn.Conv2d(3 * STRIDE**2, arch.latents, 1, bias=False)
@@ -181,9 +183,18 @@ class Analysis(nn.Module):
         x = (x - 128) / 64
         linear = self.linear(F.pixel_unshuffle(x, STRIDE))  # (B,C,H/16,W/16)
         h = self.mod8(self.stem(F.pixel_unshuffle(x, 8)), quality)  # (B,w8,H/8,W/8)
-        h = F.pixel_unshuffle(self.blocks8(h), 2)
-        h = self.blocks16(self.mod16(self.reduce(h), quality))  # (B,w16,H/16,W/16)
+        h = F.pixel_unshuffle(self._run(self.blocks8, h), 2)
+        h = self._run(self.blocks16, self.mod16(self.reduce(h), quality))  # (B,w16,H/16,W/16)
         return linear.float() + self.out(h).float()
+
+    def _run(self, blocks: nn.Sequential, h: Tensor) -> Tensor:
+        if not self.bounded:
+            return blocks(h)
+        most = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS
+        h = h.clamp(-most, most)
+        for block in blocks:
+            h = block(h).clamp(-most, most)
+        return h
 
     def _imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         x = (torch.floor(x + 0.5).clamp(0, 255) - 128) / 64

@@ -254,22 +254,31 @@ class Prior(nn.Module):
 
     def forward(self, symbols: Tensor, quality: Tensor, quantised: bool = False) -> tuple[Tensor, Tensor]:
         """Symbols (B,C,h,w) as float -> mean and scale index of each, same shape."""
-        b, c, h, w = symbols.shape
-        nhwc = symbols.permute(0, 2, 3, 1)
-        magnitude = compand(nhwc)
+        mean, index = self.predict(*self.features(symbols.permute(0, 2, 3, 1), quantised), quality, quantised)
+        return mean.permute(0, 3, 1, 2), index.permute(0, 3, 1, 2)
+
+    def features(self, symbols: Tensor, quantised: bool = False) -> tuple[Tensor, Tensor]:
+        """Symbols (B,h,w,C) as float -> what contexts see of each, linear and magnitude, same shape."""
+        magnitude = compand(symbols)
         unit = 2.0**-INPUT_BITS
-        neighbours = Neighbours(
-            nhwc.clamp(-LINEAR_MAX, LINEAR_MAX) * unit, (ste_round(magnitude) if quantised else magnitude) * unit
-        )
-        mean, index = symbols.new_zeros(b * h * w, c), symbols.new_zeros(b * h * w, c)
+        linear = symbols.clamp(-LINEAR_MAX, LINEAR_MAX) * unit
+        return linear, (ste_round(magnitude) if quantised else magnitude) * unit
+
+    def predict(
+        self, linear: Tensor, magnitude: Tensor, quality: Tensor, quantised: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Features (B,h,w,C) of all symbols -> mean and scale index of each, same shape."""
+        b, h, w, c = linear.shape
+        neighbours = Neighbours(linear, magnitude)
+        mean, index = linear.new_zeros(b * h * w, c), linear.new_zeros(b * h * w, c)
         for net, step in zip(self.passes, self.steps, strict=True):
             rows, flat, image = neighbours.rows(step)
             if len(rows):
                 m, t = net(*neighbours.gather(step, rows), image, quality, quantised)
                 own = slice(step.start, step.start + step.count)
-                mean[:, own] = mean[:, own].index_copy(0, flat, m)
-                index[:, own] = index[:, own].index_copy(0, flat, t)
-        return mean.reshape(b, h, w, c).permute(0, 3, 1, 2), index.reshape(b, h, w, c).permute(0, 3, 1, 2)
+                mean[:, own] = mean[:, own].index_copy(0, flat, m.to(mean.dtype))
+                index[:, own] = index[:, own].index_copy(0, flat, t.to(index.dtype))
+        return mean.reshape(b, h, w, c), index.reshape(b, h, w, c)
 
     def bits(self, values: Tensor, mean: Tensor, index: Tensor) -> Tensor:
         """-log2 of the logistic mass in unit bins around ``values``; same shape."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,12 +18,26 @@ from torch import Tensor
 
 from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch
-from deepsic_codec.model.coding import decode_symbols, encode_symbols
+from deepsic_codec.model.allocator import keep_freed_memory
+from deepsic_codec.model.coding import decode_symbols, start_encoding
 from deepsic_codec.model.families import architecture_from, integer_prior
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
-from deepsic_codec.model.networks import LABEL_CELL, STRIDE
+from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
 from deepsic_codec.model.rdo import RdoTables, quantise
-from deepsic_codec.model.transforms import RDO, Pixels, below, make_transforms, whole_qualities
+from deepsic_codec.model.refine import ROUNDS, Refiner
+from deepsic_codec.model.transfer import behind, fetch, upload
+from deepsic_codec.model.transforms import (
+    PRIOR,
+    RDO,
+    SYNTHESIS,
+    IntegerTransforms,
+    Pixels,
+    below,
+    grey_levels,
+    make_transforms,
+    multiplies_bfloat16,
+    whole_qualities,
+)
 from deepsic_codec.payload.arithmetic import SYMBOL_MAX
 from deepsic_codec.payload.tables import CoderTables
 
@@ -74,21 +88,26 @@ class Runtime:
 
     def __init__(self, info: ModelInfo, device: str = "cpu") -> None:
         self.info, self.device = info, torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         arrays = load_arrays(info)
         try:
             self.arch = architecture_from(info.architecture)
             self._transforms = make_transforms(self.arch, arrays, self.device)
-            prior = {k: torch.from_numpy(v) for k, v in below(arrays, "decoder.prior").items()}
+            prior = {k: torch.from_numpy(v) for k, v in below(arrays, PRIOR).items()}
             self._prior = integer_prior(self.arch, prior, str(self.device))
             self._rdo = self._rdo_tables(arrays)
             self._tables = CoderTables.from_arrays(below(arrays, "decoder.coder")).check(self.arch.latents)
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
+        self._differentiable: Refiner | None = None
         #: Whether equal payloads give equal pixels on every machine: an integer synthesis.
         self.exact = self._transforms.exact
         self._pool = ThreadPoolExecutor(config.get().threads or os.cpu_count() or 1, "deepsic-coder")
         # networks already use every core; two at a time would only fight over them
         self._networks = threading.Lock()
+        # batches, or parts of one, begun before another is waited for; a CPU that works on two is not faster
+        self._lag = 0 if self.device.type == "cpu" else 1
 
     def _rdo_tables(self, arrays: Arrays) -> RdoTables | None:
         """Tables of the optimised quantiser, if the model has any."""
@@ -116,22 +135,28 @@ class Runtime:
         labels : bool
             Whether to compute label scores.
         efforts : sequence of int, optional
-            Rounds of rate-distortion optimised quantisation, 0 to 2, one per chunk; 1 by default.
+            One per chunk, 1 by default: 0 to 2 rounds of rate-distortion optimised quantisation, or more for
+            refinement (refine.ROUNDS).
         """
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
 
-        def batch(group: list[int]) -> list[Encoded]:
+        def start(group: list[int]) -> Callable[[], list[Encoded]]:
             joined: Any = np.concatenate([images[i] for i in group])
             s = len(images[group[0]])
             quality = [qualities[i] for i in group]
-            symbols, cells = self._analyse(joined, np.repeat(quality, s), labels, effort[group[0]])
-            split = np.split(symbols, len(group))
-            streams = encode_symbols(self._prior, self._tables, split, quality, self._pool)
-            scores = [None] * len(group) if cells is None else np.split(cells, len(group))
-            return [Encoded(f, c, symbols.shape[1:3]) for f, c in zip(streams, scores, strict=True)]
+            symbols, cells = self._start_analysis(joined, np.repeat(quality, s), labels, effort[group[0]])
+            with torch.inference_mode():
+                streams = start_encoding(self._prior, self._tables, symbols, len(group), quality, self._pool)
+            grid = symbols.shape[1], symbols.shape[2]
+
+            def finish() -> list[Encoded]:
+                scores = np.split(cells(), len(group)) if labels else [None] * len(group)
+                return [Encoded(f, c, grid) for f, c in zip(streams(), scores, strict=True)]
+
+            return finish
 
         groups = [(*i.shape[:3], e, i.dtype == np.int16) for i, e in zip(images, effort, strict=True)]
-        return self._grouped(groups, batch)
+        return self._grouped(groups, start)
 
     def decode(
         self,
@@ -151,52 +176,59 @@ class Runtime:
             If a stream cannot be decoded.
         """
 
-        def batch(group: list[int]) -> list[Pixels]:
+        def start(group: list[int]) -> Callable[[], list[Pixels]]:
             s, h, w = shapes[group[0]]
             quality = [qualities[i] for i in group]
             symbols = np.concatenate(self._symbols([features[i] for i in group], shapes[group[0]], quality))
-            pixels: Any = self._synthesise(symbols, np.repeat(quality, s), h, w, wanted[group[0]])
-            return np.split(pixels, len(group))
+            pixels = self._start_synthesis(symbols, np.repeat(quality, s), h, w, wanted[group[0]])
+            return lambda: np.split(pixels(), len(group))
 
         wanted = [False] * len(shapes) if fine is None else list(fine)
-        return self._grouped([(*shape, f) for shape, f in zip(shapes, wanted, strict=True)], batch)
+        return self._grouped([(*shape, f) for shape, f in zip(shapes, wanted, strict=True)], start)
 
     def decode_symbols(
         self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
     ) -> list[NDArray[np.int16]]:
         """Decode feature sections to quantised latents int16 (S,C,h,w) only."""
 
-        def batch(group: list[int]) -> list[NDArray[np.int16]]:
+        def start(group: list[int]) -> Callable[[], list[NDArray[np.int16]]]:
             found = self._symbols([features[i] for i in group], shapes[group[0]], [qualities[i] for i in group])
-            return [np.ascontiguousarray(v.transpose(0, 3, 1, 2)) for v in found]
+            return lambda: [np.ascontiguousarray(v.transpose(0, 3, 1, 2)) for v in found]
 
-        return self._grouped(shapes, batch)
+        return self._grouped(shapes, start)
 
     def label_symbols(
         self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
     ) -> list[NDArray[np.uint8]]:
         """Label scores (S,ceil(H/64),ceil(W/64),classes + 1) from quantised latents (S,C,h,w)."""
 
-        def batch(group: list[int]) -> list[NDArray[np.uint8]]:
+        def start(group: list[int]) -> Callable[[], list[NDArray[np.uint8]]]:
             quality = np.repeat([qualities[i] for i in group], shapes[group[0]][0])
             with self._alone():
                 nhwc = np.concatenate([symbols[i] for i in group]).transpose(0, 2, 3, 1)
-                cells = self._score(self._transforms.latents(np.ascontiguousarray(nhwc), quality), quality)
-            return np.split(cells, len(group))
+                cells = fetch(self._score(self._transforms.latents(np.ascontiguousarray(nhwc), quality), quality))
+            return lambda: np.split(cells(), len(group))
 
-        return self._grouped(shapes, batch)
+        return self._grouped(shapes, start)
 
-    def _grouped(self, shapes: Sequence[Any], batch: Callable[[list[int]], list[Result]]) -> list[Result]:
-        """Run ``batch`` over groups of equal shape, none much larger than the batch limit."""
+    def _grouped(self, shapes: Sequence[Any], start: Callable[[list[int]], Callable[[], list[Result]]]) -> list[Result]:
+        """Results in order from groups of equal shape, none much larger than the batch limit.
+
+        ``start`` begins a group, and what it returns waits for its results.
+        """
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, shape in enumerate(shapes):
             groups[tuple(shape)].append(i)
+
+        def parts() -> Iterator[list[int]]:
+            for (s, h, w, *_), members in groups.items():
+                size = max(1, config.get().batch_pixels // max(1, s * h * w))
+                for k in range(0, len(members), size):
+                    yield members[k : k + size]
+
         out: dict[int, Result] = {}
-        for (s, h, w, *_), members in groups.items():
-            size = max(1, config.get().batch_pixels // max(1, s * h * w))
-            for k in range(0, len(members), size):
-                part = members[k : k + size]
-                out.update(zip(part, batch(part), strict=True))
+        for part, found in behind(((part, start(part)) for part in parts()), self._lag):
+            out.update(zip(part, found, strict=True))
         return [out[i] for i in range(len(shapes))]
 
     @contextmanager
@@ -219,19 +251,43 @@ class Runtime:
         self, images: Pixels, quality: NDArray[np.float64], labels: bool, effort: int = DEFAULT_EFFORT
     ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
         """(N,H,W,3) -> symbols (N,h,w,C) and cell scores."""
+        symbols, cells = self._start_analysis(images, quality, labels, effort)
+        return fetch(symbols)(), cells() if labels else None
+
+    def _start_analysis(
+        self, images: Pixels, quality: NDArray[np.float64], labels: bool, effort: int
+    ) -> tuple[Tensor, Callable[[], NDArray[np.uint8]]]:
+        """(N,H,W,3) -> symbols int16 (N,h,w,C) on the device, and what waits for the cell scores."""
         n, h, w, _ = images.shape
-        symbols, cells = [], []
+        symbols: list[Tensor] = []
+        cells: list[Callable[[], NDArray[np.uint8]]] = []
         with self._alone():
             for part in self._pieces(n, h, w):
                 found = self._transforms.analyse(images[part], quality[part])
                 scaled = found.scaled.clamp(-SYMBOL_MAX, SYMBOL_MAX).contiguous()
                 whole = whole_qualities(quality[part])[1]
-                same = int(whole[0]) if bool((whole == whole[0]).all()) else whole.to(self.device)
-                chosen = quantise(self._prior, self._rdo, scaled, same, effort)
-                symbols.append(chosen.to(torch.int16).cpu().numpy())
+                same = int(whole[0]) if bool((whole == whole[0]).all()) else upload(whole, self.device)
+                refines = effort in ROUNDS and self._rdo is not None
+                chosen = quantise(self._prior, self._rdo, scaled, same, DEFAULT_EFFORT if refines else effort)
+                if refines and isinstance(self._transforms, IntegerTransforms):
+                    steps = self._transforms.steps(quality[part])
+                    chosen = self._refiner().refine(grey_levels(images[part]), chosen, steps, whole, ROUNDS[effort])
+                symbols.append(chosen.to(torch.int16))
                 if labels:
-                    cells.append(self._score(found.latents, quality[part]))
-        return np.concatenate(symbols), np.concatenate(cells) if labels else None
+                    cells.append(fetch(self._score(found.latents, quality[part])))
+            return torch.cat(symbols), lambda: np.concatenate([some() for some in cells])
+
+    def _refiner(self) -> Refiner:
+        """The decoder in differentiable form, made on first use."""
+        if self._differentiable is None:
+            arrays = load_arrays(self.info)
+            synthesis, prior = (
+                {k: torch.from_numpy(v) for k, v in below(arrays, part).items()} for part in (SYNTHESIS, PRIOR)
+            )
+            with torch.inference_mode(False):
+                bf16 = multiplies_bfloat16(self.device)
+                self._differentiable = Refiner(cast(Architecture, self.arch), synthesis, prior, self.device, bf16)
+        return self._differentiable
 
     def _symbols(self, features: list[bytes], shape: Shape, quality: list[float]) -> list[NDArray[np.int16]]:
         s, h, w = shape
@@ -243,18 +299,34 @@ class Runtime:
         self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int, fine: bool = False
     ) -> Pixels:
         """Symbols (N,h,w,C) -> (N,H,W,3)."""
+        return self._start_synthesis(symbols, quality, h, w, fine)()
+
+    def _start_synthesis(
+        self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int, fine: bool
+    ) -> Callable[[], Any]:
+        """Symbols (N,h,w,C) -> what waits for (N,H,W,3)."""
         out = np.empty((len(symbols), h, w, 3), np.int16 if fine else np.uint8)
+        begun: list[tuple[slice, Callable[[], Any]]] = []
+
+        def finish() -> Any:
+            for part, pixels in begun:
+                out[part] = pixels()
+            begun.clear()
+            return out
+
         with self._alone():
             for part in self._pieces(len(symbols), h, w):
-                out[part] = self._transforms.synthesise(symbols[part], quality[part], fine)[:, :h, :w].cpu().numpy()
-        return out
+                begun.append((part, fetch(self._transforms.synthesise(symbols[part], quality[part], fine)[:, :h, :w])))
+                if not self._lag:
+                    finish()
+        return finish
 
-    def _score(self, latents: Tensor, quality: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def _score(self, latents: Tensor, quality: NDArray[np.float64]) -> Tensor:
         """Scores of all cells of latents (N,h,w,C); cells at the lower and right border may be smaller."""
         n = LABEL_CELL // STRIDE
         images, h, w, c = latents.shape
         rows, cols = -(-h // n), -(-w // n)
-        scores = np.empty((images, rows, cols, self.arch.classes), np.uint8)
+        scores = torch.empty((images, rows, cols, self.arch.classes), dtype=torch.uint8, device=self.device)
         for r0, r1 in _blocks(h, n):
             for c0, c1 in _blocks(w, n):
                 part = latents[:, r0 * n : min(r1 * n, h), c0 * n : min(c1 * n, w)]
@@ -262,7 +334,7 @@ class Runtime:
                 cells = part.reshape(images, r1 - r0, ch, c1 - c0, cw, c).permute(0, 1, 3, 2, 4, 5)
                 count = (r1 - r0) * (c1 - c0)
                 found = self._transforms.score(cells.reshape(-1, ch, cw, c), np.repeat(quality, count))
-                scores[:, r0:r1, c0:c1] = found.cpu().numpy().reshape(images, r1 - r0, c1 - c0, -1)
+                scores[:, r0:r1, c0:c1] = found.reshape(images, r1 - r0, c1 - c0, -1)
         return scores
 
 
@@ -275,7 +347,7 @@ def _blocks(size: int, n: int) -> Iterator[tuple[int, int]]:
         yield whole, whole + 1
 
 
-_loaded: dict[tuple[str, str, str], Runtime] = {}
+_loaded: dict[tuple[str, ...], Runtime] = {}
 _loading = threading.Lock()
 
 
@@ -284,7 +356,7 @@ def get_runtime(info: ModelInfo) -> Runtime:
     device = config.get().device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    key = (info.decoder, info.head, device)
+    key = (info.decoder, info.head, info.encoder, device)  # one decoder and head may have several encoders
     with _loading:
         if key not in _loaded:
             _loaded[key] = Runtime(info, device)

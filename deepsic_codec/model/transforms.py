@@ -30,6 +30,7 @@ from deepsic_codec.model.integer import (
     in_steps,
 )
 from deepsic_codec.model.networks import STRIDE, Architecture
+from deepsic_codec.model.transfer import upload
 
 #: Units per grey level of images in int16.
 FINE = 1 << fixed.PIXEL_BITS
@@ -37,6 +38,7 @@ FINE = 1 << fixed.PIXEL_BITS
 Pixels = NDArray[np.uint8] | NDArray[np.int16]
 #: Where the encoder's, decoder's and head's tensors are in a model file.
 ANALYSIS, RDO, GAINS, SYNTHESIS, HEAD = "encoder.analysis", "encoder.rdo", "decoder.gains", "decoder.synthesis", "head"
+PRIOR = "decoder.prior"
 
 
 @dataclass
@@ -86,7 +88,7 @@ class IntegerTransforms:
         self.device = device
         self._analysis = IntegerAnalysis(arch, tensors(ANALYSIS), device)
         self._synthesis = IntegerSynthesis(arch, tensors(SYNTHESIS), device)
-        self._gains = IntegerGains(tensors(GAINS), device)
+        self._gains = IntegerGains(tensors(GAINS), torch.device("cpu"))
         self._head = IntegerHead(arch, tensors(HEAD), device)
 
     def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
@@ -94,37 +96,41 @@ class IntegerTransforms:
         whole, steps = self._qualities(quality)
         # replicating costs fewer bits than a hard edge would
         padding = (0, 0), (0, -images.shape[1] % STRIDE), (0, -images.shape[2] % STRIDE), (0, 0)
-        x = torch.tensor(np.pad(images, padding, mode="edge"), device=self.device)
+        x = upload(np.pad(images, padding, mode="edge"), self.device)
         rest = None
         if x.dtype == torch.int16:
             grey = (x + FINE // 2) >> fixed.PIXEL_BITS
             rest = (x - (grey << fixed.PIXEL_BITS)).to(torch.int8)
             grey = (grey - 128).to(torch.int8)
         else:
-            grey = x.bitwise_xor_(128).view(torch.int8)
+            grey = x.bitwise_xor(128).view(torch.int8)
         found = self._analysis(grey, rest, whole)
         return Analysed(in_steps(found, steps), found)
 
     def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
         """See :class:`Transforms`."""
         whole, steps = self._qualities(quality)
-        latents = dequantise(torch.from_numpy(symbols).to(device=self.device, dtype=torch.int32), steps)
+        latents = dequantise(upload(symbols, self.device).to(torch.int32), steps)
         pixels = self._synthesis(latents, whole)
         return pixels if fine else ((pixels + FINE // 2) >> fixed.PIXEL_BITS).to(torch.uint8)
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
         """See :class:`Transforms`."""
         _, steps = self._qualities(quality)
-        return dequantise(torch.from_numpy(symbols).to(device=self.device, dtype=torch.int32), steps)
+        return dequantise(upload(symbols, self.device).to(torch.int32), steps)
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
         """See :class:`Transforms`."""
-        return self._head(cells, whole_qualities(quality)[1].to(self.device))
+        return self._head(cells, upload(whole_qualities(quality)[1], self.device))
+
+    def steps(self, quality: NDArray[np.float64]) -> Tensor:
+        """Dequantiser steps int32 (N,C)."""
+        return self._qualities(quality)[1]
 
     def _qualities(self, quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Whole qualities (N,) and quantiser steps (N,C)."""
         hundredths, whole = whole_qualities(quality)
-        return whole.to(self.device), self._gains.steps(hundredths)
+        return upload(whole, self.device), upload(self._gains.steps(hundredths), self.device)
 
 
 class FloatTransforms(nn.Module):
@@ -148,11 +154,11 @@ class FloatTransforms(nn.Module):
     def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
         """See :class:`Transforms`."""
         q = self._quality(quality)
-        x = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float()
+        x = upload(images, self.device).permute(0, 3, 1, 2).float()
         x = x / FINE if images.dtype == np.int16 else x
         # replicating costs fewer bits than a hard edge would
         x = F.pad(x, (0, -x.shape[3] % STRIDE, 0, -x.shape[2] % STRIDE), mode="replicate")
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16()):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=analyses_in_bfloat16(self.device)):
             y = self.analysis(x, q).float()
         gain = self.gains(q)
         return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
@@ -160,7 +166,7 @@ class FloatTransforms(nn.Module):
     def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
         """See :class:`Transforms`."""
         q, unit = self._quality(quality), FINE if fine else 1
-        y = torch.from_numpy(symbols).to(self.device).permute(0, 3, 1, 2).float() / self.gains(q)
+        y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)
         x = self.synthesis(y, q)
         x = (x * unit + 0.5).clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
         return x.to(torch.int16 if fine else torch.uint8).permute(0, 2, 3, 1)
@@ -168,7 +174,7 @@ class FloatTransforms(nn.Module):
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
         """See :class:`Transforms`."""
         gain = self.gains(self._quality(quality)).permute(0, 2, 3, 1)
-        return torch.from_numpy(symbols).to(self.device).float() / gain
+        return upload(symbols, self.device).float() / gain
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
         """See :class:`Transforms`."""
@@ -176,15 +182,30 @@ class FloatTransforms(nn.Module):
         return torch.round(torch.sigmoid(logits) * 255).to(torch.uint8)
 
     def _quality(self, quality: Sequence[float] | NDArray[np.float64]) -> Tensor:
-        return torch.tensor(quality, dtype=torch.float32, device=self.device)
+        return upload(torch.tensor(quality, dtype=torch.float32), self.device)
 
-    def _bfloat16(self) -> bool:
-        """Whether to run the analysis in bfloat16: symbols near a tie may fall otherwise, nothing else changes."""
-        wanted = config.get().precision
-        if wanted == "auto":
-            has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-            return self.device.type == "cuda" or bool(has_amx())
-        return wanted == "bfloat16"
+
+def analyses_in_bfloat16(device: torch.device) -> bool:
+    """Whether to run a floating-point analysis in bfloat16: symbols near a tie may fall otherwise, nothing else."""
+    wanted = config.get().precision
+    if wanted == "auto":
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        return device.type == "cuda" or bool(has_amx())
+    return wanted == "bfloat16"
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than in float32 there."""
+    wanted = config.get().precision
+    if wanted == "auto":
+        has_it = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return device.type == "cuda" or bool(has_it())
+    return wanted == "bfloat16"
+
+
+def grey_levels(images: Pixels) -> Tensor:
+    """Images as the codec has them -> grey levels, float32."""
+    return torch.from_numpy(images).float() / (FINE if images.dtype == np.int16 else 1)
 
 
 def whole_qualities(quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:

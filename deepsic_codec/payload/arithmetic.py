@@ -16,6 +16,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.payload.bits import (
+    CODE_BITS,
+    CODE_MAX,
+    begin_encoding,
+    finish_decoding,
+    finish_encoding,
+    read_first,
+)
 from deepsic_codec.payload.tables import (
     ESCAPE_BITS,
     FRACTIONS,
@@ -28,10 +36,6 @@ from deepsic_codec.payload.tables import (
     Layout,
 )
 
-#: The interval [low, high] has 48 bits: at 32 bits of slack over the 16-bit probabilities,
-#: an interval that straddles a byte boundary costs nothing measurable.
-CODE_BITS = 48
-CODE_MAX = (1 << CODE_BITS) - 1
 TOP_SHIFT = CODE_BITS - 8
 #: Bytes that one symbol can need at the very most: at most 16 bits for each bin.
 SYMBOL_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 16)
@@ -292,7 +296,7 @@ class _Coder:
             layout.zero_scale, layout.zero_channel, layout.zero_previous, layout.sign, layout.unary_scale,
             layout.unary_neighbours, layout.unary_channel, layout.low_bit, layout.escape,
         )  # fmt: skip
-        self._state = np.array([0, CODE_MAX, 0, 0], np.int64)
+        self._state = begin_encoding()
         self._data = np.empty(0, np.uint8)
 
     def _run(
@@ -347,14 +351,7 @@ class SymbolEncoder(_Coder):
 
     def finish(self) -> bytes:
         """The stream: the fewest bytes that lie in the final interval when continued by zeros."""
-        low, high, _, position = (int(v) for v in self._state)
-        out = self._data[:position].tobytes()
-        for n in range(1, CODE_BITS // 8 + 1):
-            shift = CODE_BITS - 8 * n
-            top = -(-low >> shift)
-            if top << shift <= high:
-                return (out + top.to_bytes(n, "big")).rstrip(b"\0")
-        raise AssertionError("an interval of 48 bits always holds a number of 48 bits")
+        return finish_encoding(self._state, self._data)
 
 
 class SymbolDecoder(_Coder):
@@ -372,9 +369,7 @@ class SymbolDecoder(_Coder):
 
     def __init__(self, tables: CoderTables, data: bytes, slices: int, grid: tuple[int, int], latents: int) -> None:
         super().__init__(tables, slices, grid, latents)
-        self._data = np.frombuffer(data, np.uint8).copy()
-        first = bytes(data[: CODE_BITS // 8]).ljust(CODE_BITS // 8, b"\0")
-        self._state[2:] = int.from_bytes(first, "big"), CODE_BITS // 8
+        self._state, self._data = read_first(data)  # the format lets features end in a zero byte
 
     def decode_pass(
         self, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,
@@ -391,6 +386,5 @@ class SymbolDecoder(_Coder):
         CorruptPayload
             If bytes of the stream were left over.
         """
-        if int(self._state[3]) < len(self._data):
-            raise CorruptPayload("features: bytes left over after the last symbol")
+        finish_decoding(self._state, self._data, "features", last="symbol")
         return self.symbols[:, 1:-1, 1:-1]

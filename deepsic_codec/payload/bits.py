@@ -6,7 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.payload.arithmetic import CODE_BITS, CODE_MAX
+
+#: The interval [low, high] has 48 bits: at 32 bits of slack over the 16-bit probabilities,
+#: an interval that straddles a byte boundary costs nothing measurable.
+CODE_BITS = 48
+CODE_MAX = (1 << CODE_BITS) - 1
 
 
 def begin_encoding() -> NDArray[np.int64]:
@@ -27,22 +31,28 @@ def finish_encoding(state: NDArray[np.int64], data: NDArray[np.uint8]) -> bytes:
 
 
 def begin_decoding(data: bytes, section: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """State of a decoder, with 6 bytes read, and the stream as an array.
+    """State of a decoder, with 6 bytes read, and the stream as an array; for sections that end in one way only.
 
     Raises
     ------
     CorruptPayload
         If the stream ends in a zero byte, which an encoder never writes.
     """
-    data = bytes(data)
-    if data.endswith(b"\0"):
+    state, stream = read_first(data)
+    if stream.size and not stream[-1]:
         raise CorruptPayload(f"{section}: the stream ends in a zero byte")
-    first = int.from_bytes(data[: CODE_BITS // 8].ljust(CODE_BITS // 8, b"\0"), "big")
-    return np.array([0, CODE_MAX, first, CODE_BITS // 8], np.int64), np.frombuffer(data, np.uint8).copy()
+    return state, stream
 
 
-def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: str) -> None:
-    """Check that the stream was read to its end.
+def read_first(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """State of a decoder, with 6 bytes read, and the stream as an array, whatever it ends in."""
+    stream = np.frombuffer(data, np.uint8).copy()
+    first = int.from_bytes(stream[: CODE_BITS // 8].tobytes().ljust(CODE_BITS // 8, b"\0"), "big")
+    return np.array([0, CODE_MAX, first, CODE_BITS // 8], np.int64), stream
+
+
+def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: str, last: str = "sample") -> None:
+    """Check that the stream was read to its end; ``last`` is what it ends with.
 
     Raises
     ------
@@ -50,4 +60,4 @@ def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: 
         If bytes were left over.
     """
     if int(state[3]) < data.size:
-        raise CorruptPayload(f"{section}: bytes left over after the last sample")
+        raise CorruptPayload(f"{section}: bytes left over after the last {last}")

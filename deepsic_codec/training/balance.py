@@ -7,7 +7,7 @@ fills the range that its fixed-point format has; quantisation-aware training sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,26 +55,32 @@ def stages(network: Analysis | Synthesis) -> list[Stage]:
 
 
 @torch.no_grad()
-def balance(analysis: Analysis, synthesis: Synthesis, run: Callable[[], None]) -> None:
-    """Rescale both transforms in place.
+def balance(
+    transforms: Sequence[Analysis | Synthesis], run: Callable[[], None], largest: float = LARGEST
+) -> None:
+    """Rescale transforms in place.
 
     Parameters
     ----------
-    analysis, synthesis
+    transforms : sequence of Analysis or Synthesis
         Trained, in float form.
     run : callable
-        Runs both on some training images, in float form.
+        Runs all of them on some training images, in float form.
+    largest : float
+        Bound of the factors; 1 for what was balanced before: it makes room where there is none.
     """
-    found = [stage for network in (analysis, synthesis) for stage in stages(network)]
+    found = [stage for network in transforms for stage in stages(network)]
     handles = [handle for stage in found for handle in _watch(stage)]
     run()
     for handle in handles:
         handle.remove()
-    scale = synthesis.input_scale / synthesis.normaliser()
-    synthesis.stem.weight.mul_(scale[None, :, None, None])
-    synthesis.input_scale.copy_(synthesis.normaliser())
+    for network in transforms:
+        if isinstance(network, Synthesis):
+            scale = network.input_scale / network.normaliser()
+            network.stem.weight.mul_(scale[None, :, None, None])
+            network.input_scale.copy_(network.normaliser())
     for stage in found:
-        _rescale(stage)
+        _rescale(stage, largest)
 
 
 @torch.no_grad()
@@ -125,15 +131,15 @@ def _relu(hook: Callable[[nn.Module, object, Tensor], None]) -> Callable[[nn.Mod
     return lambda module, given, out: hook(module, given, out.clamp(min=0))
 
 
-def _factor(stage: Stage, name: str, range_: float) -> Tensor:
+def _factor(stage: Stage, name: str, range_: float, largest: float) -> Tensor:
     usual = torch.quantile(torch.cat(stage.seen[name]), QUANTILE, dim=0)
-    return (FILLED * range_ / usual.clamp(min=1e-6)).clamp(1 / LARGEST, LARGEST)
+    return (FILLED * range_ / usual.clamp(min=1e-6)).clamp(1 / LARGEST, largest)
 
 
-def _rescale(stage: Stage) -> None:
-    stream = _factor(stage, "stream", fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS)
+def _rescale(stage: Stage, largest: float = LARGEST) -> None:
+    stream = _factor(stage, "stream", fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, largest)
     # half of its range: modulation may need the other half
-    stem = _factor(stage, "stem", 0.5 * fixed.STEM_MAX * 2.0**-fixed.STREAM_BITS)
+    stem = _factor(stage, "stem", 0.5 * fixed.STEM_MAX * 2.0**-fixed.STREAM_BITS, largest)
     rows = stem.repeat_interleave(stage.rows)
     stage.stem.weight.mul_(rows[:, None, None, None])
     stage.stem.bias.mul_(rows)
@@ -141,8 +147,8 @@ def _rescale(stage: Stage) -> None:
     modulate.scale.table.copy_((1 + modulate.scale.table) * (stream / stem) - 1)
     modulate.offset.table.mul_(stream)
     for number, block in enumerate(stage.blocks):
-        spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS)
-        up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS)
+        spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS, largest)
+        up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS, largest)
         block.spatial.weight.mul_((spatial / stream)[:, None, None, None])
         block.spatial.bias.mul_(spatial)
         block.up.weight.mul_(up[:, None, None, None] / spatial[None, :, None, None])

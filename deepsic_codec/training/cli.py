@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
+
+if TYPE_CHECKING:
+    from deepsic_codec.model.file import ModelInfo
 
 #: What help says of the settings that most users need; the others are named for what they are.
 HELP = {
@@ -20,6 +24,7 @@ HELP = {
     "start": "folder of a run whose networks to begin with",
     "architecture": "base, tiny, or paper-0.25, paper-0.5, paper-1.0, paper-1.5",
     "minutes": "for the joint phase; each phase ends by its minutes or its steps",
+    "encoder_minutes": "with --from: train the analysis transform too, for the decoder as it is",
     "quality_low": "lowest quality that is trained; equal to the highest: a model for one rate",
     "device": "auto, cpu, cuda or cuda:<n>",
     "data_device": "where decoded images lie: auto, cpu or cuda",
@@ -34,10 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "examples and what was measured: docs/training.md"
     parser.add_argument("--preset", choices=list(PRESETS), default="", help="named settings that others override")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint, with its settings")
-    parser.add_argument("--from", dest="base", metavar="MODEL", default=argparse.SUPPRESS,
-                        help="name or file of a model whose semantic head alone is trained")  # fmt: skip
+    text = "name or file of a model whose decoder stays: trains its labels (--labels), its encoder, or both"
+    parser.add_argument("--from", dest="base", metavar="MODEL", default=argparse.SUPPRESS, help=text)
     parser.add_argument("--parents", metavar="JSON", default=argparse.SUPPRESS, type=_parents,
                         help='broader names, such as {"Water": ["River", "SeaLake"]}, or a file of that')  # fmt: skip
+    text = "print what the model file holds and the last held-out figures as JSON; progress goes to standard error"
+    parser.add_argument("--json", action="store_true", help=text)
     for f in fields(Settings):
         if f.name in ("base", "parents"):
             continue
@@ -59,9 +66,35 @@ def run(args: argparse.Namespace) -> None:
     """Train; raises ConfigurationError for what cannot be trained with."""
     names = {f.name for f in fields(Settings)}
     settings = resolve({k: v for k, v in vars(args).items() if k in names}, args.preset, args.resume)
+    from rich.console import Console
+
+    from deepsic_codec.training.progress import Log
     from deepsic_codec.training.train import train
 
-    train(settings, args.resume)
+    info = train(settings, args.resume, Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+                 if args.json else None)  # fmt: skip
+    if args.json:
+        rows = Log(settings.folder).last_held_out()
+        print(json.dumps(summary(info, rows)))
+
+
+def summary(info: ModelInfo, held_out: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a model file holds and the last measures on held-out images, in JSON types."""
+    figures = [
+        {k: v if k == "phase" else int(v) if k == "step" else float(v) for k, v in row.items() if v not in (None, "")}
+        for row in held_out
+    ]
+    return {
+        "model": info.name,
+        "file": info.path,
+        "nbytes": Path(info.path).stat().st_size,
+        "decoder": info.decoder,
+        "head": info.head,
+        "encoder": info.encoder,
+        "vocabulary": info.vocabulary.to_json(),
+        "architecture": info.architecture,
+        "held_out": figures,
+    }
 
 
 def _parents(text: str) -> dict[str, list[str]]:

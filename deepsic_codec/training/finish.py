@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from deepsic_codec.model.families import AnyArchitecture
 from deepsic_codec.model.file import Arrays, ModelInfo, Vocabulary, load_arrays, save_model
 from deepsic_codec.model.integer import export_gains, export_head, export_transform
 from deepsic_codec.model.networks import Architecture
@@ -14,10 +16,16 @@ from deepsic_codec.model.prior import Prior
 from deepsic_codec.model.rdo import make_tables
 from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, RDO, SYNTHESIS
 from deepsic_codec.payload.tables import CoderTables
+from deepsic_codec.training.fold import fold_blocks, idle_blocks
 from deepsic_codec.training.loss import Networks
 from deepsic_codec.training.phases import BATCH, CHECKED, Work
 from deepsic_codec.training.progress import Log
 from deepsic_codec.training.tables import Sample, fit_tables, total_bytes
+
+#: Vocabulary of a model that was trained without labels.
+NO_WORDS = Vocabulary((), {})
+#: Batches of training images on which a block has to do nothing to be left out.
+IDLE_BATCHES = 48
 
 
 def write_model(work: Work, log: Log) -> ModelInfo:
@@ -36,7 +44,7 @@ def write_model(work: Work, log: Log) -> ModelInfo:
     pixels = sum(symbols.shape[1] * symbols.shape[2] * 256 for symbols, _ in checked)
     start = CoderTables.untrained(nets.arch.latents, log_scales)
     log.say(f"coder, untrained tables: {total_bytes(prior, start, checked) * 8 / pixels:.4f} bpp")
-    tables = fit_tables(prior, start, fitted, checked)
+    tables = fit_tables(prior, start, fitted, checked, log.say)
     log.say(f"coder, fitted tables: {total_bytes(prior, tables, checked) * 8 / pixels:.4f} bpp")
     arrays: Arrays = {f"decoder.prior.{k}": v.cpu().numpy() for k, v in exported.items()}
     arrays |= {f"decoder.coder.{k}": v for k, v in tables.arrays().items()}
@@ -44,20 +52,52 @@ def write_model(work: Work, log: Log) -> ModelInfo:
         made = make_tables(work.integer_prior.log_scales, export_gains(nets.gains)["step"])
         arrays |= {f"{RDO}.saved": made.saved.numpy(), f"{RDO}.price": made.price.numpy()}
     arrays |= transforms(nets) | head(nets)
-    return _save(work, arrays, log)
+    arch = nets.arch
+    if nets.integer and isinstance(arch, Architecture):
+        encoder, arch = _encoder(work, log)
+        arrays = {k: v for k, v in arrays.items() if not k.startswith(f"{ANALYSIS}.")} | encoder
+    return _save(work, arrays, arch, log)
 
 
 def write_adapted(work: Work, base: ModelInfo, log: Log) -> ModelInfo:
-    """Write a base model with another semantic head: its decoder, and so its payloads, stay as they are."""
-    _finish_head(work, log)
-    arrays = {k: v for k, v in load_arrays(base).items() if not k.startswith("head.")}
-    return _save(work, arrays | head(work.nets), log)
+    """Write a base model with what was trained, semantic head or analysis: its decoder, so its payloads, stay."""
+    made: Arrays = {}
+    arch = work.nets.arch
+    replaced: tuple[str, ...] = ()
+    if work.tiles:
+        _finish_head(work, log)
+        made |= head(work.nets)
+        replaced += (f"{HEAD}.",)
+    if work.s.trains_encoder:
+        encoder, arch = _encoder(work, log)
+        made |= encoder
+        replaced += (f"{ANALYSIS}.",)
+    kept = {k: v for k, v in load_arrays(base).items() if not k.startswith(replaced)}
+    return _save(work, kept | made, arch, log, base.vocabulary)
+
+
+def _encoder(work: Work, log: Log) -> tuple[Arrays, Architecture]:
+    """Tensors of the analysis, as integers, and the architecture with the blocks that are left of it."""
+    analysis, arch = work.nets.eval().analysis, work.nets.arch
+
+    def run() -> None:
+        for x, q in work.calibration(IDLE_BATCHES):
+            analysis(x, q)
+
+    tensors, counts = export_transform(analysis), []
+    for at, idle in idle_blocks(analysis, run).items():
+        tensors, count = fold_blocks(tensors, at, idle)
+        counts.append(count)
+    if counts != list(arch.analysis_blocks):
+        log.say(f"analysis: {counts[0]} and {counts[1]} blocks at 1/8 and 1/16 do something; the others are left out")
+    arrays = {f"{ANALYSIS}.{k}": v.numpy() for k, v in tensors.items()}
+    return arrays, replace(arch, analysis_blocks=(counts[0], counts[1]))
 
 
 def _finish_head(work: Work, log: Log) -> None:
     """Make the head integers, and say what that costs on held-out tiles."""
     nets, tiles = work.nets, work.tiles
-    if not isinstance(nets.arch, Architecture):
+    if not nets.stores_integers:
         return
     quality = CHECKED[1]
     before = work.accuracy(nets, quality, True) if tiles else 0.0
@@ -67,11 +107,14 @@ def _finish_head(work: Work, log: Log) -> None:
                 f"{before:.4f} before")  # fmt: skip
 
 
-def _save(work: Work, arrays: Arrays, log: Log) -> ModelInfo:
+def _save(
+    work: Work, arrays: Arrays, arch: AnyArchitecture, log: Log, vocabulary: Vocabulary = NO_WORDS
+) -> ModelInfo:
+    """Write the file; the vocabulary is that of the labelled images, if there are any."""
     s, tiles = work.s, work.tiles
-    parents = {k: tuple(v) for k, v in s.parents.items()}
-    vocabulary = Vocabulary(tuple(tiles.classes) if tiles else (), parents)
-    info = save_model(s.out, s.name, arrays, work.nets.arch.to_json(), vocabulary, {"run": s.public()})
+    if tiles:
+        vocabulary = Vocabulary(tuple(tiles.classes), {k: tuple(v) for k, v in s.parents.items()})
+    info = save_model(s.out, s.name, arrays, arch.to_json(), vocabulary, {"run": s.public()})
     log.write()
     if s.plot:
         log.plot()

@@ -45,6 +45,11 @@ class Networks(nn.Module):
         self.head = SemanticHead(arch)
 
     @property
+    def stores_integers(self) -> bool:
+        """Whether a model file of this architecture has transforms and head as integers."""
+        return bool(getattr(self.arch, "integer", False))
+
+    @property
     def integer(self) -> bool:
         """Whether the transforms imitate their integer form."""
         return bool(getattr(self.analysis, "integer", False))

@@ -6,13 +6,16 @@
 4. ``synthesis``: the synthesis alone, on symbols as the encoder chooses them with that prior.
 5. ``head``: the semantic head alone, on fixed latents.
 
+From a model file (``--from``), whose decoder stays as it is: ``encoder`` and ``integer``, which
+train the analysis and the head as ``joint`` and ``integer`` train everything, then ``head``.
+
 The coder's tables and the model file follow (``finish.py``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -45,6 +48,8 @@ WIDE = Architecture(
 )  # fmt: skip
 ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "wide": WIDE, "tiny": TINY}
 ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(f"paper-{r}", r, strides) for r, strides in RATES.items()}
+#: Phases whose transforms do not imitate their integer form.
+FLOATING = ("joint", "encoder")
 #: Qualities at which held-out data is measured.
 CHECKED = (15.0, 35.0, 55.0, 80.0)
 #: Images per call where nothing is trained.
@@ -102,10 +107,13 @@ class Work:
     def plan(self) -> list[tuple[str, Callable[[], Phase]]]:
         """Names of the phases that these settings ask for, and what makes each when its turn comes."""
         s, wanted = self.s, []
-        if not s.base:
+        if s.base:
+            if s.trains_encoder:
+                wanted += [("encoder", self.encoder), ("integer", self.integer)]
+        else:
             if s.minutes and s.steps:
                 wanted.append(("joint", self.joint))
-            if isinstance(self.nets.arch, Architecture):
+            if self.nets.stores_integers:
                 wanted.append(("integer", self.integer))  # without minutes or steps: brought into that form
             if s.prior_minutes and s.prior_steps and hasattr(self.nets, "prior"):
                 wanted.append(("prior", self.prior))
@@ -120,9 +128,31 @@ class Work:
         s, nets = self.s, self.nets
         nets.integer = False
         nets.train()
-        images = s.photos_per_step + (s.mosaics_per_step if self.tiles else 0)
-        groups = nets.groups(s.linear_lr, s.prior_lr)
-        return Phase("joint", groups, self._joint_step, s.steps, s.minutes, s.lr, images)
+        return Phase("joint", self._groups(), self._joint_step, s.steps, s.minutes, s.lr, self._images())
+
+    def encoder(self) -> Phase:
+        """Phase 1 of a model whose decoder stays: its analysis learns to make more of it."""
+        s, nets = self.s, self.nets
+        nets.integer, nets.analysis.bounded = False, True
+        nets.train()
+        return Phase("encoder", self._groups(), self._joint_step, s.encoder_steps, s.encoder_minutes,
+                     s.encoder_learning_rate, self._images())  # fmt: skip
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameters that the joint loss trains."""
+        s, nets = self.s, self.nets
+        if not s.base:
+            return nets.groups(s.linear_lr, s.prior_lr)
+        trained = [nets.analysis, nets.head] if self.tiles else [nets.analysis]
+        encoder = {id(p) for part in trained for p in part.parameters()}
+        groups = [
+            g | {"params": [p for p in g["params"] if id(p) in encoder]} for g in nets.groups(s.linear_lr, s.prior_lr)
+        ]
+        return [g for g in groups if g["params"]]
+
+    def _images(self) -> int:
+        """Images in a step of the joint loss."""
+        return self.s.photos_per_step + (self.s.mosaics_per_step if self.tiles else 0)
 
     def _joint_step(self, number: int, rng: np.random.Generator) -> Measures:
         s, nets = self.s, self.nets
@@ -134,7 +164,7 @@ class Work:
         seen: Measures = {"loss": torch.zeros((), device=self.device)}
         for x, labels, share in parts:
             q = self.qualities(len(x))
-            terms = nets.terms(x, q, s.bf16)
+            terms = nets.terms(x, q, s.bf16, **_only(bool(s.base)))  # a model file's prior is integers
             loss = share * nets.loss(terms, q)
             if self.tiles:
                 unknown = torch.full(terms.logits.shape[:3], nets.arch.classes - 1, device=self.device)
@@ -153,25 +183,30 @@ class Work:
         s, nets = self.s, self.nets
         nets.eval()
         if not nets.integer:
-            balance(nets.analysis, nets.synthesis, self._calibrate)
+            if s.base:
+                balance([nets.analysis], self._calibrate, largest=1.0)
+            else:
+                balance([nets.analysis, nets.synthesis], self._calibrate)
             nets.integer = True
         nets.train()
-        images = s.photos_per_step + (s.mosaics_per_step if self.tiles else 0)
-        groups = nets.groups(s.linear_lr, s.prior_lr)
-        return Phase("integer", groups, self._joint_step, s.integer_steps, s.integer_minutes, s.integer_learning_rate,
-                     images)  # fmt: skip
+        return Phase("integer", self._groups(), self._joint_step, s.integer_steps, s.integer_minutes,
+                     s.integer_learning_rate, self._images())  # fmt: skip
 
     @torch.no_grad()
     def _calibrate(self) -> None:
         """Run both transforms on training images at all qualities."""
-        rng = np.random.default_rng(self.s.seed + 6)
         nets = self.nets
-        for batch in range(CALIBRATION):
-            mosaic = self.tiles and batch % 4 == 3
-            x = self.tiles.mosaics(BATCH, 2, rng)[0] if mosaic else self.photos.crops(BATCH, self.s.crop, rng)
-            q = self.stored_qualities(len(x), rng)
+        for x, q in self.calibration(CALIBRATION):
             gain = nets.gains(q)
             nets.synthesis(torch.round(nets.analysis(x, q) * gain) / gain, q)
+
+    def calibration(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images (8,3,H,W) and qualities (8,)."""
+        rng = np.random.default_rng(self.s.seed + 6)
+        for batch in range(batches):
+            mosaic = self.tiles and batch % 4 == 3
+            x = self.tiles.mosaics(BATCH, 2, rng)[0] if mosaic else self.photos.crops(BATCH, self.s.crop, rng)
+            yield x, self.stored_qualities(len(x), rng)
 
     @torch.no_grad()
     def integer_head(self) -> None:
@@ -188,7 +223,7 @@ class Work:
                 q = self.stored_qualities(len(x), rng)
                 cell_logits(nets.head, nets.analysis(x, q), q)
 
-        if isinstance(nets.arch, Architecture) and not nets.head.integer:
+        if nets.stores_integers and not nets.head.integer:
             balance_head(nets.head, calibrate)
             nets.head.integer = True
 
@@ -339,6 +374,11 @@ class Work:
             qualities.append(q.repeat_interleave(found[0].numel()))
         return torch.cat(latents), torch.cat(labels), torch.cat(qualities)
 
+    @property
+    def estimates_rate(self) -> bool:
+        """Whether the prior has been trained here or restored: the paper's is not."""
+        return not self.s.base or self.nets.stores_integers
+
     @torch.no_grad()
     def held_out(self, state: dict[str, Tensor], quantised: bool) -> list[dict[str, Any]]:
         """Estimated rate, PSNR and accuracy on held-out training data, one row per quality."""
@@ -361,7 +401,7 @@ class Work:
                     bpp.append(float(terms.rate))
                     decibels.append(10 * math.log10(255**2 / max(1e-9, float(terms.distortion))))
                 row |= {"psnr": float(np.mean(decibels))}
-                if not s.base:  # a model file's prior is integers, which nothing here estimates with
+                if self.estimates_rate:
                     row["bpp"] = float(np.mean(bpp))
             if self.tiles:
                 row |= {"pre": self.accuracy(nets, quality, False), "post": self.accuracy(nets, quality, True)}

@@ -54,6 +54,11 @@ class Log:
         text = (" ".join(f"{k} {_text(r[k])}" for k in HELD_OUT_COLUMNS[2:] if k in r) for r in rows)
         self.say("  held out: " + " | ".join(text))
 
+    def last_held_out(self) -> list[Row]:
+        """The newest rows of measures on held-out data, one per quality."""
+        place = [(r["phase"], str(r["step"])) for r in self.held_out]
+        return [r for r, at in zip(self.held_out, place, strict=True) if at == place[-1]]
+
     def write(self) -> None:
         """Bring both files up to date."""
         for name, columns, rows in (("log.csv", COLUMNS, self.rows), ("held_out.csv", HELD_OUT_COLUMNS, self.held_out)):
@@ -81,11 +86,10 @@ class Log:
                     axis.plot([int(r["step"]) for r in part], [float(r[name]) for r in part], label=phase)
             axis.set(title=name, xlabel="step")
             axis.grid(alpha=0.3)
-        axes[0, 0].legend()
-        last = [r for r in self.held_out if (r["phase"], r["step"]) == (self.held_out[-1]["phase"],
-                                                                        self.held_out[-1]["step"])]  # fmt: skip
+        if phases:
+            axes[0, 0].legend()
         for axis, name in ((axes[1, 1], "psnr"), (axes[1, 2], "post")):
-            part = [r for r in last if r.get(name) not in (None, "")]
+            part = [r for r in self.last_held_out() if all(r.get(k) not in (None, "") for k in (name, "bpp"))]
             axis.plot([float(r["bpp"]) for r in part], [float(r[name]) for r in part], ".-")
             axis.set(title=f"held out: {name}", xlabel="bpp (estimate)")
             axis.grid(alpha=0.3)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deepsic_codec.model import fixed
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.integer import ANALYSIS_FORMATS, BLOCK_FORMATS, HEAD_FORMATS, SYNTHESIS_FORMATS
-from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis, quality_step
-from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, below
+from deepsic_codec.model.restore import restore_gains, restore_head, restore_prior, restore_transform
+from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, below
 from deepsic_codec.training.loss import Networks
 
 
@@ -18,85 +16,28 @@ def restore(nets: Networks, arrays: Arrays) -> None:
     """Give networks the transforms of a model file and, as far as it fits their classes, its semantic head.
 
     Integer transforms come back as they are but for their tables over quality, which pass
-    through fewer points than are stored: latents may differ by their last bit.
+    through fewer points than are stored: latents may differ by their last bit. With them
+    comes the prior, whose float form the files of other models lack.
 
     Raises
     ------
     KeyError, RuntimeError, ValueError
         If the tensors do not fit the architecture.
     """
-    integer = bool(getattr(nets.arch, "integer", False))
-    head = {k: torch.from_numpy(v) for k, v in below(arrays, HEAD).items()}
-    if integer:
-        _restore_head(nets.head, head)
-    else:
-        own = nets.head.state_dict()
-        fitting = {k: v.float() for k, v in head.items() if k in own and own[k].shape == v.shape}
-        nets.head.load_state_dict(own | fitting)  # the last layer is new where classes are others
-    parts = {ANALYSIS: nets.analysis, SYNTHESIS: nets.synthesis, GAINS: nets.gains}
-    for prefix, network in parts.items():
-        tensors = {k: torch.from_numpy(v) for k, v in below(arrays, prefix).items()}
-        if not integer:
-            network.load_state_dict({k: v.float() for k, v in tensors.items()})
-        elif isinstance(network, Gains):
-            gain = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / tensors["step"].double()
-            _fit(network.log2, torch.log2(gain) - torch.log2(_nominal_gain())[:, None])
-        else:
-            _restore_transform(network, tensors)
-    nets.integer = integer
 
+    def stored(prefix: str) -> dict[str, Tensor]:
+        return {k: torch.from_numpy(v) for k, v in below(arrays, prefix).items()}
 
-def _nominal_gain() -> Tensor:
-    return 64 / quality_step(torch.arange(1, 101, dtype=torch.float64))
-
-
-def _restore_transform(network: Analysis | Synthesis, tensors: dict[str, Tensor]) -> None:
-    layers = dict(ANALYSIS_FORMATS if isinstance(network, Analysis) else SYNTHESIS_FORMATS)
-    for at in (8, 16):
-        count = len(getattr(network, f"blocks{at}"))
-        layers |= {f"blocks{at}.{i}.{part}": form for i in range(count) for part, form in BLOCK_FORMATS.items()}
-        _restore_modulation(getattr(network, f"mod{at}"), tensors, f"mod{at}")
-    for name, form in layers.items():
-        _restore_layer(network.get_submodule(name), tensors, name, form)
-    if isinstance(network, Synthesis):
-        network.input_scale.copy_(torch.exp2(tensors["normaliser"].float()))
-
-
-def _restore_head(head: SemanticHead, tensors: dict[str, Tensor]) -> None:
-    """Float form, which goes on being trained; the last layer stays new where classes are others."""
-    layers = dict(HEAD_FORMATS)
-    layers |= {f"blocks.{i}.{part}": form for i in range(len(head.blocks)) for part, form in BLOCK_FORMATS.items()}
-    if len(tensors["out.weight"]) != len(head.out.weight):
-        del layers["out"]
-    for name, form in layers.items():
-        _restore_layer(head.get_submodule(name), tensors, name, form)
-    _restore_modulation(head.mod, tensors, "mod")
-
-
-def _restore_layer(conv: nn.Module, tensors: dict[str, Tensor], name: str, form: fixed.Format) -> None:
-    weight, shift = tensors[f"{name}.weight"].float(), tensors[f"{name}.shift"].float()
-    exponent = shift - form.in_bits + form.out_bits
-    if weight.shape != conv.weight.shape:
-        raise ValueError(f"{name}: weights of shape {tuple(weight.shape)}, expected {tuple(conv.weight.shape)}")
-    conv.weight.copy_(weight * torch.exp2(-exponent).reshape(-1, *[1] * (weight.ndim - 1)))
-    if conv.bias is not None:
-        start = tensors[f"{name}.bias"].float() - torch.floor(torch.exp2(shift - 1))
-        conv.bias.copy_(start * torch.exp2(-exponent - form.in_bits))
-
-
-def _restore_modulation(modulate: Modulate, tensors: dict[str, Tensor], name: str) -> None:
-    bits = fixed.MODULATION_BITS
-    _fit(modulate.scale, tensors[f"{name}.scale"].double() * 2.0**-bits - 1)
-    offset = tensors[f"{name}.offset"].double() - 2 ** (bits - 1)
-    _fit(modulate.offset, offset * 2.0 ** -(fixed.STREAM_BITS + bits))
-
-
-def _fit(table: QualityTable, values: Tensor) -> None:
-    """Knots that come nearest to values (100,C) at whole qualities."""
-    knots, channels = table.table.shape
-    if values.shape != (100, channels):
-        raise ValueError(f"a table over quality of shape {tuple(values.shape)}, expected (100, {channels})")
-    probe = QualityTable(knots, knots)
-    probe.table.copy_(torch.eye(knots))
-    weights = probe(torch.arange(1, 101, dtype=torch.float32)).double()
-    table.table.copy_(torch.linalg.lstsq(weights, values.double()).solution.float())
+    nets.integer = nets.stores_integers
+    if nets.stores_integers:
+        restore_transform(nets.analysis, stored(ANALYSIS))
+        restore_transform(nets.synthesis, stored(SYNTHESIS))
+        restore_gains(nets.gains, stored(GAINS))
+        restore_prior(nets.prior, stored(PRIOR))
+        restore_head(nets.head, stored(HEAD))
+        return
+    for prefix, network in ((ANALYSIS, nets.analysis), (SYNTHESIS, nets.synthesis), (GAINS, nets.gains)):
+        network.load_state_dict({k: v.float() for k, v in stored(prefix).items()})
+    own = nets.head.state_dict()
+    fitting = {k: v.float() for k, v in stored(HEAD).items() if k in own and own[k].shape == v.shape}
+    nets.head.load_state_dict(own | fitting)  # the last layer is new where classes are others

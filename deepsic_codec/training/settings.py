@@ -25,7 +25,7 @@ class Settings:
     out: str = "model.safetensors"  # the model file; its stem is the model's name
     run: str = ""  # folder of checkpoints and log; default: runs/<name>
     start: str = ""  # a run's folder whose networks to begin with, instead of the linear start
-    base: str = ""  # --from: keep this model's transforms, train its semantic head alone
+    base: str = ""  # --from: keep this model's decoder; train its semantic head (--labels), its analysis, or both
     architecture: str = "base"  # a name in deepsic_codec.training.phases.ARCHITECTURES
 
     klt_crops: int = 2000  # for the linear start
@@ -49,6 +49,10 @@ class Settings:
     integer_minutes: float = 10.0  # phase 2: everything again, imitating the integer form; 0: only brought into it
     integer_steps: int = 1_000_000
     integer_learning_rate: float = 1e-4
+
+    encoder_minutes: float = 0.0  # with --from only: analysis (and head), for the decoder as it is; then phase 2
+    encoder_steps: int = 1_000_000
+    encoder_learning_rate: float = 2e-4
 
     synthesis_minutes: float = 0.0  # phase 4: synthesis alone, on symbols as the encoder chooses them
     synthesis_steps: int = 1_000_000
@@ -92,12 +96,22 @@ class Settings:
                      "cell_copies", "table_samples", "table_checks"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.base and not self.labels:
-            raise ConfigurationError("--from adapts the semantic head and needs labelled images: add --labels")
+        if self.base and not self.labels and not self.trains_encoder:
+            raise ConfigurationError("--from adapts the semantic head and needs labelled images: add --labels, or "
+                                     "train the analysis transform with --encoder-minutes")  # fmt: skip
+        if self.trains_encoder and not self.base:
+            raise ConfigurationError("--encoder-minutes is for --from: a new model gets its encoder in the joint phase")
+        if self.trains_encoder and not self.images:
+            raise ConfigurationError("--encoder-minutes: nothing to train the analysis transform on; add --images")
         if self.base and self.start:
             raise ConfigurationError("--from and --start exclude each other")
         if not self.base and not self.images:
             raise ConfigurationError("nothing to train on: add --images (folders, zip files or Zarr arrays)")
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the analysis transform of another model is trained, for its decoder."""
+        return bool(self.encoder_minutes and self.encoder_steps)
 
     @property
     def name(self) -> str:
@@ -110,10 +124,15 @@ class Settings:
         return Path(self.run or Path("runs") / self.name)
 
     def public(self) -> dict[str, Any]:
-        """The settings without the places of this machine, for the model file."""
-        hidden = ("out", "run", "start", "device", "data_device", "plot", "label_root")
+        """The settings without the places of this machine and what had no say, for the model file."""
+        hidden = ["out", "run", "start", "device", "data_device", "plot", "label_root"]
+        unused = [] if self.trains_encoder else ["encoder"]
+        if self.base:
+            hidden += ["architecture", "klt_crops", "minutes", "steps", "lr", "symbol_batches"]
+            unused += ["prior", "synthesis", "table", *([] if self.trains_encoder else ["integer"])]
         places = {"images": [Path(p).name for p in self.images], "labels": [Path(p).name for p in self.labels]}
-        return {k: v for k, v in asdict(self).items() if k not in hidden} | places | {"base": Path(self.base).stem}
+        values = asdict(self) | places | {"base": Path(self.base).stem}
+        return {k: v for k, v in values.items() if k not in hidden and k.split("_")[0] not in unused}
 
 
 PRESETS: dict[str, dict[str, Any]] = {

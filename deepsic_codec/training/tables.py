@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,13 +25,14 @@ def fit_tables(
     start: CoderTables,
     samples: Sequence[Sample],
     check: Sequence[Sample],
-    report: bool = True,
+    report: Callable[[str], None] | None = None,
 ) -> CoderTables:
     """Run the coder over all samples without resetting it, and keep where it arrives.
 
     The state after a long run is the average over the training images; how much it is
     trusted at the start of a chunk (confidence), how fast contexts follow (limit) and how
-    fast mixers learn (rate) are chosen on ``check``, each chunk coded on its own.
+    fast mixers learn (rate) are chosen on ``check``, each chunk coded on its own; ``report``
+    gets a line for each choice.
     """
     slow = replace(start, limit=1023, rate=2)
     last: list[SymbolEncoder] = []
@@ -62,5 +63,5 @@ def fit_tables(
     confidence, limit, rate = min(bytes_of, key=lambda k: bytes_of[k])
     if report:
         for key, size in sorted(bytes_of.items()):
-            print(f"  confidence {key[0]:4d} limit {key[1]:4d} rate {key[2]}: {size} bytes", flush=True)
+            report(f"  confidence {key[0]:4d} limit {key[1]:4d} rate {key[2]}: {size} bytes")
     return replace(best, confidence=np.minimum(seen, confidence).astype(np.uint16), limit=limit, rate=rate)

@@ -3,6 +3,7 @@ r"""Train a DeepSIC model: data, phases, checkpoints, model file.
     deepsic train --images photos.zip scenes/ --labels tiles.zip --out base.safetensors
     deepsic train --images photos.zip scenes/ --labels tiles.zip --out base.safetensors --resume
     deepsic train --from base --labels my-tiles/ --out my.safetensors
+    deepsic train --from base --encoder-minutes 30 --images scenes/ --out my.safetensors
 
 Every image of a batch gets its own random quality, so one run covers all of them.  The
 same from Python: ``train(Settings(images=["photos.zip"], out="my.safetensors"))``.
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,13 +34,13 @@ from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.finish import write_adapted, write_model
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import Networks, make_networks
-from deepsic_codec.training.phases import Phase, Work, architecture_of
+from deepsic_codec.training.phases import FLOATING, Phase, Work, architecture_of
 from deepsic_codec.training.progress import Bar, Interrupt, Log
 from deepsic_codec.training.restore import restore
 from deepsic_codec.training.settings import Settings
 
 
-def train(s: Settings, resume: bool = False) -> ModelInfo:
+def train(s: Settings, resume: bool = False, console: Console | None = None) -> ModelInfo:
     """Run all phases and write the model file.
 
     Parameters
@@ -47,6 +49,8 @@ def train(s: Settings, resume: bool = False) -> ModelInfo:
         All choices.
     resume : bool
         Go on from the run's checkpoint, exactly where it was.
+    console : Console, optional
+        Where to show how it goes; standard output by default.
 
     Raises
     ------
@@ -55,24 +59,26 @@ def train(s: Settings, resume: bool = False) -> ModelInfo:
     KeyboardInterrupt
         After Ctrl-C; the checkpoint is written.
     """
+    base = _base(s)
     state = checkpoint.load(s.folder) if resume else None
     if not resume and (s.folder / checkpoint.FOLDER).exists():
         raise ConfigurationError(f"{s.folder} has a checkpoint: add --resume to go on, or name another --run")
     s.folder.mkdir(parents=True, exist_ok=True)
     Path(s.out).resolve().parent.mkdir(parents=True, exist_ok=True)
     device = _device(s)
-    log = Log(s.folder)
+    log = Log(s.folder, console)
     photos = Photographs(s.images, s.crop, device=device, keep=s.data_device) if s.images else None
     tiles = None
     if s.labels:
         tiles = LabelledTiles(s.labels, root=s.label_root, device=device, keep=s.data_device)
     _report_data(s, photos, tiles, log)
-    nets, base = _networks(s, photos, tiles, fresh=state is None)
+    nets = _networks(s, base, photos, tiles, fresh=state is None)
     nets.to(device, memory_format=torch.channels_last)
     work = Work(s, nets, photos, tiles, device, _prior_of(base) if base else None)
-    about = {"settings": asdict(s), "architecture": nets.arch.to_json(), "classes": tiles.classes if tiles else []}
+    about = {"settings": asdict(s), "architecture": nets.arch.to_json(), "classes": tiles.classes if tiles else [],
+             "decoder": base.decoder if base else ""}  # fmt: skip
     if state is not None:
-        _check_same(s.folder, about)
+        _check_same(s, about)
     (s.folder / "settings.json").write_text(json.dumps(about, indent=1))
     plan = work.plan()
     names = [name for name, _ in plan]
@@ -85,22 +91,25 @@ def train(s: Settings, resume: bool = False) -> ModelInfo:
     compiled = s.compile and device.startswith("cuda") and _compile(nets)
     log.say(f"{s.name}: {', '.join(names)} on {device}{', compiled' if compiled else ''}; run in {s.folder}")
     with _matmul_precision(device), _memory_advice(s):
+        if s.trains_encoder and state is None:  # what there is to improve on
+            rows = work.held_out(nets.state_dict(), quantised=True)
+            log.add_held_out([{"phase": "encoder", "step": 0} | r for r in rows])
         for number, (name, make) in enumerate(plan):
             if state is not None and names.index(state.phase) > number:
                 continue
             at_this = state if state is not None and state.phase == name else None
             if at_this is not None and at_this.done:
                 _load(nets, at_this.below("net"), s.folder)
-                nets.integer = name != "joint" and isinstance(nets.arch, Architecture)
-                nets.head.integer = name == "head" and isinstance(nets.arch, Architecture)
+                nets.integer = name not in FLOATING and nets.stores_integers
+                nets.head.integer = name == "head" and nets.stores_integers
                 continue
             if at_this is not None:
                 _load(nets, at_this.below("net"), s.folder)  # what the phase leaves alone, its data depend on
-                nets.integer = name != "joint" and isinstance(nets.arch, Architecture)
+                nets.integer = name not in FLOATING and nets.stores_integers
             torch.manual_seed(s.seed + number)
             nets.requires_grad_(False)
             # other phases run in shapes that are not worth compiling for
-            with nullcontext() if name == "joint" else _eager():
+            with nullcontext() if name in FLOATING else _eager():
                 optimise(work, make(), np.random.default_rng((s.seed, number)), log, at_this)
         nets.requires_grad_(False).eval()
         with _eager():
@@ -164,7 +173,7 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
             bar.update(progress, seconds, row | {"step": step})
             due = time.monotonic() - saved > 60 * s.checkpoint_minutes
             if due or (s.checkpoint_steps and step % s.checkpoint_steps == 0):
-                rows = work.held_out(shadow, quantised=_is_quantised(phase, nets))
+                rows = work.held_out(shadow, quantised=_is_quantised(phase, work))
                 log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
                 keep()
                 saved = window = time.monotonic()
@@ -174,14 +183,16 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
                 log.say(f"interrupted after step {step} of {phase.name}; go on with --resume --run {s.folder}")
                 raise KeyboardInterrupt
     nets.load_state_dict(shadow)
-    rows = work.held_out(shadow, quantised=_is_quantised(phase, nets) and not s.base)
+    rows = work.held_out(shadow, quantised=_is_quantised(phase, work))
     log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
     keep(done=True)
 
 
-def _is_quantised(phase: Phase, nets: Networks) -> bool:
-    """Whether the prior imitates its integer form by now."""
-    return phase.name not in ("joint", "integer") and hasattr(nets, "prior")
+def _is_quantised(phase: Phase, work: Work) -> bool:
+    """Whether the prior imitates its integer form by now; that of a model file does from the first."""
+    if work.s.base:
+        return work.estimates_rate
+    return phase.name not in (*FLOATING, "integer") and hasattr(work.nets, "prior")
 
 
 def load_networks(run: str | Path) -> Networks:
@@ -203,31 +214,42 @@ def load_networks(run: str | Path) -> Networks:
         raise ConfigurationError(f"{run}: has no checkpoint")
     nets = make_networks(arch)
     _load(nets, state.below("ema") if state is not None else load_file(plain), run)
-    nets.integer = state is not None and state.phase != "joint" and isinstance(arch, Architecture)
+    nets.integer = state is not None and state.phase not in FLOATING and nets.stores_integers
     return nets.eval()
 
 
+def _base(s: Settings) -> ModelInfo | None:
+    """The model of --from; before any image is read, which may take long."""
+    if not s.base:
+        return None
+    info = read_info(s.base) if Path(s.base).is_file() else find_model(s.base)
+    if s.trains_encoder and not info.architecture.get("integer", False):
+        raise ConfigurationError(
+            f"--encoder-minutes: model {info.name!r} has networks in floating point, whose analysis transform cannot "
+            "be trained alone; only labels can be adapted, with --labels and without --encoder-minutes"
+        )
+    return info
+
+
 def _networks(
-    s: Settings, photos: Photographs | None, tiles: LabelledTiles | None, fresh: bool
-) -> tuple[Networks, ModelInfo | None]:
-    """The networks to begin with, and the model that they are from with --from."""
+    s: Settings, base: ModelInfo | None, photos: Photographs | None, tiles: LabelledTiles | None, fresh: bool
+) -> Networks:
+    """The networks to begin with."""
     torch.manual_seed(s.seed)
-    classes = len(tiles.classes) if tiles else 0
-    if s.base:
-        info = read_info(s.base) if Path(s.base).is_file() else find_model(s.base)
-        return _from_model(info, classes), info
-    arch = architecture_of(s, classes)
+    if base is not None:
+        return _from_model(base, len(tiles.classes if tiles else base.vocabulary.classes))
+    arch = architecture_of(s, len(tiles.classes) if tiles else 0)
     if not s.start or not fresh:
         nets = make_networks(arch)
         if fresh and isinstance(arch, Architecture):
             linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, s.klt_crops)
-        return nets, None
+        return nets
     nets = load_networks(s.start)
     if nets.arch != arch:
         found, wanted = nets.arch.to_json(), arch.to_json()
         other = ", ".join(f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k])
         raise ConfigurationError(f"--start {s.start}: does not fit architecture {s.architecture!r}: {other}")
-    return nets, None
+    return nets
 
 
 def _from_model(info: ModelInfo, classes: int) -> Networks:
@@ -304,12 +326,16 @@ def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles |
             log.say(f"  {name}")
 
 
-def _check_same(folder: Path, about: dict[str, object]) -> None:
-    """Refuse to resume with other networks or classes."""
-    stored = json.loads((folder / "settings.json").read_text())
-    for key in ("architecture", "classes"):
+def _check_same(s: Settings, about: dict[str, object]) -> None:
+    """Refuse to resume with other networks or classes, or another model that they are from."""
+    stored = {"decoder": about["decoder"]} | json.loads((s.folder / "settings.json").read_text())
+    for key in ("architecture", "classes", "decoder"):
         if stored.get(key) != about[key]:
-            raise ConfigurationError(f"{folder}: {key} of the checkpoint is {stored.get(key)}, asked for: {about[key]}")
+            raise ConfigurationError(
+                f"{s.folder}: {key} of the checkpoint is {stored.get(key)}, asked for: {about[key]}"
+            )
+    if s.base and Settings(**stored["settings"]).trains_encoder != s.trains_encoder:
+        raise ConfigurationError(f"{s.folder}: with --encoder-minutes or without it, a run goes on as it began")
 
 
 def _compile(nets: Networks) -> bool:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC, chunk_attrs, consolidate_labels, create_array, iter_chunk_attrs, open_labels
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, ExpressionError, StaleIndex, UnsupportedPayload
+from deepsic_codec.labels import headers
 from deepsic_codec.labels.query import StaleIndexWarning
 from tests import stub_runtime
 from tests.common import check_rejects
@@ -282,4 +283,31 @@ def test_labels_of_features_are_computed(stub):
     array = create_array({}, data=scene(), chunks=(64, 64, 3), codec=DeepSIC(semantics="post"))
     stub.batches.clear()
     found = dict(iter_chunk_attrs(array))
-    assert found[(0, 2, 0)]["labels"][0]["Bright"] > 0.7 and stub.batches
+    assert found[(0, 2, 0)]["labels"][0]["Bright"] > 0.7
+    assert stub.sizes("decode") == [len(found)] and len(found) > 4, "all of them in one call"
+    assert found == {index: chunk_attrs(array, index) for index in found}
+
+
+def test_labels_of_features_and_stored_ones_side_by_side(stub, monkeypatch):
+    codec = DeepSIC(semantics="post", label_tile=64)
+    array = create_array({}, data=scene(), chunks=(64, 64, 3), codec=codec)
+    indices = list(np.ndindex(*array.cdata_shape))
+    put(array, indices[1], payload(array, np.full((1, 1, 1, 4), 99, "u1")))
+    put(array, indices[3], DeepSIC(model="other", semantics="post").encode(scene()[:64, :64]))
+    put(array, indices[4], DeepSIC(semantics="none").encode(scene()[:64, :64]))
+    alone = {index: chunk_attrs(array, index) for index in indices}
+    assert alone[indices[4]]["labels"] is None and alone[indices[3]]["model"] == "12" * 8
+    stub.batches.clear()
+    assert dict(iter_chunk_attrs(array)) == alone
+    assert stub.sizes("decode") == [len(indices) - 3, 1], "one call for each model"
+    monkeypatch.setattr(headers, "TOGETHER_PIXELS", 3 * 64 * 64)
+    assert dict(iter_chunk_attrs(array)) == alone
+    assert list(iter_chunk_attrs(array, [indices[2], indices[0], indices[2]]))[2] == (indices[2], alone[indices[2]])
+
+
+def test_one_bad_chunk_among_features_is_named(stub):
+    array = create_array({}, data=scene(), chunks=(64, 64, 3), codec=DeepSIC(semantics="post"))
+    put(array, (0, 2, 0), payload(array, None))  # features that are none
+    found = iter_chunk_attrs(array)
+    assert [next(found)[0] for _ in range(2)] == [(0, 0, 0), (0, 1, 0)]
+    check_rejects(CorruptPayload, "chunk (0, 2, 0)|features", next, found)

@@ -1,6 +1,7 @@
 """Model files: identities, finding, damage."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
 from deepsic_codec.model.file import (
+    CACHE_VARIABLE,
     PACKAGED,
     SEARCH_VARIABLE,
     Vocabulary,
@@ -45,6 +47,35 @@ def test_found_by_name_and_by_identity(toy):
     assert toy.vocabulary.names == ("Sand", "Rock", "unknown")
     for name, array in load_arrays(toy).items():
         np.testing.assert_array_equal(array, arrays()[name])
+
+
+def other_encoder(folder, file="a", name="other"):
+    """A model with the toy's decoder and head."""
+    folder.mkdir(exist_ok=True)
+    changed = arrays()
+    changed["encoder.b"] *= 2
+    return save_model(folder / f"{file}.safetensors", name, changed, ARCHITECTURE, VOCABULARY, {})
+
+
+def test_the_first_of_several_files_with_one_decoder(toy, tmp_path, monkeypatch):
+    other = other_encoder(tmp_path)  # a.safetensors, before toy.safetensors
+    assert (other.decoder, other.head) == (toy.decoder, toy.head) and other.encoder != toy.encoder
+    assert find_model(toy.decoder) == find_model(toy.decoder[:16], head=toy.head) == other
+    assert find_model("toy") == find_model(toy.decoder, head=toy.head, preferred="toy") == toy
+    assert find_model(toy.decoder, preferred="nobody") == other, "to decode, any will do"
+    later = other_encoder(tmp_path / "later", name="later")
+    for order in ([tmp_path, tmp_path / "later"], [tmp_path / "later", tmp_path]):
+        monkeypatch.setenv(SEARCH_VARIABLE, os.pathsep.join(map(str, order)))
+        assert find_model(toy.decoder) == (other if order[0] == tmp_path else later), "folders come in their order"
+        assert find_model(toy.decoder, preferred="toy") == toy
+
+
+def test_what_an_archive_brought_comes_last_and_has_no_name(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    brought = other_encoder(tmp_path / "cache")
+    assert find_model(toy.decoder) == find_model(toy.decoder, preferred="other") == toy
+    (tmp_path / "toy.safetensors").unlink()
+    assert find_model(toy.decoder) == find_model(toy.decoder, preferred="other") == brought
 
 
 def test_identities_tell_parts_apart():

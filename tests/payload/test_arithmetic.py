@@ -121,6 +121,14 @@ def test_bytes_left_over_are_refused():
         run(SymbolDecoder(TABLES, data + b"12345678", 1, grid, LATENTS), "decode_pass", means, levels, grid)
 
 
+def test_a_zero_byte_that_is_there_reads_like_one_that_is_not():
+    symbols, means, levels = sample()
+    grid = symbols.shape[1:3]
+    data = run(SymbolEncoder(TABLES, symbols), "encode_pass", means, levels, grid)
+    found = run(SymbolDecoder(TABLES, data + b"\0", 1, grid, LATENTS), "decode_pass", means, levels, grid)
+    np.testing.assert_array_equal(found, symbols)
+
+
 def test_impossible_escape_is_refused():
     """A stream of ones asks for an Exp-Golomb prefix without end."""
     grid = (2, 2)

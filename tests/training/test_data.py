@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.training.data import LabelledTiles, Photographs, Pool, read_images
+from deepsic_codec.training.data import LabelledTiles, Photographs, Pool, _jittered, read_images
 from tests.common import check_rejects, photograph
 
 
@@ -118,6 +120,42 @@ def test_mosaics_have_the_labels_of_their_cells(tmp_path):
     assert pixels.shape == (3, 3, 256, 256) and labels.shape == (3, 4, 4)
     cells = pixels[:, 0].reshape(3, 4, 64, 4, 64).mean((2, 4))
     assert torch.equal(cells, labels.float() * 200)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 2.0))
+def test_jitter_varies_cells_within_their_range(seed, strength):
+    rng = np.random.default_rng(seed)
+    cells = torch.from_numpy(rng.integers(0, 256, (5, 64, 64, 3))).float()
+    before = cells.clone()
+    found = _jittered(cells, strength, np.random.default_rng(seed))
+    assert torch.equal(cells, before), "the cells given stay as they are"
+    assert found.shape == cells.shape and found.dtype == cells.dtype
+    assert float(found.min()) >= 0 and float(found.max()) <= 255 and torch.equal(found, found.round())
+    assert all(not torch.equal(*pair) for pair in zip(found, cells, strict=True))
+    assert torch.equal(found, _jittered(cells, strength, np.random.default_rng(seed)))
+    assert torch.equal(_jittered(cells, 0.0, rng), cells), "no strength, no change"
+
+
+def test_jitter_moves_a_cell_and_changes_its_light():
+    """A dark square on grey, varied: a darker square on another grey, somewhere near."""
+    cells = torch.full((200, 64, 64, 3), 120.0)
+    cells[:, 24:40, 24:40] = 60
+    found = _jittered(cells, 1.0, np.random.default_rng(0))
+    dark = found.mean(3) < found.mean((1, 2, 3))[:, None, None]
+    rows = torch.stack([d.any(1).nonzero()[0, 0] for d in dark])
+    assert {*rows.tolist()} == set(range(16, 33)), "moved by up to 8 pixels either way"
+    ground = found[:, 0, 0]
+    assert 5 < float(ground.std(0).mean()) < 15 and bool((ground != ground[:, :1]).any()), "light and colour differ"
+    assert bool((found[:, 0, 0] > found.amin((1, 2))).all())
+
+
+def test_mosaics_are_jittered_when_asked_to(classes):
+    tiles = LabelledTiles([classes])
+    plain, again = (tiles.mosaics(2, 2, np.random.default_rng(3), strength)[0] for strength in (0.0, 0.0))
+    varied, labels = tiles.mosaics(2, 2, np.random.default_rng(3), 1.0)
+    assert torch.equal(plain, again) and varied.shape == plain.shape and not torch.equal(varied, plain)
+    assert torch.equal(labels, tiles.mosaics(2, 2, np.random.default_rng(3))[1])
 
 
 def test_csv_of_labels(classes, tmp_path):

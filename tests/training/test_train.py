@@ -1,6 +1,7 @@
 """The trainer on tiny networks: phases, exact resume, adapting the head, the model that comes out."""
 
 import csv
+import json
 import os
 import signal
 from dataclasses import replace
@@ -11,10 +12,17 @@ import torch
 
 from deepsic_codec.cli import main
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.file import SEARCH_VARIABLE, load_arrays, read_info
-from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model import fixed
+from deepsic_codec.model.file import SEARCH_VARIABLE, Vocabulary, find_model, load_arrays, read_info, save_model
+from deepsic_codec.model.integer import IntegerAnalysis, check_sums, export_transform
+from deepsic_codec.model.prior import IntegerPrior
+from deepsic_codec.model.restore import restore_prior
+from deepsic_codec.model.runtime import Runtime, get_runtime
 from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training import checkpoint, phases, train
+from deepsic_codec.training.balance import balance
+from deepsic_codec.training.fold import fold_blocks, idle_blocks
+from deepsic_codec.training.loss import make_networks
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
 from tests.common import check_lazy, check_rejects, psnr
 
@@ -50,9 +58,8 @@ def test_all_phases_end_in_a_model_that_codes_images(whole):
     assert psnr(decoded, tile) > 20 and encoded[0].cells.shape == (1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("phase,step", [("joint", 5), ("integer", 0), ("synthesis", 1), ("prior", 3), ("head", 2)])
-def test_interrupted_and_resumed_is_the_same_run(whole, data, tmp_path, monkeypatch, phase, step):
-    s = settings(data, tmp_path)
+def train_interrupted(s, monkeypatch, phase, step):
+    """Train up to a Ctrl-C during a step of a phase."""
     make = getattr(phases.Work, phase)
 
     def interrupted(self):
@@ -69,6 +76,12 @@ def test_interrupted_and_resumed_is_the_same_run(whole, data, tmp_path, monkeypa
         patch.setattr(phases.Work, phase, interrupted)
         with pytest.raises(KeyboardInterrupt):
             train.train(s)
+
+
+@pytest.mark.parametrize("phase,step", [("joint", 5), ("integer", 0), ("synthesis", 1), ("prior", 3), ("head", 2)])
+def test_interrupted_and_resumed_is_the_same_run(whole, data, tmp_path, monkeypatch, phase, step):
+    s = settings(data, tmp_path)
+    train_interrupted(s, monkeypatch, phase, step)
     assert losses(tmp_path)[-1][:2] == (phase, step + 1), "Ctrl-C ends the step and writes a checkpoint"
     info = train.train(s, resume=True)
     assert [r[:2] for r in losses(tmp_path)] == [r[:2] for r in losses(whole[0])]
@@ -130,6 +143,209 @@ def test_head_of_other_classes(whole, data, tmp_path, monkeypatch):
     assert info.vocabulary.names == ("Land", "Sea", "unknown") and info.decoder == whole[1].decoder
 
 
+def adapting(data, folder, base, **changes):
+    """Settings of a run that trains the analysis of a model, and with labels its head."""
+    places = {"base": base.path, "images": [data.photos], "out": str(folder / "mine.safetensors"),
+              "run": str(folder / "run")}  # fmt: skip
+    tiny = {"crop": 64, "photos_per_step": 2, "mosaics_per_step": 1, "encoder_minutes": 9.0, "encoder_steps": 5,
+            "integer_steps": 2, "head_steps": 3, "head_batch": 16, "cell_copies": 1, "every": 1, "warm_up": 1,
+            "encoder_learning_rate": 3e-3}  # fmt: skip
+    return Settings(**(places | tiny | changes))
+
+
+@pytest.fixture(scope="module")
+def encoders(whole, data, tmp_path_factory):
+    """Models with another analysis than the whole run's, without labels and with them: folders and models."""
+    made = {}
+    for labels in ([], [data.tiles]):
+        folder = tmp_path_factory.mktemp("encoder")
+        made[bool(labels)] = folder, train.train(adapting(data, folder, whole[1], labels=labels))
+    return made
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_another_analysis_for_the_same_decoder(whole, encoders, labelled):
+    (_, base), (folder, mine) = whole, encoders[labelled]
+    wanted = ["encoder", "integer", "head"][: 3 if labelled else 2]
+    assert [p for p, n, _ in losses(folder) if n == 1] == wanted
+    assert mine.decoder == base.decoder and mine.encoder != base.encoder and (mine.head == base.head) != labelled
+    assert mine.vocabulary.names == base.vocabulary.names
+    before, after = load_arrays(base), load_arrays(mine)
+    assert before.keys() == after.keys()
+    changed = {".".join(k.split(".")[:2]) for k in before if not np.array_equal(before[k], after[k])}
+    assert {k for k in changed if not k.startswith("head.")} == {"encoder.analysis"}
+    assert any(k.startswith("head.") for k in changed) == labelled
+    tile = eurosat_mosaic()[None, :80, :112]
+    old, new = Runtime(base), Runtime(mine)
+    payload = new.encode([tile], [60.0])[0].features
+    assert payload != old.encode([tile], [60.0])[0].features
+    pixels = [r.decode([payload], [(1, 80, 112)], [60.0])[0] for r in (old, new)]
+    np.testing.assert_array_equal(*pixels)
+    assert psnr(pixels[0], tile) > 20
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_name_decides_which_analysis_encodes(whole, encoders, monkeypatch, order):
+    """Decoder and head are the same in both files, and so is what arrays and payloads say of them."""
+    from deepsic_codec import DeepSIC, create_array
+
+    models = [whole[1], encoders[False][1]]
+    monkeypatch.setenv(SEARCH_VARIABLE, os.pathsep.join([m.path for m in models][::order]))
+    assert find_model(models[0].decoder) == models[::order][0]
+    tile = eurosat_mosaic()[:64, :64]
+    payloads = []
+    for info in models:
+        codec = DeepSIC(model=info.name, quality=60)
+        assert (codec.decoder, codec.head) == (models[0].decoder, models[0].head)
+        payloads.append(codec.encode(tile))
+        assert Runtime(info).encode([tile[None]], [60.0])[0].features in payloads[-1]
+        stored = create_array({}, name="a", data=tile, codec=codec)
+        np.testing.assert_array_equal(stored[...], codec.decode(payloads[-1]))
+    assert payloads[0] != payloads[1]
+    assert get_runtime(models[0]) is not get_runtime(models[1])
+    again = [codec.decode(payloads[1]) for codec in (DeepSIC(model=m.name) for m in models)]
+    np.testing.assert_array_equal(*again)
+
+
+def test_rate_is_measured_where_the_prior_is_a_models(encoders):
+    for folder, _ in encoders.values():
+        with open(folder / "run" / "held_out.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {r["phase"] for r in rows} >= {"encoder", "integer"} and rows[0]["step"] == "0"
+        assert all(0.05 < float(r["bpp"]) < 12 and 10 < float(r["psnr"]) < 60 for r in rows)
+
+
+@pytest.mark.parametrize("phase,step", [("encoder", 2), ("integer", 0), ("head", 1)])
+def test_interrupted_training_of_an_analysis(whole, encoders, data, tmp_path, monkeypatch, phase, step):
+    folder, mine = encoders[True]
+    s = adapting(data, tmp_path, whole[1], labels=[data.tiles])
+    train_interrupted(s, monkeypatch, phase, step)
+    assert losses(tmp_path)[-1][:2] == (phase, step + 1)
+    info = train.train(s, resume=True)
+    np.testing.assert_allclose([r[2] for r in losses(tmp_path)], [r[2] for r in losses(folder)], rtol=1e-5)
+    assert (info.encoder, info.head, info.decoder) == (mine.encoder, mine.head, mine.decoder)
+
+
+def test_an_analysis_is_resumed_as_it_began(whole, encoders, data, tmp_path):
+    folder, _ = encoders[True]
+    _, base = whole
+    s = adapting(data, folder, base, labels=[data.tiles], encoder_steps=0)
+    check_rejects(ConfigurationError, "--encoder-minutes|as it began", train.train, s, resume=True)
+    arrays = load_arrays(base)
+    arrays["decoder.gains.step"] = arrays["decoder.gains.step"] + 1
+    other = save_model(tmp_path / "o.safetensors", "o", arrays, base.architecture, base.vocabulary, {})
+    s = adapting(data, folder, other, labels=[data.tiles])
+    check_rejects(ConfigurationError, f"decoder of the checkpoint is {base.decoder}", train.train, s, resume=True)
+
+
+def test_model_without_labels_keeps_having_none_or_learns_them(whole, data, tmp_path):
+    s = settings(data, tmp_path, labels=[], steps=2, synthesis_steps=0, prior_steps=1)
+    base = train.train(s)
+    assert base.vocabulary.names == ("unknown",)
+    (tmp_path / "a").mkdir()
+    mine = train.train(adapting(data, tmp_path / "a", base, encoder_steps=1, integer_minutes=0.0))
+    assert (mine.decoder, mine.head) == (base.decoder, base.head) and mine.encoder != base.encoder
+    (tmp_path / "b").mkdir()
+    mine = train.train(adapting(data, tmp_path / "b", base, labels=[data.tiles], encoder_steps=1, integer_steps=0))
+    assert mine.decoder == base.decoder and mine.vocabulary.classes == data.classes
+
+
+def test_only_integer_networks_have_their_analysis_trained(whole, data, tmp_path):
+    _, base = whole
+    for name, architecture in (("float", base.architecture | {"integer": False}),
+                               ("paper", phases.ARCHITECTURES["paper-0.5"].to_json())):  # fmt: skip
+        info = save_model(tmp_path / f"{name}.safetensors", name, {"decoder.a": np.ones(3, np.float16)}, architecture,
+                          Vocabulary((), {}), {})  # fmt: skip
+        s = adapting(data, tmp_path / name, info, images=["missing"])
+        check_rejects(ConfigurationError, f"{name!r} has networks in floating point|--labels", train.train, s)
+        assert not s.folder.exists()
+
+
+def some_images(nets):
+    """What a transform is calibrated on, and a call that runs the analysis on it."""
+    x = torch.from_numpy(eurosat_mosaic()[:128, :192].copy()).permute(2, 0, 1)[None].float()
+    return x, lambda: nets.analysis(x, torch.tensor([50.0]))
+
+
+@pytest.mark.parametrize("idle8,idle16", [({0}, {0, 1, 2}), ({1}, {1}), (set(), {2}), ({0, 1}, {0, 2})])
+def test_idle_blocks_are_left_out_and_nothing_changes(idle8, idle16):
+    torch.manual_seed(0)
+    arch = replace(phases.TINY, analysis_blocks=(2, 3))
+    analysis = make_networks(arch).eval().requires_grad_(False).analysis
+    analysis.out.weight.normal_(0, 0.1)
+    for blocks, idle in ((analysis.blocks8, idle8), (analysis.blocks16, idle16)):
+        for number, block in enumerate(blocks):
+            block.down.bias.normal_(0, 0.5)
+            if number in idle:
+                block.up.bias.fill_(-1000)
+    analysis.integer = True
+    images, quality = torch.randint(0, 256, (3, 3, 64, 48)).float(), torch.tensor([10.0, 50.0, 90.0])
+    found = idle_blocks(analysis, lambda: analysis(images, quality))
+    assert found == {8: idle8, 16: idle16}
+    tensors = export_transform(analysis)
+    folded, n8 = fold_blocks(tensors, 8, idle8)
+    folded, n16 = fold_blocks(folded, 16, idle16)
+    assert (n8, n16) == (2 - len(idle8), 3 - len(idle16)) and len(folded) < len(tensors)
+    cpu = torch.device("cpu")
+    grey = (images.permute(0, 2, 3, 1) - 128).to(torch.int8).contiguous()
+    before, after = (
+        IntegerAnalysis(a, t, cpu)(grey, None, quality.long())
+        for a, t in ((arch, tensors), (replace(arch, analysis_blocks=(n8, n16)), folded))
+    )
+    assert torch.equal(before, after) and before.unique().numel() > 50
+
+
+def test_a_block_whose_constant_fits_nowhere_stays():
+    analysis = make_networks(phases.TINY).eval().requires_grad_(False).analysis
+    analysis.integer = True
+    tensors = export_transform(analysis)
+    tensors["blocks16.0.down.bias"][:] = 2**26
+    tensors["blocks16.0.down.shift"][:] = 1
+    kept, count = fold_blocks(tensors, 16, {0})
+    assert count == 1 and kept.keys() == tensors.keys()
+
+
+def test_balance_makes_room_and_enlarges_only_where_asked():
+    torch.manual_seed(0)
+    nets = make_networks(phases.TINY).eval().requires_grad_(False)
+    _, run = some_images(nets)
+    stem = nets.analysis.stem
+    stem.weight.mul_(0.01)
+    stem.weight[0] *= 1e5
+    before = stem.weight.clone()
+    balance([nets.analysis], run, largest=1.0)
+    assert (stem.weight[0].abs() < before[0].abs()).any() and torch.equal(stem.weight[1:], before[1:])
+    balance([nets.analysis], run)
+    assert (stem.weight[1:].abs() > before[1:].abs()).any(1).all()
+
+
+@pytest.mark.parametrize("form", [fixed.SPATIAL, fixed.UP, fixed.DOWN, fixed.STEM])
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 0.1, 1.0])
+def test_any_weights_and_biases_are_stored_in_the_range_of_exact_sums(form, size):
+    rng = torch.Generator().manual_seed(1)
+    shape = (40, 1, 3, 3) if form.spatial else (40, 24, 1, 1)
+    weight = torch.randn(shape, generator=rng) * size
+    bias = torch.linspace(-3.9, 3.9, 40)
+    stored = fixed.export_layer(weight, bias, form)
+    check_sums("layer", stored["weight"], stored["bias"], stored["shift"], form)
+    shift = stored["shift"].double()
+    own = (stored["bias"] - torch.floor(torch.exp2(shift - 1))) * torch.exp2(-shift - form.out_bits)
+    assert float((own - bias).abs().max()) < 2.0**-form.out_bits, "a bias is not cut off"
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_restored_prior_exports_what_is_stored(whole, released):
+    base = find_model("base") if released else whole[1]
+    nets = train._from_model(base, len(base.vocabulary.classes))
+    stored, again = train._prior_of(base), IntegerPrior.export(nets.prior)
+    assert stored.keys() == again.keys() and stored["1.first"].any() and stored["1.second"].any()
+    for name, tensor in stored.items():
+        most = 1 if name.endswith("_bias") else 0
+        assert int((tensor.long() - again[name].long()).abs().max()) <= most, name
+    with pytest.raises(KeyError):
+        restore_prior(nets.prior, {k: v for k, v in stored.items() if k != "1.second_shift"})
+
+
 def test_start_takes_another_runs_networks_or_says_why_not(whole, data, tmp_path):
     folder, _ = whole
     s = settings(data, tmp_path, start=str(folder / "run"), steps=0, integer_steps=0, synthesis_steps=0, prior_steps=0,
@@ -167,6 +383,9 @@ def test_settings_that_cannot_work():
         ({"images": []}, "nothing to train on"),
         ({"base": "base"}, "needs labelled images"),
         ({"base": "base", "labels": ["x"], "start": "y"}, "exclude each other"),
+        ({"encoder_minutes": 1.0}, "--encoder-minutes is for --from"),
+        ({"base": "base", "labels": ["x"], "images": [], "encoder_minutes": 1.0}, "add --images"),
+        ({"base": "base", "encoder_minutes": 1.0, "encoder_steps": 0}, "--labels|--encoder-minutes"),
     ]:
         check_rejects(ConfigurationError, words, Settings, **({"images": ["x"]} | changes))
     check_rejects(ConfigurationError, "no setting speed", resolve, {"speed": 1})
@@ -181,6 +400,32 @@ def test_settings_in_a_model_name_no_place_of_this_machine(whole):
     with safe_open(whole[1].path, "np") as file:
         about = file.metadata()["deepsic"]
     assert "tiles.zip" in about and "/" not in about.replace("/>", "")
+
+
+def test_settings_in_a_model_are_those_that_had_a_say(data, tmp_path):
+    whole = settings(data, tmp_path).public()
+    assert {"minutes", "architecture", "prior_steps"} <= whole.keys() and "encoder_steps" not in whole
+    s = Settings(base="/x/base.safetensors", labels=["/y/t.zip"])
+    assert s.public()["base"] == "base" and s.public()["labels"] == ["t.zip"]
+    assert {"minutes", "architecture", "prior_steps", "integer_minutes", "encoder_minutes"}.isdisjoint(s.public())
+    s = replace(s, images=["p"], encoder_minutes=5.0)
+    assert s.public()["encoder_minutes"] == 5 and s.public()["integer_minutes"] == 10 and "lr" not in s.public()
+
+
+def test_json_tells_what_the_model_holds(whole, data, tmp_path, capsys):
+    command = ["train", "--from", whole[1].path, "--images", data.photos, "--out", str(tmp_path / "mine.safetensors"),
+               "--run", str(tmp_path / "run"), "--crop", "64", "--photos-per-step", "2", "--encoder-minutes", "1",
+               "--encoder-steps", "1", "--integer-steps", "1", "--every", "1", "--plot", "--json"]  # fmt: skip
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    found, info = json.loads(printed.out), read_info(tmp_path / "mine.safetensors")
+    assert (found["model"], found["decoder"], found["encoder"]) == ("mine", info.decoder, info.encoder)
+    assert found["vocabulary"]["classes"] == list(data.classes) and found["nbytes"] == os.path.getsize(info.path)
+    assert [(r["phase"], r["step"], r["quality"]) for r in found["held_out"]] == [
+        ("integer", 1, q) for q in phases.CHECKED
+    ]
+    assert all(r["bpp"] > 0 and r["psnr"] > 0 for r in found["held_out"])
+    assert "held out" in printed.err and "encoder" in printed.err
 
 
 def test_checkpoint_files_stay_below_their_limit(tmp_path, monkeypatch):

@@ -1,0 +1,45 @@
+"""The rate-distortion benchmark on two small images: one curve for each effort and model, from real payloads."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import rd
+from deepsic_codec import DeepSIC
+from deepsic_codec.samples import drone_frame
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(2):
+        Image.fromarray(drone_frame()[200 * i :][:96, :128]).save(folder / f"{i}.png")
+    return folder
+
+
+def test_efforts_and_models_are_curves_of_their_own(images, tmp_path, capsys):
+    out, table = tmp_path / "rd.json", tmp_path / "rd.csv"
+    command = ["--images", str(images), "--qualities", "50", "--codecs", "--efforts", "0", "1", "--beside", "base",
+               "--threads", "1", "--json", str(out), "--csv", str(table)]  # fmt: skip
+    rd.main(command)
+    found = json.loads(out.read_text())
+    names = ["DeepSIC", "DeepSIC effort 0", "DeepSIC effort 1", "DeepSIC base"]
+    assert list(found["averages"]) == names
+    assert [p["codec"] for p in found["images"]] == [name for name in names for _ in range(2)]
+    bpp = {name: rows[0]["bpp"] for name, rows in found["averages"].items()}
+    assert bpp["DeepSIC effort 0"] > bpp["DeepSIC effort 1"] == bpp["DeepSIC"] == bpp["DeepSIC base"]
+    pixels = [np.asarray(Image.open(images / f"{i}.png")) for i in range(2)]
+    payloads = DeepSIC(quality=50, encode={"effort": 0}).encode_batch(pixels)
+    assert bpp["DeepSIC effort 0"] == pytest.approx(np.mean([8 * len(p) / (96 * 128) for p in payloads]))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    with open(table, newline="") as file:
+        assert [row["codec"] for row in csv.DictReader(file)] == names
+
+
+def test_peers_alone(images, capsys):
+    rd.main(["--images", str(images), "--no-deepsic", "--codecs", "--threads", "1"])
+    assert "nothing to compare" in capsys.readouterr().out

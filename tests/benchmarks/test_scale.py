@@ -1,0 +1,41 @@
+"""The benchmark's own parts: what it watches and what it leaves behind."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import scale
+from deepsic_codec.bulk.write import Heads, Written
+
+
+def test_progress_is_told_with_memory_at_each_tenth(monkeypatch, capsys):
+    monkeypatch.setattr(scale, "TELL", 0)
+    watch = scale._Watch(4000)
+    for _ in range(40):
+        watch._posttask("block", Written(Heads((1,)), samples=100))
+        watch._posttask("other", "no block")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 40 and told[9].startswith(" 25%") and "s left" in told[9] and "the index" in told[-1]
+    assert [share for share, _ in watch.memory] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert all(mib > 0 for _, mib in watch.memory)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_in_the_folder(tmp_path, error):
+    args = SimpleNamespace(folder=str(tmp_path / "disk"))
+    try:
+        with scale._folder(args) as folder:
+            (folder / "a.zarr").mkdir()
+            assert folder.parent == tmp_path / "disk"
+            if error is not None:
+                raise error
+    except (KeyboardInterrupt, SystemExit):
+        pass
+    assert not any((tmp_path / "disk").iterdir())
+
+
+def test_a_step_that_fails_says_so(tmp_path, capfd):
+    args = SimpleNamespace(folder=str(tmp_path), width=8, device="nowhere", threads=1, image=None)
+    with pytest.raises(SystemExit, match="'archive' failed"):
+        scale._in_child(args, "archive", height=8)
+    assert "nowhere" in capfd.readouterr().err and not any(tmp_path.iterdir())

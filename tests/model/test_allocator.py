@@ -1,0 +1,63 @@
+"""Memory that processes started by Dask keep between the layers of a network."""
+
+import subprocess
+import sys
+
+import pytest
+
+from deepsic_codec.model import allocator
+
+# Page faults of allocating and freeing what a layer of a network does, after the first time.
+CODE = """
+import resource
+from deepsic_codec.model.allocator import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+import numpy as np
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        np.ones(1 << 18, np.float32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def faults(keep):
+    environment = {"MALLOC_TRIM_THRESHOLD_": "65536", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(keep=keep)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+def test_freed_memory_is_used_again():
+    before = faults(keep=False)
+    if before < 50 * 200:
+        pytest.skip("this C library keeps it anyway")
+    assert faults(keep=True) < before / 20
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"MALLOC_TRIM_THRESHOLD_": "1", "MALLOC_MMAP_THRESHOLD_": "1"}], ids=["glibc's own", "user's"]
+)
+def test_other_processes_are_left_alone(monkeypatch, environment):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
+    assert not allocator.keep_freed_memory()
+
+
+def test_a_model_on_a_cpu_asks_for_it(monkeypatch):
+    from deepsic_codec.model import runtime
+    from deepsic_codec.model.file import find_model
+
+    asked = []
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: asked.append(True))
+    runtime.Runtime(find_model("base"), "cpu")
+    assert asked

@@ -1,0 +1,81 @@
+"""Latent refinement: worth its time, harmless, and the same in windows."""
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec import DeepSIC, config
+from deepsic_codec.model import refine
+from deepsic_codec.model.file import find_model
+from deepsic_codec.model.networks import step_lambda
+from deepsic_codec.model.runtime import get_runtime
+from deepsic_codec.samples import drone_frame
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return get_runtime(find_model("base"))
+
+
+def cost(runtime, image, quality, effort):
+    """Bits of an image (H,W,3) as it is stored, and what its squared error is worth in bits."""
+    encoded = runtime.encode([image[None]], [quality], efforts=[effort])[0]
+    fine = image.dtype == np.int16
+    decoded = runtime.decode([encoded.features], [(1, *image.shape[:2])], [quality], [fine])[0][0]
+    unit = 64 if fine else 1
+    error = np.square((decoded.astype(float) - image) / unit).sum() / 3
+    return 8 * len(encoded.features) + refine.TRADE * float(step_lambda(torch.tensor(quality))) * error
+
+
+@pytest.mark.parametrize("quality,dtype", [(20.0, "u1"), (45.5, "i2"), (80.0, "u1")])
+def test_lowers_the_loss(runtime, quality, dtype):
+    image = drone_frame()[600:757, 700:861]  # no multiple of 16
+    image = image.astype("i2") * 64 if dtype == "i2" else np.ascontiguousarray(image)
+    costs = [cost(runtime, image, quality, effort) for effort in (1, 3, 4)]
+    assert costs[1] < 0.99 * costs[0] and costs[2] < 0.985 * costs[0]
+
+
+def test_noise_becomes_no_worse(runtime):
+    """Where nothing can be predicted, moves made together could add up to harm."""
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype("u1")
+    assert cost(runtime, image, 90.0, 3) <= 1.001 * cost(runtime, image, 90.0, 1)
+
+
+def test_windows_share_out_the_grid(monkeypatch):
+    monkeypatch.setattr(refine, "WINDOW", 5)
+    monkeypatch.setattr(refine, "HALO", 2)
+    for size in ((1, 1), (5, 6), (13, 9)):
+        seen = np.zeros(size, int)
+        for inner, outer in refine._windows(*size):
+            seen[inner] += 1
+            own = refine._within(inner, outer)
+            index = np.arange(size[0] * size[1]).reshape(size)
+            assert np.array_equal(index[outer][own], index[inner])
+        assert (seen == 1).all()
+
+
+def test_windows_cost_little(runtime, monkeypatch):
+    image = np.ascontiguousarray(drone_frame()[600:856, 700:956])
+    whole = cost(runtime, image, 50.0, 3)
+    monkeypatch.setattr(refine, "WINDOW", 6)
+    assert cost(runtime, image, 50.0, 3) < 1.005 * whole
+
+
+def test_images_of_a_batch_do_not_see_each_other(runtime):
+    frame = drone_frame()
+    images = [np.ascontiguousarray(frame[None, y : y + 64, 300:364]) for y in (100, 500, 900)]
+    qualities = [30.0, 55.5, 70.0]
+    together = runtime.encode(images, qualities, efforts=[3] * 3)
+    for image, quality, among in zip(images, qualities, together, strict=True):
+        alone = runtime.encode([image], [quality], efforts=[3])[0]
+        # products of other sizes round otherwise, which tips a symbol here and there
+        assert abs(len(alone.features) - len(among.features)) <= 0.02 * len(alone.features) + 4
+
+
+def test_through_the_codec_with_a_bound():
+    image = np.ascontiguousarray(drone_frame()[600:700, 700:780])
+    codec = DeepSIC(quality=40, max_error=3, encode={"effort": 3})
+    with config.set(precision="float32"):
+        payload = codec.encode_batch([image])[0]
+    decoded = codec.decode_batch([payload])[0]
+    assert np.abs(decoded.astype(int) - image).max() <= 3

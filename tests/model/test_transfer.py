@@ -1,0 +1,150 @@
+"""Copies to and from a device: nothing is waited for too early, and nothing is copied on a CPU."""
+
+import contextlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec import config
+from deepsic_codec.model import coding, transfer
+from deepsic_codec.model.file import find_model
+from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.samples import drone_frame
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return Runtime(find_model("base"), "cpu")
+
+
+def crops(count):
+    frame = drone_frame()
+    return [frame[None, 70 * i : 70 * i + 64, 90 * i : 90 * i + 80] for i in range(count)]
+
+
+def test_a_cpu_copies_nothing():
+    values = np.arange(6, dtype=np.int16).reshape(2, 3)
+    tensor = transfer.upload(values, "cpu")
+    assert np.shares_memory(tensor.numpy(), values) and np.shares_memory(transfer.fetch(tensor)(), values)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 9])
+def test_each_is_finished_when_enough_others_are_begun(lag):
+    log = []
+
+    def begun():
+        for i in range(4):
+            log.append(("begin", i))
+            yield i, lambda i=i: log.append(("finish", i)) or i * i
+
+    assert list(transfer.behind(begun(), lag)) == [(i, i * i) for i in range(4)]
+    for i in range(4):
+        before = [k for what, k in log[: log.index(("finish", i))] if what == "begin"]
+        assert before == list(range(min(4, i + lag + 1)))
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_working_ahead_changes_nothing(runtime, monkeypatch, lag):
+    images, qualities = crops(5), [50.0, 50.0, 20.0, 90.0, 50.0]
+    shapes = [image.shape[:3] for image in images]
+    with config.set(batch_pixels=2 * 64 * 80):
+        wanted = runtime.encode(images, qualities)
+        monkeypatch.setattr(runtime, "_lag", lag)
+        found = runtime.encode(images, qualities)
+        assert [one.features for one in found] == [one.features for one in wanted]
+        assert all(np.array_equal(a.cells, b.cells) for a, b in zip(found, wanted, strict=True))
+        ahead = runtime.decode([one.features for one in found], shapes, qualities)
+        monkeypatch.setattr(runtime, "_lag", 0)
+        plain = runtime.decode([one.features for one in found], shapes, qualities)
+    assert all(np.array_equal(a, b) for a, b in zip(ahead, plain, strict=True))
+
+
+def test_many_pieces_of_one_chunk_are_put_together_in_order(runtime, monkeypatch):
+    slices = np.concatenate(crops(3))
+    (encoded,) = runtime.encode([slices], [60.0])
+    wanted = runtime.decode([encoded.features], [slices.shape[:3]], [60.0])
+    monkeypatch.setattr(runtime, "_lag", 1)
+    with config.set(batch_pixels=64 * 80):
+        assert runtime.encode([slices], [60.0])[0].features == encoded.features
+        assert np.array_equal(runtime.decode([encoded.features], [slices.shape[:3]], [60.0])[0], wanted[0])
+
+
+def test_encoding_is_begun_without_waiting_for_the_device(runtime, monkeypatch):
+    waited = []
+
+    def slow(tensor):
+        return lambda: waited.append(1) or tensor.numpy()
+
+    symbols, _ = runtime._analyse(np.concatenate(crops(2)), np.full(2, 50.0), False)
+    wanted = coding.encode_symbols(runtime._prior, runtime._tables, np.split(symbols, 2), [50.0, 50.0])
+    monkeypatch.setattr(coding, "fetch", slow)
+    with torch.inference_mode():
+        rest = coding.start_encoding(runtime._prior, runtime._tables, torch.from_numpy(symbols), 2, [50.0, 50.0])
+    assert not waited
+    assert rest() == wanted and waited
+
+
+class FakeTorch:
+    """As much of torch as copies to CUDA need; a copy arrives when its event is waited for, no sooner."""
+
+    def __init__(self):
+        self.log, self.pending, self.stream_now = [], [], "work"
+        here = SimpleNamespace(name="work", wait_stream=lambda other: self.log.append(("waits for", other.name)))
+        self.cuda = SimpleNamespace(
+            Event=lambda blocking: SimpleNamespace(record=lambda stream: None, synchronize=self.arrive),
+            Stream=lambda device: SimpleNamespace(name="copies"),
+            current_stream=lambda device: here,
+            stream=self.on,
+        )
+        self.device = lambda name: SimpleNamespace(type=str(name).split(":")[0])
+
+    def arrive(self):
+        for copy in self.pending:
+            copy()
+        self.pending.clear()
+
+    @contextlib.contextmanager
+    def on(self, stream):
+        self.stream_now = stream.name
+        yield
+        self.stream_now = "work"
+
+    def empty(self, shape, dtype, pin_memory):
+        assert pin_memory
+        host = np.full(shape, -1, dtype)
+
+        def copy_(source, non_blocking):
+            assert non_blocking
+            self.pending.append(lambda: host.__setitem__(..., source.values))
+
+        return SimpleNamespace(copy_=copy_, numpy=lambda: host)
+
+    def as_tensor(self, values):
+        def to(device, non_blocking):
+            assert non_blocking
+            self.log.append(("copied on", self.stream_now))
+            return SimpleNamespace(record_stream=lambda stream: self.log.append(("kept for", stream.name)))
+
+        return SimpleNamespace(pin_memory=lambda: self.log.append("pinned") or SimpleNamespace(to=to))
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    torch = FakeTorch()
+    monkeypatch.setattr(transfer, "torch", torch)
+    monkeypatch.setattr(transfer, "_copies", torch.cuda.Stream)
+    return torch
+
+
+def test_what_comes_from_cuda_is_waited_for_when_it_is_wanted(fake):
+    tensor = SimpleNamespace(device=fake.device("cuda:0"), shape=(3,), dtype=np.int16, values=[1, 2, 3])
+    array = transfer.fetch(tensor)
+    assert fake.pending
+    assert array().tolist() == [1, 2, 3]
+
+
+def test_what_goes_to_cuda_is_pinned_and_copied_beside_the_work(fake):
+    transfer.upload(np.zeros(3), "cuda")
+    assert fake.log == ["pinned", ("copied on", "copies"), ("waits for", "copies"), ("kept for", "work")]
