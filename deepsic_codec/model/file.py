@@ -71,6 +71,11 @@ class Vocabulary:
         """Classes and, last, ``unknown``: one name per score."""
         return (*self.classes, "unknown")
 
+    def parents_among(self, classes: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Broader names whose classes are all among these."""
+        known = set(classes)
+        return {name: below for name, below in self.parents.items() if known.issuperset(below)}
+
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, as in model files and array attributes."""
         return {"classes": list(self.classes), "parents": {k: list(v) for k, v in self.parents.items()}}

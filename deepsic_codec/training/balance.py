@@ -20,6 +20,8 @@ from deepsic_codec.model.networks import Analysis, Block, Modulate, SemanticHead
 FILLED, LARGEST = 0.9, 64.0
 #: Of the largest values of images: beyond it they are clipped.
 QUANTILE = 0.9
+#: The same for the semantic head, whose scores suffer more from what is clipped than from what is coarse.
+HEAD_QUANTILE = 0.97
 
 
 @dataclass
@@ -97,10 +99,10 @@ def balance_head(head: SemanticHead, run: Callable[[], None]) -> None:
     run()
     for handle in handles:
         handle.remove()
-    _rescale(stage)
+    _rescale(stage, quantile=HEAD_QUANTILE)
     hidden, logits = (torch.cat(seen[m])[:100_000] for m in (head.hidden, head.out))
     usual = torch.quantile(hidden.clamp(min=0), 0.999, dim=0).clamp(min=1e-6)
-    surest = torch.quantile(logits.abs().amax(1), QUANTILE)
+    surest = torch.quantile(logits.abs().amax(1), HEAD_QUANTILE)
     sure = (FILLED * fixed.LOGIT_MAX * 2.0**-fixed.LOGIT_BITS / surest).clamp(max=1)
     factor = (FILLED * fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS / usual).clamp(1 / LARGEST, LARGEST)
     head.hidden.weight.mul_(factor[:, None])
@@ -131,15 +133,15 @@ def _relu(hook: Callable[[nn.Module, object, Tensor], None]) -> Callable[[nn.Mod
     return lambda module, given, out: hook(module, given, out.clamp(min=0))
 
 
-def _factor(stage: Stage, name: str, range_: float, largest: float) -> Tensor:
-    usual = torch.quantile(torch.cat(stage.seen[name]), QUANTILE, dim=0)
+def _factor(stage: Stage, name: str, range_: float, largest: float, quantile: float = QUANTILE) -> Tensor:
+    usual = torch.quantile(torch.cat(stage.seen[name]), quantile, dim=0)
     return (FILLED * range_ / usual.clamp(min=1e-6)).clamp(1 / LARGEST, largest)
 
 
-def _rescale(stage: Stage, largest: float = LARGEST) -> None:
-    stream = _factor(stage, "stream", fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, largest)
+def _rescale(stage: Stage, largest: float = LARGEST, quantile: float = QUANTILE) -> None:
+    stream = _factor(stage, "stream", fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, largest, quantile)
     # half of its range: modulation may need the other half
-    stem = _factor(stage, "stem", 0.5 * fixed.STEM_MAX * 2.0**-fixed.STREAM_BITS, largest)
+    stem = _factor(stage, "stem", 0.5 * fixed.STEM_MAX * 2.0**-fixed.STREAM_BITS, largest, quantile)
     rows = stem.repeat_interleave(stage.rows)
     stage.stem.weight.mul_(rows[:, None, None, None])
     stage.stem.bias.mul_(rows)
@@ -147,8 +149,8 @@ def _rescale(stage: Stage, largest: float = LARGEST) -> None:
     modulate.scale.table.copy_((1 + modulate.scale.table) * (stream / stem) - 1)
     modulate.offset.table.mul_(stream)
     for number, block in enumerate(stage.blocks):
-        spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS, largest)
-        up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS, largest)
+        spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS, largest, quantile)
+        up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS, largest, quantile)
         block.spatial.weight.mul_((spatial / stream)[:, None, None, None])
         block.spatial.bias.mul_(spatial)
         block.up.weight.mul_(up[:, None, None, None] / spatial[None, :, None, None])

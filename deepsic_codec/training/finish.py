@@ -110,10 +110,14 @@ def _finish_head(work: Work, log: Log) -> None:
 def _save(
     work: Work, arrays: Arrays, arch: AnyArchitecture, log: Log, vocabulary: Vocabulary = NO_WORDS
 ) -> ModelInfo:
-    """Write the file; the vocabulary is that of the labelled images, if there are any."""
+    """Write the file; the vocabulary is that of the labelled images, if there are any.
+
+    Broader names that a base model has for classes that all stay are kept unless others are given.
+    """
     s, tiles = work.s, work.tiles
     if tiles:
-        vocabulary = Vocabulary(tuple(tiles.classes), {k: tuple(v) for k, v in s.parents.items()})
+        parents = {k: tuple(v) for k, v in s.parents.items()} or vocabulary.parents_among(tiles.classes)
+        vocabulary = Vocabulary(tuple(tiles.classes), parents)
     info = save_model(s.out, s.name, arrays, arch.to_json(), vocabulary, {"run": s.public()})
     log.write()
     if s.plot:

@@ -1,8 +1,8 @@
 """Residual blocks that do nothing, left out of what is stored.
 
-Training may shut a block off: none of its hidden channels is above zero for any image, and
-no gradient reaches it again. It adds a constant then, which the block before it or the
-stream's modulation can add as well, and costs as much as any other. That of the analysis
+Training may shut a block off: hardly ever is one of its hidden channels above zero, and no
+gradient to speak of reaches it again. It adds a constant then, which the block before it or
+the stream's modulation can add as well, and costs as much as any other. That of the analysis
 transform is free to go: the decoder does not depend on its size.
 """
 
@@ -17,12 +17,15 @@ from deepsic_codec.model import fixed
 from deepsic_codec.model.integer import BLOCK_FORMATS, check_sums
 from deepsic_codec.model.networks import Analysis
 
+#: Share of its hidden values that may be above zero in a block that counts as idle.
+IDLE_SHARE = 1e-6
+
 Tensors = dict[str, Tensor]
 
 
 @torch.no_grad()
 def idle_blocks(analysis: Analysis, run: Callable[[], None]) -> dict[int, set[int]]:
-    """Find blocks that never do anything.
+    """Find blocks that do nothing.
 
     Parameters
     ----------
@@ -36,18 +39,17 @@ def idle_blocks(analysis: Analysis, run: Callable[[], None]) -> dict[int, set[in
     dict of int to set of int
         Numbers of the idle blocks at 1/8 and 1/16.
     """
-    idle = {at: set(range(len(getattr(analysis, f"blocks{at}")))) for at in (8, 16)}
+    seen: dict[tuple[int, int], list[float]] = {}
 
     def hook(at: int, number: int) -> Callable[[object, object, Tensor], None]:
         def note(module: object, given: object, out: Tensor) -> None:
-            if float(out.max()) > 0:
-                idle[at].discard(number)
+            seen.setdefault((at, number), []).append(float((out > 0).float().mean()))
 
         return note
 
     handles = [
         block.up.register_forward_hook(hook(at, number))
-        for at in idle
+        for at in (8, 16)
         for number, block in enumerate(getattr(analysis, f"blocks{at}"))
     ]
     # imitating integers goes past the layers that hooks hang on
@@ -58,6 +60,10 @@ def idle_blocks(analysis: Analysis, run: Callable[[], None]) -> dict[int, set[in
         analysis.integer, analysis.bounded = was
         for handle in handles:
             handle.remove()
+    idle: dict[int, set[int]] = {8: set(), 16: set()}
+    for (at, number), shares in seen.items():
+        if sum(shares) <= IDLE_SHARE * len(shares):
+            idle[at].add(number)
     return idle
 
 

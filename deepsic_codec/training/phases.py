@@ -215,7 +215,7 @@ class Work:
 
         def calibrate() -> None:
             rng = np.random.default_rng(s.seed + 7)
-            for batch in range(CALIBRATION):
+            for batch in range(4 * CALIBRATION):
                 if self.tiles and (batch % 4 or not self.photos):
                     x = self.tiles.mosaics(BATCH, 4, rng)[0]
                 else:

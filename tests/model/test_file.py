@@ -138,3 +138,8 @@ def test_truncated_file_is_refused(toy, tmp_path):
 
 def test_finding_needs_no_torch():
     check_lazy("from deepsic_codec.model.file import find_model; find_model('base').vocabulary.names")
+
+
+def test_broader_names_stay_with_all_their_classes():
+    words = Vocabulary(("a", "b", "c"), {"one": ("a",), "two": ("a", "b"), "all": ("a", "b", "c")})
+    assert words.parents_among(["b", "a"]) == {"one": ("a",), "two": ("a", "b")}

@@ -124,6 +124,11 @@ def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
     payload = Runtime(base).encode([tile], [50.0])[0].features
     assert Runtime(mine).decode([payload], [(1, 64, 64)], [50.0])[0].shape == tile.shape
     assert "held out" in capsys.readouterr().out
+    # broader names stay where none are given
+    s = Settings(base=str(out), labels=[data.tiles], out=str(tmp_path / "again.safetensors"),
+                 run=str(tmp_path / "again"), head_steps=1, head_batch=4, crop=64, cell_copies=1)  # fmt: skip
+    again = train.train(s)
+    assert again.vocabulary == mine.vocabulary
 
 
 def test_head_of_other_classes(whole, data, tmp_path, monkeypatch):
