@@ -410,13 +410,18 @@ class Work:
 
     @torch.no_grad()
     def accuracy(self, nets: Networks, quality: float, rounded: bool) -> float:
-        """Top-1 on the held-out tiles of the training set, from float or rounded latents."""
+        """Top-1 on the held-out tiles of the training set, from float or rounded latents.
+
+        They are rounded as the encoder does from when on there is a prior to do it by; to the nearest before.
+        """
         right = 0
         for i in range(0, len(self.tiles.test_labels), 256):
             x = torch.from_numpy(self.tiles.test_pixels[i : i + 256]).to(self.device).permute(0, 3, 1, 2).float()
             q = torch.full((len(x),), quality, device=self.device)
             y, gain = nets.analysis(x, q), nets.gains(q)
-            y = torch.round(y * gain) / gain if rounded else y
+            if rounded:
+                chooses = self._stored is not None or "integer_prior" in self.__dict__
+                y = (self.chosen(y * gain, gain, q) if chooses else torch.round(y * gain)) / gain
             found = cell_logits(nets.head, y, q)[:, 0, 0].argmax(1).cpu().numpy()
             right += int((found == self.tiles.test_labels[i : i + 256]).sum())
         return right / len(self.tiles.test_labels)
