@@ -69,6 +69,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--psnr", type=float, metavar="DB", help="PSNR that each chunk is to have, instead of a quality")
     add("--bpp", type=float, metavar="BITS", help="bits per pixel that each chunk is to have, instead of a quality")
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
+    text = "0 to 4: how long to look for fewer bytes; 3 and 4 take tens of times as long (default: 1)"
+    add("--effort", type=int, metavar="N", help=text)
     text = "range of values that counts (more pairs: of each band), or chunk, its own (default beyond 8 bits)"
     add("--value-range", metavar="LOW,HIGH", help=text)
     add("--nodata", metavar="VALUE", help="value without data, a number or nan (default: what a GeoTIFF says); or none")
@@ -155,7 +157,7 @@ def write(source: ImageSource, args: argparse.Namespace, console: Console, index
     codec = DeepSIC(
         quality=args.quality, psnr=args.psnr, bpp=args.bpp, max_error=args.max_error, axes=source.axes,
         bands=args.bands, value_range=_value_range(source, args.value_range), nodata=_nodata(source, args.nodata),
-        semantics=args.semantics,
+        semantics=args.semantics, encode=None if args.effort is None else {"effort": args.effort},
     )  # fmt: skip
     shape = source.values.shape
     chunks: Any = "auto" if args.chunk is None else _edges(source.axes, shape, args.chunk, clip=True)
