@@ -46,7 +46,7 @@ class DeepSIC(CodecConfig, Codec):
     encode : dict, optional
         Hints for the encoder, in JSON types; those that it does not know have no effect. The attribute is `hints`.
         `{"effort": 0}` encodes fastest, 1 (the default) spends a moment, and 2 another, on fewer bytes for the same
-        quality and decoder. 3 and 4 spend tens of times as long, on some more: for what is written once and read for
+        quality and decoder. 3 and 4 spend many times as long, on some more: for what is written once and read for
         ever. Up to 2, equal pixels give equal payloads on every machine.
     bands : {"planes", "triples"}, optional
         How bands are joined for networks that were trained on colours: by default three are the colours of an image,

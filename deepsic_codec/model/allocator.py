@@ -16,9 +16,8 @@ def keep_freed_memory() -> bool:
     """Have malloc keep the memory of freed tensors, if the environment has switched off that it learns to.
 
     `distributed` starts its workers with MALLOC_TRIM_THRESHOLD_, and glibc then no longer adapts to the sizes that a
-    process allocates: each layer's activations are mapped, zeroed page by page and unmapped again. Measured on batches
-    of 16 chunks of 256x256, encoding so takes 2.9 times the CPU time, 60 % of it in the kernel. An environment with
-    MALLOC_MMAP_THRESHOLD_ as well is left as it is.
+    process allocates: each layer's activations are mapped, zeroed page by page and unmapped again, which takes
+    more time than the layers themselves. An environment with MALLOC_MMAP_THRESHOLD_ as well is left as it is.
 
     Returns
     -------

@@ -3,7 +3,7 @@
 The optimised quantiser (:mod:`deepsic_codec.model.rdo`) takes each symbol for itself. Here
 the loss D + R / lambda of the whole image is differentiated through the synthesis transform
 and through the contexts of the prior, and every symbol may move by one wherever that is
-expected to lower it; then the loss is differentiated again. Some tens of times the work of
+expected to lower it; then the loss is differentiated again. Many times the work of
 encoding, for fewer bits at the same quality; the bit stream and the decoder know nothing of
 it (latent refinement as in Yang, Bamler and Mandt 2020, "Improving Inference for Neural
 Image Compression", but on whole symbols from the start).

@@ -187,19 +187,19 @@ class FloatTransforms(nn.Module):
 
 def analyses_in_bfloat16(device: torch.device) -> bool:
     """Whether to run a floating-point analysis in bfloat16: symbols near a tie may fall otherwise, nothing else."""
-    wanted = config.get().precision
-    if wanted == "auto":
-        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        return device.type == "cuda" or bool(has_amx())
-    return wanted == "bfloat16"
+    return _bfloat16(device, "_is_amx_tile_supported")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are faster than in float32 there."""
+    return _bfloat16(device, "_is_avx512_bf16_supported")
+
+
+def _bfloat16(device: torch.device, test: str) -> bool:
+    """What the process is set to; "auto" asks this function of torch.cpu, which older versions lack."""
     wanted = config.get().precision
     if wanted == "auto":
-        has_it = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        return device.type == "cuda" or bool(has_it())
+        return device.type == "cuda" or bool(getattr(torch.cpu, test, lambda: False)())
     return wanted == "bfloat16"
 
 
