@@ -4,6 +4,11 @@
 
 Bits per pixel, PSNR (RGB and luma) and MS-SSIM are taken per image and averaged over the images at each setting, the
 convention of the literature.  BD-rates are over 0.15 to 1.5 bpp.
+
+Such averages depend on what a codec holds fixed.  The same bytes for every image give the highest mean PSNR for a mean
+rate, the same PSNR for every image the lowest, and the same quality setting lies between.  So JPEG 2000 comes in both
+modes, ``--rates`` measures DeepSIC at fixed rates too, as an array made with ``DeepSIC(bpp=...)`` is stored, and
+BD-rates are also given image by image, which no mode changes much: BD-rate of each image, then the mean.
 """
 
 from __future__ import annotations
@@ -23,6 +28,9 @@ from benchmarks.metrics import BPP_RANGE, Curve, bd_rate
 from deepsic_codec.metrics import luma, ms_ssim, psnr
 
 OURS = "DeepSIC"
+BY_RATE = "DeepSIC by rate"
+#: What it may be compared with by means: codecs that hold the rate fixed, too.
+ALSO_BY_RATE = (OURS, "JPEG 2000 ratio")
 QUALITIES = (1, 8, 15, 22, 30, 38, 46, 54, 62, 70, 80, 90, 100)
 MEASURES = ("psnr_rgb", "psnr_luma", "ms_ssim")
 # Curves of the data file that are drawn and compared where it has them: what each stands for in a legend.
@@ -63,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         points += measure_deepsic(images, args.qualities, args, f"{OURS} effort {effort}", effort=effort)
     for model in args.beside:
         points += measure_deepsic(images, args.qualities, args, f"{OURS} {model}", model=model)
+    points += measure_deepsic(images, args.rates, args, BY_RATE, mode="bpp")
     for name in args.codecs:
         points += measure_peer(name, images, args.threads)
     averages = average(points)
@@ -71,37 +80,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(settings_table(averages), "\n")
     print(rates_table(averages), "\n")
     # Published curves are means over a whole data set: a part of it must not be compared with them.
-    comparison = compare(averages, {} if args.limit else published) if OURS in averages else []
+    theirs = {} if args.limit else published
+    comparison = compare(points, averages, theirs) if OURS in averages else []
+    alike = {k: v for k, v in averages.items() if k in (BY_RATE, *ALSO_BY_RATE)}
+    by_rate = compare(points, alike, {}, BY_RATE) if BY_RATE in averages else []
+    for ours, rows in ((OURS, comparison), (BY_RATE, by_rate)):
+        print(comparison_table(rows, ours) + "\n" if rows else "")
     if comparison:
-        print(comparison_table(comparison))
         print(f"Published curves are from {os.path.basename(args.published)}, for Kodak.\n" if args.published else "")
     if args.csv:
         write_csv(args.csv, averages)
     if args.json:
-        write_json(args.json, machine(args.threads), points, averages, comparison)
+        write_json(args.json, machine(args.threads), points, averages, {OURS: comparison, BY_RATE: by_rate})
     if args.png:
         plot(args.png, averages, published, f"{len(images)} images, mean per image")
     print(conclusion(comparison))
 
 
 def measure_deepsic(
-    images: list[tuple[str, Pixels]], qualities: Sequence[float], args: Any, name: str = OURS, *,
-    model: str | None = None, effort: int | None = None,
+    images: list[tuple[str, Pixels]], settings: Sequence[float], args: Any, name: str = OURS, *,
+    model: str | None = None, effort: int | None = None, mode: str = "quality",
 ) -> list[Point]:  # fmt: skip
-    """Our codec at every quality; each image is one chunk, header and labels counted."""
+    """Our codec at every setting of a mode (quality, bpp); each image is one chunk, header and labels counted."""
     from deepsic_codec import DeepSIC
 
     points = []
-    for quality in qualities:
+    for setting in settings:
         hints = None if effort is None else {"effort": effort}
-        codec = DeepSIC(model=model or args.model, quality=quality, semantics=args.semantics, encode=hints)
+        rate_control: dict[str, Any] = {mode: setting}
+        codec = DeepSIC(model=model or args.model, semantics=args.semantics, encode=hints, **rate_control)
         for start in range(0, len(images), args.batch):
             part = images[start : start + args.batch]
             payloads = codec.encode_batch([pixels for _, pixels in part])
             decoded = codec.decode_batch(payloads)
             jobs = [(image, x, d, y) for (image, x), d, y in zip(part, payloads, decoded, strict=True)]
             points += over_threads(
-                lambda job, q=quality: _point(name, q, job[0], job[1], len(job[2]), job[3]), jobs, args.threads
+                lambda job, q=setting: _point(name, q, job[0], job[1], len(job[2]), job[3]), jobs, args.threads
             )
     return points
 
@@ -156,17 +170,37 @@ def curve(rows: list[dict[str, float]], measure: str) -> Curve | None:
     return Curve([row["bpp"] for row in rows], values)
 
 
-def compare(averages: Averages, published: Averages) -> list[dict[str, Any]]:
-    """BD-rate of ours against everything else, in each measure that both have."""
+def compare(
+    points: list[Point], averages: Averages, published: Averages, ours: str = OURS
+) -> list[dict[str, Any]]:  # fmt: skip
+    """BD-rate of ours against everything else, in each measure that both have, and as mean over the images."""
     rows = []
-    for name, theirs in [(k, v) for k, v in averages.items() if k != OURS] + list(published.items()):
+    per_image = _by_image(points)
+    for name, theirs in [(k, v) for k, v in averages.items() if k != ours] + list(published.items()):
         row: dict[str, Any] = {"codec": name, "published": name in published}
         for measure in MEASURES:
-            known = all(np.isfinite(r.get(measure, np.nan)) for r in [*averages[OURS], *theirs])
-            curves = (curve(theirs, measure), curve(averages[OURS], measure)) if known else (None, None)
+            known = all(np.isfinite(r.get(measure, np.nan)) for r in [*averages[ours], *theirs])
+            curves = (curve(theirs, measure), curve(averages[ours], measure)) if known else (None, None)
             row[measure] = bd_rate(*curves) if None not in curves else float("nan")
+        pairs = [(them, per_image[ours][image]) for image, them in per_image.get(name, {}).items()]
+        row["per_image"] = float(np.mean([bd_rate(*p) if None not in p else float("nan") for p in pairs] or [np.nan]))
         rows.append(row)
     return rows
+
+
+def _by_image(points: list[Point]) -> dict[str, dict[str, Curve | None]]:
+    """Curve of PSNR RGB of every codec and image."""
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for p in points:
+        found.setdefault(p.codec, {}).setdefault(p.image, []).append({"bpp": p.bpp, "psnr_rgb": p.psnr_rgb})
+    return {codec: {image: _curve_of_image(rows) for image, rows in images.items()} for codec, images in found.items()}
+
+
+def _curve_of_image(rows: list[dict[str, float]]) -> Curve | None:
+    try:
+        return curve(rows, "psnr_rgb")
+    except ValueError:  # a search for rates may end at one quality for all
+        return None
 
 
 def read_published(path: str) -> Averages:
@@ -204,10 +238,11 @@ def rates_table(averages: Averages) -> str:
     )
 
 
-def comparison_table(comparison: list[dict[str, Any]]) -> str:
+def comparison_table(comparison: list[dict[str, Any]], ours: str = OURS) -> str:
     """BD-rates in percent."""
-    header = [f"BD-rate of {OURS} in % against", "RGB", "luma", "MS-SSIM"]
-    rows = [[r["codec"] + (" (published)" if r["published"] else ""), *(r[m] for m in MEASURES)] for r in comparison]
+    header = [f"BD-rate of {ours} in % against", "RGB", "luma", "MS-SSIM", "RGB, image by image"]
+    columns = (*MEASURES, "per_image")
+    rows = [[r["codec"] + (" (published)" if r["published"] else ""), *(r[m] for m in columns)] for r in comparison]
     return table(header, rows)
 
 
@@ -235,14 +270,19 @@ def write_csv(path: str, averages: Averages) -> None:
 
 
 def write_json(
-    path: str, where: str, points: list[Point], averages: Averages, comparison: list[dict[str, Any]]
+    path: str,
+    where: str,
+    points: list[Point],
+    averages: Averages,
+    comparisons: dict[str, list[dict[str, Any]]],
 ) -> None:
     """Everything, per image too."""
     document = {
         "machine": where,
         "bd_rate_bpp_range": BPP_RANGE,
         "averages": averages,
-        "bd_rate": comparison,
+        "bd_rate": comparisons[OURS],
+        "bd_rate_by_rate": comparisons[BY_RATE],
         "images": [asdict(p) for p in points],
     }
     with open(path, "w") as file:
@@ -297,9 +337,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rd", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", required=True, help="folder of lossless images, e.g. ../shared/data/kodak")
     parser.add_argument("--qualities", type=float, nargs="+", default=QUALITIES, help="of DeepSIC, 1 to 100")
+    text = "also at such bits per pixel for every image, as a curve of its own"
+    parser.add_argument("--rates", type=float, nargs="*", default=[], metavar="BPP", help=text)
     parser.add_argument("--model", default="base")
     parser.add_argument("--semantics", choices=("pre", "post", "none"), default="pre")
-    text = "also with such levels of the encoder's effort (0 to 2), as curves of their own"
+    text = "also with such levels of the encoder's effort (0 to 4), as curves of their own"
     parser.add_argument("--efforts", type=int, nargs="+", default=[], metavar="N", help=text)
     text = "also with other models, as curves of their own"
     parser.add_argument("--beside", nargs="+", default=[], metavar="MODEL", help=text)

@@ -66,7 +66,7 @@ def main() -> None:
 
     train(Settings(
         base="base", labels=[str(tiles)], images=[str(path) for path in args.photos], out=str(model),
-        run=str(args.out / "run"), head_minutes=args.minutes, head_steps=args.steps, cell_copies=2, head_batch=64,
+        run=str(args.out / "run"), head_minutes=args.minutes, head_steps=args.steps, head_batch=64,
         every=100,
     ))  # fmt: skip
 

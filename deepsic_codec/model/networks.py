@@ -45,12 +45,12 @@ class Architecture:
     """Sizes of all networks; stored as JSON in the model file."""
 
     name: str = "base"
-    latents: int = 192
+    latents: int = 320
     analysis_widths: tuple[int, int] = (128, 256)  # at 1/8 and 1/16
-    analysis_blocks: tuple[int, int] = (3, 4)
+    analysis_blocks: tuple[int, int] = (3, 0)
     synthesis_widths: tuple[int, int] = (128, 256)
     synthesis_blocks: tuple[int, int] = (3, 4)
-    prior_groups: tuple[int, ...] = (8, 24, 64, 96)
+    prior_groups: tuple[int, ...] = (8, 24, 64, 96, 128)
     prior_width: int = 128
     head_width: int = 128
     classes: int = 11

@@ -21,7 +21,7 @@ HELP = {
     "label_root": "folder or zip file that names in a CSV are relative to (default: the CSV's folder)",
     "out": "the model file; its stem is the model's name",
     "run": "folder for checkpoints and log (default: runs/<name>)",
-    "start": "folder of a run whose networks to begin with",
+    "start": "run's folder, or name or file of a model, whose networks to begin with; smaller ones grow",
     "architecture": "base, tiny, or paper-0.25, paper-0.5, paper-1.0, paper-1.5",
     "minutes": "for the joint phase; each phase ends by its minutes or its steps",
     "encoder_minutes": "with --from: train the analysis transform too, for the decoder as it is",

@@ -38,11 +38,19 @@ def linear_start(
         synthesis.linear.weight.copy_(basis.T[:, :, None, None])
         synthesis.input_scale.copy_(variances.clamp(min=1e-4).rsqrt())
         gains.log2.table.zero_()
-        knots = torch.linspace(QUALITY_MIN, QUALITY_MAX, gains.log2.table.shape[0])
-        # logistic scale of half the standard deviation, in quantiser steps: image
-        # coefficients have heavier tails than their variance tells
-        scales = 0.3 * variances.sqrt() * 64 / quality_step(knots)[:, None]  # (knots, C)
-        index = np.interp(scales.log().cpu().numpy(), prior.log_scales.cpu().numpy(), np.arange(SCALES))
-        start = (torch.from_numpy(index).float() - SCALES / 2) / 2**SCALE_BITS
-        for net, step in zip(prior.passes, prior.steps, strict=True):
-            net.out_bias.table[:, step.count :] = start[:, step.start : step.start + step.count]
+    start_scales(prior, variances)
+
+
+@torch.no_grad()
+def start_scales(prior: Prior, variances: Tensor, first: int = 0) -> None:
+    """Let a prior expect of channels ``first`` and on what their variances (C,) say; the rest of it stays."""
+    knots = torch.linspace(QUALITY_MIN, QUALITY_MAX, len(prior.passes[0].out_bias.table))
+    # logistic scale of half the standard deviation, in quantiser steps: image
+    # coefficients have heavier tails than their variance tells
+    scales = 0.3 * variances.sqrt() * 64 / quality_step(knots)[:, None]  # (knots, C)
+    index = np.interp(scales.log().cpu().numpy(), prior.log_scales.cpu().numpy(), np.arange(SCALES))
+    start = (torch.from_numpy(index).float() - SCALES / 2) / 2**SCALE_BITS
+    for net, step in zip(prior.passes, prior.steps, strict=True):
+        if step.start >= first:
+            own = slice(step.start - first, step.start - first + step.count)
+            net.out_bias.table[:, step.count :] = start[:, own]

@@ -4,7 +4,7 @@
 2. ``integer``: the same, with transforms that imitate their integer form.
 3. ``prior``: the prior alone, on fixed symbols, imitating its integer form.
 4. ``synthesis``: the synthesis alone, on symbols as the encoder chooses them with that prior.
-5. ``head``: the semantic head alone, on fixed latents.
+5. ``head``: the semantic head alone, on latents of fresh crops, half of them as they are stored.
 
 From a model file (``--from``), whose decoder stays as it is: ``encoder`` and ``integer``, which
 train the analysis and the head as ``joint`` and ``integer`` train everything, then ``head``.
@@ -27,7 +27,7 @@ from torch import Tensor
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.families import AnyArchitecture
 from deepsic_codec.model.integer import export_gains
-from deepsic_codec.model.networks import Architecture, quality_step, step_lambda
+from deepsic_codec.model.networks import LABEL_CELL, Architecture, quality_step, step_lambda
 from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.model.prior import IntegerPrior
 from deepsic_codec.model.rdo import RdoTables, make_tables, quantise
@@ -57,9 +57,6 @@ BATCH = 8
 
 #: Batches that the transforms' ranges are measured on.
 CALIBRATION = 8
-
-#: Latents of cells that are kept for the head: 2.4 GB of the base architecture's.
-MAX_CELLS = 400_000
 
 Measures = dict[str, Tensor]
 Rounding = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -271,25 +268,30 @@ class Work:
     def head(self) -> Phase:
         """Phase 5."""
         s, net = self.s, self.nets.head
-        latents, labels, quality = self.collect_cells(s.cell_copies, s.seed + 3)
         self.integer_head()
         self.nets.eval()
         net.train()
 
         def step(number: int, rng: np.random.Generator) -> Measures:
-            pick = torch.from_numpy(rng.integers(len(labels), size=s.head_batch)).to(self.device)
-            logits = net(latents[pick].float(), quality[pick])
-            loss = semantic(logits, labels[pick])
+            latents, labels, quality = self.cells(s.head_batch, rng)
+            with torch.autocast(latents.device.type, torch.bfloat16, enabled=s.bf16):
+                logits = net(latents, quality).float()
+            loss = semantic(logits, labels)
             loss.backward()
-            return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels[pick]).float().mean()}
+            known = labels < net.out.out_features - 1
+            right = (logits.argmax(1) == labels) & known
+            return {"loss": loss.detach(), "accuracy": right.sum() / known.sum().clamp(min=1)}
 
-        groups = [{"params": list(net.parameters()), "factor": 1.0, "weight_decay": s.head_weight_decay}]
+        matrices = [p for p in net.parameters() if p.ndim > 1]
+        others = [p for p in net.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "factor": 1.0, "weight_decay": s.head_weight_decay},
+                  {"params": others, "factor": 1.0}]  # fmt: skip
         return Phase("head", groups, step, s.head_steps, s.head_minutes, s.head_learning_rate, s.head_batch)
 
     def qualities(self, count: int) -> Tensor:
         """Random qualities (count,)."""
         low, high = self.s.quality_low, self.s.quality_high
-        return torch.rand(count, device=self.device) * (high - low) + low
+        return torch.rand(count, device=self.device) ** self.s.quality_power * (high - low) + low
 
     def stored_qualities(self, count: int, rng: np.random.Generator) -> Tensor:
         """Random qualities (count,) as payloads have them, in hundredths."""
@@ -346,33 +348,36 @@ class Work:
         return torch.cat(out), torch.cat(qualities)
 
     @torch.no_grad()
-    def collect_cells(self, copies: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents float16 (N,C,4,4) of labelled cells, their classes and qualities (N,).
+    def cells(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (N,C,4,4) of about ``count`` fresh cells, their classes and qualities (N,).
 
         Half of the tiles stand alone and half in mosaics, half of the latents are as the
-        analysis gives them and half as they are stored; cells of photographs are *unknown*.
+        analysis gives them and half as they are stored; an eighth are cells of photographs,
+        which are *unknown*.
         """
-        rng = np.random.default_rng(seed)
-        nets, latents, labels, qualities = self.nets.eval(), [], [], []
-        unknown = nets.arch.classes - 1
-        count = min(copies * len(self.tiles.labels), max(len(self.tiles.labels), MAX_CELLS))
-        for batch in range(max(6, count // 64)):
-            if self.photos and batch % 6 == 5:
-                x = self.photos.crops(4, self.s.crop, rng)
-                edge = self.s.crop // 64
-                found = torch.full((4, edge, edge), unknown, device=self.device)
-            else:
-                x, found = self.tiles.mosaics(*((4, 4) if batch % 2 else (64, 1)), rng, self.s.jitter)
+        nets, found = self.nets, []
+        strange = max(1, count // 8) if self.photos else 0
+        alone = max(1, (count - strange) // 2)
+        parts = [self.tiles.mosaics(alone, 1, rng, self.s.jitter)]
+        inside = (count - strange - alone) // 16
+        if inside:
+            parts.append(self.tiles.mosaics(inside, 4, rng, self.s.jitter))
+        if strange:
+            crops = -(-strange // (self.s.crop // LABEL_CELL) ** 2)
+            x = self.photos.crops(crops, self.s.crop, rng)
+            edge = self.s.crop // LABEL_CELL
+            parts.append((x, torch.full((crops, edge, edge), nets.arch.classes - 1, device=self.device)))
+        for x, labels in parts:
             q = self.stored_qualities(len(x), rng)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.s.bf16):
                 y = nets.analysis(x, q).float()
-            gain = nets.gains(q)
-            plain = torch.from_numpy(rng.random(len(y)) < 0.5).to(self.device)[:, None, None, None]
-            y = torch.where(plain, y, self.chosen((y * gain).clamp(-32767, 32767), gain, q) / gain)
-            latents.append(cells_of(y).half())
-            labels.append(found.reshape(-1))
-            qualities.append(q.repeat_interleave(found[0].numel()))
-        return torch.cat(latents), torch.cat(labels), torch.cat(qualities)
+            stored = torch.from_numpy(np.flatnonzero(rng.random(len(y)) < 0.5)).to(self.device)
+            if len(stored):
+                gain = nets.gains(q[stored])
+                y[stored] = self.chosen((y[stored] * gain).clamp(-32767, 32767), gain, q[stored]) / gain
+            found.append((cells_of(y), labels.reshape(-1), q.repeat_interleave(labels[0].numel())))
+        latents, classes, qualities = (torch.cat(column) for column in zip(*found, strict=True))
+        return latents, classes, qualities
 
     @property
     def estimates_rate(self) -> bool:

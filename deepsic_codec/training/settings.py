@@ -24,7 +24,7 @@ class Settings:
     parents: dict[str, list[str]] = field(default_factory=dict)  # broader name -> classes
     out: str = "model.safetensors"  # the model file; its stem is the model's name
     run: str = ""  # folder of checkpoints and log; default: runs/<name>
-    start: str = ""  # a run's folder whose networks to begin with, instead of the linear start
+    start: str = ""  # a run's folder, or a model, whose networks to begin with, instead of the linear start
     base: str = ""  # --from: keep this model's decoder; train its semantic head (--labels), its analysis, or both
     architecture: str = "base"  # a name in deepsic_codec.training.phases.ARCHITECTURES
 
@@ -37,6 +37,7 @@ class Settings:
     crop: int = 256  # pixels, a multiple of 64
     quality_low: float = 1.0  # qualities are drawn evenly between these; equal: a model for one rate
     quality_high: float = 100.0
+    quality_power: float = 1.0  # above 1: low qualities are drawn more often
     lr: float = 8e-4  # Adam, cosine decay to 1 % after a short warm-up
     linear_lr: float = 0.1  # factor for the KLT shortcuts, whose entries are small and good already
     prior_lr: float = 2.0  # factor for the prior, which follows the transforms
@@ -64,8 +65,7 @@ class Settings:
     prior_batch: int = 16
     prior_learning_rate: float = 6e-4
 
-    cell_copies: int = 6  # phase 5: semantic head, on fixed latents of so many passes over the labelled images
-    head_minutes: float = 6.0
+    head_minutes: float = 6.0  # phase 5: semantic head, on latents of fresh crops
     head_steps: int = 1_000_000
     head_batch: int = 256
     head_learning_rate: float = 2e-3
@@ -92,8 +92,10 @@ class Settings:
         if not 1 <= self.quality_low <= self.quality_high <= 100:
             raise ConfigurationError(f"qualities: expected 1 <= low <= high <= 100, got {self.quality_low} and "
                                      f"{self.quality_high}")  # fmt: skip
+        if not 0.1 <= self.quality_power <= 10:
+            raise ConfigurationError(f"quality_power: expected 0.1 to 10, got {self.quality_power}")
         for name in ("photos_per_step", "mosaics_per_step", "every", "prior_batch", "head_batch", "symbol_batches",
-                     "cell_copies", "table_samples", "table_checks"):  # fmt: skip
+                     "table_samples", "table_checks"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.base and not self.labels and not self.trains_encoder:
@@ -153,7 +155,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "symbol_batches": 1200,
         "head_minutes": 1.0,
         "head_batch": 1024,
-        "cell_copies": 12,
         "checkpoint_minutes": 2.0,
     },
     # the paper's networks, one rate of --architecture paper-0.25, -0.5, -1.0 or -1.5; result: not run yet
@@ -179,7 +180,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "symbol_batches": 2,
         "prior_steps": 5,
         "head_steps": 5,
-        "cell_copies": 1,
         "table_samples": 4,
         "table_checks": 2,
         "every": 5,

@@ -32,6 +32,7 @@ from deepsic_codec.model.networks import Architecture
 from deepsic_codec.training import checkpoint
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.finish import write_adapted, write_model
+from deepsic_codec.training.grow import grow
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import Networks, make_networks
 from deepsic_codec.training.phases import FLOATING, Phase, Work, architecture_of
@@ -244,22 +245,41 @@ def _networks(
         if fresh and isinstance(arch, Architecture):
             linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, s.klt_crops)
         return nets
-    nets = load_networks(s.start)
-    if nets.arch != arch:
-        found, wanted = nets.arch.to_json(), arch.to_json()
-        other = ", ".join(f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if found[k] != wanted[k])
-        raise ConfigurationError(f"--start {s.start}: does not fit architecture {s.architecture!r}: {other}")
+    old = _started(s)
+    if old.arch == arch:
+        return old
+    if not isinstance(arch, Architecture) or not isinstance(old.arch, Architecture) or photos is None:
+        raise ConfigurationError(f"--start {s.start}: has architecture {old.arch.name!r}, not {s.architecture!r}")
+    nets = make_networks(arch)
+    old.integer = False
+    try:
+        grow(nets, old, photos, s.klt_crops)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--start {s.start}: {error}") from None
     return nets
 
 
-def _from_model(info: ModelInfo, classes: int) -> Networks:
+def _started(s: Settings) -> Networks:
+    """The networks of --start: a run's folder, or the name or file of a model."""
+    if Path(s.start).is_dir():
+        return load_networks(s.start)
+    info = read_info(s.start) if Path(s.start).is_file() else find_model(s.start)
+    if not info.architecture.get("integer", False):
+        raise ConfigurationError(
+            f"--start {s.start}: model {info.name!r} has networks in floating point, whose files do not hold the prior "
+            "that training goes on with; name the folder of its run"
+        )
+    return _from_model(info, len(info.vocabulary.classes), "--start").eval()
+
+
+def _from_model(info: ModelInfo, classes: int, option: str = "--from") -> Networks:
     """Networks with the transforms and, as far as it fits the classes, the head of a model file."""
     arrays = load_arrays(info)
     try:
         nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1}))
         restore(nets, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"--from {info.path}: tensors do not fit its architecture ({error})") from None
+        raise ConfigurationError(f"{option} {info.path}: tensors do not fit its architecture ({error})") from None
     return nets
 
 

@@ -40,6 +40,29 @@ def test_efforts_and_models_are_curves_of_their_own(images, tmp_path, capsys):
         assert [row["codec"] for row in csv.DictReader(file)] == names
 
 
+def test_fixed_rates_are_compared_with_fixed_rates(images, tmp_path, capsys):
+    out = tmp_path / "rd.json"
+    command = ["--images", str(images), "--qualities", "20", "60", "--rates", "0.5", "1", "--threads", "1"]
+    rd.main([*command, "--codecs", "JPEG 2000 ratio", "WebP", "--json", str(out)])
+    found = json.loads(out.read_text())
+    assert [row["bpp"] for row in found["averages"][rd.BY_RATE]] == pytest.approx([0.5, 1], rel=0.05)
+    assert [row["codec"] for row in found["bd_rate_by_rate"]] == ["DeepSIC", "JPEG 2000 ratio"]
+    assert [row["codec"] for row in found["bd_rate"]] == [rd.BY_RATE, "JPEG 2000 ratio", "WebP"]
+    # both of ours are the same codec, which only the comparison image by image shows
+    assert abs(found["bd_rate"][0]["per_image"]) < 3
+    assert f"BD-rate of {rd.BY_RATE} in %" in capsys.readouterr().out
+
+
+def test_bd_rates_image_by_image_are_averaged_last():
+    def points(codec, image, factor):
+        return [rd.Point(codec, s, image, factor * s, 30 + 5 * s, 30 + 5 * s, 0.9 + s / 30) for s in (0.2, 0.5, 1.0)]
+
+    found = points("DeepSIC", "a", 1.0) + points("DeepSIC", "b", 1.0)
+    found += points("other", "a", 2.0) + points("other", "b", 0.8)
+    (row,) = rd.compare(found, rd.average(found), {})
+    assert row["codec"] == "other" and row["per_image"] == pytest.approx((-50 + 25) / 2, abs=1e-6)
+
+
 def test_peers_alone(images, capsys):
     rd.main(["--images", str(images), "--no-deepsic", "--codecs", "--threads", "1"])
     assert "nothing to compare" in capsys.readouterr().out

@@ -112,7 +112,7 @@ def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
     out = tmp_path / "mine.safetensors"
     command = ["train", "--from", base.path, "--labels", data.tiles, "--images", data.photos, "--out", str(out),
                "--run", str(tmp_path / "run"), "--head-steps", "5", "--head-batch", "16", "--crop", "64",
-               "--cell-copies", "1", "--parents", '{"Green": ["Forest"]}']  # fmt: skip
+               "--parents", '{"Green": ["Forest"]}']  # fmt: skip
     assert main(command) == 0
     mine = read_info(out)
     assert mine.decoder == base.decoder and mine.head != base.head
@@ -126,7 +126,7 @@ def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
     assert "held out" in capsys.readouterr().out
     # broader names stay where none are given
     s = Settings(base=str(out), labels=[data.tiles], out=str(tmp_path / "again.safetensors"),
-                 run=str(tmp_path / "again"), head_steps=1, head_batch=4, crop=64, cell_copies=1)  # fmt: skip
+                 run=str(tmp_path / "again"), head_steps=1, head_batch=4, crop=64)  # fmt: skip
     again = train.train(s)
     assert again.vocabulary == mine.vocabulary
 
@@ -153,7 +153,7 @@ def adapting(data, folder, base, **changes):
     places = {"base": base.path, "images": [data.photos], "out": str(folder / "mine.safetensors"),
               "run": str(folder / "run")}  # fmt: skip
     tiny = {"crop": 64, "photos_per_step": 2, "mosaics_per_step": 1, "encoder_minutes": 9.0, "encoder_steps": 5,
-            "integer_steps": 2, "head_steps": 3, "head_batch": 16, "cell_copies": 1, "every": 1, "warm_up": 1,
+            "integer_steps": 2, "head_steps": 3, "head_batch": 16, "every": 1, "warm_up": 1,
             "encoder_learning_rate": 3e-3}  # fmt: skip
     return Settings(**(places | tiny | changes))
 
@@ -359,7 +359,8 @@ def test_start_takes_another_runs_networks_or_says_why_not(whole, data, tmp_path
     one, two = (checkpoint.load(f / "run").below("net") for f in (folder, tmp_path))
     assert torch.equal(one["analysis.stem.weight"], two["analysis.stem.weight"])
     s = settings(data, tmp_path / "other", start=str(folder / "run"), architecture="base")
-    check_rejects(ConfigurationError, "does not fit architecture 'base'|latents 16 instead of 192", train.train, s)
+    words = "cannot start from these networks|analysis_widths [128, 256], not [8, 16]"
+    check_rejects(ConfigurationError, words, train.train, s)
 
 
 def test_resume_and_fresh_start_are_not_mixed_up(whole, data, tmp_path):

@@ -1,0 +1,112 @@
+"""Larger networks begin with what smaller ones have learnt."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.training.data import Photographs
+from deepsic_codec.training.grow import grow, residual_transform
+from deepsic_codec.training.klt import linear_start
+from deepsic_codec.training.loss import make_networks
+from deepsic_codec.training.phases import TINY
+from deepsic_codec.training.train import load_networks, train
+from tests.common import check_rejects
+from tests.training.test_train import settings
+
+LARGER = replace(
+    TINY, name="larger", latents=40, prior_groups=(4, 12, 24), analysis_blocks=(2, 0), synthesis_blocks=(2, 1)
+)
+
+
+@pytest.fixture(scope="module")
+def photos(data):
+    return Photographs([data.photos], 64)
+
+
+@pytest.fixture(scope="module")
+def small(photos):
+    """Small networks that are not at their start any more."""
+    torch.manual_seed(0)
+    nets = make_networks(TINY)
+    linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, 50)
+    with torch.no_grad():
+        for parameter in nets.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+        block = nets.analysis.blocks16[0]
+        nn.init.constant_(block.up.bias, -1e3)  # as idle as training leaves them
+        nn.init.normal_(block.down.bias)
+    return nets.eval()
+
+
+def grown(small, photos, arch=LARGER):
+    torch.manual_seed(1)
+    nets = make_networks(arch)
+    grow(nets, small, photos, 50)
+    return nets.eval()
+
+
+@torch.no_grad()
+def test_old_latents_stay_and_new_ones_take_what_was_left_out(small, photos):
+    nets = grown(small, photos)
+    x = torch.tensor(photos.held_out[0][:64, :64]).permute(2, 0, 1)[None].float()
+    q = torch.tensor([100.0])
+    before, after = small.analysis(x, q), nets.analysis(x, q)
+    torch.testing.assert_close(after[:, :16], before, rtol=1e-4, atol=1e-4)
+    error = [(net.synthesis(y, q) - x).square().mean().item() for net, y in ((small, before), (nets, after))]
+    assert error[1] < 0.7 * error[0]
+    symbols = torch.round(after * nets.gains(q))
+    old, new = (net.prior(s, q) for net, s in ((small, symbols[:, :16]), (nets, symbols)))
+    for a, b in zip(old, new, strict=True):
+        torch.testing.assert_close(b[:, :16], a, rtol=1e-4, atol=1e-4)
+    silent = nets.synthesis(torch.cat([before, torch.zeros_like(after[:, 16:])], 1), q)
+    torch.testing.assert_close(silent, small.synthesis(before, q), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(nets.head(after, q), small.head(before, q), rtol=1e-4, atol=1e-4)
+
+
+def test_everything_that_is_new_learns(small, photos):
+    nets = grown(small, photos).train()
+    terms = nets.terms(photos.crops(2, 64, np.random.default_rng(0)), torch.tensor([60.0, 90.0]), False)
+    (nets.loss(terms, torch.tensor([60.0, 90.0])) + terms.logits.square().mean()).backward()
+    for gradient in (
+        nets.synthesis.stem.weight.grad[:, 16:], nets.head.stem.weight.grad[:, 16:], nets.analysis.out.weight.grad[16:],
+        nets.analysis.linear.weight.grad[16:], nets.analysis.blocks8[1].down.weight.grad,
+        nets.gains.log2.table.grad[:, 16:],
+        nets.synthesis.blocks8[1].down.weight.grad, nets.prior.passes[-1].out.weight.grad,
+    ):  # fmt: skip
+        assert gradient.abs().amax() > 0
+
+
+def test_components_are_orthonormal_and_variances_those_of_images(small, photos):
+    forward, backward, variances = residual_transform(small, photos, 24, 50)
+    torch.testing.assert_close(backward.T @ backward, torch.eye(24), rtol=0, atol=1e-5)
+    assert forward.shape == (24, 768) and (variances > 0).all() and variances[:4].mean() > variances[-4:].mean()
+
+
+@pytest.mark.parametrize(
+    "change,reason",
+    [
+        ({"prior_groups": (8, 8, 24)}, "prior groups [8, 8, 24] do not begin with"),
+        ({"synthesis_blocks": (2, 0)}, "synthesis_blocks [2, 0] are fewer than [1, 1]"),
+        ({"analysis_blocks": (0, 1)}, "analysis_blocks [0, 1] are fewer"),
+        ({"prior_width": 32}, "prior_width 32, not 16"),
+    ],
+)
+def test_what_does_not_fit_is_refused(small, photos, change, reason):
+    check_rejects(ConfigurationError, reason, grown, small, photos, replace(LARGER, **change))
+
+
+def test_run_started_from_a_model_file(data, tmp_path):
+    info = train(settings(data, tmp_path / "a", steps=2))
+    again = train(
+        settings(data, tmp_path / "b", start=info.path, steps=0, integer_steps=0, synthesis_steps=0, prior_steps=2)
+    )
+    assert again.vocabulary == info.vocabulary
+    nets = [load_networks(tmp_path / name / "run") for name in "ab"]
+    # what a model file holds is rounded, and in another scale
+    for part in ("analysis.linear.weight", "synthesis.linear.weight"):
+        a, b = (net.state_dict()[part] for net in nets)
+        torch.testing.assert_close(b, a, rtol=0, atol=1e-3)
