@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     results = [measure_deepsic(chunks, args)]
     goal = results[0].psnr
+    results += [measure_deepsic(chunks, args, effort) for effort in args.efforts]
     results += [measure_peer(nearest(PEERS[name], chunks, goal, args.threads), chunks, args) for name in PEER_NAMES]
     results.append(measure_peer((_blosc_zstd(), 0), chunks, args))
     print(results_table(results), "\n")
@@ -74,12 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(conclusion(results, peak))
 
 
-def measure_deepsic(chunks: list[Pixels], args: argparse.Namespace) -> Result:
+def measure_deepsic(chunks: list[Pixels], args: argparse.Namespace, effort: int | None = None) -> Result:
     """Our codec, batches of chunks in one call each."""
     from deepsic_codec import DeepSIC, config
 
     config.set(threads=args.threads)
-    codec = DeepSIC(model=args.model, quality=args.quality)
+    hints = None if effort is None else {"effort": effort}
+    codec = DeepSIC(model=args.model, quality=args.quality, encode=hints)
     batches = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]
 
     def encode() -> list[Any]:
@@ -89,7 +91,8 @@ def measure_deepsic(chunks: list[Pixels], args: argparse.Namespace) -> Result:
         parts = [payloads[i : i + args.batch] for i in range(0, len(payloads), args.batch)]
         return [image for part in parts for image in codec.decode_batch(part)]
 
-    return _measure("DeepSIC", f"quality {args.quality:g}", chunks, encode, decode, args.repeats)
+    name, repeats = ("DeepSIC", args.repeats) if effort is None else (f"DeepSIC effort {effort}", 1)
+    return _measure(name, f"quality {args.quality:g}", chunks, encode, decode, repeats)
 
 
 def measure_peer(peer_at: tuple[Peer, float], chunks: list[Pixels], args: argparse.Namespace) -> Result:
@@ -243,7 +246,8 @@ def results_table(results: list[Result]) -> str:
 
 def conclusion(results: list[Result], peak: float) -> str:
     """Say in one sentence what the run shows."""
-    ours, peers = results[0], [r for r in results[1:] if r.setting != "lossless"]
+    ours = results[0]
+    peers = [r for r in results if r.setting != "lossless" and not r.codec.startswith("DeepSIC")]
 
     def names(test: Callable[[Result], bool]) -> str:
         return ", ".join(r.codec for r in peers if test(r)) or "none of them"
@@ -262,6 +266,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image", help="scene to cut chunks from; default: the bundled drone frame")
     parser.add_argument("--model", default="base")
     parser.add_argument("--quality", type=float, default=50)
+    text = "also with such levels of the encoder's effort (0 to 4), one run each"
+    parser.add_argument("--efforts", type=int, nargs="+", default=[], metavar="N", help=text)
     parser.add_argument("--batch", type=int, default=8, help="chunks per call of DeepSIC")
     parser.add_argument("--chunks", type=int, default=32, help="at most so many chunks")
     parser.add_argument("--repeats", type=int, default=3)

@@ -78,7 +78,9 @@ def depthwise(stream: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     x = stream.permute(0, 3, 1, 2)
     with torch.autocast(stream.device.type, enabled=False):
-        if _convolution_is_exact(stream.device):
+        if stream.is_cuda and _has_plain_kernel(stream.device):
+            out = _plain(x, weight, bias)
+        elif _convolution_is_exact(stream.device):
             out = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
         else:
             out = F.conv2d(x.double(), weight.double(), bias.double(), padding=1, groups=x.shape[1]).float()
@@ -93,6 +95,22 @@ def _spatial_probe(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     wanted = F.conv2d(x.double(), weight.double(), padding=1, groups=32).float()
     x, weight, wanted = (t.to(device, memory_format=torch.channels_last) for t in (x, weight, wanted))
     return x, weight, wanted
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's own depth-wise kernel for CUDA: float32 whatever the process is set to, unlike cuDNN's."""
+    found: Tensor = torch.ops.aten._conv_depthwise2d.default(x, weight, [3, 3], bias, [1, 1], [1, 1], [1, 1])
+    return found
+
+
+@lru_cache(maxsize=8)
+def _has_plain_kernel(device: torch.device) -> bool:
+    """Whether it is there and right; asked once, as asking makes the device wait for the host."""
+    x, weight, wanted = _spatial_probe(device)
+    try:
+        return bool((_plain(x, weight, None) == wanted).all())
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
 
 
 def _convolution_is_exact(device: torch.device) -> bool:

@@ -344,8 +344,10 @@ def _check_claims(info: ModelInfo, table: Table) -> None:
         if any(n**2 > elements for n in numbers):
             raise ValueError(f"architecture: {name} is {value} in a file of {elements} weights")
         if name.endswith("_blocks"):
-            widths = sizes.get(name.removesuffix("_blocks") + "_widths")
-            if not isinstance(widths, list) or len(widths) != len(values) or len(numbers) != len(values):
+            stem = name.removesuffix("_blocks")
+            widths = sizes.get(f"{stem}_widths", [sizes.get(f"{stem}_width")])
+            sound = isinstance(widths, list) and len(widths) == len(values) == len(numbers)
+            if not sound or not all(isinstance(w, int) for w in widths):
                 raise ValueError(f"architecture: {name} is {value} for widths {widths}")
             if sum(n * w**2 for n, w in zip(numbers, widths, strict=True)) > elements:
                 raise ValueError(f"architecture: {name} is {value} in a file of {elements} weights")

@@ -33,7 +33,6 @@ SYNTHESIS_FORMATS = {
 }  # fmt: skip
 HEAD_FORMATS = {"stem": fixed.COMPANDED_STEM, "hidden": fixed.UP, "out": fixed.TO_LOGIT}
 BLOCK_FORMATS = {"spatial": fixed.SPATIAL, "up": fixed.UP, "down": fixed.DOWN}
-HEAD_BLOCKS = 2
 QUALITIES = 100
 #: Quality is given in hundredths.
 HUNDREDTHS = 100
@@ -277,7 +276,7 @@ class IntegerHead:
     def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
         self.stem, self.hidden, self.out = (Layer(tensors, n, form, device) for n, form in HEAD_FORMATS.items())
         self.mod = Modulation(tensors, "mod", device)
-        self.blocks = Blocks(tensors, "blocks", HEAD_BLOCKS, device)
+        self.blocks = Blocks(tensors, "blocks", arch.head_blocks, device)
         self.compand = tensors["compand"].to(device=device, dtype=torch.int32)
         self.score = tensors["score"].to(device=device)
         if self.compand.shape != (fixed.WIDE_MAX + 1,) or self.score.shape != (2 * fixed.LOGIT_MAX + 1,):

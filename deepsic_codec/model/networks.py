@@ -36,6 +36,8 @@ STEP_AT_1, STEP_AT_100 = 200.0, 4.0
 QUALITY_MIN, QUALITY_MAX = 1.0, 100.0
 #: Bounds of what a model file may ask for.
 MAX_WIDTH, MAX_BLOCKS = 2048, 64
+#: Of the semantic head in model files that do not say how many it has.
+FIRST_HEAD_BLOCKS = 2
 #: Pixels per side of the cell that the semantic head classifies.
 LABEL_CELL = 64
 
@@ -52,7 +54,8 @@ class Architecture:
     synthesis_blocks: tuple[int, int] = (3, 4)
     prior_groups: tuple[int, ...] = (8, 24, 64, 96, 128)
     prior_width: int = 128
-    head_width: int = 128
+    head_width: int = 120
+    head_blocks: int = 3
     classes: int = 11
     knots: int = 9  # of the quality tables
     integer: bool = True  # whether the stored transforms are integers
@@ -61,7 +64,7 @@ class Architecture:
         """Refuse sizes that no model has, before anything is allocated for them."""
         sizes = [self.latents, self.prior_width, self.head_width, self.classes, self.knots, *self.prior_groups]
         sizes += [*self.analysis_widths, *self.synthesis_widths]
-        blocks = [*self.analysis_blocks, *self.synthesis_blocks]
+        blocks = [*self.analysis_blocks, *self.synthesis_blocks, self.head_blocks]
         sound = all(isinstance(n, int) and 1 <= n <= MAX_WIDTH for n in sizes)
         sound = sound and all(isinstance(n, int) and 0 <= n <= MAX_BLOCKS for n in blocks)
         pairs = (self.analysis_widths, self.analysis_blocks, self.synthesis_widths, self.synthesis_blocks)
@@ -69,13 +72,19 @@ class Architecture:
             raise ValueError("architecture: sizes out of range, or prior groups that do not add up to the latents")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary with lists in place of tuples."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain dictionary with lists in place of tuples.
+
+        Identities are hashes of it, so that what the first model files do not say, two blocks
+        of the head, is still left out.
+        """
+        unsaid = {"head_blocks"} if self.head_blocks == FIRST_HEAD_BLOCKS else set()
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in unsaid}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Architecture:
         """Inverse of :meth:`to_json`."""
-        return cls(**{"integer": False} | {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**{"integer": False, "head_blocks": FIRST_HEAD_BLOCKS} | values)
 
 
 def quality_step(quality: Tensor) -> Tensor:
@@ -284,7 +293,7 @@ class SemanticHead(nn.Module):
         w = arch.head_width
         self.stem = nn.Conv2d(arch.latents, w, 1)
         self.mod = Modulate(w, arch.knots)
-        self.blocks = _blocks(w, 2)
+        self.blocks = _blocks(w, arch.head_blocks)
         self.hidden = nn.Linear(2 * w, w)
         self.dropout = nn.Dropout(0.2)
         self.out = nn.Linear(w, arch.classes)

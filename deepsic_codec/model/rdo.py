@@ -111,17 +111,39 @@ def quantise(
             means, indices = prior.run(number, neighbours, rows, which)
             own = slice(step.start, step.start + step.count)
             away = whole[flat, own] * MEAN_LEVELS - means
+            if _all_at_once(scaled.device):
+                moves = _moves(tables, away, indices, which, error[flat, own], own)
+                chosen[:, own] = chosen[:, own].index_add(0, flat, moves)
+                continue
             # most symbols are what the prior expects, and stay
             p, c = torch.nonzero(away.abs() > MEAN_LEVELS // 2, as_tuple=True)
-            away = away[p, c]
-            position, channel = flat[p], own.start + c
-            towards = -torch.sign(away)
-            saved = tables.saved[indices[p, c].long(), away.abs().clamp(max=DISTANCES - 1)]
-            price = tables.price[(which if isinstance(which, int) else which[p]) - 1, channel]
-            cost = (price * ((1 << BITS) + 2 * towards * error[position, channel])) >> BITS
-            chosen[position, channel] += torch.where(saved > cost, towards, 0).to(torch.int32)
+            channel = own.start + c
+            few = _moves(tables, away[p, c], indices[p, c], which if isinstance(which, int) else which[p],
+                         error[flat[p], channel], channel)  # fmt: skip
+            chosen[flat[p], channel] += few
         symbols = chosen.reshape(scaled.shape)
     return symbols
+
+
+def _all_at_once(device: torch.device) -> bool:
+    """Whether to reckon for every symbol: to look for the few that may move makes a GPU wait for the host."""
+    return device.type == "cuda"
+
+
+def _moves(
+    tables: RdoTables, away: Tensor, indices: Tensor, quality: Tensor | int, error: Tensor, channel: Tensor | slice
+) -> Tensor:
+    """Steps, int32, that symbols are to be moved.
+
+    All are (P,n), for n channels in a row, with qualities (P,); or (P,), of any channels each.
+    ``away`` is how far symbols lie from their means, in eighths.
+    """
+    towards = -torch.sign(away)
+    saved = tables.saved[indices.long(), away.abs().clamp(max=DISTANCES - 1)]
+    row = quality - 1
+    price = tables.price[row][..., channel] if isinstance(channel, slice) else tables.price[row, channel]
+    cost = (price * ((1 << BITS) + 2 * towards * error)) >> BITS
+    return torch.where((saved > cost) & (away.abs() > MEAN_LEVELS // 2), towards, 0).to(torch.int32)
 
 
 def _bits(distance: Tensor, scale: Tensor) -> Tensor:

@@ -19,9 +19,11 @@ from deepsic_codec.training.loss import Networks
 
 #: Images per call, and their edge; the share of the mean variance that steadies the regression.
 BATCH, EDGE, RIDGE = 8, 256, 1e-4
-#: Sizes that may differ: latents and prior groups grow, blocks come and (if they do nothing) go, the last layer of
-#: the semantic head is new for other classes.
-FLEXIBLE = {"name", "latents", "prior_groups", "analysis_blocks", "synthesis_blocks", "classes"}
+#: Sizes that may differ: latents and prior groups grow, blocks come and (if they do nothing) go, the semantic head is
+#: new where its width is another, and its last layer for other classes.
+FLEXIBLE = {
+    "name", "latents", "prior_groups", "analysis_blocks", "synthesis_blocks", "head_blocks", "head_width", "classes",
+}  # fmt: skip
 
 
 @torch.no_grad()
@@ -54,7 +56,8 @@ def grow(nets: Networks, old: Networks, photos: Photographs, crops: int) -> None
     _blocks(nets, old)
     analysis, synthesis = nets.analysis, nets.synthesis
     synthesis.stem.weight[:, before:] = 0
-    nets.head.stem.weight[:, before:] = 0
+    if nets.arch.head_width == old.arch.head_width:
+        nets.head.stem.weight[:, before:] = 0
     analysis.out.weight[before:] = 0
     analysis.out.bias[before:] = 0
     if nets.arch.latents > before:
@@ -103,6 +106,11 @@ def _pairs(nets: Networks, old: Networks) -> list[tuple[Tensor, Tensor]]:
     """Tensors of both that have a name and a place in common, those of blocks apart."""
     known = {k: v for k, v in old.state_dict().items() if ".blocks" not in f".{k}" or k.startswith("head.")}
     own = nets.state_dict()
+    if nets.arch.head_width != old.arch.head_width:
+        return [(own[k], v) for k, v in known.items() if not k.startswith("head.")]
+    for block in list(nets.head.blocks)[old.arch.head_blocks :]:
+        nn.init.zeros_(block.down.weight)
+        nn.init.zeros_(block.down.bias)
     if nets.arch.classes != old.arch.classes:
         known = {k: v for k, v in known.items() if not k.startswith("head.out.")}
     return [(own[k], v) for k, v in known.items()]
@@ -131,11 +139,11 @@ def _check(new: Architecture, old: Architecture) -> None:
     groups = old.prior_groups
     if new.prior_groups[: len(groups)] != groups:
         other.append(f"prior groups {list(new.prior_groups)} do not begin with {list(groups)}")
-    fewer = [
-        k for k in ("synthesis_blocks",) if any(m < n for m, n in zip(getattr(new, k), getattr(old, k), strict=True))
-    ]
-    if new.analysis_blocks[0] < old.analysis_blocks[0]:
-        fewer.append("analysis_blocks")
+    fewer = ["analysis_blocks"] if new.analysis_blocks[0] < old.analysis_blocks[0] else []
+    if any(m < n for m, n in zip(new.synthesis_blocks, old.synthesis_blocks, strict=True)):
+        fewer.append("synthesis_blocks")
+    if new.head_blocks < old.head_blocks and new.head_width == old.head_width:
+        fewer.append("head_blocks")
     other += [f"{k} {a[k]} are fewer than {b[k]}" for k in fewer]
     if other:
         raise ConfigurationError(f"cannot start from these networks: {'; '.join(other)}")

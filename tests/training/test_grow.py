@@ -18,8 +18,9 @@ from tests.common import check_rejects
 from tests.training.test_train import settings
 
 LARGER = replace(
-    TINY, name="larger", latents=40, prior_groups=(4, 12, 24), analysis_blocks=(2, 0), synthesis_blocks=(2, 1)
-)
+    TINY, name="larger", latents=40, prior_groups=(4, 12, 24), analysis_blocks=(2, 0), synthesis_blocks=(2, 1),
+    head_blocks=4,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,11 @@ def test_old_latents_stay_and_new_ones_take_what_was_left_out(small, photos):
     torch.testing.assert_close(nets.head(after, q), small.head(before, q), rtol=1e-4, atol=1e-4)
 
 
+def test_head_of_another_width_is_new(small, photos):
+    nets = grown(small, photos, replace(LARGER, head_width=24, head_blocks=1))
+    assert nets.head.stem.weight.shape[0] == 24 and nets.head.stem.weight.abs().amin() > 0
+
+
 def test_everything_that_is_new_learns(small, photos):
     nets = grown(small, photos).train()
     terms = nets.terms(photos.crops(2, 64, np.random.default_rng(0)), torch.tensor([60.0, 90.0]), False)
@@ -92,6 +98,7 @@ def test_components_are_orthonormal_and_variances_those_of_images(small, photos)
         ({"prior_groups": (8, 8, 24)}, "prior groups [8, 8, 24] do not begin with"),
         ({"synthesis_blocks": (2, 0)}, "synthesis_blocks [2, 0] are fewer than [1, 1]"),
         ({"analysis_blocks": (0, 1)}, "analysis_blocks [0, 1] are fewer"),
+        ({"head_blocks": 1}, "head_blocks 1 are fewer than 3"),
         ({"prior_width": 32}, "prior_width 32, not 16"),
     ],
 )
