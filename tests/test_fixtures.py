@@ -34,7 +34,18 @@ def models(monkeypatch, tmp_path):
 
 def test_a_frozen_format_has_fixtures():
     assert FORMAT_VERSION == 0 or make.folder_of().is_dir(), "python -m tests.fixtures.make"
-    assert [path.name for path in VERSIONS] == [f"v{n}" for n in range(1, FORMAT_VERSION + 1)]
+    formats = [path.name.split("-")[0] for path in VERSIONS]
+    assert sorted(set(formats)) == [f"v{n}" for n in range(1, FORMAT_VERSION + 1)]
+
+
+def test_fixtures_of_another_model_get_a_folder_of_their_own(tmp_path):
+    (tmp_path / "v1").mkdir()
+    models = tmp_path / "v1" / "models.json"
+    models.write_text(json.dumps({"base": {"decoder": "00" * 32}}))
+    decoder = file.find_model("base").decoder
+    assert make.folder_of(1, tmp_path).name == f"v1-{decoder[:8]}"
+    models.write_text(json.dumps({"base": {"decoder": decoder}}))
+    assert make.folder_of(1, tmp_path).name == "v1" and make.folder_of(2, tmp_path).name == "v2"
 
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)

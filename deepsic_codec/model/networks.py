@@ -2,11 +2,11 @@
 
 ::
 
-    x (B,3,H,W) ---- pixel-unshuffle 16 ---- KLT 768 -> 192 ----------------.
-        |                                                                   (+)--> y (B,192,H/16,W/16)
+    x (B,3,H,W) ---- pixel-unshuffle 16 ---- KLT 768 -> 320 ----------------.
+        |                                                                   (+)--> y (B,320,H/16,W/16)
         '-- unshuffle 8 - 1x1 - blocks - unshuffle 2 - 1x1 - blocks - 1x1 --'
 
-    y' ----- KLT^-1 192 -> 768 ---- pixel-shuffle 16 ------------------------.
+    y' ----- KLT^-1 320 -> 768 ---- pixel-shuffle 16 ------------------------.
         |                                                                   (+)--> x'
         '-- 1x1 - blocks - 1x1, shuffle 2 - blocks - 1x1 - shuffle 8 --------'
 
