@@ -41,10 +41,10 @@ TINY = Architecture(
     name="tiny", latents=16, analysis_widths=(8, 16), analysis_blocks=(1, 1), synthesis_widths=(8, 16),
     synthesis_blocks=(1, 1), prior_groups=(4, 12), prior_width=16, head_width=16, knots=3,
 )  # fmt: skip
-#: What 20 kMAC/px of decoding hold; for GPUs, on which training it takes minutes.
+#: Nearly what 20 kMAC/px of decoding hold; for GPUs, on which training it takes minutes.
 WIDE = Architecture(
-    name="wide", latents=256, analysis_widths=(144, 288), analysis_blocks=(4, 5), synthesis_widths=(144, 288),
-    synthesis_blocks=(4, 5), prior_groups=(8, 24, 64, 160),
+    name="wide", analysis_widths=(144, 288), analysis_blocks=(6, 1), synthesis_widths=(144, 288),
+    synthesis_blocks=(4, 4),
 )  # fmt: skip
 ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "wide": WIDE, "tiny": TINY}
 ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(f"paper-{r}", r, strides) for r, strides in RATES.items()}
