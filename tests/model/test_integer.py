@@ -183,7 +183,7 @@ def test_reference_of_the_specification_gives_the_same_pixels_and_symbols(runtim
         assert np.array_equal(np.rint(scaled).astype(np.int64), symbols)
         decoded = runtime.decode([encoded], [(1, 48, 32)], [quality], [True])[0][0]
         assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, symbols, hundredths), decoded)
-    hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, 192)).astype(np.int16)
+    hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, table.shape[1])).astype(np.int16)
     found = runtime._synthesise(hostile, np.array([quality]), 48, 32, True)[0]
     assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, hostile[0], hundredths), found)
 
