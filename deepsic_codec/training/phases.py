@@ -266,9 +266,8 @@ class Work:
                      s.photos_per_step)  # fmt: skip
 
     def head(self) -> Phase:
-        """Phase 5."""
+        """Phase 5: in floating point, as rounding costs a head no accuracy once it is balanced."""
         s, net = self.s, self.nets.head
-        self.integer_head()
         self.nets.eval()
         net.train()
 
@@ -392,7 +391,6 @@ class Work:
             nets = type(self.nets)(self.nets.arch).to(self.device).eval()
         nets.load_state_dict(state)
         nets.integer = self.nets.integer
-        nets.head.integer = getattr(self.nets.head, "integer", False)
         rows = []
         for quality in [q for q in CHECKED if s.quality_low <= q <= s.quality_high] or [s.quality_low]:
             row: dict[str, Any] = {"quality": quality}

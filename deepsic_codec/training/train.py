@@ -102,7 +102,6 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
             if at_this is not None and at_this.done:
                 _load(nets, at_this.below("net"), s.folder)
                 nets.integer = name not in FLOATING and nets.stores_integers
-                nets.head.integer = name == "head" and nets.stores_integers
                 continue
             if at_this is not None:
                 _load(nets, at_this.below("net"), s.folder)  # what the phase leaves alone, its data depend on
