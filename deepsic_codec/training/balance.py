@@ -89,26 +89,21 @@ def balance(
 def balance_head(head: SemanticHead, run: Callable[[], None]) -> None:
     """Rescale a semantic head in place; ``run`` runs it on some cells, in float form.
 
-    Logits beyond their range (a head that was trained for long is surer than scores of 8
-    bits can say) are brought into it, by one factor for all.
+    Logits stay what they are, as scores are what they mean: beyond +-8 they are clipped, where
+    scores of 8 bits are 0 and 1 all the same.
     """
     stage = Stage(head.stem, head.mod, list(head.blocks), head.hidden, columns=-2)
-    seen: dict[nn.Module, list[Tensor]] = {head.hidden: [], head.out: []}
-    handles = [*_watch(stage)]
-    handles += [m.register_forward_hook(lambda m, given, out: seen[m].append(out.float())) for m in seen]
+    seen: list[Tensor] = []
+    handles = [*_watch(stage), head.hidden.register_forward_hook(lambda m, given, out: seen.append(out.float()))]
     run()
     for handle in handles:
         handle.remove()
     _rescale(stage, quantile=HEAD_QUANTILE)
-    hidden, logits = (torch.cat(seen[m])[:100_000] for m in (head.hidden, head.out))
-    usual = torch.quantile(hidden.clamp(min=0), 0.999, dim=0).clamp(min=1e-6)
-    surest = torch.quantile(logits.abs().amax(1), HEAD_QUANTILE)
-    sure = (FILLED * fixed.LOGIT_MAX * 2.0**-fixed.LOGIT_BITS / surest).clamp(max=1)
+    usual = torch.quantile(torch.cat(seen)[:100_000].clamp(min=0), 0.999, dim=0).clamp(min=1e-6)
     factor = (FILLED * fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS / usual).clamp(1 / LARGEST, LARGEST)
     head.hidden.weight.mul_(factor[:, None])
     head.hidden.bias.mul_(factor)
-    head.out.weight.mul_(sure / factor)
-    head.out.bias.mul_(sure)
+    head.out.weight.div_(factor)
 
 
 def _watch(stage: Stage) -> Iterable[torch.utils.hooks.RemovableHandle]:
