@@ -266,7 +266,7 @@ class Work:
                      s.photos_per_step)  # fmt: skip
 
     def head(self) -> Phase:
-        """Phase 5: in floating point, as rounding costs a head no accuracy once it is balanced."""
+        """Phase 5: in floating point; balanced, a head loses next to nothing when it is rounded."""
         s, net = self.s, self.nets.head
         self.nets.eval()
         net.train()
