@@ -156,3 +156,7 @@ def test_foreign_bytes_are_decoded_to_something_or_refused(integer):
         except CorruptPayload:
             refused += 1
     assert refused >= 1  # the long one has bytes left over at least
+
+
+def test_kernel_that_a_device_lacks_is_not_used():
+    assert not exact._has_plain_kernel(torch.device("cpu"))

@@ -20,7 +20,7 @@ from deepsic_codec.model.restore import restore_prior
 from deepsic_codec.model.runtime import Runtime, get_runtime
 from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training import checkpoint, phases, train
-from deepsic_codec.training.balance import balance
+from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.fold import fold_blocks, idle_blocks
 from deepsic_codec.training.loss import make_networks
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
@@ -322,6 +322,33 @@ def test_balance_makes_room_and_enlarges_only_where_asked():
     assert (stem.weight[0].abs() < before[0].abs()).any() and torch.equal(stem.weight[1:], before[1:])
     balance([nets.analysis], run)
     assert (stem.weight[1:].abs() > before[1:].abs()).any(1).all()
+
+
+@torch.no_grad()
+def test_scores_mean_the_same_after_a_sure_head_is_rounded():
+    """Logits far beyond what 8 bits can say are clipped; to scale them down would make every score a middling one."""
+    torch.manual_seed(0)
+    nets = make_networks(phases.TINY).eval()
+    nets.head.out.weight.mul_(400)
+    cells, quality = torch.randn(64, phases.TINY.latents, 4, 4), torch.full((64,), 50.0)
+    before = torch.sigmoid(nets.head(cells, quality))
+    assert nets.head(cells, quality).abs().amax() > 30
+    balance_head(nets.head, lambda: nets.head(cells, quality))
+    nets.head.integer = True
+    after = torch.sigmoid(nets.head(cells, quality))
+    sure = (before < 0.001) | (before > 0.999)
+    assert sure.float().mean() > 0.3 and ((after - before).abs()[sure] < 0.02).float().mean() > 0.9
+
+
+def test_low_qualities_are_drawn_more_often_if_asked(data, tmp_path):
+    mean = []
+    for power in (1.0, 2.0):
+        torch.manual_seed(0)
+        s = settings(data, tmp_path, quality_low=10.0, quality_high=90.0, quality_power=power)
+        drawn = phases.Work(s, make_networks(phases.TINY), None, None, "cpu").qualities(4000)
+        assert drawn.min() >= 10 and drawn.max() <= 90
+        mean.append(float(drawn.mean()))
+    assert mean == pytest.approx([50, 10 + 80 / 3], abs=2)
 
 
 @pytest.mark.parametrize("form", [fixed.SPATIAL, fixed.UP, fixed.DOWN, fixed.STEM])
