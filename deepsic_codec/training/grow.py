@@ -85,7 +85,7 @@ def residual_transform(old: Networks, photos: Photographs, count: int, crops: in
     old, rng, seen = old.eval(), np.random.default_rng(0), 0
     edge = min(EDGE, int(photos.pool.shortest.min()) // STRIDE * STRIDE)
     for _ in range(max(1, -(-crops // BATCH))):
-        x = photos.crops(BATCH, edge, rng)
+        x = photos.crops(BATCH, edge, rng).cpu()  # where networks are made
         quality = torch.full((len(x),), 100.0, device=x.device)
         rest = (x - old.synthesis(old.analysis(x, quality), quality)) / 64
         r, b = (_rows(t) for t in (rest, (x - 128) / 64))
@@ -144,6 +144,8 @@ def _check(new: Architecture, old: Architecture) -> None:
         fewer.append("synthesis_blocks")
     if new.head_blocks < old.head_blocks and new.head_width == old.head_width:
         fewer.append("head_blocks")
-    other += [f"{k} {a[k]} are fewer than {b[k]}" for k in fewer]
+    for k in fewer:
+        more, less = ([*n] if isinstance(n, tuple) else n for n in (getattr(old, k), getattr(new, k)))
+        other.append(f"{k} {less} are fewer than {more}")
     if other:
         raise ConfigurationError(f"cannot start from these networks: {'; '.join(other)}")

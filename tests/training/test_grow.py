@@ -106,6 +106,13 @@ def test_what_does_not_fit_is_refused(small, photos, change, reason):
     check_rejects(ConfigurationError, reason, grown, small, photos, replace(LARGER, **change))
 
 
+def test_refusal_names_sizes_that_files_leave_out(photos):
+    """Two blocks of a head are not in a description."""
+    old = make_networks(replace(TINY, head_blocks=2))
+    words = "head_blocks 1 are fewer than 2"
+    check_rejects(ConfigurationError, words, grown, old, photos, replace(LARGER, head_blocks=1))
+
+
 def test_run_started_from_a_model_file(data, tmp_path):
     info = train(settings(data, tmp_path / "a", steps=2))
     again = train(
