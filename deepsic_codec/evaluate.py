@@ -183,10 +183,10 @@ def complexity(runtime: Any) -> dict[str, float]:
         return parts | {"decoding": parts["prior"] + parts["synthesis"]}
     share = {"A": 0.25, "B": 0.25, "C": 0.5, "1": 0.5, "2": 0.5}
     prior = 0.0
-    for step in schedule(arch.prior_groups):
+    for step in schedule(arch.prior_groups, arch.prior_detail):
         inputs = input_count(step)
         layers = arch.prior_width * (inputs + arch.prior_width + 2 * step.count) if inputs else 0
-        prior += share[step.mask] * (layers + step.count * len(step.offsets)) / 256
+        prior += share[step.mask] * (layers + step.signed * step.count * len(step.offsets)) / 256
     nets = stored_networks(arch)
     whole: Any = nets["head"]
     head = kmac_per_pixel(whole) + (whole.hidden.weight.numel() + whole.out.weight.numel()) / 4096e3

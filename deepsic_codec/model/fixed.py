@@ -102,7 +102,10 @@ LINEAR_OUT = Format(LATENT_BITS, WIDE_MAX, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX, w
 
 
 def exponents(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
-    """Exponents k, per output, with integer weights w 2^k in range and sums, bias included, in bounds."""
+    """Exponents k, per output, with integer weights w 2^k in range and sums, bias included, in bounds.
+
+    The bias is (outputs,), or (N,outputs) where it is one of several.
+    """
     w = weight.detach().abs().flatten(1)
     most = WEIGHT_MAX if form.wide_input else form.in_max
     scale = DIGIT if form.wide_weight else 1  # what is multiplied at a time are the weights' high digits
@@ -110,7 +113,8 @@ def exponents(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
         form.weight_max / w.amax(1).clamp(min=1e-9), scale * form.bound / (w.sum(1) * most).clamp(min=1e-9)
     )
     if bias is not None:
-        limits = torch.minimum(limits, form.bias_max * 2.0**-form.in_bits / bias.detach().abs().clamp(min=1e-9))
+        largest = bias.detach().abs().reshape(-1, len(w)).amax(0)
+        limits = torch.minimum(limits, form.bias_max * 2.0**-form.in_bits / largest.clamp(min=1e-9))
     lowest = max(0, form.out_bits - form.in_bits)
     if form.wide_weight and form.wide_input:
         lowest += 8  # the product of the two low digits is left out, 7 bits below the rest
@@ -123,9 +127,15 @@ def quantised_weight(weight: Tensor, bias: Tensor | None, form: Format) -> Tenso
     return ste_round(weight * unit).clamp(-form.weight_max, form.weight_max) / unit
 
 
-def imitate(x: Tensor, layer: nn.Conv2d | nn.Linear, form: Format) -> Tensor:
-    """What the integer layer does, on real numbers (B,C,h,w) or (B,C) that stand for its integers."""
-    weight = quantised_weight(layer.weight, layer.bias, form)
+def imitate(
+    x: Tensor, layer: nn.Conv2d | nn.Linear, form: Format, offset: Tensor | None = None, biases: Tensor | None = None
+) -> Tensor:
+    """What the integer layer does, on real numbers (B,C,h,w) or (B,C) that stand for its integers.
+
+    ``offset`` (B,outputs) is added to the bias of each image, and ``biases`` (N,outputs) are all
+    that there can be in sum.
+    """
+    weight = quantised_weight(layer.weight, layer.bias if biases is None else biases, form)
     exact = form.spatial or form.wide_input or form.wide_weight  # more bits than bfloat16 has
     with torch.autocast(x.device.type, enabled=False) if exact else torch.autocast(
         x.device.type, torch.bfloat16, enabled=torch.is_autocast_enabled(x.device.type)
@@ -136,12 +146,14 @@ def imitate(x: Tensor, layer: nn.Conv2d | nn.Linear, form: Format) -> Tensor:
         else:
             out = F.conv2d(x, weight, padding=layer.padding, groups=layer.groups).float()
             out = out if layer.bias is None else out + layer.bias[:, None, None]
+            out = out if offset is None else out + offset[:, :, None, None]
     return fixed(out, form.out_bits, form.low, form.high)
 
 
 def export_layer(weight: Tensor, bias: Tensor | None, form: Format) -> dict[str, Tensor]:
     """Integer tensors of a layer: weights int8 (int16 for wide ones), shifts uint8, biases int32.
 
+    There are as many biases as are given, (outputs,) or (N,outputs).
     ``bias`` includes what rounds: half of the unit that the sum is shifted down to.
     """
     k = exponents(weight, bias, form)

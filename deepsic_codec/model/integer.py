@@ -73,6 +73,14 @@ class Layer:
         """int8 (P,K) -> int32 (P,N) in the range of the format; hidden values less 128."""
         return self._finish(self.matrix.of(rows))
 
+    def of_images(self, rows: Tensor, quality: Tensor) -> Tensor:
+        """Rows of images of one size, with the biases of their whole qualities (N,)."""
+        if self.bias.ndim == 1:
+            return self.of(rows)
+        total = self.matrix.of(rows)
+        images = total.view(len(quality), -1, total.shape[1])
+        return self._finish(images, self.bias[quality - 1][:, None]).view_as(total)
+
     def of_digits(self, high: Tensor, low: Tensor) -> Tensor:
         """Rows of two digits, int8 (P,K) each."""
         if not self.form.wide_weight:
@@ -89,8 +97,8 @@ class Layer:
             total.add_(self.high.of(rest), alpha=fixed.DIGIT >> fixed.PIXEL_BITS)
         return self._finish(total)
 
-    def _finish(self, total: Tensor) -> Tensor:
-        total = total.add_(self.bias).bitwise_right_shift_(self.shift)
+    def _finish(self, total: Tensor, bias: Tensor | None = None) -> Tensor:
+        total = total.add_(self.bias if bias is None else bias).bitwise_right_shift_(self.shift)
         return total if self.bounds is None else total.clamp_(*self.bounds)
 
 
@@ -104,12 +112,13 @@ def check_sums(name: str, weight: Tensor, bias: Tensor, shift: Tensor, form: fix
     most = fixed.DIGIT if form.wide_input else form.in_max
     limit = 2**20 if form.spatial else 2**24
     # wide layers add their bias to sums that are put together in 32 bits
-    extra = 0 if form.wide_input or form.wide_weight else bias.long().abs()
+    extra = 0 if form.wide_input or form.wide_weight else bias.long().abs().reshape(-1, len(flat)).amax(0)
     sums = sum(part.abs().sum(1) for part in parts) if form.wide_input else torch.stack([p.abs().sum(1) for p in parts])
     low, high = (8, 31) if form.wide_input and form.wide_weight else (0, 24)
     sound = bool((sums * most + extra < limit).all()) and int(flat.abs().max()) <= form.weight_max
     sound = sound and bool((bias.long().abs() < 2**27).all()) and bool(((shift >= low) & (shift <= high)).all())
-    if not sound or bias.shape != shift.shape or bias.shape != weight.shape[:1]:
+    shapes = [weight.shape[:1], (QUALITIES, weight.shape[0])] if form is fixed.UP else [weight.shape[:1]]
+    if not sound or bias.shape not in shapes or shift.shape != weight.shape[:1]:
         raise ValueError(f"{name}: weights, biases or shifts out of the range in which sums are exact")
 
 
@@ -129,13 +138,13 @@ class Blocks:
             up, down = (Layer(tensors, f"{at}.{n}", BLOCK_FORMATS[n], device) for n in ("up", "down"))
             self.parts.append((weight, bias, up, down))
 
-    def __call__(self, stream: Tensor) -> Tensor:
-        """Stream (N,h,w,C), integers in float32; changed in place and returned."""
+    def __call__(self, stream: Tensor, quality: Tensor) -> Tensor:
+        """Stream (N,h,w,C), integers in float32, changed in place and returned; whole qualities (N,)."""
         n, h, w, c = stream.shape
         rows = stream.view(-1, c)
         for weight, bias, up, down in self.parts:
             spatial = depthwise(stream, weight, bias).floor_().clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
-            hidden = up.of(spatial.reshape(-1, c)).to(torch.int8)
+            hidden = up.of_images(spatial.reshape(-1, c), quality).to(torch.int8)
             rows.add_(down.of(hidden)).clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX)
         return stream
 
@@ -228,9 +237,9 @@ class IntegerAnalysis:
         h, w = height // STRIDE, width // STRIDE
         latents = self.linear.of_pixels(_gather(grey, STRIDE), None if rest is None else _gather(rest, STRIDE))
         stem = self.stem.of(_gather(grey, 8)).view(n, 2 * h, 2 * w, -1)
-        stream = self.blocks8(self.mod8(stem, quality))
+        stream = self.blocks8(self.mod8(stem, quality), quality)
         reduced = self.reduce.of(_gather(read(stream), 2)).view(n, h, w, -1)
-        stream = self.blocks16(self.mod16(reduced, quality))
+        stream = self.blocks16(self.mod16(reduced, quality), quality)
         latents.add_(self.out.of(_rows(read(stream)))).clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
         return latents.view(n, h, w, -1)
 
@@ -261,9 +270,9 @@ class IntegerSynthesis:
         linear = _scatter(self.linear.of_digits(*_digits(flat)).to(torch.int16).view(n, h, w, -1), STRIDE)
         normal = flat.float().mul_(self.normaliser).add_(0.5).floor_().clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
         stem = self.stem.of_digits(*_digits(normal.to(torch.int32))).view(n, h, w, -1)
-        stream = self.blocks16(self.mod16(stem, quality))
+        stream = self.blocks16(self.mod16(stem, quality), quality)
         expanded = self.expand.of(_rows(read(stream))).to(torch.int16)
-        stream = self.blocks8(self.mod8(_scatter(expanded.view(n, h, w, -1), 2), quality))
+        stream = self.blocks8(self.mod8(_scatter(expanded.view(n, h, w, -1), 2), quality), quality)
         rest = self.out.of(_rows(read(stream))).to(torch.int16)
         half = 128 << fixed.PIXEL_BITS
         pixels = linear.add_(_scatter(rest.view(n, 2 * h, 2 * w, -1), 8))
@@ -290,7 +299,7 @@ class IntegerHead:
         flat = _rows(latents)
         companded = self.compand[flat.abs().long()] * flat.sign()
         stem = self.stem.of_digits(*_digits(companded)).view(n, h, w, -1)
-        stream = self.blocks(self.mod(stem, quality).clamp_(min=0))
+        stream = self.blocks(self.mod(stem, quality).clamp_(min=0), quality)
         # the mean of integers, rounded to nearest
         total, count = stream.sum((1, 2)).to(torch.int32), h * w
         mean = (2 * total + count) // (2 * count)
@@ -342,12 +351,19 @@ def _export_blocks(blocks: Iterable[Block], name: str) -> dict[str, Tensor]:
     for i, block in enumerate(blocks):
         for part, form in BLOCK_FORMATS.items():
             conv = getattr(block, part)
-            out |= {f"{name}.{i}.{part}.{k}": v for k, v in fixed.export_layer(conv.weight, conv.bias, form).items()}
+            bias = conv.bias
+            if part == "up" and block.condition.offset is not None:
+                bias = bias + block.condition.offset(_qualities(bias.device))
+            out |= {f"{name}.{i}.{part}.{k}": v for k, v in fixed.export_layer(conv.weight, bias, form).items()}
     return out
 
 
+def _qualities(device: torch.device) -> Tensor:
+    return torch.arange(1, QUALITIES + 1, dtype=torch.float32, device=device)
+
+
 def _export_modulation(modulate: Modulate, name: str) -> dict[str, Tensor]:
-    quality = torch.arange(1, QUALITIES + 1, dtype=torch.float32, device=modulate.scale.table.device)
+    quality = _qualities(modulate.scale.table.device)
     bits, most = fixed.MODULATION_BITS, fixed.MODULATION_MAX
     scale = torch.floor((1 + modulate.scale(quality)) * 2**bits + 0.5).clamp(-most, most)
     offset = torch.floor(modulate.offset(quality) * 2 ** (fixed.STREAM_BITS + bits) + 0.5)
@@ -388,6 +404,6 @@ def export_head(head: SemanticHead) -> dict[str, Tensor]:
 @torch.no_grad()
 def export_gains(gains: Gains) -> dict[str, Tensor]:
     """Steps int32 (100,C) in 2^-STEP_BITS units of latents."""
-    quality = torch.arange(1, QUALITIES + 1, dtype=torch.float32, device=gains.log2.table.device)
+    quality = _qualities(gains.log2.table.device)
     step = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / gains(quality)[:, :, 0, 0].double()
     return {"step": torch.floor(step + 0.5).clamp(1, 2.0**22).to(torch.int32).cpu()}

@@ -51,40 +51,47 @@ class Architecture:
     analysis_widths: tuple[int, int] = (128, 256)  # at 1/8 and 1/16
     analysis_blocks: tuple[int, int] = (3, 0)
     synthesis_widths: tuple[int, int] = (128, 256)
-    synthesis_blocks: tuple[int, int] = (3, 4)
+    synthesis_blocks: tuple[int, int] = (4, 4)
     prior_groups: tuple[int, ...] = (8, 24, 64, 96, 128)
     prior_width: int = 128
+    #: So many leading latents are seen by the prior's contexts in detail: with their signs, and diagonally.
+    prior_detail: int = 32
     head_width: int = 120
     head_blocks: int = 3
     classes: int = 11
     knots: int = 9  # of the quality tables
+    conditioned: bool = True  # whether the hidden biases of the transforms' blocks depend on quality
     integer: bool = True  # whether the stored transforms are integers
 
     def __post_init__(self) -> None:
         """Refuse sizes that no model has, before anything is allocated for them."""
-        sizes = [self.latents, self.prior_width, self.head_width, self.classes, self.knots, *self.prior_groups]
-        sizes += [*self.analysis_widths, *self.synthesis_widths]
+        sizes = [self.latents, self.prior_width, self.prior_detail, self.head_width, self.classes, self.knots]
+        sizes += [*self.prior_groups, *self.analysis_widths, *self.synthesis_widths]
         blocks = [*self.analysis_blocks, *self.synthesis_blocks, self.head_blocks]
         sound = all(isinstance(n, int) and 1 <= n <= MAX_WIDTH for n in sizes)
         sound = sound and all(isinstance(n, int) and 0 <= n <= MAX_BLOCKS for n in blocks)
         pairs = (self.analysis_widths, self.analysis_blocks, self.synthesis_widths, self.synthesis_blocks)
+        sound = sound and isinstance(self.conditioned, bool)
         if not sound or any(len(p) != 2 for p in pairs) or sum(self.prior_groups) != self.latents or self.knots < 2:
             raise ValueError("architecture: sizes out of range, or prior groups that do not add up to the latents")
+        object.__setattr__(self, "prior_detail", min(self.prior_detail, self.latents))
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary with lists in place of tuples.
 
-        Identities are hashes of it, so that what the first model files do not say, two blocks
-        of the head, is still left out.
+        Identities are hashes of it, so that what the first model files do not say is still left
+        out: two blocks of the head, contexts that see all latents alike, unconditioned blocks.
         """
-        unsaid = {"head_blocks"} if self.head_blocks == FIRST_HEAD_BLOCKS else set()
+        first = {"head_blocks": FIRST_HEAD_BLOCKS, "prior_detail": self.latents, "conditioned": False}
+        unsaid = {k for k, v in first.items() if getattr(self, k) == v}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in unsaid}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Architecture:
         """Inverse of :meth:`to_json`."""
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**{"integer": False, "head_blocks": FIRST_HEAD_BLOCKS} | values)
+        first = {"integer": False, "head_blocks": FIRST_HEAD_BLOCKS, "prior_detail": values.get("latents", 0)}
+        return cls(**first | {"conditioned": False} | values)
 
 
 def quality_step(quality: Tensor) -> Tensor:
@@ -134,28 +141,67 @@ class Modulate(nn.Module):
         return fixed.fixed(out, fixed.STREAM_BITS, -fixed.STREAM_MAX, fixed.STREAM_MAX)
 
 
-class Block(nn.Module):
-    """Residual block: depth-wise 3x3, 1x1 to twice the width, ReLU, 1x1 back."""
+class Condition(nn.Module):
+    """Per-channel offset that depends on quality; zero at the start.
 
-    def __init__(self, width: int, expand: int = 2) -> None:
+    Biases of the layer before it, one set for each quality: without a table it does nothing.
+    """
+
+    def __init__(self, channels: int, knots: int) -> None:
+        super().__init__()
+        self.offset = QualityTable(channels, knots) if knots else None
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        """(B,C,h,w) and qualities (B,) -> (B,C,h,w)."""
+        return x if self.offset is None else x + self.offset(quality)[:, :, None, None].to(x.dtype)
+
+    def at(self, quality: Tensor) -> Tensor | None:
+        """Offsets (B,C) at whole qualities, for which alone integers have table entries."""
+        return None if self.offset is None else self.offset(torch.floor(quality + 0.5))
+
+    def biases(self, bias: Tensor) -> Tensor:
+        """What all qualities make of the bias (C,) of the layer before it: those of the knots (knots,C)."""
+        return bias if self.offset is None else bias + self.offset.table
+
+
+class Block(nn.Module):
+    """Residual block: depth-wise 3x3, 1x1 to twice the width, ReLU, 1x1 back.
+
+    With ``knots``, how far a hidden channel is from its ReLU depends on quality.
+    """
+
+    def __init__(self, width: int, expand: int = 2, knots: int = 0) -> None:
         super().__init__()
         self.spatial = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.up = nn.Conv2d(width, width * expand, 1)
+        self.condition = Condition(width * expand, knots)
         self.down = nn.Conv2d(width * expand, width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,width,h,w) -> the same shape."""
-        return x + self.down(F.relu(self.up(self.spatial(x))))
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        """(B,width,h,w) and qualities (B,) -> the same shape."""
+        return x + self.down(F.relu(self.condition(self.up(self.spatial(x)), quality)))
 
-    def imitate(self, x: Tensor) -> Tensor:
+    def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         """The same in fixed point."""
-        h = imitate(imitate(x, self.spatial, fixed.SPATIAL), self.up, fixed.UP)
+        h = imitate(x, self.spatial, fixed.SPATIAL)
+        h = imitate(h, self.up, fixed.UP, self.condition.at(quality), self.condition.biases(self.up.bias))
         unit = 2.0**-fixed.STREAM_BITS
         return (x + imitate(h, self.down, fixed.DOWN)).clamp(-fixed.STREAM_MAX * unit, fixed.STREAM_MAX * unit)
 
 
-def _blocks(width: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*[Block(width) for _ in range(count)])
+def _blocks(width: int, count: int, knots: int = 0) -> nn.ModuleList:
+    return nn.ModuleList(Block(width, knots=knots) for _ in range(count))
+
+
+def _knots(arch: Architecture) -> int:
+    """Of the conditions of a transform's blocks."""
+    return arch.knots if arch.conditioned else 0
+
+
+def _through(blocks: nn.ModuleList, x: Tensor, quality: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x, quality)
+    return x
 
 
 def _read(x: Tensor) -> Tensor:
@@ -178,9 +224,9 @@ class Analysis(nn.Module):
         n8, n16 = arch.analysis_blocks
         self.linear = nn.Conv2d(3 * STRIDE**2, arch.latents, 1, bias=False)
         self.stem = nn.Conv2d(3 * 64, w8, 1)
-        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8)
+        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, _knots(arch))
         self.reduce = nn.Conv2d(4 * w8, w16, 1)
-        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16)
+        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, _knots(arch))
         self.out = nn.Conv2d(w16, arch.latents, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -192,17 +238,17 @@ class Analysis(nn.Module):
         x = (x - 128) / 64
         linear = self.linear(F.pixel_unshuffle(x, STRIDE))  # (B,C,H/16,W/16)
         h = self.mod8(self.stem(F.pixel_unshuffle(x, 8)), quality)  # (B,w8,H/8,W/8)
-        h = F.pixel_unshuffle(self._run(self.blocks8, h), 2)
-        h = self._run(self.blocks16, self.mod16(self.reduce(h), quality))  # (B,w16,H/16,W/16)
+        h = F.pixel_unshuffle(self._run(self.blocks8, h, quality), 2)
+        h = self._run(self.blocks16, self.mod16(self.reduce(h), quality), quality)  # (B,w16,H/16,W/16)
         return linear.float() + self.out(h).float()
 
-    def _run(self, blocks: nn.Sequential, h: Tensor) -> Tensor:
+    def _run(self, blocks: nn.ModuleList, h: Tensor, quality: Tensor) -> Tensor:
         if not self.bounded:
-            return blocks(h)
+            return _through(blocks, h, quality)
         most = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS
         h = h.clamp(-most, most)
         for block in blocks:
-            h = block(h).clamp(-most, most)
+            h = block(h, quality).clamp(-most, most)
         return h
 
     def _imitate(self, x: Tensor, quality: Tensor) -> Tensor:
@@ -210,11 +256,11 @@ class Analysis(nn.Module):
         linear = imitate(F.pixel_unshuffle(x, STRIDE), self.linear, fixed.LINEAR_IN)
         h = self.mod8.imitate(imitate(F.pixel_unshuffle(x, 8), self.stem, fixed.STEM), quality)
         for block in self.blocks8:
-            h = block.imitate(h)
+            h = block.imitate(h, quality)
         h = imitate(F.pixel_unshuffle(_read(h), 2), self.reduce, fixed.INNER)
         h = self.mod16.imitate(h, quality)
         for block in self.blocks16:
-            h = block.imitate(h)
+            h = block.imitate(h, quality)
         most = fixed.WIDE_MAX * 2.0**-fixed.LATENT_BITS
         return (linear + imitate(_read(h), self.out, fixed.TO_LATENT)).clamp(-most, most)
 
@@ -231,9 +277,9 @@ class Synthesis(nn.Module):
         self.register_buffer("input_scale", torch.ones(arch.latents))
         self.input_scale: Tensor
         self.stem = nn.Conv2d(arch.latents, w16, 1)
-        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16)
+        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, _knots(arch))
         self.expand = nn.Conv2d(w16, 4 * w8, 1)
-        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8)
+        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, _knots(arch))
         self.out = nn.Conv2d(w8, 3 * 64, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -244,8 +290,8 @@ class Synthesis(nn.Module):
             return self._imitate(y, quality)
         linear = F.pixel_shuffle(self.linear(y), STRIDE)
         h = self.mod16(self.stem(y * self.input_scale[:, None, None]), quality)  # (B,w16,h,w)
-        h = F.pixel_shuffle(self.expand(self.blocks16(h)), 2)
-        h = self.blocks8(self.mod8(h, quality))  # (B,w8,2h,2w)
+        h = F.pixel_shuffle(self.expand(_through(self.blocks16, h, quality)), 2)
+        h = _through(self.blocks8, self.mod8(h, quality), quality)  # (B,w8,2h,2w)
         return (linear.float() + F.pixel_shuffle(self.out(h).float(), 8)) * 64 + 128
 
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
@@ -255,11 +301,11 @@ class Synthesis(nn.Module):
         h = fixed.fixed(y * self.normaliser()[:, None, None], fixed.NORMAL_BITS, -most, most)
         h = self.mod16.imitate(imitate(h, self.stem, fixed.LATENT_STEM), quality)
         for block in self.blocks16:
-            h = block.imitate(h)
+            h = block.imitate(h, quality)
         h = F.pixel_shuffle(imitate(_read(h), self.expand, fixed.INNER), 2)
         h = self.mod8.imitate(h, quality)
         for block in self.blocks8:
-            h = block.imitate(h)
+            h = block.imitate(h, quality)
         return (linear + F.pixel_shuffle(imitate(_read(h), self.out, fixed.TO_PIXEL), 8)) * 64 + 128
 
     def normaliser(self) -> Tensor:
@@ -303,7 +349,7 @@ class SemanticHead(nn.Module):
         if self.integer:
             return self._imitate(y, quality)
         x = torch.asinh(y * 2)
-        h = self.blocks(F.relu(self.mod(self.stem(x), quality)))
+        h = _through(self.blocks, F.relu(self.mod(self.stem(x), quality)), quality)
         pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)
         return self.out(self.dropout(F.relu(self.hidden(pooled))))
 
@@ -311,7 +357,7 @@ class SemanticHead(nn.Module):
         x = fixed.fixed(torch.asinh(y.float() * 2), fixed.COMPAND_BITS, -fixed.WIDE_MAX, fixed.WIDE_MAX)
         h = F.relu(self.mod.imitate(imitate(x, self.stem, fixed.COMPANDED_STEM), quality))
         for block in self.blocks:
-            h = block.imitate(h)
+            h = block.imitate(h, quality)
         pooled = _read(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
         return imitate(self.dropout(imitate(pooled, self.hidden, fixed.UP)), self.out, fixed.TO_LOGIT)
 

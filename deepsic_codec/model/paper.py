@@ -223,7 +223,7 @@ class StaticPrior(IntegerPrior):
     def __init__(self, arch: PaperArchitecture, tensors: dict[str, Tensor], device: str = "cpu") -> None:
         self.latents, self.device = arch.latents, device
         # the second pass sees neighbours on all four sides
-        self.steps = [Pass(0, self.latents, "1", ()), Pass(0, self.latents, "2", CROSS)]
+        self.steps = [Pass(0, self.latents, "1", (), 0), Pass(0, self.latents, "2", CROSS, 0)]
         self.mean, self.index = tensors["mean"].to(device), tensors["index"].to(device)
         if self.mean.shape != (self.latents,) or self.index.shape != (self.latents,):
             raise ValueError("the prior has other channels than the architecture")

@@ -18,7 +18,7 @@ one product of 8-bit integers, which is the same on any backend (``exact.py``,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -57,17 +57,26 @@ CENTRE: Offsets = ((0, 0),)
 
 @dataclass(frozen=True)
 class Pass:
-    """One step of the coding order: channels, positions and known neighbours of its own group."""
+    """One step of the coding order: channels, positions and known neighbours of its own group.
+
+    ``detail`` is the number of leading channels that are seen with their signs and diagonally.
+    """
 
     start: int
     count: int
     mask: str
     offsets: Offsets
+    detail: int
 
     @property
     def second(self) -> bool:
         """Whether neighbours of the same group are known."""
         return bool(self.offsets)
+
+    @property
+    def signed(self) -> bool:
+        """Whether they are known with their signs."""
+        return self.second and self.start < self.detail
 
     def positions(self, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and columns of the symbols of this pass, in coding order."""
@@ -78,13 +87,13 @@ class Pass:
         return ys.astype(np.int64), xs.astype(np.int64)
 
 
-def schedule(groups: tuple[int, ...]) -> list[Pass]:
-    """All passes in coding order."""
+def schedule(groups: Sequence[int], detail: int) -> list[Pass]:
+    """All passes in coding order, with contexts that see ``detail`` leading channels in detail."""
     out: list[Pass] = []
     start = 0
     for i, count in enumerate(groups):
         steps = (("A", ()), ("B", DIAGONAL), ("C", CROSS)) if i == 0 else (("1", ()), ("2", CROSS))
-        out += [Pass(start, count, mask, offsets) for mask, offsets in steps]
+        out += [Pass(start, count, mask, offsets, detail) for mask, offsets in steps]
         start += count
     return out
 
@@ -147,11 +156,12 @@ class Neighbours:
             part = source[:, channels]
             return [part.index_select(0, rows + (dy * pitch + dx)) for dy, dx in offsets]
 
-        linear = take(self.linear, step.offsets, own)
+        linear = take(self.linear, step.offsets, own) if step.signed else []
         parts = take(self.magnitude, step.offsets, own) + linear
         if step.start:
-            known = slice(0, step.start)
-            parts += take(self.magnitude, CENTRE + CROSS + DIAGONAL, known) + take(self.linear, CENTRE + CROSS, known)
+            known, near = slice(0, step.start), slice(0, min(step.start, step.detail))
+            parts += take(self.magnitude, CENTRE + CROSS, known) + take(self.magnitude, DIAGONAL, near)
+            parts += take(self.linear, CENTRE + CROSS, near)
         return torch.cat(parts, 1) if parts else None, torch.stack(linear, 1) if linear else None
 
 
@@ -170,7 +180,18 @@ def _rows(step: Pass, b: int, h: int, w: int, device: torch.device, inference: b
 
 def input_count(step: Pass) -> int:
     """Number K of features of a pass."""
-    return step.count * len(step.offsets) * 2 + step.start * (len(CENTRE + CROSS) * 2 + len(DIAGONAL))
+    near, around = min(step.start, step.detail), len(CENTRE + CROSS)
+    own = step.count * len(step.offsets) * (2 if step.signed else 1)
+    return own + step.start * around + near * (len(DIAGONAL) + around)
+
+
+def input_names(step: Pass) -> list[tuple[str, int, int, int]]:
+    """Kind, dy, dx and channel of each of them, in their order."""
+    own = range(step.start, step.start + step.count)
+    known, near = range(step.start), range(min(step.start, step.detail))
+    parts = [("magnitude", step.offsets, own), ("linear", step.offsets if step.signed else (), own)]
+    parts += [("magnitude", CENTRE + CROSS, known), ("magnitude", DIAGONAL, near), ("linear", CENTRE + CROSS, near)]
+    return [(kind, *offset, channel) for kind, offsets, which in parts for offset in offsets for channel in which]
 
 
 class IntLinear(nn.Module):
@@ -214,7 +235,7 @@ class PriorPass(nn.Module):
             nn.init.zeros_(self.out.weight)
             self.first_bias = QualityTable(width, knots)
             self.second_bias = nn.Parameter(torch.zeros(width))
-        if step.offsets:
+        if step.signed:
             self.direct = nn.Parameter(torch.zeros(len(step.offsets), self.own))
         self.out_bias = QualityTable(2 * self.own, knots)
 
@@ -247,7 +268,7 @@ class Prior(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.steps = schedule(arch.prior_groups)
+        self.steps = schedule(arch.prior_groups, arch.prior_detail)
         self.passes = nn.ModuleList(PriorPass(step, arch.prior_width, arch.knots) for step in self.steps)
         self.register_buffer("log_scales", torch.tensor(_scale_table(), dtype=torch.float32), persistent=False)
         self.log_scales: Tensor
@@ -306,7 +327,7 @@ class IntegerPrior:
     optimised = True
 
     def __init__(self, arch: Architecture, tensors: dict[str, Tensor], device: str = "cpu") -> None:
-        self.steps = schedule(arch.prior_groups)
+        self.steps = schedule(arch.prior_groups, arch.prior_detail)
         self.latents = arch.latents
         self.device = device
         self._passes = []
@@ -342,7 +363,7 @@ class IntegerPrior:
                 shapes |= {"first": (width, inputs), "first_shift": (width,), "first_bias": (100, width)}
                 shapes |= {"second": (width, width), "second_shift": (width,), "second_bias": (width,)}
                 shapes["out"] = (own, width)
-            if step.offsets:
+            if step.signed:
                 shapes["direct"] = (len(step.offsets), step.count)
             if {k: tuple(v.shape) for k, v in found.items()} != shapes:
                 raise ValueError(f"prior pass {i} lacks tensors or has them in other shapes")

@@ -10,8 +10,11 @@ images give equal payloads on every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from deepsic_codec.model.fixed import LATENT_BITS, STEP_BITS
@@ -100,8 +103,9 @@ def quantise(
     nearest = rounded.to(torch.int32)
     if tables is None or not prior.optimised:
         return nearest
-    error = torch.floor((rounded - scaled) * 2**BITS + 0.5).to(torch.int32).flatten(0, 2)
-    whole = nearest.flatten(0, 2)
+    compiled = _compiled(scaled.device)
+    latents, whole = scaled.flatten(0, 2), nearest.flatten(0, 2)
+    error = None if compiled else torch.floor((rounded - scaled) * 2**BITS + 0.5).to(torch.int32).flatten(0, 2)
     symbols = nearest
     for _ in range(effort):
         neighbours = prior.neighbours(symbols)
@@ -109,41 +113,67 @@ def quantise(
         for number, step, rows, flat, image in passes(prior, neighbours):
             which = quality if isinstance(quality, int) else quality[image]
             means, indices = prior.run(number, neighbours, rows, which)
-            own = slice(step.start, step.start + step.count)
-            away = whole[flat, own] * MEAN_LEVELS - means
-            if _all_at_once(scaled.device):
-                moves = _moves(tables, away, indices, which, error[flat, own], own)
+            if error is None:
+                _move_in_place(tables, chosen, whole, latents, flat, means, indices, which, step.start)
+            else:
+                own = slice(step.start, step.start + step.count)
+                moves = _moves(tables, whole[flat, own] * MEAN_LEVELS - means, indices, which, error[flat, own], own)
                 chosen[:, own] = chosen[:, own].index_add(0, flat, moves)
-                continue
-            # most symbols are what the prior expects, and stay
-            p, c = torch.nonzero(away.abs() > MEAN_LEVELS // 2, as_tuple=True)
-            channel = own.start + c
-            few = _moves(tables, away[p, c], indices[p, c], which if isinstance(which, int) else which[p],
-                         error[flat[p], channel], channel)  # fmt: skip
-            chosen[flat[p], channel] += few
         symbols = chosen.reshape(scaled.shape)
     return symbols
 
 
-def _all_at_once(device: torch.device) -> bool:
-    """Whether to reckon for every symbol: to look for the few that may move makes a GPU wait for the host."""
-    return device.type == "cuda"
+def _compiled(device: torch.device) -> bool:
+    """Whether a compiled loop does it there, and not tensors."""
+    return device.type == "cpu"
+
+
+def _move_in_place(
+    tables: RdoTables, chosen: Tensor, whole: Tensor, latents: Tensor, rows: Tensor, means: Tensor, indices: Tensor,
+    quality: Tensor | int, start: int,
+) -> None:  # fmt: skip
+    """See :func:`_move`."""
+    tensors = chosen, whole, latents, rows, means, indices, tables.saved, tables.price
+    qualities = np.full(1, quality) if isinstance(quality, int) else quality.numpy()
+    given: Any = [*(t.numpy() for t in tensors), qualities, start]
+    _move(*given)
 
 
 def _moves(
-    tables: RdoTables, away: Tensor, indices: Tensor, quality: Tensor | int, error: Tensor, channel: Tensor | slice
+    tables: RdoTables, away: Tensor, indices: Tensor, quality: Tensor | int, error: Tensor, channels: slice
 ) -> Tensor:
-    """Steps, int32, that symbols are to be moved.
+    """Steps, int32 (P,n), that symbols of n channels in a row are to be moved, at qualities (P,).
 
-    All are (P,n), for n channels in a row, with qualities (P,); or (P,), of any channels each.
-    ``away`` is how far symbols lie from their means, in eighths.
+    ``away`` is how far they lie from their means, in eighths, and ``error`` by how much they were
+    rounded. Nothing here makes a GPU wait for the host.
     """
     towards = -torch.sign(away)
     saved = tables.saved[indices.long(), away.abs().clamp(max=DISTANCES - 1)]
-    row = quality - 1
-    price = tables.price[row][..., channel] if isinstance(channel, slice) else tables.price[row, channel]
-    cost = (price * ((1 << BITS) + 2 * towards * error)) >> BITS
+    cost = (tables.price[quality - 1][..., channels] * ((1 << BITS) + 2 * towards * error)) >> BITS
     return torch.where((saved > cost) & (away.abs() > MEAN_LEVELS // 2), towards, 0).to(torch.int32)
+
+
+@njit(nogil=True, cache=True)
+def _move(chosen, whole, latents, rows, means, indices, saved, price, quality, start):  # type: ignore[no-untyped-def]
+    """The same on a CPU, in place: most symbols are what the prior expects, and are left at a glance.
+
+    ``chosen`` and ``whole`` are symbols int32, ``latents`` in steps float32, all (positions,C); ``rows`` (P,) the
+    positions of this pass, which starts at channel ``start``; qualities are (P,), or (1,) if it is one.
+    """
+    one, half = np.float32(1 << BITS), np.float32(0.5)
+    for p in range(len(rows)):
+        row, q = rows[p], quality[p if len(quality) > 1 else 0] - 1
+        for i in range(means.shape[1]):
+            c = start + i
+            away = whole[row, c] * MEAN_LEVELS - means[p, i]
+            if abs(away) <= MEAN_LEVELS // 2:
+                continue
+            # in single precision, as elsewhere
+            error = np.int64(np.floor((np.float32(whole[row, c]) - latents[row, c]) * one + half))
+            towards = -1 if away > 0 else 1
+            cost = (price[q, c] * ((1 << BITS) + 2 * towards * error)) >> BITS
+            if saved[indices[p, i], min(abs(away), DISTANCES - 1)] > cost:
+                chosen[row, c] += towards
 
 
 def _bits(distance: Tensor, scale: Tensor) -> Tensor:

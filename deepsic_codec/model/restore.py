@@ -7,7 +7,16 @@ from torch import Tensor, nn
 
 from deepsic_codec.model import fixed
 from deepsic_codec.model.integer import ANALYSIS_FORMATS, BLOCK_FORMATS, HEAD_FORMATS, SYNTHESIS_FORMATS
-from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis, quality_step
+from deepsic_codec.model.networks import (
+    Analysis,
+    Block,
+    Gains,
+    Modulate,
+    QualityTable,
+    SemanticHead,
+    Synthesis,
+    quality_step,
+)
 from deepsic_codec.model.prior import DIRECT_BITS, HIDDEN_BITS, INPUT_BITS, Prior
 
 
@@ -66,7 +75,10 @@ def restore_transform(network: Analysis | Synthesis, tensors: dict[str, Tensor])
         layers |= {f"blocks{at}.{i}.{part}": form for i in range(count) for part, form in BLOCK_FORMATS.items()}
         _restore_modulation(getattr(network, f"mod{at}"), tensors, f"mod{at}")
     for name, form in layers.items():
-        _restore_layer(network.get_submodule(name), tensors, name, form)
+        own = tensors
+        if form is fixed.UP and tensors[f"{name}.bias"].ndim > 1:
+            own = tensors | {f"{name}.bias": _restore_condition(network.get_submodule(name[:-3]), tensors, name)}
+        _restore_layer(network.get_submodule(name), own, name, form)
     if isinstance(network, Synthesis):
         network.input_scale.copy_(torch.exp2(tensors["normaliser"].float()))
 
@@ -92,6 +104,17 @@ def _restore_layer(conv: nn.Module, tensors: dict[str, Tensor], name: str, form:
     if conv.bias is not None:
         start = tensors[f"{name}.bias"].float() - torch.floor(torch.exp2(shift - 1))
         conv.bias.copy_(start * torch.exp2(-exponent - form.in_bits))
+
+
+def _restore_condition(block: nn.Module, tensors: dict[str, Tensor], name: str) -> Tensor:
+    """Give a block's condition its table; returns the bias that is left for the layer, which is what rounds."""
+    biases, shift = tensors[f"{name}.bias"].double(), tensors[f"{name}.shift"].double()
+    half = torch.floor(torch.exp2(shift - 1))
+    exponent = shift - fixed.UP.in_bits + fixed.UP.out_bits
+    if not isinstance(block, Block) or block.condition.offset is None:
+        raise ValueError(f"{name}: biases for each quality, of an architecture without them")
+    _fit(block.condition.offset, (biases - half) * torch.exp2(-exponent - fixed.UP.in_bits))
+    return half
 
 
 def _restore_modulation(modulate: Modulate, tensors: dict[str, Tensor], name: str) -> None:

@@ -121,7 +121,7 @@ def _watch(stage: Stage) -> Iterable[torch.utils.hooks.RemovableHandle]:
     for number, block in enumerate(stage.blocks):
         yield block.register_forward_hook(note("stream"))
         yield block.spatial.register_forward_hook(note(f"spatial{number}"))
-        yield block.up.register_forward_hook(_relu(note(f"up{number}")))
+        yield block.condition.register_forward_hook(_relu(note(f"up{number}")))
 
 
 def _relu(hook: Callable[[nn.Module, object, Tensor], None]) -> Callable[[nn.Module, object, Tensor], None]:
@@ -150,6 +150,8 @@ def _rescale(stage: Stage, largest: float = LARGEST, quantile: float = QUANTILE)
         block.spatial.bias.mul_(spatial)
         block.up.weight.mul_(up[:, None, None, None] / spatial[None, :, None, None])
         block.up.bias.mul_(up)
+        if block.condition.offset is not None:
+            block.condition.offset.table.mul_(up)
         block.down.weight.mul_(stream[:, None, None, None] / up[None, :, None, None])
         block.down.bias.mul_(stream)
     read = stream.repeat(2) if stage.columns == -2 else stream.repeat_interleave(stage.columns)

@@ -48,7 +48,7 @@ def idle_blocks(analysis: Analysis, run: Callable[[], None]) -> dict[int, set[in
         return note
 
     handles = [
-        block.up.register_forward_hook(hook(at, number))
+        block.condition.register_forward_hook(hook(at, number))
         for at in (8, 16)
         for number, block in enumerate(getattr(analysis, f"blocks{at}"))
     ]

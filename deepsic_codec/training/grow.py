@@ -6,6 +6,8 @@ the smaller codec leaves most of the image behind, so that high qualities gain a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.networks import STRIDE, Architecture
+from deepsic_codec.model.prior import Pass, PriorPass, input_names
 from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.klt import start_scales
 from deepsic_codec.training.loss import Networks
@@ -22,7 +25,8 @@ BATCH, EDGE, RIDGE = 8, 256, 1e-4
 #: Sizes that may differ: latents and prior groups grow, blocks come and (if they do nothing) go, the semantic head is
 #: new where its width is another, and its last layer for other classes.
 FLEXIBLE = {
-    "name", "latents", "prior_groups", "analysis_blocks", "synthesis_blocks", "head_blocks", "head_width", "classes",
+    "name", "latents", "prior_groups", "prior_detail", "conditioned", "analysis_blocks", "synthesis_blocks",
+    "head_blocks", "head_width", "classes",
 }  # fmt: skip
 
 
@@ -53,6 +57,7 @@ def grow(nets: Networks, old: Networks, photos: Photographs, crops: int) -> None
     before = old.arch.latents
     for parameter, known in _pairs(nets, old):
         parameter[tuple(slice(n) for n in known.shape)] = known.to(parameter)
+    _contexts(nets, old)
     _blocks(nets, old)
     analysis, synthesis = nets.analysis, nets.synthesis
     synthesis.stem.weight[:, before:] = 0
@@ -104,8 +109,10 @@ def _rows(x: Tensor) -> Tensor:
 
 def _pairs(nets: Networks, old: Networks) -> list[tuple[Tensor, Tensor]]:
     """Tensors of both that have a name and a place in common, those of blocks apart."""
-    known = {k: v for k, v in old.state_dict().items() if ".blocks" not in f".{k}" or k.startswith("head.")}
     own = nets.state_dict()
+    known = {k: v for k, v in old.state_dict().items() if ".blocks" not in f".{k}" or k.startswith("head.")}
+    known = {k: v for k, v in known.items() if not k.endswith(".first.weight")}
+    known = {k: v for k, v in known.items() if not k.endswith(".direct") or k in own}  # contexts may see less
     if nets.arch.head_width != old.arch.head_width:
         return [(own[k], v) for k, v in known.items() if not k.startswith("head.")]
     for block in list(nets.head.blocks)[old.arch.head_blocks :]:
@@ -116,13 +123,32 @@ def _pairs(nets: Networks, old: Networks) -> list[tuple[Tensor, Tensor]]:
     return [(own[k], v) for k, v in known.items()]
 
 
+def _contexts(nets: Networks, old: Networks) -> None:
+    """First layers of the prior: each column belongs to a feature, of which there may be others now."""
+    for net, step, was, step_was in _shared_passes(nets, old):
+        if not net.has_inputs:
+            continue
+        place = {name: i for i, name in enumerate(input_names(step_was))}
+        found = [(i, place[name]) for i, name in enumerate(input_names(step)) if name in place]
+        new, known = (torch.tensor(column) for column in zip(*found, strict=True))
+        net.first.weight.zero_()
+        net.first.weight[:, new] = was.first.weight[:, known].to(net.first.weight)
+
+
+def _shared_passes(nets: Networks, old: Networks) -> Iterator[tuple[PriorPass, Pass, PriorPass, Pass]]:
+    """Passes that both priors have, the new and the old."""
+    new, known = (list(zip(prior.passes, prior.steps, strict=True)) for prior in (nets.prior, old.prior))
+    for (net, step), (was, before) in zip(new, known, strict=False):
+        yield net, step, was, before  # type: ignore[misc]
+
+
 def _blocks(nets: Networks, old: Networks) -> None:
     for new, was in ((nets.analysis, old.analysis), (nets.synthesis, old.synthesis)):
         for name in ("blocks8", "blocks16"):
             blocks, known = getattr(new, name), getattr(was, name)
             for i, block in enumerate(blocks):
                 if i < len(known):
-                    block.load_state_dict(known[i].state_dict())
+                    block.load_state_dict(block.state_dict() | known[i].state_dict())
                 else:
                     nn.init.zeros_(block.down.weight)
                     nn.init.zeros_(block.down.bias)
@@ -139,6 +165,8 @@ def _check(new: Architecture, old: Architecture) -> None:
     groups = old.prior_groups
     if new.prior_groups[: len(groups)] != groups:
         other.append(f"prior groups {list(new.prior_groups)} do not begin with {list(groups)}")
+    if old.conditioned and not new.conditioned:
+        other.append("conditioned false, not true")
     fewer = ["analysis_blocks"] if new.analysis_blocks[0] < old.analysis_blocks[0] else []
     if any(m < n for m, n in zip(new.synthesis_blocks, old.synthesis_blocks, strict=True)):
         fewer.append("synthesis_blocks")

@@ -3,9 +3,11 @@
 import numpy as np
 
 
-def layer(t, name, a, low, high):
+def layer(t, name, a, low, high, quality=None):
     w = t[f"{name}.weight"].astype(np.int64).reshape(len(t[f"{name}.weight"]), -1)
-    return np.clip((a @ w.T + t[f"{name}.bias"]) >> t[f"{name}.shift"].astype(np.int64), low, high)
+    b = t[f"{name}.bias"]
+    b = b[quality - 1] if b.ndim == 2 else b
+    return np.clip((a @ w.T + b) >> t[f"{name}.shift"].astype(np.int64), low, high)
 
 
 def digits(v):
@@ -17,13 +19,13 @@ def read(h):
     return np.clip((h + 8) >> 4, -128, 127)
 
 
-def block(t, name, h):
+def block(t, name, h, quality):
     rows, columns, _ = h.shape
     padded = np.pad(h, ((1, 1), (1, 1), (0, 0)))
     w = t[f"{name}.spatial.weight"].astype(np.int64)
     total = sum(padded[y : y + rows, x : x + columns] * w[:, 0, y, x] for y in range(3) for x in range(3))
     a = np.clip((total + t[f"{name}.spatial.bias"]) >> t[f"{name}.spatial.shift"].astype(np.int64), -128, 127)
-    down = layer(t, f"{name}.down", layer(t, f"{name}.up", a, 0, 255), -32768, 32768)
+    down = layer(t, f"{name}.down", layer(t, f"{name}.up", a, 0, 255, quality), -32768, 32768)
     return np.clip(h + down, -2047, 2047)
 
 
@@ -66,10 +68,10 @@ def synthesise(t, table, symbols, hundredths):
     z = np.floor(latents * 2.0 ** (t["normaliser"].astype(float) + 1) + 0.5).astype(np.int64)
     h = modulate(t, "mod16", layer(t, "stem", np.clip(z, -16319, 16319), -4095, 4095), quality)
     for i in range(sum(k.startswith("blocks16") and k.endswith("up.weight") for k in t)):
-        h = block(t, f"blocks16.{i}", h)
+        h = block(t, f"blocks16.{i}", h, quality)
     h = modulate(t, "mod8", shuffle(layer(t, "expand", read(h), -4095, 4095), 2), quality)
     for i in range(sum(k.startswith("blocks8") and k.endswith("up.weight") for k in t)):
-        h = block(t, f"blocks8.{i}", h)
+        h = block(t, f"blocks8.{i}", h, quality)
     rest = layer(t, "out", read(h), -16383, 16383)
     return np.clip(shuffle(linear, 16) + shuffle(rest, 8), -8192, 8128) + 8192
 
@@ -81,10 +83,10 @@ def analyse(t, pixels, hundredths):
     f = pixels - 64 * (g + 128)
     h = modulate(t, "mod8", layer(t, "stem", unshuffle(g, 8), -4095, 4095), quality)
     for i in range(sum(k.startswith("blocks8") and k.endswith("up.weight") for k in t)):
-        h = block(t, f"blocks8.{i}", h)
+        h = block(t, f"blocks8.{i}", h, quality)
     h = modulate(t, "mod16", layer(t, "reduce", unshuffle(read(h), 2), -4095, 4095), quality)
     for i in range(sum(k.startswith("blocks16") and k.endswith("up.weight") for k in t)):
-        h = block(t, f"blocks16.{i}", h)
+        h = block(t, f"blocks16.{i}", h, quality)
     w = t["linear.weight"].astype(np.int64).reshape(len(t["linear.weight"]), -1)
     total = unshuffle(g, 16) @ w.T + 2 * unshuffle(f, 16) @ digits(w)[0].T
     linear = (total + t["linear.bias"]) >> t["linear.shift"].astype(np.int64)
@@ -96,7 +98,7 @@ def scores(t, latents, quality):
     v = np.sign(latents) * t["compand"].astype(np.int64)[np.abs(latents)]
     h = np.maximum(modulate(t, "mod", layer(t, "stem", v, -4095, 4095), quality), 0)
     for i in range(sum(k.startswith("blocks") and k.endswith("up.weight") for k in t)):
-        h = block(t, f"blocks.{i}", h)
+        h = block(t, f"blocks.{i}", h, quality)
     n = h.shape[0] * h.shape[1]
     mean, most = (2 * h.sum((0, 1)) + n) // (2 * n), h.max((0, 1))
     hidden = layer(t, "hidden", read(np.concatenate([mean, most])), 0, 255)

@@ -8,8 +8,9 @@ import torch
 
 from deepsic_codec.model import exact, fixed
 from deepsic_codec.model.file import find_model, load_arrays
-from deepsic_codec.model.integer import IntegerGains, dequantise, export_transform, in_steps
+from deepsic_codec.model.integer import Blocks, IntegerGains, IntegerSynthesis, dequantise, export_transform, in_steps
 from deepsic_codec.model.networks import Architecture, Synthesis
+from deepsic_codec.model.restore import restore_transform
 from deepsic_codec.model.runtime import Runtime
 from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, IntegerTransforms, below
 from deepsic_codec.samples import eurosat_mosaic
@@ -157,7 +158,68 @@ def test_exported_sums_stay_exact():
             assert float((total + tensors[name[:-6] + "bias"].double().abs()).max()) < 2**24
         elif name.endswith(("up.weight", "down.weight", "expand.weight", "out.weight")):
             total = weight.double().abs().flatten(1).sum(1) * fixed.HIDDEN_HIGH
-            assert float((total + tensors[name[:-6] + "bias"].double().abs()).max()) < 2**24
+            largest = tensors[name[:-6] + "bias"].double().abs().reshape(-1, len(weight)).amax(0)  # of all qualities
+            assert float((total + largest).max()) < 2**24
+
+
+@pytest.fixture(scope="module")
+def conditioned():
+    """A synthesis whose blocks have other biases at every quality, with its integer tensors."""
+    torch.manual_seed(2)
+    network = Synthesis(network_arch()).eval().requires_grad_(False)
+    for block in (*network.blocks8, *network.blocks16):
+        block.condition.offset.table.normal_(0, 0.5)
+    network.out.weight.normal_(0, 0.1)
+    network.integer = True
+    return network, export_transform(network)
+
+
+def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(conditioned):
+    network, tensors = conditioned
+    quality, cpu = torch.tensor([5, 48, 97]), torch.device("cpu")
+    stream = torch.randint(-1500, 1501, (3, 5, 4, 16)).float()
+    imitated = stream.permute(0, 3, 1, 2) * 2.0**-fixed.STREAM_BITS
+    for block in network.blocks16:
+        imitated = block.imitate(imitated, quality.float())
+    found = Blocks(tensors, "blocks16", 2, cpu)(stream.clone(), quality)
+    off = (imitated.permute(0, 2, 3, 1) * 2.0**fixed.STREAM_BITS - found).abs()
+    # biases are rounded to integers only in the exported form, which can turn a tie
+    assert float(off.max()) <= 8 and float((off > 0.5).float().mean()) < 0.3
+    latents = torch.randint(-500, 501, (3, 3, 2, 16), dtype=torch.int32)
+    integer = IntegerSynthesis(network_arch(), tensors, cpu)
+    found = integer(latents, quality)
+    for i in range(3):
+        assert torch.equal(integer(latents[i : i + 1], quality[i : i + 1]), found[i : i + 1])
+        symbols, step = latents[i].numpy(), np.full((100, 16), 256)
+        plain = reference.synthesise({k: v.numpy() for k, v in tensors.items()}, step, symbols, int(quality[i]) * 100)
+        assert np.array_equal(plain, found[i].numpy())
+    other = integer(latents, torch.tensor([97, 48, 5]))
+    assert not torch.equal(other[0], found[0]) and torch.equal(other[1], found[1])
+
+
+def test_conditioned_blocks_come_back_from_a_file(conditioned):
+    network, tensors = conditioned
+    again = Synthesis(network_arch()).eval().requires_grad_(False)
+    restore_transform(again, tensors)
+    again.integer = True
+    for name, wanted in export_transform(again).items():
+        assert (wanted.double() - tensors[name].double()).abs().max() <= 1, name
+
+
+def test_biases_for_qualities_fit_their_layer_and_architecture(conditioned):
+    _, tensors = conditioned
+    name = "blocks16.1.up.bias"
+    for crafted in (tensors[name][:50], tensors[name][:, :8], tensors[name] * 0 + 2**26):
+        with pytest.raises(ValueError, match="out of the range"):
+            IntegerSynthesis(network_arch(), tensors | {name: crafted}, torch.device("cpu"))
+    plain = Synthesis(network_arch(conditioned=False))
+    with pytest.raises(ValueError, match="without them"):
+        restore_transform(plain, tensors)
+
+
+def network_arch(conditioned=True):
+    sizes = {"synthesis_widths": (8, 16), "synthesis_blocks": (1, 2), "prior_groups": (16,), "knots": 3}
+    return Architecture(latents=16, conditioned=conditioned, **sizes)
 
 
 def test_packaged_weights_are_integers():

@@ -12,7 +12,7 @@ from deepsic_codec.model.networks import Architecture
 from deepsic_codec.model.prior import IntegerPrior, Prior, _check_sums, passes, schedule
 from deepsic_codec.payload.tables import CoderTables
 
-ARCH = Architecture(latents=16, prior_groups=(2, 6, 8), prior_width=24, knots=3)
+ARCH = Architecture(latents=16, prior_groups=(2, 6, 8), prior_width=24, knots=3, prior_detail=4)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def everything(prior, values, quality):
 def test_schedule_covers_every_symbol_once():
     for grid in ((1, 1), (1, 4), (5, 3), (8, 8)):
         seen = np.zeros((*grid, sum(ARCH.prior_groups)), int)
-        for step in schedule(ARCH.prior_groups):
+        for step in schedule(ARCH.prior_groups, ARCH.prior_detail):
             ys, xs = step.positions(*grid)
             seen[ys, xs, step.start : step.start + step.count] += 1
         assert (seen == 1).all()

@@ -27,11 +27,11 @@ def parts():
 
 @pytest.mark.parametrize("effort", [1, 2])
 @pytest.mark.parametrize("one", [False, True], ids=["quality of each", "one quality"])
-def test_few_at_a_time_and_all_at_once_agree(parts, monkeypatch, effort, one):
+def test_compiled_loop_and_tensors_agree(parts, monkeypatch, effort, one):
     prior, tables, scaled, quality = parts
     quality = 50 if one else quality
     few = rdo.quantise(prior, tables, scaled, quality, effort)
-    monkeypatch.setattr(rdo, "_all_at_once", lambda device: True)
+    monkeypatch.setattr(rdo, "_compiled", lambda device: False)
     assert torch.equal(rdo.quantise(prior, tables, scaled, quality, effort), few)
     nearest = torch.round(scaled).to(torch.int32)
     moved = few - nearest

@@ -110,7 +110,7 @@ def belongs(name, y, x):
     return {"A": not odd and y % 2 == 0, "B": not odd and y % 2 == 1, "C": odd, "1": not odd, "2": odd}[name]
 
 
-def predict(p, compand, at, start, count, own, quality):
+def predict(p, compand, at, start, count, own, quality, detail):
     """Section "Prior": means and indices of one position; ``at(dy, dx)`` gives the symbols of a neighbour."""
 
     def m(q):
@@ -120,9 +120,13 @@ def predict(p, compand, at, start, count, own, quality):
         return np.clip(q, -127, 127)
 
     group = slice(start, start + count)
-    x = [m(at(*o)[group]) for o in own] + [clipped(at(*o)[group]) for o in own]
+    x = [m(at(*o)[group]) for o in own]
+    if start < detail:
+        x += [clipped(at(*o)[group]) for o in own]
     if start:
-        x += [m(at(*o)[:start]) for o in CENTRE + CROSS + DIAGONAL] + [clipped(at(*o)[:start]) for o in CENTRE + CROSS]
+        near = min(start, detail)
+        x += [m(at(*o)[:start]) for o in CENTRE + CROSS] + [m(at(*o)[:near]) for o in DIAGONAL]
+        x += [clipped(at(*o)[:near]) for o in CENTRE + CROSS]
     o = p["out_bias"][quality - 1].astype(int)
     shift = p["out_shift"].astype(int)
     if x:
@@ -132,7 +136,7 @@ def predict(p, compand, at, start, count, own, quality):
         h = np.clip(shifted(p["second"].astype(int) @ h + p["second_bias"], p["second_shift"].astype(int)), 0, 255)
         o = o + p["out"].astype(int) @ h
     direct = np.zeros(count, int)
-    for k, offset in enumerate(own):
+    for k, offset in enumerate(own if start < detail else ()):
         direct += p["direct"][k].astype(int) * clipped(at(*offset)[group])
     # o / 2^(s + 1) + D / 8 over one denominator
     means = [
@@ -147,9 +151,11 @@ def half_up_fraction(numerator, shift):
     return (numerator + (1 << (shift - 1))) >> shift
 
 
-def decode(model, groups, data, slices, grid, quality):
+def decode(model, architecture, data, slices, grid, quality):
     """Symbols (slices, rows, columns, channels) of a feature section; ``model`` are the arrays of a model file."""
+    groups = architecture["prior_groups"]
     latents = sum(groups)
+    detail = architecture.get("prior_detail", latents)
     tables = {k.split(".")[2]: v for k, v in model.items() if k.startswith("decoder.coder.")}
     prior = {k[len("decoder.prior.") :]: v for k, v in model.items() if k.startswith("decoder.prior.")}
     bits, contexts = Bits(data), Contexts(tables, latents)
@@ -163,7 +169,7 @@ def decode(model, groups, data, slices, grid, quality):
                 def at(dy, dx, s=s, y=y, x=x):
                     return q[s, y + 1 + dy, x + 1 + dx]
 
-                means, indices = predict(mine, prior["compand"], at, start, count, own, quality)
+                means, indices = predict(mine, prior["compand"], at, start, count, own, quality, detail)
                 for c in range(count):
                     level = int(tables["levels"][indices[c]])
                     plain = int(tables["low_bits"][level])

@@ -9,18 +9,19 @@ from deepsic_codec.samples import drone_frame
 from tests.payload import reference_coder
 
 
+@pytest.mark.parametrize("name", ["base", "base-0.1"])
 @pytest.mark.parametrize(
     "height,width,slices,quality",
     [(16, 16, 1, 50.0), (64, 48, 1, 12.5), (40, 33, 2, 71.5), (32, 32, 1, 100.0), (16, 40, 1, 1.0)],
 )
-def test_second_decoder_agrees(height, width, slices, quality):
-    info = find_model("base")
+def test_second_decoder_agrees(name, height, width, slices, quality):
+    info = find_model(name)
     runtime = get_runtime(info)
     frame = drone_frame()
     chunk = np.stack([frame[900 + 40 * s :, 800:][:height, :width] for s in range(slices)])
     encoded = runtime.encode([chunk], [quality])[0]
     wanted = runtime.decode_symbols([encoded.features], [chunk.shape[:3]], [quality])[0]
-    arguments = load_arrays(info), info.architecture["prior_groups"], encoded.features, slices, encoded.grid
+    arguments = load_arrays(info), info.architecture, encoded.features, slices, encoded.grid
     found = reference_coder.decode(*arguments, int(quality + 0.5))
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), wanted)
     assert wanted.any() or quality == 1
@@ -35,6 +36,6 @@ def test_extreme_pixels_agree():
     encoded = runtime.encode([chunk], [100.0])[0]
     wanted = runtime.decode_symbols([encoded.features], [(1, 32, 32)], [100.0])[0]
     assert np.abs(wanted).max() > 100
-    arguments = load_arrays(info), info.architecture["prior_groups"], encoded.features, 1, encoded.grid
+    arguments = load_arrays(info), info.architecture, encoded.features, 1, encoded.grid
     found = reference_coder.decode(*arguments, 100)
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), wanted)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.prior import input_count, input_names
 from deepsic_codec.training.data import Photographs
-from deepsic_codec.training.grow import grow, residual_transform
+from deepsic_codec.training.grow import _shared_passes, grow, residual_transform
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import make_networks
 from deepsic_codec.training.phases import TINY
@@ -17,6 +18,8 @@ from deepsic_codec.training.train import load_networks, train
 from tests.common import check_rejects
 from tests.training.test_train import settings
 
+#: Grows into the other; nothing of it depends on what later architectures have.
+FIRST = replace(TINY, prior_detail=16, conditioned=False)
 LARGER = replace(
     TINY, name="larger", latents=40, prior_groups=(4, 12, 24), analysis_blocks=(2, 0), synthesis_blocks=(2, 1),
     head_blocks=4,
@@ -32,7 +35,7 @@ def photos(data):
 def small(photos):
     """Small networks that are not at their start any more."""
     torch.manual_seed(0)
-    nets = make_networks(TINY)
+    nets = make_networks(FIRST)
     linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, 50)
     with torch.no_grad():
         for parameter in nets.parameters():
@@ -66,6 +69,19 @@ def test_old_latents_stay_and_new_ones_take_what_was_left_out(small, photos):
     silent = nets.synthesis(torch.cat([before, torch.zeros_like(after[:, 16:])], 1), q)
     torch.testing.assert_close(silent, small.synthesis(before, q), rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(nets.head(after, q), small.head(before, q), rtol=1e-4, atol=1e-4)
+
+
+def test_contexts_that_see_less_keep_the_weights_of_what_they_see(small, photos):
+    nets = grown(small, photos, replace(LARGER, prior_detail=2))
+    for net, step, was, before in _shared_passes(nets, small):
+        known = {name: was.first.weight[:, i] for i, name in enumerate(input_names(before))} if was.has_inputs else {}
+        names = input_names(step)
+        assert len(names) == input_count(step) and set(names) <= set(known)
+        for i, name in enumerate(names):
+            assert torch.equal(net.first.weight[:, i], known[name])
+        assert hasattr(net, "direct") == step.signed
+    last = small.prior.steps[-1]
+    assert len(known) == input_count(last) > len(names)
 
 
 def test_head_of_another_width_is_new(small, photos):
@@ -104,6 +120,11 @@ def test_components_are_orthonormal_and_variances_those_of_images(small, photos)
 )
 def test_what_does_not_fit_is_refused(small, photos, change, reason):
     check_rejects(ConfigurationError, reason, grown, small, photos, replace(LARGER, **change))
+
+
+def test_conditions_stay(photos):
+    old = make_networks(TINY)
+    check_rejects(ConfigurationError, "conditioned false, not true", grown, old, photos, FIRST)
 
 
 def test_refusal_names_sizes_that_files_leave_out(photos):
