@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.evaluate import complexity
 from deepsic_codec.model.families import architecture_from
 from deepsic_codec.model.paper import RATES, Analysis, PaperArchitecture, StaticPrior, Synthesis
@@ -83,6 +84,8 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
         (decoded,) = runtime.decode([encoded.features], shapes, [quality])
         assert psnr(decoded, image) > 9
     assert complexity(runtime)["decoding"] == SMALL.kmac_per_pixel()["synthesis"]
+    again = Settings(**tiny, images=[data.photos], labels=[data.tiles], start=info.path, run=str(tmp_path / "again"))
+    check_rejects(ConfigurationError, "files do not hold the prior", train.train, again)
 
 
 def test_descriptions_that_no_model_has():
