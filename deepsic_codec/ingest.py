@@ -69,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--psnr", type=float, metavar="DB", help="PSNR that each chunk is to have, instead of a quality")
     add("--bpp", type=float, metavar="BITS", help="bits per pixel that each chunk is to have, instead of a quality")
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
-    text = "0 to 4: how long to look for fewer bytes; 3 and 4 take many times as long (default: 1)"
+    text = "0 to 4: how long to look for fewer bytes; from 2 on many times as long (default: 1)"
     add("--effort", type=int, metavar="N", help=text)
     text = "range of values that counts (more pairs: of each band), or chunk, its own (default beyond 8 bits)"
     add("--value-range", metavar="LOW,HIGH", help=text)

@@ -13,7 +13,7 @@ from deepsic_codec.errors import ConfigurationError, ModelNotFound
 FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
 SEMANTICS = ("pre", "post", "none")
-DEFAULT_EFFORT, MAX_EFFORT = 1, 4  # up to 2 rounds of rate-distortion optimised quantisation, then refinement
+DEFAULT_EFFORT, MAX_EFFORT = 1, 4  # 1 is rate-distortion optimised quantisation, from 2 on symbols are refined
 DEFAULT_QUALITY = 50.0
 # Beside a residual, which codes what the features leave, fewer features make smaller payloads; benchmarks/imagery.py
 BOUNDED_QUALITY = 20.0
@@ -106,7 +106,7 @@ class CodecConfig:
 
     @property
     def effort(self) -> int:
-        """Rounds of rate-distortion optimised quantisation when encoding; readers have no use for it."""
+        """How long to look for fewer bytes when encoding, 0 to 4; readers have no use for it."""
         return int(self.hints.get("effort", DEFAULT_EFFORT))
 
     def parameters(self) -> dict[str, Any]:

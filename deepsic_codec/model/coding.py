@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepsic_codec.model.prior import IntegerPrior, Pass, passes
+from deepsic_codec.model.prior import IntegerPrior, Pass, Predictions, passes
 from deepsic_codec.model.transfer import fetch, upload
 from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
 from deepsic_codec.payload.tables import CoderTables
@@ -60,20 +60,23 @@ def start_encoding(
     qualities: Iterable[float],
     pool: ThreadPoolExecutor | None = None,
     coder: type[SymbolEncoder] | Callable[[CoderTables, Symbols], SymbolEncoder] = SymbolEncoder,
+    predictions: Predictions | None = None,
 ) -> Callable[[], list[bytes]]:
     """Like :func:`encode_symbols` for symbols (S,h,w,C) of all chunks joined, on the prior's device.
 
-    The device is only given its work, and the pool its own, which waits for the device's.
+    ``predictions`` are what the prior makes of just these symbols, if that is known already. The
+    device is only given its work, and the pool its own, which waits for the device's.
     What is returned waits for the pool.
     """
     images, h, w, _ = symbols.shape
-    neighbours = prior.neighbours(symbols)
-    quality = _per_image(qualities, images // chunks, prior.device)
     own = fetch(symbols)
-    steps = []
-    for n, step, rows, _, image in passes(prior, neighbours):
-        means, scales = (fetch(v) for v in prior.run(n, neighbours, rows, _of(quality, image)))
-        steps.append((step, *step.positions(h, w), means, scales))
+    if predictions is None:
+        predictions = predict(prior, symbols, _per_image(qualities, images // chunks, prior.device))
+    places = [(step, *positions) for step in prior.steps if len((positions := step.positions(h, w))[0])]
+    steps = [
+        (*place, fetch(means), fetch(scales))
+        for place, (means, scales) in zip(places, predictions, strict=True)
+    ]
 
     def one(chunk: int) -> bytes:
         encoder = coder(tables, _part(own(), chunks, chunk))
@@ -83,6 +86,12 @@ def start_encoding(
         return encoder.finish()
 
     return _start(pool, one, chunks)
+
+
+def predict(prior: IntegerPrior, symbols: Tensor, quality: Tensor | int) -> Predictions:
+    """What a prior makes of symbols (S,h,w,C) that are all known, at whole qualities (S,) or one."""
+    neighbours = prior.neighbours(symbols)
+    return [prior.run(n, neighbours, rows, _of(quality, image)) for n, _, rows, _, image in passes(prior, neighbours)]
 
 
 def decode_symbols(

@@ -50,6 +50,8 @@ DIRECT_BITS = 6
 MEAN_MAX = 32767
 
 Offsets = tuple[tuple[int, int], ...]
+#: Means in eighths (P,count) int16 and scale indices in quarters (P,count) uint8 of every pass that has positions.
+Predictions = list[tuple[Tensor, Tensor]]
 CROSS: Offsets = ((0, -1), (0, 1), (-1, 0), (1, 0))
 DIAGONAL: Offsets = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 CENTRE: Offsets = ((0, 0),)
@@ -336,7 +338,8 @@ class IntegerPrior:
         self._check_shapes(arch.prior_width, tensors["compand"])
         _check_sums(tensors)
         self._passes = [self._prepared(found) for found in self._passes]
-        self._compand = tensors["compand"].to(device=device, dtype=torch.int8)
+        #: Companded magnitudes of symbols, int8 (32769,).
+        self.companded = tensors["compand"].to(device=device, dtype=torch.int8)
         #: Logistic scales that the indices were trained to mean; for estimates, not for decoding.
         self.log_scales = torch.tensor(_scale_table(), dtype=torch.float32, device=device)
 
@@ -403,7 +406,7 @@ class IntegerPrior:
 
     def neighbours(self, symbols: Tensor) -> Neighbours:
         """Features, int8, of symbols (B,h,w,C)."""
-        return Neighbours(self._linear(symbols), self._compand[symbols.abs().long()])
+        return Neighbours(self._linear(symbols), self.companded[symbols.abs().long()])
 
     def _linear(self, symbols: Tensor) -> Tensor:
         return symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(torch.int8)
@@ -412,7 +415,7 @@ class IntegerPrior:
         """Enter the symbols (P,count) of a decoded pass."""
         own = slice(step.start, step.start + step.count)
         neighbours.linear[rows, own] = self._linear(symbols)
-        neighbours.magnitude[rows, own] = self._compand[symbols.abs().long()]
+        neighbours.magnitude[rows, own] = self.companded[symbols.abs().long()]
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         """One pass: means in eighths (P,count) int16 and scale indices in quarters (P,count) uint8.

@@ -1,6 +1,6 @@
 """Rate-distortion optimised quantisation: symbols that cost more bits than their error is worth.
 
-A symbol is moved one step towards the prior's mean where that lowers D + R / lambda.  The
+A symbol is moved a step towards the prior's mean where that lowers D + R / lambda.  The
 bit stream and the decoder know nothing of it; it is the encoder's first level of effort
 (latent refinement in the sense of Nonlinear Transform Coding, in its cheapest form).  What
 a move saves and what an error costs are tables of integers in the model file, so that equal
@@ -19,11 +19,22 @@ from torch import Tensor
 
 from deepsic_codec.model.fixed import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.networks import step_lambda
-from deepsic_codec.model.prior import INDEX_LEVELS, MEAN_LEVELS, SCALES, IntegerPrior, passes, scale_of
+from deepsic_codec.model.prior import (
+    INDEX_LEVELS,
+    LINEAR_MAX,
+    MEAN_LEVELS,
+    SCALES,
+    IntegerPrior,
+    Neighbours,
+    Pass,
+    Predictions,
+    passes,
+    scale_of,
+)
 
-#: Weight of the distortion against lambda of the nominal step.  Moving a symbol also spoils
-#: the contexts of others' means; 1 to 2.2 were tried on photographs, 1.5 was best.
-TRADE = 1.5
+#: Weight of the distortion against lambda of the nominal step, by quality. Moved symbols also tell later ones less;
+#: 1.2 to 2.5 were tried on photographs.
+TRADE_QUALITIES, TRADE = (15.0, 45.0), (1.2, 2.1)
 #: Fraction bits of both tables' entries, which count bits, and of the rounding error of a symbol.
 BITS = 8
 #: Distances from the mean, in units of 1 / MEAN_LEVELS, that the table knows.
@@ -69,7 +80,8 @@ def make_tables(log_scales: Tensor, steps: Tensor) -> RdoTables:
     quality = torch.arange(1, 101, dtype=torch.float64)
     step = steps.cpu().double() * 2.0 ** -(LATENT_BITS + STEP_BITS) * UNIT  # in grey levels
     # three samples share a pixel's bits
-    price = TRADE * step_lambda(quality)[:, None] / 3 * step**2
+    trade = torch.from_numpy(np.interp(quality.numpy(), TRADE_QUALITIES, TRADE))
+    price = (trade * step_lambda(quality))[:, None] / 3 * step**2
     return RdoTables(
         torch.floor(saved * 2**BITS + 0.5).clamp(-(2**15), 2**15 - 1).to(torch.int16),
         torch.floor(price * 2**BITS + 0.5).clamp(0, 2**21).to(torch.int32),
@@ -77,9 +89,12 @@ def make_tables(log_scales: Tensor, steps: Tensor) -> RdoTables:
 
 
 def quantise(
-    prior: IntegerPrior, tables: RdoTables | None, scaled: Tensor, quality: Tensor | int, effort: int
-) -> Tensor:
+    prior: IntegerPrior, tables: RdoTables | None, scaled: Tensor, quality: Tensor | int
+) -> tuple[Tensor, Predictions | None]:
     """Choose the symbols of a batch of images.
+
+    They are chosen pass by pass, in the order of coding: what the prior expects of a symbol
+    follows from symbols that have been chosen for good, and need not be computed again.
 
     Parameters
     ----------
@@ -91,89 +106,104 @@ def quantise(
         Latents in units of the quantiser's step, float32 (N,h,w,C).
     quality : Tensor or int
         Whole qualities 1..100, int64 (N,), or that of all.
-    effort : int
-        Rounds of optimisation; 0 rounds to the nearest integer and stops.
 
     Returns
     -------
-    Tensor
+    symbols : Tensor
         int32 (N,h,w,C).
+    predictions : Predictions or None
+        What the prior expects, where it was asked.
     """
-    rounded = torch.round(scaled)
-    nearest = rounded.to(torch.int32)
+    nearest = torch.round(scaled).to(torch.int32)
     if tables is None or not prior.optimised:
-        return nearest
-    compiled = _compiled(scaled.device)
-    latents, whole = scaled.flatten(0, 2), nearest.flatten(0, 2)
-    error = None if compiled else torch.floor((rounded - scaled) * 2**BITS + 0.5).to(torch.int32).flatten(0, 2)
-    symbols = nearest
-    for _ in range(effort):
-        neighbours = prior.neighbours(symbols)
-        chosen = whole.clone()
-        for number, step, rows, flat, image in passes(prior, neighbours):
-            which = quality if isinstance(quality, int) else quality[image]
-            means, indices = prior.run(number, neighbours, rows, which)
-            if error is None:
-                _move_in_place(tables, chosen, whole, latents, flat, means, indices, which, step.start)
-            else:
-                own = slice(step.start, step.start + step.count)
-                moves = _moves(tables, whole[flat, own] * MEAN_LEVELS - means, indices, which, error[flat, own], own)
-                chosen[:, own] = chosen[:, own].index_add(0, flat, moves)
-        symbols = chosen.reshape(scaled.shape)
-    return symbols
+        return nearest, None
+    found = Symbols(scaled.flatten(0, 2), nearest.flatten(0, 2), prior.neighbours(nearest))
+    move = _move_compiled if _compiled(scaled.device) else _move_tensors
+    predictions: Predictions = []
+    for number, step, padded, flat, image in passes(prior, found.neighbours):
+        which = quality if isinstance(quality, int) else quality[image]
+        predictions.append(prior.run(number, found.neighbours, padded, which))
+        move(prior, tables, found, step, (padded, flat), predictions[-1], which)
+    return found.chosen.reshape(scaled.shape), predictions
+
+
+@dataclass
+class Symbols:
+    """Symbols that are being chosen.
+
+    Attributes
+    ----------
+    latents : Tensor
+        In units of the quantiser's step, float32 (positions,C).
+    chosen : Tensor
+        int32 (positions,C), the nearest at first; changed in place.
+    neighbours : Neighbours
+        What the prior sees of them, changed along.
+    """
+
+    latents: Tensor
+    chosen: Tensor
+    neighbours: Neighbours
 
 
 def _compiled(device: torch.device) -> bool:
-    """Whether a compiled loop does it there, and not tensors."""
+    """Whether a compiled loop moves symbols there, and not tensors."""
     return device.type == "cpu"
 
 
-def _move_in_place(
-    tables: RdoTables, chosen: Tensor, whole: Tensor, latents: Tensor, rows: Tensor, means: Tensor, indices: Tensor,
-    quality: Tensor | int, start: int,
+def _move_tensors(
+    prior: IntegerPrior, tables: RdoTables, found: Symbols, step: Pass, rows: tuple[Tensor, Tensor],
+    predicted: tuple[Tensor, Tensor], quality: Tensor | int,
 ) -> None:  # fmt: skip
-    """See :func:`_move`."""
-    tensors = chosen, whole, latents, rows, means, indices, tables.saved, tables.price
+    """Move the symbols of a pass at padded and plain ``rows``; nothing makes a GPU wait for the host."""
+    (padded, flat), (means, indices) = rows, predicted
+    own = slice(step.start, step.start + step.count)
+    latents, symbols = found.latents[flat, own], found.chosen[flat, own]
+    away = symbols * MEAN_LEVELS - means
+    error = torch.floor((symbols.float() - latents) * 2**BITS + 0.5).to(torch.int32)
+    towards = -torch.sign(away)
+    saved = tables.saved[indices.long(), away.abs().clamp(max=DISTANCES - 1)]
+    cost = (tables.price[quality - 1][..., own] * ((1 << BITS) + 2 * towards * error)) >> BITS
+    symbols = symbols + torch.where((saved > cost) & (away.abs() > MEAN_LEVELS // 2), towards, 0)
+    found.chosen[:, own] = found.chosen[:, own].index_copy(0, flat, symbols.to(torch.int32))
+    prior.update(found.neighbours, step, padded, symbols)
+
+
+def _move_compiled(
+    prior: IntegerPrior, tables: RdoTables, found: Symbols, step: Pass, rows: tuple[Tensor, Tensor],
+    predicted: tuple[Tensor, Tensor], quality: Tensor | int,
+) -> None:  # fmt: skip
+    """The same on a CPU, one symbol after the other."""
+    seen = found.neighbours
+    tensors = [found.chosen, found.latents, seen.linear, seen.magnitude, prior.companded, *rows, *predicted]
     qualities = np.full(1, quality) if isinstance(quality, int) else quality.numpy()
-    given: Any = [*(t.numpy() for t in tensors), qualities, start]
+    given: Any = [*(t.numpy() for t in (*tensors, tables.saved, tables.price)), qualities, step.start]
     _move(*given)
 
 
-def _moves(
-    tables: RdoTables, away: Tensor, indices: Tensor, quality: Tensor | int, error: Tensor, channels: slice
-) -> Tensor:
-    """Steps, int32 (P,n), that symbols of n channels in a row are to be moved, at qualities (P,).
-
-    ``away`` is how far they lie from their means, in eighths, and ``error`` by how much they were
-    rounded. Nothing here makes a GPU wait for the host.
-    """
-    towards = -torch.sign(away)
-    saved = tables.saved[indices.long(), away.abs().clamp(max=DISTANCES - 1)]
-    cost = (tables.price[quality - 1][..., channels] * ((1 << BITS) + 2 * towards * error)) >> BITS
-    return torch.where((saved > cost) & (away.abs() > MEAN_LEVELS // 2), towards, 0).to(torch.int32)
-
-
 @njit(nogil=True, cache=True)
-def _move(chosen, whole, latents, rows, means, indices, saved, price, quality, start):  # type: ignore[no-untyped-def]
-    """The same on a CPU, in place: most symbols are what the prior expects, and are left at a glance.
-
-    ``chosen`` and ``whole`` are symbols int32, ``latents`` in steps float32, all (positions,C); ``rows`` (P,) the
-    positions of this pass, which starts at channel ``start``; qualities are (P,), or (1,) if it is one.
-    """
+def _move(  # type: ignore[no-untyped-def]
+    chosen, latents, linear, magnitude, compand, padded, flat, means, indices, saved, price, quality, start
+):
+    """Most symbols are what the prior expects, and are left at a glance; qualities are (P,), or (1,) if it is one."""
     one, half = np.float32(1 << BITS), np.float32(0.5)
-    for p in range(len(rows)):
-        row, q = rows[p], quality[p if len(quality) > 1 else 0] - 1
+    for p in range(len(flat)):
+        row, q = flat[p], quality[p if len(quality) > 1 else 0] - 1
         for i in range(means.shape[1]):
             c = start + i
-            away = whole[row, c] * MEAN_LEVELS - means[p, i]
+            symbol = chosen[row, c]
+            away = symbol * MEAN_LEVELS - means[p, i]
             if abs(away) <= MEAN_LEVELS // 2:
                 continue
             # in single precision, as elsewhere
-            error = np.int64(np.floor((np.float32(whole[row, c]) - latents[row, c]) * one + half))
+            error = np.int64(np.floor((np.float32(symbol) - latents[row, c]) * one + half))
             towards = -1 if away > 0 else 1
             cost = (price[q, c] * ((1 << BITS) + 2 * towards * error)) >> BITS
             if saved[indices[p, i], min(abs(away), DISTANCES - 1)] > cost:
-                chosen[row, c] += towards
+                symbol += towards
+                chosen[row, c] = symbol
+                linear[padded[p], c] = min(max(symbol, -LINEAR_MAX), LINEAR_MAX)
+                magnitude[padded[p], c] = compand[abs(symbol)]
 
 
 def _bits(distance: Tensor, scale: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from deepsic_codec.model.restore import restore_prior, restore_transform
 Tensors = dict[str, Tensor]
 
 #: Rounds by level of the encoder's effort.
-ROUNDS = {3: 8, 4: 24}
+ROUNDS = {2: 3, 3: 8, 4: 24}
 #: Weight of the distortion against lambda of the nominal step; 1 to 2 were tried on photographs, 1.2 was best over all
 #: qualities. Contexts are in the gradient here: the quantiser that takes them for granted wants more.
 TRADE = 1.2

@@ -23,6 +23,7 @@ from deepsic_codec.model.coding import decode_symbols, start_encoding
 from deepsic_codec.model.families import architecture_from, integer_prior
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
+from deepsic_codec.model.prior import Predictions
 from deepsic_codec.model.rdo import RdoTables, quantise
 from deepsic_codec.model.refine import ROUNDS, Refiner
 from deepsic_codec.model.transfer import behind, fetch, upload
@@ -41,7 +42,7 @@ from deepsic_codec.model.transforms import (
 from deepsic_codec.payload.arithmetic import SYMBOL_MAX
 from deepsic_codec.payload.tables import CoderTables
 
-#: Rounds of rate-distortion optimised quantisation where nothing is said.
+#: The encoder's effort where nothing is said.
 DEFAULT_EFFORT = 1
 
 #: Pixels whose activations a CPU's caches hold (tried: 2^17 to 2^21).
@@ -135,8 +136,8 @@ class Runtime:
         labels : bool
             Whether to compute label scores.
         efforts : sequence of int, optional
-            One per chunk, 1 by default: 0 to 2 rounds of rate-distortion optimised quantisation, or more for
-            refinement (refine.ROUNDS).
+            One per chunk, 1 by default: 0 for the nearest symbols, 1 for rate-distortion optimised quantisation,
+            more for refinement (refine.ROUNDS).
         """
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
 
@@ -144,9 +145,11 @@ class Runtime:
             joined: Any = np.concatenate([images[i] for i in group])
             s = len(images[group[0]])
             quality = [qualities[i] for i in group]
-            symbols, cells = self._start_analysis(joined, np.repeat(quality, s), labels, effort[group[0]])
+            symbols, predictions, cells = self._start_analysis(joined, np.repeat(quality, s), labels, effort[group[0]])
             with torch.inference_mode():
-                streams = start_encoding(self._prior, self._tables, symbols, len(group), quality, self._pool)
+                streams = start_encoding(
+                    self._prior, self._tables, symbols, len(group), quality, self._pool, predictions=predictions
+                )
             grid = symbols.shape[1], symbols.shape[2]
 
             def finish() -> list[Encoded]:
@@ -251,15 +254,26 @@ class Runtime:
         self, images: Pixels, quality: NDArray[np.float64], labels: bool, effort: int = DEFAULT_EFFORT
     ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
         """(N,H,W,3) -> symbols (N,h,w,C) and cell scores."""
-        symbols, cells = self._start_analysis(images, quality, labels, effort)
+        symbols, _, cells = self._start_analysis(images, quality, labels, effort)
         return fetch(symbols)(), cells() if labels else None
 
     def _start_analysis(
         self, images: Pixels, quality: NDArray[np.float64], labels: bool, effort: int
-    ) -> tuple[Tensor, Callable[[], NDArray[np.uint8]]]:
-        """(N,H,W,3) -> symbols int16 (N,h,w,C) on the device, and what waits for the cell scores."""
+    ) -> tuple[Tensor, Predictions | None, Callable[[], NDArray[np.uint8]]]:
+        """Images (N,H,W,3) -> symbols.
+
+        Returns
+        -------
+        symbols : Tensor
+            int16 (N,h,w,C), on the device.
+        predictions : Predictions or None
+            What the prior makes of them, where that came up on the way.
+        cells : callable
+            Waits for the cell scores.
+        """
         n, h, w, _ = images.shape
         symbols: list[Tensor] = []
+        predictions: list[Predictions | None] = []
         cells: list[Callable[[], NDArray[np.uint8]]] = []
         with self._alone():
             for part in self._pieces(n, h, w):
@@ -267,15 +281,16 @@ class Runtime:
                 scaled = found.scaled.clamp(-SYMBOL_MAX, SYMBOL_MAX).contiguous()
                 whole = whole_qualities(quality[part])[1]
                 same = int(whole[0]) if bool((whole == whole[0]).all()) else upload(whole, self.device)
-                refines = effort in ROUNDS and self._rdo is not None
-                chosen = quantise(self._prior, self._rdo, scaled, same, DEFAULT_EFFORT if refines else effort)
-                if refines and isinstance(self._transforms, IntegerTransforms):
+                chosen, known = quantise(self._prior, self._rdo if effort else None, scaled, same)
+                if effort in ROUNDS and self._rdo is not None and isinstance(self._transforms, IntegerTransforms):
                     steps = self._transforms.steps(quality[part])
                     chosen = self._refiner().refine(grey_levels(images[part]), chosen, steps, whole, ROUNDS[effort])
+                    known = None
                 symbols.append(chosen.to(torch.int16))
+                predictions.append(known)
                 if labels:
                     cells.append(fetch(self._score(found.latents, quality[part])))
-            return torch.cat(symbols), lambda: np.concatenate([some() for some in cells])
+            return torch.cat(symbols), _joined(predictions), lambda: np.concatenate([some() for some in cells])
 
     def _refiner(self) -> Refiner:
         """The decoder in differentiable form, made on first use."""
@@ -336,6 +351,14 @@ class Runtime:
                 found = self._transforms.score(cells.reshape(-1, ch, cw, c), np.repeat(quality, count))
                 scores[:, r0:r1, c0:c1] = found.reshape(images, r1 - r0, c1 - c0, -1)
         return scores
+
+
+def _joined(parts: list[Predictions | None]) -> Predictions | None:
+    """Predictions of parts of a batch, pass by pass; None unless all are known."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return [(torch.cat([m for m, _ in one]), torch.cat([s for _, s in one])) for one in zip(*known, strict=True)]
 
 
 def _blocks(size: int, n: int) -> Iterator[tuple[int, int]]:

@@ -31,7 +31,6 @@ from deepsic_codec.model.networks import LABEL_CELL, Architecture, quality_step,
 from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.model.prior import IntegerPrior
 from deepsic_codec.model.rdo import RdoTables, make_tables, quantise
-from deepsic_codec.model.runtime import DEFAULT_EFFORT
 from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.loss import Networks, cell_logits, cells_of, semantic
@@ -325,8 +324,8 @@ class Work:
         """What the encoder makes of latents in steps (B,C,h,w), at its usual effort."""
         nhwc = scaled.permute(0, 2, 3, 1).contiguous()
         whole = torch.floor(quality + 0.5).clamp(1, 100).long()
-        found = quantise(self.integer_prior, self.rdo_tables, nhwc, whole, DEFAULT_EFFORT).float()
-        return found.permute(0, 3, 1, 2)
+        found, _ = quantise(self.integer_prior, self.rdo_tables, nhwc, whole)
+        return found.float().permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def collect_symbols(self, batches: int, seed: int, rounding: Rounding | None = None) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ def test_equals_what_training_imitates(trained, integer):
         pick = lambda t, own=own, ys=ys, xs=xs: t.permute(0, 2, 3, 1)[:, ys, xs, own].reshape(-1, own.stop - own.start)  # noqa: E731
         agree += [(means == pick(mean) * 8).float().mean(), (scales == pick(index) * 4).float().mean()]
     # biases are rounded to integers only in the exported form, which can turn a tie
-    assert min(agree) > 0.97
+    assert min(agree) > 0.9 and torch.stack(agree).mean() > 0.98
 
 
 def test_same_integers_under_any_threads_batches_and_precision(integer):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from deepsic_codec.model import rdo
+from deepsic_codec.model.coding import predict
 from deepsic_codec.model.families import architecture_from, integer_prior
 from deepsic_codec.model.file import find_model, load_arrays
 from deepsic_codec.model.transforms import PRIOR, RDO, IntegerTransforms, below
@@ -25,21 +26,24 @@ def parts():
     return prior, tables, scaled, torch.from_numpy(quality).long()
 
 
-@pytest.mark.parametrize("effort", [1, 2])
 @pytest.mark.parametrize("one", [False, True], ids=["quality of each", "one quality"])
-def test_compiled_loop_and_tensors_agree(parts, monkeypatch, effort, one):
+def test_compiled_loop_and_tensors_agree(parts, monkeypatch, one):
     prior, tables, scaled, quality = parts
     quality = 50 if one else quality
-    few = rdo.quantise(prior, tables, scaled, quality, effort)
+    few, predictions = rdo.quantise(prior, tables, scaled, quality)
     monkeypatch.setattr(rdo, "_compiled", lambda device: False)
-    assert torch.equal(rdo.quantise(prior, tables, scaled, quality, effort), few)
+    again, others = rdo.quantise(prior, tables, scaled, quality)
+    assert torch.equal(again, few)
+    for one, other in ((predictions, others), (predictions, predict(prior, few, quality))):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     nearest = torch.round(scaled).to(torch.int32)
     moved = few - nearest
     assert 0 < (moved != 0).float().mean() < 0.2 and moved.abs().max() == 1
 
 
-def test_no_effort_and_no_tables_mean_the_nearest(parts):
+def test_no_tables_mean_the_nearest(parts):
     prior, tables, scaled, quality = parts
     nearest = torch.round(scaled).to(torch.int32)
-    assert torch.equal(rdo.quantise(prior, tables, scaled, quality, 0), nearest)
-    assert torch.equal(rdo.quantise(prior, None, scaled, quality, 1), nearest)
+    found, predictions = rdo.quantise(prior, None, scaled, quality)
+    assert torch.equal(found, nearest) and predictions is None

@@ -111,12 +111,12 @@ def test_batch_limit_changes_nothing_that_is_stored_about_shapes(runtime, tiles)
 def test_effort_saves_bytes_for_the_same_quality(runtime):
     frame = drone_frame()[None, 300:556, 400:656]
     cost = []
-    for effort in (0, 1, 2):
+    for effort in (0, 1):
         encoded = runtime.encode([frame], [40.0], efforts=[effort])
         decoded = decode(runtime, encoded, [frame], [40.0])[0].astype(float)
         bits = 8 * len(encoded[0].features) / (256 * 256)
         cost.append(bits + float(step_lambda(torch.tensor(40.0))) * np.square(decoded - frame).mean())
-    assert cost[1] < cost[0] and cost[2] < cost[0]
+    assert cost[1] < cost[0]
 
 
 def test_threads_at_once(runtime, tiles):
