@@ -123,12 +123,16 @@ def check_sums(name: str, weight: Tensor, bias: Tensor, shift: Tensor, form: fix
 
 
 class Blocks:
-    """The residual blocks of a stream."""
+    """The residual blocks of a stream; whether their hidden biases depend on quality, the architecture says."""
 
-    def __init__(self, tensors: Tensors, name: str, count: int, device: torch.device) -> None:
+    def __init__(
+        self, tensors: Tensors, name: str, count: int, device: torch.device, conditioned: bool = False
+    ) -> None:
         self.parts = []
         for i in range(count):
             at = f"{name}.{i}"
+            if tensors[f"{at}.up.bias"].ndim != 1 + conditioned:
+                raise ValueError(f"{at}.up: biases for {'one' if conditioned else 'each'} quality, unlike described")
             # a weight's unit is a power of two, and so are the units of the sums: float32 holds both exactly
             spatial = [tensors[f"{at}.spatial.{part}"].to(torch.int32) for part in ("weight", "bias", "shift")]
             check_sums(f"{at}.spatial", *spatial, fixed.SPATIAL)
@@ -213,7 +217,8 @@ class IntegerAnalysis:
         self.linear, self.stem, self.reduce, self.out = (layers[n] for n in ("linear", "stem", "reduce", "out"))
         self.mod8, self.mod16 = Modulation(tensors, "mod8", device), Modulation(tensors, "mod16", device)
         self.blocks8, self.blocks16 = (
-            Blocks(tensors, f"blocks{at}", n, device) for at, n in zip((8, 16), arch.analysis_blocks, strict=True)
+            Blocks(tensors, f"blocks{at}", n, device, arch.conditioned)
+            for at, n in zip((8, 16), arch.analysis_blocks, strict=True)
         )
 
     def __call__(self, grey: Tensor, rest: Tensor | None, quality: Tensor) -> Tensor:
@@ -257,7 +262,8 @@ class IntegerSynthesis:
         self.linear, self.stem, self.expand, self.out = (layers[n] for n in ("linear", "stem", "expand", "out"))
         self.mod8, self.mod16 = Modulation(tensors, "mod8", device), Modulation(tensors, "mod16", device)
         self.blocks8, self.blocks16 = (
-            Blocks(tensors, f"blocks{at}", n, device) for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
+            Blocks(tensors, f"blocks{at}", n, device, arch.conditioned)
+            for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
         )
         # as a multiplication by a power of two, rounded, of integers below 2^15
         exponent = tensors["normaliser"].float() + (fixed.NORMAL_BITS - fixed.LATENT_BITS)

@@ -181,7 +181,7 @@ def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(con
     imitated = stream.permute(0, 3, 1, 2) * 2.0**-fixed.STREAM_BITS
     for block in network.blocks16:
         imitated = block.imitate(imitated, quality.float())
-    found = Blocks(tensors, "blocks16", 2, cpu)(stream.clone(), quality)
+    found = Blocks(tensors, "blocks16", 2, cpu, True)(stream.clone(), quality)
     off = (imitated.permute(0, 2, 3, 1) * 2.0**fixed.STREAM_BITS - found).abs()
     # biases are rounded to integers only in the exported form, which can turn a tie
     assert float(off.max()) <= 8 and float((off > 0.5).float().mean()) < 0.3
@@ -212,6 +212,10 @@ def test_biases_for_qualities_fit_their_layer_and_architecture(conditioned):
     for crafted in (tensors[name][:50], tensors[name][:, :8], tensors[name] * 0 + 2**26):
         with pytest.raises(ValueError, match="out of the range"):
             IntegerSynthesis(network_arch(), tensors | {name: crafted}, torch.device("cpu"))
+    one = tensors | {name: tensors[name][0]}
+    for arch, given in ((network_arch(conditioned=False), tensors), (network_arch(), one)):
+        with pytest.raises(ValueError, match="unlike described"):
+            IntegerSynthesis(arch, given, torch.device("cpu"))
     plain = Synthesis(network_arch(conditioned=False))
     with pytest.raises(ValueError, match="without them"):
         restore_transform(plain, tensors)
