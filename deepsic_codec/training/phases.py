@@ -2,7 +2,7 @@
 
 1. ``joint``: everything, on rate, distortion and semantics together.
 2. ``integer``: the same, with transforms that imitate their integer form.
-3. ``prior``: the prior alone, on fixed symbols, imitating its integer form.
+3. ``prior``: the prior alone, imitating its integer form, on symbols that the encoder chose with it before.
 4. ``synthesis``: the synthesis alone, on symbols as the encoder chooses them with that prior.
 5. ``head``: the semantic head alone, on latents of fresh crops, half of them as they are stored.
 
@@ -299,13 +299,19 @@ class Work:
 
     @cached_property
     def symbols(self) -> tuple[Tensor, Tensor]:
-        """Symbols to fit the prior to."""
-        return self.collect_symbols(self.s.symbol_batches, self.s.seed + 1)
+        """Symbols to fit the prior to, as the encoder chooses them with the prior that there is before."""
+        before = self.nets.integer_prior(self.nets.export_prior(), self.device)
+        tables = self._make_rdo_tables(before)
+
+        def rounding(scaled: Tensor, gain: Tensor, quality: Tensor) -> Tensor:
+            return _choose(before, tables, scaled, quality)
+
+        return self.collect_symbols(self.s.symbol_batches, self.s.seed + 1, rounding)
 
     @cached_property
     def checked_symbols(self) -> tuple[Tensor, Tensor]:
         """Others, to report on."""
-        return self.collect_symbols(max(2, self.s.symbol_batches // 25), self.s.seed + 2)
+        return self.collect_symbols(max(2, self.s.symbol_batches // 25), self.s.seed + 2, self.chosen)
 
     @cached_property
     def integer_prior(self) -> IntegerPrior:
@@ -316,16 +322,16 @@ class Work:
     @cached_property
     def rdo_tables(self) -> RdoTables | None:
         """What the encoder chooses symbols by."""
-        if not self.integer_prior.optimised:
+        return self._make_rdo_tables(self.integer_prior)
+
+    def _make_rdo_tables(self, prior: IntegerPrior) -> RdoTables | None:
+        if not prior.optimised:
             return None
-        return make_tables(self.integer_prior.log_scales, export_gains(self.nets.gains)["step"]).to(self.device)
+        return make_tables(prior.log_scales, export_gains(self.nets.gains)["step"]).to(self.device)
 
     def chosen(self, scaled: Tensor, gain: Tensor, quality: Tensor) -> Tensor:
         """What the encoder makes of latents in steps (B,C,h,w), at its usual effort."""
-        nhwc = scaled.permute(0, 2, 3, 1).contiguous()
-        whole = torch.floor(quality + 0.5).clamp(1, 100).long()
-        found, _ = quantise(self.integer_prior, self.rdo_tables, nhwc, whole)
-        return found.float().permute(0, 3, 1, 2)
+        return _choose(self.integer_prior, self.rdo_tables, scaled, quality)
 
     @torch.no_grad()
     def collect_symbols(self, batches: int, seed: int, rounding: Rounding | None = None) -> tuple[Tensor, Tensor]:
@@ -428,6 +434,13 @@ class Work:
             found = cell_logits(nets.head, y, q)[:, 0, 0].argmax(1).cpu().numpy()
             right += int((found == self.tiles.test_labels[i : i + 256]).sum())
         return right / len(self.tiles.test_labels)
+
+
+def _choose(prior: IntegerPrior, tables: RdoTables | None, scaled: Tensor, quality: Tensor) -> Tensor:
+    """Symbols, as float, of latents in steps (B,C,h,w) at qualities (B,)."""
+    nhwc = scaled.permute(0, 2, 3, 1).contiguous()
+    whole = torch.floor(quality + 0.5).clamp(1, 100).long()
+    return quantise(prior, tables, nhwc, whole)[0].float().permute(0, 3, 1, 2)
 
 
 def _only(quantised: bool) -> dict[str, bool]:
