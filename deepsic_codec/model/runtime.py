@@ -239,7 +239,7 @@ class Runtime:
         """Hold the networks, and keep them from a caller's autocast."""
         threads = config.get().threads
         with self._networks, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            if threads and threads != torch.get_num_threads():
+            if threads and threads != torch.get_num_threads() and not _forked:
                 torch.set_num_threads(threads)
             yield
 
@@ -372,6 +372,8 @@ def _blocks(size: int, n: int) -> Iterator[tuple[int, int]]:
 
 _loaded: dict[tuple[str, ...], Runtime] = {}
 _loading = threading.Lock()
+#: Whether this process was forked: OpenMP's threads did not survive that, and torch would wait for them for ever.
+_forked = False
 
 
 def get_runtime(info: ModelInfo) -> Runtime:
@@ -388,10 +390,9 @@ def get_runtime(info: ModelInfo) -> Runtime:
 
 def _after_fork() -> None:
     """Forget locks, thread pools and models of the parent, whose threads do not exist here."""
-    global _loading
-    _loading = threading.Lock()
+    global _loading, _forked
+    _loading, _forked = threading.Lock(), True
     _loaded.clear()
-    # OpenMP's threads did not survive either, and torch would wait for them for ever
     torch.set_num_threads(1)
 
 

@@ -3,13 +3,15 @@
 import pytest
 
 from benchmarks import throughput
+from deepsic_codec import config
 
 
 def test_efforts_have_rows_of_their_own(monkeypatch, capsys):
     monkeypatch.setattr(throughput, "EDGE", 64)
     monkeypatch.setattr(throughput, "PEER_NAMES", ("JPEG 2000 PSNR",))
     monkeypatch.setattr(throughput, "peak_memory", lambda args: (1.0, 0.5))
-    throughput.main(["--chunks", "2", "--repeats", "1", "--efforts", "0", "3"])
+    with config.set(threads=1):  # and what the benchmark sets is gone again afterwards
+        throughput.main(["--chunks", "2", "--repeats", "1", "--efforts", "0", "3", "--threads", "1"])
     printed = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:]] for line in printed.splitlines() if line.startswith("| ")]
     column = rows[0].index("bpp")

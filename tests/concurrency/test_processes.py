@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from deepsic_codec import DeepSIC, chunk_attrs, create_array, open_archive
+from deepsic_codec import DeepSIC, chunk_attrs, config, create_array, open_archive
 from tests.common import psnr
 from tests.concurrency.common import CHUNK, LIMIT, SHAPE, finish, forked, image, parts
 
@@ -94,6 +94,15 @@ def test_fork_while_other_threads_work():
         thread.join(LIMIT)
         assert not thread.is_alive(), "a thread of the parent hangs"
     assert not failures
+
+
+def test_fork_where_a_number_of_threads_is_set():
+    """The parent's OpenMP threads are not there to work for the child, whatever the configuration asks for."""
+    codec, array = DeepSIC(), image(5)
+    with config.set(threads=2):
+        payload = codec.encode(array)
+        assert forked(lambda: codec.decode(payload)) == 0
+        assert forked(lambda: codec.encode(array)) == 0
 
 
 def test_fork_with_an_array_open():
