@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -196,6 +197,103 @@ def input_names(step: Pass) -> list[tuple[str, int, int, int]]:
     return [(kind, *offset, channel) for kind, offsets, which in parts for offset in offsets for channel in which]
 
 
+def _grids(mask: str, height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Every second row and column: first row, first column, and how many there are, of the positions of a mask."""
+    starts = {"A": [(0, 0)], "B": [(1, 1)], "C": [(0, 1), (1, 0)], "1": [(0, 0), (1, 1)], "2": [(0, 1), (1, 0)]}
+    return [(y, x, (height - y + 1) // 2, (width - x + 1) // 2) for y, x in starts[mask]]
+
+
+def _count(step: Pass, shape: Sequence[int]) -> int:
+    """Number of positions of a pass in each image (B,h,w,C)."""
+    return sum(rows * columns for _, _, rows, columns in _grids(step.mask, shape[1], shape[2]))
+
+
+def _pieces(step: Pass) -> list[tuple[int, int, int, int, int]]:
+    """Kind (0: magnitude, 1: linear), dy, dx, first and last channel of what :func:`input_names` names."""
+    end, near = step.start + step.count, min(step.start, step.detail)
+    parts = [(0, step.offsets, step.start, end), (1, step.offsets if step.signed else (), step.start, end)]
+    parts += [(0, CENTRE + CROSS, 0, step.start), (0, DIAGONAL, 0, near), (1, CENTRE + CROSS, 0, near)]
+    return [(kind, *at, low, high) for kind, offsets, low, high in parts for at in offsets if high > low]
+
+
+def _views(
+    step: Pass, sources: Sequence[Tensor], features: Tensor, height: int, width: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of padded sources (B,h+2,w+2,C) and of features (B,P,K), pair by pair of the same shape."""
+    first = 0
+    for y, x, rows, columns in _grids(step.mask, height, width):
+        grid = features[:, first : first + rows * columns].unflatten(1, (rows, columns))
+        first += rows * columns
+        at = 0
+        for kind, dy, dx, low, high in _pieces(step):
+            top, left = y + dy + 1, x + dx + 1
+            part = sources[kind][:, top : top + 2 * rows - 1 : 2, left : left + 2 * columns - 1 : 2, low:high]
+            yield part, grid[..., at : at + high - low]
+            at += high - low
+
+
+class _Contexts(torch.autograd.Function):
+    """Features (B,P,K) of every pass that has positions and inputs, in the order of :func:`input_names`.
+
+    All at once, so that the way back adds up what all passes want of a symbol in one place.
+    Positions come grid by grid of :func:`_grids`, which are read without an index.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, steps: Sequence[Pass], linear: Tensor, magnitude: Tensor) -> tuple[Tensor, ...]:
+        b, h, w, _ = ctx.shape = linear.shape
+        ctx.steps = [s for s in steps if input_count(s) and _count(s, linear.shape)]
+        sources = [F.pad(t, (0, 0, 1, 1, 1, 1)) for t in (magnitude, linear)]
+        out = [linear.new_empty(b, _count(s, linear.shape), input_count(s)) for s in ctx.steps]
+        for step, features in zip(ctx.steps, out, strict=True):
+            for source, part in _views(step, sources, features, h, w):
+                part.copy_(source)
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[None, Tensor, Tensor]:
+        b, h, w, c = ctx.shape
+        magnitude, linear = (slopes[0].new_zeros(b, h + 2, w + 2, c) for _ in range(2))
+        for step, features in zip(ctx.steps, slopes, strict=True):
+            for source, part in _views(step, (magnitude, linear), features, h, w):
+                source += part
+        return None, linear[:, 1:-1, 1:-1], magnitude[:, 1:-1, 1:-1]
+
+
+class _Places(torch.autograd.Function):
+    """Means and scale indices (B,P,own) of all passes, brought to their places in (B,h,w,C) twice."""
+
+    @staticmethod
+    def forward(ctx: Any, steps: Sequence[Pass], shape: Sequence[int], *found: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.steps, ctx.shape = [s for s in steps if _count(s, shape)], shape
+        whole = found[0].new_empty(shape), found[0].new_empty(shape)
+        for part, place in _Places.pairs(ctx.steps, found, whole):
+            place.copy_(part)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        b = ctx.shape[0]
+        out = [slopes[0].new_empty(b, _count(s, ctx.shape), s.count) for s in ctx.steps for _ in range(2)]
+        for part, place in _Places.pairs(ctx.steps, out, slopes):
+            part.copy_(place)
+        return None, None, *out
+
+    @staticmethod
+    def pairs(
+        steps: Sequence[Pass], found: Sequence[Tensor], whole: Sequence[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of what passes found and of where it belongs."""
+        height, width = whole[0].shape[1:3]
+        for number, step in enumerate(steps):
+            first, own = 0, slice(step.start, step.start + step.count)
+            for y, x, rows, columns in _grids(step.mask, height, width):
+                for part, place in zip(found[2 * number : 2 * number + 2], whole, strict=True):
+                    grid = part[:, first : first + rows * columns].unflatten(1, (rows, columns))
+                    yield grid, place[:, y::2, x::2, own]
+                first += rows * columns
+
+
 class IntLinear(nn.Module):
     """Linear layer that can imitate int8 weights with a power-of-two scale per output."""
 
@@ -241,21 +339,22 @@ class PriorPass(nn.Module):
             self.direct = nn.Parameter(torch.zeros(len(step.offsets), self.own))
         self.out_bias = QualityTable(2 * self.own, knots)
 
-    def forward(
-        self, x: Tensor | None, direct: Tensor | None, image: Tensor, quality: Tensor, quantised: bool
-    ) -> tuple[Tensor, Tensor]:
-        """(P,K) features, (P,n,own) own symbols, image of each row -> means and indices (P,own)."""
-        out = self.out_bias(quality)[image]
+    def forward(self, x: Tensor | None, quality: Tensor, quantised: bool) -> tuple[Tensor, Tensor]:
+        """Features (B,P,K) of the positions of a pass -> their means and scale indices (B,P,own), or (B,1,own)."""
+        out = self.out_bias(quality)[:, None]
         if x is not None:
-            h = F.relu(self.first(x, quantised) + self.first_bias(quality)[image])
+            h = F.relu(self.first(x, quantised) + self.first_bias(quality)[:, None])
             h = _requantise(h) if quantised else h
             h = F.relu(self.second(h, quantised) + self.second_bias)
             h = _requantise(h) if quantised else h
             out = out + self.out(h, quantised)
-        mean, index = out[:, : self.own], out[:, self.own :] * 2**SCALE_BITS + SCALES / 2
-        if direct is not None:
+        mean, index = out[..., : self.own], out[..., self.own :] * 2**SCALE_BITS + SCALES / 2
+        if x is not None and hasattr(self, "direct"):
             d = ste_round(self.direct * 2**DIRECT_BITS) / 2**DIRECT_BITS if quantised else self.direct
-            mean = mean + (direct * 2**INPUT_BITS * d).sum(1)
+            # what is seen of its own group with signs stands behind the magnitudes of it
+            begin = self.direct.numel()
+            own = x[..., begin : 2 * begin].unflatten(-1, self.direct.shape)
+            mean = mean + (own * 2**INPUT_BITS * d).sum(-2)
         if quantised:
             mean, index = ste_round(mean * MEAN_LEVELS) / MEAN_LEVELS, ste_round(index * INDEX_LEVELS) / INDEX_LEVELS
         return mean, index.clamp(0, SCALES - 1)
@@ -291,17 +390,17 @@ class Prior(nn.Module):
         self, linear: Tensor, magnitude: Tensor, quality: Tensor, quantised: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Features (B,h,w,C) of all symbols -> mean and scale index of each, same shape."""
-        b, h, w, c = linear.shape
-        neighbours = Neighbours(linear, magnitude)
-        mean, index = linear.new_zeros(b * h * w, c), linear.new_zeros(b * h * w, c)
+        shape, kind = linear.shape, linear.device.type
+        if torch.is_autocast_enabled(kind) and not quantised:  # which has bits enough for symbols up to 256
+            linear, magnitude = (t.to(torch.get_autocast_dtype(kind)) for t in (linear, magnitude))
+        contexts = iter(_Contexts.apply(self.steps, linear, magnitude))
+        found: list[Tensor] = []
         for net, step in zip(self.passes, self.steps, strict=True):
-            rows, flat, image = neighbours.rows(step)
-            if len(rows):
-                m, t = net(*neighbours.gather(step, rows), image, quality, quantised)
-                own = slice(step.start, step.start + step.count)
-                mean[:, own] = mean[:, own].index_copy(0, flat, m.to(mean.dtype))
-                index[:, own] = index[:, own].index_copy(0, flat, t.to(index.dtype))
-        return mean.reshape(b, h, w, c), index.reshape(b, h, w, c)
+            if count := _count(step, shape):
+                x = next(contexts) if net.has_inputs else None
+                found += [t.expand(-1, count, -1) for t in net(x, quality, quantised)]
+        mean, index = _Places.apply(self.steps, shape, *found)
+        return mean, index
 
     def bits(self, values: Tensor, mean: Tensor, index: Tensor) -> Tensor:
         """-log2 of the logistic mass in unit bins around ``values``; same shape."""

@@ -29,6 +29,7 @@ HELP = {
     "device": "auto, cpu, cuda or cuda:<n>",
     "data_device": "where decoded images lie: auto, cpu or cuda",
     "compile": "compile the transforms (CUDA only; goes on without where it fails)",
+    "processes": "on a CPU: processes of one thread that share out each step's images; as many as there are cores",
     "plot": "draw log.png at every checkpoint",
 }
 

@@ -100,6 +100,7 @@ class Work:
     ) -> None:  # fmt: skip
         self.s, self.nets, self.photos, self.tiles, self.device = s, nets, photos, tiles, device
         self._stored = stored
+        self.share = s.share
 
     def plan(self) -> list[tuple[str, Callable[[], Phase]]]:
         """Names of the phases that these settings ask for, and what makes each when its turn comes."""
@@ -152,7 +153,7 @@ class Work:
         return self.s.photos_per_step + (self.s.mosaics_per_step if self.tiles else 0)
 
     def _joint_step(self, number: int, rng: np.random.Generator) -> Measures:
-        s, nets = self.s, self.nets
+        s, nets = self.share, self.nets
         # labelled cells sometimes stand alone and sometimes inside a larger image
         arrangement = (s.mosaics_per_step, 4) if number % 2 else (16 * s.mosaics_per_step, 1)
         parts = [(self.photos.crops(s.photos_per_step, s.crop, rng), None, 0.75 if self.tiles else 1.0)]
@@ -231,7 +232,7 @@ class Work:
         net.train()
 
         def step(number: int, rng: np.random.Generator) -> Measures:
-            pick = torch.from_numpy(rng.integers(len(symbols), size=s.prior_batch)).to(self.device)
+            pick = torch.from_numpy(rng.integers(len(symbols), size=self.share.prior_batch)).to(self.device)
             x, q = symbols[pick].float(), quality[pick]
             bits = net.bits(x, *net(x, q, quantised=True)).sum((1, 2, 3)) / (256 * x.shape[2] * x.shape[3])
             loss = (bits / (bits.detach() + 0.05)).mean()
@@ -248,9 +249,10 @@ class Work:
         groups = [{"params": list(nets.synthesis.parameters()), "factor": 1.0}]
 
         def step(number: int, rng: np.random.Generator) -> Measures:
-            x = self.photos.crops(s.photos_per_step, s.crop, rng)
+            count = self.share.photos_per_step
+            x = self.photos.crops(count, s.crop, rng)
             if self.tiles and number % 4 == 3:
-                x = self.tiles.mosaics(max(1, s.photos_per_step // 2), 4, rng)[0]
+                x = self.tiles.mosaics(max(1, count // 2), 4, rng)[0]
             q = self.qualities(len(x))
             with torch.no_grad():
                 gain = nets.gains(q)
@@ -272,7 +274,7 @@ class Work:
         net.train()
 
         def step(number: int, rng: np.random.Generator) -> Measures:
-            latents, labels, quality = self.cells(s.head_batch, rng)
+            latents, labels, quality = self.cells(self.share.head_batch, rng)
             with torch.autocast(latents.device.type, torch.bfloat16, enabled=s.bf16):
                 logits = net(latents, quality).float()
             loss = semantic(logits, labels)

@@ -77,6 +77,7 @@ class Settings:
     device: str = "auto"  # CUDA if there is one, else the CPU
     data_device: str = "auto"  # where decoded images lie: with the networks if they fit in half of the free memory
     threads: int = 0  # 0: torch's choice
+    processes: int = 1  # of one thread each, which share out every step's images; on a CPU only
     bf16: bool = True
     compile: bool = False  # on CUDA only; goes on without where it fails
     every: int = 250  # steps between log rows
@@ -98,6 +99,14 @@ class Settings:
                      "table_samples", "table_checks"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.processes < 1:
+            raise ConfigurationError(f"processes: expected at least 1, got {self.processes}")
+        if self.processes > 1 and self.threads > 1:
+            raise ConfigurationError("processes: each has one thread; leave out --threads")
+        for name in self.shared:
+            if getattr(self, name) % self.processes:
+                raise ConfigurationError(f"processes: {name} {getattr(self, name)} cannot be shared out to "
+                                         f"{self.processes}; give a multiple of that")  # fmt: skip
         if self.base and not self.labels and not self.trains_encoder:
             raise ConfigurationError("--from adapts the semantic head and needs labelled images: add --labels, or "
                                      "train the analysis transform with --encoder-minutes")  # fmt: skip
@@ -109,6 +118,17 @@ class Settings:
             raise ConfigurationError("--from and --start exclude each other")
         if not self.base and not self.images:
             raise ConfigurationError("nothing to train on: add --images (folders, zip files or Zarr arrays)")
+
+    @property
+    def shared(self) -> list[str]:
+        """Settings that say how much a step takes, of what is trained on."""
+        names = ["photos_per_step"] * bool(self.images) + ["mosaics_per_step", "head_batch"] * bool(self.labels)
+        return names + ([] if self.base else ["prior_batch"])
+
+    @property
+    def share(self) -> Settings:
+        """What each process takes of a step."""
+        return replace(self, processes=1, **{name: getattr(self, name) // self.processes for name in self.shared})
 
     @property
     def trains_encoder(self) -> bool:
@@ -127,7 +147,7 @@ class Settings:
 
     def public(self) -> dict[str, Any]:
         """The settings without the places of this machine and what had no say, for the model file."""
-        hidden = ["out", "run", "start", "device", "data_device", "plot", "label_root"]
+        hidden = ["out", "run", "start", "device", "data_device", "plot", "label_root", "threads", "processes"]
         unused = [] if self.trains_encoder else ["encoder"]
         if self.base:
             hidden += ["architecture", "klt_crops", "minutes", "steps", "lr", "symbol_batches"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,11 +35,12 @@ from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.finish import write_adapted, write_model
 from deepsic_codec.training.grow import grow
 from deepsic_codec.training.klt import linear_start
-from deepsic_codec.training.loss import Networks, make_networks
+from deepsic_codec.training.loss import Networks, PaperNetworks, make_networks
 from deepsic_codec.training.phases import FLOATING, Phase, Work, architecture_of
 from deepsic_codec.training.progress import Bar, Interrupt, Log
 from deepsic_codec.training.restore import restore
 from deepsic_codec.training.settings import Settings
+from deepsic_codec.training.team import Team
 
 
 def train(s: Settings, resume: bool = False, console: Console | None = None) -> ModelInfo:
@@ -74,6 +76,7 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
         tiles = LabelledTiles(s.labels, root=s.label_root, device=device, keep=s.data_device)
     _report_data(s, photos, tiles, log)
     nets = _networks(s, base, photos, tiles, fresh=state is None)
+    _check_processes(s, nets, device)
     nets.to(device, memory_format=torch.channels_last)
     work = Work(s, nets, photos, tiles, device, _prior_of(base) if base else None)
     about = {"settings": asdict(s), "architecture": nets.arch.to_json(), "classes": tiles.classes if tiles else [],
@@ -91,7 +94,7 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
         log.say(f"resuming in phase {state.phase} after step {state.step}")
     compiled = s.compile and device.startswith("cuda") and _compile(nets)
     log.say(f"{s.name}: {', '.join(names)} on {device}{', compiled' if compiled else ''}; run in {s.folder}")
-    with _matmul_precision(device), _memory_advice(s):
+    with _matmul_precision(device), _memory_advice(s), _threads(s):
         if s.trains_encoder and state is None:  # what there is to improve on
             rows = work.held_out(nets.state_dict(), quantised=True)
             log.add_held_out([{"phase": "encoder", "step": 0} | r for r in rows])
@@ -140,7 +143,8 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
         if s.plot:
             log.plot()
 
-    with Interrupt() as interrupt, Bar(log.console, phase.name) as bar:
+    team = Team(phase.step, parameters, s.processes, (s.seed, *phase.name.encode()))  # forks before there are threads
+    with team, Interrupt() as interrupt, Bar(log.console, phase.name) as bar:
         while True:
             seconds = before + time.monotonic() - start
             progress = max(step / max(1e-9, phase.steps), seconds / max(1e-9, 60 * phase.minutes))
@@ -150,7 +154,7 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
             for group in adam.param_groups:
                 group["lr"] = phase.lr * rate * group["factor"]
             adam.zero_grad(set_to_none=True)
-            seen = phase.step(step, rng)
+            seen = team.step(step, rng)
             norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip)
             if torch.isfinite(norm):
                 adam.step()
@@ -313,13 +317,21 @@ def _figures(means: dict[str, float]) -> dict[str, float]:
 
 
 def _device(s: Settings) -> str:
-    if s.threads:
-        torch.set_num_threads(s.threads)
     if s.device != "auto":
         if s.device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigurationError(f"device: {s.device} was asked for, and there is no CUDA device")
         return s.device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_processes(s: Settings, nets: Networks, device: str) -> None:
+    """Refuse to share out what cannot be."""
+    if s.processes == 1:
+        return
+    if device != "cpu" or not hasattr(os, "fork"):
+        raise ConfigurationError("processes: they share the steps of a CPU, where processes can be forked")
+    if isinstance(nets, PaperNetworks):
+        raise ConfigurationError("processes: the paper's networks normalise by statistics of whole batches")
 
 
 def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles | None, log: Log) -> None:
@@ -374,6 +386,17 @@ def _eager() -> AbstractContextManager[object]:
     """Run compiled networks as they are; older versions of torch compile them for every shape."""
     stance = getattr(torch.compiler, "set_stance", None)
     return stance("force_eager") if stance else nullcontext()
+
+
+@contextmanager
+def _threads(s: Settings) -> Iterator[None]:
+    """As many threads as asked for; one where there are several processes."""
+    before, wanted = torch.get_num_threads(), 1 if s.processes > 1 else s.threads
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import torch
 
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model import exact
+from deepsic_codec.model import prior as prior_module
 from deepsic_codec.model.coding import decode_symbols, encode_symbols
 from deepsic_codec.model.file import find_model, load_arrays
 from deepsic_codec.model.networks import Architecture
@@ -160,3 +161,36 @@ def test_foreign_bytes_are_decoded_to_something_or_refused(integer):
 
 def test_kernel_that_a_device_lacks_is_not_used():
     assert not exact._has_plain_kernel(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 3), (5, 4), (7, 6)])
+def test_training_reads_the_contexts_that_coding_reads(integer, grid):
+    """The same features in the same columns, position by position."""
+    values = torch.from_numpy(symbols(2, *grid, 16))
+    neighbours = integer.neighbours(values.float())
+    linear, magnitude = (t.reshape(2, grid[0] + 2, grid[1] + 2, 16)[:, 1:-1, 1:-1].float()
+                         for t in (neighbours.linear, neighbours.magnitude))  # fmt: skip
+    found = iter(prior_module._Contexts.apply(integer.steps, linear, magnitude))
+    for _, step, rows, flat, image in passes(integer, neighbours):
+        wanted, _ = neighbours.gather(step, rows)
+        if wanted is None:
+            continue
+        features, places = next(found), []
+        for y, x, height, width in prior_module._grids(step.mask, *grid):
+            place = (y + 2 * torch.arange(height))[:, None] * grid[1] + x + 2 * torch.arange(width)
+            places.append(place.reshape(-1))
+        order = torch.cat(places) + image.unique()[:, None] * grid[0] * grid[1]
+        back = torch.argsort(order.reshape(-1))
+        assert torch.equal(order.reshape(-1)[back], flat.sort().values)
+        assert torch.equal(features.flatten(0, 1)[back], wanted[flat.argsort()].float())
+    assert next(found, None) is None
+
+
+def test_gradients_of_contexts_and_places():
+    steps = schedule((2, 3), 1)
+    shape = (2, 3, 4, 5)
+    source = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda a, b: prior_module._Contexts.apply(steps, a, b), source)
+    counts = [(s, prior_module._count(s, shape)) for s in steps]
+    found = [torch.randn(2, n, s.count, dtype=torch.float64, requires_grad=True) for s, n in counts for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda *parts: prior_module._Places.apply(steps, shape, *parts), found)

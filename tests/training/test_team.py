@@ -1,0 +1,93 @@
+"""Processes that share out a step: gradients are their mean, failures are told, draws depend on the step alone."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.training import train
+from deepsic_codec.training.settings import Settings
+from deepsic_codec.training.team import Team
+from tests.common import check_rejects
+from tests.training.test_train import losses, settings, train_interrupted
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+
+
+@pytest.fixture
+def weights():
+    return [torch.nn.Parameter(torch.arange(4.0)), torch.nn.Parameter(torch.ones(2, 3))]
+
+
+def test_gradients_are_the_mean_of_all_processes(weights):
+    def step(number, rng):
+        weights[0].grad = torch.full((4,), float(rng.integers(1000)))
+        if number % 2:  # the second stays without a gradient in even steps
+            weights[1].grad = weights[1].detach() * 5
+        return {"loss": torch.tensor(float(number))}
+
+    with Team(step, weights, 3, (7,)) as team:
+        for number in (0, 1, 5):
+            own = np.random.default_rng(100 + number)
+            for p in weights:
+                p.grad = None
+            assert team.step(number, own)["loss"] == number
+            seeds = (100 + number, (7, 1, number), (7, 2, number))
+            drawn = [np.random.default_rng(seed).integers(1000) for seed in seeds]
+            assert torch.allclose(weights[0].grad, torch.full((4,), sum(drawn) / 3))
+            assert torch.equal(weights[1].grad, weights[1].detach() * (5 if number % 2 else 0))
+            with torch.no_grad():
+                weights[1].add_(1)  # the others see it
+
+
+def test_a_failure_elsewhere_is_told(weights):
+    parent = os.getpid()
+
+    def step(number, rng):
+        if os.getpid() != parent:
+            if number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("no such image")
+        return {}
+
+    with Team(step, weights, 2, (0,)) as team:
+        with pytest.raises(RuntimeError, match="ValueError: no such image"):
+            team.step(0, np.random.default_rng())
+        with pytest.raises(RuntimeError, match="exit code -9"):
+            team.step(1, np.random.default_rng())
+
+
+def test_alone_nothing_is_shared(weights):
+    def step(number, rng):
+        weights[0].grad = torch.ones(4)
+        return {}
+
+    with Team(step, weights, 1, ()) as team:
+        team.step(0, np.random.default_rng())
+    assert torch.equal(weights[0].grad, torch.ones(4)) and not weights[0].is_shared()
+
+
+def test_training_in_two_processes_resumes_where_it_was(data, tmp_path, monkeypatch):
+    changes = {"processes": 2, "mosaics_per_step": 2, "prior_batch": 4, "synthesis_steps": 2}
+    threads, (whole, again) = torch.get_num_threads(), (tmp_path / "whole", tmp_path / "again")
+    info = train.train(settings(data, whole, **changes))
+    assert torch.get_num_threads() == threads
+    interrupted = settings(data, again, **changes)
+    train_interrupted(interrupted, monkeypatch, "joint", 5)
+    resumed = train.train(interrupted, resume=True)
+    assert [r[:2] for r in losses(again)] == [r[:2] for r in losses(whole)]
+    np.testing.assert_allclose([r[2] for r in losses(again)], [r[2] for r in losses(whole)], rtol=1e-5)
+    assert (resumed.decoder, resumed.head) == (info.decoder, info.head)
+
+
+def test_what_cannot_be_shared_out_is_refused(data, tmp_path):
+    for words, wrong in (
+        ("photos_per_step 3", {"photos_per_step": 3}), ("leave out --threads", {"threads": 2}),
+        ("at least 1", {"processes": 0}),
+    ):  # fmt: skip
+        check_rejects(ConfigurationError, words, Settings, **{"images": ["x"], "processes": 2} | wrong)
+    paper = settings(data, tmp_path, architecture="paper-0.5", processes=2, mosaics_per_step=2)
+    check_rejects(ConfigurationError, "whole batches", train.train, paper)
