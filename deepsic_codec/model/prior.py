@@ -391,7 +391,10 @@ class Prior(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Features (B,h,w,C) of all symbols -> mean and scale index of each, same shape."""
         shape, kind = linear.shape, linear.device.type
-        if torch.is_autocast_enabled(kind) and not quantised:  # which has bits enough for symbols up to 256
+        if quantised and torch.is_autocast_enabled(kind):  # integers have to be exact
+            with torch.autocast(kind, enabled=False):
+                return self.predict(linear, magnitude, quality, quantised)
+        if torch.is_autocast_enabled(kind):  # bfloat16 has bits enough for symbols up to 256
             linear, magnitude = (t.to(torch.get_autocast_dtype(kind)) for t in (linear, magnitude))
         contexts = iter(_Contexts.apply(self.steps, linear, magnitude))
         found: list[Tensor] = []

@@ -168,7 +168,7 @@ def forward_terms(nets: Networks, x: Tensor, quality: Tensor, bf16: bool, quanti
     scaled = y * gain
     symbols = ste_round(scaled)
     noisy = scaled + torch.rand_like(scaled) - 0.5 if nets.training else symbols
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16 and not quantised):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         mean, index = nets.prior(symbols, quality, quantised)
     pixels = x.shape[2] * x.shape[3]
     rate = nets.prior.bits(noisy, mean, index).sum((1, 2, 3)) / pixels

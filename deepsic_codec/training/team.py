@@ -1,14 +1,15 @@
 """Processes of one thread that share out each training step of a CPU.
 
-Most layers here are too small for several threads to share one of them: two processes, each with
-half of a step's images, take it in two thirds of the time of one process with two threads. They
-share the parameters' memory, so that only gradients are exchanged.
+Most layers here are too small for several threads to share one of them; processes share nothing
+but the parameters' memory, and exchange gradients once a step.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 
@@ -91,8 +92,6 @@ class Team:
     def _work(self, pipe: Connection, far: Connection, rank: int) -> None:
         """What another process does: a step for each number that comes."""
         far.close()  # it came along with the fork, and would keep the pipe open
-        import signal
-
         for number in (signal.SIGINT, signal.SIGTERM):  # the first process writes the checkpoint, then ends this one
             signal.signal(number, signal.SIG_IGN)
         for _, earlier in self._others:
@@ -113,4 +112,5 @@ class Team:
                 problem = ""
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
-            pipe.send(problem)
+            with suppress(BrokenPipeError):  # the first process has given up on this step
+                pipe.send(problem)

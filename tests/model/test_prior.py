@@ -194,3 +194,17 @@ def test_gradients_of_contexts_and_places():
     counts = [(s, prior_module._count(s, shape)) for s in steps]
     found = [torch.randn(2, n, s.count, dtype=torch.float64, requires_grad=True) for s, n in counts for _ in range(2)]
     assert torch.autograd.gradcheck(lambda *parts: prior_module._Places.apply(steps, shape, *parts), found)
+
+
+def test_bfloat16_is_for_training_only(trained):
+    """Estimates move by what eight bits of significand lose; the integer form is imitated in full."""
+    values = torch.from_numpy(symbols(2, 5, 4, 16)).permute(0, 3, 1, 2).float()
+    quality = torch.tensor([30.0, 60.0])
+    with torch.no_grad():
+        exact = [trained(values, quality, quantised) for quantised in (False, True)]
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, again = trained(values, quality), trained(values, quality, True)
+        assert all(t.dtype == torch.float32 for t in rough)
+        off = [float((a - b).abs().max()) for a, b in zip(rough, exact[0], strict=True)]
+        assert 0 < off[0] < 0.3 and 0 < off[1] < 3
+    assert all(torch.equal(a, b) for a, b in zip(again, exact[1], strict=True))
