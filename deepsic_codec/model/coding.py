@@ -112,7 +112,7 @@ def decode_symbols(
     """
     coders = [SymbolDecoder(tables, data, slices, grid, prior.latents) for data in features]
     images = len(coders) * slices
-    neighbours = prior.neighbours(torch.zeros(images, *grid, prior.latents, dtype=torch.int16, device=prior.device))
+    neighbours = prior.no_neighbours(images, grid)
     quality = _per_image(qualities, slices, prior.device)
     for n, step, rows, _, image in passes(prior, neighbours):
         ys, xs = step.positions(*grid)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model import fixed
+from deepsic_codec.model.epilogue import Sums, passes_on, scatter, shifted
 from deepsic_codec.model.exact import Matrix, depthwise
 from deepsic_codec.model.networks import (
     STRIDE,
@@ -51,9 +52,7 @@ class Layer:
         if form.high == fixed.HIDDEN_HIGH:  # writes 0..255 as -128..127
             bias = bias + (fixed.READ_LOW << shift)
             low, high = low + fixed.READ_LOW, high + fixed.READ_LOW
-        self.bounds: tuple[int, int] | None = (low, high)
-        if form is fixed.DOWN:
-            self.bounds = None  # beyond them the stream that this is added to is clipped all the same
+        self.bounds = low, high
         if form.in_max == fixed.HIDDEN_HIGH:  # reads 0..255 as -128..127
             bias = bias - fixed.READ_LOW * weight.sum(1, dtype=torch.int32)
         if form.wide_weight:
@@ -68,25 +67,31 @@ class Layer:
         else:
             self.matrix = Matrix(weight, device)
         self.bias, self.shift = bias.to(device), shift.to(device)
+        self._passes = passes_on(device)
 
     def of(self, rows: Tensor) -> Tensor:
         """int8 (P,K) -> int32 (P,N) in the range of the format; hidden values less 128."""
         return self._finish(self.matrix.of(rows))
 
-    def of_images(self, rows: Tensor, quality: Tensor) -> Tensor:
-        """Rows of images of one size, with the biases of their whole qualities (N,)."""
-        if self.bias.ndim == 1:
-            return self.of(rows)
-        total = self.matrix.of(rows)
-        images = total.view(len(quality), -1, total.shape[1])
-        return self._finish(images, self.bias[quality - 1][:, None]).view_as(total)
+    def hidden(self, rows: Tensor, quality: Tensor) -> Tensor:
+        """int8 (P,K) of images of one size -> int8 (P,N), with the biases of their whole qualities (images,)."""
+        bias = self.bias if self.bias.ndim == 1 else self.bias[quality - 1]
+        return self._passes.narrow(self.matrix.of(rows), bias, self.shift, *self.bounds)
 
-    def of_digits(self, high: Tensor, low: Tensor) -> Tensor:
-        """Rows of two digits, int8 (P,K) each."""
-        if not self.form.wide_weight:
-            return self._finish(self.matrix.of(high).mul_(fixed.DIGIT).add_(self.matrix.of(low)))
-        both = self.both.of(torch.cat([high, low], 1))
-        return self._finish(self.high.of(high).mul_(fixed.DIGIT).add_(both))
+    def add(self, rows: Tensor, stream: Tensor) -> None:
+        """Add what int8 (P,K) give to a stream (P,N), integers in float32, in place."""
+        self._passes.add(stream, self.matrix.of(rows), self.bias, self.shift)
+
+    def sums(self, high: Tensor, low: Tensor | None = None) -> Tensor:
+        """Sums of products int32 (P,N) of int8 (P,K), or of their high and low digits; without bias."""
+        if low is None:
+            return self.matrix.of(high)
+        rest = self.both.of(torch.cat([high, low], 1)) if self.form.wide_weight else self.matrix.of(low)
+        return (self.high if self.form.wide_weight else self.matrix).of(high).mul_(fixed.DIGIT).add_(rest)
+
+    def of_sums(self, total: Tensor) -> Sums:
+        """Sums with what makes integers of the format of them."""
+        return Sums(total, self.bias, self.shift)
 
     def of_pixels(self, grey: Tensor, rest: Tensor | None) -> Tensor:
         """Wide weights on whole grey levels less 128 and, where there are any, 64ths, int8 (P,K) each."""
@@ -97,9 +102,8 @@ class Layer:
             total.add_(self.high.of(rest), alpha=fixed.DIGIT >> fixed.PIXEL_BITS)
         return self._finish(total)
 
-    def _finish(self, total: Tensor, bias: Tensor | None = None) -> Tensor:
-        total = total.add_(self.bias if bias is None else bias).bitwise_right_shift_(self.shift)
-        return total if self.bounds is None else total.clamp_(*self.bounds)
+    def _finish(self, total: Tensor) -> Tensor:
+        return shifted(total, self.bias, self.shift).clamp_(*self.bounds)
 
 
 def check_sums(name: str, weight: Tensor, bias: Tensor, shift: Tensor, form: fixed.Format) -> None:
@@ -129,6 +133,7 @@ class Blocks:
         self, tensors: Tensors, name: str, count: int, device: torch.device, conditioned: bool = False
     ) -> None:
         self.parts = []
+        self._passes = passes_on(device)
         for i in range(count):
             at = f"{name}.{i}"
             if tensors[f"{at}.up.bias"].ndim != 1 + conditioned:
@@ -144,34 +149,35 @@ class Blocks:
 
     def __call__(self, stream: Tensor, quality: Tensor) -> Tensor:
         """Stream (N,h,w,C), integers in float32, changed in place and returned; whole qualities (N,)."""
-        n, h, w, c = stream.shape
+        c = stream.shape[3]
         rows = stream.view(-1, c)
         for weight, bias, up, down in self.parts:
-            spatial = depthwise(stream, weight, bias).floor_().clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
-            hidden = up.of_images(spatial.reshape(-1, c), quality).to(torch.int8)
-            rows.add_(down.of(hidden)).clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX)
+            spatial = self._passes.read(_rows(depthwise(stream, weight, bias)), 0)
+            down.add(up.hidden(spatial, quality), rows)
         return stream
 
 
 class Modulation:
     """Factor and offset per channel and whole quality; begins a stream."""
 
-    def __init__(self, tensors: Tensors, name: str, device: torch.device) -> None:
-        self.scale = tensors[f"{name}.scale"].float().to(device)
-        self.offset = tensors[f"{name}.offset"].float().to(device)
+    def __init__(self, tensors: Tensors, name: str, stem: Layer, device: torch.device) -> None:
+        """``stem`` is what it follows, with a pixel shuffle between if it has more outputs."""
+        self.stem, self._passes = stem, passes_on(device)
+        scale, offset = (tensors[f"{name}.{part}"].float().to(device) for part in ("scale", "offset"))
+        repeats = stem.bias.shape[0] // scale.shape[1]
+        self.scale, self.offset = scale.repeat(1, repeats), offset.repeat(1, repeats)
 
-    def __call__(self, values: Tensor, quality: Tensor) -> Tensor:
-        """int32 (N,h,w,C) of at most 12 bits and sign, whole qualities (N,) -> float32 integers."""
-        scale, offset = (t[quality - 1][:, None, None, :] for t in (self.scale, self.offset))
-        out = torch.addcmul(offset, values.float(), scale).mul_(2.0**-fixed.MODULATION_BITS).floor_()
-        return out.clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX)
+    def __call__(self, total: Tensor, quality: Tensor) -> Tensor:
+        """Sums of the stem int32 (P,N), whole qualities (images,) -> float32 integers (P,N)."""
+        stem, which = self.stem, quality - 1
+        most = stem.bounds[1]
+        return self._passes.modulate(total, stem.bias, stem.shift, most, self.scale[which], self.offset[which])
 
 
 def read(stream: Tensor) -> Tensor:
-    """The stream in the 8 bits that 1x1 convolutions read."""
-    shift = fixed.STREAM_BITS - fixed.READ_BITS
-    out = stream.mul(2.0**-shift).add_(0.5).floor_()
-    return out.clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
+    """The stream (..., C) in the 8 bits that 1x1 convolutions read."""
+    rows = passes_on(stream.device).read(_rows(stream), fixed.STREAM_BITS - fixed.READ_BITS)
+    return rows.view(stream.shape)
 
 
 class IntegerGains:
@@ -190,13 +196,8 @@ class IntegerGains:
 
 
 def dequantise(symbols: Tensor, steps: Tensor) -> Tensor:
-    """Symbols int32 (N,h,w,C) and steps (N,C) -> latents int32."""
-    step = steps[:, None, None, :]
-    # beyond this every product ends in the same clamp
-    most = (1 << (14 + fixed.STEP_BITS)) // step + 1
-    product = torch.minimum(torch.maximum(symbols, -most), most) * step
-    latents = (product + (1 << fixed.STEP_BITS - 1)) >> fixed.STEP_BITS
-    return latents.clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
+    """Symbols (N,h,w,C) and steps int32 (N,C) -> latents int32."""
+    return passes_on(symbols.device).dequantise(_rows(symbols), steps).view(symbols.shape)
 
 
 def in_steps(latents: Tensor, steps: Tensor) -> Tensor:
@@ -215,7 +216,9 @@ class IntegerAnalysis:
         _columns(tensors, "reduce", w8, 2)
         layers = {name: Layer(tensors, name, form, device) for name, form in ANALYSIS_FORMATS.items()}
         self.linear, self.stem, self.reduce, self.out = (layers[n] for n in ("linear", "stem", "reduce", "out"))
-        self.mod8, self.mod16 = Modulation(tensors, "mod8", device), Modulation(tensors, "mod16", device)
+        self.mod8, self.mod16 = (
+            Modulation(tensors, name, stem, device) for name, stem in (("mod8", self.stem), ("mod16", self.reduce))
+        )
         self.blocks8, self.blocks16 = (
             Blocks(tensors, f"blocks{at}", n, device, arch.conditioned)
             for at, n in zip((8, 16), arch.analysis_blocks, strict=True)
@@ -241,10 +244,10 @@ class IntegerAnalysis:
         n, height, width, _ = grey.shape
         h, w = height // STRIDE, width // STRIDE
         latents = self.linear.of_pixels(_gather(grey, STRIDE), None if rest is None else _gather(rest, STRIDE))
-        stem = self.stem.of(_gather(grey, 8)).view(n, 2 * h, 2 * w, -1)
-        stream = self.blocks8(self.mod8(stem, quality), quality)
-        reduced = self.reduce.of(_gather(read(stream), 2)).view(n, h, w, -1)
-        stream = self.blocks16(self.mod16(reduced, quality), quality)
+        stream = self.mod8(self.stem.sums(_gather(grey, 8)), quality).view(n, 2 * h, 2 * w, -1)
+        stream = self.blocks8(stream, quality)
+        stream = self.mod16(self.reduce.sums(_gather(read(stream), 2)), quality).view(n, h, w, -1)
+        stream = self.blocks16(stream, quality)
         latents.add_(self.out.of(_rows(read(stream)))).clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
         return latents.view(n, h, w, -1)
 
@@ -260,7 +263,9 @@ class IntegerSynthesis:
         _outputs(tensors, "out", 3, 8)
         layers = {name: Layer(tensors, name, form, device) for name, form in SYNTHESIS_FORMATS.items()}
         self.linear, self.stem, self.expand, self.out = (layers[n] for n in ("linear", "stem", "expand", "out"))
-        self.mod8, self.mod16 = Modulation(tensors, "mod8", device), Modulation(tensors, "mod16", device)
+        self.mod8, self.mod16 = (
+            Modulation(tensors, name, stem, device) for name, stem in (("mod8", self.expand), ("mod16", self.stem))
+        )
         self.blocks8, self.blocks16 = (
             Blocks(tensors, f"blocks{at}", n, device, arch.conditioned)
             for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
@@ -269,20 +274,20 @@ class IntegerSynthesis:
         exponent = tensors["normaliser"].float() + (fixed.NORMAL_BITS - fixed.LATENT_BITS)
         self.normaliser = torch.exp2(exponent).to(device)
 
-    def __call__(self, latents: Tensor, quality: Tensor) -> Tensor:
-        """Latents int32 (N,h,w,C), whole qualities (N,) -> int16 (N,16h,16w,3), 64ths of a grey level, 0..16320."""
+    def __call__(self, latents: Tensor, quality: Tensor, fine: bool = True) -> Tensor:
+        """Latents int32 (N,h,w,C), whole qualities (N,) -> int16 (N,16h,16w,3), 64ths of a grey level, 0..16320.
+
+        Without ``fine`` in grey levels, uint8.
+        """
         n, h, w, _ = latents.shape
-        flat = _rows(latents)
-        linear = _scatter(self.linear.of_digits(*_digits(flat)).to(torch.int16).view(n, h, w, -1), STRIDE)
-        normal = flat.float().mul_(self.normaliser).add_(0.5).floor_().clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
-        stem = self.stem.of_digits(*_digits(normal.to(torch.int32))).view(n, h, w, -1)
-        stream = self.blocks16(self.mod16(stem, quality), quality)
-        expanded = self.expand.of(_rows(read(stream))).to(torch.int16)
-        stream = self.blocks8(self.mod8(_scatter(expanded.view(n, h, w, -1), 2), quality), quality)
-        rest = self.out.of(_rows(read(stream))).to(torch.int16)
-        half = 128 << fixed.PIXEL_BITS
-        pixels = linear.add_(_scatter(rest.view(n, 2 * h, 2 * w, -1), 8))
-        return pixels.clamp_(-half, (255 << fixed.PIXEL_BITS) - half).add_(half)
+        flat, passes = _rows(latents), passes_on(latents.device)
+        linear = self.linear.sums(*passes.digits(flat))
+        stream = self.mod16(self.stem.sums(*passes.digits(flat, self.normaliser)), quality).view(n, h, w, -1)
+        stream = self.blocks16(stream, quality)
+        stream = self.mod8(self.expand.sums(_rows(read(stream))), quality).view(n, h, w, -1)
+        stream = self.blocks8(scatter(stream, 2), quality)
+        rest = self.out.sums(_rows(read(stream)))
+        return passes.pixels(self.linear.of_sums(linear), self.out.of_sums(rest), (n, h, w), fine)
 
 
 class IntegerHead:
@@ -290,7 +295,7 @@ class IntegerHead:
 
     def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
         self.stem, self.hidden, self.out = (Layer(tensors, n, form, device) for n, form in HEAD_FORMATS.items())
-        self.mod = Modulation(tensors, "mod", device)
+        self.mod = Modulation(tensors, "mod", self.stem, device)
         self.blocks = Blocks(tensors, "blocks", arch.head_blocks, device)
         self.compand = tensors["compand"].to(device=device, dtype=torch.int32)
         self.score = tensors["score"].to(device=device)
@@ -304,8 +309,9 @@ class IntegerHead:
         n, h, w, _ = latents.shape
         flat = _rows(latents)
         companded = self.compand[flat.abs().long()] * flat.sign()
-        stem = self.stem.of_digits(*_digits(companded)).view(n, h, w, -1)
-        stream = self.blocks(self.mod(stem, quality).clamp_(min=0), quality)
+        digits = passes_on(flat.device).digits(companded)
+        stream = self.mod(self.stem.sums(*digits), quality).clamp_(min=0)
+        stream = self.blocks(stream.view(n, h, w, -1), quality)
         # the mean of integers, rounded to nearest
         total, count = stream.sum((1, 2)).to(torch.int32), h * w
         mean = (2 * total + count) // (2 * count)
@@ -318,24 +324,11 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _digits(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers within WIDE_MAX as high and low digits to the base 128, int8."""
-    high = (values + fixed.DIGIT // 2) >> 7
-    return high.to(torch.int8), (values - (high << 7)).to(torch.int8)
-
-
 def _gather(x: Tensor, edge: int) -> Tensor:
     """(N,H,W,C) -> rows of squares (N H/edge W/edge, edge edge C)."""
     n, h, w, c = x.shape
     squares = x.view(n, h // edge, edge, w // edge, edge * c).permute(0, 1, 3, 2, 4)
     return squares.reshape(-1, edge * edge * c)
-
-
-def _scatter(x: Tensor, edge: int) -> Tensor:
-    """Inverse of :func:`_gather`: (N,h,w,edge edge C) -> (N,h edge,w edge,C)."""
-    n, h, w, c = x.shape
-    c //= edge * edge
-    return x.view(n, h, w, edge, edge * c).permute(0, 1, 3, 2, 4).reshape(n, h * edge, w * edge, c)
 
 
 def _columns(tensors: dict[str, Tensor], name: str, channels: int, edge: int) -> None:

@@ -234,6 +234,10 @@ class StaticPrior(IntegerPrior):
         nothing = symbols[..., :1]
         return Neighbours(nothing, nothing)
 
+    def no_neighbours(self, images: int, grid: tuple[int, int]) -> Neighbours:
+        """The same."""
+        return self.neighbours(torch.zeros(images, *grid, 1, dtype=torch.int8, device=self.device))
+
     def update(self, neighbours: Neighbours, step: Pass, rows: Tensor, symbols: Tensor) -> None:
         """Nothing depends on decoded symbols here."""
 

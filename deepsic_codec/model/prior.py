@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deepsic_codec.model.epilogue import passes_on
 from deepsic_codec.model.exact import Matrix
 from deepsic_codec.model.networks import Architecture, QualityTable
 
@@ -37,6 +38,7 @@ SCALES = 64
 MEAN_LEVELS = 8
 #: The integer prior gives the scale index in quarters.
 INDEX_LEVELS = 4
+INDEX_MAX = (SCALES - 1) * INDEX_LEVELS
 #: Input features: symbols clipped to +-LINEAR_MAX, and companded magnitudes.
 LINEAR_MAX = 127
 #: Input features are integers in units of 2^-INPUT_BITS, hidden ones 2^-HIDDEN_BITS.
@@ -434,6 +436,7 @@ class IntegerPrior:
         self.steps = schedule(arch.prior_groups, arch.prior_detail)
         self.latents = arch.latents
         self.device = device
+        self._contexts = passes_on(device)
         self._passes = []
         for i in range(len(self.steps)):
             self._passes.append({k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)})
@@ -454,9 +457,14 @@ class IntegerPrior:
             for name, previous in (("first", 0), ("second", HIDDEN_OFFSET), ("out", HIDDEN_OFFSET)):
                 out[name] = Matrix(found[name], self.device)
                 ints[f"{name}_bias"] = ints[f"{name}_bias"] + previous * ints[name].sum(1, dtype=torch.int32)
-                if name != "out":
-                    ints[f"{name}_bias"] = ints[f"{name}_bias"] + _half(ints[f"{name}_shift"])
+                if name != "out":  # hidden features are written less their offset
+                    less = HIDDEN_OFFSET << ints[f"{name}_shift"]
+                    ints[f"{name}_bias"] = ints[f"{name}_bias"] + _half(ints[f"{name}_shift"]) - less
                 del ints[name]
+        # means in eighths: down by shift + HIDDEN_BITS - 3 bits; indices in quarters; what rounds is in the biases
+        mean, index = ints["out_shift"].chunk(2)
+        ints["mean_shift"], ints["index_shift"] = mean + 1, index + (HIDDEN_BITS - SCALE_BITS - 2)
+        ints["out_bias"] = ints["out_bias"] + torch.cat([_half(ints["mean_shift"]), _half(ints["index_shift"])])
         return ints | out
 
     def _check_shapes(self, width: int, compand: Tensor) -> None:
@@ -508,16 +516,21 @@ class IntegerPrior:
 
     def neighbours(self, symbols: Tensor) -> Neighbours:
         """Features, int8, of symbols (B,h,w,C)."""
-        return Neighbours(self._linear(symbols), self.companded[symbols.abs().long()])
+        features = self._contexts.contexts(symbols.reshape(-1, symbols.shape[-1]), self.companded, LINEAR_MAX)
+        linear, magnitude = (t.view(symbols.shape) for t in features)
+        return Neighbours(linear, magnitude)
 
-    def _linear(self, symbols: Tensor) -> Tensor:
-        return symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(torch.int8)
+    def no_neighbours(self, images: int, grid: tuple[int, int]) -> Neighbours:
+        """Features of symbols that are all zero, as they are before the first pass of decoding."""
+        zeros = torch.zeros(images, *grid, self.latents, dtype=torch.int8, device=self.device)
+        return Neighbours(zeros, zeros)
 
     def update(self, neighbours: Neighbours, step: Pass, rows: Tensor, symbols: Tensor) -> None:
         """Enter the symbols (P,count) of a decoded pass."""
         own = slice(step.start, step.start + step.count)
-        neighbours.linear[rows, own] = self._linear(symbols)
-        neighbours.magnitude[rows, own] = self.companded[symbols.abs().long()]
+        neighbours.linear[rows, own], neighbours.magnitude[rows, own] = self._contexts.contexts(
+            symbols, self.companded, LINEAR_MAX
+        )
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         """One pass: means in eighths (P,count) int16 and scale indices in quarters (P,count) uint8.
@@ -527,26 +540,18 @@ class IntegerPrior:
         step, p = self.steps[number], self._passes[number]
         x, direct = neighbours.gather(step, rows)
         which = quality - 1
-        n, shift = step.count, p["out_shift"]
-        out = p["out_bias"][which]
         if x is not None:
-            h = p["first"].of(x).add_(p["first_bias"][which]).bitwise_right_shift_(p["first_shift"])
-            h = h.clamp_(0, HIDDEN_MAX).sub_(HIDDEN_OFFSET).to(torch.int8)
-            h = p["second"].of(h).add_(p["second_bias"]).bitwise_right_shift_(p["second_shift"])
-            h = h.clamp_(0, HIDDEN_MAX).sub_(HIDDEN_OFFSET).to(torch.int8)
-            out = p["out"].of(h).add_(out)
-        elif out.ndim == 1:
-            out = out.expand(len(rows), -1)
-        mean = out[:, :n]
+            most = -HIDDEN_OFFSET, HIDDEN_MAX - HIDDEN_OFFSET
+            h = self._contexts.narrow(p["first"].of(x), p["first_bias"][which], p["first_shift"], *most)
+            h = self._contexts.narrow(p["second"].of(h), p["second_bias"], p["second_shift"], *most)
+            out = p["out"].of(h)
+        else:
+            out = torch.zeros(len(rows), 2 * step.count, dtype=torch.int32, device=self.device)
         if direct is not None:
             own = (direct.to(torch.int32) * p["direct"]).sum(1, dtype=torch.int32)
-            mean = mean + (own << (shift[:n] - (DIRECT_BITS - HIDDEN_BITS)))
-        # in eighths: down by shift + HIDDEN_BITS - 3 bits, with rounding
-        mean = (mean + (1 << shift[:n])) >> (shift[:n] + 1)
-        down = shift[n:] + (HIDDEN_BITS - SCALE_BITS - 2)
-        index = ((out[:, n:] + _half(down)) >> down) + SCALES // 2 * INDEX_LEVELS
-        mean = mean.clamp_(-MEAN_MAX, MEAN_MAX)
-        return mean.to(torch.int16), index.clamp_(0, (SCALES - 1) * INDEX_LEVELS).to(torch.uint8)
+            out[:, : step.count] += own << (p["out_shift"][: step.count] - (DIRECT_BITS - HIDDEN_BITS))
+        shifts = p["mean_shift"], p["index_shift"]
+        return self._contexts.expected(out, p["out_bias"][which], *shifts, MEAN_MAX, INDEX_MAX)
 
 
 def _check_sums(tensors: dict[str, Tensor]) -> None:

@@ -110,14 +110,12 @@ class IntegerTransforms:
     def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
         """See :class:`Transforms`."""
         whole, steps = self._qualities(quality)
-        latents = dequantise(upload(symbols, self.device).to(torch.int32), steps)
-        pixels = self._synthesis(latents, whole)
-        return pixels if fine else ((pixels + FINE // 2) >> fixed.PIXEL_BITS).to(torch.uint8)
+        return self._synthesis(dequantise(upload(symbols, self.device), steps), whole, fine)
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
         """See :class:`Transforms`."""
         _, steps = self._qualities(quality)
-        return dequantise(upload(symbols, self.device).to(torch.int32), steps)
+        return dequantise(upload(symbols, self.device), steps)
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
         """See :class:`Transforms`."""
