@@ -366,5 +366,5 @@ def _pixels(first, last, linear, bias, shift, rest, rest_bias, rest_shift, bits,
                         u = int32(int32(a[i + k] + bias[i + k]) >> int32(shift[i + k] & 31))
                         v = int32(int32(b[j + k] + rest_bias[j + k]) >> int32(rest_shift[j + k] & 31))
                         u, v = min(max(u, -most), most), min(max(v, -most), most)
-                        value = min(max(int32(u + v + half), int32(0)), top)
+                        value = int32(min(max(int32(u + v + half), int32(0)), top))
                         out[r, y, at + k] = int32(value + more) >> bits

@@ -19,6 +19,8 @@ turned into integers later (``docs/model.md``).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -241,6 +243,16 @@ class Analysis(nn.Module):
         h = F.pixel_unshuffle(self._run(self.blocks8, h, quality), 2)
         h = self._run(self.blocks16, self.mod16(self.reduce(h), quality), quality)  # (B,w16,H/16,W/16)
         return linear.float() + self.out(h).float()
+
+    @contextmanager
+    def floating(self) -> Iterator[None]:
+        """Without imitating integers for a while: faster, and the same but for what they round."""
+        before = self.integer, self.bounded
+        self.integer, self.bounded = False, self.bounded or self.integer
+        try:
+            yield
+        finally:
+            self.integer, self.bounded = before
 
     def _run(self, blocks: nn.ModuleList, h: Tensor, quality: Tensor) -> Tensor:
         if not self.bounded:

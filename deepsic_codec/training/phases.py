@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.families import AnyArchitecture
 from deepsic_codec.model.integer import export_gains
-from deepsic_codec.model.networks import LABEL_CELL, Architecture, quality_step, step_lambda
+from deepsic_codec.model.networks import LABEL_CELL, Analysis, Architecture, quality_step, step_lambda
 from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.model.prior import IntegerPrior
 from deepsic_codec.model.rdo import RdoTables, make_tables, quantise
@@ -376,7 +377,7 @@ class Work:
             parts.append((x, torch.full((crops, edge, edge), nets.arch.classes - 1, device=self.device)))
         for x, labels in parts:
             q = self.stored_qualities(len(x), rng)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.s.bf16):
+            with self._floating(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.s.bf16):
                 y = nets.analysis(x, q).float()
             stored = torch.from_numpy(np.flatnonzero(rng.random(len(y)) < 0.5)).to(self.device)
             if len(stored):
@@ -385,6 +386,11 @@ class Work:
             found.append((cells_of(y), labels.reshape(-1), q.repeat_interleave(labels[0].numel())))
         latents, classes, qualities = (torch.cat(column) for column in zip(*found, strict=True))
         return latents, classes, qualities
+
+    def _floating(self) -> AbstractContextManager[None]:
+        """The analysis in floating point, where it has another form."""
+        analysis = self.nets.analysis
+        return analysis.floating() if isinstance(analysis, Analysis) else nullcontext()
 
     @property
     def estimates_rate(self) -> bool:
