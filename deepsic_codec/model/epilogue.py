@@ -365,6 +365,6 @@ def _pixels(first, last, linear, bias, shift, rest, rest_bias, rest_shift, bits,
                     for k in range(24):
                         u = int32(int32(a[i + k] + bias[i + k]) >> int32(shift[i + k] & 31))
                         v = int32(int32(b[j + k] + rest_bias[j + k]) >> int32(rest_shift[j + k] & 31))
-                        u, v = min(max(u, -most), most), min(max(v, -most), most)
-                        value = int32(min(max(int32(u + v + half), int32(0)), top))
+                        sum_ = int32(int32(min(max(u, -most), most)) + int32(min(max(v, -most), most)))
+                        value = int32(min(max(int32(sum_ + half), int32(0)), top))
                         out[r, y, at + k] = int32(value + more) >> bits
