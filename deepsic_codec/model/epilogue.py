@@ -334,7 +334,7 @@ def _dequantise(first, last, symbols, steps, per, out):  # type: ignore[no-untyp
     for p in range(first, last):
         s, t, o = symbols[p], steps[p // per], out[p]
         for c in range(s.size):
-            product = int32(min(max(np.int64(s[c]) * np.int64(t[c]), -2 * most), 2 * most))
+            product = int32(min(max(np.int64(s[c]) * np.int64(t[c]), -2 * most), 2 * most))  # type: ignore[arg-type]
             o[c] = min(max(int32(int32(product + half) >> fixed.STEP_BITS), -end), end)
 
 
