@@ -21,7 +21,7 @@ FILLED, LARGEST = 0.9, 64.0
 #: Of the largest values of images: beyond it they are clipped.
 QUANTILE = 0.9
 #: The same for the semantic head, whose scores suffer more from what is clipped than from what is coarse.
-HEAD_QUANTILE = 0.97
+HEAD_QUANTILE = 0.99
 
 
 @dataclass
