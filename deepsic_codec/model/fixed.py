@@ -106,6 +106,18 @@ def exponents(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
 
     The bias is (outputs,), or (N,outputs) where it is one of several.
     """
+    limits, lowest = _largest_units(weight, bias, form)
+    return torch.log2(limits).floor().clamp(lowest, SPATIAL_EXPONENT_MAX if form.spatial else EXPONENT_MAX)
+
+
+def room(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
+    """Factors, per output, by which weights and biases may grow at most; below 1 there is no exponent for them."""
+    limits, lowest = _largest_units(weight, bias, form)
+    return limits * 2.0**-lowest
+
+
+def _largest_units(weight: Tensor, bias: Tensor | None, form: Format) -> tuple[Tensor, int]:
+    """Largest 2^k, per output, and the lowest k that there is."""
     w = weight.detach().abs().flatten(1)
     most = WEIGHT_MAX if form.wide_input else form.in_max
     scale = DIGIT if form.wide_weight else 1  # what is multiplied at a time are the weights' high digits
@@ -118,7 +130,7 @@ def exponents(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
     lowest = max(0, form.out_bits - form.in_bits)
     if form.wide_weight and form.wide_input:
         lowest += 8  # the product of the two low digits is left out, 7 bits below the rest
-    return torch.log2(limits).floor().clamp(lowest, SPATIAL_EXPONENT_MAX if form.spatial else EXPONENT_MAX)
+    return limits, lowest
 
 
 def quantised_weight(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -39,6 +39,7 @@ from deepsic_codec.model.transforms import (
     multiplies_bfloat16,
     whole_qualities,
 )
+from deepsic_codec.model.workers import Workers
 from deepsic_codec.payload.arithmetic import SYMBOL_MAX
 from deepsic_codec.payload.tables import CoderTables
 
@@ -47,6 +48,9 @@ DEFAULT_EFFORT = 1
 
 #: Pixels whose activations a CPU's caches hold (tried: 2^17 to 2^21).
 CACHED_PIXELS = 1 << 18
+#: The same for threads that work beside each other, which get in each other's way at every step; and what they take at
+#: a time.
+SPREAD_PIXELS, SHARED_PIXELS = 1 << 19, 1 << 21
 
 Shape = tuple[int, int, int]
 Result = TypeVar("Result")
@@ -107,6 +111,8 @@ class Runtime:
         self._pool = ThreadPoolExecutor(config.get().threads or os.cpu_count() or 1, "deepsic-coder")
         # networks already use every core; two at a time would only fight over them
         self._networks = threading.Lock()
+        self._workers: Workers | None = None
+        self._refining = threading.Lock()
         # batches, or parts of one, begun before another is waited for; a CPU that works on two is not faster
         self._lag = 0 if self.device.type == "cpu" else 1
 
@@ -148,7 +154,7 @@ class Runtime:
             symbols, predictions, cells = self._start_analysis(joined, np.repeat(quality, s), labels, effort[group[0]])
             with torch.inference_mode():
                 streams = start_encoding(
-                    self._prior, self._tables, symbols, len(group), quality, self._pool, predictions=predictions
+                    self._prior, self._tables, symbols, len(group), quality, self._coders, predictions=predictions
                 )
             grid = symbols.shape[1], symbols.shape[2]
 
@@ -223,30 +229,52 @@ class Runtime:
         for i, shape in enumerate(shapes):
             groups[tuple(shape)].append(i)
 
-        def parts() -> Iterator[list[int]]:
+        def parts(limit: int, shares: int = 1) -> Iterator[list[int]]:
             for (s, h, w, *_), members in groups.items():
-                size = max(1, config.get().batch_pixels // max(1, s * h * w))
+                size = max(1, min(limit // max(1, s * h * w), -(-len(members) // shares)))
                 for k in range(0, len(members), size):
                     yield members[k : k + size]
 
-        out: dict[int, Result] = {}
-        for part, found in behind(((part, start(part)) for part in parts()), self._lag):
-            out.update(zip(part, found, strict=True))
-        return [out[i] for i in range(len(shapes))]
+        limit, threads = config.get().batch_pixels, self._threads()
+        small = list(parts(min(SHARED_PIXELS, limit // threads), threads)) if threads > 1 else []
+        if len(small) >= threads > 1:
+            with self._networks:
+                found = self._team(threads).run([lambda part=part: start(part)() for part in small])  # type: ignore[misc]
+            return _in_order(zip(small, found, strict=True), len(shapes))
+        return _in_order(behind(((part, start(part)) for part in parts(limit)), self._lag), len(shapes))
+
+    def _threads(self) -> int:
+        """How many threads may share out a batch: those of a CPU, unless this is one of them."""
+        if self.device.type != "cpu" or Workers.inside() or _forked:
+            return 1
+        return config.get().threads or torch.get_num_threads()
+
+    def _team(self, count: int) -> Workers:
+        if self._workers is None or self._workers.count != count:
+            self._workers = Workers(count)
+        return self._workers
+
+    @property
+    def _coders(self) -> ThreadPoolExecutor | None:
+        """Threads for entropy coding; a worker does its own."""
+        return None if Workers.inside() else self._pool
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the networks, and keep them from a caller's autocast."""
-        threads = config.get().threads
-        with self._networks, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            if threads and threads != torch.get_num_threads() and not _forked:
+        worker, threads = Workers.inside(), config.get().threads
+        held = nullcontext() if worker else self._networks  # for a worker, who gave it its work holds them
+        with held, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            if threads and threads != torch.get_num_threads() and not worker and not _forked:
                 torch.set_num_threads(threads)
             yield
 
     def _pieces(self, images: int, h: int, w: int) -> Iterator[slice]:
         """Slices of a batch of images within the batch limit; on a CPU small enough for its caches."""
         limit = config.get().batch_pixels
-        size = max(1, (min(limit, CACHED_PIXELS) if self.device.type == "cpu" else limit) // (h * w))
+        if self.device.type == "cpu":
+            limit = min(limit, SPREAD_PIXELS if Workers.inside() else CACHED_PIXELS)
+        size = max(1, limit // (h * w))
         for k in range(0, images, size):
             yield slice(k, k + size)
 
@@ -294,21 +322,22 @@ class Runtime:
 
     def _refiner(self) -> Refiner:
         """The decoder in differentiable form, made on first use."""
-        if self._differentiable is None:
-            arrays = load_arrays(self.info)
-            synthesis, prior = (
-                {k: torch.from_numpy(v) for k, v in below(arrays, part).items()} for part in (SYNTHESIS, PRIOR)
-            )
-            with torch.inference_mode(False):
-                bf16 = multiplies_bfloat16(self.device)
-                self._differentiable = Refiner(cast(Architecture, self.arch), synthesis, prior, self.device, bf16)
-        return self._differentiable
+        with self._refining:
+            if self._differentiable is None:
+                arrays = load_arrays(self.info)
+                synthesis, prior = (
+                    {k: torch.from_numpy(v) for k, v in below(arrays, part).items()} for part in (SYNTHESIS, PRIOR)
+                )
+                with torch.inference_mode(False):
+                    bf16 = multiplies_bfloat16(self.device)
+                    self._differentiable = Refiner(cast(Architecture, self.arch), synthesis, prior, self.device, bf16)
+            return self._differentiable
 
     def _symbols(self, features: list[bytes], shape: Shape, quality: list[float]) -> list[NDArray[np.int16]]:
         s, h, w = shape
         grid = -(-h // STRIDE), -(-w // STRIDE)
         with torch.inference_mode():
-            return decode_symbols(self._prior, self._tables, features, s, grid, quality, self._pool)
+            return decode_symbols(self._prior, self._tables, features, s, grid, quality, self._coders)
 
     def _synthesise(
         self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int, fine: bool = False
@@ -351,6 +380,12 @@ class Runtime:
                 found = self._transforms.score(cells.reshape(-1, ch, cw, c), np.repeat(quality, count))
                 scores[:, r0:r1, c0:c1] = found.reshape(images, r1 - r0, c1 - c0, -1)
         return scores
+
+
+def _in_order(found: Iterable[tuple[list[int], list[Result]]], count: int) -> list[Result]:
+    """Results of parts, each with the numbers of its own, in the order of these."""
+    out = {i: one for part, results in found for i, one in zip(part, results, strict=True)}
+    return [out[i] for i in range(count)]
 
 
 def _joined(parts: list[Predictions | None]) -> Predictions | None:

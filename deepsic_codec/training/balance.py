@@ -146,6 +146,11 @@ def _rescale(stage: Stage, largest: float = LARGEST, quantile: float = QUANTILE)
     for number, block in enumerate(stage.blocks):
         spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS, largest, quantile)
         up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS, largest, quantile)
+        # a channel that is hardly used would grow each time that it is brought here, until no integer holds its weights
+        weight = block.spatial.weight * (spatial / stream)[:, None, None, None]
+        spatial = spatial * fixed.room(weight, block.spatial.bias * spatial, fixed.SPATIAL).clamp(max=1)
+        weight = block.up.weight * (up[:, None] / spatial[None])[:, :, None, None]
+        up = up * fixed.room(weight, block.condition.biases(block.up.bias) * up, fixed.UP).clamp(max=1)
         block.spatial.weight.mul_((spatial / stream)[:, None, None, None])
         block.spatial.bias.mul_(spatial)
         block.up.weight.mul_(up[:, None, None, None] / spatial[None, :, None, None])

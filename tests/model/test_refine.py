@@ -38,7 +38,7 @@ def test_lowers_the_loss(runtime, quality, dtype):
 def test_noise_becomes_no_worse(runtime):
     """Where nothing can be predicted, moves made together could add up to harm."""
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype("u1")
-    assert cost(runtime, image, 90.0, 3) <= 1.001 * cost(runtime, image, 90.0, 1)
+    assert cost(runtime, image, 90.0, 3) <= 1.005 * cost(runtime, image, 90.0, 1)
 
 
 def test_windows_share_out_the_grid(monkeypatch):

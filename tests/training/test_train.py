@@ -19,6 +19,7 @@ from deepsic_codec.model.prior import IntegerPrior
 from deepsic_codec.model.restore import restore_prior
 from deepsic_codec.model.runtime import Runtime, get_runtime
 from deepsic_codec.samples import eurosat_mosaic
+from deepsic_codec.training import balance as balance_module
 from deepsic_codec.training import checkpoint, phases, train
 from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.fold import fold_blocks, idle_blocks
@@ -488,3 +489,16 @@ def test_needs_little_where_it_only_trains():
     """A lent GPU machine has torch, numba, safetensors and rich, and nothing of Zarr."""
     check_lazy("import deepsic_codec.training.train", unwanted=("zarr", "numcodecs", "google_crc32c", "dask", "xarray"))
     check_lazy("from deepsic_codec.training.cli import resolve", unwanted=("torch", "zarr"))
+
+
+def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):
+    """Channels that hardly do anything are scaled up each time; adapting an adapted head must not run out of range."""
+    head = make_networks(phases.TINY).head.eval()
+    monkeypatch.setattr(balance_module, "_factor", lambda stage, name, *rest: torch.full(
+        (32 if name.startswith("up") else 16,), 64.0 if name.startswith(("spatial", "up")) else 1.0))  # fmt: skip
+    for _ in range(4):
+        balance_head(head, lambda: head(torch.randn(3, 16, 4, 4), torch.tensor([5.0, 50.0, 90.0])))
+    for block in head.blocks:
+        assert fixed.room(block.spatial.weight, block.spatial.bias, fixed.SPATIAL).min() >= 0.999
+        assert fixed.room(block.up.weight, block.up.bias, fixed.UP).min() >= 0.999
+    assert block.spatial.weight.abs().max() > 8, "or nothing was scaled"
