@@ -44,15 +44,26 @@ class Workers:
 
         with self._starting:
             before = torch.get_num_threads()
-            for _ in range(count):
-                self._pool.submit(begin)
-            ready.wait()
+            try:
+                for _ in range(count):
+                    self._pool.submit(begin)
+                ready.wait()
+            except RuntimeError:  # the interpreter is ending: whoever waits is let go, and all is done by the caller
+                ready.abort()
             torch.set_num_threads(before)
 
     @classmethod
     def inside(cls) -> bool:
         """Whether the caller is such a thread."""
         return getattr(cls._local, "inside", False)
+
+    def _here(self, task: Callable[[], Result]) -> Result:
+        """Do a task in the caller's thread, which holds already what a worker must not wait for."""
+        self._local.inside = True
+        try:
+            return task()
+        finally:
+            self._local.inside = False
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """Results of all tasks, in order; the first error is raised when none is under way any longer."""
@@ -66,7 +77,7 @@ class Workers:
         errors: list[BaseException] = []
         for number, task in enumerate(tasks):
             try:
-                results.append(futures[number].result() if number < len(futures) else task())
+                results.append(futures[number].result() if number < len(futures) else self._here(task))
             except BaseException as error:
                 errors.append(error)
         if errors:

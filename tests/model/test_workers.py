@@ -55,7 +55,7 @@ def test_results_in_order_and_the_first_error_after_all():
 def test_what_no_thread_takes_any_more_is_done_by_the_caller():
     team = Workers(2)
     team._pool.shutdown()
-    assert team.run([lambda: 1, Workers.inside]) == [1, False]
+    assert team.run([lambda: 1, Workers.inside]) == [1, True] and not Workers.inside()
 
 
 @pytest.fixture(scope="module")
