@@ -42,6 +42,8 @@ MAX_WIDTH, MAX_BLOCKS = 2048, 64
 FIRST_HEAD_BLOCKS = 2
 #: Pixels per side of the cell that the semantic head classifies.
 LABEL_CELL = 64
+#: Where the integer form clips streams and hidden channels of blocks.
+STREAM_MOST, HIDDEN_MOST = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS
 
 
 @dataclass(frozen=True)
@@ -179,16 +181,18 @@ class Block(nn.Module):
         self.condition = Condition(width * expand, knots)
         self.down = nn.Conv2d(width * expand, width, 1)
 
-    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        """(B,width,h,w) and qualities (B,) -> the same shape."""
-        return x + self.down(F.relu(self.condition(self.up(self.spatial(x)), quality)))
+    def forward(self, x: Tensor, quality: Tensor, bounded: bool = False) -> Tensor:
+        """(B,width,h,w) and qualities (B,) -> the same shape; ``bounded`` clips what the integer form clips."""
+        h = self.condition(self.up(self.spatial(x)), quality)
+        if not bounded:
+            return x + self.down(F.relu(h))
+        return F.hardtanh(x + self.down(F.hardtanh(h, 0, HIDDEN_MOST)), -STREAM_MOST, STREAM_MOST)
 
     def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         """The same in fixed point."""
         h = imitate(x, self.spatial, fixed.SPATIAL)
         h = imitate(h, self.up, fixed.UP, self.condition.at(quality), self.condition.biases(self.up.bias))
-        unit = 2.0**-fixed.STREAM_BITS
-        return (x + imitate(h, self.down, fixed.DOWN)).clamp(-fixed.STREAM_MAX * unit, fixed.STREAM_MAX * unit)
+        return (x + imitate(h, self.down, fixed.DOWN)).clamp(-STREAM_MOST, STREAM_MOST)
 
 
 def _blocks(width: int, count: int, knots: int = 0) -> nn.ModuleList:
@@ -200,9 +204,11 @@ def _knots(arch: Architecture) -> int:
     return arch.knots if arch.conditioned else 0
 
 
-def _through(blocks: nn.ModuleList, x: Tensor, quality: Tensor) -> Tensor:
+def _through(blocks: nn.ModuleList, x: Tensor, quality: Tensor, bounded: bool = False) -> Tensor:
+    if bounded:
+        x = F.hardtanh(x, -STREAM_MOST, STREAM_MOST)
     for block in blocks:
-        x = block(x, quality)
+        x = block(x, quality, bounded)
     return x
 
 
@@ -240,8 +246,9 @@ class Analysis(nn.Module):
         x = (x - 128) / 64
         linear = self.linear(F.pixel_unshuffle(x, STRIDE))  # (B,C,H/16,W/16)
         h = self.mod8(self.stem(F.pixel_unshuffle(x, 8)), quality)  # (B,w8,H/8,W/8)
-        h = F.pixel_unshuffle(self._run(self.blocks8, h, quality), 2)
-        h = self._run(self.blocks16, self.mod16(self.reduce(h), quality), quality)  # (B,w16,H/16,W/16)
+        h = F.pixel_unshuffle(_through(self.blocks8, h, quality, self.bounded), 2)
+        h = self.mod16(self.reduce(h), quality)
+        h = _through(self.blocks16, h, quality, self.bounded)  # (B,w16,H/16,W/16)
         return linear.float() + self.out(h).float()
 
     @contextmanager
@@ -253,15 +260,6 @@ class Analysis(nn.Module):
             yield
         finally:
             self.integer, self.bounded = before
-
-    def _run(self, blocks: nn.ModuleList, h: Tensor, quality: Tensor) -> Tensor:
-        if not self.bounded:
-            return _through(blocks, h, quality)
-        most = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS
-        h = h.clamp(-most, most)
-        for block in blocks:
-            h = block(h, quality).clamp(-most, most)
-        return h
 
     def _imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         x = (torch.floor(x + 0.5).clamp(0, 255) - 128) / 64
@@ -278,11 +276,11 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Synthesis transform ``g_s``: dequantised latents to image; ``integer`` as for the analysis."""
+    """Synthesis transform ``g_s``: dequantised latents to image; ``integer`` and ``bounded`` as for the analysis."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.integer = False
+        self.integer = self.bounded = False
         w8, w16 = arch.synthesis_widths
         n8, n16 = arch.synthesis_blocks
         self.linear = nn.Conv2d(arch.latents, 3 * STRIDE**2, 1, bias=False)
@@ -302,8 +300,8 @@ class Synthesis(nn.Module):
             return self._imitate(y, quality)
         linear = F.pixel_shuffle(self.linear(y), STRIDE)
         h = self.mod16(self.stem(y * self.input_scale[:, None, None]), quality)  # (B,w16,h,w)
-        h = F.pixel_shuffle(self.expand(_through(self.blocks16, h, quality)), 2)
-        h = _through(self.blocks8, self.mod8(h, quality), quality)  # (B,w8,2h,2w)
+        h = F.pixel_shuffle(self.expand(_through(self.blocks16, h, quality, self.bounded)), 2)
+        h = _through(self.blocks8, self.mod8(h, quality), quality, self.bounded)  # (B,w8,2h,2w)
         return (linear.float() + F.pixel_shuffle(self.out(h).float(), 8)) * 64 + 128
 
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:

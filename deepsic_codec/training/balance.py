@@ -3,12 +3,13 @@
 Between two linear layers any channel may be scaled up in the first and down in the second
 (also across a ReLU).  These factors are chosen so that, on training images, every channel
 fills the range that its fixed-point format has; quantisation-aware training starts there.
+Channels that bounded transforms clip keep their scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class Stage:
     reader: nn.Conv2d | nn.Linear
     rows: int = 1
     columns: int = 1
+    bounded: bool = False  # whether streams and hidden channels are clipped already where integers are
     seen: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
@@ -71,7 +73,7 @@ def balance(
     largest : float
         Bound of the factors; 1 for what was balanced before: it makes room where there is none.
     """
-    found = [stage for network in transforms for stage in stages(network)]
+    found = [replace(stage, bounded=network.bounded) for network in transforms for stage in stages(network)]
     handles = [handle for stage in found for handle in _watch(stage)]
     run()
     for handle in handles:
@@ -130,7 +132,10 @@ def _relu(hook: Callable[[nn.Module, object, Tensor], None]) -> Callable[[nn.Mod
 
 def _factor(stage: Stage, name: str, range_: float, largest: float, quantile: float = QUANTILE) -> Tensor:
     usual = torch.quantile(torch.cat(stage.seen[name]), quantile, dim=0)
-    return (FILLED * range_ / usual.clamp(min=1e-6)).clamp(1 / LARGEST, largest)
+    factor = (FILLED * range_ / usual.clamp(min=1e-6)).clamp(1 / LARGEST, largest)
+    if stage.bounded and (name == "stream" or name.startswith("up")):
+        return factor.clamp(min=1)  # it was trained with what is clipped there: room would change what it computes
+    return factor
 
 
 def _rescale(stage: Stage, largest: float = LARGEST, quantile: float = QUANTILE) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: everything that the next step depends on, in files of at most 16 MiB.
 
 A checkpoint is a folder with ``state.json`` (phase, step, seconds, the data generator) and
-numbered safetensors files: networks, their average, both moments of Adam, and the states
+numbered safetensors files: networks, their average, the optimiser's moments, and the states
 of torch's generators.  No pickle.  It is written beside the one before and renamed, so
 that an interrupted run has one of the two.
 """
@@ -44,7 +44,7 @@ class State:
     seconds : float
         Time that they took.
     tensors : dict of str to Tensor
-        ``net.*``, ``ema.*``, ``adam.<i>.*``, ``rng.*``, ``history``.
+        ``net.*``, ``ema.*``, ``optimiser.<i>.*``, ``rng.*``, ``history``.
     data_rng : dict
         State of the numpy generator that draws the data.
     done : bool
@@ -64,13 +64,13 @@ class State:
 
 
 def capture(
-    phase: str, step: int, seconds: float, nets: nn.Module, shadow: Tensors, adam: torch.optim.Optimizer,
+    phase: str, step: int, seconds: float, nets: nn.Module, shadow: Tensors, optimiser: torch.optim.Optimizer,
     rng: np.random.Generator, history: list[Tensor],
 ) -> State:  # fmt: skip
     """Everything that the step after this one depends on."""
     tensors = {f"net.{k}": v for k, v in nets.state_dict().items()} | {f"ema.{k}": v for k, v in shadow.items()}
-    for i, slots in adam.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{k}": v for k, v in slots.items()}
+    for i, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{k}": v for k, v in slots.items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -79,7 +79,7 @@ def capture(
     return State(phase, step, seconds, tensors, dict(rng.bit_generator.state))
 
 
-def restore(state: State, nets: nn.Module, shadow: Tensors, adam: torch.optim.Optimizer, rng: np.random.Generator,
+def restore(state: State, nets: nn.Module, shadow: Tensors, optimiser: torch.optim.Optimizer, rng: np.random.Generator,
             history: list[Tensor]) -> None:  # fmt: skip
     """Inverse of :func:`capture`."""
     try:
@@ -88,12 +88,12 @@ def restore(state: State, nets: nn.Module, shadow: Tensors, adam: torch.optim.Op
         raise ConfigurationError(f"the checkpoint does not fit the architecture: {error}") from None
     for name, value in state.below("ema").items():
         shadow[name].copy_(value)
-    described = adam.state_dict()
+    described = optimiser.state_dict()
     slots: dict[int, Tensors] = {}
-    for name, value in state.below("adam").items():
+    for name, value in (state.below("optimiser") | state.below("adam")).items():
         number, slot = name.split(".", 1)
         slots.setdefault(int(number), {})[slot] = value
-    adam.load_state_dict({"state": slots, "param_groups": described["param_groups"]})
+    optimiser.load_state_dict({"state": slots, "param_groups": described["param_groups"]})
     torch.set_rng_state(state.tensors["rng.cpu"])
     if "rng.cuda" in state.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(state.tensors["rng.cuda"])

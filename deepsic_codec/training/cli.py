@@ -28,6 +28,7 @@ HELP = {
     "quality_low": "lowest quality that is trained; equal to the highest: a model for one rate",
     "device": "auto, cpu, cuda or cuda:<n>",
     "data_device": "where decoded images lie: auto, cpu or cuda",
+    "optimiser": "soap, or adam, which needs more steps for the same",
     "compile": "compile the transforms (CUDA only; goes on without where it fails)",
     "processes": "on a CPU: processes of one thread that share out each step's images; as many as there are cores",
     "plot": "draw log.png at every checkpoint",

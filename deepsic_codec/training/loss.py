@@ -58,6 +58,15 @@ class Networks(nn.Module):
     def integer(self, value: bool) -> None:
         self.analysis.integer = self.synthesis.integer = value
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the transforms in floating point clip what their integer form clips."""
+        return bool(getattr(self.analysis, "bounded", False))
+
+    @bounded.setter
+    def bounded(self, value: bool) -> None:
+        self.analysis.bounded = self.synthesis.bounded = value
+
     def terms(self, x: Tensor, quality: Tensor, bf16: bool, quantised: bool = False) -> Terms:
         """See :func:`forward_terms`."""
         return forward_terms(self, x, quality, bf16, quantised)
@@ -207,7 +216,9 @@ def rate_distortion(terms: Terms, quality: Tensor) -> Tensor:
 def semantic(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of independent sigmoids, summed over classes, mean over cells.
 
-    ``targets`` (...,) holds class numbers; the last class is *unknown*.
+    ``targets`` (...,) holds class numbers, the last class being *unknown*, or (...,classes) shares of each.
     """
-    wanted = F.one_hot(targets, logits.shape[-1]).to(logits.dtype)
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, logits.shape[-1])
+    wanted = targets.to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1).mean()

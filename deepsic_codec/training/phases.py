@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
@@ -132,7 +133,7 @@ class Work:
     def encoder(self) -> Phase:
         """Phase 1 of a model whose decoder stays: its analysis learns to make more of it."""
         s, nets = self.s, self.nets
-        nets.integer, nets.analysis.bounded = False, True
+        nets.integer, nets.bounded = False, True
         nets.train()
         return Phase("encoder", self._groups(), self._joint_step, s.encoder_steps, s.encoder_minutes,
                      s.encoder_learning_rate, self._images())  # fmt: skip
@@ -182,10 +183,8 @@ class Work:
         s, nets = self.s, self.nets
         nets.eval()
         if not nets.integer:
-            if s.base:
-                balance([nets.analysis], self._calibrate, largest=1.0)
-            else:
-                balance([nets.analysis, nets.synthesis], self._calibrate)
+            transforms = [nets.analysis] if s.base else [nets.analysis, nets.synthesis]
+            balance(transforms, self._calibrate, **({"largest": 1.0} if nets.bounded else {}))
             nets.integer = True
         nets.train()
         return Phase("integer", self._groups(), self._joint_step, s.integer_steps, s.integer_minutes,
@@ -275,11 +274,12 @@ class Work:
         net.train()
 
         def step(number: int, rng: np.random.Generator) -> Measures:
-            latents, labels, quality = self.cells(self.share.head_batch, rng)
+            latents, shares, quality = self.cells(self.share.head_batch, rng)
             with torch.autocast(latents.device.type, torch.bfloat16, enabled=s.bf16):
                 logits = net(latents, quality).float()
-            loss = semantic(logits, labels)
+            loss = semantic(logits, shares)
             loss.backward()
+            labels = shares.argmax(1)
             known = labels < net.out.out_features - 1
             right = (logits.argmax(1) == labels) & known
             return {"loss": loss.detach(), "accuracy": right.sum() / known.sum().clamp(min=1)}
@@ -357,25 +357,28 @@ class Work:
 
     @torch.no_grad()
     def cells(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (N,C,4,4) of about ``count`` fresh cells, their classes and qualities (N,).
+        """Latents (N,C,4,4) of about ``count`` fresh cells, shares of their classes (N,classes), qualities (N,).
 
         Half of the tiles stand alone and half in mosaics, half of the latents are as the
         analysis gives them and half as they are stored; an eighth are cells of photographs,
-        which are *unknown*.
+        which are *unknown*.  With ``head_mixup``, tiles are blended with others (Zhang et al.
+        2018, arXiv 1710.09412).
         """
         nets, found = self.nets, []
+        classes = nets.arch.classes
         strange = max(1, count // 8) if self.photos else 0
         alone = max(1, (count - strange) // 2)
-        parts = [self.tiles.mosaics(alone, 1, rng, self.s.jitter)]
+        parts = [self._blended(*self.tiles.mosaics(alone, 1, rng, self.s.jitter), rng)]
         inside = (count - strange - alone) // 16
         if inside:
-            parts.append(self.tiles.mosaics(inside, 4, rng, self.s.jitter))
+            parts.append(self._blended(*self.tiles.mosaics(inside, 4, rng, self.s.jitter), rng))
         if strange:
             crops = -(-strange // (self.s.crop // LABEL_CELL) ** 2)
             x = self.photos.crops(crops, self.s.crop, rng)
             edge = self.s.crop // LABEL_CELL
-            parts.append((x, torch.full((crops, edge, edge), nets.arch.classes - 1, device=self.device)))
-        for x, labels in parts:
+            unknown = torch.full((crops, edge, edge), classes - 1, device=self.device)
+            parts.append((x, F.one_hot(unknown, classes).float()))
+        for x, shares in parts:
             q = self.stored_qualities(len(x), rng)
             with self._floating(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.s.bf16):
                 y = nets.analysis(x, q).float()
@@ -383,9 +386,19 @@ class Work:
             if len(stored):
                 gain = nets.gains(q[stored])
                 y[stored] = self.chosen((y[stored] * gain).clamp(-32767, 32767), gain, q[stored]) / gain
-            found.append((cells_of(y), labels.reshape(-1), q.repeat_interleave(labels[0].numel())))
-        latents, classes, qualities = (torch.cat(column) for column in zip(*found, strict=True))
-        return latents, classes, qualities
+            found.append((cells_of(y), shares.reshape(-1, classes), q.repeat_interleave(shares[0, ..., 0].numel())))
+        latents, targets, qualities = (torch.cat(column) for column in zip(*found, strict=True))
+        return latents, targets, qualities
+
+    def _blended(self, x: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images (B,3,H,W) with labels (B,rows,columns), some blended with others: images, shares (...,classes)."""
+        shares = F.one_hot(labels, self.nets.arch.classes).float()
+        if not self.s.head_mixup:
+            return x, shares
+        drawn = rng.beta(self.s.head_mixup, self.s.head_mixup, (len(x), 1, 1, 1))
+        part = torch.from_numpy(np.maximum(drawn, 1 - drawn)).to(x)
+        x, shares = (part * one + (1 - part) * one.roll(1, 0) for one in (x, shares))
+        return x.round_(), shares
 
     def _floating(self) -> AbstractContextManager[None]:
         """The analysis in floating point, where it has another form."""
@@ -404,7 +417,7 @@ class Work:
         with torch.random.fork_rng(devices=[]):  # measuring must not change what training draws next
             nets = type(self.nets)(self.nets.arch).to(self.device).eval()
         nets.load_state_dict(state)
-        nets.integer = self.nets.integer
+        nets.integer, nets.bounded = self.nets.integer, self.nets.bounded
         rows = []
         for quality in [q for q in CHECKED if s.quality_low <= q <= s.quality_high] or [s.quality_low]:
             row: dict[str, Any] = {"quality": quality}

@@ -38,7 +38,8 @@ class Settings:
     quality_low: float = 1.0  # qualities are drawn evenly between these; equal: a model for one rate
     quality_high: float = 100.0
     quality_power: float = 1.0  # above 1: low qualities are drawn more often
-    lr: float = 8e-4  # Adam, cosine decay to 1 % after a short warm-up
+    optimiser: str = "soap"  # or adam, which needs more steps for the same
+    lr: float = 8e-4  # cosine decay to 1 % after a short warm-up
     linear_lr: float = 0.1  # factor for the KLT shortcuts, whose entries are small and good already
     prior_lr: float = 2.0  # factor for the prior, which follows the transforms
     warm_up: int = 200  # steps
@@ -70,6 +71,7 @@ class Settings:
     head_batch: int = 128
     head_learning_rate: float = 3e-3
     head_weight_decay: float = 0.1
+    head_mixup: float = 0.0  # of the beta distribution of blends of two tiles; 0: none
 
     table_samples: int = 600  # phase 6: the coder's tables; crops to fit on
     table_checks: int = 120  # and to choose on
@@ -95,10 +97,14 @@ class Settings:
                                      f"{self.quality_high}")  # fmt: skip
         if not 0.1 <= self.quality_power <= 10:
             raise ConfigurationError(f"quality_power: expected 0.1 to 10, got {self.quality_power}")
+        if self.optimiser not in ("soap", "adam"):
+            raise ConfigurationError(f"optimiser: expected soap or adam, got {self.optimiser!r}")
         for name in ("photos_per_step", "mosaics_per_step", "every", "prior_batch", "head_batch", "symbol_batches",
                      "table_samples", "table_checks"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.head_mixup <= 10:
+            raise ConfigurationError(f"head_mixup: expected 0 to 10, got {self.head_mixup}")
         if self.processes < 1:
             raise ConfigurationError(f"processes: expected at least 1, got {self.processes}")
         if self.processes > 1 and self.threads > 1:
@@ -163,6 +169,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # one H200 (139 GiB), 16 cores, 25 minutes; result: not run yet
     "h200-25min": {
         "architecture": "wide",
+        "optimiser": "adam",  # the bases of soap are found by many small QR decompositions, which a GPU is slow at
         "minutes": 15.0,
         "integer_minutes": 2.0,
         "photos_per_step": 48,
@@ -180,6 +187,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the paper's networks, one rate of --architecture paper-0.25, -0.5, -1.0 or -1.5; result: not run yet
     "paper": {
         "architecture": "paper-0.5",
+        "optimiser": "adam",
         "crop": 128,  # section IV-B: 128x128 patches, batches of 32
         "photos_per_step": 24,
         "mosaics_per_step": 1,
@@ -225,7 +233,7 @@ def resolve(given: dict[str, Any], preset: str = "", resume: bool = False) -> Se
     folder = Path(given.get("run") or Path("runs") / Path(given.get("out", Settings.out)).stem)
     try:
         stored = json.loads((folder / "settings.json").read_text())["settings"]
-        settings = Settings(**stored)
+        settings = Settings(**{"optimiser": "adam"} | stored)  # what there was before there was a choice
     except (OSError, KeyError, TypeError, ValueError) as error:
         message = f"{folder}: no run to resume there ({type(error).__name__}: {error}); name its folder with --run"
         raise ConfigurationError(message) from None

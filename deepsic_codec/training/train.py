@@ -40,6 +40,7 @@ from deepsic_codec.training.phases import FLOATING, Phase, Work, architecture_of
 from deepsic_codec.training.progress import Bar, Interrupt, Log
 from deepsic_codec.training.restore import restore
 from deepsic_codec.training.settings import Settings
+from deepsic_codec.training.soap import Soap
 from deepsic_codec.training.team import Team
 
 
@@ -80,9 +81,10 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
     nets.to(device, memory_format=torch.channels_last)
     work = Work(s, nets, photos, tiles, device, _prior_of(base) if base else None)
     about = {"settings": asdict(s), "architecture": nets.arch.to_json(), "classes": tiles.classes if tiles else [],
-             "decoder": base.decoder if base else ""}  # fmt: skip
+             "decoder": base.decoder if base else "", "bounded": nets.bounded}  # fmt: skip
     if state is not None:
         _check_same(s, about)
+        nets.bounded = about["bounded"] = json.loads((s.folder / "settings.json").read_text()).get("bounded", False)
     (s.folder / "settings.json").write_text(json.dumps(about, indent=1))
     plan = work.plan()
     names = [name for name, _ in plan]
@@ -94,7 +96,7 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
         log.say(f"resuming in phase {state.phase} after step {state.step}")
     compiled = s.compile and device.startswith("cuda") and _compile(nets)
     log.say(f"{s.name}: {', '.join(names)} on {device}{', compiled' if compiled else ''}; run in {s.folder}")
-    with _matmul_precision(device), _memory_advice(s), _threads(s):
+    with _matmul_precision(device), _memory_advice(s), _threads(1 if s.processes > 1 else s.threads):
         if s.trains_encoder and state is None:  # what there is to improve on
             rows = work.held_out(nets.state_dict(), quantised=True)
             log.add_held_out([{"phase": "encoder", "step": 0} | r for r in rows])
@@ -115,7 +117,7 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
             with nullcontext() if name in FLOATING else _eager():
                 optimise(work, make(), np.random.default_rng((s.seed, number)), log, at_this)
         nets.requires_grad_(False).eval()
-        with _eager():
+        with _eager(), _threads(s.processes if s.processes > 1 else 0):
             return write_adapted(work, base, log) if base else write_model(work, log)
 
 
@@ -123,20 +125,28 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
     """Run one phase from its start or from a checkpoint; leaves the averaged networks."""
     s, nets, device = work.s, work.nets, work.device
     parameters = [p.requires_grad_(True) for group in phase.groups for p in group["params"]]
-    adam = torch.optim.AdamW(phase.groups, lr=phase.lr, weight_decay=0.0, fused=device.startswith("cuda"))
+    optimiser = _optimiser(s, phase, device)
     shadow = {k: v.detach().clone() for k, v in nets.state_dict().items()}
     history: list[Tensor] = []
     step, before, names = 0, 0.0, []
     if state is not None:
-        checkpoint.restore(state, nets, shadow, adam, rng, history)
+        checkpoint.restore(state, nets, shadow, optimiser, rng, history)
         step, before = state.step, state.seconds
     start = saved = window = time.monotonic()
     window_step = step
     row: dict[str, object] = {"step": step}
 
+    def all_cores() -> AbstractContextManager[None]:  # of the other processes, which wait
+        return _threads(s.processes if s.processes > 1 else 0)
+
+    def measure() -> None:
+        with all_cores():
+            rows = work.held_out(shadow, quantised=_is_quantised(phase, work))
+        log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
+
     def keep(done: bool = False) -> None:
         seconds = before + time.monotonic() - start
-        state = checkpoint.capture(phase.name, step, seconds, nets, shadow, adam, rng, history)
+        state = checkpoint.capture(phase.name, step, seconds, nets, shadow, optimiser, rng, history)
         state.done = done
         checkpoint.save(s.folder, state)
         log.write()
@@ -151,13 +161,14 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
             if not phase.steps or not phase.minutes or progress >= 1:
                 break
             rate = max(0.01, 0.5 * (1 + math.cos(math.pi * progress))) * min(1.0, (step + 1) / max(1, s.warm_up))
-            for group in adam.param_groups:
+            for group in optimiser.param_groups:
                 group["lr"] = phase.lr * rate * group["factor"]
-            adam.zero_grad(set_to_none=True)
+            optimiser.zero_grad(set_to_none=True)
             seen = team.step(step, rng)
             norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip)
             if torch.isfinite(norm):
-                adam.step()
+                with all_cores():
+                    optimiser.step()
             step += 1
             decay = min(s.ema, (1 + step) / (10 + step))
             with torch.no_grad():
@@ -177,8 +188,7 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
             bar.update(progress, seconds, row | {"step": step})
             due = time.monotonic() - saved > 60 * s.checkpoint_minutes
             if due or (s.checkpoint_steps and step % s.checkpoint_steps == 0):
-                rows = work.held_out(shadow, quantised=_is_quantised(phase, work))
-                log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
+                measure()
                 keep()
                 saved = window = time.monotonic()
                 window_step = step
@@ -187,9 +197,14 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
                 log.say(f"interrupted after step {step} of {phase.name}; go on with --resume --run {s.folder}")
                 raise KeyboardInterrupt
     nets.load_state_dict(shadow)
-    rows = work.held_out(shadow, quantised=_is_quantised(phase, work))
-    log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
+    measure()
     keep(done=True)
+
+
+def _optimiser(s: Settings, phase: Phase, device: str) -> torch.optim.Optimizer:
+    if s.optimiser == "soap":
+        return Soap(phase.groups, phase.lr)
+    return torch.optim.AdamW(phase.groups, lr=phase.lr, weight_decay=0.0, fused=device.startswith("cuda"))
 
 
 def _is_quantised(phase: Phase, work: Work) -> bool:
@@ -209,7 +224,8 @@ def load_networks(run: str | Path) -> Networks:
     """
     run = Path(run)
     try:
-        arch = architecture_from(json.loads((run / "settings.json").read_text())["architecture"])
+        about = json.loads((run / "settings.json").read_text())
+        arch = architecture_from(about["architecture"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{run}: no run there ({type(error).__name__}: {error})") from None
     state = checkpoint.load(run)
@@ -219,6 +235,7 @@ def load_networks(run: str | Path) -> Networks:
     nets = make_networks(arch)
     _load(nets, state.below("ema") if state is not None else load_file(plain), run)
     nets.integer = state is not None and state.phase not in FLOATING and nets.stores_integers
+    nets.bounded = bool(about.get("bounded"))
     return nets.eval()
 
 
@@ -249,12 +266,13 @@ def _networks(
             linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, s.klt_crops)
         return nets
     old = _started(s)
+    old.bounded |= old.integer  # without bounds, what has learned to live within some runs away on some images
     if old.arch == arch:
         return old
     if not isinstance(arch, Architecture) or not isinstance(old.arch, Architecture) or photos is None:
         raise ConfigurationError(f"--start {s.start}: has architecture {old.arch.name!r}, not {s.architecture!r}")
     nets = make_networks(arch)
-    old.integer = False
+    old.integer, nets.bounded = False, old.bounded
     try:
         grow(nets, old, photos, s.klt_crops)
     except ConfigurationError as error:
@@ -365,6 +383,9 @@ def _check_same(s: Settings, about: dict[str, object]) -> None:
             raise ConfigurationError(
                 f"{s.folder}: {key} of the checkpoint is {stored.get(key)}, asked for: {about[key]}"
             )
+    before = stored["settings"].get("optimiser", "adam")
+    if s.optimiser != before:
+        raise ConfigurationError(f"{s.folder}: the checkpoint is of a run with --optimiser {before}")
     if s.base and Settings(**stored["settings"]).trains_encoder != s.trains_encoder:
         raise ConfigurationError(f"{s.folder}: with --encoder-minutes or without it, a run goes on as it began")
 
@@ -389,9 +410,9 @@ def _eager() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _threads(s: Settings) -> Iterator[None]:
-    """As many threads as asked for; one where there are several processes."""
-    before, wanted = torch.get_num_threads(), 1 if s.processes > 1 else s.threads
+def _threads(wanted: int) -> Iterator[None]:
+    """Let torch use as many threads; 0: as it did."""
+    before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)
     try:
         yield

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.networks import STREAM_MOST
 from deepsic_codec.model.prior import input_count, input_names
 from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.grow import _shared_passes, grow, residual_transform
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import make_networks
-from deepsic_codec.training.phases import TINY
+from deepsic_codec.training.phases import TINY, Work
 from deepsic_codec.training.train import load_networks, train
 from tests.common import check_rejects
 from tests.training.test_train import settings
@@ -145,3 +146,38 @@ def test_run_started_from_a_model_file(data, tmp_path):
     for part in ("analysis.linear.weight", "synthesis.linear.weight"):
         a, b = (net.state_dict()[part] for net in nets)
         torch.testing.assert_close(b, a, rtol=0, atol=1e-3)
+
+
+def test_what_came_from_integers_is_trained_within_their_bounds(data, tmp_path, monkeypatch):
+    """Without them it may run away, and single images spoil whole steps."""
+    info, seen = train(settings(data, tmp_path / "a", steps=2)), []
+    original = Work._joint_step
+
+    def step(work, number, rng):
+        seen.append((work.nets.integer, work.nets.bounded))
+        if len(seen) == 2:
+            raise RuntimeError("power cut")
+        return original(work, number, rng)
+
+    monkeypatch.setattr(Work, "_joint_step", step)
+    s = settings(data, tmp_path / "b", start=info.path, steps=2, checkpoint_steps=1, integer_steps=0)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(s)
+    train(s, resume=True)
+    assert seen == [(False, True)] * 3
+
+
+def test_bounded_transforms_stay_where_their_integers_do():
+    torch.manual_seed(0)
+    nets, largest = make_networks(TINY).eval(), []
+    for transform in (nets.analysis, nets.synthesis):
+        for block in (*transform.blocks8, *transform.blocks16):
+            for p in block.parameters():
+                p.data.mul_(4)
+            block.register_forward_hook(lambda block, given, out: largest.append(float(out.abs().max())))
+    x, q = 255 * torch.rand(2, 3, 64, 64), torch.tensor([20.0, 80.0])
+    for bounded in (False, True):
+        largest.clear()
+        nets.bounded = bounded
+        nets.synthesis(10 * nets.analysis(x, q), q)
+        assert len(largest) == 4 and (max(largest) <= STREAM_MOST) == bounded

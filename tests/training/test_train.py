@@ -22,6 +22,7 @@ from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training import balance as balance_module
 from deepsic_codec.training import checkpoint, phases, train
 from deepsic_codec.training.balance import balance, balance_head
+from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.fold import fold_blocks, idle_blocks
 from deepsic_codec.training.loss import make_networks
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
@@ -326,6 +327,29 @@ def test_balance_makes_room_and_enlarges_only_where_asked():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("largest", [1.0, 64.0])
+def test_balance_leaves_what_bounds_clip_as_it_is(largest):
+    torch.manual_seed(0)
+    nets = make_networks(phases.TINY).eval().requires_grad_(False)
+    nets.analysis.out.weight.normal_(0, 0.1)
+    x, run = some_images(nets)
+    outs = []
+    for bounded in (False, True):
+        nets.bounded = bounded
+        if bounded:
+            for block in nets.analysis.blocks8:
+                block.up.weight.mul_(30)
+        before = run()
+        balance([nets.analysis], run, largest)
+        outs.append((before, run()))
+    torch.testing.assert_close(*outs[0], rtol=1e-3, atol=1e-3)
+    if largest == 1:
+        torch.testing.assert_close(*outs[1], rtol=1e-3, atol=1e-3)
+        nets.bounded = False
+        assert (run() - outs[1][0]).abs().max() > 0.1, "or nothing was clipped"
+
+
+@torch.no_grad()
 def test_scores_mean_the_same_after_a_sure_head_is_rounded():
     """Logits far beyond what 8 bits can say are clipped; to scale them down would make every score a middling one."""
     torch.manual_seed(0)
@@ -403,8 +427,9 @@ def test_resume_and_fresh_start_are_not_mixed_up(whole, data, tmp_path):
     check_rejects(ConfigurationError, "has a checkpoint|--resume", train.train, settings(data, folder))
     check_rejects(ConfigurationError, "no run to resume", resolve, {"run": str(tmp_path)}, resume=True)
     assert resolve({"run": str(folder / "run"), "steps": 9}, resume=True).steps == 9
-    s = settings(data, folder, labels=[])
-    check_rejects(ConfigurationError, "of the checkpoint is|asked for", train.train, s, resume=True)
+    other = ({"labels": []}, "of the checkpoint is|asked for"), ({"optimiser": "adam"}, "--optimiser soap")
+    for changes, words in other:
+        check_rejects(ConfigurationError, words, train.train, settings(data, folder, **changes), resume=True)
 
 
 def test_out_of_memory_says_which_setting_to_lower(data, tmp_path, monkeypatch):
@@ -420,6 +445,7 @@ def test_settings_that_cannot_work():
     for changes, words in [
         ({"crop": 100}, "crop: expected a multiple of 64"),
         ({"quality_low": 60, "quality_high": 50}, "1 <= low <= high <= 100"),
+        ({"optimiser": "sgd"}, "optimiser: expected soap or adam"),
         ({"every": 0}, "every: expected at least 1"),
         ({"images": []}, "nothing to train on"),
         ({"base": "base"}, "needs labelled images"),
@@ -502,3 +528,18 @@ def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):
         assert fixed.room(block.spatial.weight, block.spatial.bias, fixed.SPATIAL).min() >= 0.999
         assert fixed.room(block.up.weight, block.up.bias, fixed.UP).min() >= 0.999
     assert block.spatial.weight.abs().max() > 8, "or nothing was scaled"
+
+
+def test_blended_cells_have_shares_of_two_classes(data, tmp_path):
+    s = settings(data, tmp_path, head_mixup=1.0)
+    tiles = LabelledTiles(s.labels)
+    nets = make_networks(phases.architecture_of(s, len(tiles.classes))).eval()
+    work = phases.Work(s, nets, Photographs(s.images, s.crop), tiles, "cpu")
+    latents, shares, quality = work.cells(64, np.random.default_rng(0))
+    assert len(latents) == len(shares) == len(quality) and shares.shape[1] == len(tiles.classes) + 1
+    torch.testing.assert_close(shares.sum(1), torch.ones(len(shares)))
+    blended = (shares > 0).sum(1) == 2
+    assert blended.any() and (shares.max(1).values >= 0.5).all()
+    assert (shares[shares[:, -1] > 0][:, -1] == 1).all(), "photographs are not blended"
+    plain = phases.Work(replace(s, head_mixup=0.0), nets, work.photos, tiles, "cpu").cells(64, np.random.default_rng(0))
+    assert set(plain[1].unique().tolist()) == {0.0, 1.0}
