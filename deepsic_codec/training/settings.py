@@ -169,7 +169,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # one H200 (139 GiB), 16 cores, 25 minutes; result: not run yet
     "h200-25min": {
         "architecture": "wide",
-        "optimiser": "adam",  # the bases of soap are found by many small QR decompositions, which a GPU is slow at
         "minutes": 15.0,
         "integer_minutes": 2.0,
         "photos_per_step": 48,

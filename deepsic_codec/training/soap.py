@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Steps between two refinements of the eigenbases.
-EVERY = 10
+#: Steps between two refinements of the eigenbases, on a CPU and on a GPU, which is slow at small decompositions.
+EVERY, EVERY_CUDA = 10, 50
 #: Sides of a matrix that are longer keep their own basis: finding another costs more than it gains.
 LARGEST = 320
 
@@ -42,13 +42,17 @@ class Soap(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step; the first only measures, wherever there is a basis to find."""
         loss = closure() if closure else None
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group)
+        found = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # along small eigenvectors, what TF32 rounds off is all there is
+        try:
+            for number, (p, group) in enumerate(found):
+                self._update(p, group, number)
+        finally:
+            torch.set_float32_matmul_precision(before)
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, group: dict[str, Any], place: int) -> None:
         first, second = group["betas"]
         state, gradient = self.state[p], p.grad
         matrix = gradient.reshape(len(gradient), -1) if gradient.ndim > 1 else gradient[None]
@@ -70,9 +74,10 @@ class Soap(torch.optim.Optimizer):
         change = _turn_back(mean / square.sqrt().add_(group["eps"]), state)
         p.mul_(1 - group["lr"] * group["weight_decay"])
         p.add_(change.reshape(p.shape), alpha=-size)
+        every = EVERY_CUDA if p.is_cuda else EVERY
         for name, side in sides:
             state["covariance_" + name].lerp_(_outer(matrix, side), 1 - second)
-            if number % EVERY == 0:
+            if (number + place) % every == 0:  # not all in one step
                 _refine(state, name, side)
 
 
