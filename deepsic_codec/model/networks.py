@@ -345,7 +345,7 @@ class SemanticHead(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.integer = False
+        self.integer = self.bounded = False
         w = arch.head_width
         self.stem = nn.Conv2d(arch.latents, w, 1)
         self.mod = Modulate(w, arch.knots)
@@ -359,9 +359,10 @@ class SemanticHead(nn.Module):
         if self.integer:
             return self._imitate(y, quality)
         x = torch.asinh(y * 2)
-        h = _through(self.blocks, F.relu(self.mod(self.stem(x), quality)), quality)
+        h = _through(self.blocks, F.relu(self.mod(self.stem(x), quality)), quality, self.bounded)
         pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)
-        return self.out(self.dropout(F.relu(self.hidden(pooled))))
+        hidden = self.hidden(pooled)
+        return self.out(self.dropout(F.hardtanh(hidden, 0, HIDDEN_MOST) if self.bounded else F.relu(hidden)))
 
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
         x = fixed.fixed(torch.asinh(y.float() * 2), fixed.COMPAND_BITS, -fixed.WIDE_MAX, fixed.WIDE_MAX)

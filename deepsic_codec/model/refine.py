@@ -64,6 +64,7 @@ class Refiner:
         self._synthesis, self._prior = Synthesis(arch), Prior(arch)
         restore_transform(self._synthesis, synthesis)
         restore_prior(self._prior, prior)
+        self._synthesis.bounded = True  # as the integers are: without it, single images run away
         for net in (self._synthesis, self._prior):
             net.requires_grad_(False).eval().to(device)
         self.device, self.bf16 = device, bf16

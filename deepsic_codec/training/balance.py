@@ -94,7 +94,7 @@ def balance_head(head: SemanticHead, run: Callable[[], None]) -> None:
     Logits stay what they are, as scores are what they mean: beyond +-8 they are clipped, where
     scores of 8 bits are 0 and 1 all the same.
     """
-    stage = Stage(head.stem, head.mod, list(head.blocks), head.hidden, columns=-2)
+    stage = Stage(head.stem, head.mod, list(head.blocks), head.hidden, columns=-2, bounded=head.bounded)
     seen: list[Tensor] = []
     handles = [*_watch(stage), head.hidden.register_forward_hook(lambda m, given, out: seen.append(out.float()))]
     run()
@@ -102,7 +102,8 @@ def balance_head(head: SemanticHead, run: Callable[[], None]) -> None:
         handle.remove()
     _rescale(stage, quantile=HEAD_QUANTILE)
     usual = torch.quantile(torch.cat(seen)[:100_000].clamp(min=0), 0.999, dim=0).clamp(min=1e-6)
-    factor = (FILLED * fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS / usual).clamp(1 / LARGEST, LARGEST)
+    least = 1 if head.bounded else 1 / LARGEST
+    factor = (FILLED * fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS / usual).clamp(least, LARGEST)
     head.hidden.weight.mul_(factor[:, None])
     head.hidden.bias.mul_(factor)
     head.out.weight.div_(factor)

@@ -60,12 +60,12 @@ class Networks(nn.Module):
 
     @property
     def bounded(self) -> bool:
-        """Whether the transforms in floating point clip what their integer form clips."""
+        """Whether transforms and head in floating point clip what their integer form clips."""
         return bool(getattr(self.analysis, "bounded", False))
 
     @bounded.setter
     def bounded(self, value: bool) -> None:
-        self.analysis.bounded = self.synthesis.bounded = value
+        self.analysis.bounded = self.synthesis.bounded = self.head.bounded = value
 
     def terms(self, x: Tensor, quality: Tensor, bf16: bool, quantised: bool = False) -> Terms:
         """See :func:`forward_terms`."""

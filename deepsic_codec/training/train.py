@@ -258,7 +258,9 @@ def _networks(
     """The networks to begin with."""
     torch.manual_seed(s.seed)
     if base is not None:
-        return _from_model(base, len(tiles.classes if tiles else base.vocabulary.classes))
+        nets = _from_model(base, len(tiles.classes if tiles else base.vocabulary.classes))
+        nets.bounded = nets.integer
+        return nets
     arch = architecture_of(s, len(tiles.classes) if tiles else 0)
     if not s.start or not fresh:
         nets = make_networks(arch)

@@ -22,6 +22,7 @@ CONTENTS = (
     "deepsic_codec/models/base-0.1.safetensors",
     "deepsic_codec/models/base-0.2.safetensors",
     "deepsic_codec/models/base-0.3.safetensors",
+    "deepsic_codec/models/base-0.4.safetensors",
     "deepsic_codec/py.typed",
     "deepsic_codec/data/ATTRIBUTION.md",
     "deepsic_codec/data/eurosat-mosaic.png",

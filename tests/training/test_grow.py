@@ -13,7 +13,7 @@ from deepsic_codec.model.prior import input_count, input_names
 from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.grow import _shared_passes, grow, residual_transform
 from deepsic_codec.training.klt import linear_start
-from deepsic_codec.training.loss import make_networks
+from deepsic_codec.training.loss import cells_of, make_networks
 from deepsic_codec.training.phases import TINY, Work
 from deepsic_codec.training.train import load_networks, train
 from tests.common import check_rejects
@@ -170,14 +170,16 @@ def test_what_came_from_integers_is_trained_within_their_bounds(data, tmp_path, 
 def test_bounded_transforms_stay_where_their_integers_do():
     torch.manual_seed(0)
     nets, largest = make_networks(TINY).eval(), []
-    for transform in (nets.analysis, nets.synthesis):
-        for block in (*transform.blocks8, *transform.blocks16):
-            for p in block.parameters():
-                p.data.mul_(4)
-            block.register_forward_hook(lambda block, given, out: largest.append(float(out.abs().max())))
+    blocks = [b for t in (nets.analysis, nets.synthesis) for b in (*t.blocks8, *t.blocks16)]
+    for block in (*blocks, *nets.head.blocks):
+        for p in block.parameters():
+            p.data.mul_(4)
+        block.register_forward_hook(lambda block, given, out: largest.append(float(out.detach().abs().max())))
     x, q = 255 * torch.rand(2, 3, 64, 64), torch.tensor([20.0, 80.0])
     for bounded in (False, True):
         largest.clear()
         nets.bounded = bounded
-        nets.synthesis(10 * nets.analysis(x, q), q)
-        assert len(largest) == 4 and (max(largest) <= STREAM_MOST) == bounded
+        y = nets.analysis(x, q)
+        nets.synthesis(10 * y, q)
+        nets.head(cells_of(10 * y), q)
+        assert len(largest) == 4 + TINY.head_blocks and (max(largest) <= STREAM_MOST) == bounded

@@ -133,6 +133,15 @@ def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
     assert again.vocabulary == mine.vocabulary
 
 
+def test_adapted_head_is_trained_within_the_bounds_of_its_integers(whole, data, tmp_path, monkeypatch):
+    original, seen = phases.Work.head, []
+    monkeypatch.setattr(phases.Work, "head", lambda work: seen.append(work.nets.head.bounded) or original(work))
+    s = Settings(base=whole[1].path, labels=[data.tiles], out=str(tmp_path / "mine.safetensors"),
+                 run=str(tmp_path / "run"), head_steps=1, head_batch=4, crop=64)  # fmt: skip
+    train.train(s)
+    assert seen == [True]
+
+
 def test_head_of_other_classes(whole, data, tmp_path, monkeypatch):
     """A base is found by name, and a new vocabulary may have another size."""
     import zipfile
