@@ -16,7 +16,7 @@ ARGUMENTS = {
     "quickstart": ["--size", "512"],
     "xarray_dask": ["--days", "2", "--size", "512"],
     "s3_query": [],
-    "own_labels": ["--steps", "80", "--minutes", "0.5"],
+    "own_labels": ["--steps", "200", "--minutes", "2"],
     "compare_codecs": ["--size", "256", "--codecs", "JPEG 4:2:0", "WebP"],
 }
 # What an example prints that only a sound run prints.
