@@ -202,7 +202,7 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
 
 
 def _optimiser(s: Settings, phase: Phase, device: str) -> torch.optim.Optimizer:
-    if s.optimiser == "soap" and phase.name != "head":  # few examples of strong signal: Adam gets further in few steps
+    if s.optimiser == "soap" and phase.name != "head":  # whose settings were chosen with Adam
         return Soap(phase.groups, phase.lr)
     return torch.optim.AdamW(phase.groups, lr=phase.lr, weight_decay=0.0, fused=device.startswith("cuda"))
 

@@ -41,6 +41,12 @@ def test_noise_becomes_no_worse(runtime):
     assert cost(runtime, image, 90.0, 3) <= 1.005 * cost(runtime, image, 90.0, 1)
 
 
+def test_clips_what_the_decoder_clips(runtime):
+    """Unclipped, the differentiable synthesis runs away here, and moves are judged by nonsense."""
+    image = np.ascontiguousarray(drone_frame()[512:768, 768:1024])
+    assert cost(runtime, image, 50.0, 2) < cost(runtime, image, 50.0, 1)
+
+
 def test_windows_share_out_the_grid(monkeypatch):
     monkeypatch.setattr(refine, "WINDOW", 5)
     monkeypatch.setattr(refine, "HALO", 2)
