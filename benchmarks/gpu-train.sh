@@ -4,8 +4,10 @@
 #
 #   benchmarks/gpu-train.sh stage            keep what was carried in .gpu/ (data, or parts of a checkpoint)
 #   benchmarks/gpu-train.sh start ARGS...    start or resume training in a session of its own
-#   benchmarks/gpu-train.sh poll SECONDS     wait for its end or so long; log, plots and model to $OUT
+#   benchmarks/gpu-train.sh poll SECONDS [PHASE]  wait for its end, or that of a phase, or so long; log, plots and
+#                                            model to $OUT
 #   benchmarks/gpu-train.sh fetch FIRST LAST files FIRST to LAST of the checkpoint to $OUT
+#   benchmarks/gpu-train.sh averages         the checkpoint without what only resuming needs, as a run to $OUT/run
 #   benchmarks/gpu-train.sh stop             ask for a checkpoint and an end, as Ctrl-C does
 set -euo pipefail
 work=${WORK:-/tmp/deepsic-train}
@@ -43,7 +45,8 @@ start)
   running || echo "ended already" ;;
 poll)
   end=$((SECONDS + ${2:-500}))
-  while running && [ $SECONDS -lt $end ]; do sleep 2; done
+  over() { [ -n "$1" ] && grep -q "\"phase\": \"$1\".*\"done\": true" "$run/checkpoint/state.json" 2>/dev/null; }
+  while running && [ $SECONDS -lt $end ] && ! over "${3:-}"; do sleep 1; done
   running && echo "running" || echo "ended"
   tail -25 "$work/train.log"
   nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader 2>/dev/null || true
@@ -58,6 +61,21 @@ fetch)
     [ -f "$run/checkpoint/$i.safetensors" ] && cp "$run/checkpoint/$i.safetensors" "$OUT/checkpoint-$i.safetensors"
   done
   ls -la "$OUT" ;;
+averages)
+  cd "$work"
+  python3 - "$run" "$OUT/run" <<'PYTHON'
+import pathlib, shutil, sys
+from deepsic_codec.training import checkpoint
+run, out = map(pathlib.Path, sys.argv[1:])
+state = checkpoint.load(run)
+state.tensors = {k: v for k, v in state.tensors.items() if k.startswith("ema.")}
+checkpoint.save(out, state)
+for name in ("settings.json", "log.csv", "held_out.csv"):
+    if (run / name).exists():
+        shutil.copy(run / name, out / name)
+print(f"{state.phase}, step {state.step}, {'done' if state.done else 'going on'}")
+PYTHON
+  ;;
 stop)
   running && kill -INT "$(cat "$work/pid")"
   for _ in $(seq 60); do running || break; sleep 1; done

@@ -107,14 +107,13 @@ def test_mosaics_show_the_tiles_that_they_name():
     np.testing.assert_array_equal(images[2][64:, :64], tiles[pick[2 * 4 + 2]])
 
 
-@pytest.mark.parametrize("name", ["base", "wide"])
-def test_architectures_stay_within_the_budget(name):
+def test_the_architecture_stays_within_the_budget():
     """Decoding in 20 kMAC/px, the semantic head in 1, the second look at each digit counted."""
     from types import SimpleNamespace
 
     from deepsic_codec.evaluate import complexity
     from deepsic_codec.training.phases import ARCHITECTURES
 
-    cost = complexity(SimpleNamespace(arch=ARCHITECTURES[name]))
+    cost = complexity(SimpleNamespace(arch=ARCHITECTURES["base"]))
     assert cost["decoding"] == cost["prior"] + cost["synthesis"]
     assert 8 < cost["decoding"] <= 20 and cost["head"] <= 1

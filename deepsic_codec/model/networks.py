@@ -53,9 +53,9 @@ class Architecture:
     name: str = "base"
     latents: int = 320
     analysis_widths: tuple[int, int] = (128, 256)  # at 1/8 and 1/16
-    analysis_blocks: tuple[int, int] = (5, 0)
+    analysis_blocks: tuple[int, int] = (7, 0)
     synthesis_widths: tuple[int, int] = (128, 256)
-    synthesis_blocks: tuple[int, int] = (5, 4)
+    synthesis_blocks: tuple[int, int] = (7, 5)
     prior_groups: tuple[int, ...] = (8, 24, 64, 96, 128)
     prior_width: int = 128
     #: So many leading latents are seen by the prior's contexts in detail: with their signs, and diagonally.

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +42,27 @@ def read_images(source: str | Path, skipped: list[str] | None = None) -> Iterato
     ConfigurationError
         If the source does not exist or is of no kind that can be read.
     """
-    for name, load in entries(source):
+    for name, loaded in _ahead(entries(source)):
         try:
-            pixels = load()
+            pixels = loaded.result()
         except Exception as error:  # on damaged files Pillow's readers raise almost anything
             if skipped is None:
                 raise ConfigurationError(f"{source}: {name} cannot be read: {error}") from None
             skipped.append(f"{name} ({type(error).__name__}: {error})")
             continue
         yield name, pixels
+
+
+def _ahead(pairs: Iterable[tuple[str, Load]]) -> Iterator[tuple[str, Future[Pixels]]]:
+    """Names and images to be, in their order, a few of which are read at a time by all cores."""
+    count = os.cpu_count() or 1
+    begun: deque[tuple[str, Future[Pixels]]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        for name, load in pairs:
+            begun.append((name, pool.submit(load)))
+            if len(begun) > 4 * count:
+                yield begun.popleft()
+        yield from begun
 
 
 def entries(source: str | Path) -> Iterator[tuple[str, Load]]:
@@ -61,9 +76,9 @@ def entries(source: str | Path) -> Iterator[tuple[str, Load]]:
     elif source.is_file() and source.suffix.lower() in SUFFIXES:
         yield source.name, lambda: _decode(source.read_bytes())
     elif source.is_file() and zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
-                yield name, lambda name=name: _decode(archive.read(name))
+        archive = zipfile.ZipFile(source)  # closed with the last of what reads from it
+        for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
+            yield name, lambda name=name: _decode(archive.read(name))
     else:
         what = "does not exist" if not source.exists() else "is no folder, zip file, image or Zarr array"
         raise ConfigurationError(f"{source} {what}")
@@ -336,9 +351,9 @@ def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str
 
 
 def _read(loaders: dict[str, Load], skipped: list[str]) -> Iterator[tuple[str, Pixels]]:
-    for name, load in loaders.items():
+    for name, loaded in _ahead(loaders.items()):
         try:
-            yield name, load()
+            yield name, loaded.result()
         except Exception as error:  # see read_images
             skipped.append(f"{name} ({type(error).__name__}: {error})")
 

@@ -50,6 +50,11 @@ class Networks(nn.Module):
         return bool(getattr(self.arch, "integer", False))
 
     @property
+    def can_be_recorded(self) -> bool:
+        """Whether their loss is the same operations at every step, so that a CUDA graph can hold it."""
+        return True
+
+    @property
     def integer(self) -> bool:
         """Whether the transforms imitate their integer form."""
         return bool(getattr(self.analysis, "integer", False))
@@ -95,6 +100,8 @@ class Networks(nn.Module):
 
 class PaperNetworks(Networks):
     """The paper's own networks, trained for one rate."""
+
+    can_be_recorded = False  # normalisation changes on the way
 
     #: Batches that are normalised by their own statistics.
     NORMALISED = 1000
@@ -160,6 +167,10 @@ class Terms:
     rate: Tensor
     distortion: Tensor
     logits: Tensor
+
+    def of(self, images: slice) -> Terms:
+        """Those of some images."""
+        return Terms(self.rate[images], self.distortion[images], self.logits[images])
 
 
 def forward_terms(nets: Networks, x: Tensor, quality: Tensor, bf16: bool, quantised: bool = False) -> Terms:

@@ -35,7 +35,8 @@ from deepsic_codec.model.prior import IntegerPrior
 from deepsic_codec.model.rdo import RdoTables, make_tables, quantise
 from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.data import LabelledTiles, Photographs
-from deepsic_codec.training.loss import Networks, cell_logits, cells_of, semantic
+from deepsic_codec.training.graphs import Graphs
+from deepsic_codec.training.loss import Networks, Terms, cell_logits, cells_of, semantic
 from deepsic_codec.training.settings import Settings
 
 TINY = Architecture(
@@ -43,12 +44,7 @@ TINY = Architecture(
     synthesis_blocks=(1, 1), prior_groups=(4, 12), prior_width=16, prior_detail=6, head_width=16,
     knots=3,
 )  # fmt: skip
-#: Nearly what 20 kMAC/px of decoding hold; for GPUs, on which training it takes minutes.
-WIDE = Architecture(
-    name="wide", analysis_widths=(144, 288), analysis_blocks=(6, 1), synthesis_widths=(144, 288),
-    synthesis_blocks=(5, 4),
-)  # fmt: skip
-ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "wide": WIDE, "tiny": TINY}
+ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "tiny": TINY}
 ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(f"paper-{r}", r, strides) for r, strides in RATES.items()}
 #: Phases whose transforms do not imitate their integer form.
 FLOATING = ("joint", "encoder")
@@ -103,6 +99,7 @@ class Work:
         self.s, self.nets, self.photos, self.tiles, self.device = s, nets, photos, tiles, device
         self._stored = stored
         self.share = s.share
+        self._gradients: Callable[..., Measures] = self._joint_gradients
 
     def plan(self) -> list[tuple[str, Callable[[], Phase]]]:
         """Names of the phases that these settings ask for, and what makes each when its turn comes."""
@@ -128,15 +125,14 @@ class Work:
         s, nets = self.s, self.nets
         nets.integer = False
         nets.train()
-        return Phase("joint", self._groups(), self._joint_step, s.steps, s.minutes, s.lr, self._images())
+        return self._joint_phase("joint", s.steps, s.minutes, s.lr)
 
     def encoder(self) -> Phase:
         """Phase 1 of a model whose decoder stays: its analysis learns to make more of it."""
         s, nets = self.s, self.nets
         nets.integer, nets.bounded = False, True
         nets.train()
-        return Phase("encoder", self._groups(), self._joint_step, s.encoder_steps, s.encoder_minutes,
-                     s.encoder_learning_rate, self._images())  # fmt: skip
+        return self._joint_phase("encoder", s.encoder_steps, s.encoder_minutes, s.encoder_learning_rate)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameters that the joint loss trains."""
@@ -150,33 +146,59 @@ class Work:
         ]
         return [g for g in groups if g["params"]]
 
-    def _images(self) -> int:
-        """Images in a step of the joint loss."""
-        return self.s.photos_per_step + (self.s.mosaics_per_step if self.tiles else 0)
-
     def _joint_step(self, number: int, rng: np.random.Generator) -> Measures:
-        s, nets = self.share, self.nets
+        s = self.share
         # labelled cells sometimes stand alone and sometimes inside a larger image
         arrangement = (s.mosaics_per_step, 4) if number % 2 else (16 * s.mosaics_per_step, 1)
-        parts = [(self.photos.crops(s.photos_per_step, s.crop, rng), None, 0.75 if self.tiles else 1.0)]
+        drawn = [self.photos.crops(s.photos_per_step, s.crop, rng), self.qualities(s.photos_per_step)]
         if self.tiles:
-            parts.append((*self.tiles.mosaics(*arrangement, rng, s.jitter), 0.25))
-        seen: Measures = {"loss": torch.zeros((), device=self.device)}
-        for x, labels, share in parts:
-            q = self.qualities(len(x))
-            terms = nets.terms(x, q, s.bf16, **_only(bool(s.base)))  # a model file's prior is integers
-            loss = share * nets.loss(terms, q)
+            drawn += self.tiles.mosaics(*arrangement, rng, s.jitter)
+            drawn.append(self.qualities(arrangement[0]))
+        return self._gradients(*drawn)
+
+    def _joint_gradients(
+        self, photos: Tensor, quality: Tensor, tiles: Tensor | None = None, labels: Tensor | None = None,
+        tiles_quality: Tensor | None = None,
+    ) -> Measures:  # fmt: skip
+        nets, bf16 = self.nets, self.share.bf16
+        only = _only(bool(self.s.base))  # a model file's prior is integers
+        if tiles is None:
+            return self._descended([(nets.terms(photos, quality, bf16, **only), quality, None)])
+        if tiles.shape[1:] == photos.shape[1:]:  # one batch of both: fewer and larger operations
+            both = torch.cat([quality, tiles_quality])
+            terms = nets.terms(torch.cat([photos, tiles]), both, bf16, **only)
+            of_photos, of_tiles = terms.of(slice(len(photos))), terms.of(slice(len(photos), None))
+            return self._descended([(of_photos, quality, None), (of_tiles, tiles_quality, labels)])
+        first = self._descended([(nets.terms(photos, quality, bf16, **only), quality, None)])
+        second = self._descended([(nets.terms(tiles, tiles_quality, bf16, **only), tiles_quality, labels)])
+        return first | second | {"loss": first["loss"] + second["loss"]}
+
+    def _descended(self, parts: list[tuple[Terms, Tensor, Tensor | None]]) -> Measures:
+        """Add to the gradients those of the loss of photographs and of tiles, which have labels."""
+        s, nets, seen = self.share, self.nets, {}
+        total = torch.zeros((), device=self.device)
+        for terms, q, labels in parts:
+            loss = (1.0 if not self.tiles else 0.75 if labels is None else 0.25) * nets.loss(terms, q)
             if self.tiles:
                 unknown = torch.full(terms.logits.shape[:3], nets.arch.classes - 1, device=self.device)
                 goal = unknown if labels is None else labels
                 loss = loss + s.semantic_weight * (0.3 if labels is None else 1) * semantic(terms.logits, goal)
-            loss.backward()
-            seen["loss"] = seen["loss"] + loss.detach()
+            total = total + loss
             prefix = "" if labels is None else "tiles_"
             seen |= {f"{prefix}bpp": terms.rate.mean(), f"{prefix}mse": terms.distortion.mean()}
             if labels is not None:
                 seen["accuracy"] = (terms.logits.argmax(-1) == labels).float().mean()
-        return {k: v.detach() for k, v in seen.items()}
+        total.backward()
+        return {k: v.detach() for k, v in ({"loss": total} | seen).items()}
+
+    def _joint_phase(self, name: str, steps: int, minutes: float, lr: float) -> Phase:
+        """A phase of the joint loss, for the networks as they are now."""
+        groups = self._groups()
+        self._gradients = self._joint_gradients
+        if self.device.startswith("cuda") and self.s.graphs and self.nets.can_be_recorded:
+            self._gradients = Graphs(self._joint_gradients, [p for group in groups for p in group["params"]])
+        images = self.s.photos_per_step + (self.s.mosaics_per_step if self.tiles else 0)
+        return Phase(name, groups, self._joint_step, steps, minutes, lr, images)
 
     def integer(self) -> Phase:
         """Phase 2."""
@@ -187,8 +209,7 @@ class Work:
             balance(transforms, self._calibrate, **({"largest": 1.0} if nets.bounded else {}))
             nets.integer = True
         nets.train()
-        return Phase("integer", self._groups(), self._joint_step, s.integer_steps, s.integer_minutes,
-                     s.integer_learning_rate, self._images())  # fmt: skip
+        return self._joint_phase("integer", s.integer_steps, s.integer_minutes, s.integer_learning_rate)
 
     @torch.no_grad()
     def _calibrate(self) -> None:

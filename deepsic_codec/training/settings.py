@@ -82,6 +82,7 @@ class Settings:
     processes: int = 1  # of one thread each, which share out every step's images; on a CPU only
     bf16: bool = True
     compile: bool = False  # on CUDA only; goes on without where it fails
+    graphs: bool = True  # on CUDA: steps of the joint loss as CUDA graphs
     every: int = 250  # steps between log rows
     checkpoint_minutes: float = 4.0
     checkpoint_steps: int = 0  # 0: by minutes only
@@ -166,22 +167,27 @@ class Settings:
 PRESETS: dict[str, dict[str, Any]] = {
     # two CPU cores, about two hours with all phases; result: not run yet as this command
     "cpu-90min": {},
-    # one H200 (139 GiB), 16 cores, 25 minutes; result: not run yet
-    "h200-25min": {
-        "architecture": "wide",
-        "minutes": 15.0,
-        "integer_minutes": 2.0,
-        "photos_per_step": 48,
+    # one H100, a quarter of an hour; result: the phases joint and integer of the released base, from base-0.5
+    "h100-15min": {
+        "minutes": 8.2,
+        "photos_per_step": 128,
         "mosaics_per_step": 16,
-        "lr": 1.2e-3,
-        "compile": True,
-        "synthesis_minutes": 1.0,
-        "prior_minutes": 3.0,
+        "quality_power": 1.4,
+        "semantic_weight": 0.12,
+        "lr": 1.4e-3,
+        "warm_up": 100,
+        "jitter": 0.35,
+        "integer_minutes": 1.1,
+        "integer_learning_rate": 2e-4,
+        "prior_minutes": 1.0,
         "prior_batch": 64,
         "symbol_batches": 1200,
-        "head_minutes": 1.0,
+        "synthesis_minutes": 0.5,
+        "synthesis_learning_rate": 1e-4,
+        "head_minutes": 1.5,
         "head_batch": 1024,
-        "checkpoint_minutes": 2.0,
+        "checkpoint_minutes": 2.5,
+        "every": 200,
     },
     # the paper's networks, one rate of --architecture paper-0.25, -0.5, -1.0 or -1.5; result: not run yet
     "paper": {

@@ -8,16 +8,18 @@ do not, and networks of this kind learn the same in a fraction of the steps (Zha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-#: Steps between two refinements of the eigenbases, on a CPU and on a GPU, which is slow at small decompositions.
-EVERY, EVERY_CUDA = 10, 50
+#: Steps between two refinements of the eigenbases, on a CPU and, once they have settled, on a GPU, which is slow at
+#: small decompositions.
+EVERY, EVERY_CUDA, SETTLED = 10, 50, 500
 #: Sides of a matrix that are longer keep their own basis: finding another costs more than it gains.
 LARGEST = 320
+SIDES = (("rows", 0), ("columns", 1))
 
 
 class Soap(torch.optim.Optimizer):
@@ -37,6 +39,7 @@ class Soap(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._updates: _Replayed | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -46,44 +49,95 @@ class Soap(torch.optim.Optimizer):
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")  # along small eigenvectors, what TF32 rounds off is all there is
         try:
-            for number, (p, group) in enumerate(found):
-                self._update(p, group, number)
+            fresh = [p for p, _ in found if not self.state[p]]
+            measured = {id(p) for p in fresh if self._begun(p)}
+            moved = [(p, group) for p, group in found if id(p) not in measured]
+            sizes = [self._size(p, group) for p, group in moved]
+            for p, group in moved:
+                if group["weight_decay"]:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+            if moved and not fresh and all(p.is_cuda for p, _ in moved):
+                if self._updates is None or not self._updates.fits(moved, self.state):
+                    self._updates = _Replayed(moved, self.state)
+                self._updates.run(sizes)
+            else:
+                for (p, group), size in zip(moved, sizes, strict=True):
+                    _move(p, _matrix(p.grad), self.state[p], group, size)
+            for place, (p, _) in enumerate(moved):
+                state, number = self.state[p], int(self.state[p]["step"])
+                every = EVERY_CUDA if p.is_cuda and number > SETTLED else EVERY
+                if (number + place) % every == 0:  # not all in one step
+                    for name, side in _sides(p):
+                        _refine(state, name, side)
         finally:
             torch.set_float32_matmul_precision(before)
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any], place: int) -> None:
-        first, second = group["betas"]
-        state, gradient = self.state[p], p.grad
-        matrix = gradient.reshape(len(gradient), -1) if gradient.ndim > 1 else gradient[None]
-        sides = _sides(matrix) if gradient.ndim > 1 else []
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"], state["square"] = torch.zeros_like(matrix), torch.zeros_like(matrix)
-            for name, side in sides:
-                state["covariance_" + name] = _outer(matrix, side)
-                state["basis_" + name] = _eigenbasis(state["covariance_" + name])
-            if sides:
-                return
-        state["step"] += 1
-        number = int(state["step"])
-        turned = _turn(matrix, state)
-        mean = state["mean"].lerp_(turned, 1 - first)
-        square = state["square"].mul_(second).addcmul_(turned, turned, value=1 - second)
-        size = group["lr"] * (1 - second**number) ** 0.5 / (1 - first**number)
-        change = _turn_back(mean / square.sqrt().add_(group["eps"]), state)
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(change.reshape(p.shape), alpha=-size)
-        every = EVERY_CUDA if p.is_cuda else EVERY
+    def _begun(self, p: Tensor) -> bool:
+        """Set up a parameter's state; whether it has bases, which this gradient went into."""
+        state, matrix, sides = self.state[p], _matrix(p.grad), _sides(p)
+        state["step"] = torch.zeros(())
+        state["mean"], state["square"] = torch.zeros_like(matrix), torch.zeros_like(matrix)
         for name, side in sides:
-            state["covariance_" + name].lerp_(_outer(matrix, side), 1 - second)
-            if (number + place) % every == 0:  # not all in one step
-                _refine(state, name, side)
+            state["covariance_" + name] = _outer(matrix, side)
+            state["basis_" + name] = _eigenbasis(state["covariance_" + name])
+        return bool(sides)
+
+    def _size(self, p: Tensor, group: dict[str, Any]) -> float:
+        """Count a step; its length, with what corrects averages that began at zero."""
+        self.state[p]["step"] += 1
+        number, (first, second) = int(self.state[p]["step"]), group["betas"]
+        return float(group["lr"] * (1 - second**number) ** 0.5 / (1 - first**number))
 
 
-def _sides(matrix: Tensor) -> list[tuple[str, int]]:
-    """Sides that get a basis: name, dimension."""
-    return [(name, side) for name, side in (("rows", 0), ("columns", 1)) if 1 < matrix.shape[side] <= LARGEST]
+class _Replayed:
+    """Updates of many parameters as one CUDA graph: they are thousands of operations too small for a GPU."""
+
+    def __init__(self, moved: list[tuple[Tensor, dict[str, Any]]], states: Mapping[Tensor, Any]) -> None:
+        self._parameters = [p for p, _ in moved]
+        self._states = [states[p] for p in self._parameters]
+        self._gradients = [torch.empty_like(p) for p in self._parameters]  # a graph reads from one place
+        self._sizes = torch.zeros(len(moved), device=self._parameters[0].device)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            for (p, group), g, state, size in zip(moved, self._gradients, self._states, self._sizes, strict=True):
+                _move(p, _matrix(g), state, group, size)
+
+    def fits(self, moved: list[tuple[Tensor, dict[str, Any]]], states: Mapping[Tensor, Any]) -> bool:
+        """Whether it is for these."""
+        before = zip(self._parameters, self._states, strict=True)
+        return len(moved) == len(self._parameters) and all(
+            p is q and states[p] is state for (p, _), (q, state) in zip(moved, before, strict=True)
+        )
+
+    def run(self, sizes: list[float]) -> None:
+        """Move all parameters by their gradients."""
+        torch._foreach_copy_(self._gradients, [p.grad for p in self._parameters])
+        self._sizes.copy_(torch.tensor(sizes))
+        self._graph.replay()
+
+
+def _move(p: Tensor, matrix: Tensor, state: dict[str, Tensor], group: dict[str, Any], size: float | Tensor) -> None:
+    """A parameter's step, and the averages that it comes from; all in place."""
+    first, second = group["betas"]
+    turned = _turn(matrix, state)
+    mean = state["mean"].lerp_(turned, 1 - first)
+    square = state["square"].mul_(second).addcmul_(turned, turned, value=1 - second)
+    change = _turn_back(mean / square.sqrt().add_(group["eps"]), state)
+    p.sub_(change.reshape(p.shape).mul_(size))
+    for name, side in _sides(p):
+        state["covariance_" + name].lerp_(_outer(matrix, side), 1 - second)
+
+
+def _matrix(gradient: Tensor) -> Tensor:
+    """Of the first dimension by all others."""
+    return gradient.reshape(len(gradient), -1) if gradient.ndim > 1 else gradient[None]
+
+
+def _sides(p: Tensor) -> list[tuple[str, int]]:
+    """Sides of a parameter's matrix that get a basis: name, dimension."""
+    shape = (len(p), p.numel() // max(1, len(p))) if p.ndim > 1 else ()
+    return [(name, side) for (name, side), n in zip(SIDES, shape, strict=False) if 1 < n <= LARGEST]
 
 
 def _outer(matrix: Tensor, side: int) -> Tensor:
@@ -117,6 +171,6 @@ def _refine(state: dict[str, Tensor], name: str, side: int) -> None:
     order = (basis * product).sum(0).argsort(descending=True)
     new = torch.linalg.qr(product[:, order])[0]
     change = basis.T @ new
-    state["basis_" + name] = new
-    state["mean"] = change.T @ state["mean"] if side == 0 else state["mean"] @ change
-    state["square"] = state["square"].index_select(side, order)
+    basis.copy_(new)  # in place, as a CUDA graph knows where it lies
+    state["mean"].copy_(change.T @ state["mean"] if side == 0 else state["mean"] @ change)
+    state["square"].copy_(state["square"].index_select(side, order))

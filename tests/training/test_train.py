@@ -24,6 +24,7 @@ from deepsic_codec.training import checkpoint, phases, train
 from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.fold import fold_blocks, idle_blocks
+from deepsic_codec.training.graphs import Graphs
 from deepsic_codec.training.loss import make_networks
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
 from tests.common import check_lazy, check_rejects, psnr
@@ -439,6 +440,55 @@ def test_resume_and_fresh_start_are_not_mixed_up(whole, data, tmp_path):
     other = ({"labels": []}, "of the checkpoint is|asked for"), ({"optimiser": "adam"}, "--optimiser soap")
     for changes, words in other:
         check_rejects(ConfigurationError, words, train.train, settings(data, folder, **changes), resume=True)
+
+
+def joint_work(data, folder, device="cpu"):
+    """Tiny networks in their joint phase, without noise, their parameters, and what a step takes."""
+    s = settings(data, folder, crop=256, bf16=False)
+    tiles = LabelledTiles(s.labels, device=device)
+    torch.manual_seed(0)
+    nets = make_networks(phases.architecture_of(s, len(tiles.classes))).to(device)
+    work = phases.Work(s, nets, None, tiles, device)
+    parameters = [p for group in work.joint().groups for p in group["params"]]
+    nets.eval()
+    photos = torch.rand(4, 3, 256, 256, device=device) * 255
+    drawn = tiles.mosaics(2, 4, np.random.default_rng(0))
+    return work, parameters, [photos, work.qualities(4), *drawn, work.qualities(2)]
+
+
+def taken(parameters):
+    """Their gradients, which are forgotten."""
+    found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    for p in parameters:
+        p.grad = None
+    return found
+
+
+def test_photographs_and_tiles_count_in_one_batch_as_they_do_apart(data, tmp_path):
+    work, parameters, (photos, q, tiles, labels, tiles_q) = joint_work(data, tmp_path)
+    together = work._joint_gradients(photos, q, tiles, labels, tiles_q)
+    gradients = taken(parameters)
+    first = work._descended([(work.nets.terms(photos, q, False), q, None)])
+    second = work._descended([(work.nets.terms(tiles, tiles_q, False), tiles_q, labels)])
+    torch.testing.assert_close(together["loss"], first["loss"] + second["loss"])
+    for one, other in zip(gradients, taken(parameters), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert together.keys() == first.keys() | second.keys() and any(g.any() for g in gradients)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recorded_step_is_the_step(data, tmp_path):
+    work, parameters, drawn = joint_work(data, tmp_path, "cuda")
+    graphs = Graphs(work._joint_gradients, parameters)
+    for factor in (1.0, 0.5):
+        drawn[0] = drawn[0] * factor
+        wanted = work._joint_gradients(*drawn)
+        gradients = taken(parameters)
+        seen = graphs(*drawn)
+        for name, value in wanted.items():
+            torch.testing.assert_close(seen[name], value, rtol=1e-3, atol=1e-4)
+        for one, other in zip(gradients, taken(parameters), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
 
 
 def test_out_of_memory_says_which_setting_to_lower(data, tmp_path, monkeypatch):
