@@ -17,6 +17,9 @@ from types import TracebackType
 
 from deepsic_codec.errors import ConfigurationError
 
+#: Pixels that a CPU takes at a time unless `batch_pixels` says otherwise.
+PIXELS_PER_CALL = 1 << 21
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,9 +29,10 @@ class Settings:
     ----------
     device : str
         Where networks run: "auto" (CUDA if there is one, else CPU) or what `torch.device` takes.
-    batch_pixels : int
-        Most pixels (slices x height x width) joined into one model call; one larger chunk still goes alone.
-        2 Mpx are 8 chunks of 512x512: past that a CPU gains nothing and memory grows. GPUs like 16 times as many.
+    batch_pixels : int or None
+        Most pixels (slices x height x width) joined into one model call; one larger chunk still goes alone. None is
+        2 Mpx on a CPU, 8 chunks of 512x512, past which it gains nothing and memory grows, and 8 times as many
+        elsewhere: each call makes a GPU wait for the entropy coder a dozen times.
     threads : int or None
         Threads of network and entropy coder; None leaves the libraries' defaults.
     precision : str
@@ -41,7 +45,7 @@ class Settings:
     """
 
     device: str = "auto"
-    batch_pixels: int = 1 << 21
+    batch_pixels: int | None = None
     threads: int | None = None
     precision: str = "auto"
     max_pixels: int = 1 << 29
@@ -53,10 +57,15 @@ class Settings:
             raise ConfigurationError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
         for name in ("batch_pixels", "threads", "max_pixels"):
             value = getattr(self, name)
-            if value is None and name == "threads":
+            if value is None and name != "max_pixels":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigurationError(f"{name}: expected an integer of at least 1, got {value!r}")
+
+
+    def pixels_per_call(self, kind: str) -> int:
+        """Most pixels of one model call on a kind of device, "cpu" or another."""
+        return self.batch_pixels or PIXELS_PER_CALL * (1 if kind == "cpu" else 8)
 
 
 def _from_environment() -> Settings:

@@ -27,13 +27,20 @@ def test_block_ends_after_an_error():
     assert config.get().threads is None
 
 
+def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
+    assert config.Settings().pixels_per_call("cpu") == 1 << 21
+    assert config.Settings().pixels_per_call("cuda") == 1 << 24
+    assert {config.Settings(batch_pixels=9).pixels_per_call(kind) for kind in ("cpu", "cuda")} == {9}
+
+
 @pytest.mark.parametrize(
     "changes,words",
     [
         ({"gpu": 1}, "no setting gpu|device"),
         ({"threads": 0}, "threads|0"),
         ({"threads": "2"}, "threads|'2'"),
-        ({"batch_pixels": None}, "batch_pixels|None"),
+        ({"batch_pixels": 0}, "batch_pixels|0"),
+        ({"max_pixels": None}, "max_pixels|None"),
         ({"batch_pixels": True}, "batch_pixels"),
         ({"device": ""}, "device"),
         ({"device": None}, "device"),

@@ -472,7 +472,9 @@ def _model(decoder: str, head: str | None = None, name: str | None = None) -> "t
 
 
 def _limit() -> int:
-    return settings.get().batch_pixels
+    from deepsic_codec.model.runtime import wanted_device
+
+    return settings.get().pixels_per_call(wanted_device().split(":")[0])
 
 
 ENCODER = Batcher(in_halves(run_encode), _limit)

@@ -235,7 +235,7 @@ class Runtime:
                 for k in range(0, len(members), size):
                     yield members[k : k + size]
 
-        limit, threads = config.get().batch_pixels, self._threads()
+        limit, threads = config.get().pixels_per_call(self.device.type), self._threads()
         small = list(parts(min(SHARED_PIXELS, limit // threads), threads)) if threads > 1 else []
         if len(small) >= threads > 1:
             with self._networks:
@@ -271,7 +271,7 @@ class Runtime:
 
     def _pieces(self, images: int, h: int, w: int) -> Iterator[slice]:
         """Slices of a batch of images within the batch limit; on a CPU small enough for its caches."""
-        limit = config.get().batch_pixels
+        limit = config.get().pixels_per_call(self.device.type)
         if self.device.type == "cpu":
             limit = min(limit, SPREAD_PIXELS if Workers.inside() else CACHED_PIXELS)
         size = max(1, limit // (h * w))
@@ -411,11 +411,15 @@ _loading = threading.Lock()
 _forked = False
 
 
+def wanted_device() -> str:
+    """Name of the device that the settings ask for."""
+    device = config.get().device
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def get_runtime(info: ModelInfo) -> Runtime:
     """The model on this process's device, loaded on first use."""
-    device = config.get().device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = wanted_device()
     key = (info.decoder, info.head, info.encoder, device)  # one decoder and head may have several encoders
     with _loading:
         if key not in _loaded:

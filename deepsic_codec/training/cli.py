@@ -29,6 +29,7 @@ HELP = {
     "device": "auto, cpu, cuda or cuda:<n>",
     "data_device": "where decoded images lie: auto, cpu or cuda",
     "optimiser": "soap, or adam, which needs more steps for the same",
+    "graphs": "record steps of the joint loss as CUDA graphs (CUDA only)",
     "compile": "compile the transforms (CUDA only; goes on without where it fails)",
     "processes": "on a CPU: processes of one thread that share out each step's images; as many as there are cores",
     "plot": "draw log.png at every checkpoint",

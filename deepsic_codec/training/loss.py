@@ -227,9 +227,7 @@ def rate_distortion(terms: Terms, quality: Tensor) -> Tensor:
 def semantic(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of independent sigmoids, summed over classes, mean over cells.
 
-    ``targets`` (...,) holds class numbers, the last class being *unknown*, or (...,classes) shares of each.
+    ``targets`` (...,) holds class numbers, the last class being *unknown*.
     """
-    if not targets.is_floating_point():
-        targets = F.one_hot(targets, logits.shape[-1])
-    wanted = targets.to(logits.dtype)
+    wanted = F.one_hot(targets, logits.shape[-1]).to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1).mean()

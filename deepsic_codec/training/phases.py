@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
@@ -295,12 +294,11 @@ class Work:
         net.train()
 
         def step(number: int, rng: np.random.Generator) -> Measures:
-            latents, shares, quality = self.cells(self.share.head_batch, rng)
+            latents, labels, quality = self.cells(self.share.head_batch, rng)
             with torch.autocast(latents.device.type, torch.bfloat16, enabled=s.bf16):
                 logits = net(latents, quality).float()
-            loss = semantic(logits, shares)
+            loss = semantic(logits, labels)
             loss.backward()
-            labels = shares.argmax(1)
             known = labels < net.out.out_features - 1
             right = (logits.argmax(1) == labels) & known
             return {"loss": loss.detach(), "accuracy": right.sum() / known.sum().clamp(min=1)}
@@ -378,28 +376,25 @@ class Work:
 
     @torch.no_grad()
     def cells(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (N,C,4,4) of about ``count`` fresh cells, shares of their classes (N,classes), qualities (N,).
+        """Latents (N,C,4,4) of about ``count`` fresh cells, numbers of their classes (N,), qualities (N,).
 
         Half of the tiles stand alone and half in mosaics, half of the latents are as the
         analysis gives them and half as they are stored; an eighth are cells of photographs,
-        which are *unknown*.  With ``head_mixup``, tiles are blended with others (Zhang et al.
-        2018, arXiv 1710.09412).
+        which are *unknown*.
         """
         nets, found = self.nets, []
-        classes = nets.arch.classes
         strange = max(1, count // 8) if self.photos else 0
         alone = max(1, (count - strange) // 2)
-        parts = [self._blended(*self.tiles.mosaics(alone, 1, rng, self.s.jitter), rng)]
+        parts = [self.tiles.mosaics(alone, 1, rng, self.s.jitter)]
         inside = (count - strange - alone) // 16
         if inside:
-            parts.append(self._blended(*self.tiles.mosaics(inside, 4, rng, self.s.jitter), rng))
+            parts.append(self.tiles.mosaics(inside, 4, rng, self.s.jitter))
         if strange:
             crops = -(-strange // (self.s.crop // LABEL_CELL) ** 2)
             x = self.photos.crops(crops, self.s.crop, rng)
             edge = self.s.crop // LABEL_CELL
-            unknown = torch.full((crops, edge, edge), classes - 1, device=self.device)
-            parts.append((x, F.one_hot(unknown, classes).float()))
-        for x, shares in parts:
+            parts.append((x, torch.full((crops, edge, edge), nets.arch.classes - 1, device=self.device)))
+        for x, labels in parts:
             q = self.stored_qualities(len(x), rng)
             with self._floating(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.s.bf16):
                 y = nets.analysis(x, q).float()
@@ -407,19 +402,9 @@ class Work:
             if len(stored):
                 gain = nets.gains(q[stored])
                 y[stored] = self.chosen((y[stored] * gain).clamp(-32767, 32767), gain, q[stored]) / gain
-            found.append((cells_of(y), shares.reshape(-1, classes), q.repeat_interleave(shares[0, ..., 0].numel())))
+            found.append((cells_of(y), labels.reshape(-1), q.repeat_interleave(labels[0].numel())))
         latents, targets, qualities = (torch.cat(column) for column in zip(*found, strict=True))
         return latents, targets, qualities
-
-    def _blended(self, x: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Images (B,3,H,W) with labels (B,rows,columns), some blended with others: images, shares (...,classes)."""
-        shares = F.one_hot(labels, self.nets.arch.classes).float()
-        if not self.s.head_mixup:
-            return x, shares
-        drawn = rng.beta(self.s.head_mixup, self.s.head_mixup, (len(x), 1, 1, 1))
-        part = torch.from_numpy(np.maximum(drawn, 1 - drawn)).to(x)
-        x, shares = (part * one + (1 - part) * one.roll(1, 0) for one in (x, shares))
-        return x.round_(), shares
 
     def _floating(self) -> AbstractContextManager[None]:
         """The analysis in floating point, where it has another form."""

@@ -42,7 +42,7 @@ class Settings:
     lr: float = 8e-4  # cosine decay to 1 % after a short warm-up
     linear_lr: float = 0.1  # factor for the KLT shortcuts, whose entries are small and good already
     prior_lr: float = 2.0  # factor for the prior, which follows the transforms
-    warm_up: int = 200  # steps
+    warm_up: int = 200  # steps; less, in phases that are over before ten times as many
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999
     semantic_weight: float = 0.1  # lambda2
@@ -71,7 +71,6 @@ class Settings:
     head_batch: int = 128
     head_learning_rate: float = 3e-3
     head_weight_decay: float = 0.1
-    head_mixup: float = 0.0  # of the beta distribution of blends of two tiles; 0: none
 
     table_samples: int = 600  # phase 6: the coder's tables; crops to fit on
     table_checks: int = 120  # and to choose on
@@ -104,8 +103,6 @@ class Settings:
                      "table_samples", "table_checks"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.head_mixup <= 10:
-            raise ConfigurationError(f"head_mixup: expected 0 to 10, got {self.head_mixup}")
         if self.processes < 1:
             raise ConfigurationError(f"processes: expected at least 1, got {self.processes}")
         if self.processes > 1 and self.threads > 1:

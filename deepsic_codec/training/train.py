@@ -160,7 +160,7 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
             progress = max(step / max(1e-9, phase.steps), seconds / max(1e-9, 60 * phase.minutes))
             if not phase.steps or not phase.minutes or progress >= 1:
                 break
-            rate = max(0.01, 0.5 * (1 + math.cos(math.pi * progress))) * min(1.0, (step + 1) / max(1, s.warm_up))
+            rate = _schedule(progress, step, s.warm_up)
             for group in optimiser.param_groups:
                 group["lr"] = phase.lr * rate * group["factor"]
             optimiser.zero_grad(set_to_none=True)
@@ -199,6 +199,12 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
     nets.load_state_dict(shadow)
     measure()
     keep(done=True)
+
+
+def _schedule(progress: float, step: int, warm_up: int) -> float:
+    """Share of the learning rate: rises for some steps, or a tenth of a short phase, then half a cosine to 1 %."""
+    begun = max((step + 1) / max(1, warm_up), 10 * progress)
+    return max(0.01, 0.5 * (1 + math.cos(math.pi * progress))) * min(1.0, begun)
 
 
 def _optimiser(s: Settings, phase: Phase, device: str) -> torch.optim.Optimizer:

@@ -442,6 +442,14 @@ def test_resume_and_fresh_start_are_not_mixed_up(whole, data, tmp_path):
         check_rejects(ConfigurationError, words, train.train, settings(data, folder, **changes), resume=True)
 
 
+def test_short_phases_do_not_end_while_they_warm_up():
+    rates = {n: [train._schedule(i / n, i, 200) for i in range(n)] for n in (50, 10000)}
+    for n, found in rates.items():
+        assert found.index(max(found)) <= n // 10 and max(found) > 0.95
+        assert found[0] == pytest.approx(1 / 200) and 0.01 <= found[-1] < 0.02
+    assert rates[10000][100] == pytest.approx(0.5, abs=0.01)
+
+
 def joint_work(data, folder, device="cpu"):
     """Tiny networks in their joint phase, without noise, their parameters, and what a step takes."""
     s = settings(data, folder, crop=256, bf16=False)
@@ -589,16 +597,11 @@ def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):
     assert block.spatial.weight.abs().max() > 8, "or nothing was scaled"
 
 
-def test_blended_cells_have_shares_of_two_classes(data, tmp_path):
-    s = settings(data, tmp_path, head_mixup=1.0)
+def test_fresh_cells_are_of_tiles_and_of_photographs(data, tmp_path):
+    s = settings(data, tmp_path)
     tiles = LabelledTiles(s.labels)
     nets = make_networks(phases.architecture_of(s, len(tiles.classes))).eval()
     work = phases.Work(s, nets, Photographs(s.images, s.crop), tiles, "cpu")
-    latents, shares, quality = work.cells(64, np.random.default_rng(0))
-    assert len(latents) == len(shares) == len(quality) and shares.shape[1] == len(tiles.classes) + 1
-    torch.testing.assert_close(shares.sum(1), torch.ones(len(shares)))
-    blended = (shares > 0).sum(1) == 2
-    assert blended.any() and (shares.max(1).values >= 0.5).all()
-    assert (shares[shares[:, -1] > 0][:, -1] == 1).all(), "photographs are not blended"
-    plain = phases.Work(replace(s, head_mixup=0.0), nets, work.photos, tiles, "cpu").cells(64, np.random.default_rng(0))
-    assert set(plain[1].unique().tolist()) == {0.0, 1.0}
+    latents, labels, quality = work.cells(64, np.random.default_rng(0))
+    assert len(latents) == len(labels) == len(quality) and latents.shape[1:] == (16, 4, 4)
+    assert set(labels.tolist()) == set(range(len(tiles.classes) + 1))
