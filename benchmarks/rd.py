@@ -18,7 +18,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from deepsic_codec.metrics import luma, ms_ssim, psnr
 
 OURS = "DeepSIC"
 BY_RATE = "DeepSIC by rate"
+#: The published networks of DeepSIC, one model per rate.
+PER_RATE = "the paper's networks"
 #: What it may be compared with by means: codecs that hold the rate fixed, too.
 ALSO_BY_RATE = (OURS, "JPEG 2000 ratio")
 QUALITIES = (1, 8, 15, 22, 30, 38, 46, 54, 62, 70, 80, 90, 100)
@@ -70,7 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for effort in args.efforts:
         points += measure_deepsic(images, args.qualities, args, f"{OURS} effort {effort}", effort=effort)
     for model in args.beside:
-        points += measure_deepsic(images, args.qualities, args, f"{OURS} {model}", model=model)
+        rate = _only_rate(model)
+        if rate is None:
+            points += measure_deepsic(images, args.qualities, args, f"{OURS} {model}", model=model)
+        else:  # models of one rate each are a curve together
+            found = measure_deepsic(images, [50.0], args, PER_RATE, model=model)
+            points += [replace(point, setting=rate) for point in found]
     points += measure_deepsic(images, args.rates, args, BY_RATE, mode="bpp")
     for name in args.codecs:
         points += measure_peer(name, images, args.threads)
@@ -118,6 +125,16 @@ def measure_deepsic(
                 lambda job, q=setting: _point(name, q, job[0], job[1], len(job[2]), job[3]), jobs, args.threads
             )
     return points
+
+
+def _only_rate(model: str) -> float | None:
+    """Bits per pixel that the paper's networks were trained for; None for a model of all qualities."""
+    from deepsic_codec.model.families import architecture_from
+    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.paper import PaperArchitecture
+
+    architecture = architecture_from(find_model(model).architecture)
+    return architecture.rate if isinstance(architecture, PaperArchitecture) else None
 
 
 def measure_peer(name: str, images: list[tuple[str, Pixels]], threads: int) -> list[Point]:

@@ -4,6 +4,7 @@ A chunk is arranged as images (`codecs.images`), its values are scaled to what t
 the quality is found if a size or a PSNR was asked for (`codecs.rate`).
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -472,9 +473,11 @@ def _model(decoder: str, head: str | None = None, name: str | None = None) -> "t
 
 
 def _limit() -> int:
-    from deepsic_codec.model.runtime import wanted_device
-
-    return settings.get().pixels_per_call(wanted_device().split(":")[0])
+    device = settings.get().device
+    if device == "auto":  # not imported for this: with the first batch it will be there
+        torch = sys.modules.get("torch")
+        device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    return settings.get().pixels_per_call(device.split(":")[0])
 
 
 ENCODER = Batcher(in_halves(run_encode), _limit)

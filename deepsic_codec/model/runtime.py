@@ -411,15 +411,11 @@ _loading = threading.Lock()
 _forked = False
 
 
-def wanted_device() -> str:
-    """Name of the device that the settings ask for."""
-    device = config.get().device
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def get_runtime(info: ModelInfo) -> Runtime:
     """The model on this process's device, loaded on first use."""
-    device = wanted_device()
+    device = config.get().device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     key = (info.decoder, info.head, info.encoder, device)  # one decoder and head may have several encoders
     with _loading:
         if key not in _loaded:

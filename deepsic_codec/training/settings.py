@@ -186,10 +186,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoint_minutes": 2.5,
         "every": 200,
     },
-    # the paper's networks, one rate of --architecture paper-0.25, -0.5, -1.0 or -1.5; result: not run yet
+    # the paper's networks, one rate of --architecture paper-0.25, -0.5, -1.0 or -1.5; result: docs/training.md
     "paper": {
         "architecture": "paper-0.5",
-        "optimiser": "adam",
         "crop": 128,  # section IV-B: 128x128 patches, batches of 32
         "photos_per_step": 24,
         "mosaics_per_step": 1,
