@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +74,8 @@ class Phase:
         It ends when either is over.
     images : int
         Images per step, for the rate that is shown.
+    given : dict of str to Tensor
+        What its data come from and its own steps change: checkpoints keep it for who resumes.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Phase:
     minutes: float
     lr: float
     images: int
+    given: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Work:
@@ -99,6 +102,7 @@ class Work:
         self._stored = stored
         self.share = s.share
         self._gradients: Callable[..., Measures] = self._joint_gradients
+        self.given: dict[str, Tensor] = {}  # of the checkpoint that a phase goes on from
 
     def plan(self) -> list[tuple[str, Callable[[], Phase]]]:
         """Names of the phases that these settings ask for, and what makes each when its turn comes."""
@@ -260,7 +264,8 @@ class Work:
             return {"loss": loss.detach(), "bpp": bits.mean().detach()}
 
         groups = [{"params": list(net.parameters()), "factor": 1.0}]
-        return Phase("prior", groups, step, s.prior_steps, s.prior_minutes, s.prior_learning_rate, s.prior_batch)
+        return Phase("prior", groups, step, s.prior_steps, s.prior_minutes, s.prior_learning_rate, s.prior_batch,
+                     self.prior_before)  # fmt: skip
 
     def synthesis(self) -> Phase:
         """Phase 4: on symbols as the encoder chooses them with the trained prior."""
@@ -320,9 +325,14 @@ class Work:
         return torch.from_numpy(drawn).float().to(self.device)
 
     @cached_property
+    def prior_before(self) -> dict[str, Tensor]:
+        """The integer prior as it is before its phase, also where that is resumed."""
+        return self.given or self.nets.export_prior()
+
+    @cached_property
     def symbols(self) -> tuple[Tensor, Tensor]:
         """Symbols to fit the prior to, as the encoder chooses them with the prior that there is before."""
-        before = self.nets.integer_prior(self.nets.export_prior(), self.device)
+        before = self.nets.integer_prior(self.prior_before, self.device)
         tables = self._make_rdo_tables(before)
 
         def rounding(scaled: Tensor, gain: Tensor, quality: Tensor) -> Tensor:

@@ -111,6 +111,7 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
             if at_this is not None:
                 _load(nets, at_this.below("net"), s.folder)  # what the phase leaves alone, its data depend on
                 nets.integer = name not in FLOATING and nets.stores_integers
+                work.given = at_this.below("given")
             torch.manual_seed(s.seed + number)
             nets.requires_grad_(False)
             # other phases run in shapes that are not worth compiling for
@@ -148,6 +149,7 @@ def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state
         seconds = before + time.monotonic() - start
         state = checkpoint.capture(phase.name, step, seconds, nets, shadow, optimiser, rng, history)
         state.done = done
+        state.tensors |= {f"given.{k}": v for k, v in phase.given.items()}
         checkpoint.save(s.folder, state)
         log.write()
         if s.plot:

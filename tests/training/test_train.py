@@ -43,6 +43,14 @@ def losses(folder):
         return [(r["phase"], int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)]
 
 
+def check_same_losses(folder, other):
+    """Equal to float noise; where symbols are chosen by rounded integers, noise may choose others."""
+    found, wanted = losses(folder), losses(other)
+    assert [r[:2] for r in found] == [r[:2] for r in wanted]
+    for (phase, _, one), (_, _, two) in zip(found, wanted, strict=True):
+        assert one == pytest.approx(two, rel=1e-5 if phase in ("joint", "integer") else 2e-4), phase
+
+
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """A run that nothing interrupted: its folder and its model."""
@@ -87,8 +95,7 @@ def test_interrupted_and_resumed_is_the_same_run(whole, data, tmp_path, monkeypa
     train_interrupted(s, monkeypatch, phase, step)
     assert losses(tmp_path)[-1][:2] == (phase, step + 1), "Ctrl-C ends the step and writes a checkpoint"
     info = train.train(s, resume=True)
-    assert [r[:2] for r in losses(tmp_path)] == [r[:2] for r in losses(whole[0])]
-    np.testing.assert_allclose([r[2] for r in losses(tmp_path)], [r[2] for r in losses(whole[0])], rtol=1e-5)
+    check_same_losses(tmp_path, whole[0])
     assert (info.decoder, info.head) == (whole[1].decoder, whole[1].head)
 
 
@@ -107,7 +114,7 @@ def test_rows_and_steps_after_the_checkpoint_are_done_again(whole, data, tmp_pat
             train.train(s)
     assert checkpoint.load(tmp_path / "run").step == 4
     train.train(s, resume=True)
-    np.testing.assert_allclose([r[2] for r in losses(tmp_path)], [r[2] for r in losses(whole[0])], rtol=1e-5)
+    check_same_losses(tmp_path, whole[0])
 
 
 def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
