@@ -62,7 +62,6 @@ class Settings:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigurationError(f"{name}: expected an integer of at least 1, got {value!r}")
 
-
     def pixels_per_call(self, kind: str) -> int:
         """Most pixels of one model call on a kind of device, "cpu" or another."""
         return self.batch_pixels or PIXELS_PER_CALL * (1 if kind == "cpu" else 8)

@@ -1,6 +1,7 @@
 import pytest
 
 from deepsic_codec import config
+from deepsic_codec.codecs import core
 from deepsic_codec.errors import ConfigurationError
 from tests.common import check_rejects, run_python
 
@@ -30,6 +31,9 @@ def test_block_ends_after_an_error():
 def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
     assert config.Settings().pixels_per_call("cpu") == 1 << 21
     assert config.Settings().pixels_per_call("cuda") == 1 << 24
+    for device, pixels in (("cpu", 1 << 21), ("cuda:1", 1 << 24)):
+        with config.set(device=device):
+            assert core._limit() == pixels
     assert {config.Settings(batch_pixels=9).pixels_per_call(kind) for kind in ("cpu", "cuda")} == {9}
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from benchmarks import rd
 from deepsic_codec import DeepSIC
+from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.samples import drone_frame
 
 
@@ -66,3 +68,10 @@ def test_bd_rates_image_by_image_are_averaged_last():
 def test_peers_alone(images, capsys):
     rd.main(["--images", str(images), "--no-deepsic", "--codecs", "--threads", "1"])
     assert "nothing to compare" in capsys.readouterr().out
+
+
+def test_models_of_one_rate_each_are_known_by_it(monkeypatch):
+    assert rd._only_rate("base") is None
+    described = PaperArchitecture("paper-1.0", 1.0, RATES[1.0]).to_json()
+    monkeypatch.setattr("deepsic_codec.model.file.find_model", lambda name: SimpleNamespace(architecture=described))
+    assert rd._only_rate("paper-1.0") == 1.0
