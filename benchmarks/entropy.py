@@ -69,16 +69,16 @@ def analyse(runtime: Runtime, pixels: NDArray[np.uint8], quality: float) -> tupl
 def code(runtime: Runtime, image: Image) -> tuple[int, float, float]:
     """Bytes, and seconds of encoding and decoding on this thread; checks the round trip."""
     tables = runtime._tables
-    steps = [(s.start, s.second, ys, xs, m, tables.levels[i]) for s, ys, xs, m, i in image.passes]
+    steps = [(ys, xs, s.start, s.second, m, i) for s, ys, xs, m, i in image.passes]
     start = time.perf_counter()
     encoder = SymbolEncoder(tables, image.symbols)
-    for first, second, ys, xs, means, levels in steps:
-        encoder.encode_pass(ys, xs, first, second, means, levels)
+    for step in steps:
+        encoder.encode_pass(*step)
     data = encoder.finish()
     middle = time.perf_counter()
     decoder = SymbolDecoder(tables, data, 1, image.symbols.shape[1:3], image.symbols.shape[3])
-    for first, second, ys, xs, means, levels in steps:
-        decoder.decode_pass(ys, xs, first, second, means, levels)
+    for step in steps:
+        decoder.decode_pass(*step)
     symbols = decoder.finish()
     end = time.perf_counter()
     if not np.array_equal(symbols, image.symbols):

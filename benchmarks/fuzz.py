@@ -383,8 +383,8 @@ class Coder(Stage):
             passes = []
             for start, count in ((0, 2), (2, 3)):
                 means = rng.choice(np.array([-32767, -9, -4, 0, 3, 4, 80, 32767], np.int16), (2 * len(ys), count))
-                scales = tables.levels[rng.integers(0, 253, (2 * len(ys), count))]
-                passes.append((ys, xs, start, bool(start), means, scales))
+                indices = rng.integers(0, 253, (2 * len(ys), count)).astype(np.uint8)
+                passes.append((ys, xs, start, bool(start), means, indices))
             spread = (2, 40, 3000, 1)[number // 4]
             symbols = rng.laplace(0, spread, (2, *self.GRID, self.LATENTS)).clip(-32767, 32767).astype(np.int16)
             encoder = SymbolEncoder(tables, symbols)

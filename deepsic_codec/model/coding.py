@@ -74,15 +74,15 @@ def start_encoding(
         predictions = predict(prior, symbols, _per_image(qualities, images // chunks, prior.device))
     places = [(step, *positions) for step in prior.steps if len((positions := step.positions(h, w))[0])]
     steps = [
-        (*place, fetch(means), fetch(scales))
-        for place, (means, scales) in zip(places, predictions, strict=True)
+        (*place, fetch(means), fetch(indices))
+        for place, (means, indices) in zip(places, predictions, strict=True)
     ]
 
     def one(chunk: int) -> bytes:
         encoder = coder(tables, _part(own(), chunks, chunk))
-        for step, ys, xs, means, scales in steps:
-            levels = tables.levels[_part(scales(), chunks, chunk)]
-            encoder.encode_pass(ys, xs, step.start, step.second, _part(means(), chunks, chunk), levels)
+        for step, ys, xs, means, indices in steps:
+            expected = _part(means(), chunks, chunk), _part(indices(), chunks, chunk)
+            encoder.encode_pass(ys, xs, step.start, step.second, *expected)
         return encoder.finish()
 
     return _start(pool, one, chunks)
@@ -117,18 +117,16 @@ def decode_symbols(
     for n, step, rows, _, image in passes(prior, neighbours):
         ys, xs = step.positions(*grid)
         copies = [fetch(v) for v in prior.run(n, neighbours, rows, _of(quality, image))]
-        means, scales = (copied() for copied in copies)
+        means, indices = (copied() for copied in copies)
+        found = np.empty_like(means)
 
         def one(
             i: int, step: Pass = step, ys: NDArray[np.int64] = ys, xs: NDArray[np.int64] = xs,
-            means: NDArray[np.int16] = means, scales: NDArray[np.uint8] = scales,
-        ) -> Symbols:  # fmt: skip
-            levels = tables.levels[_part(scales, len(coders), i)]
-            coders[i].decode_pass(ys, xs, step.start, step.second, _part(means, len(coders), i), levels)
-            group = slice(step.start, step.start + step.count)
-            return coders[i].symbols[:, ys + 1, xs + 1, group].reshape(-1, step.count)
+            rows: tuple[NDArray[Any], ...] = (means, indices, found),
+        ) -> None:  # fmt: skip
+            coders[i].decode_pass(ys, xs, step.start, step.second, *(_part(v, len(coders), i) for v in rows))
 
-        found = np.concatenate(_start(pool, one, len(coders))())
+        _start(pool, one, len(coders))()
         prior.update(neighbours, step, rows, upload(found, prior.device))
     return [coder.finish() for coder in coders]
 

@@ -142,15 +142,16 @@ def _single(decoding, bit, a, limit, contexts, low, high, value, position, data)
 
 @njit(nogil=True, cache=True)
 def _code_pass(  # type: ignore[no-untyped-def]
-    decoding, source, symbols, ys, xs, start, count, second, means, scales, contexts, weights, low_bits, limit, rate,
-    single, offsets, state, data,
+    decoding, source, symbols, ys, xs, start, count, second, means, indices, levels, contexts, weights, low_bits, limit,
+    rate, single, offsets, state, data, out,
 ):  # fmt: skip
     """Code one pass of one group over all slices; returns (status, data).
 
     ``symbols`` (S,h+2,w+2,C) has a border of zeros and is filled symbol by symbol in both
     directions, so that contexts never see what a decoder does not have yet; an encoder
-    takes the symbols from ``source`` (S,h,w,C).  ``means`` (P,count) holds means in
-    eighths and ``scales`` (P,count) scale indices, rows in the order of slices and then
+    takes the symbols from ``source`` (S,h,w,C), and a decoder copies them to ``out``
+    (P,count).  ``means`` (P,count) holds means in eighths and ``indices`` (P,count) scale
+    indices, whose levels are in ``levels`` (256,), rows in the order of slices and then
     positions.  Status 0: done, 1: the stream holds an impossible symbol.
     """
     low, high, value, position = state[0], state[1], state[2], state[3]
@@ -172,14 +173,14 @@ def _code_pass(  # type: ignore[no-untyped-def]
             nw, no, ne = up[x - 1, start:end], up[x, start:end], up[x + 1, start:end]
             we, here, ea = mid[x - 1, start:end], mid[x, start:end], mid[x + 1, start:end]
             sw, so, se = down[x - 1, start:end], down[x, start:end], down[x + 1, start:end]
-            wanted, mean_row, scale_row = source[s, ys[n], xs[n], start:end], means[row], scales[row]
+            wanted, mean_row, index_row = source[s, ys[n], xs[n], start:end], means[row], indices[row]
             for c in range(count):
                 sides = abs(np.int32(we[c])) + abs(np.int32(ea[c])) + abs(np.int32(no[c])) + abs(np.int32(so[c]))
                 corners = abs(np.int32(nw[c])) + abs(np.int32(ne[c])) + abs(np.int32(sw[c])) + abs(np.int32(se[c]))
                 near[c] = min(2 * sides + corners, 63)
             for c in range(count):
                 k = start + c
-                scale = np.int64(scale_row[c])
+                scale = np.int64(levels[index_row[c]])
                 mean = np.int64(mean_row[c])
                 centre = (mean + 4) >> 3
                 fraction = mean - (centre << 3)  # -4..3
@@ -276,6 +277,8 @@ def _code_pass(  # type: ignore[no-untyped-def]
                 if abs(symbol) > SYMBOL_MAX:
                     return 1, data
                 here[c] = symbol
+            if decoding:
+                out[row] = here
             row += 1
     state[0], state[1], state[2], state[3] = low, high, value, position
     return 0, data
@@ -301,12 +304,13 @@ class _Coder:
 
     def _run(
         self, decoding: bool, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,
-        means: NDArray[np.int16], scales: NDArray[np.uint8],
+        means: NDArray[np.int16], indices: NDArray[np.uint8], out: NDArray[np.int16],
     ) -> None:  # fmt: skip
+        tables = self.tables
         status, self._data = _code_pass(
-            decoding, self._source, self.symbols, ys, xs, start, means.shape[1], int(second), means, scales,
-            self._contexts, self._weights, self.tables.low_bits, self.tables.limit, self.tables.rate,
-            self.tables.single, self._offsets, self._state, self._data,
+            decoding, self._source, self.symbols, ys, xs, start, means.shape[1], int(second), means, indices,
+            tables.levels, self._contexts, self._weights, tables.low_bits, tables.limit, tables.rate, tables.single,
+            self._offsets, self._state, self._data, out,
         )  # fmt: skip
         if status:
             raise CorruptPayload("features: the stream holds a symbol outside the allowed range")
@@ -337,13 +341,13 @@ class SymbolEncoder(_Coder):
 
     def encode_pass(
         self, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,
-        means: NDArray[np.int16], scales: NDArray[np.uint8],
+        means: NDArray[np.int16], indices: NDArray[np.uint8],
     ) -> None:  # fmt: skip
         """Encode channels ``start`` on of the positions ``ys``, ``xs`` (row-major order) of all slices.
 
-        ``means`` (P,c) in eighths and ``scales`` (P,c) come from the prior, rows by slice and position.
+        ``means`` (P,c) in eighths and scale ``indices`` (P,c) come from the prior, rows by slice and position.
         """
-        self._run(False, ys, xs, start, second, means, scales)
+        self._run(False, ys, xs, start, second, means, indices, means)
 
     def learned(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Contexts (probability in the upper 22 bits, observations below) and mixers (MIXERS, INPUTS)."""
@@ -373,10 +377,10 @@ class SymbolDecoder(_Coder):
 
     def decode_pass(
         self, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,
-        means: NDArray[np.int16], scales: NDArray[np.uint8],
+        means: NDArray[np.int16], indices: NDArray[np.uint8], out: NDArray[np.int16] | None = None,
     ) -> None:  # fmt: skip
-        """Mirror of :meth:`SymbolEncoder.encode_pass`; fills ``symbols``."""
-        self._run(True, ys, xs, start, second, means, scales)
+        """Mirror of :meth:`SymbolEncoder.encode_pass`; fills ``symbols``, and with those of this pass ``out`` (P,c)."""
+        self._run(True, ys, xs, start, second, means, indices, np.empty_like(means) if out is None else out)
 
     def finish(self) -> NDArray[np.int16]:
         """All symbols (S,h,w,C).

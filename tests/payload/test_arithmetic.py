@@ -16,6 +16,8 @@ from deepsic_codec.payload.tables import MIXERS, SCALES, CoderTables, Layout
 LATENTS = 8
 #: Logistic scales growing from almost nothing to 100, as the real prior's table does.
 TABLES = CoderTables.untrained(LATENTS, np.linspace(np.log(0.05), np.log(100), 64))
+#: The same where an index is its level: whatever levels are wanted can be asked for.
+LEVELS = replace(TABLES, levels=np.arange(256).clip(max=SCALES - 1).astype(np.uint8))
 #: (first channel, channels, own neighbours known), positions chosen below
 PASSES = ((0, 2, False), (0, 2, True), (2, 6, False), (2, 6, True))
 
@@ -58,7 +60,7 @@ def chunks(draw):
 @settings(deadline=None, max_examples=60)
 @given(chunks(), st.sampled_from([0, 28, 128]), st.sampled_from([0, 1, 8]))
 def test_roundtrip(chunk, single, rate):
-    roundtrip(replace(TABLES, single=single, rate=rate), *chunk)
+    roundtrip(replace(LEVELS, single=single, rate=rate), *chunk)
 
 
 @pytest.mark.parametrize("symbol", [SYMBOL_MAX, -SYMBOL_MAX, 1, -1, 0])
@@ -66,7 +68,7 @@ def test_roundtrip(chunk, single, rate):
 @pytest.mark.parametrize("level", [0, 124])
 def test_extremes(symbol, mean, level):
     shape = (1, 2, 2, LATENTS)
-    roundtrip(TABLES, np.full(shape, symbol, np.int16), np.full(shape, mean, np.int16), np.full(shape, level, np.uint8))
+    roundtrip(LEVELS, np.full(shape, symbol, np.int16), np.full(shape, mean, np.int16), np.full(shape, level, np.uint8))
 
 
 def sample(seed=7, grid=(6, 5)):
@@ -80,13 +82,13 @@ def sample(seed=7, grid=(6, 5)):
 
 def test_stream_is_pinned():
     """These bytes are the format: a change here breaks stored archives."""
-    data = roundtrip(TABLES, *sample())
+    data = roundtrip(LEVELS, *sample())
     assert (len(data), hashlib.sha256(data).hexdigest()[:16]) == PINNED
 
 
 def test_zeros_that_were_foreseen_cost_almost_nothing():
     shape = (1, 16, 16, LATENTS)
-    tables = replace(TABLES, probabilities=np.full(Layout(LATENTS).size, 100, np.uint16))
+    tables = replace(LEVELS, probabilities=np.full(Layout(LATENTS).size, 100, np.uint16))
     data = roundtrip(tables, np.zeros(shape, np.int16), np.zeros(shape, np.int16), np.zeros(shape, np.uint8))
     assert len(data) <= 4
 
@@ -95,7 +97,7 @@ def test_coder_learns_within_a_chunk():
     rng = np.random.default_rng(0)
     shape = (1, 32, 32, LATENTS)
     symbols = (rng.random(shape) < 0.02).astype(np.int16)
-    data = roundtrip(TABLES, symbols, np.zeros(shape, np.int16), np.full(shape, 40, np.uint8))
+    data = roundtrip(LEVELS, symbols, np.zeros(shape, np.int16), np.full(shape, 40, np.uint8))
     p = symbols.mean()
     ideal = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) * symbols.size / 8
     assert len(data) < 1.25 * ideal
@@ -107,7 +109,7 @@ def test_any_bytes_decode_or_are_refused(data, level):
     grid = (3, 4)
     means, levels = np.zeros((1, *grid, LATENTS), np.int16), np.full((1, *grid, LATENTS), level, np.uint8)
     try:
-        symbols = run(SymbolDecoder(TABLES, data, 1, grid, LATENTS), "decode_pass", means, levels, grid)
+        symbols = run(SymbolDecoder(LEVELS, data, 1, grid, LATENTS), "decode_pass", means, levels, grid)
     except CorruptPayload:
         return
     assert np.abs(symbols.astype(int)).max() <= SYMBOL_MAX
@@ -116,16 +118,16 @@ def test_any_bytes_decode_or_are_refused(data, level):
 def test_bytes_left_over_are_refused():
     symbols, means, levels = sample()
     grid = symbols.shape[1:3]
-    data = run(SymbolEncoder(TABLES, symbols), "encode_pass", means, levels, grid)
+    data = run(SymbolEncoder(LEVELS, symbols), "encode_pass", means, levels, grid)
     with pytest.raises(CorruptPayload, match="left over"):
-        run(SymbolDecoder(TABLES, data + b"12345678", 1, grid, LATENTS), "decode_pass", means, levels, grid)
+        run(SymbolDecoder(LEVELS, data + b"12345678", 1, grid, LATENTS), "decode_pass", means, levels, grid)
 
 
 def test_a_zero_byte_that_is_there_reads_like_one_that_is_not():
     symbols, means, levels = sample()
     grid = symbols.shape[1:3]
-    data = run(SymbolEncoder(TABLES, symbols), "encode_pass", means, levels, grid)
-    found = run(SymbolDecoder(TABLES, data + b"\0", 1, grid, LATENTS), "decode_pass", means, levels, grid)
+    data = run(SymbolEncoder(LEVELS, symbols), "encode_pass", means, levels, grid)
+    found = run(SymbolDecoder(LEVELS, data + b"\0", 1, grid, LATENTS), "decode_pass", means, levels, grid)
     np.testing.assert_array_equal(found, symbols)
 
 
@@ -134,7 +136,27 @@ def test_impossible_escape_is_refused():
     grid = (2, 2)
     means, levels = np.zeros((1, *grid, LATENTS), np.int16), np.full((1, *grid, LATENTS), 124, np.uint8)
     with pytest.raises(CorruptPayload, match="outside the allowed range"):
-        run(SymbolDecoder(TABLES, bytes(4000), 1, grid, LATENTS), "decode_pass", means, levels, grid)
+        run(SymbolDecoder(LEVELS, bytes(4000), 1, grid, LATENTS), "decode_pass", means, levels, grid)
+
+
+def test_a_level_is_looked_up_for_each_index():
+    symbols, means, indices = sample()
+    coded = [run(SymbolEncoder(LEVELS, symbols), "encode_pass", means, TABLES.levels[indices], symbols.shape[1:3])]
+    coded.append(run(SymbolEncoder(TABLES, symbols), "encode_pass", means, indices, symbols.shape[1:3]))
+    assert coded[0] == coded[1]
+
+
+def test_each_pass_gives_its_own_symbols():
+    symbols, means, levels = sample()
+    grid = symbols.shape[1:3]
+    data = run(SymbolEncoder(LEVELS, symbols), "encode_pass", means, levels, grid)
+    decoder = SymbolDecoder(LEVELS, data, symbols.shape[0], grid, LATENTS)
+    for start, count, second in PASSES:
+        at = slice(None), *positions(grid, second), slice(start, start + count)
+        wanted, expected, indices = (np.ascontiguousarray(v[at].reshape(-1, count)) for v in (symbols, means, levels))
+        out = np.full_like(wanted, 9)
+        decoder.decode_pass(at[1], at[2], start, second, expected, indices, out)
+        np.testing.assert_array_equal(out, wanted)
 
 
 def test_tables_survive_the_model_file():
