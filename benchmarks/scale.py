@@ -132,52 +132,76 @@ def stages(args: argparse.Namespace) -> str:
     """Networks alone, entropy coder alone, and all together, on batches of 512x512 chunks."""
     import torch
 
-    from deepsic_codec.model.coding import decode_symbols, encode_symbols
     from deepsic_codec.model.file import find_model
     from deepsic_codec.model.runtime import get_runtime
 
     _prepare(args.device, args.threads)
-    edge = 512
-    runtime, codec = get_runtime(find_model()), DeepSIC()
-    chunks = _chunks(args.image, edge, 128 if runtime.device.type == "cuda" else 8)
+    edge, cuda = 512, torch.device(args.device).type == "cuda"
+    chunks = _chunks(args.image, edge, 128 if cuda else 8)
+    pixels, columns, calls = len(chunks) * edge**2 / 1e6, {}, args.batch_pixels or [None]
+    for kernels in ("auto", "plain") if cuda else ("auto",):
+        for size in calls:
+            with config.set(kernels=kernels, batch_pixels=None if size is None else int(size)):
+                work = _stages(get_runtime(find_model()), DeepSIC(), chunks)
+                name = kernels if size is None else f"{kernels}, {size / 1e6:.0f} Mpx"
+                columns[name] = rates = {}
+                for stage, run in work.items():
+                    run()
+                    rates[stage] = pixels / median_time(run, args.repeats)
+    names = [f"{kernels} Mpx/s" for kernels in columns] if cuda else ["Mpx/s"]
+    rows = [(stage, *(rates[stage] for rates in columns.values())) for stage in work]
+    print(table((f"on {args.device}, batch {len(chunks)}", *names), rows), "\n")
+    best = max(columns, key=lambda name: columns[name]["encode, end to end"])
+    rates, bound = columns[best], {}
+    for way, network in (("encode", "analysis and optimised quantisation"), ("decode", "synthesis")):
+        names = network, f"prior and entropy coder, {way}"
+        bound[way] = min(names, key=lambda name: rates[name])
+    text = f"encoding is bound by {bound['encode']}, decoding by {bound['decode']}"
+    if not cuda:
+        return f"{text} (targets are for a GPU)"
+    missed = [name for name, target in GPU_TARGETS.items() if rates[name] < target]
+    return f"{best}: {text}; targets {'met' if not missed else 'missed by ' + ', '.join(missed)}"
+
+
+def _stages(runtime: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
+    """What :func:`stages` measures of a model on a device."""
+    import torch
+
+    from deepsic_codec.model import coding
+    from deepsic_codec.model.transfer import join, settle
+
+    edge = chunks[0].shape[0]
     images, quality = np.stack(chunks), np.full(len(chunks), 50.0)
-    symbols, _ = runtime._analyse(images, quality, True)
-    split, listed = np.split(symbols, len(chunks)), quality.tolist()
-    streams = encode_symbols(runtime._prior, runtime._tables, split, listed, runtime._pool)
-    payloads = codec.encode_batch(chunks)
-    grid = symbols.shape[1:3]
+    listed = quality.tolist()
+    joined = join([images], 16, runtime.device)
+    symbols, predictions, _ = runtime._start_analysis(joined, quality, False, 1, (edge, edge))
+    split, payloads = np.split(symbols.cpu().numpy(), len(chunks)), codec.encode_batch(chunks)
+    parts = runtime._prior, runtime._tables
+    streams = coding.encode_symbols(*parts, split, listed, runtime._pool)
+    grid, whole = symbols.shape[1:3], np.concatenate(split)
+
+    def analysed(effort: int) -> None:
+        runtime._start_analysis(joined, quality, True, effort, (edge, edge))[2]()
+        settle(runtime.device)
 
     def coded() -> None:
-        encode_symbols(runtime._prior, runtime._tables, split, listed, runtime._pool)
+        with torch.inference_mode():
+            coding.start_encoding(*parts, symbols, len(chunks), listed, runtime._pool, predictions=predictions)()
 
     def uncoded() -> None:
         with torch.inference_mode():
-            decode_symbols(runtime._prior, runtime._tables, streams, 1, grid, listed, runtime._pool)
+            coding.decode_symbols(*parts, streams, 1, grid, listed, runtime._pool)
 
-    work: dict[str, Callable[[], Any]] = {
-        "analysis": lambda: runtime._analyse(images, quality, True, 0),
-        "analysis and optimised quantisation": lambda: runtime._analyse(images, quality, True),
-        "synthesis": lambda: runtime._synthesise(symbols, quality, edge, edge),
-        "prior and entropy coder, encode": coded,
+    return {
+        "analysis": lambda: analysed(0),
+        "analysis and optimised quantisation": lambda: analysed(1),
+        "synthesis": lambda: runtime._synthesise(whole, quality, edge, edge),
+        "entropy coder, encode": coded,
+        "prior and entropy coder, encode": lambda: coding.encode_symbols(*parts, split, listed, runtime._pool),
         "prior and entropy coder, decode": uncoded,
         "encode, end to end": lambda: codec.encode_batch(chunks),
         "decode, end to end": lambda: codec.decode_batch(payloads),
     }
-    pixels, rates = len(chunks) * edge**2 / 1e6, {}
-    for name, run in work.items():
-        run()
-        rates[name] = pixels / median_time(run, args.repeats)
-    rows = [(name, rate * 1e6 / edge**2, rate) for name, rate in rates.items()]
-    print(table((f"on {runtime.device}, batch {len(chunks)}", "images/s", "Mpx/s"), rows), "\n")
-    bound = {}
-    for way, network in (("encode", "analysis and optimised quantisation"), ("decode", "synthesis")):
-        coder = f"prior and entropy coder, {way}"
-        bound[way] = "prior and entropy coder" if rates[coder] < rates[network] else network
-    text = f"encoding is bound by {bound['encode']}, decoding by {bound['decode']}"
-    if runtime.device.type != "cuda":
-        return f"{text} (targets are for a GPU)"
-    missed = [name for name, target in GPU_TARGETS.items() if rates[name] < target]
-    return f"{text}; targets {'met' if not missed else 'missed by ' + ', '.join(missed)}"
 
 
 def archive(args: argparse.Namespace) -> str:
@@ -476,6 +500,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", help="where archives lie while it runs (default: that of temporary files)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each process that encodes")
+    text = "most pixels of a model call, several to compare (part stages; default: what the device gets)"
+    parser.add_argument("--batch-pixels", type=float, nargs="+", help=text)
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

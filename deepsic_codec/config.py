@@ -8,7 +8,8 @@ True
 1
 
 `config.set(...)` alone changes the settings for the rest of the process, in all its threads. Defaults come from the
-environment: DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION, DEEPSIC_MAX_PIXELS.
+environment: DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION, DEEPSIC_MAX_PIXELS,
+DEEPSIC_KERNELS.
 """
 
 import os
@@ -31,8 +32,9 @@ class Settings:
         Where networks run: "auto" (CUDA if there is one, else CPU) or what `torch.device` takes.
     batch_pixels : int or None
         Most pixels (slices x height x width) joined into one model call; one larger chunk still goes alone. None is
-        2 Mpx on a CPU, 8 chunks of 512x512, past which it gains nothing and memory grows, and 8 times as many
-        elsewhere: each call makes a GPU wait for the entropy coder a dozen times.
+        2 Mpx on a CPU, 8 chunks of 512x512, past which it gains nothing and memory grows, and 4 times as many
+        elsewhere. There chunks are joined up to 4 such calls, of which each is entropy-coded while the device is at
+        the next.
     threads : int or None
         Threads of network and entropy coder; None leaves the libraries' defaults.
     precision : str
@@ -42,6 +44,10 @@ class Settings:
         Most pixels (as `batch_pixels` counts them, a border of 16 around each image included) of one chunk; larger ones
         are neither written nor read. A hundred bytes from a stranger can announce a chunk of 2**31 samples, which takes
         tens of gigabytes to decode; the default, 2**29, takes a few.
+    kernels : str
+        What CUDA computes with: "auto" takes Triton's kernels where Triton is
+        installed and they give the right integers there, "plain" always torch's own operations, which are slower but
+        need nothing compiled. Results are the same.
     """
 
     device: str = "auto"
@@ -49,12 +55,15 @@ class Settings:
     threads: int | None = None
     precision: str = "auto"
     max_pixels: int = 1 << 29
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not self.device:
             raise ConfigurationError(f"device: expected a name such as 'auto', 'cpu' or 'cuda:0', got {self.device!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigurationError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
+        if self.kernels not in ("auto", "plain"):
+            raise ConfigurationError(f"kernels: expected auto or plain, got {self.kernels!r}")
         for name in ("batch_pixels", "threads", "max_pixels"):
             value = getattr(self, name)
             if value is None and name != "max_pixels":
@@ -64,12 +73,16 @@ class Settings:
 
     def pixels_per_call(self, kind: str) -> int:
         """Most pixels of one model call on a kind of device, "cpu" or another."""
-        return self.batch_pixels or PIXELS_PER_CALL * (1 if kind == "cpu" else 8)
+        return self.batch_pixels or PIXELS_PER_CALL * (1 if kind == "cpu" else 4)
+
+    def pixels_per_batch(self, kind: str) -> int:
+        """Most pixels that are waited for: elsewhere some calls follow one another, and are coded meanwhile."""
+        return self.pixels_per_call(kind) * (1 if kind == "cpu" else 4)
 
 
 def _from_environment() -> Settings:
     values: dict[str, str | int] = {}
-    for name in ("device", "batch_pixels", "threads", "precision", "max_pixels"):
+    for name in ("device", "batch_pixels", "threads", "precision", "max_pixels", "kernels"):
         text = os.environ.get(f"DEEPSIC_{name.upper()}", "").strip()
         if text:
             values[name] = int(text) if name in ("batch_pixels", "threads", "max_pixels") and text.isdecimal() else text

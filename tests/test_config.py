@@ -30,8 +30,8 @@ def test_block_ends_after_an_error():
 
 def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
     assert config.Settings().pixels_per_call("cpu") == 1 << 21
-    assert config.Settings().pixels_per_call("cuda") == 1 << 24
-    for device, pixels in (("cpu", 1 << 21), ("cuda:1", 1 << 24)):
+    assert config.Settings().pixels_per_call("cuda") == 1 << 23
+    for device, pixels in (("cpu", 1 << 21), ("cuda:1", 1 << 25)):
         with config.set(device=device):
             assert core._limit() == pixels
     assert {config.Settings(batch_pixels=9).pixels_per_call(kind) for kind in ("cpu", "cuda")} == {9}
@@ -47,6 +47,7 @@ def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
         ({"max_pixels": None}, "max_pixels|None"),
         ({"batch_pixels": True}, "batch_pixels"),
         ({"device": ""}, "device"),
+        ({"kernels": True}, "kernels|auto or plain"),
         ({"device": None}, "device"),
     ],
     ids=str,
@@ -59,7 +60,8 @@ def test_bad_settings_change_nothing(changes, words):
 def test_environment():
     show = "from deepsic_codec import config; print(config.get())"
     assert run_python(show, DEEPSIC_DEVICE="cuda:1", DEEPSIC_THREADS="3", DEEPSIC_BATCH_PIXELS=" 9 ").strip() == (
-        "Settings(device='cuda:1', batch_pixels=9, threads=3, precision='auto', max_pixels=536870912)"
+        "Settings(device='cuda:1', batch_pixels=9, threads=3, precision='auto', max_pixels=536870912, "
+        "kernels='auto')"
     )
     with pytest.raises(AssertionError, match="threads: expected an integer of at least 1, got 'many'"):
         run_python(show, DEEPSIC_THREADS="many")

@@ -477,7 +477,7 @@ def _limit() -> int:
     if device == "auto":  # not imported for this: with the first batch it will be there
         torch = sys.modules.get("torch")
         device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
-    return settings.get().pixels_per_call(device.split(":")[0])
+    return settings.get().pixels_per_batch(device.split(":")[0])
 
 
 ENCODER = Batcher(in_halves(run_encode), _limit)

@@ -100,6 +100,53 @@ class Tensors:
         return high.to(torch.int8), (values - (high << 7)).to(torch.int8)
 
     @staticmethod
+    def enter(
+        symbols: Tensor, companded: Tensor, linear: Tensor, magnitude: Tensor, rows: Tensor, start: int, most: int
+    ) -> None:
+        """Enter symbols (P,N), as :meth:`contexts` has them, at ``rows`` (P,) and from a channel on, in place."""
+        own = slice(start, start + symbols.shape[1])
+        linear[rows, own], magnitude[rows, own] = Tensors.contexts(symbols, companded, most)
+
+    @staticmethod
+    def move(
+        chosen: Tensor, exact: Tensor, predicted: tuple[Tensor, Tensor], flat: Tensor, start: int, saved: Tensor,
+        price: Tensor, quality: Tensor | int, levels: int, bits: int,
+    ) -> Tensor:  # fmt: skip
+        """Move symbols a step towards their mean where the bits that saves outweigh the error (``rdo.py``).
+
+        Parameters
+        ----------
+        chosen, exact : Tensor
+            Symbols int32 (rows,C), changed in place, and what they were rounded from, float32.
+        predicted : tuple of Tensor
+            Means int16, in so many ``levels`` a step, and scale indices uint8, (P,N).
+        flat : Tensor
+            int64 (P,), the rows that these are of.
+        start : int
+            The first of their channels.
+        saved, price : Tensor
+            int32 (indices, distances) and (100,C), in 2^-bits of a bit.
+        quality : Tensor or int
+            Whole qualities (P,), or that of all.
+
+        Returns
+        -------
+        Tensor
+            What the symbols are now, int32 (P,N).
+        """
+        means, indices = predicted
+        own = slice(start, start + means.shape[1])
+        latents, symbols = exact[flat, own], chosen[flat, own]
+        away = symbols * levels - means
+        error = torch.floor((symbols.float() - latents) * 2**bits + 0.5).to(torch.int32)
+        towards = -torch.sign(away)
+        worth = saved[indices.long(), away.abs().clamp(max=saved.shape[1] - 1)]
+        cost = (price[quality - 1][..., own] * ((1 << bits) + 2 * towards * error)) >> bits
+        symbols = (symbols + torch.where((worth > cost) & (away.abs() > levels // 2), towards, 0)).to(torch.int32)
+        chosen[:, own] = chosen[:, own].index_copy(0, flat, symbols)
+        return symbols
+
+    @staticmethod
     def pixels(linear: Sums, rest: Sums, grid: tuple[int, int, int], fine: bool) -> Tensor:
         """Images of what both branches of a synthesis give them.
 
@@ -135,6 +182,69 @@ class Sums(NamedTuple):
     total: Tensor
     bias: Tensor
     shift: Tensor
+
+
+class Residual(NamedTuple):
+    """Tensors of a residual block of c channels, as :meth:`Fused.block` takes them.
+
+    Attributes
+    ----------
+    taps, spatial_bias : Tensor
+        Of the 3x3 convolution, float32 (9,c) and (c,), in units of what it gives.
+    up, down : Tensor
+        int8 (hidden,c) and (c,hidden).
+    up_bias, up_shift, down_bias, down_shift : Tensor
+        int32; biases (hidden,), or one row for each quality.
+    bounds : tuple of int
+        What hidden values are clipped to.
+    """
+
+    taps: Tensor
+    spatial_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    up_shift: Tensor
+    down: Tensor
+    down_bias: Tensor
+    down_shift: Tensor
+    bounds: tuple[int, int]
+
+
+class Contexts(NamedTuple):
+    """Where a pass of the prior finds its features in (2,rows,C): magnitudes, then linear ones.
+
+    Attributes
+    ----------
+    kinds, offsets : Tensor
+        int32 and int64 (K,): 0 or 1, and the place less that of the row's first channel.
+    around : Tensor
+        int64 (n,): the same of the neighbours that predict directly, without their channels.
+    """
+
+    kinds: Tensor
+    offsets: Tensor
+    around: Tensor
+
+
+class PassTensors(NamedTuple):
+    """Tensors of a pass, as :meth:`Fused.predict` takes them; None where it has no such layer.
+
+    Matrices are int8 (outputs,inputs), all else int32; ``first_bias`` and ``out_bias`` have a row for
+    each quality, ``direct`` is (n,count).
+    """
+
+    first: Tensor | None
+    first_bias: Tensor | None
+    first_shift: Tensor | None
+    second: Tensor | None
+    second_bias: Tensor | None
+    second_shift: Tensor | None
+    out: Tensor | None
+    out_bias: Tensor
+    mean_shift: Tensor
+    index_shift: Tensor
+    direct: Tensor | None
+    direct_shift: Tensor | None
 
 
 def scatter(x: Tensor, edge: int) -> Tensor:
@@ -201,6 +311,14 @@ class Compiled:
         return mean, index
 
     @staticmethod
+    def enter(
+        symbols: Tensor, companded: Tensor, linear: Tensor, magnitude: Tensor, rows: Tensor, start: int, most: int
+    ) -> None:
+        """See :meth:`Tensors.enter`."""
+        own = slice(start, start + symbols.shape[1])
+        linear[rows, own], magnitude[rows, own] = Compiled.contexts(symbols, companded, most)
+
+    @staticmethod
     def dequantise(symbols: Tensor, steps: Tensor) -> Tensor:
         """See :meth:`Tensors.dequantise`."""
         out = torch.empty(symbols.shape, dtype=torch.int32)
@@ -221,11 +339,6 @@ class Compiled:
         out = torch.empty((n * h, 16, w * 48), dtype=torch.int16 if fine else torch.uint8)
         _shared(_pixels, linear.total.view(n * h, w, -1), *linear[1:], *rest, 0 if fine else fixed.PIXEL_BITS, out)
         return out.view(n, 16 * h, 16 * w, 3)
-
-
-def passes_on(device: torch.device | str) -> type[Tensors] | type[Compiled]:
-    """What is fastest there."""
-    return Compiled if torch.device(device).type == "cpu" else Tensors
 
 
 def _rows(bias: Tensor) -> Tensor:

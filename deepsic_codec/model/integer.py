@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model import fixed
-from deepsic_codec.model.epilogue import Sums, passes_on, scatter, shifted
+from deepsic_codec.model.epilogue import Residual, Sums, scatter, shifted
 from deepsic_codec.model.exact import Matrix, depthwise
 from deepsic_codec.model.networks import (
     STRIDE,
@@ -25,6 +25,7 @@ from deepsic_codec.model.networks import (
     SemanticHead,
     Synthesis,
 )
+from deepsic_codec.model.passes import fused_on, passes_on
 
 Tensors = Mapping[str, Tensor]
 #: Formats of the layers that are no part of a block.
@@ -37,6 +38,8 @@ BLOCK_FORMATS = {"spatial": fixed.SPATIAL, "up": fixed.UP, "down": fixed.DOWN}
 QUALITIES = 100
 #: Quality is given in hundredths.
 HUNDREDTHS = 100
+#: Channels of the largest blocks that there is a kernel for.
+FUSED_CHANNELS = 256
 
 
 class Layer:
@@ -133,7 +136,8 @@ class Blocks:
         self, tensors: Tensors, name: str, count: int, device: torch.device, conditioned: bool = False
     ) -> None:
         self.parts = []
-        self._passes = passes_on(device)
+        self._passes, self._fused = passes_on(device), fused_on(device)
+        self._residuals: list[Residual] = []
         for i in range(count):
             at = f"{name}.{i}"
             if tensors[f"{at}.up.bias"].ndim != 1 + conditioned:
@@ -146,10 +150,18 @@ class Blocks:
             bias = (tensors[f"{at}.spatial.bias"].float() * unit).to(device)
             up, down = (Layer(tensors, f"{at}.{n}", BLOCK_FORMATS[n], device) for n in ("up", "down"))
             self.parts.append((weight, bias, up, down))
+            if self._fused is not None and weight.shape[0] <= FUSED_CHANNELS:
+                taps = weight.flatten(1).t().contiguous()
+                matrices = (up.matrix.int8, up.bias, up.shift, down.matrix.int8, down.bias, down.shift)
+                self._residuals.append(Residual(taps, bias, *matrices, up.bounds))
 
     def __call__(self, stream: Tensor, quality: Tensor) -> Tensor:
-        """Stream (N,h,w,C), integers in float32, changed in place and returned; whole qualities (N,)."""
+        """Stream (N,h,w,C), integers in float32, which may be changed in place; whole qualities (N,)."""
         c = stream.shape[3]
+        for residual in self._residuals:
+            stream = self._fused.block(stream, residual, quality - 1 if residual.up_bias.ndim > 1 else None)
+        if self._residuals:
+            return stream
         rows = stream.view(-1, c)
         for weight, bias, up, down in self.parts:
             spatial = self._passes.read(_rows(depthwise(stream, weight, bias)), 0)

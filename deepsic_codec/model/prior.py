@@ -29,9 +29,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepsic_codec.model.epilogue import passes_on
+from deepsic_codec.model.epilogue import Contexts, PassTensors
 from deepsic_codec.model.exact import Matrix
 from deepsic_codec.model.networks import Architecture, QualityTable
+from deepsic_codec.model.passes import fused_on, passes_on
+from deepsic_codec.model.transfer import settle
 
 #: Range of the real-valued scale index; levels of the mean per unit.
 SCALES = 64
@@ -51,6 +53,8 @@ SCALE_BITS = 3
 #: Weights of the direct prediction are integers in units of 2^-DIRECT_BITS.
 DIRECT_BITS = 6
 MEAN_MAX = 32767
+#: Widths for which there is a kernel of a whole pass.
+FUSED_WIDTHS = (32, 64, 128)
 
 Offsets = tuple[tuple[int, int], ...]
 #: Means in eighths (P,count) int16 and scale indices in quarters (P,count) uint8 of every pass that has positions.
@@ -139,14 +143,16 @@ def compand(symbols: Tensor) -> Tensor:
 class Neighbours:
     """Features of the symbols (B,h,w,C) of a batch, gathered pass by pass.
 
-    ``linear`` and ``magnitude`` are (B (h+2) (w+2), C) with a border of zeros.
+    ``linear`` and ``magnitude`` are (B (h+2) (w+2), C) with a border of zeros, and parts of ``both``.
     """
 
     def __init__(self, linear: Tensor, magnitude: Tensor) -> None:
-        self.shape = linear.shape
-        self.linear, self.magnitude = (
-            F.pad(t, (0, 0, 1, 1, 1, 1)).reshape(-1, t.shape[3]) for t in (linear, magnitude)
-        )
+        self.shape = b, h, w, c = linear.shape
+        both = linear.new_zeros(2, b, h + 2, w + 2, c)
+        for kind, values in enumerate((magnitude, linear)):
+            both[kind, :, 1:-1, 1:-1] = values
+        self.both = both.view(2, -1, c)
+        self.magnitude, self.linear = self.both
 
     def rows(self, step: Pass) -> tuple[Tensor, Tensor, Tensor]:
         """Padded rows (P,), unpadded rows (P,) and image numbers (P,) of a pass."""
@@ -180,7 +186,9 @@ def _rows(step: Pass, b: int, h: int, w: int, device: torch.device, inference: b
     image = torch.arange(b, device=device)[:, None]
     padded = image * ((h + 2) * (w + 2)) + (ys + 1) * (w + 2) + xs + 1
     flat = image * (h * w) + ys * w + xs
-    return padded.reshape(-1), flat.reshape(-1), image.expand(b, len(ys)).reshape(-1)
+    found = padded.reshape(-1), flat.reshape(-1), image.expand(b, len(ys)).reshape(-1)
+    settle(device)
+    return found
 
 
 def input_count(step: Pass) -> int:
@@ -436,13 +444,16 @@ class IntegerPrior:
         self.steps = schedule(arch.prior_groups, arch.prior_detail)
         self.latents = arch.latents
         self.device = device
-        self._contexts = passes_on(device)
+        #: How this device does what stands between products.
+        self.passes = passes_on(device)
+        self._fused = fused_on(device) if arch.prior_width in FUSED_WIDTHS else None
         self._passes = []
         for i in range(len(self.steps)):
             self._passes.append({k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)})
         self._check_shapes(arch.prior_width, tensors["compand"])
         _check_sums(tensors)
         self._passes = [self._prepared(found) for found in self._passes]
+        self._tensors = [] if self._fused is None else [_tensors(found) for found in self._passes]
         #: Companded magnitudes of symbols, int8 (32769,).
         self.companded = tensors["compand"].to(device=device, dtype=torch.int8)
         #: Logistic scales that the indices were trained to mean; for estimates, not for decoding.
@@ -516,7 +527,7 @@ class IntegerPrior:
 
     def neighbours(self, symbols: Tensor) -> Neighbours:
         """Features, int8, of symbols (B,h,w,C)."""
-        features = self._contexts.contexts(symbols.reshape(-1, symbols.shape[-1]), self.companded, LINEAR_MAX)
+        features = self.passes.contexts(symbols.reshape(-1, symbols.shape[-1]), self.companded, LINEAR_MAX)
         linear, magnitude = (t.view(symbols.shape) for t in features)
         return Neighbours(linear, magnitude)
 
@@ -527,10 +538,8 @@ class IntegerPrior:
 
     def update(self, neighbours: Neighbours, step: Pass, rows: Tensor, symbols: Tensor) -> None:
         """Enter the symbols (P,count) of a decoded pass."""
-        own = slice(step.start, step.start + step.count)
-        neighbours.linear[rows, own], neighbours.magnitude[rows, own] = self._contexts.contexts(
-            symbols, self.companded, LINEAR_MAX
-        )
+        seen = neighbours.linear, neighbours.magnitude
+        self.passes.enter(symbols, self.companded, *seen, rows, step.start, LINEAR_MAX)
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         """One pass: means in eighths (P,count) int16 and scale indices in quarters (P,count) uint8.
@@ -538,12 +547,17 @@ class IntegerPrior:
         ``quality`` (P,) holds the rounded quality 1..100 of each row, or is that of all.
         """
         step, p = self.steps[number], self._passes[number]
+        if self._fused is not None:
+            at = _places(step, neighbours.shape[2] + 2, self.latents, neighbours.both.device)
+            own = step.start, step.count
+            bounds = MEAN_MAX, INDEX_MAX
+            return self._fused.predict(neighbours.both, rows, own, at, self._tensors[number], quality, *bounds)  # type: ignore[no-any-return]
         x, direct = neighbours.gather(step, rows)
         which = quality - 1
         if x is not None:
             most = -HIDDEN_OFFSET, HIDDEN_MAX - HIDDEN_OFFSET
-            h = self._contexts.narrow(p["first"].of(x), p["first_bias"][which], p["first_shift"], *most)
-            h = self._contexts.narrow(p["second"].of(h), p["second_bias"], p["second_shift"], *most)
+            h = self.passes.narrow(p["first"].of(x), p["first_bias"][which], p["first_shift"], *most)
+            h = self.passes.narrow(p["second"].of(h), p["second_bias"], p["second_shift"], *most)
             out = p["out"].of(h)
         else:
             out = torch.zeros(len(rows), 2 * step.count, dtype=torch.int32, device=self.device)
@@ -551,7 +565,30 @@ class IntegerPrior:
             own = (direct.to(torch.int32) * p["direct"]).sum(1, dtype=torch.int32)
             out[:, : step.count] += own << (p["out_shift"][: step.count] - (DIRECT_BITS - HIDDEN_BITS))
         shifts = p["mean_shift"], p["index_shift"]
-        return self._contexts.expected(out, p["out_bias"][which], *shifts, MEAN_MAX, INDEX_MAX)
+        return self.passes.expected(out, p["out_bias"][which], *shifts, MEAN_MAX, INDEX_MAX)
+
+
+def _tensors(found: dict[str, Any]) -> PassTensors:
+    """Those of a pass, as a kernel takes them."""
+    part = {k: v.int8 if isinstance(v, Matrix) else v for k, v in found.items()}
+    if "direct" in part:
+        count = part["direct"].shape[1]
+        part["direct_shift"] = part["out_shift"][:count] - (DIRECT_BITS - HIDDEN_BITS)
+    return PassTensors(*(None if name not in part else part[name].contiguous() for name in PassTensors._fields))
+
+
+@lru_cache(maxsize=256)
+def _places(step: Pass, pitch: int, latents: int, device: torch.device) -> Contexts:
+    """Where a pass finds its features, with so many symbols from one row to the next."""
+    names = input_names(step)
+    with torch.inference_mode(False):
+        kinds = torch.tensor([int(kind == "linear") for kind, *_ in names], dtype=torch.int32)
+        offsets = torch.tensor([(dy * pitch + dx) * latents + c for _, dy, dx, c in names], dtype=torch.int64)
+        own = [(dy * pitch + dx) * latents for dy, dx in step.offsets] if step.signed else []
+        around = torch.tensor(own, dtype=torch.int64)
+    found = Contexts(*(t.to(device) for t in (kinds, offsets, around)))
+    settle(device)
+    return found
 
 
 def _check_sums(tensors: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from deepsic_codec.model.epilogue import Compiled
 from deepsic_codec.model.fixed import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.networks import step_lambda
 from deepsic_codec.model.prior import (
@@ -118,7 +119,7 @@ def quantise(
     if tables is None or not prior.optimised:
         return nearest, None
     found = Symbols(scaled.flatten(0, 2), nearest.flatten(0, 2), prior.neighbours(nearest))
-    move = _move_compiled if _compiled(scaled.device) else _move_tensors
+    move = _move_compiled if prior.passes is Compiled else _move_there
     predictions: Predictions = []
     for number, step, padded, flat, image in passes(prior, found.neighbours):
         which = quality if isinstance(quality, int) else quality[image]
@@ -146,27 +147,17 @@ class Symbols:
     neighbours: Neighbours
 
 
-def _compiled(device: torch.device) -> bool:
-    """Whether a compiled loop moves symbols there, and not tensors."""
-    return device.type == "cpu"
-
-
-def _move_tensors(
+def _move_there(
     prior: IntegerPrior, tables: RdoTables, found: Symbols, step: Pass, rows: tuple[Tensor, Tensor],
     predicted: tuple[Tensor, Tensor], quality: Tensor | int,
 ) -> None:  # fmt: skip
     """Move the symbols of a pass at padded and plain ``rows``; nothing makes a GPU wait for the host."""
-    (padded, flat), (means, indices) = rows, predicted
-    own = slice(step.start, step.start + step.count)
-    latents, symbols = found.latents[flat, own], found.chosen[flat, own]
-    away = symbols * MEAN_LEVELS - means
-    error = torch.floor((symbols.float() - latents) * 2**BITS + 0.5).to(torch.int32)
-    towards = -torch.sign(away)
-    saved = tables.saved[indices.long(), away.abs().clamp(max=DISTANCES - 1)]
-    cost = (tables.price[quality - 1][..., own] * ((1 << BITS) + 2 * towards * error)) >> BITS
-    symbols = symbols + torch.where((saved > cost) & (away.abs() > MEAN_LEVELS // 2), towards, 0)
-    found.chosen[:, own] = found.chosen[:, own].index_copy(0, flat, symbols.to(torch.int32))
-    prior.update(found.neighbours, step, padded, symbols)
+    passes: Any = prior.passes
+    symbols = passes.move(
+        found.chosen, found.latents, predicted, rows[1], step.start, tables.saved, tables.price, quality, MEAN_LEVELS,
+        BITS,
+    )  # fmt: skip
+    prior.update(found.neighbours, step, rows[0], symbols)
 
 
 def _move_compiled(

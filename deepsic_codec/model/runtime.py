@@ -7,7 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -26,7 +26,7 @@ from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
 from deepsic_codec.model.prior import Predictions
 from deepsic_codec.model.rdo import RdoTables, quantise
 from deepsic_codec.model.refine import ROUNDS, Refiner
-from deepsic_codec.model.transfer import behind, fetch, upload
+from deepsic_codec.model.transfer import before_others, behind, fetch, join, settle, upload
 from deepsic_codec.model.transforms import (
     PRIOR,
     RDO,
@@ -51,6 +51,9 @@ CACHED_PIXELS = 1 << 18
 #: The same for threads that work beside each other, which get in each other's way at every step; and what they take at
 #: a time.
 SPREAD_PIXELS, SHARED_PIXELS = 1 << 19, 1 << 21
+
+#: On a GPU a batch is gone through in so many parts, if each has at least so many pixels.
+PARTS, PART_PIXELS = 4, 1 << 21
 
 Shape = tuple[int, int, int]
 Result = TypeVar("Result")
@@ -115,6 +118,8 @@ class Runtime:
         self._refining = threading.Lock()
         # batches, or parts of one, begun before another is waited for; a CPU that works on two is not faster
         self._lag = 0 if self.device.type == "cpu" else 1
+        self._decoders = ThreadPoolExecutor(2, "deepsic-decoder") if self._lag else None
+        settle(self.device)
 
     def _rdo_tables(self, arrays: Arrays) -> RdoTables | None:
         """Tables of the optimised quantiser, if the model has any."""
@@ -148,10 +153,13 @@ class Runtime:
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
 
         def start(group: list[int]) -> Callable[[], list[Encoded]]:
-            joined: Any = np.concatenate([images[i] for i in group])
-            s = len(images[group[0]])
+            s, h, w, _ = images[group[0]].shape
+            # repeating the edge costs fewer bits than a hard edge would
+            joined = join([images[i] for i in group], STRIDE, self.device)
             quality = [qualities[i] for i in group]
-            symbols, predictions, cells = self._start_analysis(joined, np.repeat(quality, s), labels, effort[group[0]])
+            symbols, predictions, cells = self._start_analysis(
+                joined, np.repeat(quality, s), labels, effort[group[0]], (h, w)
+            )
             with torch.inference_mode():
                 streams = start_encoding(
                     self._prior, self._tables, symbols, len(group), quality, self._coders, predictions=predictions
@@ -185,15 +193,21 @@ class Runtime:
             If a stream cannot be decoded.
         """
 
-        def start(group: list[int]) -> Callable[[], list[Pixels]]:
+        def begin(group: list[int]) -> Callable[[], list[Pixels]]:
             s, h, w = shapes[group[0]]
             quality = [qualities[i] for i in group]
             symbols = np.concatenate(self._symbols([features[i] for i in group], shapes[group[0]], quality))
             pixels = self._start_synthesis(symbols, np.repeat(quality, s), h, w, wanted[group[0]])
             return lambda: np.split(pixels(), len(group))
 
+        def start(group: list[int]) -> Callable[[], list[Pixels]]:
+            # prior and coder wait for one another a dozen times: meanwhile those of the next group are at work
+            begun = _submitted(self._decoders, begin, group)
+            return lambda: begun()()
+
         wanted = [False] * len(shapes) if fine is None else list(fine)
-        return self._grouped([(*shape, f) for shape, f in zip(shapes, wanted, strict=True)], start)
+        groups = [(*shape, f) for shape, f in zip(shapes, wanted, strict=True)]
+        return self._grouped(groups, begin if self._decoders is None else start, lag=2 * self._lag)
 
     def decode_symbols(
         self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
@@ -220,10 +234,12 @@ class Runtime:
 
         return self._grouped(shapes, start)
 
-    def _grouped(self, shapes: Sequence[Any], start: Callable[[list[int]], Callable[[], list[Result]]]) -> list[Result]:
+    def _grouped(
+        self, shapes: Sequence[Any], start: Callable[[list[int]], Callable[[], list[Result]]], lag: int | None = None
+    ) -> list[Result]:
         """Results in order from groups of equal shape, none much larger than the batch limit.
 
-        ``start`` begins a group, and what it returns waits for its results.
+        ``start`` begins a group, and what it returns waits for its results; ``lag`` further ones are begun before.
         """
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, shape in enumerate(shapes):
@@ -236,12 +252,16 @@ class Runtime:
                     yield members[k : k + size]
 
         limit, threads = config.get().pixels_per_call(self.device.type), self._threads()
+        if self._lag:  # parts, so that one is entropy-coded while the device has another
+            whole = sum(s * h * w for s, h, w, *_ in shapes)
+            limit = min(limit, max(PART_PIXELS, -(-whole // PARTS)))
         small = list(parts(min(SHARED_PIXELS, limit // threads), threads)) if threads > 1 else []
         if len(small) >= threads > 1:
             with self._networks:
                 found = self._team(threads).run([lambda part=part: start(part)() for part in small])  # type: ignore[misc]
             return _in_order(zip(small, found, strict=True), len(shapes))
-        return _in_order(behind(((part, start(part)) for part in parts(limit)), self._lag), len(shapes))
+        begun = ((part, start(part)) for part in parts(limit))
+        return _in_order(behind(begun, self._lag if lag is None else lag), len(shapes))
 
     def _threads(self) -> int:
         """How many threads may share out a batch: those of a CPU, unless this is one of them."""
@@ -282,13 +302,14 @@ class Runtime:
         self, images: Pixels, quality: NDArray[np.float64], labels: bool, effort: int = DEFAULT_EFFORT
     ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
         """(N,H,W,3) -> symbols (N,h,w,C) and cell scores."""
-        symbols, _, cells = self._start_analysis(images, quality, labels, effort)
+        joined = join([images], STRIDE, self.device)
+        symbols, _, cells = self._start_analysis(joined, quality, labels, effort, images.shape[1:3])
         return fetch(symbols)(), cells() if labels else None
 
     def _start_analysis(
-        self, images: Pixels, quality: NDArray[np.float64], labels: bool, effort: int
+        self, images: Tensor, quality: NDArray[np.float64], labels: bool, effort: int, size: tuple[int, int]
     ) -> tuple[Tensor, Predictions | None, Callable[[], NDArray[np.uint8]]]:
-        """Images (N,H,W,3) -> symbols.
+        """Images (N,H,W,3), brought up to whole latents from this size -> symbols.
 
         Returns
         -------
@@ -312,7 +333,8 @@ class Runtime:
                 chosen, known = quantise(self._prior, self._rdo if effort else None, scaled, same)
                 if effort in ROUNDS and self._rdo is not None and isinstance(self._transforms, IntegerTransforms):
                     steps = self._transforms.steps(quality[part])
-                    chosen = self._refiner().refine(grey_levels(images[part]), chosen, steps, whole, ROUNDS[effort])
+                    pixels = grey_levels(images[part, : size[0], : size[1]])
+                    chosen = self._refiner().refine(pixels, chosen, steps, whole, ROUNDS[effort])
                     known = None
                 symbols.append(chosen.to(torch.int16))
                 predictions.append(known)
@@ -336,7 +358,7 @@ class Runtime:
     def _symbols(self, features: list[bytes], shape: Shape, quality: list[float]) -> list[NDArray[np.int16]]:
         s, h, w = shape
         grid = -(-h // STRIDE), -(-w // STRIDE)
-        with torch.inference_mode():
+        with torch.inference_mode(), before_others(self.device):
             return decode_symbols(self._prior, self._tables, features, s, grid, quality, self._coders)
 
     def _synthesise(
@@ -388,6 +410,15 @@ def _in_order(found: Iterable[tuple[list[int], list[Result]]], count: int) -> li
     return [out[i] for i in range(count)]
 
 
+def _submitted(pool: ThreadPoolExecutor | None, function: Callable[..., Result], *given: Any) -> Callable[[], Result]:
+    """Begin a call on a thread of a pool; what is returned gives its result. At once, if the interpreter is ending."""
+    if pool is not None:
+        with suppress(RuntimeError):
+            return pool.submit(function, *given).result
+    found = function(*given)
+    return lambda: found
+
+
 def _joined(parts: list[Predictions | None]) -> Predictions | None:
     """Predictions of parts of a batch, pass by pass; None unless all are known."""
     known = [part for part in parts if part is not None]
@@ -416,7 +447,8 @@ def get_runtime(info: ModelInfo) -> Runtime:
     device = config.get().device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    key = (info.decoder, info.head, info.encoder, device)  # one decoder and head may have several encoders
+    # one decoder and head may have several encoders
+    key = (info.decoder, info.head, info.encoder, device, config.get().kernels)
     with _loading:
         if key not in _loaded:
             _loaded[key] = Runtime(info, device)

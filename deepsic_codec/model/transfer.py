@@ -6,11 +6,14 @@ way they took.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,6 +40,23 @@ def upload(values: NDArray[Any] | Tensor, device: torch.device | str) -> Tensor:
     return moved
 
 
+def join(images: Sequence[NDArray[Any]], multiple: int, device: torch.device | str) -> Tensor:
+    """Images (S,H,W,C) one after the other in memory that is fast to copy to a device from.
+
+    Height and width are brought up to multiples of a number by repeating the last row and column.
+    """
+    s, h, w, c = images[0].shape
+    shape = s * len(images), h + -h % multiple, w + -w % multiple, c
+    kind = torch.from_numpy(np.empty(0, images[0].dtype)).dtype
+    joined = torch.empty(shape, dtype=kind, pin_memory=torch.device(device).type == "cuda")
+    pixels = joined.numpy()
+    for k, image in enumerate(images):
+        pixels[k * s : (k + 1) * s, :h, :w] = image
+    pixels[:, :h, w:] = pixels[:, :h, w - 1 : w]
+    pixels[:, h:] = pixels[:, h - 1 : h]
+    return joined
+
+
 def fetch(tensor: Tensor) -> Callable[[], NDArray[Any]]:
     """Begin to copy a tensor to the host; what is returned waits for it, from any thread, and gives the array."""
     if tensor.device.type != "cuda":
@@ -55,15 +75,48 @@ def fetch(tensor: Tensor) -> Callable[[], NDArray[Any]]:
 
 
 def behind(started: Iterable[tuple[Key, Callable[[], Result]]], lag: int) -> Iterator[tuple[Key, Result]]:
-    """Finish, in order, what was started: each only when ``lag`` further ones have been started, or all."""
+    """Finish, in order, what was started: each only when ``lag`` further ones have been started, or all.
+
+    Where one fails, the others are waited for: what they hold of the device's memory is free then.
+    """
     waiting: deque[tuple[Key, Callable[[], Result]]] = deque()
-    for item in started:
-        waiting.append(item)
-        if len(waiting) > lag:
+    try:
+        for item in started:
+            waiting.append(item)
+            if len(waiting) > lag:
+                key, finish = waiting.popleft()
+                yield key, finish()
+        while waiting:
             key, finish = waiting.popleft()
             yield key, finish()
-    for key, finish in waiting:
-        yield key, finish()
+    except Exception:
+        for _, finish in waiting:
+            with suppress(Exception):
+                finish()
+        raise
+
+
+def before_others(device: torch.device | str) -> AbstractContextManager[Any]:
+    """Let this thread's work on CUDA go before what other streams are at; elsewhere nothing.
+
+    For many small pieces of work whose results somebody waits for, beside large ones.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return nullcontext()
+    streams: dict[torch.device, torch.cuda.Stream] = _own.__dict__.setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device, priority=-1)
+    return torch.cuda.stream(streams[device])
+
+
+def settle(device: torch.device | str) -> None:
+    """Wait until what this thread has queued is done, so that other streams may use it without further ado."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+_own = threading.local()
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from deepsic_codec.model.integer import (
     dequantise,
     in_steps,
 )
-from deepsic_codec.model.networks import STRIDE, Architecture
+from deepsic_codec.model.networks import Architecture
 from deepsic_codec.model.transfer import upload
 
 #: Units per grey level of images in int16.
@@ -63,8 +62,8 @@ class Transforms(Protocol):
     #: Whether equal payloads give equal pixels on every machine.
     exact: bool
 
-    def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
-        """Images (N,H,W,3) at qualities (N,)."""
+    def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
+        """Images uint8 or int16 (N,H,W,3), of whole latents, at qualities (N,)."""
 
     def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
         """Symbols (N,h,w,C) -> uint8 (N,16h,16w,3), or int16 in 64ths of a grey level."""
@@ -91,12 +90,10 @@ class IntegerTransforms:
         self._gains = IntegerGains(tensors(GAINS), torch.device("cpu"))
         self._head = IntegerHead(arch, tensors(HEAD), device)
 
-    def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
+    def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
         """See :class:`Transforms`."""
         whole, steps = self._qualities(quality)
-        # replicating costs fewer bits than a hard edge would
-        padding = (0, 0), (0, -images.shape[1] % STRIDE), (0, -images.shape[2] % STRIDE), (0, 0)
-        x = upload(np.pad(images, padding, mode="edge"), self.device)
+        x = upload(images, self.device)
         rest = None
         if x.dtype == torch.int16:
             grey = (x + FINE // 2) >> fixed.PIXEL_BITS
@@ -149,13 +146,11 @@ class FloatTransforms(nn.Module):
         self.requires_grad_(False).eval().to(device)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def analyse(self, images: Pixels, quality: NDArray[np.float64]) -> Analysed:
+    def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
         """See :class:`Transforms`."""
         q = self._quality(quality)
         x = upload(images, self.device).permute(0, 3, 1, 2).float()
-        x = x / FINE if images.dtype == np.int16 else x
-        # replicating costs fewer bits than a hard edge would
-        x = F.pad(x, (0, -x.shape[3] % STRIDE, 0, -x.shape[2] % STRIDE), mode="replicate")
+        x = x / FINE if images.dtype == torch.int16 else x
         with torch.autocast(self.device.type, torch.bfloat16, enabled=analyses_in_bfloat16(self.device)):
             y = self.analysis(x, q).float()
         gain = self.gains(q)
@@ -201,9 +196,9 @@ def _bfloat16(device: torch.device, test: str) -> bool:
     return wanted == "bfloat16"
 
 
-def grey_levels(images: Pixels) -> Tensor:
+def grey_levels(images: Tensor) -> Tensor:
     """Images as the codec has them -> grey levels, float32."""
-    return torch.from_numpy(images).float() / (FINE if images.dtype == np.int16 else 1)
+    return images.float() / (FINE if images.dtype == torch.int16 else 1)
 
 
 def whole_qualities(quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:

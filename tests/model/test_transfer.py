@@ -1,6 +1,7 @@
 """Copies to and from a device: nothing is waited for too early, and nothing is copied on a CPU."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from deepsic_codec import config
+from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model import coding, transfer
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.runtime import Runtime
@@ -59,6 +61,47 @@ def test_working_ahead_changes_nothing(runtime, monkeypatch, lag):
         monkeypatch.setattr(runtime, "_lag", 0)
         plain = runtime.decode([one.features for one in found], shapes, qualities)
     assert all(np.array_equal(a, b) for a, b in zip(ahead, plain, strict=True))
+
+
+def test_two_groups_are_decoded_beside_each_other(runtime, monkeypatch):
+    images, qualities = crops(5), [50.0, 50.0, 20.0, 90.0, 50.0]
+    shapes = [image.shape[:3] for image in images]
+    streams = [one.features for one in runtime.encode(images, qualities)]
+    wanted = runtime.decode(streams, shapes, qualities)
+    monkeypatch.setattr(runtime, "_lag", 1)
+    with ThreadPoolExecutor(2) as pool, config.set(batch_pixels=64 * 80, threads=1):
+        monkeypatch.setattr(runtime, "_decoders", pool)
+        found = runtime.decode(streams, shapes, qualities)
+        with pytest.raises(CorruptPayload):
+            runtime.decode([*streams[:3], streams[3] + b"12345678", streams[4]], shapes, qualities)
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+    again = runtime.decode(streams, shapes, qualities)  # no new work is taken: the interpreter is ending
+    assert all(np.array_equal(a, b) for a, b in zip(again, wanted, strict=True))
+
+
+def test_where_one_fails_the_others_are_waited_for():
+    log = []
+
+    def fails():
+        raise MemoryError("no more of it")
+
+    def begun():
+        yield 0, fails
+        yield 1, lambda: log.append(1)
+        yield 2, fails
+
+    with pytest.raises(MemoryError):
+        list(transfer.behind(begun(), 1))
+    assert log == [1]
+
+
+def test_images_are_joined_and_brought_up_to_whole_latents_by_their_edges():
+    images = [np.random.default_rng(i).integers(0, 256, (2, 5, 7, 3), np.uint8) for i in range(3)]
+    joined = transfer.join(images, 4, "cpu")
+    padded = np.pad(np.concatenate(images), ((0, 0), (0, 3), (0, 1), (0, 0)), mode="edge")
+    assert joined.dtype == torch.uint8 and np.array_equal(joined.numpy(), padded)
+    whole = transfer.join([images[0][:, :4, :4].astype(np.int16)], 4, "cpu")
+    assert whole.dtype == torch.int16 and np.array_equal(whole.numpy(), images[0][:, :4, :4])
 
 
 def test_many_pieces_of_one_chunk_are_put_together_in_order(runtime, monkeypatch):
