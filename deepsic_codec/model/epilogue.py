@@ -315,8 +315,7 @@ class Compiled:
         symbols: Tensor, companded: Tensor, linear: Tensor, magnitude: Tensor, rows: Tensor, start: int, most: int
     ) -> None:
         """See :meth:`Tensors.enter`."""
-        own = slice(start, start + symbols.shape[1])
-        linear[rows, own], magnitude[rows, own] = Compiled.contexts(symbols, companded, most)
+        _shared(_enter, symbols, companded, rows, start, most, linear, magnitude)
 
     @staticmethod
     def dequantise(symbols: Tensor, steps: Tensor) -> Tensor:
@@ -422,6 +421,16 @@ def _modulate(first, last, total, bias, shift, most, scale, offset, per, out):  
 def _contexts(first, last, symbols, companded, most, linear, magnitude):  # type: ignore[no-untyped-def]
     for p in range(first, last):
         s, x, m = symbols[p], linear[p], magnitude[p]
+        for c in range(s.size):
+            value = int32(s[c])
+            x[c] = min(max(value, -most), most)
+            m[c] = companded[abs(value)]
+
+
+@njit(nogil=True, cache=True)
+def _enter(first, last, symbols, companded, rows, start, most, linear, magnitude):  # type: ignore[no-untyped-def]
+    for p in range(first, last):
+        s, x, m = symbols[p], linear[rows[p], start:], magnitude[rows[p], start:]
         for c in range(s.size):
             value = int32(s[c])
             x[c] = min(max(value, -most), most)

@@ -102,6 +102,20 @@ def test_rows_are_done_once_also_while_the_interpreter_ends(monkeypatch):
     assert (done == 2).all()
 
 
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_symbols_of_a_pass_are_entered_where_they_belong(threads, kind):
+    g = torch.Generator().manual_seed(5)
+    symbols, places = drawn(g, -32767, 32767, 70, 9, dtype=kind), torch.randperm(300, generator=g)[:70]
+    companded = torch.arange(32769).div(270, rounding_mode="floor").to(torch.int8)
+    before = drawn(g, -128, 127, 2, 300, 16, dtype=torch.int8)
+    found = [before.clone() for _ in range(2)]
+    for form, (linear, magnitude) in zip((Tensors, Compiled), found, strict=True):
+        form.enter(symbols, companded, linear, magnitude, places, 4, 127)
+    assert torch.equal(*found)
+    changed = (found[0] != before).any(0)
+    assert not changed[:, :4].any() and not changed[:, 13:].any() and changed.any(1).sum() == 70
+
+
 def test_other_devices_get_tensors(monkeypatch):
     monkeypatch.setattr(passes, "_fused", lambda device: None)
     assert passes.passes_on("cpu") is Compiled and passes.passes_on(torch.device("cuda", 0)) is Tensors
