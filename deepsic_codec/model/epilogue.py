@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import int32, njit
+from numba import int32
 from torch import Tensor
 
 from deepsic_codec.model import fixed
+from deepsic_codec.payload.compiled import kernel
 
 #: Values below which another thread is not worth waking.
 SHARED = 1 << 18
@@ -377,7 +378,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
 # Sums of 32 bits: numba computes in 64 unless told that the upper ones are not wanted, at half the speed.
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _narrow(first, last, total, bias, per, shift, low, high, out):  # type: ignore[no-untyped-def]
     low_, high_ = int32(low), int32(high)
     for p in range(first, last):
@@ -386,7 +387,7 @@ def _narrow(first, last, total, bias, per, shift, low, high, out):  # type: igno
             o[c] = min(max(int32(int32(t[c] + b[c]) >> int32(shift[c] & 31)), low_), high_)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _add(first, last, total, bias, shift, stream):  # type: ignore[no-untyped-def]
     most = np.float32(fixed.STREAM_MAX)
     for p in range(first, last):
@@ -396,7 +397,7 @@ def _add(first, last, total, bias, shift, stream):  # type: ignore[no-untyped-de
             s[c] = min(max(moved, -most), most)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _read(first, last, values, unit, half, out):  # type: ignore[no-untyped-def]
     low, high = np.float32(fixed.READ_LOW), np.float32(fixed.READ_HIGH)
     for p in range(first, last):
@@ -405,7 +406,7 @@ def _read(first, last, values, unit, half, out):  # type: ignore[no-untyped-def]
             o[c] = np.int8(min(max(np.floor(v[c] * unit + half), low), high))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _modulate(first, last, total, bias, shift, most, scale, offset, per, out):  # type: ignore[no-untyped-def]
     low, high = int32(-most), int32(most)
     end, unit = np.float32(fixed.STREAM_MAX), np.float32(2.0**-fixed.MODULATION_BITS)
@@ -417,7 +418,7 @@ def _modulate(first, last, total, bias, shift, most, scale, offset, per, out):  
             o[c] = min(max(np.floor((np.float32(value) * s[c] + f[c]) * unit), -end), end)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _contexts(first, last, symbols, companded, most, linear, magnitude):  # type: ignore[no-untyped-def]
     for p in range(first, last):
         s, x, m = symbols[p], linear[p], magnitude[p]
@@ -427,7 +428,7 @@ def _contexts(first, last, symbols, companded, most, linear, magnitude):  # type
             m[c] = companded[abs(value)]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _enter(first, last, symbols, companded, rows, start, most, linear, magnitude):  # type: ignore[no-untyped-def]
     for p in range(first, last):
         s, x, m = symbols[p], linear[rows[p], start:], magnitude[rows[p], start:]
@@ -437,7 +438,7 @@ def _enter(first, last, symbols, companded, rows, start, most, linear, magnitude
             m[c] = companded[abs(value)]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _expected(first, last, total, bias, per, shift, mean_max, index_max, mean, index):  # type: ignore[no-untyped-def]
     end, most, middle = int32(mean_max), int32(index_max), int32((index_max + 4) // 2)
     for p in range(first, last):
@@ -450,7 +451,7 @@ def _expected(first, last, total, bias, per, shift, mean_max, index_max, mean, i
             k[c] = min(max(value, int32(0)), most)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _dequantise(first, last, symbols, steps, per, out):  # type: ignore[no-untyped-def]
     end, half, most = int32(fixed.WIDE_MAX), 1 << (fixed.STEP_BITS - 1), 1 << (14 + fixed.STEP_BITS)
     for p in range(first, last):
@@ -460,7 +461,7 @@ def _dequantise(first, last, symbols, steps, per, out):  # type: ignore[no-untyp
             o[c] = min(max(int32(int32(product + half) >> fixed.STEP_BITS), -end), end)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _digits(first, last, values, unit, high, low):  # type: ignore[no-untyped-def]
     end = np.float32(fixed.WIDE_MAX)
     for p in range(first, last):
@@ -473,7 +474,7 @@ def _digits(first, last, values, unit, high, low):  # type: ignore[no-untyped-de
             k[c] = value - int32(digit << 7)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _pixels(first, last, linear, bias, shift, rest, rest_bias, rest_shift, bits, out):  # type: ignore[no-untyped-def]
     most, half = int32(fixed.PIXEL_MAX), int32(128 << fixed.PIXEL_BITS)
     top, more = int32(255 << fixed.PIXEL_BITS), int32((1 << bits) >> 1)

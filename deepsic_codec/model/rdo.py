@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from deepsic_codec.model.epilogue import Compiled
@@ -32,6 +31,7 @@ from deepsic_codec.model.prior import (
     passes,
     scale_of,
 )
+from deepsic_codec.payload.compiled import kernel
 
 #: Weight of the distortion against lambda of the nominal step, by quality. Moved symbols also tell later ones less;
 #: 1.2 to 2.5 were tried on photographs.
@@ -172,7 +172,7 @@ def _move_compiled(
     _move(*given)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _move(  # type: ignore[no-untyped-def]
     chosen, latents, linear, magnitude, compand, padded, flat, means, indices, saved, price, quality, start
 ):

@@ -24,6 +24,7 @@ from deepsic_codec.payload.bits import (
     finish_encoding,
     read_first,
 )
+from deepsic_codec.payload.compiled import kernel
 from deepsic_codec.payload.tables import (
     ESCAPE_BITS,
     FRACTIONS,
@@ -140,148 +141,145 @@ def _single(decoding, bit, a, limit, contexts, low, high, value, position, data)
     return bit, low, high, value, position
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _code_pass(  # type: ignore[no-untyped-def]
     decoding, source, symbols, ys, xs, start, count, second, means, indices, levels, contexts, weights, low_bits, limit,
-    rate, single, offsets, state, data, out,
+    rate, single, offsets, state, data, out, near, row,
 ):  # fmt: skip
-    """Code one pass of one group over all slices; returns (status, data).
+    """Code one pass of one group over all slices, from a row of ``means`` on; returns the row that is next, or -1.
 
     ``symbols`` (S,h+2,w+2,C) has a border of zeros and is filled symbol by symbol in both
     directions, so that contexts never see what a decoder does not have yet; an encoder
     takes the symbols from ``source`` (S,h,w,C), and a decoder copies them to ``out``
     (P,count).  ``means`` (P,count) holds means in eighths and ``indices`` (P,count) scale
     indices, whose levels are in ``levels`` (256,), rows in the order of slices and then
-    positions.  Status 0: done, 1: the stream holds an impossible symbol.
+    positions.  It stops early where the output has no room for all that a row can need; -1:
+    the stream holds an impossible symbol.  ``near`` (count,) is for the function's own use.
     """
     low, high, value, position = state[0], state[1], state[2], state[3]
     zero_scale, zero_channel, zero_previous, sign_at = offsets[:4]
     unary_scale, unary_near, unary_channel, low_at, escape_at = offsets[4:]
-    near = np.empty(count, np.int32)
     latents = symbols.shape[3]
     end = start + count
-    row = 0
-    for s in range(symbols.shape[0]):
-        for n in range(ys.size):
-            y, x = ys[n] + 1, xs[n] + 1
-            if not decoding and position + count * SYMBOL_BYTES > data.size:
-                grown = np.empty(2 * data.size + count * SYMBOL_BYTES, np.uint8)
-                grown[:position] = data[:position]
-                data = grown
-            # plain one-dimensional slices let the compiler turn this loop into vector code
-            up, mid, down = symbols[s, y - 1], symbols[s, y], symbols[s, y + 1]
-            nw, no, ne = up[x - 1, start:end], up[x, start:end], up[x + 1, start:end]
-            we, here, ea = mid[x - 1, start:end], mid[x, start:end], mid[x + 1, start:end]
-            sw, so, se = down[x - 1, start:end], down[x, start:end], down[x + 1, start:end]
-            wanted, mean_row, index_row = source[s, ys[n], xs[n], start:end], means[row], indices[row]
-            for c in range(count):
-                sides = abs(np.int32(we[c])) + abs(np.int32(ea[c])) + abs(np.int32(no[c])) + abs(np.int32(so[c]))
-                corners = abs(np.int32(nw[c])) + abs(np.int32(ne[c])) + abs(np.int32(sw[c])) + abs(np.int32(se[c]))
-                near[c] = min(2 * sides + corners, 63)
-            for c in range(count):
-                k = start + c
-                scale = np.int64(levels[index_row[c]])
-                mean = np.int64(mean_row[c])
-                centre = (mean + 4) >> 3
-                fraction = mean - (centre << 3)  # -4..3
-                flip = fraction < 0
+    rows = symbols.shape[0] * ys.size
+    while row < rows and (decoding or position + count * SYMBOL_BYTES <= data.size):
+        s, n = row // ys.size, row % ys.size
+        y, x = ys[n] + 1, xs[n] + 1
+        # plain one-dimensional slices let the compiler turn this loop into vector code
+        up, mid, down = symbols[s, y - 1], symbols[s, y], symbols[s, y + 1]
+        nw, no, ne = up[x - 1, start:end], up[x, start:end], up[x + 1, start:end]
+        we, here, ea = mid[x - 1, start:end], mid[x, start:end], mid[x + 1, start:end]
+        sw, so, se = down[x - 1, start:end], down[x, start:end], down[x + 1, start:end]
+        wanted, mean_row, index_row = source[s, ys[n], xs[n], start:end], means[row], indices[row]
+        for c in range(count):
+            sides = abs(np.int32(we[c])) + abs(np.int32(ea[c])) + abs(np.int32(no[c])) + abs(np.int32(so[c]))
+            corners = abs(np.int32(nw[c])) + abs(np.int32(ne[c])) + abs(np.int32(sw[c])) + abs(np.int32(se[c]))
+            near[c] = min(2 * sides + corners, 63)
+        for c in range(count):
+            k = start + c
+            scale = np.int64(levels[index_row[c]])
+            mean = np.int64(mean_row[c])
+            centre = (mean + 4) >> 3
+            fraction = mean - (centre << 3)  # -4..3
+            flip = fraction < 0
+            if flip:
+                fraction = -fraction
+            level = np.int64(NEIGHBOUR[near[c]])
+            before = np.int64(0)
+            if c > 0:
+                before += 2 * min(abs(np.int64(here[c - 1])), 2)
+            if c > 1:
+                before += min(abs(np.int64(here[c - 2])), 1)
+            off_zero = np.int64(1) if centre != 0 else np.int64(0)
+            difference = np.int64(0)
+            if not decoding:
+                difference = np.int64(wanted[c]) - centre
                 if flip:
-                    fraction = -fraction
-                level = np.int64(NEIGHBOUR[near[c]])
-                before = np.int64(0)
-                if c > 0:
-                    before += 2 * min(abs(np.int64(here[c - 1])), 2)
-                if c > 1:
-                    before += min(abs(np.int64(here[c - 2])), 1)
-                off_zero = np.int64(1) if centre != 0 else np.int64(0)
-                difference = np.int64(0)
-                if not decoding:
-                    difference = np.int64(wanted[c]) - centre
-                    if flip:
-                        difference = -difference
-                a = zero_scale + (scale * FRACTIONS + fraction) * 2 + off_zero
-                b = zero_channel + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero
-                c3 = zero_previous + (scale * PREVIOUS + before) * 5 + min(level >> 1, 4)
-                bit = difference != 0
-                if scale < single:
-                    bit, low, high, value, position = _single(
-                        decoding, bit, c3, limit, contexts, low, high, value, position, data
-                    )
-                else:
+                    difference = -difference
+            a = zero_scale + (scale * FRACTIONS + fraction) * 2 + off_zero
+            b = zero_channel + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero
+            c3 = zero_previous + (scale * PREVIOUS + before) * 5 + min(level >> 1, 4)
+            bit = difference != 0
+            if scale < single:
+                bit, low, high, value, position = _single(
+                    decoding, bit, c3, limit, contexts, low, high, value, position, data
+                )
+            else:
+                bit, low, high, value, position = _mixed(
+                    decoding, bit, a, b, c3, scale, weights, rate, limit, contexts, low, high, value, position,
+                    data,
+                )  # fmt: skip
+            if bit:
+                negative = difference < 0
+                negative, low, high, value, position = _single(
+                    decoding, negative, sign_at + scale * FRACTIONS + fraction, limit, contexts,
+                    low, high, value, position, data,
+                )  # fmt: skip
+                plain = np.int64(low_bits[scale])
+                magnitude = abs(difference) - 1
+                coarse = magnitude >> plain
+                v = np.int64(0)
+                while v < UNARY:
+                    a = unary_scale + scale * UNARY + v
+                    b = unary_near + ((scale >> 3) * NEIGHBOURS + level) * UNARY + v
+                    c3 = unary_channel + (k * 3 + min((before + 1) >> 1, 2)) * 4 + min(v, 3)
+                    bit = coarse > v
                     bit, low, high, value, position = _mixed(
-                        decoding, bit, a, b, c3, scale, weights, rate, limit, contexts, low, high, value, position,
-                        data,
+                        decoding, bit, a, b, c3, SCALES + min(v, 3) * 16 + (scale >> 3), weights, rate, limit,
+                        contexts, low, high, value, position, data,
                     )  # fmt: skip
-                if bit:
-                    negative = difference < 0
-                    negative, low, high, value, position = _single(
-                        decoding, negative, sign_at + scale * FRACTIONS + fraction, limit, contexts,
-                        low, high, value, position, data,
-                    )  # fmt: skip
-                    plain = np.int64(low_bits[scale])
-                    magnitude = abs(difference) - 1
-                    coarse = magnitude >> plain
-                    v = np.int64(0)
-                    while v < UNARY:
-                        a = unary_scale + scale * UNARY + v
-                        b = unary_near + ((scale >> 3) * NEIGHBOURS + level) * UNARY + v
-                        c3 = unary_channel + (k * 3 + min((before + 1) >> 1, 2)) * 4 + min(v, 3)
-                        bit = coarse > v
-                        bit, low, high, value, position = _mixed(
-                            decoding, bit, a, b, c3, SCALES + min(v, 3) * 16 + (scale >> 3), weights, rate, limit,
-                            contexts, low, high, value, position, data,
+                    if not bit:
+                        break
+                    v += 1
+                if v == UNARY:
+                    # Exp-Golomb: length of (coarse - UNARY + 1) in unary, then its lower bits
+                    rest = coarse - UNARY + 1
+                    length = np.int64(0)
+                    if not decoding:
+                        while rest >> (length + 1):
+                            length += 1
+                    n_bits = np.int64(0)
+                    while True:
+                        bit = n_bits < length
+                        bit, low, high, value, position = _single(
+                            decoding, bit, escape_at + n_bits, limit, contexts, low, high, value, position, data,
                         )  # fmt: skip
                         if not bit:
                             break
-                        v += 1
-                    if v == UNARY:
-                        # Exp-Golomb: length of (coarse - UNARY + 1) in unary, then its lower bits
-                        rest = coarse - UNARY + 1
-                        length = np.int64(0)
-                        if not decoding:
-                            while rest >> (length + 1):
-                                length += 1
-                        n_bits = np.int64(0)
-                        while True:
-                            bit = n_bits < length
-                            bit, low, high, value, position = _single(
-                                decoding, bit, escape_at + n_bits, limit, contexts, low, high, value, position, data,
-                            )  # fmt: skip
-                            if not bit:
-                                break
-                            n_bits += 1
-                            if n_bits == ESCAPE_BITS:
-                                return 1, data
-                        got = np.int64(1)
-                        for i in range(n_bits - 1, -1, -1):
-                            bit = (rest >> i) & 1 != 0
-                            bit, low, high, value, position = _code(
-                                decoding, bit, np.int64(32768), low, high, value, position, data
-                            )
-                            got = (got << 1) | np.int64(bit)
-                        v = UNARY + got - 1
-                    for i in range(plain - 1, -1, -1):
-                        bit = (magnitude >> i) & 1 != 0
-                        if i == plain - 1:
-                            bit, low, high, value, position = _single(
-                                decoding, bit, low_at + scale, limit, contexts, low, high, value, position, data,
-                            )  # fmt: skip
-                        else:
-                            bit, low, high, value, position = _code(
-                                decoding, bit, np.int64(32768), low, high, value, position, data
-                            )
-                        v = (v << 1) | np.int64(bit)
-                    if decoding:
-                        difference = -(v + 1) if negative else v + 1
-                symbol = centre - difference if flip else centre + difference
-                if abs(symbol) > SYMBOL_MAX:
-                    return 1, data
-                here[c] = symbol
+                        n_bits += 1
+                        if n_bits == ESCAPE_BITS:
+                            return -1
+                    got = np.int64(1)
+                    for i in range(n_bits - 1, -1, -1):
+                        bit = (rest >> i) & 1 != 0
+                        bit, low, high, value, position = _code(
+                            decoding, bit, np.int64(32768), low, high, value, position, data
+                        )
+                        got = (got << 1) | np.int64(bit)
+                    v = UNARY + got - 1
+                for i in range(plain - 1, -1, -1):
+                    bit = (magnitude >> i) & 1 != 0
+                    if i == plain - 1:
+                        bit, low, high, value, position = _single(
+                            decoding, bit, low_at + scale, limit, contexts, low, high, value, position, data,
+                        )  # fmt: skip
+                    else:
+                        bit, low, high, value, position = _code(
+                            decoding, bit, np.int64(32768), low, high, value, position, data
+                        )
+                    v = (v << 1) | np.int64(bit)
+                if decoding:
+                    difference = -(v + 1) if negative else v + 1
+            symbol = centre - difference if flip else centre + difference
+            if abs(symbol) > SYMBOL_MAX:
+                return -1
+            here[c] = symbol
             if decoding:
-                out[row] = here
-            row += 1
+                out[row, c] = symbol
+        row += 1
     state[0], state[1], state[2], state[3] = low, high, value, position
-    return 0, data
+    return row
+
 
 
 class _Coder:
@@ -301,19 +299,23 @@ class _Coder:
         )  # fmt: skip
         self._state = begin_encoding()
         self._data = np.empty(0, np.uint8)
+        self._near = np.empty(latents, np.int32)
 
     def _run(
         self, decoding: bool, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,
         means: NDArray[np.int16], indices: NDArray[np.uint8], out: NDArray[np.int16],
     ) -> None:  # fmt: skip
-        tables = self.tables
-        status, self._data = _code_pass(
-            decoding, self._source, self.symbols, ys, xs, start, means.shape[1], int(second), means, indices,
-            tables.levels, self._contexts, self._weights, tables.low_bits, tables.limit, tables.rate, tables.single,
-            self._offsets, self._state, self._data, out,
-        )  # fmt: skip
-        if status:
-            raise CorruptPayload("features: the stream holds a symbol outside the allowed range")
+        tables, row, (rows, count) = self.tables, 0, means.shape
+        while row < rows:
+            row = _code_pass(
+                decoding, self._source, self.symbols, ys, xs, start, count, int(second), means, indices,
+                tables.levels, self._contexts, self._weights, tables.low_bits, tables.limit, tables.rate, tables.single,
+                self._offsets, self._state, self._data, out, self._near, row,
+            )  # fmt: skip
+            if row < 0:
+                raise CorruptPayload("features: the stream holds a symbol outside the allowed range")
+            if row < rows:
+                self._data = np.concatenate([self._data, np.empty(self._data.size + count * SYMBOL_BYTES, np.uint8)])
 
 
 class SymbolEncoder(_Coder):
@@ -337,7 +339,7 @@ class SymbolEncoder(_Coder):
         if before is not None:
             self._contexts, self._weights = before._contexts, before._weights
         self._source = np.ascontiguousarray(symbols, np.int16)
-        self._data = np.empty(1 << 14, np.uint8)
+        self._data = np.empty(1 << 16, np.uint8)
 
     def encode_pass(
         self, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,

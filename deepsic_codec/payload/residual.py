@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload.arithmetic import SQUASH, STRETCH, STRETCH_MAX, _adapt, _code, _single
 from deepsic_codec.payload.bits import begin_decoding, begin_encoding, finish_decoding, finish_encoding
+from deepsic_codec.payload.compiled import kernel
 from deepsic_codec.payload.residual_filter import FADE, FADE_BITS, TAPS, USED, WEIGHT_SHIFT, fit
 from deepsic_codec.payload.varint import read_varint, write_varint
 
@@ -231,14 +232,138 @@ def _predict_row(static, used, planes, order, y, out):  # type: ignore[no-untype
                     out[x] -= weight * np.int64(here[x])
 
 
+@kernel
+def _code_row(  # type: ignore[no-untyped-def]
+    decoding, samples, prepared, own, known, shares, filter_c, inputs, mixers, contexts, state, data, plain
+):
+    """Code a row of samples of one band; returns 0, or 1 if the stream holds an impossible sample."""
+    low, high, value, position = state[0], state[1], state[2], state[3]
+    hold, filled, at = state[4], state[5], state[6]
+    fixed, activity, near, other = prepared
+    row, size_row, rest_row = own
+    rest_n, rest_pn, rest_ph = known
+    west1, west2, own_share = shares
+    width = samples.size
+    r1, r2, size1, size2 = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    for x in range(width):
+        i = x + 2
+        base = (fixed[x] + west1 * r1 + west2 * r2) >> (WEIGHT_SHIFT - 4)
+        base = min(max(base, -MU_MAX), MU_MAX)
+        inputs[0], inputs[1], inputs[2], inputs[3] = (
+            rest_row[i - 1],
+            rest_n[i],
+            rest_n[i - 1],
+            rest_n[i + 1],
+        )
+        inputs[4], inputs[5], inputs[6], inputs[7] = rest_row[i - 2], rest_pn[i], rest_ph[i], rest_ph[i - 1]
+        total, power = np.int64(0), np.int64(4096)
+        for t in range(LEARNED):
+            total += np.int64(filter_c[t]) * np.int64(inputs[t])
+            power += np.int64(inputs[t]) * np.int64(inputs[t])
+        mu = min(max(base + (total >> 16), -MU_MAX), MU_MAX)
+        centre = (mu + 8) >> 4
+        fraction = mu - (centre << 4)  # -8..7
+        flip = fraction < 0
+        if flip:
+            fraction = -fraction
+        level = min(_level((activity[x] + own_share * (2 * size1 + size2)) >> 3), LEVELS - 1)
+        k = max(np.int64(0), (level - UNIT_LEVEL + 3) >> 2)
+        difference = np.int64(0)
+        if not decoding:
+            difference = samples[x] - centre
+            if flip:
+                difference = -difference
+        negative = difference < 0
+        magnitude = abs(difference)
+        sign_at = SIGN + level * 9 + fraction
+        if k > 0:  # few are 0: the sign first, and 0 is positive
+            negative, low, high, value, position = _single(
+                decoding, negative, sign_at, LIMIT, contexts, low, high, value, position, data
+            )
+            magnitude -= np.int64(negative)
+        coarse = magnitude >> k
+        a = ZERO + (level * 9 + fraction) * MIXED
+        b = near[x] + min(_level(size1) >> 2, 15) * MIXED
+        v = np.int64(0)
+        while v < UNARY:
+            bit = coarse > v
+            if v < MIXED:
+                bit, low, high, value, position = _mixed(
+                    decoding, bit, a + v, b + v, other[x] + v, (level * MIXED + v) * INPUTS, mixers,
+                    contexts, low, high, value, position, data,
+                )  # fmt: skip
+            else:
+                bit, low, high, value, position = _single(
+                    decoding, bit, HIGH + level * UNARY + v, LIMIT, contexts,
+                    low, high, value, position, data,
+                )  # fmt: skip
+            if not bit:
+                break
+            if v == 0 and k == 0:
+                negative, low, high, value, position = _single(
+                    decoding, negative, sign_at, LIMIT, contexts, low, high, value, position, data
+                )
+            v += 1
+        if v == UNARY:
+            # Exp-Golomb: length of (coarse - UNARY + 1) in unary, then its lower bits
+            over = coarse - UNARY + 1
+            length = np.int64(0)
+            if not decoding:
+                while over >> (length + 1):
+                    length += 1
+            n = np.int64(0)
+            while True:
+                bit = n < length
+                bit, low, high, value, position = _single(
+                    decoding, bit, ESCAPE + n, LIMIT, contexts, low, high, value, position, data
+                )
+                if not bit:
+                    break
+                n += 1
+                if n == ESCAPE_BITS:
+                    return 1
+            bits = over & ((1 << n) - 1)
+            bits, hold, filled, at = _plain(decoding, bits, n, hold, filled, at, plain)
+            v = UNARY + ((1 << n) | bits) - 1
+        if k > 0:
+            bit = (magnitude >> (k - 1)) & 1 != 0
+            bit, low, high, value, position = _single(
+                decoding, bit, LOW + level * 2 + min(v, 1), LIMIT, contexts,
+                low, high, value, position, data,
+            )  # fmt: skip
+            v = (v << 1) | np.int64(bit)
+            if k > 1:
+                bits = magnitude & ((1 << (k - 1)) - 1)
+                bits, hold, filled, at = _plain(decoding, bits, k - 1, hold, filled, at, plain)
+                v = (v << (k - 1)) | bits
+            v += np.int64(negative)
+        difference = -v if negative else v
+        r = centre - difference if flip else centre + difference
+        if abs(r) > RESIDUAL_MAX:
+            return 1
+        samples[x] = r
+        row[i] = r
+        r2, r1 = r1, r
+        error = (r << 4) - mu
+        size2, size1 = size1, abs(error)
+        size_row[i] = size1
+        rest_row[i] = (r << 4) - base
+        # normalised least mean squares: against the error, by a step over the power of the inputs
+        gain = (error << (22 - STEP)) // power
+        for t in range(LEARNED):
+            moved = np.int64(filter_c[t]) + ((gain * np.int64(inputs[t]) + 32) >> 6)
+            filter_c[t] = min(max(moved, -LEARNED_MAX), LEARNED_MAX)
+    state[0], state[1], state[2], state[3] = low, high, value, position
+    state[4], state[5], state[6] = hold, filled, at
+    return 0
+
+
 @njit(nogil=True, cache=True)
 def _code_bands(decoding, residual, context, static, contexts, state, data, plain):  # type: ignore[no-untyped-def]
     """Code all samples; returns (status, data, plain).
 
     ``residual`` (S,H,W,C) is filled by a decoder.  Status 0: done, 1: the stream holds an impossible sample.
     """
-    low, high, value, position = state[0], state[1], state[2], state[3]
-    hold, filled, at = state[4], state[5], state[6]
     slices, height, width, bands = residual.shape
     # planes with a border of 2: residuals of this band, the one before and before that; decoded samples of the same
     planes = np.zeros((6, height + 4, width + 4), np.int32)
@@ -270,8 +395,8 @@ def _code_bands(decoding, residual, context, static, contexts, state, data, plai
             own_share = np.int64(2) if c else np.int64(3)
             for y in range(height):
                 if not decoding:
-                    data = _grown(data, position, width * SAMPLE_BYTES + 64)
-                    plain = _grown(plain, at, width * PLAIN_BYTES + 64)
+                    data = _grown(data, state[3], width * SAMPLE_BYTES + 64)
+                    plain = _grown(plain, state[6], width * PLAIN_BYTES + 64)
                 _predict_row(weights, used, planes, order, y + 2, fixed)
                 row, size_row, size_n, size_nn = res[y + 2], size[y + 2], size[y + 1], size[y]
                 size_pn, size_ph, size_ps = size_p[y + 1], size_p[y + 2], size_p[y + 3]
@@ -293,120 +418,15 @@ def _code_bands(decoding, residual, context, static, contexts, state, data, plai
                     other[x] = OTHER + (min(_level(before) >> 1, 31) * 16 + min(_level(slope) >> 1, 15)) * MIXED
                     if not decoding:
                         samples[x] = residual[s, y, x, c]
-                r1, r2, size1, size2 = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-                for x in range(width):
-                    i = x + 2
-                    base = (fixed[x] + west1 * r1 + west2 * r2) >> (WEIGHT_SHIFT - 4)
-                    base = min(max(base, -MU_MAX), MU_MAX)
-                    inputs[0], inputs[1], inputs[2], inputs[3] = (
-                        rest_row[i - 1],
-                        rest_n[i],
-                        rest_n[i - 1],
-                        rest_n[i + 1],
-                    )
-                    inputs[4], inputs[5], inputs[6], inputs[7] = rest_row[i - 2], rest_pn[i], rest_ph[i], rest_ph[i - 1]
-                    total, power = np.int64(0), np.int64(4096)
-                    for t in range(LEARNED):
-                        total += np.int64(filter_c[t]) * np.int64(inputs[t])
-                        power += np.int64(inputs[t]) * np.int64(inputs[t])
-                    mu = min(max(base + (total >> 16), -MU_MAX), MU_MAX)
-                    centre = (mu + 8) >> 4
-                    fraction = mu - (centre << 4)  # -8..7
-                    flip = fraction < 0
-                    if flip:
-                        fraction = -fraction
-                    level = min(_level((activity[x] + own_share * (2 * size1 + size2)) >> 3), LEVELS - 1)
-                    k = max(np.int64(0), (level - UNIT_LEVEL + 3) >> 2)
-                    difference = np.int64(0)
-                    if not decoding:
-                        difference = samples[x] - centre
-                        if flip:
-                            difference = -difference
-                    negative = difference < 0
-                    magnitude = abs(difference)
-                    sign_at = SIGN + level * 9 + fraction
-                    if k > 0:  # few are 0: the sign first, and 0 is positive
-                        negative, low, high, value, position = _single(
-                            decoding, negative, sign_at, LIMIT, contexts, low, high, value, position, data
-                        )
-                        magnitude -= np.int64(negative)
-                    coarse = magnitude >> k
-                    a = ZERO + (level * 9 + fraction) * MIXED
-                    b = near[x] + min(_level(size1) >> 2, 15) * MIXED
-                    v = np.int64(0)
-                    while v < UNARY:
-                        bit = coarse > v
-                        if v < MIXED:
-                            bit, low, high, value, position = _mixed(
-                                decoding, bit, a + v, b + v, other[x] + v, (level * MIXED + v) * INPUTS, mixers,
-                                contexts, low, high, value, position, data,
-                            )  # fmt: skip
-                        else:
-                            bit, low, high, value, position = _single(
-                                decoding, bit, HIGH + level * UNARY + v, LIMIT, contexts,
-                                low, high, value, position, data,
-                            )  # fmt: skip
-                        if not bit:
-                            break
-                        if v == 0 and k == 0:
-                            negative, low, high, value, position = _single(
-                                decoding, negative, sign_at, LIMIT, contexts, low, high, value, position, data
-                            )
-                        v += 1
-                    if v == UNARY:
-                        # Exp-Golomb: length of (coarse - UNARY + 1) in unary, then its lower bits
-                        over = coarse - UNARY + 1
-                        length = np.int64(0)
-                        if not decoding:
-                            while over >> (length + 1):
-                                length += 1
-                        n = np.int64(0)
-                        while True:
-                            bit = n < length
-                            bit, low, high, value, position = _single(
-                                decoding, bit, ESCAPE + n, LIMIT, contexts, low, high, value, position, data
-                            )
-                            if not bit:
-                                break
-                            n += 1
-                            if n == ESCAPE_BITS:
-                                return 1, data, plain
-                        bits = over & ((1 << n) - 1)
-                        bits, hold, filled, at = _plain(decoding, bits, n, hold, filled, at, plain)
-                        v = UNARY + ((1 << n) | bits) - 1
-                    if k > 0:
-                        bit = (magnitude >> (k - 1)) & 1 != 0
-                        bit, low, high, value, position = _single(
-                            decoding, bit, LOW + level * 2 + min(v, 1), LIMIT, contexts,
-                            low, high, value, position, data,
-                        )  # fmt: skip
-                        v = (v << 1) | np.int64(bit)
-                        if k > 1:
-                            bits = magnitude & ((1 << (k - 1)) - 1)
-                            bits, hold, filled, at = _plain(decoding, bits, k - 1, hold, filled, at, plain)
-                            v = (v << (k - 1)) | bits
-                        v += np.int64(negative)
-                    difference = -v if negative else v
-                    r = centre - difference if flip else centre + difference
-                    if abs(r) > RESIDUAL_MAX:
-                        return 1, data, plain
-                    samples[x] = r
-                    row[i] = r
-                    r2, r1 = r1, r
-                    error = (r << 4) - mu
-                    size2, size1 = size1, abs(error)
-                    size_row[i] = size1
-                    rest_row[i] = (r << 4) - base
-                    # normalised least mean squares: against the error, by a step over the power of the inputs
-                    gain = (error << (22 - STEP)) // power
-                    for t in range(LEARNED):
-                        moved = np.int64(filter_c[t]) + ((gain * np.int64(inputs[t]) + 32) >> 6)
-                        filter_c[t] = min(max(moved, -LEARNED_MAX), LEARNED_MAX)
+                if _code_row(
+                    decoding, samples, (fixed, activity, near, other), (row, size_row, rest_row),
+                    (rest_n, rest_pn, rest_ph), (west1, west2, own_share), filter_c, inputs, mixers, contexts, state,
+                    data, plain,
+                ):  # fmt: skip
+                    return 1, data, plain
                 if decoding:
                     for x in range(width):
                         residual[s, y, x, c] = samples[x]
-    state[0], state[1], state[2], state[3] = low, high, value, position
-    state[4], state[5], state[6] = hold, filled, at
     return 0, data, plain
 
 

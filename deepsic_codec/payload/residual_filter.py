@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from deepsic_codec.payload.compiled import kernel
+
 _CROSS = ((0, -1), (-1, 0), (0, 1), (1, 0))
 _AROUND = (*_CROSS, (-1, -1), (-1, 1), (1, -1), (1, 1))
 
@@ -50,7 +52,7 @@ INPUT_BITS = 12
 WEIGHT_COST, FEWEST = 6, 256
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _inputs(residual, context, taps, band, where, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (N, taps + 1) with the taps' inputs and, last, the residual of samples ``where`` (N,3)."""
     height, width = residual.shape[1], residual.shape[2]
@@ -66,6 +68,22 @@ def _inputs(residual, context, taps, band, where, out):  # type: ignore[no-untyp
                 b = band - plane + 3
                 out[n, t] = np.int64(context[s, ty, tx, b]) - np.int64(context[s, y, x, b])
         out[n, len(taps)] = residual[s, y, x, band]
+
+
+@kernel
+def _sum_products(values, confidence, matrix, right):  # type: ignore[no-untyped-def]
+    """Sums of products of the inputs (N, taps + 1) with one another and with the last, what is wanted.
+
+    Here and not by a library, whose threads go on spinning for a while after so small a product.
+    """
+    taps = len(right)
+    for n in range(len(values)):
+        row = values[n]
+        for i in range(taps):
+            scaled, own = row[i] * confidence[n], matrix[i]
+            right[i] += scaled * row[taps]
+            for j in range(taps):
+                own[j] += scaled * row[j]
 
 
 @njit(nogil=True, cache=True)
@@ -168,14 +186,14 @@ def _fit_band(values: NDArray[np.int64], inter: bool) -> NDArray[np.int64]:
     activity = _activity(values, inter)
     confidence = _confidence(activity)
     exact = values.astype(np.float64)
-    inputs, wanted = exact[:, :-1], exact[:, -1]
+    inputs = exact[:, :-1]
     weights = np.zeros(inputs.shape[1], np.int64)
     for _ in range(ROUNDS):
-        # integers below 2^53 throughout: the same in whatever order a library adds them
-        scaled = inputs * confidence[:, None]
-        matrix = scaled.T @ inputs
+        # integers below 2^53 throughout: the same in whatever order they are added
+        matrix, right = np.zeros((inputs.shape[1],) * 2), np.zeros(inputs.shape[1])
+        _sum_products(exact, confidence, matrix, right)
         matrix[np.diag_indices_from(matrix)] += np.floor(confidence.sum() / 64) + 1
-        solution = _solve(matrix, scaled.T @ wanted)
+        solution = _solve(matrix, right)
         limit = float(WEIGHT_MAX)
         weights = np.clip(np.floor(solution * (1 << WEIGHT_SHIFT) + 0.5), -limit, limit).astype(np.int64)
         confidence = _confidence(activity + _errors(values, weights))
