@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+import numba
 
 
-def _kernel() -> Callable[[Any], Any]:
-    options: dict[str, Any] = {"nogil": True, "cache": True}
+def _kernel() -> Any:
+    compile_: Callable[..., Any] = numba.njit
     try:
-        return njit(_nrt=False, **options)
+        return compile_(nogil=True, cache=True, _nrt=False)
     except KeyError:  # a version of numba that has no such option
-        return njit(**options)
+        return compile_(nogil=True, cache=True)
 
 
 #: Compiles functions that create no array and return numbers, without counting references; the caller holds them all.
-kernel: Any = _kernel()
+kernel = _kernel()
