@@ -20,6 +20,8 @@ from deepsic_codec.errors import ConfigurationError
 
 #: Pixels that a CPU takes at a time unless `batch_pixels` says otherwise.
 PIXELS_PER_CALL = 1 << 21
+#: Pixels that are joined for each of its threads, so that none is without for long: twice what it takes at a time.
+PIXELS_PER_THREAD = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Settings:
         Where networks run: "auto" (CUDA if there is one, else CPU) or what `torch.device` takes.
     batch_pixels : int or None
         Most pixels (slices x height x width) joined into one model call; one larger chunk still goes alone. None is
-        2 Mpx on a CPU, 8 chunks of 512x512, past which it gains nothing and memory grows, and 4 times as many
-        elsewhere. There chunks are joined up to 4 such calls, of which each is entropy-coded while the device is at
-        the next.
+        2 Mpx on a CPU, 8 chunks of 512x512, or 1 Mpx for each thread, past which it gains nothing and memory grows,
+        and 8 Mpx elsewhere. There chunks are joined up to 4 such calls, of which each is entropy-coded while the device
+        is at the next.
     threads : int or None
         Threads of network and entropy coder; None leaves the libraries' defaults.
     precision : str
@@ -75,9 +77,11 @@ class Settings:
         """Most pixels of one model call on a kind of device, "cpu" or another."""
         return self.batch_pixels or PIXELS_PER_CALL * (1 if kind == "cpu" else 4)
 
-    def pixels_per_batch(self, kind: str) -> int:
-        """Most pixels that are waited for: elsewhere some calls follow one another, and are coded meanwhile."""
-        return self.pixels_per_call(kind) * (1 if kind == "cpu" else 4)
+    def pixels_per_batch(self, kind: str, threads: int = 1) -> int:
+        """Most pixels that are joined: a CPU's threads share them out, elsewhere some calls follow one another."""
+        if kind != "cpu":
+            return 4 * self.pixels_per_call(kind)
+        return self.batch_pixels or max(PIXELS_PER_CALL, threads * PIXELS_PER_THREAD)
 
 
 def _from_environment() -> Settings:

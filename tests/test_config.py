@@ -31,9 +31,11 @@ def test_block_ends_after_an_error():
 def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
     assert config.Settings().pixels_per_call("cpu") == 1 << 21
     assert config.Settings().pixels_per_call("cuda") == 1 << 23
-    for device, pixels in (("cpu", 1 << 21), ("cuda:1", 1 << 25)):
-        with config.set(device=device):
+    for device, threads, pixels in (("cpu", 1, 1 << 21), ("cpu", 16, 1 << 24), ("cuda:1", 1, 1 << 25)):
+        with config.set(device=device, threads=threads):
             assert core._limit() == pixels
+    with config.set(device="cpu", threads=16, batch_pixels=9):
+        assert core._limit() == 9
     assert {config.Settings(batch_pixels=9).pixels_per_call(kind) for kind in ("cpu", "cuda")} == {9}
 
 

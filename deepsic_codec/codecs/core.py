@@ -4,6 +4,7 @@ A chunk is arranged as images (`codecs.images`), its values are scaled to what t
 the quality is found if a size or a PSNR was asked for (`codecs.rate`).
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -473,11 +474,14 @@ def _model(decoder: str, head: str | None = None, name: str | None = None) -> "t
 
 
 def _limit() -> int:
-    device = settings.get().device
-    if device == "auto":  # not imported for this: with the first batch it will be there
-        torch = sys.modules.get("torch")
+    chosen = settings.get()
+    torch = sys.modules.get("torch")  # not imported for this: with the first batch it will be there
+    device, threads = chosen.device, chosen.threads
+    if device == "auto":
         device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
-    return settings.get().pixels_per_batch(device.split(":")[0])
+    if threads is None:
+        threads = os.cpu_count() or 1 if torch is None else torch.get_num_threads()
+    return chosen.pixels_per_batch(device.split(":")[0], threads)
 
 
 ENCODER = Batcher(in_halves(run_encode), _limit)

@@ -48,9 +48,9 @@ DEFAULT_EFFORT = 1
 
 #: Pixels whose activations a CPU's caches hold (tried: 2^17 to 2^21).
 CACHED_PIXELS = 1 << 18
-#: The same for threads that work beside each other, which get in each other's way at every step; and what they take at
-#: a time.
-SPREAD_PIXELS, SHARED_PIXELS = 1 << 19, 1 << 21
+#: The same for threads that work beside each other, which get in each other's way at every step, and what they take at
+#: a time (tried: 2^17 to 2^21).
+SPREAD_PIXELS = 1 << 19
 
 #: On a GPU a batch is gone through in so many parts, if each has at least so many pixels.
 PARTS, PART_PIXELS = 4, 1 << 21
@@ -255,7 +255,8 @@ class Runtime:
         if self._lag:  # parts, so that one is entropy-coded while the device has another
             whole = sum(s * h * w for s, h, w, *_ in shapes)
             limit = min(limit, max(PART_PIXELS, -(-whole // PARTS)))
-        small = list(parts(min(SHARED_PIXELS, limit // threads), threads)) if threads > 1 else []
+        share = SPREAD_PIXELS if config.get().batch_pixels is None else min(SPREAD_PIXELS, limit // threads)
+        small = list(parts(share, threads)) if threads > 1 else []
         if len(small) >= threads > 1:
             with self._networks:
                 found = self._team(threads).run([lambda part=part: start(part)() for part in small])  # type: ignore[misc]

@@ -82,7 +82,7 @@ def test_shared_out_or_not_a_batch_gives_the_same(model, threads, monkeypatch):
     with config.set(threads=1):
         assert coded() == shared and len(ran) == 2
     torch.set_num_threads(threads)
-    monkeypatch.setattr(runtime_module, "SHARED_PIXELS", 1)
+    monkeypatch.setattr(runtime_module, "SPREAD_PIXELS", 1)
     assert coded() == shared and ran[2:] == [9, 9]
 
 
