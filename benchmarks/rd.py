@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     points = [] if args.no_deepsic else measure_deepsic(images, args.qualities, args)
     for effort in args.efforts:
-        points += measure_deepsic(images, args.qualities, args, f"{OURS} effort {effort}", effort=effort)
+        points += measure_deepsic(images, args.qualities, args, _effort(effort), effort=effort)
     for model in args.beside:
         rate = _only_rate(model)
         if rate is None:
@@ -91,14 +91,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     comparison = compare(points, averages, theirs) if OURS in averages else []
     alike = {k: v for k, v in averages.items() if k in (BY_RATE, *ALSO_BY_RATE)}
     by_rate = compare(points, alike, {}, BY_RATE) if BY_RATE in averages else []
-    for ours, rows in ((OURS, comparison), (BY_RATE, by_rate)):
+    by_effort = {}
+    for name in (_effort(effort) for effort in args.efforts):
+        others = {k: v for k, v in averages.items() if k == name or not k.startswith(OURS)}
+        by_effort[name] = compare(points, others, theirs, name)
+    for ours, rows in ((OURS, comparison), *by_effort.items(), (BY_RATE, by_rate)):
         print(comparison_table(rows, ours) + "\n" if rows else "")
     if comparison:
         print(f"Published curves are from {os.path.basename(args.published)}, for Kodak.\n" if args.published else "")
     if args.csv:
         write_csv(args.csv, averages)
     if args.json:
-        write_json(args.json, machine(args.threads), points, averages, {OURS: comparison, BY_RATE: by_rate})
+        comparisons = {OURS: comparison, BY_RATE: by_rate} | by_effort
+        write_json(args.json, machine(args.threads), points, averages, comparisons)
     if args.png:
         plot(args.png, averages, published, f"{len(images)} images, mean per image")
     print(conclusion(comparison))
@@ -125,6 +130,10 @@ def measure_deepsic(
                 lambda job, q=setting: _point(name, q, job[0], job[1], len(job[2]), job[3]), jobs, args.threads
             )
     return points
+
+
+def _effort(effort: int) -> str:
+    return f"{OURS} effort {effort}"
 
 
 def _only_rate(model: str) -> float | None:
@@ -300,6 +309,7 @@ def write_json(
         "averages": averages,
         "bd_rate": comparisons[OURS],
         "bd_rate_by_rate": comparisons[BY_RATE],
+        "bd_rate_by_effort": {k: v for k, v in comparisons.items() if k not in (OURS, BY_RATE)},
         "images": [asdict(p) for p in points],
     }
     with open(path, "w") as file:

@@ -148,6 +148,11 @@ class Tensors:
         return symbols
 
     @staticmethod
+    def companded(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Digits, as of :meth:`digits`, of integers int32 (P,C) whose magnitudes are replaced by what a table has."""
+        return Tensors.digits(table[values.abs().long()] * values.sign())
+
+    @staticmethod
     def pixels(linear: Sums, rest: Sums, grid: tuple[int, int, int], fine: bool) -> Tensor:
         """Images of what both branches of a synthesis give them.
 
@@ -333,6 +338,13 @@ class Compiled:
         return high, low
 
     @staticmethod
+    def companded(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Tensors.companded`."""
+        high, low = (torch.empty(values.shape, dtype=torch.int8) for _ in range(2))
+        _shared(_companded, values, table, high, low)
+        return high, low
+
+    @staticmethod
     def pixels(linear: Sums, rest: Sums, grid: tuple[int, int, int], fine: bool) -> Tensor:
         """See :meth:`Tensors.pixels`."""
         n, h, w = grid
@@ -469,6 +481,19 @@ def _digits(first, last, values, unit, high, low):  # type: ignore[no-untyped-de
         for c in range(v.size):
             scaled = np.floor(np.float32(v[c]) * unit[c] + np.float32(0.5))
             value = int32(min(max(scaled, -end), end))
+            digit = int32(int32(value + fixed.DIGIT // 2) >> 7)
+            h[c] = digit
+            k[c] = value - int32(digit << 7)
+
+
+@kernel
+def _companded(first, last, values, table, high, low):  # type: ignore[no-untyped-def]
+    for p in range(first, last):
+        v, h, k = values[p], high[p], low[p]
+        for c in range(v.size):
+            value = int32(table[abs(v[c])])
+            if v[c] < 0:
+                value = int32(-value)
             digit = int32(int32(value + fixed.DIGIT // 2) >> 7)
             h[c] = digit
             k[c] = value - int32(digit << 7)

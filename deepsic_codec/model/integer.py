@@ -320,8 +320,7 @@ class IntegerHead:
         """Cells of latents int32 (N,h,w,C) and whole qualities (N,) -> scores uint8 (N,classes) in 1/255."""
         n, h, w, _ = latents.shape
         flat = _rows(latents)
-        companded = self.compand[flat.abs().long()] * flat.sign()
-        digits = passes_on(flat.device).digits(companded)
+        digits = passes_on(flat.device).companded(flat, self.compand)
         stream = self.mod(self.stem.sums(*digits), quality).clamp_(min=0)
         stream = self.blocks(stream.view(n, h, w, -1), quality)
         # the mean of integers, rounded to nearest

@@ -160,20 +160,32 @@ class Neighbours:
 
     def gather(self, step: Pass, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Features (P,K) and own linear neighbours (P,n,count); None where there are none."""
-        pitch = self.shape[2] + 2
         own = slice(step.start, step.start + step.count)
 
-        def take(source: Tensor, offsets: Offsets, channels: slice) -> list[Tensor]:
-            part = source[:, channels]
-            return [part.index_select(0, rows + (dy * pitch + dx)) for dy, dx in offsets]
+        def take(source: Tensor, offsets: Offsets, channels: slice) -> Tensor:
+            there = rows[:, None] + _steps(offsets, self.shape[2] + 2, rows.device)
+            found = source[:, channels].index_select(0, there.view(-1))
+            return found.view(len(rows), -1)
 
-        linear = take(self.linear, step.offsets, own) if step.signed else []
-        parts = take(self.magnitude, step.offsets, own) + linear
+        parts = [take(self.magnitude, step.offsets, own)] if step.second else []
+        direct = None
+        if step.signed:
+            parts.append(take(self.linear, step.offsets, own))
+            direct = parts[-1].view(len(rows), len(step.offsets), step.count)
         if step.start:
             known, near = slice(0, step.start), slice(0, min(step.start, step.detail))
-            parts += take(self.magnitude, CENTRE + CROSS, known) + take(self.magnitude, DIAGONAL, near)
-            parts += take(self.linear, CENTRE + CROSS, near)
-        return torch.cat(parts, 1) if parts else None, torch.stack(linear, 1) if linear else None
+            parts += [take(self.magnitude, CENTRE + CROSS, known), take(self.magnitude, DIAGONAL, near)]
+            parts.append(take(self.linear, CENTRE + CROSS, near))
+        return torch.cat(parts, 1) if parts else None, direct
+
+
+@lru_cache(maxsize=64)
+def _steps(offsets: Offsets, pitch: int, device: torch.device) -> Tensor:
+    """From a padded row to those at the offsets."""
+    with torch.inference_mode(False):
+        found = torch.tensor([dy * pitch + dx for dy, dx in offsets]).to(device)
+    settle(device)
+    return found
 
 
 @lru_cache(maxsize=72)

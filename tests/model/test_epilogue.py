@@ -57,6 +57,8 @@ def test_both_forms_agree(threads, rows, columns, images):
     sums, which = drawn(g, -(2**23), 2**23, rows, 2 * columns), drawn(g, -(2**22), 2**22, rows, 2 * columns)
     both("expected", sums, which[0].clone(), drawn(g, 1, 15, columns), drawn(g, 0, 10, columns), 32767, 252)
     both("expected", sums, which, drawn(g, 1, 15, columns), drawn(g, 0, 10, columns), 32767, 252)
+    table = torch.arange(fixed.WIDE_MAX + 1).div(3, rounding_mode="floor").to(torch.int32)
+    both("companded", drawn(g, -fixed.WIDE_MAX, fixed.WIDE_MAX, rows, columns), table)
     steps = drawn(g, 1, 2**22, images, columns)
     both("dequantise", drawn(g, -32768, 32767, rows, columns, dtype=torch.int16), steps)
     latents = drawn(g, -fixed.WIDE_MAX, fixed.WIDE_MAX, rows, columns)
