@@ -7,6 +7,7 @@ multiply float32 in less (TF32, bfloat16) at any time, so that is tried out befo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -70,21 +71,31 @@ def _float32_is_exact(device: torch.device) -> bool:
     return bool((rows @ matrix == wanted).all())
 
 
-def depthwise(stream: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 convolution of each channel of (N,h,w,C), zeros around it; the same shape.
+def depthwise_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What convolves each channel of (N,h,w,C) by 3x3 there, with zeros around it; the same shape.
 
-    Stream and weights are integers of at most 12 and 8 bits in float32, or such times a
-    power of two, with sums below 2^20.
+    Streams, weights (C,1,3,3) and biases (C,) are integers of at most 12 and 8 bits in float32, or such times
+    a power of two, with sums below 2^20.  To be asked anew before each use, if not before each layer.
     """
-    x = stream.permute(0, 3, 1, 2)
-    with torch.autocast(stream.device.type, enabled=False):
-        if stream.is_cuda and _has_plain_kernel(stream.device):
-            out = _plain(x, weight, bias)
-        elif _convolution_is_exact(stream.device):
-            out = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
-        else:
-            out = F.conv2d(x.double(), weight.double(), bias.double(), padding=1, groups=x.shape[1]).float()
-    return out.permute(0, 2, 3, 1)
+    kind = device.type
+    way = _plain if kind == "cuda" and _has_plain_kernel(device) else _single
+    if way is _single and not _convolution_is_exact(device):
+        way = _double
+
+    def depthwise(stream: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with torch.autocast(kind, enabled=False):
+            return way(stream.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
+
+    return depthwise
+
+
+def _single(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+
+
+def _double(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.double()
+    return F.conv2d(x.double(), weight.double(), bias, padding=1, groups=x.shape[1]).float()
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepsic_codec.model import fixed
 from deepsic_codec.model.epilogue import Residual, Sums, scatter, shifted
-from deepsic_codec.model.exact import Matrix, depthwise
+from deepsic_codec.model.exact import Matrix, depthwise_on
 from deepsic_codec.model.networks import (
     STRIDE,
     Analysis,
@@ -162,7 +162,7 @@ class Blocks:
             stream = self._fused.block(stream, residual, quality - 1 if residual.up_bias.ndim > 1 else None)
         if self._residuals:
             return stream
-        rows = stream.view(-1, c)
+        rows, depthwise = stream.view(-1, c), depthwise_on(stream.device)
         for weight, bias, up, down in self.parts:
             spatial = self._passes.read(_rows(depthwise(stream, weight, bias)), 0)
             down.add(up.hidden(spatial, quality), rows)
