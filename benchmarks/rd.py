@@ -274,7 +274,8 @@ def comparison_table(comparison: list[dict[str, Any]], ours: str = OURS) -> str:
 
 def conclusion(comparison: list[dict[str, Any]]) -> str:
     """Say in one sentence what the run shows."""
-    rated = [r for r in comparison if not r["published"] and np.isfinite(r["psnr_rgb"])]
+    peers = [r for r in comparison if not r["published"] and not r["codec"].startswith(OURS)]
+    rated = [r for r in peers if np.isfinite(r["psnr_rgb"])]
     if not rated:
         return "Conclusion: nothing to compare in this run."
 
