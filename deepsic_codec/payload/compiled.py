@@ -7,19 +7,19 @@ bit, that took more time than the coding, and threads that share an array wait f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
 
 
-def _kernel() -> Any:
-    compile_: Callable[..., Any] = numba.njit
+def _options() -> dict[str, Any]:
+    options: dict[str, Any] = {"nogil": True, "cache": True}
     try:
-        return compile_(nogil=True, cache=True, _nrt=False)
-    except KeyError:  # a version of numba that has no such option
-        return compile_(nogil=True, cache=True)
+        from numba.core.cpu import CPUTargetOptions
+    except ImportError:  # numba names this nowhere in its documentation
+        return options
+    return options | {"_nrt": False} if hasattr(CPUTargetOptions, "_nrt") else options
 
 
 #: Compiles functions that create no array and return numbers, without counting references; the caller holds them all.
-kernel = _kernel()
+kernel: Any = numba.njit(**_options())
