@@ -5,7 +5,7 @@ of matrices, and is told to do so by some thousand calls from Python. Here a fun
 kernel, and a whole residual block or a whole pass of the prior is one, products included.
 
 All of it is integers, or integers in float32 below 2^24, so results are the same bit by bit;
-:func:`agree` tries that on the device at hand before anything relies on it.
+:mod:`deepsic_codec.model.passes` tries that on the device at hand before anything relies on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POSITIONS, HIDDEN = 64, 64
 #: Of these programs: with less, registers run out.
 WARPS = 8
 
-# Triton wants constants as such, and its interpreter no arithmetic with them.
+# Triton wants constants as such, and its interpreter does no arithmetic with them.
 STREAM_MAX, WIDE_MAX, PIXEL_MAX = (
     tl.constexpr(int(v)) for v in (fixed.STREAM_MAX, fixed.WIDE_MAX, fixed.PIXEL_MAX)
 )
