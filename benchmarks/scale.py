@@ -138,24 +138,23 @@ def stages(args: argparse.Namespace) -> str:
     _prepare(args.device, args.threads)
     edge, cuda = 512, torch.device(args.device).type == "cuda"
     chunks = _chunks(args.image, edge, 128 if cuda else 8)
-    pixels, columns, calls = len(chunks) * edge**2 / 1e6, {}, args.batch_pixels or [None]
+    pixels, found = len(chunks) * edge**2 / 1e6, {}
     for kernels in ("auto", "plain") if cuda else ("auto",):
-        for size in calls:
+        for size in args.batch_pixels or [None]:
             with config.set(kernels=kernels, batch_pixels=None if size is None else int(size)):
-                work = _stages(get_runtime(find_model()), DeepSIC(), chunks)
-                name = kernels if size is None else f"{kernels}, {size / 1e6:.0f} Mpx"
-                columns[name] = rates = {}
+                work, rates = _stages(get_runtime(find_model()), DeepSIC(), chunks), {}
                 for stage, run in work.items():
                     run()
                     rates[stage] = pixels / median_time(run, args.repeats)
-    names = [f"{kernels} Mpx/s" for kernels in columns] if cuda else ["Mpx/s"]
-    rows = [(stage, *(rates[stage] for rates in columns.values())) for stage in work]
-    print(table((f"on {args.device}, batch {len(chunks)}", *names), rows), "\n")
-    best = max(columns, key=lambda name: columns[name]["encode, end to end"])
-    rates, bound = columns[best], {}
+            name = f"kernels {kernels}" * cuda + f"{', ' * cuda}calls of {size / 1e6:g} Mpx" * (size is not None)
+            found[name] = rates
+            title = ", ".join(filter(None, (f"on {args.device}", f"batch {len(chunks)}", name)))
+            rows = [(stage, rate * 1e6 / edge**2, rate) for stage, rate in rates.items()]
+            print(table((title, "images/s", "Mpx/s"), rows), "\n")
+    best = max(found, key=lambda name: found[name]["encode, end to end"])
+    rates, bound = found[best], {}
     for way, network in (("encode", "analysis and optimised quantisation"), ("decode", "synthesis")):
-        names = network, f"prior and entropy coder, {way}"
-        bound[way] = min(names, key=lambda name: rates[name])
+        bound[way] = min((network, f"prior and entropy coder, {way}"), key=lambda stage: rates[stage])
     text = f"encoding is bound by {bound['encode']}, decoding by {bound['decode']}"
     if not cuda:
         return f"{text} (targets are for a GPU)"
@@ -168,12 +167,13 @@ def _stages(runtime: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str,
     import torch
 
     from deepsic_codec.model import coding
+    from deepsic_codec.model.networks import STRIDE
     from deepsic_codec.model.transfer import join, settle
 
     edge = chunks[0].shape[0]
     images, quality = np.stack(chunks), np.full(len(chunks), 50.0)
     listed = quality.tolist()
-    joined = join([images], 16, runtime.device)
+    joined = join([images], STRIDE, runtime.device)
     symbols, predictions, _ = runtime._start_analysis(joined, quality, False, 1, (edge, edge))
     split, payloads = np.split(symbols.cpu().numpy(), len(chunks)), codec.encode_batch(chunks)
     parts = runtime._prior, runtime._tables

@@ -47,9 +47,8 @@ class Settings:
         are neither written nor read. A hundred bytes from a stranger can announce a chunk of 2**31 samples, which takes
         tens of gigabytes to decode; the default, 2**29, takes a few.
     kernels : str
-        What CUDA computes with: "auto" takes Triton's kernels where Triton is
-        installed and they give the right integers there, "plain" always torch's own operations, which are slower but
-        need nothing compiled. Results are the same.
+        What CUDA computes with: "auto" takes Triton's kernels where Triton is installed and they give the right
+        integers, "plain" torch's own operations, for which nothing has to be compiled. Results are the same.
     """
 
     device: str = "auto"

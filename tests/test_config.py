@@ -65,5 +65,6 @@ def test_environment():
         "Settings(device='cuda:1', batch_pixels=9, threads=3, precision='auto', max_pixels=536870912, "
         "kernels='auto')"
     )
+    assert "kernels='plain'" in run_python(show, DEEPSIC_KERNELS="plain")
     with pytest.raises(AssertionError, match="threads: expected an integer of at least 1, got 'many'"):
         run_python(show, DEEPSIC_THREADS="many")

@@ -75,15 +75,16 @@ def depthwise_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Ten
     """What convolves each channel of (N,h,w,C) by 3x3 there, with zeros around it; the same shape.
 
     Streams, weights (C,1,3,3) and biases (C,) are integers of at most 12 and 8 bits in float32, or such times
-    a power of two, with sums below 2^20.  To be asked anew before each use, if not before each layer.
+    a power of two, with sums below 2^20.  Tried out at every call: ask once for a stream of layers, and keep nothing.
     """
-    kind = device.type
-    way = _plain if kind == "cuda" and _has_plain_kernel(device) else _single
-    if way is _single and not _convolution_is_exact(device):
-        way = _double
+    way: Callable[..., Tensor]
+    if device.type == "cuda" and _has_plain_kernel(device):
+        way = _plain
+    else:
+        way = _single if _convolution_is_exact(device) else _double
 
     def depthwise(stream: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             return way(stream.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
 
     return depthwise
@@ -93,9 +94,8 @@ def _single(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
 
 
-def _double(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    bias = None if bias is None else bias.double()
-    return F.conv2d(x.double(), weight.double(), bias, padding=1, groups=x.shape[1]).float()
+def _double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x.double(), weight.double(), bias.double(), padding=1, groups=x.shape[1]).float()
 
 
 @lru_cache(maxsize=8)
@@ -126,4 +126,4 @@ def _has_plain_kernel(device: torch.device) -> bool:
 
 def _convolution_is_exact(device: torch.device) -> bool:
     x, weight, wanted = _spatial_probe(device)
-    return bool((F.conv2d(x, weight, padding=1, groups=32) == wanted).all())
+    return bool((_single(x, weight, None) == wanted).all())

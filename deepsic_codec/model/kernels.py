@@ -204,7 +204,7 @@ def _block(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _layer(x, matrix, bias, shift, there, wide: tl.constexpr):  # type: ignore[no-untyped-def]
+def _layer(x, matrix, bias, shift, wide: tl.constexpr):  # type: ignore[no-untyped-def]
     """Hidden values int8 (positions,wide) of such, by a square matrix, one bias for all rows."""
     column = tl.arange(0, wide)
     total = tl.dot(x, tl.load(matrix + column[None, :] * wide + column[:, None]), out_dtype=tl.int32)
@@ -247,7 +247,7 @@ def _predict(  # type: ignore[no-untyped-def]
             hidden += tl.dot(x, matrix, out_dtype=tl.int32)
         hidden += tl.load(first_bias + which[:, None] * wide + inner[None, :])
         narrow = _clip(hidden >> tl.load(first_shift + inner)[None, :], -128, 127).to(tl.int8)
-        narrow = _layer(narrow, second, second_bias, second_shift, inside, wide)
+        narrow = _layer(narrow, second, second_bias, second_shift, wide)
         place = column[None, :] * wide + inner[:, None]
         means += tl.dot(narrow, tl.load(out + place, real[None, :], 0), out_dtype=tl.int32)
         indices += tl.dot(narrow, tl.load(out + n * wide + place, real[None, :], 0), out_dtype=tl.int32)
@@ -414,7 +414,22 @@ class Fused(Tensors):
 
     @staticmethod
     def block(stream: Tensor, parts: Residual, image: Tensor | None) -> Tensor:
-        """See :meth:`Tensors.block`."""
+        """Run a residual block: 3x3 by channel, c -> hidden -> c, and the sum.
+
+        Parameters
+        ----------
+        stream : Tensor
+            Integers in float32 (N,h,w,c); not changed.
+        parts : Residual
+            Of the block.
+        image : Tensor, optional
+            int64 (N,), each image's row of the biases before hidden values, if they depend on quality.
+
+        Returns
+        -------
+        Tensor
+            As the stream.
+        """
         images, height, width, c = stream.shape
         out, rows = torch.empty_like(stream), images * height * width
         bias = parts.up_bias if image is None else parts.up_bias[image]

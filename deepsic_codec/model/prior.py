@@ -163,7 +163,7 @@ class Neighbours:
         own = slice(step.start, step.start + step.count)
 
         def take(source: Tensor, offsets: Offsets, channels: slice) -> Tensor:
-            there = rows[:, None] + _steps(offsets, self.shape[2] + 2, rows.device)
+            there = rows[:, None] + _row_offsets(offsets, self.shape[2] + 2, rows.device)
             found = source[:, channels].index_select(0, there.view(-1))
             return found.view(len(rows), -1)
 
@@ -180,7 +180,7 @@ class Neighbours:
 
 
 @lru_cache(maxsize=64)
-def _steps(offsets: Offsets, pitch: int, device: torch.device) -> Tensor:
+def _row_offsets(offsets: Offsets, pitch: int, device: torch.device) -> Tensor:
     """From a padded row to those at the offsets."""
     with torch.inference_mode(False):
         found = torch.tensor([dy * pitch + dx for dy, dx in offsets]).to(device)
@@ -560,7 +560,7 @@ class IntegerPrior:
         """
         step, p = self.steps[number], self._passes[number]
         if self._fused is not None:
-            at = _places(step, neighbours.shape[2] + 2, self.latents, neighbours.both.device)
+            at = _context_places(step, neighbours.shape[2] + 2, self.latents, neighbours.both.device)
             own = step.start, step.count
             bounds = MEAN_MAX, INDEX_MAX
             return self._fused.predict(neighbours.both, rows, own, at, self._tensors[number], quality, *bounds)  # type: ignore[no-any-return]
@@ -590,7 +590,7 @@ def _tensors(found: dict[str, Any]) -> PassTensors:
 
 
 @lru_cache(maxsize=256)
-def _places(step: Pass, pitch: int, latents: int, device: torch.device) -> Contexts:
+def _context_places(step: Pass, pitch: int, latents: int, device: torch.device) -> Contexts:
     """Where a pass finds its features, with so many symbols from one row to the next."""
     names = input_names(step)
     with torch.inference_mode(False):

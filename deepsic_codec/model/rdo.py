@@ -119,7 +119,7 @@ def quantise(
     if tables is None or not prior.optimised:
         return nearest, None
     found = Symbols(scaled.flatten(0, 2), nearest.flatten(0, 2), prior.neighbours(nearest))
-    move = _move_compiled if prior.passes is Compiled else _move_there
+    move = _move_compiled if prior.passes is Compiled else _move_tensors
     predictions: Predictions = []
     for number, step, padded, flat, image in passes(prior, found.neighbours):
         which = quality if isinstance(quality, int) else quality[image]
@@ -147,13 +147,13 @@ class Symbols:
     neighbours: Neighbours
 
 
-def _move_there(
+def _move_tensors(
     prior: IntegerPrior, tables: RdoTables, found: Symbols, step: Pass, rows: tuple[Tensor, Tensor],
     predicted: tuple[Tensor, Tensor], quality: Tensor | int,
 ) -> None:  # fmt: skip
     """Move the symbols of a pass at padded and plain ``rows``; nothing makes a GPU wait for the host."""
-    passes: Any = prior.passes
-    symbols = passes.move(
+    there: Any = prior.passes
+    symbols = there.move(
         found.chosen, found.latents, predicted, rows[1], step.start, tables.saved, tables.price, quality, MEAN_LEVELS,
         BITS,
     )  # fmt: skip

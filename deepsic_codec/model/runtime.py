@@ -207,7 +207,7 @@ class Runtime:
 
         wanted = [False] * len(shapes) if fine is None else list(fine)
         groups = [(*shape, f) for shape, f in zip(shapes, wanted, strict=True)]
-        return self._grouped(groups, begin if self._decoders is None else start, lag=2 * self._lag)
+        return self._grouped(groups, start, lag=2 * self._lag)
 
     def decode_symbols(
         self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
@@ -412,7 +412,10 @@ def _in_order(found: Iterable[tuple[list[int], list[Result]]], count: int) -> li
 
 
 def _submitted(pool: ThreadPoolExecutor | None, function: Callable[..., Result], *given: Any) -> Callable[[], Result]:
-    """Begin a call on a thread of a pool; what is returned gives its result. At once, if the interpreter is ending."""
+    """Begin a call on a thread of a pool; what is returned gives its result.
+
+    It is made here and now without a pool, or if the interpreter is ending.
+    """
     if pool is not None:
         with suppress(RuntimeError):
             return pool.submit(function, *given).result

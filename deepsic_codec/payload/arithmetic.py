@@ -281,7 +281,6 @@ def _code_pass(  # type: ignore[no-untyped-def]
     return row
 
 
-
 class _Coder:
     """State of one chunk's stream, common to both directions."""
 

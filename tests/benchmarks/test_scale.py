@@ -1,10 +1,12 @@
 """The benchmark's own parts: what it watches and what it leaves behind."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import scale
+from deepsic_codec import config
 from deepsic_codec.bulk.write import Heads, Written
 
 
@@ -39,3 +41,23 @@ def test_a_step_that_fails_says_so(tmp_path, capfd):
     with pytest.raises(SystemExit, match="'archive' failed"):
         scale._in_child(args, "archive", height=8)
     assert "nowhere" in capfd.readouterr().err and not any(tmp_path.iterdir())
+
+
+def test_stages_on_a_gpu_are_measured_with_kernels_and_without(monkeypatch, capsys):
+    seen = []
+
+    def work(runtime, codec, chunks):
+        seen.append((config.get().kernels, config.get().batch_pixels, len(chunks)))
+        names = ["analysis", "analysis and optimised quantisation", "synthesis", "prior and entropy coder, encode"]
+        names += ["prior and entropy coder, decode", "encode, end to end", "decode, end to end"]
+        return dict.fromkeys(names, lambda: time.sleep(1e-4))
+
+    monkeypatch.setattr(scale, "_stages", work)
+    monkeypatch.setattr(scale, "_prepare", lambda device, threads: None)
+    monkeypatch.setattr("deepsic_codec.model.runtime.get_runtime", lambda info: None)
+    verdict = scale.stages(scale._arguments(["--device", "cuda", "--batch-pixels", "4e6", "8e6", "--repeats", "1"]))
+    assert seen == [(k, n, 128) for k in ("auto", "plain") for n in (4_000_000, 8_000_000)]
+    printed = capsys.readouterr().out
+    for title in ("kernels auto, calls of 4 Mpx", "kernels plain, calls of 8 Mpx"):
+        assert f"on cuda, batch 128, {title}" in printed
+    assert printed.count("images/s") == 4 and "encoding is bound by" in verdict and "targets met" in verdict

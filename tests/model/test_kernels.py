@@ -27,7 +27,15 @@ def test_each_gives_the_integers_of_tensor_operations(same):
     assert same()
 
 
-def test_a_wrong_integer_is_noticed(monkeypatch, caplog):
+@pytest.fixture
+def untried():
+    """What was found out about devices is forgotten, before and after."""
+    passes._fused.cache_clear()
+    yield
+    passes._fused.cache_clear()
+
+
+def test_a_wrong_integer_is_noticed(monkeypatch, caplog, untried):
     class Wrong(Fused):
         @staticmethod
         def read(values, bits):
@@ -38,26 +46,18 @@ def test_a_wrong_integer_is_noticed(monkeypatch, caplog):
     wrong = [name for name, same in passes.checks(Wrong, DEVICE) if not same()]
     assert wrong == ["read", "read as it is"]
     monkeypatch.setattr("deepsic_codec.model.kernels.Fused", Wrong)
-    passes._fused.cache_clear()
-    try:
-        assert passes._fused(DEVICE) is None
-    finally:
-        passes._fused.cache_clear()
+    assert passes._fused(DEVICE) is None
     assert "read as it is" in caplog.text
 
 
-def test_what_fails_to_compile_is_done_without(monkeypatch, caplog):
+def test_what_fails_to_compile_is_done_without(monkeypatch, caplog, untried):
     class Broken(Fused):
         @staticmethod
         def digits(values, unit=None):
             raise RuntimeError("ptxas is not there")
 
     monkeypatch.setattr("deepsic_codec.model.kernels.Fused", Broken)
-    passes._fused.cache_clear()
-    try:
-        assert passes._fused(DEVICE) is None
-    finally:
-        passes._fused.cache_clear()
+    assert passes._fused(DEVICE) is None
     assert "ptxas is not there" in caplog.text
 
 

@@ -173,6 +173,19 @@ class FakeTorch:
         return SimpleNamespace(pin_memory=lambda: self.log.append("pinned") or SimpleNamespace(to=to))
 
 
+def test_each_thread_has_a_stream_that_goes_before_others(monkeypatch):
+    made = []
+    cuda = SimpleNamespace(
+        Stream=lambda device, priority: made.append((device, priority)) or len(made), stream=lambda stream: stream
+    )
+    monkeypatch.setattr(transfer, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        streams = [pool.submit(transfer.before_others, "cuda:0").result() for pool in (one, one, other)]
+    assert streams == [1, 1, 2] and made == [(torch.device("cuda:0"), -1)] * 2
+    with transfer.before_others("cpu"):
+        assert len(made) == 2
+
+
 @pytest.fixture
 def fake(monkeypatch):
     torch = FakeTorch()

@@ -146,6 +146,13 @@ def test_a_level_is_looked_up_for_each_index():
     assert coded[0] == coded[1]
 
 
+def test_output_grows_as_often_as_it_has_to():
+    shape = (2, 80, 80, LATENTS)
+    symbols = np.random.default_rng(3).integers(-SYMBOL_MAX, SYMBOL_MAX + 1, shape).astype(np.int16)
+    data = roundtrip(LEVELS, symbols, np.zeros(shape, np.int16), np.full(shape, 40, np.uint8))
+    assert len(data) > 2 * len(SymbolEncoder(LEVELS, symbols)._data)
+
+
 def test_each_pass_gives_its_own_symbols():
     symbols, means, levels = sample()
     grid = symbols.shape[1:3]
