@@ -25,7 +25,7 @@ from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
 from deepsic_codec.model.prior import Predictions
 from deepsic_codec.model.rdo import RdoTables, quantise
-from deepsic_codec.model.refine import ROUNDS, Refiner
+from deepsic_codec.model.refine import SCHEDULES, Refiner
 from deepsic_codec.model.transfer import before_others, behind, fetch, join, settle, upload
 from deepsic_codec.model.transforms import (
     PRIOR,
@@ -148,7 +148,7 @@ class Runtime:
             Whether to compute label scores.
         efforts : sequence of int, optional
             One per chunk, 1 by default: 0 for the nearest symbols, 1 for rate-distortion optimised quantisation,
-            more for refinement (refine.ROUNDS).
+            more for refinement (refine.SCHEDULES).
         """
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
 
@@ -332,10 +332,10 @@ class Runtime:
                 whole = whole_qualities(quality[part])[1]
                 same = int(whole[0]) if bool((whole == whole[0]).all()) else upload(whole, self.device)
                 chosen, known = quantise(self._prior, self._rdo if effort else None, scaled, same)
-                if effort in ROUNDS and self._rdo is not None and isinstance(self._transforms, IntegerTransforms):
+                if effort in SCHEDULES and self._rdo is not None and isinstance(self._transforms, IntegerTransforms):
                     steps = self._transforms.steps(quality[part])
                     pixels = grey_levels(images[part, : size[0], : size[1]])
-                    chosen = self._refiner().refine(pixels, chosen, steps, whole, ROUNDS[effort])
+                    chosen = self._refiner().refine(pixels, chosen, steps, whole, SCHEDULES[effort])
                     known = None
                 symbols.append(chosen.to(torch.int16))
                 predictions.append(known)
