@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(images)} images in {os.path.basename(os.path.normpath(args.images))}\n")
 
     points = [] if args.no_deepsic else measure_deepsic(images, args.qualities, args)
-    for effort in args.efforts:
-        points += measure_deepsic(images, args.qualities, args, _effort(effort), effort=effort)
+    for hints in args.efforts:
+        points += measure_deepsic(images, args.qualities, args, _effort(hints), hints=hints)
     for model in args.beside:
         rate = _only_rate(model)
         if rate is None:
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     alike = {k: v for k, v in averages.items() if k in (BY_RATE, *ALSO_BY_RATE)}
     by_rate = compare(points, alike, {}, BY_RATE) if BY_RATE in averages else []
     by_effort = {}
-    for name in (_effort(effort) for effort in args.efforts):
+    for name in (_effort(hints) for hints in args.efforts):
         others = {k: v for k, v in averages.items() if k == name or not k.startswith(OURS)}
         by_effort[name] = compare(points, others, theirs, name)
     for ours, rows in ((OURS, comparison), *by_effort.items(), (BY_RATE, by_rate)):
@@ -111,14 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure_deepsic(
     images: list[tuple[str, Pixels]], settings: Sequence[float], args: Any, name: str = OURS, *,
-    model: str | None = None, effort: int | None = None, mode: str = "quality",
+    model: str | None = None, hints: dict[str, Any] | None = None, mode: str = "quality",
 ) -> list[Point]:  # fmt: skip
     """Our codec at every setting of a mode (quality, bpp); each image is one chunk, header and labels counted."""
     from deepsic_codec import DeepSIC
 
     points = []
     for setting in settings:
-        hints = None if effort is None else {"effort": effort}
         rate_control: dict[str, Any] = {mode: setting}
         codec = DeepSIC(model=model or args.model, semantics=args.semantics, encode=hints, **rate_control)
         for start in range(0, len(images), args.batch):
@@ -132,8 +131,13 @@ def measure_deepsic(
     return points
 
 
-def _effort(effort: int) -> str:
-    return f"{OURS} effort {effort}"
+def _effort(hints: dict[str, Any]) -> str:
+    return f"{OURS} effort {hints['effort']}" + (f", {hints['tune']}" if "tune" in hints else "")
+
+
+def _hints(text: str) -> dict[str, Any]:
+    effort, colon, tune = text.partition(":")
+    return {"effort": int(effort)} | ({"tune": tune} if colon else {})
 
 
 def _only_rate(model: str) -> float | None:
@@ -369,8 +373,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="*", default=[], metavar="BPP", help=text)
     parser.add_argument("--model", default="base")
     parser.add_argument("--semantics", choices=("pre", "post", "none"), default="pre")
-    text = "also with such levels of the encoder's effort (0 to 4), as curves of their own"
-    parser.add_argument("--efforts", type=int, nargs="+", default=[], metavar="N", help=text)
+    text = "also with such levels of the encoder's effort (0 to 4), or tuned (3:ms-ssim), as curves of their own"
+    parser.add_argument("--efforts", type=_hints, nargs="+", default=[], metavar="N[:TUNE]", help=text)
     text = "also with other models, as curves of their own"
     parser.add_argument("--beside", nargs="+", default=[], metavar="MODEL", help=text)
     parser.add_argument("--codecs", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="PEER",

@@ -71,6 +71,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
     text = "0 to 4: how long to look for fewer bytes; from 2 on many times as long (default: 1)"
     add("--effort", type=int, metavar="N", help=text)
+    text = "measure of quality to spend bytes on, ms-ssim with --effort 2 to 4 only (default: psnr)"
+    add("--tune", choices=("psnr", "ms-ssim"), help=text)
     text = "range of values that counts (more pairs: of each band), or chunk, its own (default beyond 8 bits)"
     add("--value-range", metavar="LOW,HIGH", help=text)
     add("--nodata", metavar="VALUE", help="value without data, a number or nan (default: what a GeoTIFF says); or none")
@@ -154,10 +156,11 @@ def write(source: ImageSource, args: argparse.Namespace, console: Console, index
     from deepsic_codec import DeepSIC
     from deepsic_codec import dask as bulk
 
+    hints = {name: getattr(args, name) for name in ("effort", "tune") if getattr(args, name) is not None}
     codec = DeepSIC(
         quality=args.quality, psnr=args.psnr, bpp=args.bpp, max_error=args.max_error, axes=source.axes,
         bands=args.bands, value_range=_value_range(source, args.value_range), nodata=_nodata(source, args.nodata),
-        semantics=args.semantics, encode=None if args.effort is None else {"effort": args.effort},
+        semantics=args.semantics, encode=hints or None,
     )  # fmt: skip
     shape = source.values.shape
     chunks: Any = "auto" if args.chunk is None else _edges(source.axes, shape, args.chunk, clip=True)

@@ -84,7 +84,7 @@ class Runtime:
     def sizes(self, kind):
         return [count for name, count in self.batches if name == kind]
 
-    def encode(self, images, qualities, labels=True, efforts=None):
+    def encode(self, images, qualities, labels=True, efforts=None, tunes=None):
         self._enter("encode", images)
         assert len(images) == len(qualities) == len(efforts if efforts is not None else images)
         for image in images:

@@ -47,11 +47,12 @@ def test_a_folder(folder, tmp_path, capsys):
 
 def test_a_stack(folder, tmp_path):
     assert ingest(folder / "a.png", folder / "b.png", tmp_path / "out.zarr", "--stack", "all", "--quality", 30,
-                  "--effort", 3) == 0  # fmt: skip
+                  "--effort", 3, "--tune", "ms-ssim") == 0  # fmt: skip
     array = zarr.open_array(tmp_path / "out.zarr", path="all", mode="r")
     assert array.shape == (2, 70, 90, 3) and array.attrs["sources"] == ["a.png", "b.png"]
     np.testing.assert_array_equal(array[1], photograph(70, 90, 3, seed=5))
-    assert array.metadata.codecs[0].quality == 30 and array.metadata.codecs[0].effort == 3
+    codec = array.metadata.codecs[0]
+    assert codec.quality == 30 and codec.effort == 3 and codec.tune == "ms-ssim"
     assert array.metadata.codecs[0].axes == "nyxc"
 
 

@@ -14,6 +14,8 @@ FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
 SEMANTICS = ("pre", "post", "none")
 DEFAULT_EFFORT, MAX_EFFORT = 1, 4  # 1 is rate-distortion optimised quantisation, from 2 on symbols are refined
+REFINED = 2  # the least effort that can be tuned
+TUNES = ("psnr", "ms-ssim")
 DEFAULT_QUALITY = 50.0
 # Beside a residual, which codes what the features leave, fewer features make smaller payloads; benchmarks/imagery.py
 BOUNDED_QUALITY = 20.0
@@ -108,6 +110,11 @@ class CodecConfig:
     def effort(self) -> int:
         """How long to look for fewer bytes when encoding, 0 to 4; readers have no use for it."""
         return int(self.hints.get("effort", DEFAULT_EFFORT))
+
+    @property
+    def tune(self) -> str:
+        """The measure of quality that bytes are spent on when encoding; readers have no use for it."""
+        return str(self.hints.get("tune", TUNES[0]))
 
     def parameters(self) -> dict[str, Any]:
         """Return what `__init__` takes to make this configuration, as plain JSON."""
@@ -280,6 +287,13 @@ def _check_hints(hints: object) -> dict[str, Any]:
     effort = copy.get("effort", DEFAULT_EFFORT)
     if not isinstance(effort, int) or isinstance(effort, bool) or not 0 <= effort <= MAX_EFFORT:
         raise ConfigurationError(f"encode: effort has to be an integer from 0 to {MAX_EFFORT}, got {effort!r}")
+    tune = copy.get("tune", TUNES[0])
+    if tune not in TUNES:
+        raise ConfigurationError(f"encode: tune has to be one of {', '.join(TUNES)}, got {tune!r}")
+    if tune != TUNES[0] and effort < REFINED:
+        raise ConfigurationError(
+            f"encode: to tune for {tune}, symbols have to be refined: give an effort of {REFINED} to {MAX_EFFORT}, too"
+        )
     return copy
 
 

@@ -204,6 +204,7 @@ def _try(
             [qualities[i] for i in full],
             labels=any(jobs[i].config.semantics == "pre" for i in full),
             efforts=[jobs[i].config.effort for i in full],
+            tunes=[jobs[i].config.tune for i in full],
         )
         for i, features in zip(full, encoded, strict=True):
             coded[i] = features

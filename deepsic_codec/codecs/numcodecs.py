@@ -47,7 +47,8 @@ class DeepSIC(CodecConfig, Codec):
         Hints for the encoder, in JSON types; those that it does not know have no effect. The attribute is `hints`.
         `{"effort": 0}` encodes fastest, 1 (the default) spends a moment on fewer bytes for the same quality and
         decoder. 2, 3 and 4 spend many times as long, each more than the one before, on some more: for what is written
-        once and read for ever. With 0 and 1, equal pixels give equal payloads on every machine.
+        once and read for ever. With 0 and 1, equal pixels give equal payloads on every machine. With 2 to 4,
+        `{"tune": "ms-ssim"}` spends bytes where MS-SSIM sees them, instead of on the PSNR.
     bands : {"planes", "triples"}, optional
         How bands are joined for networks that were trained on colours: by default three are the colours of an image,
         and any others are coded alone, as two are. "planes" codes all alone, which is better where bands show different

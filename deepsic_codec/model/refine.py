@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model import fixed
+from deepsic_codec.model.distortion import Distortion, total
 from deepsic_codec.model.networks import STRIDE, Architecture, Synthesis, step_lambda
 from deepsic_codec.model.prior import INPUT_BITS, Prior, compand, scale_of
 from deepsic_codec.model.rdo import UNIT
@@ -109,7 +110,9 @@ class Refiner:
             net.requires_grad_(False).eval().to(device)
         self.device, self.bf16 = device, bf16
 
-    def refine(self, images: Tensor, symbols: Tensor, steps: Tensor, quality: Tensor, schedule: Schedule) -> Tensor:
+    def refine(
+        self, images: Tensor, symbols: Tensor, steps: Tensor, quality: Tensor, schedule: Schedule, tune: str = "psnr"
+    ) -> Tensor:
         """Improve the symbols of a batch of images.
 
         Parameters
@@ -124,6 +127,8 @@ class Refiner:
             Whole qualities, int64 (N,).
         schedule : Schedule
             How long to take.
+        tune : str
+            What is to be small: ``"psnr"``, squared errors, or ``"ms-ssim"``, what MS-SSIM sees of them.
 
         Returns
         -------
@@ -132,7 +137,8 @@ class Refiner:
         """
         with torch.inference_mode(False):  # whose tensors autograd refuses
             step = steps.to(self.device).clone().float() * 2.0 ** -(fixed.LATENT_BITS + fixed.STEP_BITS)
-            job = _Job(images.to(self.device).clone(), step, quality.to(self.device).clone().float())
+            distortion = Distortion(images.to(self.device).clone(), tune)
+            job = _Job(distortion, step, quality.to(self.device).clone().float())
             start = symbols.to(self.device, torch.float32).clone()
             found, moved, least = start, torch.zeros_like(start), torch.zeros_like(job.weight)
             for number in range(schedule.rounds):
@@ -153,31 +159,32 @@ class Refiner:
         latents = window.symbols.clone().requires_grad_()
         linear, magnitude = (t.detach().requires_grad_() for t in self._prior.features(window.symbols))
         decoded, mean, index = self._decode(job, latents, linear, magnitude)
-        error = (window.cut(decoded) - window.pixels).square()
+        residuals = job.residuals(decoded, window)
         bits = self._prior.bits(window.symbols, mean, index)
         new = window.number == len(job.curvatures)
-        (by_latent,) = torch.autograd.grad((error.sum((1, 2, 3)) * job.weight).sum(), latents, retain_graph=new)
+        (by_latent,) = torch.autograd.grad((total(residuals) * job.weight).sum(), latents, retain_graph=new)
         by_linear, by_magnitude = torch.autograd.grad(bits.sum(), (linear, magnitude))
+        local = job.distortion.local[:, *window.inner]
         if new:
-            job.curvatures.append(_curvature(decoded, latents, window, job.step))
+            job.curvatures.append(_curvature(residuals, latents, window, job.step, local))
         own = (slice(None), *window.own)
         with torch.no_grad():
             unit = 2.0**-INPUT_BITS
             slope, by_magnitude = (by_latent + by_linear * unit)[own], (by_magnitude * unit)[own]
             scale = scale_of(index[own], self._prior.log_scales)
-            curvature = CROWD * job.weight[:, None, None, None] * job.curvatures[window.number]
+            curvature = CROWD * job.weight[:, None, None, None] * job.curvatures[window.number] * local
             wanted = expected(window.symbols[own], mean[own], scale, slope, by_magnitude, curvature, heat)
-            return window.loss(job, bits, error), wanted
+            return job.loss(window, bits, residuals), wanted
 
     def _loss(self, job: _Job, symbols: Tensor) -> Tensor:
         """Loss (N,) in bits."""
-        total = torch.zeros_like(job.weight)
+        found = torch.zeros_like(job.weight)
         with torch.no_grad():
             for window in job.windows(symbols):
                 decoded, mean, index = self._decode(job, window.symbols, *self._prior.features(window.symbols))
                 bits = self._prior.bits(window.symbols, mean, index)
-                total += window.loss(job, bits, (window.cut(decoded) - window.pixels).square())
-        return total
+                found += job.loss(window, bits, job.residuals(decoded, window))
+        return found
 
     def _decode(self, job: _Job, symbols: Tensor, linear: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (N,H,W,3), and mean and scale index of each symbol under its features."""
@@ -196,55 +203,61 @@ class _Window:
     ----------
     number : int
         Which one.
-    symbols, pixels : Tensor
-        What it sees, (N,h,w,C) and (N,H,W,3).
-    inner, own : tuple of slice
-        The latents that are its own, among all and among those it sees.
+    symbols : Tensor
+        What it sees, (N,h,w,C).
+    inner, outer : tuple of slice
+        The latents that are its own, and those that it sees.
+    own : tuple of slice
+        The former among the latter.
     """
 
     number: int
     symbols: Tensor
-    pixels: Tensor
     inner: tuple[slice, slice]
+    outer: tuple[slice, slice]
     own: tuple[slice, slice]
-
-    def cut(self, decoded: Tensor) -> Tensor:
-        """The pixels that exist, of images that were padded to whole latents."""
-        return decoded[:, : self.pixels.shape[1], : self.pixels.shape[2]]
-
-    def loss(self, job: _Job, bits: Tensor, error: Tensor) -> Tensor:
-        """Of its own latents (N,), from bits of all that it sees and squared errors of their pixels."""
-        rows, columns = (_pixels(latents) for latents in self.own)
-        return bits[:, *self.own].sum((1, 2, 3)) + error[:, rows, columns].sum((1, 2, 3)) * job.weight
 
 
 class _Job:
-    """A batch: images (N,H,W,3), dequantiser steps (N,C), qualities (N,), and what is found out about it."""
+    """A batch: its distortion, dequantiser steps (N,C), qualities (N,), and what is found out about it."""
 
-    def __init__(self, images: Tensor, step: Tensor, quality: Tensor) -> None:
-        self.images, self.step, self.quality = images, step, quality
+    def __init__(self, distortion: Distortion, step: Tensor, quality: Tensor) -> None:
+        self.distortion, self.step, self.quality = distortion, step, quality
         self.weight = trade(quality)
         #: Of each window, (N,1,1,C).
         self.curvatures: list[Tensor] = []
 
     def windows(self, symbols: Tensor) -> Iterator[_Window]:
         for number, (inner, outer) in enumerate(_windows(symbols.shape[1], symbols.shape[2])):
-            pixels = self.images[:, _pixels(outer[0]), _pixels(outer[1])]
-            yield _Window(number, symbols[:, *outer], pixels, inner, _within(inner, outer))
+            yield _Window(number, symbols[:, *outer], inner, outer, _within(inner, outer))
+
+    def residuals(self, decoded: Tensor, window: _Window) -> list[Tensor]:
+        """Of a window's images (N,H,W,3), less what was padded to whole latents."""
+        _, height, width, _ = self.distortion.images.shape
+        rows, columns = (_pixels(latents, end) for latents, end in zip(window.outer, (height, width), strict=True))
+        there = decoded[:, : rows.stop - rows.start, : columns.stop - columns.start]
+        return self.distortion.residuals(there, rows, columns)
+
+    def loss(self, window: _Window, bits: Tensor, residuals: list[Tensor]) -> Tensor:
+        """Of a window's own latents (N,), from bits (N,h,w,C) and residuals of all that it sees."""
+        rows, columns = (_pixels(latents) for latents in window.own)
+        return bits[:, *window.own].sum((1, 2, 3)) + total(residuals, (rows, columns)) * self.weight
 
 
-def _curvature(decoded: Tensor, latents: Tensor, window: _Window, step: Tensor) -> Tensor:
-    """Squared error that a symbol off by one adds to the pixels, (N,1,1,C), on average over a window.
+def _curvature(residuals: list[Tensor], latents: Tensor, window: _Window, step: Tensor, local: Tensor) -> Tensor:
+    """Distortion that a symbol off by one adds where errors weigh one, (N,1,1,C), on average over a window.
 
     The squared gradient of a sum with random signs is that on average (Hutchinson's estimate of a diagonal).
     """
     chance = torch.Generator().manual_seed(window.number)  # the same for every image, whatever else is in its batch
-    signs = torch.randint(0, 2, window.pixels.shape[1:], generator=chance).to(decoded) * 2 - 1
-    (slope,) = torch.autograd.grad((window.cut(decoded) * signs).sum(), latents)
-    seen = slope[:, *window.own].square()
-    usual = USUAL * (step[:, None, None, :] * UNIT) ** 2
-    count = seen.shape[1] * seen.shape[2]
-    return (seen.sum((1, 2), keepdim=True) + USUAL_COUNT * usual) / (count + USUAL_COUNT)
+    parts = []
+    for part in residuals:
+        signs = torch.randint(0, 2, part.shape[1:], generator=chance).to(part) * 2 - 1
+        parts.append((part * signs).sum())
+    (slope,) = torch.autograd.grad(torch.stack(parts).sum(), latents)
+    seen = slope[:, *window.own].square().sum((1, 2), keepdim=True)
+    usual = USUAL_COUNT * local.mean((1, 2), keepdim=True)
+    return (seen + usual * USUAL * (step[:, None, None, :] * UNIT) ** 2) / (local.sum((1, 2), keepdim=True) + usual)
 
 
 def expected(
@@ -299,8 +312,9 @@ def _windows(height: int, width: int) -> Iterator[tuple[tuple[slice, slice], tup
             yield inner, (outer[0], outer[1])
 
 
-def _pixels(latents: slice) -> slice:
-    return slice(latents.start * STRIDE, latents.stop * STRIDE)
+def _pixels(latents: slice, end: int | None = None) -> slice:
+    stop = latents.stop * STRIDE
+    return slice(latents.start * STRIDE, stop if end is None else min(stop, end))
 
 
 def _within(inner: tuple[slice, slice], outer: tuple[slice, slice]) -> tuple[slice, slice]:

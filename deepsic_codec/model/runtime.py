@@ -45,6 +45,8 @@ from deepsic_codec.payload.tables import CoderTables
 
 #: The encoder's effort where nothing is said.
 DEFAULT_EFFORT = 1
+#: What it is for.
+DEFAULT_TUNE = "psnr"
 
 #: Pixels whose activations a CPU's caches hold (tried: 2^17 to 2^21).
 CACHED_PIXELS = 1 << 18
@@ -134,6 +136,7 @@ class Runtime:
         qualities: Sequence[float],
         labels: bool = True,
         efforts: Sequence[int] | None = None,
+        tunes: Sequence[str] | None = None,
     ) -> list[Encoded]:
         """Encode chunks.
 
@@ -149,8 +152,11 @@ class Runtime:
         efforts : sequence of int, optional
             One per chunk, 1 by default: 0 for the nearest symbols, 1 for rate-distortion optimised quantisation,
             more for refinement (refine.SCHEDULES).
+        tunes : sequence of str, optional
+            What refinement is for: "psnr", the default, or "ms-ssim" (distortion.py); one per chunk.
         """
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
+        tune = [DEFAULT_TUNE] * len(images) if tunes is None else list(tunes)
 
         def start(group: list[int]) -> Callable[[], list[Encoded]]:
             s, h, w, _ = images[group[0]].shape
@@ -158,7 +164,7 @@ class Runtime:
             joined = join([images[i] for i in group], STRIDE, self.device)
             quality = [qualities[i] for i in group]
             symbols, predictions, cells = self._start_analysis(
-                joined, np.repeat(quality, s), labels, effort[group[0]], (h, w)
+                joined, np.repeat(quality, s), labels, effort[group[0]], (h, w), tune[group[0]]
             )
             with torch.inference_mode():
                 streams = start_encoding(
@@ -172,7 +178,7 @@ class Runtime:
 
             return finish
 
-        groups = [(*i.shape[:3], e, i.dtype == np.int16) for i, e in zip(images, effort, strict=True)]
+        groups = [(*i.shape[:3], e, t, i.dtype == np.int16) for i, e, t in zip(images, effort, tune, strict=True)]
         return self._grouped(groups, start)
 
     def decode(
@@ -308,7 +314,8 @@ class Runtime:
         return fetch(symbols)(), cells() if labels else None
 
     def _start_analysis(
-        self, images: Tensor, quality: NDArray[np.float64], labels: bool, effort: int, size: tuple[int, int]
+        self, images: Tensor, quality: NDArray[np.float64], labels: bool, effort: int, size: tuple[int, int],
+        tune: str = DEFAULT_TUNE,
     ) -> tuple[Tensor, Predictions | None, Callable[[], NDArray[np.uint8]]]:
         """Images (N,H,W,3), brought up to whole latents from this size -> symbols.
 
@@ -335,7 +342,7 @@ class Runtime:
                 if effort in SCHEDULES and self._rdo is not None and isinstance(self._transforms, IntegerTransforms):
                     steps = self._transforms.steps(quality[part])
                     pixels = grey_levels(images[part, : size[0], : size[1]])
-                    chosen = self._refiner().refine(pixels, chosen, steps, whole, SCHEDULES[effort])
+                    chosen = self._refiner().refine(pixels, chosen, steps, whole, SCHEDULES[effort], tune)
                     known = None
                 symbols.append(chosen.to(torch.int16))
                 predictions.append(known)

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from deepsic_codec import DeepSIC, config
+from deepsic_codec.metrics import ms_ssim, psnr
 from deepsic_codec.model import refine
+from deepsic_codec.model.distortion import Distortion
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.fixed import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.runtime import get_runtime
@@ -84,7 +86,8 @@ def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     )[0].transpose(0, 2, 3, 1)  # fmt: skip
     symbols = torch.from_numpy(np.ascontiguousarray(symbols)).float()
     step = runtime._transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
-    job = refine._Job(torch.from_numpy(frame.copy())[None].float(), step, torch.tensor([50.0]))
+    distortion = Distortion(torch.from_numpy(frame.copy())[None].float(), "psnr")
+    job = refine._Job(distortion, step, torch.tensor([50.0]))
     (window,) = job.windows(symbols)
     refiner._expected(job, window, 1.0)
     with torch.no_grad():
@@ -139,3 +142,29 @@ def test_through_the_codec_with_a_bound():
         payload = codec.encode_batch([image])[0]
     decoded = codec.decode_batch([payload])[0]
     assert np.abs(decoded.astype(int) - image).max() <= 3
+
+
+def test_tuned_for_ms_ssim():
+    """A higher MS-SSIM for its bytes than with the same effort for PSNR."""
+    image = np.ascontiguousarray(drone_frame()[600:856, 700:956])
+    points = {}
+    for tune in ("psnr", "ms-ssim"):
+        for quality in (30, 45):
+            codec = DeepSIC(quality=quality, semantics="none", encode={"effort": 3, "tune": tune})
+            payload = codec.encode_batch([image])[0]
+            decoded = codec.decode_batch([payload])[0]
+            points[tune, quality] = len(payload), -np.log(1 - ms_ssim(image, decoded)), psnr(image, decoded)
+    (low, least, _), (high, most, _) = points["psnr", 30], points["psnr", 45]
+    size, found, _ = points["ms-ssim", 45]
+    assert low < size < high
+    share = np.log(size / low) / np.log(high / low)
+    assert found > least + (most - least) * share + 0.05
+    assert points["ms-ssim", 45][2] < points["psnr", 45][2]
+
+
+def test_chunks_tuned_otherwise_are_no_batch(runtime):
+    image = np.ascontiguousarray(drone_frame()[None, 600:664, 700:764])
+    together = runtime.encode([image] * 2, [40.0] * 2, efforts=[3, 3], tunes=["psnr", "ms-ssim"])
+    for tune, among in zip(("psnr", "ms-ssim"), together, strict=True):
+        assert runtime.encode([image], [40.0], efforts=[3], tunes=[tune])[0].features == among.features
+    assert together[0].features != together[1].features
