@@ -86,7 +86,11 @@ class CodecConfig:
         if quality is None and psnr is None and bpp is None:
             quality = DEFAULT_QUALITY if max_error is None else BOUNDED_QUALITY
         if decoder is None:  # a new codec; metadata that was written has it, and is readable where the model is not
+            hints = _check_hints(encode)
+            _check_known(hints)
             decoder, head = _local_identity(model)
+        else:  # of an array that there is: what a later version asks of its encoder keeps nobody from reading it
+            hints = _check_hints(encode)
         values = {
             "model": model,
             "quality": None if quality is None else _check_quality(quality),
@@ -99,7 +103,7 @@ class CodecConfig:
             "max_error": None if max_error is None else _check_positive("max_error", max_error, zero=True),
             "psnr": None if psnr is None else _check_positive("psnr", psnr),
             "bpp": None if bpp is None else _check_positive("bpp", bpp),
-            "hints": _check_hints(encode),
+            "hints": hints,
             "decoder": _check_hash("decoder", decoder),
             "head": None if head is None else _check_hash("head", head),
         }
@@ -109,12 +113,14 @@ class CodecConfig:
     @property
     def effort(self) -> int:
         """How long to look for fewer bytes when encoding, 0 to 4; readers have no use for it."""
-        return int(self.hints.get("effort", DEFAULT_EFFORT))
+        effort = self.hints.get("effort", DEFAULT_EFFORT)
+        return effort if _is_effort(effort) else DEFAULT_EFFORT
 
     @property
     def tune(self) -> str:
         """The measure of quality that bytes are spent on when encoding; readers have no use for it."""
-        return str(self.hints.get("tune", TUNES[0]))
+        tune = self.hints.get("tune", TUNES[0])
+        return str(tune) if tune in TUNES and self.effort >= REFINED else TUNES[0]
 
     def parameters(self) -> dict[str, Any]:
         """Return what `__init__` takes to make this configuration, as plain JSON."""
@@ -284,17 +290,24 @@ def _check_hints(hints: object) -> dict[str, Any]:
         raise ConfigurationError(f"encode: expected values that JSON can hold, got {hints!r}: {error}") from None
     if not isinstance(copy, dict):
         raise ConfigurationError(f"encode: expected a mapping of hints, got {hints!r}")
-    effort = copy.get("effort", DEFAULT_EFFORT)
-    if not isinstance(effort, int) or isinstance(effort, bool) or not 0 <= effort <= MAX_EFFORT:
+    return copy
+
+
+def _is_effort(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_EFFORT
+
+
+def _check_known(hints: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for values that this version would not know what to do with."""
+    effort, tune = hints.get("effort", DEFAULT_EFFORT), hints.get("tune", TUNES[0])
+    if not _is_effort(effort):
         raise ConfigurationError(f"encode: effort has to be an integer from 0 to {MAX_EFFORT}, got {effort!r}")
-    tune = copy.get("tune", TUNES[0])
     if tune not in TUNES:
         raise ConfigurationError(f"encode: tune has to be one of {', '.join(TUNES)}, got {tune!r}")
     if tune != TUNES[0] and effort < REFINED:
         raise ConfigurationError(
             f"encode: to tune for {tune}, symbols have to be refined: give an effort of {REFINED} to {MAX_EFFORT}, too"
         )
-    return copy
 
 
 def _check_hash(name: str, value: object) -> str:

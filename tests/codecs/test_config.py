@@ -144,6 +144,19 @@ BAD = {
 }
 
 
+LATER = [{"effort": 9}, {"effort": 2, "tune": "later"}, {"effort": "most"}, {"tune": ["a"]}]
+
+
+@pytest.mark.parametrize("hints", LATER, ids=str)
+def test_hints_of_later_versions_keep_nobody_from_reading(hints):
+    metadata = DeepSICCodec().to_json() | {"encode": hints}
+    for kind in (DeepSIC, DeepSICCodec):
+        found = kind.from_json(metadata)
+        assert found.to_json() == metadata and found.effort == (2 if hints.get("effort") == 2 else 1)
+        assert found.tune == "psnr"
+        check_rejects(ConfigurationError, "encode", kind, encode=hints)
+
+
 @pytest.mark.parametrize("name,value", [(name, value) for name, values in BAD.items() for value in values], ids=str)
 def test_bad_value_is_named(name, value):
     for kind in (DeepSIC, DeepSICCodec):
