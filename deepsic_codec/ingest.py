@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from deepsic_codec.hints import add_hints, hints
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,10 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--psnr", type=float, metavar="DB", help="PSNR that each chunk is to have, instead of a quality")
     add("--bpp", type=float, metavar="BITS", help="bits per pixel that each chunk is to have, instead of a quality")
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
-    text = "0 to 4: how long to look for fewer bytes; from 2 on many times as long (default: 1)"
-    add("--effort", type=int, metavar="N", help=text)
-    text = "measure of quality to spend bytes on, ms-ssim with --effort 2 to 4 only (default: psnr)"
-    add("--tune", choices=("psnr", "ms-ssim"), help=text)
+    add_hints(parser)
     text = "range of values that counts (more pairs: of each band), or chunk, its own (default beyond 8 bits)"
     add("--value-range", metavar="LOW,HIGH", help=text)
     add("--nodata", metavar="VALUE", help="value without data, a number or nan (default: what a GeoTIFF says); or none")
@@ -156,11 +155,10 @@ def write(source: ImageSource, args: argparse.Namespace, console: Console, index
     from deepsic_codec import DeepSIC
     from deepsic_codec import dask as bulk
 
-    hints = {name: getattr(args, name) for name in ("effort", "tune") if getattr(args, name) is not None}
     codec = DeepSIC(
         quality=args.quality, psnr=args.psnr, bpp=args.bpp, max_error=args.max_error, axes=source.axes,
         bands=args.bands, value_range=_value_range(source, args.value_range), nodata=_nodata(source, args.nodata),
-        semantics=args.semantics, encode=hints or None,
+        semantics=args.semantics, encode=hints(args),
     )  # fmt: skip
     shape = source.values.shape
     chunks: Any = "auto" if args.chunk is None else _edges(source.axes, shape, args.chunk, clip=True)

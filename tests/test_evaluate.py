@@ -67,6 +67,18 @@ def test_command_writes_what_it_prints(tiles, tmp_path, capsys, semantics):
         assert len(list(csv.DictReader(file))) == 2 * count + 2
 
 
+def test_effort_and_tune_are_the_codecs(tmp_path, capsys):
+    image = drone_frame()[:96, :128]
+    Image.fromarray(image).save(tmp_path / "a.png")
+    command = ["evaluate", str(tmp_path), "--qualities", "40", "--json"]
+    assert main([*command, "--effort", "2", "--tune", "ms-ssim"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["means"]
+    codec = DeepSIC(quality=40, encode={"effort": 2, "tune": "ms-ssim"})
+    assert found["nbytes"] == len(codec.encode(image)) < len(DeepSIC(quality=40).encode(image))
+    assert main([*command, "--tune", "ms-ssim"]) == 2
+    assert "give an effort of 2 to 4" in capsys.readouterr().err
+
+
 def test_a_file_for_json_is_refused(tiles):
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", str(tiles), "--json", "r.json"])

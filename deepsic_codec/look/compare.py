@@ -130,12 +130,14 @@ class Ours:
         Name of a model.
     chunk : int
         Largest edge of a chunk in pixels; larger images are stored in several.
+    hints : dict, optional
+        For the encoder, as `DeepSIC(encode=...)` takes them.
     """
 
-    def __init__(self, model: str = "base", chunk: int = CHUNK) -> None:
+    def __init__(self, model: str = "base", chunk: int = CHUNK, hints: dict[str, Any] | None = None) -> None:
         if chunk < 1:
             raise ConfigurationError(f"chunk: expected a number of pixels, got {chunk}")
-        self.model, self.chunk = model, chunk
+        self.model, self.chunk, self.hints = model, chunk, hints
         self._warm: set[tuple[int, ...]] = set()
 
     def warm_up(self, image: Pixels, quality: float) -> None:
@@ -147,7 +149,7 @@ class Ours:
     def _codec(self, quality: float) -> DeepSIC:
         from deepsic_codec.codecs.numcodecs import DeepSIC
 
-        return DeepSIC(model=self.model, quality=quality)
+        return DeepSIC(model=self.model, quality=quality, encode=self.hints)
 
     def encode(self, image: Pixels, quality: float) -> list[bytes]:
         """Encode the chunks of an image, row by row."""

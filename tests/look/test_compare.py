@@ -84,6 +84,12 @@ def test_our_chunks_make_the_image(stub):
     np.testing.assert_array_equal(ours.decode(payloads, values.shape, 50), values)
 
 
+def test_our_hints_are_the_encoders(image):
+    part = image[:96, :96]
+    sizes = [len(compare.Ours(hints=hints).encode(part, 40)[0]) for hints in (None, {"effort": 0})]
+    assert sizes[0] < sizes[1]
+
+
 def test_a_rate_is_found(image):
     """With the model itself: the stand-in has one rate."""
     ours = compare.Ours()
