@@ -56,13 +56,13 @@ PARTS = {
     ),
     "rd": Part(
         "Rate and distortion", "The same images through every codec, from the bytes that each really writes.",
-        "--images IMAGES --efforts 2 3 --rates 0.15 0.2 0.3 0.4 0.6 0.8 1 1.25 1.5 --png PNG",
+        "--images IMAGES --efforts 2 3 3:ms-ssim 4 --rates 0.15 0.2 0.3 0.4 0.6 0.8 1 1.25 1.5 --png PNG",
         "--images IMAGES --limit 1 --qualities 20 50 80 --codecs WebP --png PNG",
         "rate-distortion",
     ),
     "throughput": Part(
         "Speed and memory", "Chunks of 512 x 512, each codec at about the same PSNR and number of threads.",
-        "--repeats 3 --efforts 2 3", "--chunks 2 --repeats 1",
+        "--repeats 3 --efforts 2 3 4", "--chunks 2 --repeats 1",
     ),
     "entropy": Part(
         "Entropy coder", "Symbols of real images: bits against the ideal static code, and the speed of one thread.",
