@@ -22,11 +22,9 @@ from deepsic_codec.model.networks import STRIDE
 PLAIN, SCALED = 0.2, 43.0
 #: Edge of the windows that variances are taken in.
 WINDOW = 9
-#: The power of the variances by which errors are divided. One would be right for small errors; large ones, of whatever
-#: size, can only spoil a window once.
+#: The power of the variances by which errors are divided. One would be right for small errors; those of low rates are
+#: so large in flat windows that MS-SSIM sees less of them than that.
 POWER = 0.5
-
-Slices = Sequence[slice]
 
 
 class Distortion:
@@ -46,7 +44,7 @@ class Distortion:
     """
 
     def __init__(self, images: Tensor, tune: str) -> None:
-        self.images = images
+        self.images, self.tune = images, tune
         #: By scale, roots of weights, (N,3,H,W) and half as large from one to the next; none for plain errors.
         self._roots: list[Tensor] = []
         n, height, width, _ = images.shape
@@ -105,7 +103,7 @@ def _halved(pixels: slice, times: int) -> slice:
 
 
 def _pooled(x: Tensor, edge: int) -> Tensor:
-    """Means of squares, of what there is of them at the lower and right border."""
+    """Means of blocks of edge x edge, at the lower and right border of what there is of them."""
     return F.avg_pool2d(x, edge, ceil_mode=True, count_include_pad=False)
 
 

@@ -7,8 +7,8 @@ Many times the work of encoding, for fewer bits at the same quality; the bit str
 decoder know nothing of it (Yang, Bamler and Mandt 2020, "Improving Inference for Neural
 Image Compression", say why there is something to gain).
 
-How: by mean-field annealing, which needs a tenth of the steps that gradient descent on
-noisy latents takes to get as far.  Every symbol is one of three neighbouring integers, with
+How: by mean-field annealing, not by gradient descent on noisy latents as there, which takes
+many more steps.  Every symbol is one of three neighbouring integers, with
 the probabilities exp(-cost / heat) that their costs in bits suggest; the image is decoded
 from what is expected of all of them, which tells the costs anew; and the heat falls until
 every symbol has made up its mind.
@@ -67,8 +67,8 @@ TRADE_QUALITIES, TRADE = (20.0, 50.0), (0.9, 1.25)
 #: What symbols that move at the same time add to each other's error, against what each of them would do alone.
 CROWD = 1.2
 #: What a symbol's error adds to that of the pixels, against an orthonormal transform, and how many latents' worth of
-#: measuring that guess counts as.
-USUAL, USUAL_COUNT = 0.8, 32
+#: measuring that guess counts as: few where fine errors weigh less than coarse ones.
+USUAL, USUAL_COUNT = 0.8, {"psnr": 32, "ms-ssim": 2}
 #: Edge of the windows that are differentiated at once, and what they see around it, in latents; gradients take some
 #: hundred bytes a pixel.
 WINDOW, HALO = 48, 6
@@ -161,18 +161,18 @@ class Refiner:
         decoded, mean, index = self._decode(job, latents, linear, magnitude)
         residuals = job.residuals(decoded, window)
         bits = self._prior.bits(window.symbols, mean, index)
-        new = window.number == len(job.curvatures)
+        new = window.number == job.measured
         (by_latent,) = torch.autograd.grad((total(residuals) * job.weight).sum(), latents, retain_graph=new)
         by_linear, by_magnitude = torch.autograd.grad(bits.sum(), (linear, magnitude))
         local = job.distortion.local[:, *window.inner]
         if new:
-            job.curvatures.append(_curvature(residuals, latents, window, job.step, local))
+            job.measure(residuals, latents, window, local)
         own = (slice(None), *window.own)
         with torch.no_grad():
             unit = 2.0**-INPUT_BITS
             slope, by_magnitude = (by_latent + by_linear * unit)[own], (by_magnitude * unit)[own]
             scale = scale_of(index[own], self._prior.log_scales)
-            curvature = CROWD * job.weight[:, None, None, None] * job.curvatures[window.number] * local
+            curvature = CROWD * job.weight[:, None, None, None] * job.curvature() * local
             wanted = expected(window.symbols[own], mean[own], scale, slope, by_magnitude, curvature, heat)
             return job.loss(window, bits, residuals), wanted
 
@@ -206,16 +206,18 @@ class _Window:
     symbols : Tensor
         What it sees, (N,h,w,C).
     inner, outer : tuple of slice
-        The latents that are its own, and those that it sees.
-    own : tuple of slice
-        The former among the latter.
+        Rows and columns of latents that are its own, and of those that it sees.
     """
 
     number: int
     symbols: Tensor
     inner: tuple[slice, slice]
     outer: tuple[slice, slice]
-    own: tuple[slice, slice]
+
+    @property
+    def own(self) -> tuple[slice, slice]:
+        """Rows and columns of its own among those that it sees."""
+        return _within(self.inner, self.outer)
 
 
 class _Job:
@@ -224,12 +226,13 @@ class _Job:
     def __init__(self, distortion: Distortion, step: Tensor, quality: Tensor) -> None:
         self.distortion, self.step, self.quality = distortion, step, quality
         self.weight = trade(quality)
-        #: Of each window, (N,1,1,C).
-        self.curvatures: list[Tensor] = []
+        #: Windows of which the curvature has been measured, what was seen in them (N,1,1,C), and how much weighed it.
+        self.measured = 0
+        self._seen = self._weighed = torch.zeros((), device=step.device)
 
     def windows(self, symbols: Tensor) -> Iterator[_Window]:
         for number, (inner, outer) in enumerate(_windows(symbols.shape[1], symbols.shape[2])):
-            yield _Window(number, symbols[:, *outer], inner, outer, _within(inner, outer))
+            yield _Window(number, symbols[:, *outer], inner, outer)
 
     def residuals(self, decoded: Tensor, window: _Window) -> list[Tensor]:
         """Of a window's images (N,H,W,3), less what was padded to whole latents."""
@@ -243,21 +246,27 @@ class _Job:
         rows, columns = (_pixels(latents) for latents in window.own)
         return bits[:, *window.own].sum((1, 2, 3)) + total(residuals, (rows, columns)) * self.weight
 
+    def measure(self, residuals: list[Tensor], latents: Tensor, window: _Window, local: Tensor) -> None:
+        """Take in what a window's own latents do to residuals, which are differentiated once more.
 
-def _curvature(residuals: list[Tensor], latents: Tensor, window: _Window, step: Tensor, local: Tensor) -> Tensor:
-    """Distortion that a symbol off by one adds where errors weigh one, (N,1,1,C), on average over a window.
+        The squared gradient of a sum with random signs is on average that of all residuals (Hutchinson's estimate of a
+        diagonal).
+        """
+        chance = torch.Generator().manual_seed(window.number)  # the same for every image, whatever else is in its batch
+        parts = []
+        for part in residuals:
+            signs = torch.randint(0, 2, part.shape[1:], generator=chance).to(part) * 2 - 1
+            parts.append((part * signs).sum())
+        (slope,) = torch.autograd.grad(torch.stack(parts).sum(), latents)
+        self._seen = self._seen + slope[:, *window.own].square().sum((1, 2), keepdim=True)
+        self._weighed = self._weighed + local.sum((1, 2), keepdim=True)
+        self.measured += 1
 
-    The squared gradient of a sum with random signs is that on average (Hutchinson's estimate of a diagonal).
-    """
-    chance = torch.Generator().manual_seed(window.number)  # the same for every image, whatever else is in its batch
-    parts = []
-    for part in residuals:
-        signs = torch.randint(0, 2, part.shape[1:], generator=chance).to(part) * 2 - 1
-        parts.append((part * signs).sum())
-    (slope,) = torch.autograd.grad(torch.stack(parts).sum(), latents)
-    seen = slope[:, *window.own].square().sum((1, 2), keepdim=True)
-    usual = USUAL_COUNT * local.mean((1, 2), keepdim=True)
-    return (seen + usual * USUAL * (step[:, None, None, :] * UNIT) ** 2) / (local.sum((1, 2), keepdim=True) + usual)
+    def curvature(self) -> Tensor:
+        """Distortion that a symbol off by one adds where errors weigh one, (N,1,1,C), by the windows measured."""
+        guessed = USUAL_COUNT[self.distortion.tune] * self.distortion.local.mean((1, 2), keepdim=True)
+        guess = USUAL * (self.step[:, None, None, :] * UNIT) ** 2
+        return (self._seen + guessed * guess) / (self._weighed + guessed)
 
 
 def expected(
@@ -286,19 +295,19 @@ def expected(
     middle = torch.round(symbols)
     off = middle - symbols
     # seen from the mean, so that the tails of the logistic keep their precision
-    side = torch.where(middle < mean, -1.0, 1.0)
     away, inverse = (middle - mean).abs(), 1 / scale
     edges = [torch.sigmoid((-k - away) * inverse) for k in (-1.5, -0.5, 0.5, 1.5)]
-    own = [-torch.log2((a - b).clamp(min=1e-9)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    nearer, same, farther = own
-    down, up = torch.where(side > 0, nearer, farther), torch.where(side > 0, farther, nearer)
-    there = compand(middle)
-    costs = []
-    for k, bits in ((-1.0, down), (0.0, same), (1.0, up)):
-        # against the middle one: what they share makes no difference
-        rest = k * (slope + (2 * off + k) * curvature) if k else 0
-        costs.append(bits + (rest + by_magnitude * (compand(middle + k) - there) if k else 0))
-    chances = torch.softmax(torch.stack(costs) * (-1 / heat), 0)
+    nearer, same, farther = (-torch.log2((a - b).clamp(min=1e-9)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+    below = middle < mean
+    down, up = torch.where(below, farther, nearer), torch.where(below, nearer, farther)
+
+    def rest(move: float) -> Tensor:
+        """What a neighbour costs more than the middle but for its own bits."""
+        context = by_magnitude * (compand(middle + move) - compand(middle))
+        return move * (slope + (2 * off + move) * curvature) + context
+
+    costs = torch.stack([down + rest(-1.0), same, up + rest(1.0)])
+    chances = torch.softmax(costs * (-1 / heat), 0)
     return middle + chances[2] - chances[0]
 
 

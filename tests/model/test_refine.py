@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from deepsic_codec import DeepSIC, config
+from deepsic_codec.codecs.config import TUNES
 from deepsic_codec.metrics import ms_ssim, psnr
 from deepsic_codec.model import refine
-from deepsic_codec.model.distortion import Distortion
+from deepsic_codec.model.distortion import Distortion, total
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.fixed import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.runtime import get_runtime
@@ -19,13 +20,15 @@ def runtime():
     return get_runtime(find_model("base"))
 
 
-def cost(runtime, image, quality, effort):
-    """Bits of an image (H,W,3) as it is stored, and what its squared error is worth in bits."""
-    encoded = runtime.encode([image[None]], [quality], efforts=[effort])[0]
+def cost(runtime, image, quality, effort, tune="psnr", measure="psnr"):
+    """Bits of an image (H,W,3) as it is stored, and what its distortion is worth in bits."""
+    encoded = runtime.encode([image[None]], [quality], efforts=[effort], tunes=[tune])[0]
     fine = image.dtype == np.int16
     decoded = runtime.decode([encoded.features], [(1, *image.shape[:2])], [quality], [fine])[0][0]
     unit = 64 if fine else 1
-    error = np.square((decoded.astype(float) - image) / unit).sum()
+    original, found = (torch.from_numpy(v / unit).float()[None] for v in (image, decoded))
+    whole = (slice(0, size) for size in image.shape[:2])
+    error = float(total(Distortion(original, measure).residuals(found, *whole)))
     return 8 * len(encoded.features) + float(refine.trade(torch.tensor([quality]))[0]) * error
 
 
@@ -101,7 +104,7 @@ def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
                     moved[0, y, x, channel] += 0.25
                     moved = refiner._decode(job, moved, *features)[0]
                     measured.append(float((moved - still).square().sum()) * 16)
-            assert float(job.curvatures[0][0, 0, 0, channel]) == pytest.approx(np.mean(measured), rel=0.4)
+            assert float(job.curvature()[0, 0, 0, channel]) == pytest.approx(np.mean(measured), rel=0.4)
 
 
 def test_windows_share_out_the_grid(monkeypatch):
@@ -117,11 +120,28 @@ def test_windows_share_out_the_grid(monkeypatch):
         assert (seen == 1).all()
 
 
-def test_windows_cost_little(runtime, monkeypatch):
-    image = np.ascontiguousarray(drone_frame()[600:856, 700:956])
-    whole = cost(runtime, image, 50.0, 3)
+@pytest.mark.parametrize("tune", ["psnr", "ms-ssim"])
+def test_windows_cost_little(runtime, monkeypatch, tune):
+    image = np.ascontiguousarray(drone_frame()[600:851, 700:956])
+    whole = cost(runtime, image, 50.0, 3, tune, tune)
     monkeypatch.setattr(refine, "WINDOW", 6)
-    assert cost(runtime, image, 50.0, 3) < 1.005 * whole
+    assert cost(runtime, image, 50.0, 3, tune, tune) < 1.005 * whole
+
+
+@pytest.mark.parametrize("edge", [64, 157])
+def test_lowers_the_loss_that_it_is_tuned_for(runtime, edge):
+    """In small chunks, too, where there is little to measure curvatures by."""
+    image = np.ascontiguousarray(drone_frame()[600 : 600 + edge, 700 : 700 + edge])
+    found = {(tune, of): cost(runtime, image, 40.0, 3, tune, of) for tune in TUNES for of in TUNES}
+    assert found["ms-ssim", "ms-ssim"] < 0.99 * found["psnr", "ms-ssim"]
+    assert found["psnr", "psnr"] < 0.99 * found["ms-ssim", "psnr"]
+
+
+def test_what_runs_away_is_not_kept(runtime, monkeypatch):
+    image = np.ascontiguousarray(drone_frame()[None, 600:664, 700:764])
+    monkeypatch.setitem(refine.SCHEDULES, 3, refine.Schedule(3, 1.0, 5.0, 0.5))
+    before, after = (runtime.encode([image], [40.0], efforts=[effort])[0].features for effort in (1, 3))
+    assert before == after
 
 
 def test_images_of_a_batch_do_not_see_each_other(runtime):
