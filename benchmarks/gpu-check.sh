@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a machine with a GPU has to say of this checkout, in two or three minutes: run from the repository's root.
 #
-#   benchmarks/gpu-check.sh [SECONDS]        kernels against tensor operations, payloads against those of a CPU, then the
+#   benchmarks/gpu-check.sh [SECONDS]        kernels and entropy coder against those of a CPU, then the
 #                                            speed of every stage, each stopped after so many seconds (default: 120)
 #
 # Needs torch, numba, safetensors, pytest; wheels of what else the package depends on are taken from .whl/, where a
@@ -15,7 +15,7 @@ fi
 export PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
 echo "+ kernels"
-timeout -s KILL "$limit" python3 -m pytest -q -p no:cacheprovider tests/model/test_kernels.py
+timeout -s KILL "$limit" python3 -m pytest -q -p no:cacheprovider tests/model/test_kernels.py tests/model/test_device_coder.py
 echo "+ stages"
 timeout -s KILL "$limit" python3 -m benchmarks.scale --parts stages --device cuda --threads "$(nproc)" --repeats 3 \
-  --batch-pixels 4e6 8e6 16e6
+  --batch-pixels 8e6 32e6

@@ -45,6 +45,7 @@ FLAT = 0.10  # how much of it may differ
 SPEED_UP = 1.7  # that two workers have to reach
 TELL = 10  # seconds between two lines that tell how far a write is
 GPU_TARGETS = {"analysis": 1000.0, "synthesis": 1000.0, "encode, end to end": 300.0, "decode, end to end": 300.0}
+BATCHES = (16, 64, 128, 256, 512, 1024)  # of chunks, end to end on a GPU
 PARTS = ("memory", "workers", "batch", "stages", "archive", "s3")
 
 
@@ -137,20 +138,25 @@ def stages(args: argparse.Namespace) -> str:
 
     _prepare(args.device, args.threads)
     edge, cuda = 512, torch.device(args.device).type == "cuda"
-    chunks = _chunks(args.image, edge, 128 if cuda else 8)
-    pixels, found = len(chunks) * edge**2 / 1e6, {}
+    chunks = _chunks(args.image, edge, 512 if cuda else 8)
+    found = {}
     for kernels in ("auto", "plain") if cuda else ("auto",):
+        some = chunks if kernels == "auto" else chunks[:128]
+        pixels = len(some) * edge**2 / 1e6
         for size in args.batch_pixels or [None]:
             with config.set(kernels=kernels, batch_pixels=None if size is None else int(size)):
-                work, rates = _stages(get_runtime(find_model()), DeepSIC(), chunks), {}
+                work, rates = _stages(get_runtime(find_model()), DeepSIC(), some), {}
                 for stage, run in work.items():
                     run()
                     rates[stage] = pixels / median_time(run, args.repeats)
-            name = f"kernels {kernels}" * cuda + f"{', ' * cuda}calls of {size / 1e6:g} Mpx" * (size is not None)
+            calls = "" if size is None else f"calls of {size / 1e6:g} Mpx"
+            name = ", ".join(filter(None, (f"kernels {kernels}" * cuda, calls)))
             found[name] = rates
-            title = ", ".join(filter(None, (f"on {args.device}", f"batch {len(chunks)}", name)))
+            title = ", ".join(filter(None, (f"on {args.device}", f"batch {len(some)}", name)))
             rows = [(stage, rate * 1e6 / edge**2, rate) for stage, rate in rates.items()]
             print(table((title, "images/s", "Mpx/s"), rows), "\n")
+    if cuda:
+        print(table(("chunks in a batch", "encode Mpx/s", "decode Mpx/s"), _by_batch(chunks, args.repeats)), "\n")
     best = max(found, key=lambda name: found[name]["encode, end to end"])
     rates, bound = found[best], {}
     for way, network in (("encode", "analysis and optimised quantisation"), ("decode", "synthesis")):
@@ -160,6 +166,20 @@ def stages(args: argparse.Namespace) -> str:
         return f"{text} (targets are for a GPU)"
     missed = [name for name, target in GPU_TARGETS.items() if rates[name] < target]
     return f"{best}: {text}; targets {'met' if not missed else 'missed by ' + ', '.join(missed)}"
+
+
+def _by_batch(chunks: list[np.ndarray], repeats: int) -> Iterator[tuple[int, float, float]]:
+    """Speed end to end, both ways, of batches of so many chunks."""
+    codec = DeepSIC()
+    for size in BATCHES:
+        some = [chunks[i % len(chunks)] for i in range(size)]
+        payloads, pixels = codec.encode_batch(some), size * chunks[0].shape[0] * chunks[0].shape[1] / 1e6
+        codec.decode_batch(payloads)
+        seconds = [
+            median_time(lambda run=run, given=given: run(given), repeats)  # type: ignore[misc]
+            for run, given in ((codec.encode_batch, some), (codec.decode_batch, payloads))
+        ]
+        yield size, pixels / seconds[0], pixels / seconds[1]
 
 
 def _stages(runtime: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
@@ -175,29 +195,35 @@ def _stages(runtime: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str,
     listed = quality.tolist()
     joined = join([images], STRIDE, runtime.device)
     symbols, predictions, _ = runtime._start_analysis(joined, quality, False, 1, (edge, edge))
-    split, payloads = np.split(symbols.cpu().numpy(), len(chunks)), codec.encode_batch(chunks)
-    parts = runtime._prior, runtime._tables
-    streams = coding.encode_symbols(*parts, split, listed, runtime._pool)
-    grid, whole = symbols.shape[1:3], np.concatenate(split)
+    payloads, parts = codec.encode_batch(chunks), (runtime._prior, runtime._tables)
+    streams = coding.encode_symbols(*parts, np.split(symbols.cpu().numpy(), len(chunks)), listed, runtime._pool)
+    grid = symbols.shape[1:3]
 
     def analysed(effort: int) -> None:
         runtime._start_analysis(joined, quality, True, effort, (edge, edge))[2]()
         settle(runtime.device)
 
-    def coded() -> None:
+    coder = runtime._coder_for(len(chunks))
+
+    def coded(known: Any) -> None:
         with torch.inference_mode():
-            coding.start_encoding(*parts, symbols, len(chunks), listed, runtime._pool, predictions=predictions)()
+            coding.start_encoding(
+                *parts, symbols, len(chunks), listed, runtime._pool, predictions=known, there=coder, crowd=len(chunks)
+            )()
 
     def uncoded() -> None:
         with torch.inference_mode():
-            coding.decode_symbols(*parts, streams, 1, grid, listed, runtime._pool)
+            if coder is None:
+                coding.decode_symbols(*parts, streams, 1, grid, listed, runtime._pool)
+                return
+            coding.start_decoding(runtime._prior, streams, 1, grid, listed, coder, len(chunks))[1]()
 
     return {
         "analysis": lambda: analysed(0),
         "analysis and optimised quantisation": lambda: analysed(1),
-        "synthesis": lambda: runtime._synthesise(whole, quality, edge, edge),
-        "entropy coder, encode": coded,
-        "prior and entropy coder, encode": lambda: coding.encode_symbols(*parts, split, listed, runtime._pool),
+        "synthesis": lambda: runtime._start_synthesis(symbols, quality, edge, edge, False, len(chunks))(),
+        "entropy coder, encode": lambda: coded(predictions),
+        "prior and entropy coder, encode": lambda: coded(None),
         "prior and entropy coder, decode": uncoded,
         "encode, end to end": lambda: codec.encode_batch(chunks),
         "decode, end to end": lambda: codec.decode_batch(payloads),

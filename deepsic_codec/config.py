@@ -20,6 +20,9 @@ from deepsic_codec.errors import ConfigurationError
 
 #: Pixels that a CPU takes at a time unless `batch_pixels` says otherwise.
 PIXELS_PER_CALL = 1 << 21
+#: The same elsewhere, where a call should take longer than to ask for it (measured on an H200), and so many calls are
+#: joined, as entropy coding there takes about as long for one chunk as for hundreds.
+PIXELS_ELSEWHERE, CALLS_PER_BATCH = 1 << 25, 8
 #: Pixels that are joined for each of its threads, so that none is without for long: twice what it takes at a time.
 PIXELS_PER_THREAD = 1 << 20
 
@@ -35,8 +38,8 @@ class Settings:
     batch_pixels : int or None
         Most pixels (slices x height x width) joined into one model call; one larger chunk still goes alone. None is
         2 Mpx on a CPU, 8 chunks of 512x512, or 1 Mpx for each thread, past which it gains nothing and memory grows,
-        and 8 Mpx elsewhere. There chunks are joined up to 4 such calls, of which each is entropy-coded while the device
-        is at the next.
+        and 32 Mpx elsewhere. There chunks are joined up to 8 such calls, parts of which are entropy-coded while the
+        device is at the next.
     threads : int or None
         Threads of network and entropy coder; None leaves the libraries' defaults.
     precision : str
@@ -74,12 +77,12 @@ class Settings:
 
     def pixels_per_call(self, kind: str) -> int:
         """Most pixels of one model call on a kind of device, "cpu" or another."""
-        return self.batch_pixels or PIXELS_PER_CALL * (1 if kind == "cpu" else 4)
+        return self.batch_pixels or (PIXELS_PER_CALL if kind == "cpu" else PIXELS_ELSEWHERE)
 
     def pixels_per_batch(self, kind: str, threads: int = 1) -> int:
-        """Most pixels that are joined: a CPU's threads share them out, elsewhere some calls follow one another."""
+        """Most pixels that are joined: a CPU's threads share them out, elsewhere many calls follow one another."""
         if kind != "cpu":
-            return 4 * self.pixels_per_call(kind)
+            return CALLS_PER_BATCH * self.pixels_per_call(kind)
         return self.batch_pixels or max(PIXELS_PER_CALL, threads * PIXELS_PER_THREAD)
 
 

@@ -84,7 +84,7 @@ class Runtime:
     def sizes(self, kind):
         return [count for name, count in self.batches if name == kind]
 
-    def encode(self, images, qualities, labels=True, efforts=None, tunes=None):
+    def encode(self, images, qualities, labels=True, efforts=None, tunes=None, then=None):
         self._enter("encode", images)
         assert len(images) == len(qualities) == len(efforts if efforts is not None else images)
         for image in images:
@@ -92,7 +92,7 @@ class Runtime:
             assert image.flags.c_contiguous and image.min() >= 0 and image.max() <= 255 * 64
             if (image == POISON).all():
                 raise RuntimeError("a poisoned image")
-        return [
+        found = [
             Encoded(
                 image.dtype.str[1:].encode() + zlib.compress(self._rounded(image, quality).tobytes(), 1),
                 shade_scores(image) if labels else None,
@@ -100,6 +100,7 @@ class Runtime:
             )
             for image, quality in zip(images, qualities, strict=True)
         ]
+        return found if then is None else [then(*item) for item in enumerate(found)]
 
     def _rounded(self, image, quality):
         if not self.lossy:
@@ -108,7 +109,7 @@ class Runtime:
         step = int(1 + (100 - quality) / 4) * unit
         return np.minimum(image // step * step + step // 2, 255 * unit).astype(image.dtype)
 
-    def decode(self, features, shapes, qualities, fine=None):
+    def decode(self, features, shapes, qualities, fine=None, then=None):
         self._enter("decode", features)
         assert len(features) == len(shapes) == len(qualities)
         images = []
@@ -123,7 +124,7 @@ class Runtime:
                 images.append(pixels)
             except (zlib.error, ValueError, TypeError, UnicodeError) as error:
                 raise CorruptPayload(f"features: {error}") from error
-        return images
+        return images if then is None else [then(*item) for item in enumerate(images)]
 
     def decode_symbols(self, features, shapes, qualities):
         blocks = [_padded(images, 16) for images in self.decode(features, shapes, qualities)]

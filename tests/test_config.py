@@ -30,8 +30,8 @@ def test_block_ends_after_an_error():
 
 def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
     assert config.Settings().pixels_per_call("cpu") == 1 << 21
-    assert config.Settings().pixels_per_call("cuda") == 1 << 23
-    for device, threads, pixels in (("cpu", 1, 1 << 21), ("cpu", 16, 1 << 24), ("cuda:1", 1, 1 << 25)):
+    assert config.Settings().pixels_per_call("cuda") == 1 << 25
+    for device, threads, pixels in (("cpu", 1, 1 << 21), ("cpu", 16, 1 << 24), ("cuda:1", 1, 1 << 28)):
         with config.set(device=device, threads=threads):
             assert core._limit() == pixels
     with config.set(device="cpu", threads=16, batch_pixels=9):

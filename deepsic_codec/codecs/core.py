@@ -197,38 +197,48 @@ def _try(
     """Encode chunks at these qualities, with a residual of these steps if there is one."""
     qualities = [quality for quality, _ in asked]
     full = [i for i, one in enumerate(shown) if not one.empty]
-    coded: list[Encoded | None] = [None] * len(jobs)
+    again = {i: None for i in full if jobs[i].config.max_error is not None or jobs[i].config.quality is None}
+    features: dict[int, Encoded] = {}  # of those that are looked at again
+    trials: dict[int, Trial] = {}
+
+    def pack(i: int, coded: "Encoded | None", residual: bytes | None = None, found: float = float("inf")) -> None:
+        payload = _pack(jobs[i], shown[i], coded, qualities[i], residual, info)
+        trials[i] = Trial(payload, len(payload), found)
+
+    def then(number: int, coded: "Encoded") -> None:
+        i = full[number]
+        if i in again:
+            features[i] = coded
+        else:
+            pack(i, coded)
+
     if full:
-        encoded = runtime.encode(
+        runtime.encode(
             [to_images(shown[i].bands, jobs[i].grouping) for i in full],
             [qualities[i] for i in full],
             labels=any(jobs[i].config.semantics == "pre" for i in full),
             efforts=[jobs[i].config.effort for i in full],
             tunes=[jobs[i].config.tune for i in full],
+            then=then,
         )
-        for i, features in zip(full, encoded, strict=True):
-            coded[i] = features
-    back = [i for i in full if jobs[i].config.max_error is not None or jobs[i].config.quality is None]
-    decoded: dict[int, NDArray[Any]] = {}
-    if back:
+    if again:
         images = runtime.decode(
-            [one.features for i in back if (one := coded[i]) is not None],
-            [(len(shown[i].bands) * jobs[i].images, *shown[i].bands.shape[1:3]) for i in back],
-            [qualities[i] for i in back],
-            [shown[i].ranges is not None for i in back],
+            [features[i].features for i in again],
+            [(len(shown[i].bands) * jobs[i].images, *shown[i].bands.shape[1:3]) for i in again],
+            [qualities[i] for i in again],
+            [shown[i].ranges is not None for i in again],
         )
-        decoded = {i: from_images(some, jobs[i].bands, jobs[i].grouping) for i, some in zip(back, images, strict=True)}
-    results = []
-    for i, (job, picture) in enumerate(zip(jobs, shown, strict=True)):
-        residual, found, step = None, float("inf"), asked[i][1]
-        if i in decoded and job.config.max_error is not None:
-            residual = bound(picture, decoded[i], job.config.max_error)
-        elif i in decoded:
-            residual = None if step is None else refine(picture, decoded[i], step)
-            found = decibels(picture, decoded[i], residual)
-        payload = _pack(job, picture, coded[i], qualities[i], residual, info)
-        results.append(Trial(payload, len(payload), found))
-    return results
+        for i, some in zip(again, images, strict=True):
+            decoded, most = from_images(some, jobs[i].bands, jobs[i].grouping), jobs[i].config.max_error
+            if most is not None:
+                pack(i, features[i], bound(shown[i], decoded, most))
+            else:
+                residual = None if (step := asked[i][1]) is None else refine(shown[i], decoded, step)
+                pack(i, features[i], residual, decibels(shown[i], decoded, residual))
+    for i in range(len(jobs)):
+        if i not in trials:
+            pack(i, None)
+    return [trials[i] for i in range(len(jobs))]
 
 
 def _pack(
@@ -381,11 +391,12 @@ def decode_job(payload: Any, shape: tuple[int, ...] | None = None) -> DecodeJob:
 def run_decode(jobs: Sequence[DecodeJob]) -> list[np.ndarray]:
     """Decode payloads of one key in one call on this thread, past the batcher."""
     full = [job for job in jobs if job.features is not None]
-    images: Any = iter(())
-    if full:
-        _, runtime = _model(jobs[0].key.hex())
-        images = iter(runtime.decode(*_streams(full), [job.ranges is not None for job in full]))
-    return [_restored(job, None if job.features is None else next(images)) for job in jobs]
+    if not full:
+        return [_restored(job, None) for job in jobs]
+    _, runtime = _model(jobs[0].key.hex())
+    fine = [job.ranges is not None for job in full]
+    restored = iter(runtime.decode(*_streams(full), fine, then=lambda number, images: _restored(full[number], images)))
+    return [_restored(job, None) if job.features is None else next(restored) for job in jobs]
 
 
 def _restored(job: DecodeJob, images: NDArray[Any] | None) -> NDArray[Any]:

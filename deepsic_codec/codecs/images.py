@@ -45,11 +45,11 @@ def _groups(bands: int, grouping: int) -> list[tuple[int, int]]:
 
 
 def to_images(samples: NDArray[Any], grouping: int) -> NDArray[Any]:
-    """Copy samples (slices, height, width, bands) into images (images, height, width, 3), contiguous."""
+    """Arrange samples (slices, height, width, bands) as contiguous images (images, height, width, 3); may be a view."""
     slices, height, width, bands = samples.shape
     groups = _groups(bands, grouping)
     if groups == [(0, 3)]:
-        return np.array(samples, order="C")
+        return np.ascontiguousarray(samples)
     if groups == [(0, 1)]:
         return np.repeat(samples, 3, axis=-1)
     images = np.empty((slices, len(groups), height, width, 3), samples.dtype)

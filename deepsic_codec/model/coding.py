@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepsic_codec.model.device_coder import DeviceCoder
 from deepsic_codec.model.prior import IntegerPrior, Pass, Predictions, passes
 from deepsic_codec.model.transfer import fetch, upload
 from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
@@ -61,17 +62,30 @@ def start_encoding(
     pool: ThreadPoolExecutor | None = None,
     coder: type[SymbolEncoder] | Callable[[CoderTables, Symbols], SymbolEncoder] = SymbolEncoder,
     predictions: Predictions | None = None,
+    there: DeviceCoder | None = None,
+    crowd: int = 0,
 ) -> Callable[[], list[bytes]]:
     """Like :func:`encode_symbols` for symbols (S,h,w,C) of all chunks joined, on the prior's device.
 
     ``predictions`` are what the prior makes of just these symbols, if that is known already. The
     device is only given its work, and the pool its own, which waits for the device's.
-    What is returned waits for the pool.
+    What is returned waits for the pool.  ``there`` codes on the device instead, beside a ``crowd``.
     """
     images, h, w, _ = symbols.shape
-    own = fetch(symbols)
+    listed = list(qualities)
     if predictions is None:
-        predictions = predict(prior, symbols, _per_image(qualities, images // chunks, prior.device))
+        predictions = predict(prior, symbols, _per_image(listed, images // chunks, prior.device))
+    if there is not None:
+        streams = there.encode(prior.steps, symbols, chunks, predictions, crowd)
+
+        def coded(chunk: int, stream: bytes | None) -> bytes:
+            if stream is not None:
+                return stream
+            part = symbols[chunk * (images // chunks) :][: images // chunks].cpu().numpy()
+            return encode_symbols(prior, tables, [part], listed[chunk : chunk + 1])[0]
+
+        return lambda: [coded(*item) for item in enumerate(streams())]
+    own = fetch(symbols)
     places = [(step, *positions) for step in prior.steps if len((positions := step.positions(h, w))[0])]
     steps = [
         (*place, fetch(means), fetch(indices))
@@ -85,7 +99,7 @@ def start_encoding(
             encoder.encode_pass(ys, xs, step.start, step.second, *expected)
         return encoder.finish()
 
-    return _start(pool, one, chunks)
+    return begin_each(pool, one, chunks)
 
 
 def predict(prior: IntegerPrior, symbols: Tensor, quality: Tensor | int) -> Predictions:
@@ -126,12 +140,21 @@ def decode_symbols(
         ) -> None:  # fmt: skip
             coders[i].decode_pass(ys, xs, step.start, step.second, *(_part(v, len(coders), i) for v in rows))
 
-        _start(pool, one, len(coders))()
+        begin_each(pool, one, len(coders))()
         prior.update(neighbours, step, rows, upload(found, prior.device))
     return [coder.finish() for coder in coders]
 
 
-def _start(
+def start_decoding(
+    prior: IntegerPrior, features: list[bytes], slices: int, grid: tuple[int, int], qualities: Iterable[float],
+    there: DeviceCoder, crowd: int = 0,
+) -> tuple[Tensor, Callable[[], None]]:  # fmt: skip
+    """Like :func:`decode_symbols` on the prior's device: int16 (S,h,w,C) of all chunks joined, and what checks them."""
+    quality = _per_image(qualities, slices, prior.device)
+    return there.decode(prior, features, slices, grid, lambda image: _of(quality, image), crowd)
+
+
+def begin_each(
     pool: ThreadPoolExecutor | None, function: Callable[[int], Result], count: int
 ) -> Callable[[], list[Result]]:
     """Begin work on 0, 1, ... in the pool's threads; what is returned gives the results, in order.

@@ -21,12 +21,16 @@ class Matrix:
     def __init__(self, values: Tensor, device: torch.device | str) -> None:
         self.int8 = values.to(device=device, dtype=torch.int8).contiguous()
         self._float32: Tensor | None = None
+        #: As 8-bit instructions take it: on CUDA with as many more rows of zeros as make a multiple of 8.
+        self._whole = self.int8
+        if self.int8.device.type == "cuda" and len(values) % 8:
+            self._whole = F.pad(self.int8, (0, 0, 0, -len(values) % 8))
 
     def of(self, rows: Tensor) -> Tensor:
         """int8 (P,K) -> int32 (P,N); sums are to stay below 2^24."""
         device = self.int8.device
         if self._fits(len(rows)) and _has_int8(device.type):
-            return torch._int_mm(rows, self.int8.t())
+            return torch._int_mm(rows, self._whole.t())[:, : len(self.int8)]
         if self._float32 is None:
             self._float32 = self.int8.float()
         with torch.autocast(device.type, enabled=False):  # a caller's autocast would round the sums
@@ -36,8 +40,7 @@ class Matrix:
 
     def _fits(self, rows: int) -> bool:
         """Whether 8-bit instructions take such sizes: on CUDA multiples of 8, and more than 16 rows."""
-        n, k = self.int8.shape
-        return self.int8.device.type == "cpu" or (n % 8 == 0 and k % 8 == 0 and rows > 16)
+        return self.int8.device.type == "cpu" or (self.int8.shape[1] % 8 == 0 and rows > 16)
 
 
 @lru_cache(maxsize=8)

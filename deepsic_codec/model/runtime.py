@@ -19,14 +19,15 @@ from torch import Tensor
 from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.allocator import keep_freed_memory
-from deepsic_codec.model.coding import decode_symbols, start_encoding
+from deepsic_codec.model.coding import begin_each, decode_symbols, start_decoding, start_encoding
+from deepsic_codec.model.device_coder import DeviceCoder, coder_on
 from deepsic_codec.model.families import architecture_from, integer_prior
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
-from deepsic_codec.model.prior import Predictions
+from deepsic_codec.model.prior import IntegerPrior, Predictions
 from deepsic_codec.model.rdo import RdoTables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
-from deepsic_codec.model.transfer import before_others, behind, fetch, join, settle, upload
+from deepsic_codec.model.transfer import aside, before_others, behind, fetch, join, settle, upload
 from deepsic_codec.model.transforms import (
     PRIOR,
     RDO,
@@ -56,6 +57,12 @@ SPREAD_PIXELS = 1 << 19
 
 #: On a GPU a batch is gone through in so many parts, if each has at least so many pixels.
 PARTS, PART_PIXELS = 4, 1 << 21
+#: From so many chunks on, a GPU does its own entropy coding, which takes about as long for one as for hundreds.
+CODED_THERE = 96
+#: Pixels that are refined at a time: gradients take a good hundred times as many bytes.
+REFINED_PIXELS = 1 << 22
+#: Threads that copy images to and from where a GPU reads and writes them: one does not keep up with it.
+COPIERS = 4
 
 Shape = tuple[int, int, int]
 Result = TypeVar("Result")
@@ -111,6 +118,8 @@ class Runtime:
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
         self._differentiable: Refiner | None = None
+        self._device_coder: DeviceCoder | None = None
+        self._sought = self.device.type == "cpu" or not isinstance(self._prior, IntegerPrior)
         #: Whether equal payloads give equal pixels on every machine: an integer synthesis.
         self.exact = self._transforms.exact
         self._pool = ThreadPoolExecutor(config.get().threads or os.cpu_count() or 1, "deepsic-coder")
@@ -121,6 +130,7 @@ class Runtime:
         # batches, or parts of one, begun before another is waited for; a CPU that works on two is not faster
         self._lag = 0 if self.device.type == "cpu" else 1
         self._decoders = ThreadPoolExecutor(2, "deepsic-decoder") if self._lag else None
+        self._copiers = ThreadPoolExecutor(COPIERS, "deepsic-copier") if self._lag else None
         settle(self.device)
 
     def _rdo_tables(self, arrays: Arrays) -> RdoTables | None:
@@ -137,7 +147,8 @@ class Runtime:
         labels: bool = True,
         efforts: Sequence[int] | None = None,
         tunes: Sequence[str] | None = None,
-    ) -> list[Encoded]:
+        then: Callable[[int, Encoded], Any] | None = None,
+    ) -> list[Any]:
         """Encode chunks.
 
         Parameters
@@ -154,6 +165,13 @@ class Runtime:
             more for refinement (refine.SCHEDULES).
         tunes : sequence of str, optional
             What refinement is for: "psnr", the default, or "ms-ssim" (distortion.py); one per chunk.
+        then : callable, optional
+            Called with the number of each chunk and what it was encoded to, while the device is at work on others.
+
+        Returns
+        -------
+        list
+            Encoded, or what ``then`` made of them.
         """
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
         tune = [DEFAULT_TUNE] * len(images) if tunes is None else list(tunes)
@@ -161,14 +179,15 @@ class Runtime:
         def start(group: list[int]) -> Callable[[], list[Encoded]]:
             s, h, w, _ = images[group[0]].shape
             # repeating the edge costs fewer bits than a hard edge would
-            joined = join([images[i] for i in group], STRIDE, self.device)
+            joined = join([images[i] for i in group], STRIDE, self.device, self.each)
             quality = [qualities[i] for i in group]
             symbols, predictions, cells = self._start_analysis(
                 joined, np.repeat(quality, s), labels, effort[group[0]], (h, w), tune[group[0]]
             )
-            with torch.inference_mode():
+            with torch.inference_mode(), aside(self.device) if coder else nullcontext():
                 streams = start_encoding(
-                    self._prior, self._tables, symbols, len(group), quality, self._coders, predictions=predictions
+                    self._prior, self._tables, symbols, len(group), quality, self._coders, predictions=predictions,
+                    there=coder, crowd=len(images),
                 )
             grid = symbols.shape[1], symbols.shape[2]
 
@@ -178,8 +197,9 @@ class Runtime:
 
             return finish
 
+        coder = self._coder_for(len(images))
         groups = [(*i.shape[:3], e, t, i.dtype == np.int16) for i, e, t in zip(images, effort, tune, strict=True)]
-        return self._grouped(groups, start)
+        return self._grouped(groups, start, coder=coder, then=then)
 
     def decode(
         self,
@@ -187,11 +207,13 @@ class Runtime:
         shapes: Sequence[Shape],
         qualities: Sequence[float],
         fine: Sequence[bool] | None = None,
-    ) -> list[Pixels]:
+        then: Callable[[int, Pixels], Any] | None = None,
+    ) -> list[Any]:
         """Decode feature sections to chunks (S,H,W,3) of the given (S,H,W).
 
         Those that ``fine`` names come as int16 in 64ths of a grey level, 0..16320, the others
-        as uint8 in grey levels.
+        as uint8 in grey levels.  They may be parts of larger arrays.  With ``then``, which is called
+        with the number of each chunk and the chunk, from any threads, what that returns is.
 
         Raises
         ------
@@ -202,18 +224,32 @@ class Runtime:
         def begin(group: list[int]) -> Callable[[], list[Pixels]]:
             s, h, w = shapes[group[0]]
             quality = [qualities[i] for i in group]
-            symbols = np.concatenate(self._symbols([features[i] for i in group], shapes[group[0]], quality))
-            pixels = self._start_synthesis(symbols, np.repeat(quality, s), h, w, wanted[group[0]])
-            return lambda: np.split(pixels(), len(group))
+            given = [features[i] for i in group], shapes[group[0]], quality
+            symbols: Any
+            check: Callable[[], Any] = list  # nothing
+            if coder is None:
+                symbols = np.concatenate(self._symbols(*given))
+            else:
+                symbols, check = self._start_symbols(*given, coder, len(features))
+            pixels = self._start_synthesis(symbols, np.repeat(quality, s), h, w, wanted[group[0]], len(group))
+
+            def finish() -> list[Pixels]:
+                check()
+                return pixels()
+
+            return finish
 
         def start(group: list[int]) -> Callable[[], list[Pixels]]:
+            if coder is not None:
+                return begin(group)
             # prior and coder wait for one another a dozen times: meanwhile those of the next group are at work
             begun = _submitted(self._decoders, begin, group)
             return lambda: begun()()
 
+        coder = self._coder_for(len(shapes))
         wanted = [False] * len(shapes) if fine is None else list(fine)
         groups = [(*shape, f) for shape, f in zip(shapes, wanted, strict=True)]
-        return self._grouped(groups, start, lag=2 * self._lag)
+        return self._grouped(groups, start, 2 * self._lag, coder, then, self.each)
 
     def decode_symbols(
         self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
@@ -221,10 +257,21 @@ class Runtime:
         """Decode feature sections to quantised latents int16 (S,C,h,w) only."""
 
         def start(group: list[int]) -> Callable[[], list[NDArray[np.int16]]]:
-            found = self._symbols([features[i] for i in group], shapes[group[0]], [qualities[i] for i in group])
-            return lambda: [np.ascontiguousarray(v.transpose(0, 3, 1, 2)) for v in found]
+            given = [features[i] for i in group], shapes[group[0]], [qualities[i] for i in group]
+            if coder is None:
+                found = self._symbols(*given)
+                return lambda: [np.ascontiguousarray(v.transpose(0, 3, 1, 2)) for v in found]
+            symbols, check = self._start_symbols(*given, coder, len(features))
+            joined = fetch(symbols.permute(0, 3, 1, 2).contiguous())
 
-        return self._grouped(shapes, start)
+            def finish() -> list[NDArray[np.int16]]:
+                check()
+                return [part.copy() for part in np.split(joined(), len(group))]
+
+            return finish
+
+        coder = self._coder_for(len(shapes))
+        return self._grouped(shapes, start, coder=coder)
 
     def label_symbols(
         self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
@@ -241,11 +288,14 @@ class Runtime:
         return self._grouped(shapes, start)
 
     def _grouped(
-        self, shapes: Sequence[Any], start: Callable[[list[int]], Callable[[], list[Result]]], lag: int | None = None
-    ) -> list[Result]:
+        self, shapes: Sequence[Any], start: Callable[[list[int]], Callable[[], list[Result]]], lag: int | None = None,
+        coder: DeviceCoder | None = None, then: Callable[[int, Result], Any] | None = None,
+        each: Callable[[Callable[[Any], Any], Sequence[Any]], Any] = lambda function, items: list(map(function, items)),
+    ) -> list[Any]:  # fmt: skip
         """Results in order from groups of equal shape, none much larger than the batch limit.
 
         ``start`` begins a group, and what it returns waits for its results; ``lag`` further ones are begun before.
+        The device's own ``coder`` has larger groups, all at a time. ``then`` is called with ``each`` number and result.
         """
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, shape in enumerate(shapes):
@@ -260,15 +310,23 @@ class Runtime:
         limit, threads = config.get().pixels_per_call(self.device.type), self._threads()
         if self._lag:  # parts, so that one is entropy-coded while the device has another
             whole = sum(s * h * w for s, h, w, *_ in shapes)
-            limit = min(limit, max(PART_PIXELS, -(-whole // PARTS)))
+            part = max(PART_PIXELS, -(-whole // PARTS))
+            limit = min(limit, part) if coder is None else part
+            lag = lag if coder is None else PARTS
         share = SPREAD_PIXELS if config.get().batch_pixels is None else min(SPREAD_PIXELS, limit // threads)
         small = list(parts(share, threads)) if threads > 1 else []
         if len(small) >= threads > 1:
             with self._networks:
                 found = self._team(threads).run([lambda part=part: start(part)() for part in small])  # type: ignore[misc]
-            return _in_order(zip(small, found, strict=True), len(shapes))
+            return _in_order(zip(small, found, strict=True), len(shapes), then, each)
         begun = ((part, start(part)) for part in parts(limit))
-        return _in_order(behind(begun, self._lag if lag is None else lag), len(shapes))
+        return _in_order(behind(begun, self._lag if lag is None else lag), len(shapes), then, each)
+
+    def each(self, function: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
+        """What a function makes of each item; beside a GPU some cores share them out."""
+        if self._copiers is None or len(items) < 2:
+            return [function(item) for item in items]
+        return begin_each(self._copiers, lambda i: function(items[i]), len(items))()
 
     def _threads(self) -> int:
         """How many threads may share out a batch: those of a CPU, unless this is one of them."""
@@ -296,12 +354,16 @@ class Runtime:
                 torch.set_num_threads(threads)
             yield
 
-    def _pieces(self, images: int, h: int, w: int) -> Iterator[slice]:
-        """Slices of a batch of images within the batch limit; on a CPU small enough for its caches."""
+    def _pieces(self, images: int, h: int, w: int, slices: int = 1) -> Iterator[slice]:
+        """Slices of a batch of images within the batch limit; on a CPU small enough for its caches.
+
+        They have whole chunks of so many ``slices`` where the limit has room for one.
+        """
         limit = config.get().pixels_per_call(self.device.type)
         if self.device.type == "cpu":
             limit = min(limit, SPREAD_PIXELS if Workers.inside() else CACHED_PIXELS)
         size = max(1, limit // (h * w))
+        size -= size % slices if size > slices else 0
         for k in range(0, images, size):
             yield slice(k, k + size)
 
@@ -340,15 +402,26 @@ class Runtime:
                 same = int(whole[0]) if bool((whole == whole[0]).all()) else upload(whole, self.device)
                 chosen, known = quantise(self._prior, self._rdo if effort else None, scaled, same)
                 if effort in SCHEDULES and self._rdo is not None and isinstance(self._transforms, IntegerTransforms):
-                    steps = self._transforms.steps(quality[part])
-                    pixels = grey_levels(images[part, : size[0], : size[1]])
-                    chosen = self._refiner().refine(pixels, chosen, steps, whole, SCHEDULES[effort], tune)
-                    known = None
+                    own = images[part, : size[0], : size[1]]
+                    chosen, known = self._refined(self._transforms, own, chosen, quality[part], effort, tune), None
                 symbols.append(chosen.to(torch.int16))
                 predictions.append(known)
                 if labels:
                     cells.append(fetch(self._score(found.latents, quality[part])))
             return torch.cat(symbols), _joined(predictions), lambda: np.concatenate([some() for some in cells])
+
+    def _refined(
+        self, transforms: IntegerTransforms, images: Tensor, symbols: Tensor, quality: NDArray[np.float64], effort: int,
+        tune: str,
+    ) -> Tensor:  # fmt: skip
+        """Symbols (N,h,w,C) of images (N,H,W,3), improved; some images at a time."""
+        steps, whole = transforms.steps(quality), whole_qualities(quality)[1]
+        size, found = max(1, REFINED_PIXELS // (images.shape[1] * images.shape[2])), []
+        for k in range(0, len(images), size):
+            some = slice(k, k + size)
+            given = grey_levels(images[some]), symbols[some], steps[some], whole[some]
+            found.append(self._refiner().refine(*given, SCHEDULES[effort], tune))
+        return torch.cat(found)
 
     def _refiner(self) -> Refiner:
         """The decoder in differentiable form, made on first use."""
@@ -369,30 +442,52 @@ class Runtime:
         with torch.inference_mode(), before_others(self.device):
             return decode_symbols(self._prior, self._tables, features, s, grid, quality, self._coders)
 
+    def _start_symbols(
+        self, features: list[bytes], shape: Shape, quality: list[float], coder: DeviceCoder, crowd: int
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """Symbols (N,h,w,C) on the device, and what checks them."""
+        s, h, w = shape
+        grid = -(-h // STRIDE), -(-w // STRIDE)
+        with torch.inference_mode(), aside(self.device, after=False) as ready:
+            symbols, check = start_decoding(self._prior, features, s, grid, quality, coder, crowd)
+        with torch.inference_mode():
+            return ready(symbols), check
+
+    def _coder_for(self, chunks: int) -> DeviceCoder | None:
+        """The device's own entropy coder, if so many chunks are worth it."""
+        if chunks < CODED_THERE or self.device.type == "cpu":
+            return None
+        with self._refining:
+            if not self._sought:
+                self._sought = True
+                passes = len(self._prior.steps)
+                self._device_coder = coder_on(self._tables, self.arch.latents, passes, self.device)
+            return self._device_coder
+
     def _synthesise(
         self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int, fine: bool = False
     ) -> Pixels:
         """Symbols (N,h,w,C) -> (N,H,W,3)."""
-        return self._start_synthesis(symbols, quality, h, w, fine)()
+        return self._start_synthesis(symbols, quality, h, w, fine, 1)()[0]
 
     def _start_synthesis(
-        self, symbols: NDArray[np.int16], quality: NDArray[np.float64], h: int, w: int, fine: bool
-    ) -> Callable[[], Any]:
-        """Symbols (N,h,w,C) -> what waits for (N,H,W,3)."""
-        out = np.empty((len(symbols), h, w, 3), np.int16 if fine else np.uint8)
+        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], h: int, w: int, fine: bool,
+        chunks: int,
+    ) -> Callable[[], list[Pixels]]:  # fmt: skip
+        """Symbols (N,h,w,C) of some chunks -> what waits for these, (N / chunks,H,W,3) each."""
+        slices = len(symbols) // chunks
         begun: list[tuple[slice, Callable[[], Any]]] = []
-
-        def finish() -> Any:
-            for part, pixels in begun:
-                out[part] = pixels()
-            begun.clear()
-            return out
-
         with self._alone():
-            for part in self._pieces(len(symbols), h, w):
+            for part in self._pieces(len(symbols), h, w, slices):
                 begun.append((part, fetch(self._transforms.synthesise(symbols[part], quality[part], fine)[:, :h, :w])))
-                if not self._lag:
-                    finish()
+
+        def finish() -> list[Pixels]:
+            found = [(part, pixels()) for part, pixels in begun]
+            begun.clear()
+            if all(part.start % slices == 0 for part, _ in found):  # of whole chunks
+                return [chunk for part, pixels in found for chunk in np.split(pixels, len(pixels) // slices)]
+            return np.split(np.concatenate([pixels for _, pixels in found]), chunks)
+
         return finish
 
     def _score(self, latents: Tensor, quality: NDArray[np.float64]) -> Tensor:
@@ -412,9 +507,15 @@ class Runtime:
         return scores
 
 
-def _in_order(found: Iterable[tuple[list[int], list[Result]]], count: int) -> list[Result]:
+def _in_order(
+    found: Iterable[tuple[list[int], list[Result]]], count: int, then: Callable[[int, Result], Any] | None,
+    each: Callable[[Callable[[Any], Any], Sequence[Any]], Any],
+) -> list[Any]:  # fmt: skip
     """Results of parts, each with the numbers of its own, in the order of these."""
-    out = {i: one for part, results in found for i, one in zip(part, results, strict=True)}
+    out: dict[int, Any] = {}
+    for part, results in found:
+        pairs = list(zip(part, results, strict=True))
+        out |= pairs if then is None else zip(part, each(lambda pair: then(*pair), pairs), strict=True)
     return [out[i] for i in range(count)]
 
 

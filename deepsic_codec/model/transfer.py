@@ -9,14 +9,18 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
+from itertools import cycle
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+#: Pieces of work that go beside a stream at a time.
+ASIDES = 4
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -29,7 +33,7 @@ def upload(values: NDArray[Any] | Tensor, device: torch.device | str) -> Tensor:
     queues afterwards finds them there.
     """
     tensor, device = torch.as_tensor(values), torch.device(device)
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.device.type == "cuda":
         return tensor.to(device)
     beside, here = _copies(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(beside):
@@ -40,18 +44,25 @@ def upload(values: NDArray[Any] | Tensor, device: torch.device | str) -> Tensor:
     return moved
 
 
-def join(images: Sequence[NDArray[Any]], multiple: int, device: torch.device | str) -> Tensor:
+def join(
+    images: Sequence[NDArray[Any]], multiple: int, device: torch.device | str,
+    each: Callable[[Callable[[int], None], Sequence[int]], Any] = lambda copy, numbers: list(map(copy, numbers)),
+) -> Tensor:  # fmt: skip
     """Images (S,H,W,C) one after the other in memory that is fast to copy to a device from.
 
-    Height and width are brought up to multiples of a number by repeating the last row and column.
+    Height and width are brought up to multiples of a number by repeating the last row and column. ``each`` calls
+    a function with each of some numbers, in any order and from any threads.
     """
     s, h, w, c = images[0].shape
     shape = s * len(images), h + -h % multiple, w + -w % multiple, c
     kind = torch.from_numpy(np.empty(0, images[0].dtype)).dtype
     joined = torch.empty(shape, dtype=kind, pin_memory=torch.device(device).type == "cuda")
     pixels = joined.numpy()
-    for k, image in enumerate(images):
-        pixels[k * s : (k + 1) * s, :h, :w] = image
+
+    def copy(k: int) -> None:
+        pixels[k * s : (k + 1) * s, :h, :w] = images[k]
+
+    each(copy, range(len(images)))
     pixels[:, :h, w:] = pixels[:, :h, w - 1 : w]
     pixels[:, h:] = pixels[:, h - 1 : h]
     return joined
@@ -110,6 +121,38 @@ def before_others(device: torch.device | str) -> AbstractContextManager[Any]:
     return torch.cuda.stream(streams[device])
 
 
+@contextmanager
+def aside(device: torch.device | str, after: bool = True) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Let work on CUDA go beside, and before, what this thread's stream is given later; elsewhere nothing.
+
+    It finds there what that stream has been given until now, unless it does not come ``after`` that. What is yielded
+    makes a result of it ready for that stream, in which case the stream waits for it.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        yield lambda tensor: tensor
+        return
+    here, beside = torch.cuda.current_stream(device), next(_asides(device))
+    if after:
+        beside.wait_stream(here)
+
+    def ready(tensor: Tensor) -> Tensor:
+        here.wait_stream(beside)
+        tensor.record_stream(here)
+        return tensor
+
+    with torch.cuda.stream(beside):
+        yield ready
+
+
+def now_on(device: torch.device | str) -> Callable[[], AbstractContextManager[Any]]:
+    """What lets work go where this thread's goes now, later and from any thread."""
+    if torch.device(device).type != "cuda":
+        return nullcontext
+    stream = torch.cuda.current_stream(device)
+    return lambda: torch.cuda.stream(stream)
+
+
 def settle(device: torch.device | str) -> None:
     """Wait until what this thread has queued is done, so that other streams may use it without further ado."""
     if torch.device(device).type == "cuda":
@@ -117,6 +160,12 @@ def settle(device: torch.device | str) -> None:
 
 
 _own = threading.local()
+
+
+@lru_cache(maxsize=64)
+def _asides(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Streams in turn: few, since each has memory of its own."""
+    return cycle([torch.cuda.Stream(device, priority=-1) for _ in range(ASIDES)])
 
 
 @lru_cache(maxsize=64)

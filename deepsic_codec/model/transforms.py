@@ -65,7 +65,7 @@ class Transforms(Protocol):
     def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
         """Images uint8 or int16 (N,H,W,3), of whole latents, at qualities (N,)."""
 
-    def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
+    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
         """Symbols (N,h,w,C) -> uint8 (N,16h,16w,3), or int16 in 64ths of a grey level."""
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
@@ -104,7 +104,7 @@ class IntegerTransforms:
         found = self._analysis(grey, rest, whole)
         return Analysed(in_steps(found, steps), found)
 
-    def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
+    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
         """See :class:`Transforms`."""
         whole, steps = self._qualities(quality)
         return self._synthesis(dequantise(upload(symbols, self.device), steps), whole, fine)
@@ -156,7 +156,7 @@ class FloatTransforms(nn.Module):
         gain = self.gains(q)
         return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
-    def synthesise(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], fine: bool) -> Tensor:
+    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
         """See :class:`Transforms`."""
         q, unit = self._quality(quality), FINE if fine else 1
         y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)

@@ -281,6 +281,17 @@ def _code_pass(  # type: ignore[no-untyped-def]
     return row
 
 
+#: What is said of a stream that an encoder never writes.
+OUT_OF_RANGE = "features: the stream holds a symbol outside the allowed range"
+
+
+def first_contexts(tables: CoderTables) -> NDArray[np.uint32]:
+    """Contexts of a chunk at the start."""
+    p22 = tables.probabilities.astype(np.uint32) << 6
+    contexts: NDArray[np.uint32] = (p22 << 10) | np.minimum(tables.confidence, tables.limit).astype(np.uint32)
+    return contexts
+
+
 class _Coder:
     """State of one chunk's stream, common to both directions."""
 
@@ -288,8 +299,7 @@ class _Coder:
         layout = Layout(latents)
         self.tables = tables
         self.symbols = np.zeros((slices, grid[0] + 2, grid[1] + 2, latents), np.int16)
-        p22 = tables.probabilities.astype(np.uint32) << 6
-        self._contexts = (p22 << 10) | np.minimum(tables.confidence, tables.limit).astype(np.uint32)
+        self._contexts = first_contexts(tables)
         self._weights = tables.weights.astype(np.int64).ravel()
         self._source = self.symbols
         self._offsets = (
@@ -312,7 +322,7 @@ class _Coder:
                 self._offsets, self._state, self._data, out, self._near, row,
             )  # fmt: skip
             if row < 0:
-                raise CorruptPayload("features: the stream holds a symbol outside the allowed range")
+                raise CorruptPayload(OUT_OF_RANGE)
             if row < rows:
                 self._data = np.concatenate([self._data, np.empty(self._data.size + count * SYMBOL_BYTES, np.uint8)])
 

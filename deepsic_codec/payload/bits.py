@@ -59,5 +59,10 @@ def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: 
     CorruptPayload
         If bytes were left over.
     """
-    if int(state[3]) < data.size:
+    check_end(int(state[3]), data.size, section, last)
+
+
+def check_end(position: int, size: int, section: str, last: str = "sample") -> None:
+    """The same of a stream of ``size`` bytes that was read up to ``position``."""
+    if position < size:
         raise CorruptPayload(f"{section}: bytes left over after the last {last}")

@@ -33,6 +33,8 @@ KIND_NAMES = {
 }
 # The required kinds among them are all that this version can do without loss.
 READABLE = frozenset((LABELS, VALUE_SCALING, FEATURES, NODATA, RESIDUAL))
+# And those that readers skip where they do not know them.
+_WRITABLE = READABLE | {kind for kind in range(OPTIONAL + 1, 256) if kind ^ OPTIONAL not in KIND_NAMES}
 
 # Limits, all tested before anything is allocated.
 MIN_NDIM, MAX_NDIM = 2, 8  # y and x at least; eight nibbles of axes
@@ -478,8 +480,7 @@ def pack(
     numbers = [kind & ~OPTIONAL for kind in sections]
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"sections {sorted(sections)}: a kind is there twice")
-    skipped = {kind for kind in range(OPTIONAL + 1, 256) if kind ^ OPTIONAL not in KIND_NAMES}
-    if not sections.keys() <= READABLE | skipped:
+    if not sections.keys() <= _WRITABLE:
         raise ValueError(f"sections {sorted(sections)}: expected kinds of this version, or that readers may skip")
     if LABELS in sections and len(sections[LABELS]) > _labels_limit(prod(shape), shape, axes):
         raise ValueError(f"{len(sections[LABELS])} bytes of labels are more than chunk {shape} can have")

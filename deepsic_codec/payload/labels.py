@@ -78,13 +78,15 @@ def encode_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> bytes:
         raise ValueError(f"scores: expected uint8 (slices, rows, columns, 1..255), got {scores.dtype} {scores.shape}")
     if scores.size // scores.shape[3] > MAX_TILES:
         raise UnsupportedArray(f"{scores.shape[:3]} label tiles, at most {MAX_TILES}: use larger tiles, smaller chunks")
-    # Stable, so that equal scores stand in the order of their numbers.
-    classes = np.argsort(255 - scores, axis=-1, kind="stable")[..., :MAX_K].astype(np.uint8)
-    best = np.take_along_axis(scores, classes, axis=-1)
-    kept = best >= KEEP
+    # One number for a class, larger for the better: its score, and of equal ones the lower number first. See below.
+    keys = np.left_shift(scores, 8, dtype=np.uint16)
+    keys |= np.arange(255, 255 - scores.shape[3], -1, dtype=np.uint16)
+    keys.sort(axis=-1)
+    best = keys[..., : -MAX_K - 1 : -1]
+    kept = best >= KEEP << 8
     k = int(kept.sum(axis=-1).max())
-    pairs = np.stack([np.where(kept, classes, NO_CLASS), np.where(kept, best, 0)], axis=-1).astype(np.uint8)
-    return write_varint(tile[0]) + write_varint(tile[1]) + bytes((k,)) + pairs[..., :k, :].tobytes()
+    pairs = (best * kept ^ NO_CLASS)[..., :k].astype("<u2")
+    return write_varint(tile[0]) + write_varint(tile[1]) + bytes((k,)) + pairs.tobytes()
 
 
 def decode_labels(data: bytes, header: Header) -> LabelBlock:

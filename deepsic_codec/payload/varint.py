@@ -9,6 +9,8 @@ def write_varint(value: int) -> bytes:
     """Return the bytes of an integer from 0 to MAX_VARINT."""
     if not 0 <= value <= MAX_VARINT:
         raise ValueError(f"expected an integer from 0 to {MAX_VARINT}, got {value}")
+    if value < 128:
+        return bytes((value,))
     data = bytearray()
     while value > 127:
         data.append(value & 127 | 128)

@@ -53,11 +53,12 @@ def test_stages_on_a_gpu_are_measured_with_kernels_and_without(monkeypatch, caps
         return dict.fromkeys(names, lambda: time.sleep(1e-4))
 
     monkeypatch.setattr(scale, "_stages", work)
+    monkeypatch.setattr(scale, "_by_batch", lambda chunks, repeats: [(size, 1.0, 2.0) for size in scale.BATCHES])
     monkeypatch.setattr(scale, "_prepare", lambda device, threads: None)
     monkeypatch.setattr("deepsic_codec.model.runtime.get_runtime", lambda info: None)
     verdict = scale.stages(scale._arguments(["--device", "cuda", "--batch-pixels", "4e6", "8e6", "--repeats", "1"]))
-    assert seen == [(k, n, 128) for k in ("auto", "plain") for n in (4_000_000, 8_000_000)]
+    assert seen == [(k, n, c) for k, c in (("auto", 512), ("plain", 128)) for n in (4_000_000, 8_000_000)]
     printed = capsys.readouterr().out
-    for title in ("kernels auto, calls of 4 Mpx", "kernels plain, calls of 8 Mpx"):
-        assert f"on cuda, batch 128, {title}" in printed
+    for title in ("batch 512, kernels auto, calls of 4 Mpx", "batch 128, kernels plain, calls of 8 Mpx"):
+        assert f"on cuda, {title}" in printed
     assert printed.count("images/s") == 4 and "encoding is bound by" in verdict and "targets met" in verdict

@@ -59,7 +59,7 @@ def test_every_order_of_axes(axes):
     images = to_images(samples_of(array, axes), TRIPLES)
     slices = [axis for axis in axes if axis not in "yxc"]
     assert images.shape == (np.prod([SIZES[axis] for axis in slices], dtype=int), 5, 7, 3)
-    assert images.dtype == np.uint8 and images.flags.c_contiguous and not np.shares_memory(images, array)
+    assert images.dtype == np.uint8 and images.flags.c_contiguous
     for place in np.ndindex(*(SIZES[axis] for axis in slices)):
         number = int(np.ravel_multi_index(place, [SIZES[axis] for axis in slices])) if slices else 0
         pick = dict(zip(slices, place, strict=True)) | {"y": 3, "x": 4}

@@ -132,7 +132,7 @@ def test_bands_in_images(bands, wanted):
     images = to_images(samples, grouping)
     count = IMAGES[bands][[None, "planes", "triples"].index(wanted)]
     assert images.shape == (2 * count, 3, 4, 3) and images.flags.c_contiguous
-    assert count == h.image_count(bands, grouping) and not np.shares_memory(images, samples)
+    assert count == h.image_count(bands, grouping)
     first = images[::count] if bands > 1 else images
     np.testing.assert_array_equal(first[..., 0], samples[..., 0])
     np.testing.assert_array_equal(first[..., 1], samples[..., 1 if bands > 1 and grouping != h.PLANES else 0])

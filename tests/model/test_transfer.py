@@ -165,12 +165,16 @@ class FakeTorch:
         return SimpleNamespace(copy_=copy_, numpy=lambda: host)
 
     def as_tensor(self, values):
+        if isinstance(values, SimpleNamespace):
+            return values
+
         def to(device, non_blocking):
             assert non_blocking
             self.log.append(("copied on", self.stream_now))
             return SimpleNamespace(record_stream=lambda stream: self.log.append(("kept for", stream.name)))
 
-        return SimpleNamespace(pin_memory=lambda: self.log.append("pinned") or SimpleNamespace(to=to))
+        pinned = SimpleNamespace(to=to)
+        return SimpleNamespace(device=self.device("cpu"), pin_memory=lambda: self.log.append("pinned") or pinned)
 
 
 def test_each_thread_has_a_stream_that_goes_before_others(monkeypatch):
@@ -199,6 +203,11 @@ def test_what_comes_from_cuda_is_waited_for_when_it_is_wanted(fake):
     array = transfer.fetch(tensor)
     assert fake.pending
     assert array().tolist() == [1, 2, 3]
+
+
+def test_what_is_on_cuda_stays_there(fake):
+    there = SimpleNamespace(device=fake.device("cuda:0"), to=lambda device: there)
+    assert transfer.upload(there, "cuda:0") is there and not fake.log
 
 
 def test_what_goes_to_cuda_is_pinned_and_copied_beside_the_work(fake):

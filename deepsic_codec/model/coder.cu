@@ -1,0 +1,399 @@
+// The arithmetic coder of payload/arithmetic.py (docs/entropy-coder.md) for CUDA: one warp codes one chunk.
+//
+// What a bit's contexts are follows, but for the one or two channels before, from symbols at other positions: that is
+// worked out by all lanes, 32 channels at a time. The bits of these are then coded one after the other, by one lane.
+// It takes about as long for one chunk as for some hundreds, and leaves nearly all of the device's units to others.
+// A block has several warps, which have nothing to do with each other: kernels that need most of a multiprocessor's
+// registers then find some that are free of coders.
+//
+// Compiled at run time by device_coder.py, which puts the constants of tables.py and arithmetic.py in front. As C++
+// for one lane it runs on a CPU, where tests compare it with the coder that it repeats.
+
+typedef long long i64;
+typedef unsigned long long u64;
+typedef unsigned int u32;
+typedef unsigned char u8;
+typedef unsigned short u16;
+
+#ifndef LANE
+#define LANE (int)(threadIdx.x % LANES)
+#define WARP (int)(threadIdx.x / LANES)
+#define CHUNK ((int)blockIdx.x * WARPS + WARP)
+#define ASK_FOR(pointer) asm volatile("prefetch.global.L1 [%0];" ::"l"(pointer))
+#define TOGETHER() __syncwarp()
+#define SHARED __shared__
+#define EXTERN_SHARED(type, name) extern __shared__ type name[]
+#define NEAR(pointer) (u32)__cvta_generic_to_shared(pointer)
+#define READ(pointer) __ldg(pointer)
+#endif
+
+// What coding changes as it goes, and its tables: in shared memory where there is room for all of it. There it is
+// addressed as such, by 32 bits; C++ would work out again and again where shared memory begins.
+#if defined(__CUDA_ARCH__) && IN_SHARED
+typedef u32 Near;
+#define LOADS(name, type, kind, constraint) \
+    __device__ __forceinline__ type name(Near at) { \
+        type value; \
+        asm volatile("ld.shared." kind " %0, [%1];" : constraint(value) : "r"(at)); \
+        return value; \
+    }
+LOADS(load_u32, u32, "u32", "=r")
+LOADS(load_i32, int, "s32", "=r")
+LOADS(load_u16, u32, "u16", "=r")
+LOADS(load_i16, int, "s16", "=r")
+__device__ __forceinline__ void load_pair(Near at, i64 &a, i64 &b) {
+    asm volatile("ld.shared.v2.s64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "r"(at));
+}
+__device__ __forceinline__ int4 load_four(Near at) {
+    int4 v;
+    asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+__device__ __forceinline__ void store(Near at, u32 value) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(value));
+}
+__device__ __forceinline__ void store_pair(Near at, i64 a, i64 b) {
+    asm volatile("st.shared.v2.s64 [%0], {%1, %2};" ::"r"(at), "l"(a), "l"(b));
+}
+#else
+typedef u8 *Near;
+__device__ __forceinline__ u32 load_u32(Near at) { return *(u32 *)at; }
+__device__ __forceinline__ int load_i32(Near at) { return *(int *)at; }
+__device__ __forceinline__ u32 load_u16(Near at) { return *(u16 *)at; }
+__device__ __forceinline__ int load_i16(Near at) { return *(short *)at; }
+__device__ __forceinline__ void load_pair(Near at, i64 &a, i64 &b) {
+    a = ((i64 *)at)[0];
+    b = ((i64 *)at)[1];
+}
+__device__ __forceinline__ int4 load_four(Near at) { return *(int4 *)at; }
+__device__ __forceinline__ void store(Near at, u32 value) { *(u32 *)at = value; }
+__device__ __forceinline__ void store_pair(Near at, i64 a, i64 b) {
+    ((i64 *)at)[0] = a;
+    ((i64 *)at)[1] = b;
+}
+#endif
+
+// A pass: its channels and positions, and what the prior expects of them.
+struct Step {
+    i64 start, count, second, first_position, positions;
+    const short *means;  // in eighths, int16 (chunks slices positions, count)
+    const u8 *indices;   // of scales, in quarters
+    short *out;          // decoded symbols
+};
+
+// What a launch is given; 64 bits each, so that Python can write it down as an array.
+struct Job {
+    const u32 *tables;  // stretch, squash and reciprocal, in 16 bits each
+    const u8 *neighbour, *levels, *low_bits;
+    i64 limit, rate, single, latents, chunks;
+    const int2 *places;      // rows and columns of the positions of all passes, int32 (positions, 2)
+    i64 passes;              // to code, of those at the end
+    i64 slices, height, width;
+    // chunks
+    const short *source;     // symbols to encode, int16 (chunks, slices, height, width, latents)
+    short *symbols;          // with a border of zeros, int16 (chunks, slices, height + 2, width + 2, latents)
+    u32 *contexts;
+    i64 *weights;            // uint32 (chunks, CONTEXTS), int64 (chunks, MIXERS INPUTS)
+    i64 *state;              // int64 (chunks, STATE): low, high, value, position, error
+    u8 *data;                // the streams
+    const i64 *bounds;       // int64 (chunks + 1): where each begins
+    Step steps[PASSES];
+};
+
+// An arithmetic coder's interval is low..low + range; an offset is a decoder's value less low.
+struct Interval {
+    u64 low, range, offset;
+    int position, size;
+    u8 *data;
+};
+
+struct Learning {
+    Near contexts, weights, stretch, squash, reciprocal;
+    int limit, rate;
+};
+
+__device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ int most(int a, int b) { return a > b ? a : b; }
+__device__ __forceinline__ int magnitude_of(int a) { return a < 0 ? -a : a; }
+
+template <bool DECODING> __device__ __forceinline__ int code(int bit, u32 p, Interval &i) {
+    const u64 part = (u64)(u32)(i.range >> 16) * p;  // of the interval, for a one, and one more
+    if (DECODING) bit = i.offset <= part;
+    if (bit) {
+        i.range = part;
+    } else {
+        i.low += part + 1;
+        i.range -= part + 1;
+        if (DECODING) i.offset -= part + 1;
+    }
+    while (((u32)((i.low ^ (i.low + i.range)) >> 32) >> (CODE_BITS - 40)) == 0) {
+        if (DECODING) {
+            i.offset = i.offset << 8 | (i.position < i.size ? i.data[i.position] : 0);
+        } else if (i.position < i.size) {
+            i.data[i.position] = (u8)(i.low >> (CODE_BITS - 8));
+        }
+        i.position++;
+        i.low = (i.low << 8) & CODE_MAX;
+        i.range = i.range << 8 | 255;
+    }
+    return bit;
+}
+
+// How far an observation moves a context, in 1/65536.
+__device__ __forceinline__ int step_of(u32 state, const Learning &l) {
+    return (int)load_u16(l.reciprocal + 2 * (state & 1023));
+}
+
+__device__ __forceinline__ u32 adapted(u32 state, int bit, int step, const Learning &l) {
+    const int count = state & 1023, p = (int)(state >> 10);
+    const int moved = p + (int)(((i64)((bit ? 4194303 : 0) - p) * step) >> 16);
+    return (u32)moved << 10 | (u32)(count < l.limit ? count + 1 : count);
+}
+
+template <bool DECODING>
+__device__ __forceinline__ int single(int bit, int a, Interval &i, const Learning &l) {
+    const Near at = l.contexts + 4 * a;
+    const u32 state = load_u32(at);
+    const int step = step_of(state, l);
+    bit = code<DECODING>(bit, (u32)least(most((int)(state >> 16), 16), 65520), i);
+    store(at, adapted(state, bit, step, l));
+    return bit;
+}
+
+template <bool DECODING>
+__device__ __forceinline__ int mixed(int bit, int a, int b, int c, int mixer, Interval &i, const Learning &l) {
+    const Near at_a = l.contexts + 4 * a, at_b = l.contexts + 4 * b, at_c = l.contexts + 4 * c;
+    const Near w = l.weights + 8 * INPUTS * mixer;
+    const u32 state_a = load_u32(at_a), state_b = load_u32(at_b), state_c = load_u32(at_c);
+    i64 w0, w1, w2, w3;
+    load_pair(w, w0, w1);
+    load_pair(w + 16, w2, w3);
+    const int sa = load_i16(l.stretch + 2 * (state_a >> 18)), sb = load_i16(l.stretch + 2 * (state_b >> 18));
+    const int sc = load_i16(l.stretch + 2 * (state_c >> 18));
+    const int step_a = step_of(state_a, l), step_b = step_of(state_b, l), step_c = step_of(state_c, l);
+    const i64 dot = (w0 * sa + w1 * sb + w2 * sc + w3 * STRETCH_ONE) >> 16;
+    const int x = dot < -STRETCH_MAX ? -STRETCH_MAX : dot > STRETCH_MAX ? STRETCH_MAX : (int)dot;
+    const int p = (int)load_u16(l.squash + 2 * (x + STRETCH_MAX));
+    bit = code<DECODING>(bit, (u32)p, i);
+    const int error = ((bit ? 65535 : 0) - p) * l.rate;
+    store_pair(w, w0 + (((i64)sa * error + 131072) >> 18), w1 + (((i64)sb * error + 131072) >> 18));
+    store_pair(w + 16, w2 + (((i64)sc * error + 131072) >> 18), w3 + (((i64)STRETCH_ONE * error + 131072) >> 18));
+    // no two of them are the same
+    store(at_a, adapted(state_a, bit, step_a, l));
+    store(at_b, adapted(state_b, bit, step_b, l));
+    store(at_c, adapted(state_c, bit, step_c, l));
+    return bit;
+}
+
+// A symbol that is not what the prior expects: sign and magnitude of its difference, whose zero flag has been coded.
+template <bool DECODING>
+__device__ __forceinline__ int difference_of(
+    int difference, int channel, int scale, int level, int fraction, int before, int plain, Interval &i,
+    const Learning &l, int &error
+) {
+    int negative = single<DECODING>(difference < 0, SIGN + scale * FRACTIONS + fraction, i, l);
+    int magnitude = magnitude_of(difference) - 1, coarse = magnitude >> plain, v = 0;
+    int by_scale = UNARY_SCALE + scale * UNARY, by_level = UNARY_NEIGHBOURS + ((scale >> 3) * NEIGHBOURS + level) * UNARY;
+    int by_channel = UNARY_CHANNEL + (channel * 3 + least((before + 1) >> 1, 2)) * 4;
+    while (v < UNARY) {
+        int small = least(v, 3);
+        if (!mixed<DECODING>(
+                coarse > v, by_scale + v, by_level + v, by_channel + small, SCALES + small * 16 + (scale >> 3), i, l
+            ))
+            break;
+        v++;
+    }
+    if (v == UNARY) {
+        int rest = coarse - UNARY + 1, length = 0, bits = 0;
+        if (!DECODING)
+            while (rest >> (length + 1)) length++;
+        while (single<DECODING>(bits < length, ESCAPE + bits, i, l))
+            if (++bits == ESCAPE_BITS) {
+                error = 1;
+                return 0;
+            }
+        int got = 1;
+        for (int n = bits - 1; n >= 0; n--) got = (got << 1) | code<DECODING>((rest >> n) & 1, 32768, i);
+        v = UNARY + got - 1;
+    }
+    for (int n = plain - 1; n >= 0; n--) {
+        int bit = (magnitude >> n) & 1;
+        bit = n == plain - 1 ? single<DECODING>(bit, LOW_BIT + scale, i, l) : code<DECODING>(bit, 32768, i);
+        v = (v << 1) | bit;
+    }
+    return DECODING ? (negative ? -(v + 1) : v + 1) : difference;
+}
+
+#if IN_SHARED
+// Copy words into shared memory, or out of it.
+__device__ __forceinline__ void enter(Near to, const u32 *from, int words) {
+    for (int n = LANE; n < words; n += LANES) store(to + 4 * n, from[n]);
+}
+__device__ __forceinline__ void leave(u32 *to, Near from, int words) {
+    for (int n = LANE; n < words; n += LANES) to[n] = load_u32(from + 4 * n);
+}
+#endif
+
+template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &job) {
+    const int lane = LANE, chunk = CHUNK, latents = (int)job.latents, width = (int)job.width, height = (int)job.height;
+    const int slices = (int)job.slices, lowest = (int)job.single;
+    if (chunk >= job.chunks) return;
+    const i64 plane = (i64)(height + 2) * (width + 2) * latents, pitch = (i64)(width + 2) * latents;
+    short *symbols = job.symbols + chunk * slices * plane;
+    const short *source = job.source + (DECODING ? 0 : chunk * slices * (i64)height * width * latents);
+    u32 *own_contexts = job.contexts + (i64)chunk * CONTEXTS;
+    i64 *own_weights = job.weights + (i64)chunk * (MIXERS * INPUTS);
+    // of each channel the zero flag's contexts and what else is known (told), its difference, and what was decoded
+#if IN_SHARED
+    EXTERN_SHARED(int4, memory);
+    const Near told = NEAR(memory), given = told + 16 * LANES, found = given + 4 * LANES, failed = found + 4 * LANES;
+    const Near weights = failed + 16, contexts = weights + 8 * MIXERS * INPUTS, tables = contexts + 4 * CONTEXTS;
+    enter(weights, (const u32 *)own_weights, 2 * MIXERS * INPUTS);
+    enter(contexts, own_contexts, CONTEXTS);
+    enter(tables, job.tables, TABLE_WORDS);
+#else
+    SHARED int4 memory[WARPS][2 * LANES];
+    const Near told = (Near)memory[WARP], given = told + 16 * LANES, found = given + 4 * LANES, failed = found + 4 * LANES;
+    const Near weights = (Near)own_weights, contexts = (Near)own_contexts, tables = (Near)job.tables;
+#endif
+    const Learning l = {
+        contexts, weights, tables, tables + 2 * SQUASH_AT, tables + 2 * RECIPROCAL_AT, (int)job.limit, (int)job.rate
+    };
+    i64 *state = job.state + chunk * STATE;
+    Interval i = {(u64)state[0], (u64)(state[1] - state[0]), (u64)(state[2] - state[0]), (int)state[3],
+                  (int)(job.bounds[chunk + 1] - job.bounds[chunk]), job.data + job.bounds[chunk]};
+    int error = (int)state[4];
+    if (lane == 0) store(failed, (u32)error);
+    TOGETHER();
+    for (int pass = 0; pass < job.passes && !load_i32(failed); pass++) {
+        const Step &step = job.steps[pass];
+        const int start = (int)step.start, count = (int)step.count, second = (int)step.second;
+        const int positions = (int)step.positions, rows = slices * positions;
+        const int2 *places = job.places + step.first_position;
+        const i64 own = (i64)chunk * rows * count;
+        const short *means = step.means + own;
+        const u8 *indices = step.indices + own;
+        short *out = step.out + (DECODING ? own : 0);
+        int last = 0, last_but_one = 0;
+        // of the channels that are next, asked for while one lane is at work on those before
+        int row = 0, from = 0, s = 0, n = 0;
+        int2 place = {0, 0};
+        int mean = 0, index = 0, symbol = 0;
+        bool mine = lane < count && rows > 0;
+        i64 at = lane;
+        if (rows) place = places[0];
+        if (mine) {
+            mean = means[at];
+            index = indices[at];
+            if (!DECODING) symbol = source[((i64)place.x * width + place.y) * latents + start + lane];
+        }
+        while (row < rows) {
+            const int channels = least(LANES, count - from), k = start + from + lane;
+            short *here = symbols + s * plane + (i64)(place.x + 1) * pitch + (i64)(place.y + 1) * latents + k;
+            if (mine) {
+                const short *up = here - pitch, *down = here + pitch;
+                const int near = 2 * (magnitude_of(here[-latents]) + magnitude_of(here[latents]) + magnitude_of(up[0])
+                                      + magnitude_of(down[0]))
+                                 + magnitude_of(up[-latents]) + magnitude_of(up[latents]) + magnitude_of(down[-latents])
+                                 + magnitude_of(down[latents]);
+                const int level = READ(job.neighbour + least(near, 63)), scale = READ(job.levels + index);
+                const int centre = (mean + 4) >> 3, off_zero = centre != 0;
+                int fraction = mean - (centre << 3);
+                const int flip = fraction < 0;
+                if (flip) fraction = -fraction;
+                const Near here_told = told + 16 * lane;
+                store(here_told, ZERO_SCALE + (scale * FRACTIONS + fraction) * 2 + off_zero);
+                store(here_told + 4, ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero);
+                store(here_told + 8, ZERO_PREVIOUS + scale * PREVIOUS * 5 + least(level >> 1, 4));
+                store(here_told + 12, scale | level << 7 | fraction << 11 | flip << 14 | (u32)(centre + 8192) << 15);
+#if !IN_SHARED
+                ASK_FOR(own_contexts + ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero);
+#endif
+                if (!DECODING) store(given + 4 * lane, (u32)(flip ? centre - symbol : symbol - centre));
+            }
+            const int coded = symbol;
+            const i64 coded_at = at;
+            const bool was_mine = mine;
+            if (from == 0) last = last_but_one = 0;
+            if ((from += LANES) >= count) {
+                from = 0;
+                if (++n == positions) {
+                    n = 0;
+                    s++;
+                }
+                if (++row < rows) place = places[n];
+            }
+            mine = row < rows && from + lane < count;
+            at = (i64)row * count + from + lane;
+            if (mine) {
+                mean = means[at];
+                index = indices[at];
+                if (!DECODING) symbol = source[((s * (i64)height + place.x) * width + place.y) * latents + start + from + lane];
+            }
+            TOGETHER();
+            if (lane == 0) {
+                int4 next = load_four(told);
+                int wanted = DECODING ? 0 : load_i32(given);
+                for (int c = 0; c < channels; c++) {
+                    const int4 now = next;
+                    const int scale = now.w & 127;
+                    int difference = wanted;
+                    const int ahead = least(c + 1, LANES - 1);
+                    next = load_four(told + 16 * ahead);
+                    if (!DECODING) wanted = load_i32(given + 4 * ahead);
+                    const int before = 2 * least(magnitude_of(last), 2) + least(magnitude_of(last_but_one), 1);
+                    const int previous = now.z + before * 5;
+                    int bit = difference != 0;
+                    if (scale < lowest) bit = single<DECODING>(bit, previous, i, l);
+                    else bit = mixed<DECODING>(bit, now.x, now.y, previous, scale, i, l);
+                    if (DECODING) difference = 0;
+                    if (bit) {
+                        difference = difference_of<DECODING>(
+                            difference, k + c, scale, now.w >> 7 & 15, now.w >> 11 & 7, before,
+                            READ(job.low_bits + scale), i, l, error
+                        );
+                        if (error) break;
+                    }
+                    const int centre = (int)((u32)now.w >> 15) - 8192;
+                    const int what = now.w >> 14 & 1 ? centre - difference : centre + difference;
+                    if (DECODING) {
+                        if (magnitude_of(what) > SYMBOL_MAX) {
+                            error = 1;
+                            break;
+                        }
+                        store(found + 4 * c, (u32)what);
+                    }
+                    last_but_one = last;
+                    last = what;
+                }
+                if (error) store(failed, 1);
+            }
+            TOGETHER();
+            if (load_i32(failed)) break;
+            if (was_mine) {
+                const int what = DECODING ? load_i32(found + 4 * lane) : coded;
+                if (DECODING) out[coded_at] = (short)what;
+                *here = (short)what;
+            }
+            TOGETHER();
+        }
+    }
+    TOGETHER();
+#if IN_SHARED
+    if (DECODING) {  // other passes follow
+        leave((u32 *)own_weights, weights, 2 * MIXERS * INPUTS);
+        leave(own_contexts, contexts, CONTEXTS);
+    }
+#endif
+    if (lane == 0) {
+        state[0] = (i64)i.low;
+        state[1] = (i64)(i.low + i.range);
+        state[2] = (i64)(i.low + i.offset);
+        state[3] = i.position;
+        state[4] = error;
+    }
+}
+
+extern "C" __global__ void encode(const Job job) { code_chunk<false>(job); }
+
+extern "C" __global__ void decode(const Job job) { code_chunk<true>(job); }

@@ -1,0 +1,199 @@
+"""The entropy coder for CUDA, compiled as C++ for one lane where there is a compiler: the same streams, both ways."""
+
+import ctypes
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec import config
+from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.model import device_coder
+from deepsic_codec.model import runtime as runtimes
+from deepsic_codec.model.file import find_model
+from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.samples import drone_frame
+
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+
+BEFORE = """
+struct int2 { int x, y; };
+#define __device__
+#define __global__
+#define __forceinline__ inline
+static thread_local int chunk_now;
+#define CHUNK chunk_now
+#define LANE 0
+#define WARP 0
+#define ASK_FOR(pointer) (void)(pointer)
+#define TOGETHER()
+#define SHARED
+#define READ(pointer) (*(pointer))
+#define NEAR(pointer) (u8 *)(pointer)
+#define EXTERN_SHARED(type, name) static thread_local type name[1 << 14]
+struct int4 { int x, y, z, w; };
+"""
+BEHIND = """
+extern "C" void run(int decoding, const Job *job, int chunks) {
+    for (chunk_now = 0; chunk_now < chunks; chunk_now++)
+        if (decoding) decode(*job);
+        else encode(*job);
+}
+"""
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["shared", "global"])
+def launch(request, tmp_path_factory):
+    """What a GPU's launch is, on this CPU."""
+    folder = tmp_path_factory.mktemp("coder")
+    text = BEFORE + device_coder.source(320, request.param, lanes=1) + BEHIND
+    (folder / "coder.cpp").write_text(text)
+    command = [COMPILER, "-O1", "-std=c++17", "-shared", "-fPIC", "-o", "coder.so", "coder.cpp"]
+    subprocess.run(command, check=True, timeout=120, cwd=folder)
+    library = ctypes.CDLL(str(folder / "coder.so"))
+
+    def run(name, job, chunks, shared):
+        library.run(int(name == "decode"), ctypes.c_void_p(job.ctypes.data), chunks)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return Runtime(find_model("base"), "cpu")
+
+
+@pytest.fixture
+def coder(runtime, launch):
+    return device_coder.DeviceCoder(runtime._tables, 320, torch.device("cpu"), launch)
+
+
+def test_it_agrees(coder, runtime):
+    assert device_coder.agrees(coder, runtime._tables)
+
+
+def crops(count, height=80, width=112):
+    frame = drone_frame()
+    return [frame[None, 70 * i : 70 * i + height, 90 * i : 90 * i + width] for i in range(count)]
+
+
+@pytest.fixture
+def there(runtime, coder, monkeypatch):
+    """A runtime that has its device code."""
+    monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks: coder)
+    with config.set(threads=1):
+        yield runtime
+
+
+@pytest.mark.parametrize("qualities", [[50.0] * 4, [5.0, 50.0, 95.0, 100.0]])
+def test_a_runtime_writes_and_reads_the_same(runtime, there, monkeypatch, qualities):
+    images = crops(4)
+    shapes = [image.shape[:3] for image in images]
+    found = there.encode(images, qualities)
+    pixels = there.decode([one.features for one in found], shapes, qualities)
+    symbols = there.decode_symbols([one.features for one in found], shapes, qualities)
+    monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks: None)
+    wanted = runtime.encode(images, qualities)
+    assert [one.features for one in found] == [one.features for one in wanted]
+    features = [one.features for one in wanted]
+    for ours, theirs in zip(pixels, runtime.decode(features, shapes, qualities), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(symbols, runtime.decode_symbols(features, shapes, qualities), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_chunks_of_several_slices(runtime, there, monkeypatch):
+    stacks = [np.concatenate(crops(3)), np.concatenate(crops(3)[::-1])]
+    shapes = [stack.shape[:3] for stack in stacks]
+    found = there.encode(stacks, [40.0, 60.0])
+    decoded = there.decode([one.features for one in found], shapes, [40.0, 60.0])
+    monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks: None)
+    wanted = runtime.encode(stacks, [40.0, 60.0])
+    assert [one.features for one in found] == [one.features for one in wanted]
+    for ours, theirs in zip(decoded, runtime.decode([w.features for w in wanted], shapes, [40.0, 60.0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_longer_than_there_is_room_for(there, runtime, monkeypatch):
+    images = crops(2)
+    wanted = [one.features for one in there.encode(images, [100.0, 100.0])]
+    monkeypatch.setattr(device_coder, "ROOM", 0)
+    assert [one.features for one in there.encode(images, [100.0, 100.0])] == wanted
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "noise", "flipped"])
+def test_damaged_streams_are_told_as_the_host_tells_them(there, runtime, monkeypatch, damage):
+    images, chance = crops(3), np.random.default_rng(0)
+    shapes, qualities = [image.shape[:3] for image in images], [80.0] * 3
+    features = [one.features for one in there.encode(images, qualities)]
+    data = bytearray(features[1])
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "longer":
+        data += b"12345678"
+    elif damage == "noise":
+        data = chance.bytes(len(data))
+    else:
+        data[len(data) // 3] ^= 0x55
+    features[1] = bytes(data)
+    outcomes = []
+    for coder in (there._coder_for(3), None):
+        monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks, coder=coder: coder)
+        try:
+            outcomes.append([part.tobytes() for part in runtime.decode(features, shapes, qualities)])
+        except CorruptPayload as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_streams_of_no_symbols_but_zeros(there, runtime):
+    grey = [np.full((1, 64, 64, 3), 128, np.uint8) for _ in range(2)]
+    found = [one.features for one in there.encode(grey, [20.0, 20.0])]
+    assert found[0] == found[1] and len(found[0]) < 40
+    np.testing.assert_array_equal(*there.decode(found, [(1, 64, 64)] * 2, [20.0, 20.0]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("apart", [True, False], ids=["shared", "global"])
+def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
+    monkeypatch.setattr(runtimes, "CODED_THERE", 1)
+    gpu = Runtime(find_model("base"), "cuda")
+    coder = gpu._coder_for(9)
+    assert coder is not None
+    monkeypatch.setattr(coder, "apart", coder.apart if apart else 0)
+    images, qualities = crops(9), [50.0, 5.0, 95.0] * 3
+    shapes = [image.shape[:3] for image in images]
+    wanted = runtime.encode(images, qualities)
+    found = gpu.encode(images, qualities)
+    assert [one.features for one in found] == [one.features for one in wanted]
+    features = [one.features for one in wanted]
+    for ours, theirs in zip(
+        gpu.decode(features, shapes, qualities), runtime.decode(features, shapes, qualities), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(CorruptPayload):
+        gpu.decode([*features[:4], features[4] + b"12345678", *features[5:]], shapes, qualities)
+
+
+def test_who_has_one(runtime, monkeypatch, caplog):
+    assert runtime._coder_for(1 << 20) is None
+    given = runtime._tables, 320, 11
+    assert device_coder.coder_on(*given, "cpu") is None
+    with config.set(kernels="plain"):
+        assert device_coder.coder_on(*given, "cuda") is None
+
+    def broken(*_):
+        raise RuntimeError("no compiler there")
+
+    monkeypatch.setattr(device_coder, "_fits", broken)
+    assert device_coder.coder_on(*given, "cuda") is None
+    assert "no compiler there" in caplog.text
+
+
+def test_other_streams_are_noticed(coder, runtime):
+    other = device_coder.DeviceCoder(replace(runtime._tables, rate=3), 320, coder.device, coder._launch)
+    assert not device_coder.agrees(other, runtime._tables)
