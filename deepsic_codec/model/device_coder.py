@@ -84,7 +84,7 @@ class DeviceCoder:
         thread; None stands for one that is longer than its symbols.
         """
         images, h, w, _ = symbols.shape
-        symbols = symbols.contiguous()
+        symbols, predictions = symbols.contiguous(), [(m.contiguous(), i.contiguous()) for m, i in predictions]
         room = ROOM * symbols.numel() // chunks + bits.CODE_BITS
         data = torch.empty(chunks, room, dtype=torch.uint8, device=self.device)
         places, rows = _places(tuple(steps), h, w, self.device), _rows(tuple(steps), h, w)
@@ -151,7 +151,7 @@ class DeviceCoder:
         job = self._job(work, places, numbers[:1], (slices, h, w), work[0], data, bounds)
         neighbours = prior.no_neighbours(chunks * slices, grid)
         for number, step, rows, _, image in passes(prior, neighbours):
-            means, indices = prior.run(number, neighbours, rows, quality_of(image))
+            means, indices = (t.contiguous() for t in prior.run(number, neighbours, rows, quality_of(image)))
             found = torch.empty_like(means)
             numbers[number, MEANS:] = means.data_ptr(), indices.data_ptr(), found.data_ptr()
             job[GENERAL : GENERAL + PER_PASS] = numbers[number]

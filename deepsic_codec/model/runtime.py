@@ -176,10 +176,10 @@ class Runtime:
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
         tune = [DEFAULT_TUNE] * len(images) if tunes is None else list(tunes)
 
-        def start(group: list[int]) -> Callable[[], list[Encoded]]:
+        def start(group: list[int], crowd: int) -> Callable[[], list[Encoded]]:
             s, h, w, _ = images[group[0]].shape
             # repeating the edge costs fewer bits than a hard edge would
-            joined = join([images[i] for i in group], STRIDE, self.device, self.each)
+            joined, coder = join([images[i] for i in group], STRIDE, self.device, self.each), self._coder_for(crowd)
             quality = [qualities[i] for i in group]
             symbols, predictions, cells = self._start_analysis(
                 joined, np.repeat(quality, s), labels, effort[group[0]], (h, w), tune[group[0]]
@@ -187,7 +187,7 @@ class Runtime:
             with torch.inference_mode(), aside(self.device) if coder else nullcontext():
                 streams = start_encoding(
                     self._prior, self._tables, symbols, len(group), quality, self._coders, predictions=predictions,
-                    there=coder, crowd=len(images),
+                    there=coder, crowd=crowd,
                 )
             grid = symbols.shape[1], symbols.shape[2]
 
@@ -197,9 +197,8 @@ class Runtime:
 
             return finish
 
-        coder = self._coder_for(len(images))
         groups = [(*i.shape[:3], e, t, i.dtype == np.int16) for i, e, t in zip(images, effort, tune, strict=True)]
-        return self._grouped(groups, start, coder=coder, then=then)
+        return self._grouped(groups, start, then=then)
 
     def decode(
         self,
@@ -221,16 +220,16 @@ class Runtime:
             If a stream cannot be decoded.
         """
 
-        def begin(group: list[int]) -> Callable[[], list[Pixels]]:
+        def begin(group: list[int], crowd: int) -> Callable[[], list[Pixels]]:
             s, h, w = shapes[group[0]]
             quality = [qualities[i] for i in group]
-            given = [features[i] for i in group], shapes[group[0]], quality
+            given, coder = ([features[i] for i in group], shapes[group[0]], quality), self._coder_for(crowd)
             symbols: Any
             check: Callable[[], Any] = list  # nothing
             if coder is None:
                 symbols = np.concatenate(self._symbols(*given))
             else:
-                symbols, check = self._start_symbols(*given, coder, len(features))
+                symbols, check = self._start_symbols(*given, coder, crowd)
             pixels = self._start_synthesis(symbols, np.repeat(quality, s), h, w, wanted[group[0]], len(group))
 
             def finish() -> list[Pixels]:
@@ -239,29 +238,28 @@ class Runtime:
 
             return finish
 
-        def start(group: list[int]) -> Callable[[], list[Pixels]]:
-            if coder is not None:
-                return begin(group)
+        def start(group: list[int], crowd: int) -> Callable[[], list[Pixels]]:
+            if self._coder_for(crowd) is not None:
+                return begin(group, crowd)
             # prior and coder wait for one another a dozen times: meanwhile those of the next group are at work
-            begun = _submitted(self._decoders, begin, group)
+            begun = _submitted(self._decoders, begin, group, crowd)
             return lambda: begun()()
 
-        coder = self._coder_for(len(shapes))
         wanted = [False] * len(shapes) if fine is None else list(fine)
         groups = [(*shape, f) for shape, f in zip(shapes, wanted, strict=True)]
-        return self._grouped(groups, start, 2 * self._lag, coder, then, self.each)
+        return self._grouped(groups, start, 2 * self._lag, then, self.each)
 
     def decode_symbols(
         self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
     ) -> list[NDArray[np.int16]]:
         """Decode feature sections to quantised latents int16 (S,C,h,w) only."""
 
-        def start(group: list[int]) -> Callable[[], list[NDArray[np.int16]]]:
+        def start(group: list[int], crowd: int) -> Callable[[], list[NDArray[np.int16]]]:
             given = [features[i] for i in group], shapes[group[0]], [qualities[i] for i in group]
-            if coder is None:
+            if (coder := self._coder_for(crowd)) is None:
                 found = self._symbols(*given)
                 return lambda: [np.ascontiguousarray(v.transpose(0, 3, 1, 2)) for v in found]
-            symbols, check = self._start_symbols(*given, coder, len(features))
+            symbols, check = self._start_symbols(*given, coder, crowd)
             joined = fetch(symbols.permute(0, 3, 1, 2).contiguous())
 
             def finish() -> list[NDArray[np.int16]]:
@@ -270,15 +268,14 @@ class Runtime:
 
             return finish
 
-        coder = self._coder_for(len(shapes))
-        return self._grouped(shapes, start, coder=coder)
+        return self._grouped(shapes, start)
 
     def label_symbols(
         self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
     ) -> list[NDArray[np.uint8]]:
         """Label scores (S,ceil(H/64),ceil(W/64),classes + 1) from quantised latents (S,C,h,w)."""
 
-        def start(group: list[int]) -> Callable[[], list[NDArray[np.uint8]]]:
+        def start(group: list[int], crowd: int) -> Callable[[], list[NDArray[np.uint8]]]:
             quality = np.repeat([qualities[i] for i in group], shapes[group[0]][0])
             with self._alone():
                 nhwc = np.concatenate([symbols[i] for i in group]).transpose(0, 2, 3, 1)
@@ -288,38 +285,40 @@ class Runtime:
         return self._grouped(shapes, start)
 
     def _grouped(
-        self, shapes: Sequence[Any], start: Callable[[list[int]], Callable[[], list[Result]]], lag: int | None = None,
-        coder: DeviceCoder | None = None, then: Callable[[int, Result], Any] | None = None,
+        self, shapes: Sequence[Any], start: Callable[[list[int], int], Callable[[], list[Result]]],
+        lag: int | None = None,
+        then: Callable[[int, Result], Any] | None = None,
         each: Callable[[Callable[[Any], Any], Sequence[Any]], Any] = lambda function, items: list(map(function, items)),
     ) -> list[Any]:  # fmt: skip
         """Results in order from groups of equal shape, none much larger than the batch limit.
 
-        ``start`` begins a group, and what it returns waits for its results; ``lag`` further ones are begun before.
-        The device's own ``coder`` has larger groups, all at a time. ``then`` is called with ``each`` number and result.
+        ``start`` begins a group, of so many of its shape in all, and what it returns waits for its results; ``lag``
+        further ones are begun before. Where the device codes by itself they are larger, and more are begun.
+        ``then`` is called with ``each`` number and result.
         """
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, shape in enumerate(shapes):
             groups[tuple(shape)].append(i)
 
-        def parts(limit: int, shares: int = 1) -> Iterator[list[int]]:
+        def parts(limit: int, shares: int = 1) -> Iterator[tuple[list[int], int]]:
             for (s, h, w, *_), members in groups.items():
                 size = max(1, min(limit // max(1, s * h * w), -(-len(members) // shares)))
                 for k in range(0, len(members), size):
-                    yield members[k : k + size]
+                    yield members[k : k + size], len(members)
 
         limit, threads = config.get().pixels_per_call(self.device.type), self._threads()
         if self._lag:  # parts, so that one is entropy-coded while the device has another
             whole = sum(s * h * w for s, h, w, *_ in shapes)
             part = max(PART_PIXELS, -(-whole // PARTS))
-            limit = min(limit, part) if coder is None else part
-            lag = lag if coder is None else PARTS
+            there = self._coder_for(max(map(len, groups.values()), default=0)) is not None
+            limit, lag = (part, PARTS) if there else (min(limit, part), lag)
         share = SPREAD_PIXELS if config.get().batch_pixels is None else min(SPREAD_PIXELS, limit // threads)
         small = list(parts(share, threads)) if threads > 1 else []
         if len(small) >= threads > 1:
             with self._networks:
-                found = self._team(threads).run([lambda part=part: start(part)() for part in small])  # type: ignore[misc]
-            return _in_order(zip(small, found, strict=True), len(shapes), then, each)
-        begun = ((part, start(part)) for part in parts(limit))
+                found = self._team(threads).run([lambda part=part: start(*part)() for part in small])  # type: ignore[misc]
+            return _in_order(zip((part for part, _ in small), found, strict=True), len(shapes), then, each)
+        begun = ((part, start(part, crowd)) for part, crowd in parts(limit))
         return _in_order(behind(begun, self._lag if lag is None else lag), len(shapes), then, each)
 
     def each(self, function: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:

@@ -14,6 +14,7 @@ from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model import device_coder
 from deepsic_codec.model import runtime as runtimes
 from deepsic_codec.model.file import find_model
+from deepsic_codec.model.prior import Pass
 from deepsic_codec.model.runtime import Runtime
 from deepsic_codec.samples import drone_frame
 
@@ -81,10 +82,11 @@ def crops(count, height=80, width=112):
     return [frame[None, 70 * i : 70 * i + height, 90 * i : 90 * i + width] for i in range(count)]
 
 
-@pytest.fixture
-def there(runtime, coder, monkeypatch):
-    """A runtime that has its device code."""
+@pytest.fixture(params=[0, 1], ids=["one by one", "ahead"])
+def there(request, runtime, coder, monkeypatch):
+    """A runtime that has its device code, whether or not it works ahead as beside a GPU."""
     monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks: coder)
+    monkeypatch.setattr(runtime, "_lag", request.param)
     with config.set(threads=1):
         yield runtime
 
@@ -116,6 +118,15 @@ def test_chunks_of_several_slices(runtime, there, monkeypatch):
     assert [one.features for one in found] == [one.features for one in wanted]
     for ours, theirs in zip(decoded, runtime.decode([w.features for w in wanted], shapes, [40.0, 60.0]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_predictions_may_lie_anywhere(coder):
+    step = Pass(0, 320, "1", (), 0), Pass(0, 320, "2", ((0, -1),), 0)
+    symbols = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (2, 4, 4, 320)).astype(np.int16))
+    wide = [(torch.full((1, 320), m, dtype=torch.int16), torch.full((1, 320), 90, dtype=torch.uint8)) for m in (4, 9)]
+    spread = [tuple(t.expand(16, -1) for t in pair) for pair in wide]
+    plain = [tuple(t.contiguous() for t in pair) for pair in spread]
+    assert coder.encode(step, symbols, 2, spread)() == coder.encode(step, symbols, 2, plain)()
 
 
 def test_longer_than_there_is_room_for(there, runtime, monkeypatch):
