@@ -13,8 +13,12 @@ DEEPSIC_KERNELS.
 """
 
 import os
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from types import TracebackType
+from typing import Any
 
 from deepsic_codec.errors import ConfigurationError
 
@@ -101,6 +105,21 @@ _settings = _from_environment()
 def get() -> Settings:
     """Return the settings in force."""
     return _settings
+
+
+def device_in_use(loading: bool = False) -> str:
+    """Name of the device that this process runs networks on, "auto" resolved.
+
+    For that torch is asked, which takes seconds to import: only where it is already, or with `loading`. Without it
+    there is no GPU in use.
+    """
+    if _settings.device != "auto":
+        return _settings.device
+    if loading:
+        with suppress(ImportError):
+            import_module("torch")
+    torch: Any = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 class set:  # noqa: N801  # read as a call: config.set(device="cpu")

@@ -16,11 +16,12 @@ from uuid import uuid4
 import numpy as np
 import zarr
 
+from deepsic_codec import config as settings
 from deepsic_codec import embed
 from deepsic_codec.archive import create_array, open_archive
 from deepsic_codec.bulk.index import index_place, write_index
 from deepsic_codec.bulk.layout import Layout
-from deepsic_codec.bulk.plan import Index, Region, block_shape, check_region, covering, grid
+from deepsic_codec.bulk.plan import Index, Region, block_shape, check_region, covering, grid, usual_batch
 from deepsic_codec.bulk.read import Source
 from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import Heads, Options, Written, grid_of, write_block
@@ -32,8 +33,6 @@ from deepsic_codec.labels.places import storage_options as for_many_requests
 
 if TYPE_CHECKING:
     import dask.array as da
-
-BATCH = 16  # chunks in a batch, and about as many in a task
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def store(
     codec: CodecConfig | None = None,
     chunks: Sequence[int] | str = "auto",
     shards: Sequence[int] | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     region: Any = None,
     resume: bool | str = False,
     compute: bool = True,
@@ -102,8 +101,10 @@ def store(
         `DeepSIC()` by default, or that of the array.
     chunks, shards : tuple of int, optional
         As for `create_array`.
-    batch_size : int
-        Chunks encoded in one call. A task gets as many, up to double, or a shard if that has more.
+    batch_size : int, optional
+        Chunks encoded in one call. A task gets as many, up to double, or a shard if that has more. By default 16, and
+        256, of 64 Mpx together at most, if this process has a GPU (or is told so, `config.set(device="cuda")`, where
+        only its workers have one).
     region : tuple of slice, optional
         Part of an existing array that `source` is for; whole chunks (or shards).
     resume : bool or "verify"
@@ -163,6 +164,8 @@ def store(
     if values.shape != shape:
         raise UnsupportedArray(f"source {values.shape} for a region of {shape} of array {array.shape}")
     place = index_place(array, index)
+    if batch_size is None:
+        batch_size = usual_batch(array, config.axes, settings.device_in_use(loading=True).startswith("cuda"))
     options = Options(batch_size=batch_size, retries=retries, backoff=backoff)
     values, blocks, skipped = _plan(array, config, values, where, batch_size, resume)
     report = _report(array, values, blocks, options, skipped, place)
@@ -174,7 +177,7 @@ def open(
     name: str | None = None,
     *,
     chunks: Any = "auto",
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> da.Array:
@@ -189,8 +192,9 @@ def open(
     chunks : "auto" or as for `dask.array.from_array`
         Blocks of the Dask array. "auto" makes them of `batch_size` chunks, up to double. Others work too, but those
         that cut chunks decode them more than once.
-    batch_size : int
-        Chunks decoded in one call; a larger block takes several.
+    batch_size : int, optional
+        Chunks decoded in one call; a larger block takes several. The default is that of `store`, where torch has been
+        imported or the device is set.
     storage_options : dict, optional
         For fsspec, if `source` is a URL.
     **kwargs
@@ -210,6 +214,8 @@ def open(
             kwargs["storage_options"] = for_many_requests(source, storage_options)
         source = open_archive(source, name, **kwargs)
     axes = Layout(source).config.axes
+    if batch_size is None:
+        batch_size = usual_batch(source, axes, settings.device_in_use().startswith("cuda"))
     if isinstance(chunks, str) and chunks == "auto":
         chunks = block_shape(source, axes, source.chunks, batch_size)
     empty = np.empty((0,) * source.ndim, source.dtype)
@@ -226,8 +232,8 @@ def _dask() -> Any:
     return da
 
 
-def _check_options(batch_size: int, retries: int, resume: bool | str) -> None:
-    if not isinstance(batch_size, int) or batch_size < 1:
+def _check_options(batch_size: int | None, retries: int, resume: bool | str) -> None:
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ConfigurationError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
     if not isinstance(retries, int) or retries < 0:
         raise ConfigurationError(f"retries: expected an integer of at least 0, got {retries!r}")

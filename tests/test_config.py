@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from deepsic_codec import config
@@ -57,6 +60,18 @@ def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
 def test_bad_settings_change_nothing(changes, words):
     check_rejects(ConfigurationError, words, config.set, **({"device": "cpu"} | changes))
     assert config.get() == config.Settings()
+
+
+def test_the_device_in_use_is_asked_of_torch_where_that_is_there(monkeypatch):
+    torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert config.device_in_use() == "cuda"
+    with config.set(device="cuda:1"):
+        assert config.device_in_use() == "cuda:1"
+    torch.cuda.is_available = lambda: False
+    assert config.device_in_use(loading=True) == "cpu"
+    monkeypatch.setitem(sys.modules, "torch", None)  # neither imported nor to be
+    assert config.device_in_use() == config.device_in_use(loading=True) == "cpu"
 
 
 def test_environment():

@@ -6,6 +6,10 @@ from typing import Any
 
 from deepsic_codec.errors import UnsupportedArray
 
+#: Chunks in a batch, and about as many in a task; on a GPU, and most pixels of so many. Two such batches are at work
+#: there at a time, and the threads of Dask hold one each.
+BATCH, GPU_BATCH, GPU_PIXELS = 16, 256, 1 << 26
+
 Index = tuple[int, ...]
 Region = tuple[slice, ...]
 
@@ -97,6 +101,14 @@ def block_shape(array: Any, axes: str, source_chunks: Sequence[int], batch_size:
         axis = min(growing, key=rank)
         counts[axis] = min(2 * counts[axis], limits[axis])
     return tuple(count * size for count, size in zip(counts, unit, strict=True))
+
+
+def usual_batch(array: Any, axes: str, gpu: bool) -> int:
+    """Return how many chunks of an array are coded in one call if nobody says: on a GPU it takes many to gain by it."""
+    if not gpu:
+        return BATCH
+    pixels = prod(size for size, axis in zip(array.chunks, axes, strict=True) if axis != "c")
+    return min(GPU_BATCH, max(BATCH, GPU_PIXELS // pixels))
 
 
 def covering(chunks: Sequence[int], region: Region) -> tuple[Index, Index]:

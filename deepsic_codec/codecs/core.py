@@ -488,12 +488,10 @@ def _model(decoder: str, head: str | None = None, name: str | None = None) -> "t
 def _limit() -> int:
     chosen = settings.get()
     torch = sys.modules.get("torch")  # not imported for this: with the first batch it will be there
-    device, threads = chosen.device, chosen.threads
-    if device == "auto":
-        device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    threads = chosen.threads
     if threads is None:
         threads = os.cpu_count() or 1 if torch is None else torch.get_num_threads()
-    return chosen.pixels_per_batch(device.split(":")[0], threads)
+    return chosen.pixels_per_batch(settings.device_in_use().split(":")[0], threads)
 
 
 ENCODER = Batcher(in_halves(run_encode), _limit)

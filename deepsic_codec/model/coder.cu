@@ -193,7 +193,8 @@ __device__ __forceinline__ int difference_of(
 ) {
     int negative = single<DECODING>(difference < 0, SIGN + scale * FRACTIONS + fraction, i, l);
     int magnitude = magnitude_of(difference) - 1, coarse = magnitude >> plain, v = 0;
-    int by_scale = UNARY_SCALE + scale * UNARY, by_level = UNARY_NEIGHBOURS + ((scale >> 3) * NEIGHBOURS + level) * UNARY;
+    int by_scale = UNARY_SCALE + scale * UNARY;
+    int by_level = UNARY_NEIGHBOURS + ((scale >> 3) * NEIGHBOURS + level) * UNARY;
     int by_channel = UNARY_CHANNEL + (channel * 3 + least((before + 1) >> 1, 2)) * 4;
     while (v < UNARY) {
         int small = least(v, 3);
@@ -253,7 +254,8 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
     enter(tables, job.tables, TABLE_WORDS);
 #else
     SHARED int4 memory[WARPS][2 * LANES];
-    const Near told = (Near)memory[WARP], given = told + 16 * LANES, found = given + 4 * LANES, failed = found + 4 * LANES;
+    const Near told = (Near)memory[WARP];
+    const Near given = told + 16 * LANES, found = given + 4 * LANES, failed = found + 4 * LANES;
     const Near weights = (Near)own_weights, contexts = (Near)own_contexts, tables = (Near)job.tables;
 #endif
     const Learning l = {
@@ -328,7 +330,8 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
             if (mine) {
                 mean = means[at];
                 index = indices[at];
-                if (!DECODING) symbol = source[((s * (i64)height + place.x) * width + place.y) * latents + start + from + lane];
+                const i64 there = (s * (i64)height + place.x) * width + place.y;
+                if (!DECODING) symbol = source[there * latents + start + from + lane];
             }
             TOGETHER();
             if (lane == 0) {

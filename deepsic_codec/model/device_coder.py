@@ -61,8 +61,8 @@ class DeviceCoder:
     launch : callable
         Runs the compiled coder.
     apart : int
-        So many chunks at a time are coded in shared memory, which has room for one on each multiprocessor: a third
-        faster. More share these in other memory, which takes hardly longer for four times as many.
+        Up to so many chunks at a time are coded in shared memory, which is faster, but has room for one on each
+        multiprocessor only. More share these with their contexts in other memory.
     """
 
     def __init__(

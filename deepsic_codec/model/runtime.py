@@ -61,6 +61,8 @@ PARTS, PART_PIXELS = 4, 1 << 21
 CODED_THERE = 96
 #: Pixels that are refined at a time: gradients take a good hundred times as many bytes.
 REFINED_PIXELS = 1 << 22
+#: Batches that a GPU is at work on at a time: while one is entropy-coded, networks are at the other.
+AT_ONCE = 2
 #: Threads that copy images to and from where a GPU reads and writes them: one does not keep up with it.
 COPIERS = 4
 
@@ -131,6 +133,7 @@ class Runtime:
         self._lag = 0 if self.device.type == "cpu" else 1
         self._decoders = ThreadPoolExecutor(2, "deepsic-decoder") if self._lag else None
         self._copiers = ThreadPoolExecutor(COPIERS, "deepsic-copier") if self._lag else None
+        self._at_once = threading.BoundedSemaphore(AT_ONCE) if self._lag else nullcontext()
         settle(self.device)
 
     def _rdo_tables(self, arrays: Arrays) -> RdoTables | None:
@@ -198,7 +201,8 @@ class Runtime:
             return finish
 
         groups = [(*i.shape[:3], e, t, i.dtype == np.int16) for i, e, t in zip(images, effort, tune, strict=True)]
-        return self._grouped(groups, start, then=then)
+        with self._at_once:
+            return self._grouped(groups, start, then=then)
 
     def decode(
         self,
@@ -247,7 +251,8 @@ class Runtime:
 
         wanted = [False] * len(shapes) if fine is None else list(fine)
         groups = [(*shape, f) for shape, f in zip(shapes, wanted, strict=True)]
-        return self._grouped(groups, start, 2 * self._lag, then, self.each)
+        with self._at_once:
+            return self._grouped(groups, start, 2 * self._lag, then, self.each)
 
     def decode_symbols(
         self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
@@ -555,9 +560,7 @@ _forked = False
 
 def get_runtime(info: ModelInfo) -> Runtime:
     """The model on this process's device, loaded on first use."""
-    device = config.get().device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = config.device_in_use()
     # one decoder and head may have several encoders
     key = (info.decoder, info.head, info.encoder, device, config.get().kernels)
     with _loading:

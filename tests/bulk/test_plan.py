@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsic_codec.bulk.plan import block_shape, check_region, covering, grid
+from deepsic_codec.bulk.plan import block_shape, check_region, covering, grid, usual_batch
 from deepsic_codec.errors import UnsupportedArray
 from tests.common import check_rejects
 
@@ -75,3 +75,18 @@ def test_blocks_follow_the_chunks_of_the_source():
 def test_grid_covers_a_region():
     start, stop = covering((64, 64), (slice(64, 130), slice(0, 64)))
     assert list(grid(start, stop)) == [(1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "axes", "gpu", "count"),
+    [
+        ((512, 512, 3), "yxc", False, 16),
+        ((512, 512, 3), "yxc", True, 256),
+        ((64, 64, 3), "yxc", True, 256),
+        ((3, 1024, 1024), "cyx", True, 64),
+        ((4, 512, 512), "tyx", True, 64),
+        ((1 << 14, 1 << 14, 3), "yxc", True, 16),
+    ],
+)
+def test_a_gpu_gets_larger_batches(chunks, axes, gpu, count):
+    assert usual_batch(array((0,), chunks), axes, gpu) == count

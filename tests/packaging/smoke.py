@@ -24,6 +24,7 @@ CONTENTS = (
     "deepsic_codec/models/base-0.3.safetensors",
     "deepsic_codec/models/base-0.4.safetensors",
     "deepsic_codec/models/base-0.5.safetensors",
+    "deepsic_codec/model/coder.cu",
     "deepsic_codec/py.typed",
     "deepsic_codec/data/ATTRIBUTION.md",
     "deepsic_codec/data/eurosat-mosaic.png",
