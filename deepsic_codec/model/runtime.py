@@ -169,7 +169,7 @@ class Runtime:
         tunes : sequence of str, optional
             What refinement is for: "psnr", the default, or "ms-ssim" (distortion.py); one per chunk.
         then : callable, optional
-            Called with the number of each chunk and what it was encoded to, while the device is at work on others.
+            Called with the number of each chunk and what it was encoded to, from any thread, while others are at work.
 
         Returns
         -------
@@ -311,6 +311,10 @@ class Runtime:
                 for k in range(0, len(members), size):
                     yield members[k : k + size], len(members)
 
+        def whole_part(part: list[int], crowd: int) -> list[Any]:
+            results = start(part, crowd)()
+            return results if then is None else list(map(then, part, results))
+
         limit, threads = config.get().pixels_per_call(self.device.type), self._threads()
         if self._lag:  # parts, so that one is entropy-coded while the device has another
             whole = sum(s * h * w for s, h, w, *_ in shapes)
@@ -321,8 +325,8 @@ class Runtime:
         small = list(parts(share, threads)) if threads > 1 else []
         if len(small) >= threads > 1:
             with self._networks:
-                found = self._team(threads).run([lambda part=part: start(*part)() for part in small])  # type: ignore[misc]
-            return _in_order(zip((part for part, _ in small), found, strict=True), len(shapes), then, each)
+                found = self._team(threads).run([lambda part=part: whole_part(*part) for part in small])  # type: ignore[misc]
+            return _in_order(zip((part for part, _ in small), found, strict=True), len(shapes), None, each)
         begun = ((part, start(part, crowd)) for part, crowd in parts(limit))
         return _in_order(behind(begun, self._lag if lag is None else lag), len(shapes), then, each)
 
