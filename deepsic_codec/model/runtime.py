@@ -57,8 +57,9 @@ SPREAD_PIXELS = 1 << 19
 
 #: On a GPU a batch is gone through in so many parts, if each has at least so many pixels.
 PARTS, PART_PIXELS = 4, 1 << 21
-#: From so many chunks on, a GPU does its own entropy coding, which takes about as long for one as for hundreds.
-CODED_THERE = 96
+#: From so many chunks for each thread of the host on, and from so many in all, a GPU does its own entropy coding, which
+#: takes about as long for one as for hundreds (measured with 16 cores, more of which would wait for one another).
+CODED_THERE, ENOUGH_THERE = 6, 96
 #: Pixels that are refined at a time: gradients take a good hundred times as many bytes.
 REFINED_PIXELS = 1 << 22
 #: Batches that a GPU is at work on at a time: while one is entropy-coded, networks are at the other.
@@ -124,7 +125,10 @@ class Runtime:
         self._sought = self.device.type == "cpu" or not isinstance(self._prior, IntegerPrior)
         #: Whether equal payloads give equal pixels on every machine: an integer synthesis.
         self.exact = self._transforms.exact
-        self._pool = ThreadPoolExecutor(config.get().threads or os.cpu_count() or 1, "deepsic-coder")
+        threads = config.get().threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(threads, "deepsic-coder")
+        #: From so many chunks on the device codes them.
+        self._many = min(ENOUGH_THERE, CODED_THERE * threads)
         # networks already use every core; two at a time would only fight over them
         self._networks = threading.Lock()
         self._workers: Workers | None = None
@@ -463,7 +467,7 @@ class Runtime:
 
     def _coder_for(self, chunks: int) -> DeviceCoder | None:
         """The device's own entropy coder, if so many chunks are worth it."""
-        if chunks < CODED_THERE or self.device.type == "cpu":
+        if self.device.type == "cpu" or chunks < self._many:
             return None
         with self._refining:
             if not self._sought:

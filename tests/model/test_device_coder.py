@@ -171,7 +171,7 @@ def test_streams_of_no_symbols_but_zeros(there, runtime):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("apart", [True, False], ids=["shared", "global"])
 def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
-    monkeypatch.setattr(runtimes, "CODED_THERE", 1)
+    monkeypatch.setattr(runtimes, "ENOUGH_THERE", 1)
     gpu = Runtime(find_model("base"), "cuda")
     coder = gpu._coder_for(9)
     assert coder is not None
