@@ -300,7 +300,7 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
                                  + magnitude_of(down[latents]);
                 const int level = READ(job.neighbour + least(near, 63)), scale = READ(job.levels + index);
                 const int centre = (mean + 4) >> 3, off_zero = centre != 0;
-                int fraction = mean - (centre << 3);
+                int fraction = mean - 8 * centre;
                 const int flip = fraction < 0;
                 if (flip) fraction = -fraction;
                 const Near here_told = told + 16 * lane;
