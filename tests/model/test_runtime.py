@@ -2,6 +2,8 @@
 
 import contextlib
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload, ModelMismatch
 from deepsic_codec.model.file import find_model, load_arrays, save_model
 from deepsic_codec.model.networks import Architecture, step_lambda
-from deepsic_codec.model.runtime import Runtime, get_runtime
+from deepsic_codec.model.runtime import AT_ONCE, Runtime, get_runtime
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 from tests.common import check_rejects, psnr
 
@@ -171,3 +173,24 @@ def test_altered_model_is_refused(tmp_path):
         Architecture.from_json(info.architecture).to_json() | {"synthesis_widths": [64, 64]}, info.vocabulary, {},
     )  # fmt: skip
     check_rejects(ModelMismatch, "do not fit", Runtime, wide)
+
+
+def test_a_device_is_at_work_on_two_batches_at_a_time(runtime, monkeypatch):
+    """As many threads as Dask has may come with one each."""
+    now, most, lock = [0], [0], threading.Lock()
+
+    def slow(*given, **named):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        with lock:
+            now[0] -= 1
+        return []
+
+    monkeypatch.setattr(runtime, "_grouped", slow)
+    monkeypatch.setattr(runtime, "_at_once", threading.BoundedSemaphore(AT_ONCE))
+    with ThreadPoolExecutor(6) as pool:
+        for call in [pool.submit(call, [], []) for call in (runtime.encode, lambda a, b: runtime.decode(a, a, b)) * 3]:
+            call.result()
+    assert most[0] == AT_ONCE == 2
