@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -85,21 +86,33 @@ def start_encoding(
             return encode_symbols(prior, tables, [part], listed[chunk : chunk + 1])[0]
 
         return lambda: [coded(*item) for item in enumerate(streams())]
-    own = fetch(symbols)
-    places = [(step, *positions) for step in prior.steps if len((positions := step.positions(h, w))[0])]
-    steps = [
-        (*place, fetch(means), fetch(indices))
-        for place, (means, indices) in zip(places, predictions, strict=True)
-    ]
+    order, ys, xs = _order(tuple(prior.steps), h, w)
+    passes = order.copy()
+    passes[1:, -1] = images * np.cumsum(order[:-1, 1] * order[:-1, 4])  # where each begins among predictions
+    # as one array each: a thread that waits for dozens, pass by pass, mostly waits for others to let go of Python
+    all_of = (torch.cat([values.reshape(-1) for values in kind]) for kind in zip(*predictions, strict=True))
+    own, means, indices = fetch(symbols), *map(fetch, all_of)
 
     def one(chunk: int) -> bytes:
         encoder = coder(tables, _part(own(), chunks, chunk))
-        for step, ys, xs, means, indices in steps:
-            expected = _part(means(), chunks, chunk), _part(indices(), chunks, chunk)
-            encoder.encode_pass(ys, xs, step.start, step.second, *expected)
+        encoder.encode(passes, ys, xs, means(), indices(), chunk)
         return encoder.finish()
 
     return begin_each(pool, one, chunks)
+
+
+@lru_cache(maxsize=64)
+def _order(steps: tuple[Pass, ...], h: int, w: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Passes that have positions, as the encoder takes them, and rows and columns of their positions."""
+    rows, found, before = [], [], 0
+    for step in steps:
+        positions = step.positions(h, w)
+        if count := len(positions[0]):
+            rows.append((step.start, step.count, step.second, before, count, 0))
+            found.append(positions)
+            before += count
+    ys, xs = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return np.array(rows, np.int64), ys, xs
 
 
 def predict(prior: IntegerPrior, symbols: Tensor, quality: Tensor | int) -> Predictions:

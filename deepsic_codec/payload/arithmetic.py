@@ -150,10 +150,10 @@ def _code_pass(  # type: ignore[no-untyped-def]
 
     ``symbols`` (S,h+2,w+2,C) has a border of zeros and is filled symbol by symbol in both
     directions, so that contexts never see what a decoder does not have yet; an encoder
-    takes the symbols from ``source`` (S,h,w,C), and a decoder copies them to ``out``
-    (P,count).  ``means`` (P,count) holds means in eighths and ``indices`` (P,count) scale
-    indices, whose levels are in ``levels`` (256,), rows in the order of slices and then
-    positions.  It stops early where the output has no room for all that a row can need; -1:
+    takes the symbols from ``source`` (S,h,w,C), and a decoder copies them to ``out``.
+    ``means`` holds means in eighths and ``indices`` scale indices, whose levels are in
+    ``levels`` (256,); these three are (P count,), rows of ``count`` in the order of slices
+    and then positions.  It stops early where the output has no room for all that a row can need; -1:
     the stream holds an impossible symbol.  ``near`` (count,) is for the function's own use.
     """
     low, high, value, position = state[0], state[1], state[2], state[3]
@@ -170,7 +170,8 @@ def _code_pass(  # type: ignore[no-untyped-def]
         nw, no, ne = up[x - 1, start:end], up[x, start:end], up[x + 1, start:end]
         we, here, ea = mid[x - 1, start:end], mid[x, start:end], mid[x + 1, start:end]
         sw, so, se = down[x - 1, start:end], down[x, start:end], down[x + 1, start:end]
-        wanted, mean_row, index_row = source[s, ys[n], xs[n], start:end], means[row], indices[row]
+        wanted, at, to = source[s, ys[n], xs[n], start:end], row * count, (row + 1) * count
+        mean_row, index_row = means[at:to], indices[at:to]
         for c in range(count):
             sides = abs(np.int32(we[c])) + abs(np.int32(ea[c])) + abs(np.int32(no[c])) + abs(np.int32(so[c]))
             corners = abs(np.int32(nw[c])) + abs(np.int32(ne[c])) + abs(np.int32(sw[c])) + abs(np.int32(se[c]))
@@ -275,10 +276,36 @@ def _code_pass(  # type: ignore[no-untyped-def]
                 return -1
             here[c] = symbol
             if decoding:
-                out[row, c] = symbol
+                out[at + c] = symbol
         row += 1
     state[0], state[1], state[2], state[3] = low, high, value, position
     return row
+
+
+@kernel
+def _encode_passes(  # type: ignore[no-untyped-def]
+    passes, chunk, source, symbols, ys, xs, means, indices, levels, contexts, weights, low_bits, limit, rate, single,
+    offsets, state, data, near, at,
+):  # fmt: skip
+    """Code passes from pass ``at[0]``, row ``at[1]`` on, which tell how far it came: a pass may lack room.
+
+    ``passes`` (n,6) has first channel, channels, whether it is a second pass, first position in ``ys`` and ``xs``,
+    positions, and where the pass begins in ``means`` and ``indices``, which have all chunks one after the other.
+    """
+    while at[0] < len(passes):
+        start, count, second, first, positions, begin = passes[at[0]]
+        rows = symbols.shape[0] * positions
+        begin += chunk * rows * count
+        row = _code_pass(
+            False, source, symbols, ys[first : first + positions], xs[first : first + positions], start, count, second,
+            means[begin : begin + rows * count], indices[begin : begin + rows * count], levels, contexts, weights,
+            low_bits, limit, rate, single, offsets, state, data, means, near, at[1],
+        )  # fmt: skip
+        at[1] = row
+        if row < rows:
+            return
+        at[0] += 1
+        at[1] = 0
 
 
 #: What is said of a stream that an encoder never writes.
@@ -315,16 +342,21 @@ class _Coder:
         means: NDArray[np.int16], indices: NDArray[np.uint8], out: NDArray[np.int16],
     ) -> None:  # fmt: skip
         tables, row, (rows, count) = self.tables, 0, means.shape
+        flat = means.reshape(-1), indices.reshape(-1), out.reshape(-1)
         while row < rows:
             row = _code_pass(
-                decoding, self._source, self.symbols, ys, xs, start, count, int(second), means, indices,
+                decoding, self._source, self.symbols, ys, xs, start, count, int(second), *flat[:2],
                 tables.levels, self._contexts, self._weights, tables.low_bits, tables.limit, tables.rate, tables.single,
-                self._offsets, self._state, self._data, out, self._near, row,
+                self._offsets, self._state, self._data, flat[2], self._near, row,
             )  # fmt: skip
             if row < 0:
                 raise CorruptPayload(OUT_OF_RANGE)
             if row < rows:
-                self._data = np.concatenate([self._data, np.empty(self._data.size + count * SYMBOL_BYTES, np.uint8)])
+                self._grow(count)
+
+    def _grow(self, count: int) -> None:
+        """Make room for a row of so many symbols, and double what there is."""
+        self._data = np.concatenate([self._data, np.empty(self._data.size + count * SYMBOL_BYTES, np.uint8)])
 
 
 class SymbolEncoder(_Coder):
@@ -359,6 +391,33 @@ class SymbolEncoder(_Coder):
         ``means`` (P,c) in eighths and scale ``indices`` (P,c) come from the prior, rows by slice and position.
         """
         self._run(False, ys, xs, start, second, means, indices, means)
+
+    def encode(
+        self, passes: NDArray[np.int64], ys: NDArray[np.int64], xs: NDArray[np.int64], means: NDArray[np.int16],
+        indices: NDArray[np.uint8], chunk: int = 0,
+    ) -> None:  # fmt: skip
+        """Encode all passes of a chunk, of several whose predictions are given, without asking Python in between.
+
+        Parameters
+        ----------
+        passes : int64 (n,6)
+            First channel, channels, 1 for a second pass, first of its positions and how many, first of its predictions.
+        ys, xs : int64 (positions,)
+            Of all passes.
+        means, indices : int16, uint8 (predictions,)
+            Pass by pass: of all chunks, rows by slice and position.
+        chunk : int
+            Which of them this is.
+        """
+        tables, at = self.tables, np.zeros(2, np.int64)
+        while at[0] < len(passes):
+            _encode_passes(
+                passes, chunk, self._source, self.symbols, ys, xs, means, indices, tables.levels, self._contexts,
+                self._weights, tables.low_bits, tables.limit, tables.rate, tables.single, self._offsets, self._state,
+                self._data, self._near, at,
+            )  # fmt: skip
+            if at[0] < len(passes):
+                self._grow(int(passes[at[0], 1]))
 
     def learned(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Contexts (probability in the upper 22 bits, observations below) and mixers (MIXERS, INPUTS)."""

@@ -86,6 +86,32 @@ def test_stream_is_pinned():
     assert (len(data), hashlib.sha256(data).hexdigest()[:16]) == PINNED
 
 
+@pytest.mark.parametrize("room", [0, 1 << 16])
+@settings(deadline=None, max_examples=20)
+@given(chunk=chunks(), other=st.integers(0, 1))
+def test_all_passes_at_once_are_those_one_by_one(room, chunk, other):
+    """Also where the output has no room for a row, and of the second of two chunks."""
+    symbols, means, levels = chunk
+    grid, slices = symbols.shape[1:3], symbols.shape[0]
+    wanted = run(SymbolEncoder(LEVELS, symbols), "encode_pass", means, levels, grid)
+    passes, places, flat, begin, first = [], [], [], 0, 0
+    for start, count, second in PASSES:
+        ys, xs = positions(grid, second)
+        if not len(ys):
+            continue
+        own = [a[:, ys, xs, start : start + count].reshape(-1) for a in (means, levels)]
+        pair = [(np.zeros_like(a), a) if other else (a, np.zeros_like(a)) for a in own]
+        passes.append((start, count, second, first, len(ys), begin))
+        places.append((ys, xs))
+        flat.append([np.concatenate(both) for both in pair])
+        begin, first = begin + 2 * slices * len(ys) * count, first + len(ys)
+    encoder = SymbolEncoder(LEVELS, symbols)
+    encoder._data = np.empty(room, np.uint8)
+    joined = [np.concatenate(parts) for parts in (*zip(*places, strict=True), *zip(*flat, strict=True))]
+    encoder.encode(np.array(passes, np.int64), *joined, other)
+    assert encoder.finish() == wanted
+
+
 def test_zeros_that_were_foreseen_cost_almost_nothing():
     shape = (1, 16, 16, LATENTS)
     tables = replace(LEVELS, probabilities=np.full(Layout(LATENTS).size, 100, np.uint16))
