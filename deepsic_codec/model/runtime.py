@@ -55,8 +55,8 @@ CACHED_PIXELS = 1 << 18
 #: a time (tried: 2^17 to 2^21).
 SPREAD_PIXELS = 1 << 19
 
-#: On a GPU a batch is gone through in so many parts, if each has at least so many pixels.
-PARTS, PART_PIXELS = 4, 1 << 21
+#: On a GPU a batch is gone through in so many parts, if each has at least so many pixels (tried: 1 to 16).
+PARTS, PART_PIXELS = 2, 1 << 21
 #: From so many chunks for each thread of the host on, and from so many in all, a GPU does its own entropy coding, which
 #: takes about as long for one as for hundreds (measured with 16 cores, more of which would wait for one another).
 CODED_THERE, ENOUGH_THERE = 6, 96

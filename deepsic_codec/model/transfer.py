@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Pieces of work that go beside a stream at a time.
+#: Pieces of work that go beside a stream at a time: of two batches, two parts each. A device has eight queues for all.
 ASIDES = 4
 
 Key = TypeVar("Key")
