@@ -235,8 +235,8 @@ def _try(
             else:
                 residual = None if (step := asked[i][1]) is None else refine(shown[i], decoded, step)
                 pack(i, features[i], residual, decibels(shown[i], decoded, residual))
-    for i in range(len(jobs)):
-        if i not in trials:
+    for i, one in enumerate(shown):
+        if one.empty:
             pack(i, None)
     return [trials[i] for i in range(len(jobs))]
 
