@@ -55,7 +55,8 @@ class Settings:
         tens of gigabytes to decode; the default, 2**29, takes a few.
     kernels : str
         What CUDA computes with: "auto" takes Triton's kernels where Triton is installed and they give the right
-        integers, "plain" torch's own operations, for which nothing has to be compiled. Results are the same.
+        integers, and an entropy coder of its own, "plain" torch's own operations and the CPU's coder, for which nothing
+        has to be compiled. Results are the same.
     """
 
     device: str = "auto"

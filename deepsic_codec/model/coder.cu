@@ -87,7 +87,7 @@ struct Job {
     const u8 *neighbour, *levels, *low_bits;
     i64 limit, rate, single, latents, chunks;
     const int2 *places;      // rows and columns of the positions of all passes, int32 (positions, 2)
-    i64 passes;              // to code, of those at the end
+    i64 passes;              // how many there are in steps
     i64 slices, height, width;
     // chunks
     const short *source;     // symbols to encode, int16 (chunks, slices, height, width, latents)

@@ -190,15 +190,20 @@ class DeviceCoder:
         return job
 
 
-def coder_on(tables_: CoderTables, latents: int, passes_: int, device: torch.device | str) -> DeviceCoder | None:
-    """The coder of a device, or None where there is none that gives the streams it should."""
+def coder_on(
+    start: CoderTables, latents: int, steps: Sequence[Pass], device: torch.device | str
+) -> DeviceCoder | None:
+    """The coder of a device for symbols of so many channels in these passes.
+
+    None where there is none that gives the streams it should; why is logged.
+    """
     device = torch.device(device)
-    if device.type != "cuda" or config.get().kernels == "plain" or passes_ > PASSES:
+    if device.type != "cuda" or config.get().kernels == "plain" or len(steps) > PASSES:
         return None
     try:
         apart = torch.cuda.get_device_properties(device).multi_processor_count if _fits(device, latents) else 0
-        coder = DeviceCoder(tables_, latents, device, _launcher(device, latents), apart)
-        same = agrees(coder, tables_, 0) and agrees(coder, tables_, apart + 1)
+        coder = DeviceCoder(start, latents, device, _launcher(device, latents), apart)
+        same = agrees(coder, start) and agrees(coder, start, apart + 1)
     except Exception as error:  # a compiler, a driver: whatever fails there, the host has a coder
         if not isinstance(error, ImportError):
             log.warning("entropy coder for %s: %s: %s; using the host's", device, type(error).__name__, error)

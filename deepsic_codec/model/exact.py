@@ -30,7 +30,8 @@ class Matrix:
         """int8 (P,K) -> int32 (P,N); sums are to stay below 2^24."""
         device = self.int8.device
         if self._fits(len(rows)) and _has_int8(device.type):
-            return torch._int_mm(rows, self._whole.t())[:, : len(self.int8)]
+            found = torch._int_mm(rows, self._whole.t())
+            return found if self._whole is self.int8 else found[:, : len(self.int8)].contiguous()
         if self._float32 is None:
             self._float32 = self.int8.float()
         with torch.autocast(device.type, enabled=False):  # a caller's autocast would round the sums

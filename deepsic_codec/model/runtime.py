@@ -472,8 +472,7 @@ class Runtime:
         with self._refining:
             if not self._sought:
                 self._sought = True
-                passes = len(self._prior.steps)
-                self._device_coder = coder_on(self._tables, self.arch.latents, passes, self.device)
+                self._device_coder = coder_on(self._tables, self.arch.latents, self._prior.steps, self.device)
             return self._device_coder
 
     def _synthesise(

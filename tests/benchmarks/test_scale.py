@@ -62,3 +62,9 @@ def test_stages_on_a_gpu_are_measured_with_kernels_and_without(monkeypatch, caps
     for title in ("batch 512, kernels auto, calls of 4 Mpx", "batch 128, kernels plain, calls of 8 Mpx"):
         assert f"on cuda, {title}" in printed
     assert printed.count("images/s") == 4 and "encoding is bound by" in verdict and "targets met" in verdict
+
+
+def test_batches_of_each_size_are_timed(monkeypatch):
+    monkeypatch.setattr(scale, "BATCHES", (1, 3))
+    found = list(scale._by_batch(scale._chunks(None, 64, 2), 1))
+    assert [size for size, *_ in found] == [1, 3] and all(rate > 0 for _, *rates in found for rate in rates)

@@ -19,7 +19,6 @@ from deepsic_codec.model.runtime import Runtime
 from deepsic_codec.samples import drone_frame
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 
 BEFORE = """
 struct int2 { int x, y; };
@@ -50,6 +49,8 @@ extern "C" void run(int decoding, const Job *job, int chunks) {
 @pytest.fixture(scope="module", params=[True, False], ids=["shared", "global"])
 def launch(request, tmp_path_factory):
     """What a GPU's launch is, on this CPU."""
+    if COMPILER is None:
+        pytest.skip("there is no C++ compiler")
     folder = tmp_path_factory.mktemp("coder")
     text = BEFORE + device_coder.source(320, request.param, lanes=1) + BEHIND
     (folder / "coder.cpp").write_text(text)
@@ -181,6 +182,7 @@ def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
     wanted = runtime.encode(images, qualities)
     found = gpu.encode(images, qualities)
     assert [one.features for one in found] == [one.features for one in wanted]
+    assert all(np.array_equal(ours.cells, theirs.cells) for ours, theirs in zip(found, wanted, strict=True))
     features = [one.features for one in wanted]
     for ours, theirs in zip(
         gpu.decode(features, shapes, qualities), runtime.decode(features, shapes, qualities), strict=True
@@ -192,10 +194,12 @@ def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
 
 def test_who_has_one(runtime, monkeypatch, caplog):
     assert runtime._coder_for(1 << 20) is None
-    given = runtime._tables, 320, 11
+    given = runtime._tables, 320, runtime._prior.steps
     assert device_coder.coder_on(*given, "cpu") is None
     with config.set(kernels="plain"):
         assert device_coder.coder_on(*given, "cuda") is None
+    assert device_coder.coder_on(*given[:2], 3 * given[2], "cuda") is None  # more than a launch takes
+    assert not caplog.text
 
     def broken(*_):
         raise RuntimeError("no compiler there")

@@ -282,3 +282,14 @@ def test_model_whose_sums_could_be_inexact_is_refused():
             crafted["decoder.synthesis.blocks8.0.spatial.bias"] = np.full_like(arrays[name[:-6] + "bias"], 2**20)
         with pytest.raises(ValueError, match="out of the range"):
             IntegerTransforms(arch, crafted, torch.device("cpu"))
+
+
+def test_a_matrix_brought_up_to_a_size_that_cuda_takes_gives_its_own_rows():
+    chance = torch.Generator().manual_seed(0)
+    values, rows = (torch.randint(-127, 128, (n, 40), generator=chance, dtype=torch.int8) for n in (11, 33))
+    matrix = exact.Matrix(values, "cpu")
+    wanted = (rows.double() @ values.double().t()).int()
+    assert torch.equal(matrix.of(rows), wanted)
+    matrix._whole = exact.F.pad(matrix.int8, (0, 0, 0, 5))
+    found = matrix.of(rows)
+    assert torch.equal(found, wanted) and found.is_contiguous()

@@ -213,3 +213,32 @@ def test_what_is_on_cuda_stays_there(fake):
 def test_what_goes_to_cuda_is_pinned_and_copied_beside_the_work(fake):
     transfer.upload(np.zeros(3), "cuda")
     assert fake.log == ["pinned", ("copied on", "copies"), ("waits for", "copies"), ("kept for", "work")]
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_what_goes_aside_comes_after_what_it_needs_and_before_what_needs_it(monkeypatch, after):
+    log = []
+
+    def stream(name):
+        return SimpleNamespace(name=name, wait_stream=lambda other: log.append(f"{name} waits for {other.name}"))
+
+    here, now = stream("work"), []
+
+    @contextlib.contextmanager
+    def on(one):
+        now.append(one.name)
+        yield
+        now.pop()
+
+    cuda = SimpleNamespace(current_stream=lambda device: here, stream=on)
+    monkeypatch.setattr(transfer, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
+    monkeypatch.setattr(transfer, "_asides", lambda device: iter([stream("aside")]))
+    tensor = SimpleNamespace(record_stream=lambda one: log.append(f"kept for {one.name}"))
+    with transfer.aside("cuda:0", after) as ready:
+        assert now == ["aside"] and log == ["aside waits for work"] * after
+    log.clear()
+    assert ready(tensor) is tensor and not now and log == ["work waits for aside", "kept for work"]
+    with transfer.now_on("cuda:0")():
+        assert now == ["work"]
+    with transfer.aside("cpu") as ready, transfer.now_on("cpu")():
+        assert ready(tensor) is tensor
