@@ -24,7 +24,7 @@ from deepsic_codec.model.device_coder import DeviceCoder, coder_on
 from deepsic_codec.model.families import architecture_from, integer_prior
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
-from deepsic_codec.model.prior import IntegerPrior, Predictions
+from deepsic_codec.model.prior import Predictions
 from deepsic_codec.model.rdo import RdoTables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
 from deepsic_codec.model.transfer import aside, before_others, behind, fetch, join, settle, upload
@@ -122,7 +122,7 @@ class Runtime:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
         self._differentiable: Refiner | None = None
         self._device_coder: DeviceCoder | None = None
-        self._sought = self.device.type == "cpu" or not isinstance(self._prior, IntegerPrior)
+        self._sought = False
         #: Whether equal payloads give equal pixels on every machine: an integer synthesis.
         self.exact = self._transforms.exact
         threads = config.get().threads or os.cpu_count() or 1
