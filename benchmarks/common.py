@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from deepsic_codec.peers import PEERS, Peer, Pixels
+from deepsic_codec.io.peers import PEERS, Peer, Pixels
 
 __all__ = [
     "PEERS", "Peer", "Pixels", "machine", "median_time", "over_threads", "read_image", "read_images", "table",

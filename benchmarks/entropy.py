@@ -25,7 +25,7 @@ from benchmarks.common import machine
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.prior import INDEX_LEVELS, Pass, _scale_table, passes
 from deepsic_codec.model.runtime import Runtime, get_runtime
-from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
+from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 from deepsic_codec.training.data import read_images
 
 

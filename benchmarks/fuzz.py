@@ -46,17 +46,17 @@ from google_crc32c import value as crc32c
 
 from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec.archive import chunk_attrs
-from deepsic_codec.codecs import core
+from deepsic_codec.codec import core
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
 from deepsic_codec.model import file as model_file
-from deepsic_codec.model.integer import export_gains
-from deepsic_codec.model.rdo import make_tables
+from deepsic_codec.model.exact.integer import export_gains
+from deepsic_codec.model.exact.transforms import RDO
+from deepsic_codec.model.quantise import make_tables
 from deepsic_codec.model.runtime import Runtime
-from deepsic_codec.model.transforms import RDO
 from deepsic_codec.payload import header as h
-from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
+from deepsic_codec.payload.coders.contexts import MAX_LOW_BITS, SCALES, CoderTables
+from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 from deepsic_codec.payload.labels import decode_labels
-from deepsic_codec.payload.tables import MAX_LOW_BITS, SCALES, CoderTables
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
 from deepsic_codec.training.loss import make_networks

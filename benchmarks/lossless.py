@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.common import machine, read_images, table
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.runtime import get_runtime
-from deepsic_codec.payload.residual import decode_residual, encode_residual
+from deepsic_codec.payload.coders.residual import decode_residual, encode_residual
 
 Pixels = NDArray[np.uint8]
 

@@ -33,13 +33,13 @@ from benchmarks import s3
 from benchmarks.common import machine, table
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, iter_chunk_attrs, open_labels, relabel
 from deepsic_codec._compat import default_buffer_prototype, sync
+from deepsic_codec.labels.attributes import Reader
 from deepsic_codec.labels.expression import Expression, parse
 from deepsic_codec.labels.geometry import Geometry
-from deepsic_codec.labels.headers import Reader
 from deepsic_codec.labels.index import HEADER, Entries, Writer
-from deepsic_codec.labels.places import Place
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import Vocabulary, of_model
+from deepsic_codec.stored.location import Place
 
 TILE = 64
 QUERIES = ("Forest > 0.6", "Water", "Forest > 0.6 & ~Water", "River & Residential", "~Vegetation & ~Agriculture")
@@ -287,8 +287,8 @@ def without_torch(folder: Path) -> str:
 import sys
 sys.modules["torch"] = None
 from deepsic_codec import open_labels
-from deepsic_codec.codecs import core
-from deepsic_codec.codecs.batching import Batcher
+from deepsic_codec.codec import core
+from deepsic_codec.codec.batching import Batcher
 def never(*args, **kwargs): raise AssertionError("decoded")
 core.decode_job = core.decode_features = core.compute_labels = Batcher.submit = Batcher.submit_async = never
 print(open_labels({str(folder)!r}, "image").where({QUERIES[2]!r}).count)

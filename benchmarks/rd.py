@@ -142,7 +142,7 @@ def _hints(text: str) -> dict[str, Any]:
 
 def _only_rate(model: str) -> float | None:
     """Bits per pixel that the paper's networks were trained for; None for a model of all qualities."""
-    from deepsic_codec.model.families import architecture_from
+    from deepsic_codec.model.architecture import architecture_from
     from deepsic_codec.model.file import find_model
     from deepsic_codec.model.paper import PaperArchitecture
 

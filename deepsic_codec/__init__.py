@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepsic_codec import config, errors
     from deepsic_codec.archive import chunk_attrs, create_array, open_archive
-    from deepsic_codec.codecs.numcodecs import DeepSIC
-    from deepsic_codec.codecs.zarr import DeepSICCodec
-    from deepsic_codec.labels.consolidate import consolidate_labels
+    from deepsic_codec.codec.v2 import DeepSIC
+    from deepsic_codec.codec.v3 import DeepSICCodec
+    from deepsic_codec.labels.attributes import iter_chunk_attrs
     from deepsic_codec.labels.features import decode_features
-    from deepsic_codec.labels.headers import iter_chunk_attrs
+    from deepsic_codec.labels.index_writer import consolidate_labels
     from deepsic_codec.labels.query import open_labels
     from deepsic_codec.labels.relabel import relabel
 
 _HOMES = {
-    "DeepSIC": "codecs.numcodecs",
-    "DeepSICCodec": "codecs.zarr",
+    "DeepSIC": "codec.v2",
+    "DeepSICCodec": "codec.v3",
     "chunk_attrs": "archive",
-    "consolidate_labels": "labels.consolidate",
+    "consolidate_labels": "labels.index_writer",
     "create_array": "archive",
     "decode_features": "labels.features",
-    "iter_chunk_attrs": "labels.headers",
+    "iter_chunk_attrs": "labels.attributes",
     "open_archive": "archive",
     "open_labels": "labels.query",
     "relabel": "labels.relabel",

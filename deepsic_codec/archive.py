@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import zarr
 
-from deepsic_codec import embed
 from deepsic_codec._compat import native_dtype
-from deepsic_codec.codecs import chunks as stored
-from deepsic_codec.codecs import core
-from deepsic_codec.codecs.config import NAN, CodecConfig
-from deepsic_codec.codecs.numcodecs import DeepSIC
-from deepsic_codec.codecs.zarr import DeepSICCodec
+from deepsic_codec.codec import core
+from deepsic_codec.codec.params import NAN, CodecConfig
+from deepsic_codec.codec.v2 import DeepSIC
+from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
-from deepsic_codec.labels import headers
+from deepsic_codec.labels import attributes as headers
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
+from deepsic_codec.stored import embedded as embed
+from deepsic_codec.stored import layout as stored
 
 if TYPE_CHECKING:
     pass

@@ -17,7 +17,6 @@ import numpy as np
 import zarr
 
 from deepsic_codec import config as settings
-from deepsic_codec import embed
 from deepsic_codec.archive import create_array, open_archive
 from deepsic_codec.bulk.index import index_place, write_index
 from deepsic_codec.bulk.layout import Layout
@@ -25,11 +24,12 @@ from deepsic_codec.bulk.plan import Index, Region, block_shape, check_region, co
 from deepsic_codec.bulk.read import Source
 from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import Heads, Options, Written, grid_of, write_block
-from deepsic_codec.codecs.config import CodecConfig
-from deepsic_codec.codecs.numcodecs import DeepSIC
+from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
-from deepsic_codec.labels.places import given
-from deepsic_codec.labels.places import storage_options as for_many_requests
+from deepsic_codec.stored import embedded as embed
+from deepsic_codec.stored.location import given
+from deepsic_codec.stored.location import storage_options as for_many_requests
 
 if TYPE_CHECKING:
     import dask.array as da

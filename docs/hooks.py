@@ -11,7 +11,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def commands() -> str:
     """Return a section for each command."""
-    from deepsic_codec.cli import _parser
+    from deepsic_codec.cli.main import _parser
 
     os.environ["COLUMNS"] = "100"  # what argparse breaks lines at
     (subparsers,) = [action for action in _parser()._actions if action.dest == "command"]

@@ -9,7 +9,7 @@
 import argparse
 from pathlib import Path
 
-from deepsic_codec.look import compare
+from deepsic_codec.io import compare
 from deepsic_codec.samples import drone_frame
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from deepsic_codec import DeepSIC, create_array, open_labels
+from deepsic_codec.io.preview import preview
 from deepsic_codec.labels.relabel import relabel
-from deepsic_codec.look.preview import preview
 from deepsic_codec.samples import TILE, eurosat_classes, eurosat_mosaic
 
 # Classes of our own: what the bundled tiles show, in four words.

@@ -10,9 +10,9 @@ import numpy as np
 import zarr
 
 from deepsic_codec import DeepSIC, chunk_attrs, create_array
-from deepsic_codec.look import compare
-from deepsic_codec.look.info import describe
-from deepsic_codec.look.preview import preview
+from deepsic_codec.io import compare
+from deepsic_codec.io.info import describe
+from deepsic_codec.io.preview import preview
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 
 

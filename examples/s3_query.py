@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, open_labels
-from deepsic_codec.look.preview import preview
+from deepsic_codec.io.preview import preview
 from deepsic_codec.samples import eurosat_mosaic
 
 

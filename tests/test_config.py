@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from deepsic_codec import config
-from deepsic_codec.codecs import core
+from deepsic_codec.codec import core
 from deepsic_codec.errors import ConfigurationError
 from tests.common import check_rejects, run_python
 

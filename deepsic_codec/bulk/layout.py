@@ -9,9 +9,9 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from deepsic_codec._compat import setting
 from deepsic_codec.bulk.plan import Index
-from deepsic_codec.codecs import chunks as stored
-from deepsic_codec.codecs.config import CodecConfig
+from deepsic_codec.codec.params import CodecConfig
 from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.stored import layout as stored
 
 
 class Layout:

@@ -6,9 +6,9 @@ import numpy as np
 import zarr
 
 from deepsic_codec.bulk.plan import Region, covering, grid
-from deepsic_codec.codecs import core
-from deepsic_codec.codecs.memory import in_halves
-from deepsic_codec.labels.headers import Reader
+from deepsic_codec.codec import core
+from deepsic_codec.codec.memory import in_halves
+from deepsic_codec.labels.attributes import Reader
 
 
 def read_region(array: zarr.Array, region: Region, batch_size: int) -> np.ndarray:

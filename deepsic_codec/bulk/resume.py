@@ -7,9 +7,9 @@ from typing import Any
 from deepsic_codec._compat import sync
 from deepsic_codec.bulk.layout import Layout
 from deepsic_codec.bulk.plan import Index
-from deepsic_codec.codecs import chunks as stored
 from deepsic_codec.errors import DeepSICError
 from deepsic_codec.payload import header as payload_header
+from deepsic_codec.stored import layout as stored
 
 CONCURRENCY = 256  # reads in flight
 BATCH = 4096  # chunks asked for at once; bounds memory

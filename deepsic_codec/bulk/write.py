@@ -15,11 +15,11 @@ from zarr.storage import MemoryStore
 from deepsic_codec._compat import default_buffer_prototype, sync, write_empty_chunks
 from deepsic_codec.bulk.layout import Layout
 from deepsic_codec.bulk.plan import Index, grid
-from deepsic_codec.codecs import chunks as stored
-from deepsic_codec.codecs import core
-from deepsic_codec.codecs.memory import in_halves
+from deepsic_codec.codec import core
+from deepsic_codec.codec.memory import in_halves
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.payload import header as payload_header
+from deepsic_codec.stored import layout as stored
 
 CONCURRENCY = 32  # writes in flight per task
 # Trying again does not help against these.

@@ -15,8 +15,8 @@ from zarr.abc.store import Store
 from deepsic_codec._compat import default_buffer_prototype, read_points, sync
 from deepsic_codec.errors import LabelIndexError, StaleIndex
 from deepsic_codec.labels.geometry import Geometry, Index, Region
-from deepsic_codec.labels.places import Counter, Place, counted
 from deepsic_codec.labels.vocabulary import Vocabulary
+from deepsic_codec.stored.location import Counter, Place, counted
 
 ATTRIBUTE = "deepsic_labels"  # of the group
 FORMAT = 1
@@ -380,7 +380,7 @@ class LabelIndex:
 def _open(place: Place, counter: Counter | None) -> zarr.Group:
     store: Store = place.store
     if counter is not None:
-        from deepsic_codec.labels.places import CountingStore
+        from deepsic_codec.stored.location import CountingStore
 
         store = CountingStore(store, counter)
     try:

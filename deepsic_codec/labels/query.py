@@ -11,17 +11,17 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from deepsic_codec import embed
-from deepsic_codec.codecs import chunks as stored
-from deepsic_codec.codecs import core
+from deepsic_codec.codec import core
 from deepsic_codec.errors import ConfigurationError, StaleIndex, UnsupportedArray
-from deepsic_codec.labels import places
+from deepsic_codec.labels.attributes import Attributes, Head, all_chunks
 from deepsic_codec.labels.expression import Expression, Name, parse
 from deepsic_codec.labels.geometry import Geometry, Index, Region, any_of
-from deepsic_codec.labels.headers import Attributes, Head, all_chunks
 from deepsic_codec.labels.index import FEATURES, HEADER, MISSING, SOURCES, LabelIndex
-from deepsic_codec.labels.places import Counter, Place
 from deepsic_codec.payload import header as payload_header
+from deepsic_codec.stored import embedded as embed
+from deepsic_codec.stored import layout as stored
+from deepsic_codec.stored import location as places
+from deepsic_codec.stored.location import Counter, Place
 
 if TYPE_CHECKING:
     import dask.array
@@ -485,7 +485,7 @@ def open_labels(
     counter = Counter()
     array = places.open_array(source, name, options=storage_options, counter=counter)
     if scan:
-        from deepsic_codec.labels.consolidate import write_index
+        from deepsic_codec.labels.index_writer import write_index
 
         place = Place(MemoryStore(), "", 3)
         write_index(array, place, counter=counter, progress=False)

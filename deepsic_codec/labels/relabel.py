@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from deepsic_codec import embed
-from deepsic_codec.codecs import core
+from deepsic_codec.codec import core
 from deepsic_codec.errors import ModelMismatch
-from deepsic_codec.labels import places
-from deepsic_codec.labels.consolidate import fill_index, place_for
+from deepsic_codec.labels.attributes import Head, Reader
 from deepsic_codec.labels.geometry import Geometry, Index
-from deepsic_codec.labels.headers import Head, Reader
 from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex, replace
+from deepsic_codec.labels.index_writer import fill_index, place_for
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import of_model
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
+from deepsic_codec.stored import embedded as embed
+from deepsic_codec.stored import location as places
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo

@@ -145,8 +145,8 @@ def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
     ModelNotFound
         If it takes a model that is not there.
     """
-    from deepsic_codec import embed
     from deepsic_codec.model.file import find_model
+    from deepsic_codec.stored import embedded as embed
 
     attribute = array.attrs.get(ATTRIBUTE)
     given: Any = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepsic_codec.model.device_coder import DeviceCoder
+from deepsic_codec.model.device_coder.coder import DeviceCoder
 from deepsic_codec.model.prior import IntegerPrior, Pass, Predictions, passes
 from deepsic_codec.model.transfer import fetch, upload
-from deepsic_codec.payload.arithmetic import SymbolDecoder, SymbolEncoder
-from deepsic_codec.payload.tables import CoderTables
+from deepsic_codec.payload.coders.contexts import CoderTables
+from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 
 Symbols = NDArray[np.int16]
 Result = TypeVar("Result")

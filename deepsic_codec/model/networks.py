@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepsic_codec.model import fixed
-from deepsic_codec.model.fixed import imitate
+from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact.fixed import imitate
 
 #: Pixels per latent position along y and x.
 STRIDE = 16

@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepsic_codec.model.epilogue import Contexts, PassTensors
-from deepsic_codec.model.exact import Matrix
+from deepsic_codec.model.exact.matrix import Matrix
 from deepsic_codec.model.networks import Architecture, QualityTable
-from deepsic_codec.model.passes import fused_on, passes_on
+from deepsic_codec.model.ops.select import fused_on, passes_on
+from deepsic_codec.model.ops.tensor_ops import Contexts, PassTensors
 from deepsic_codec.model.transfer import settle
 
 #: Range of the real-valued scale index; levels of the mean per unit.

@@ -1,6 +1,6 @@
 """Latent refinement: symbols chosen by what the decoder makes of them.
 
-The optimised quantiser (:mod:`deepsic_codec.model.rdo`) takes each symbol for itself. Here
+The optimised quantiser (:mod:`deepsic_codec.model.quantise`) takes each symbol for itself. Here
 the loss D + R / lambda of the whole image is differentiated through the synthesis transform
 and through the contexts of the prior, again and again, and all symbols are chosen together.
 Many times the work of encoding, for fewer bits at the same quality; the bit stream and the
@@ -25,12 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepsic_codec.model import fixed
 from deepsic_codec.model.distortion import Distortion, total
+from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact.restore import restore_prior, restore_transform
 from deepsic_codec.model.networks import STRIDE, Architecture, Synthesis, step_lambda
 from deepsic_codec.model.prior import INPUT_BITS, Prior, compand, scale_of
-from deepsic_codec.model.rdo import UNIT
-from deepsic_codec.model.restore import restore_prior, restore_transform
+from deepsic_codec.model.quantise import UNIT
 
 Tensors = dict[str, Tensor]
 

@@ -19,16 +19,10 @@ from torch import Tensor
 from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.allocator import keep_freed_memory
+from deepsic_codec.model.architecture import architecture_from, integer_prior
 from deepsic_codec.model.coding import begin_each, decode_symbols, start_decoding, start_encoding
-from deepsic_codec.model.device_coder import DeviceCoder, coder_on
-from deepsic_codec.model.families import architecture_from, integer_prior
-from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
-from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
-from deepsic_codec.model.prior import Predictions
-from deepsic_codec.model.rdo import RdoTables, quantise
-from deepsic_codec.model.refine import SCHEDULES, Refiner
-from deepsic_codec.model.transfer import aside, before_others, behind, fetch, join, settle, upload
-from deepsic_codec.model.transforms import (
+from deepsic_codec.model.device_coder.coder import DeviceCoder, coder_on
+from deepsic_codec.model.exact.transforms import (
     PRIOR,
     RDO,
     SYNTHESIS,
@@ -40,9 +34,15 @@ from deepsic_codec.model.transforms import (
     multiplies_bfloat16,
     whole_qualities,
 )
+from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
+from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
+from deepsic_codec.model.prior import Predictions
+from deepsic_codec.model.quantise import RdoTables, quantise
+from deepsic_codec.model.refine import SCHEDULES, Refiner
+from deepsic_codec.model.transfer import aside, before_others, behind, fetch, join, settle, upload
 from deepsic_codec.model.workers import Workers
-from deepsic_codec.payload.arithmetic import SYMBOL_MAX
-from deepsic_codec.payload.tables import CoderTables
+from deepsic_codec.payload.coders.contexts import CoderTables
+from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
 
 #: The encoder's effort where nothing is said.
 DEFAULT_EFFORT = 1

@@ -58,7 +58,7 @@ def neighbour(value: Any, down: bool) -> Any:
 
 def encode_nodata(nodata: NoData) -> bytes:
     """Write a nodata section."""
-    from deepsic_codec.payload.mask import encode_mask  # with numba, which reading labels has no need of
+    from deepsic_codec.payload.coders.mask import encode_mask  # with numba, which reading labels has no need of
 
     mask, kind, coded = nodata.mask, NONE, b""
     if mask is not None and mask.any():
@@ -89,7 +89,7 @@ def decode_nodata(data: bytes, header: Header) -> NoData:
     UnsupportedPayload
         If it has a mask of another kind.
     """
-    from deepsic_codec.payload.mask import decode_mask
+    from deepsic_codec.payload.coders.mask import decode_mask
 
     dtype = header.dtype.newbyteorder("<")
     if len(data) <= dtype.itemsize:

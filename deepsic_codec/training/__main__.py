@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from deepsic_codec.cli import train as cli
 from deepsic_codec.errors import DeepSICError
-from deepsic_codec.training import cli
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from deepsic_codec.model import fixed
+from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.networks import Analysis, Block, Modulate, SemanticHead, Synthesis
 
 #: Share of a format's range that the largest values usually take, and bounds of a factor.

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deepsic_codec.model.families import AnyArchitecture
+from deepsic_codec.model.architecture import AnyArchitecture
+from deepsic_codec.model.exact.integer import export_gains, export_head, export_transform
+from deepsic_codec.model.exact.transforms import ANALYSIS, GAINS, HEAD, RDO, SYNTHESIS
 from deepsic_codec.model.file import Arrays, ModelInfo, Vocabulary, load_arrays, save_model
-from deepsic_codec.model.integer import export_gains, export_head, export_transform
 from deepsic_codec.model.networks import Architecture
 from deepsic_codec.model.prior import Prior
-from deepsic_codec.model.rdo import make_tables
-from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, RDO, SYNTHESIS
-from deepsic_codec.payload.tables import CoderTables
+from deepsic_codec.model.quantise import make_tables
+from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.training.fold import fold_blocks, idle_blocks
 from deepsic_codec.training.loss import Networks
 from deepsic_codec.training.phases import BATCH, CHECKED, Work

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deepsic_codec.model import fixed
-from deepsic_codec.model.integer import BLOCK_FORMATS, check_sums
+from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact.integer import BLOCK_FORMATS, check_sums
 from deepsic_codec.model.networks import Analysis
 
 #: Share of its hidden values that may be above zero in a block that counts as idle.

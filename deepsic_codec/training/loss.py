@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepsic_codec.model.families import AnyArchitecture, stored_networks
+from deepsic_codec.model.architecture import AnyArchitecture, stored_networks
 from deepsic_codec.model.networks import (
     LABEL_CELL,
     STRIDE,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deepsic_codec.model.exact.restore import restore_gains, restore_head, restore_prior, restore_transform
+from deepsic_codec.model.exact.transforms import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, below
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.restore import restore_gains, restore_head, restore_prior, restore_transform
-from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, below
 from deepsic_codec.training.loss import Networks
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from deepsic_codec.model.coding import Symbols, encode_symbols
 from deepsic_codec.model.prior import IntegerPrior
-from deepsic_codec.payload.arithmetic import SymbolEncoder
-from deepsic_codec.payload.tables import CoderTables
+from deepsic_codec.payload.coders.contexts import CoderTables
+from deepsic_codec.payload.coders.symbols import SymbolEncoder
 
 Sample = tuple[Symbols, float]  # int16 (S,h,w,C) and quality
 

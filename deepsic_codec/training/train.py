@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.families import architecture_from
+from deepsic_codec.model.architecture import architecture_from
 from deepsic_codec.model.file import ModelInfo, find_model, load_arrays, read_info
 from deepsic_codec.model.networks import Architecture
 from deepsic_codec.training import checkpoint

@@ -13,11 +13,11 @@ from deepsic_codec.bulk.layout import Layout
 from deepsic_codec.bulk.plan import grid
 from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import Heads, Options, put, write_block
-from deepsic_codec.codecs import chunks as stored
-from deepsic_codec.codecs.memory import in_halves
+from deepsic_codec.codec.memory import in_halves
 from deepsic_codec.errors import UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
+from deepsic_codec.stored import layout as stored
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")

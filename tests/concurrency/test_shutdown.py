@@ -93,7 +93,7 @@ SCRIPTS = {
         print("end")
     """,
     "sys.exit in a batch": """
-        from deepsic_codec.codecs import core
+        from deepsic_codec.codec import core
         def work():
             codec.decode(payload)
         thread = threading.Thread(target=work)

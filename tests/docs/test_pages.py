@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsic_codec.cli import _parser, main
+from deepsic_codec.cli.main import _parser, main
 from tests.common import ROOT
 
 DOCS = ROOT / "docs"

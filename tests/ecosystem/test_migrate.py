@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, open_archive, open_labels
-from deepsic_codec.cli import main
+from deepsic_codec.cli.main import main
+from deepsic_codec.cli.migrate import array_document, migrate
 from deepsic_codec.errors import UnsupportedArray
-from deepsic_codec.migrate import array_document, migrate
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")

@@ -7,10 +7,10 @@ import zarr
 from PIL import Image
 
 from deepsic_codec import DeepSIC, create_array, open_labels
-from deepsic_codec.cli import main
+from deepsic_codec.cli.main import main
 from deepsic_codec.errors import UnsupportedArray
-from deepsic_codec.ome import describe, pyramid
-from deepsic_codec.sources import ImageSource
+from deepsic_codec.io.images import ImageSource
+from deepsic_codec.io.ome import describe, pyramid
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")

@@ -5,8 +5,8 @@ import pytest
 import zarr
 
 from deepsic_codec import DeepSIC, DeepSICCodec, create_array
-from deepsic_codec.codecs.chunks import codec_of
-from deepsic_codec.migrate import migrate
+from deepsic_codec.cli.migrate import migrate
+from deepsic_codec.stored.layout import codec_of
 from tests.common import photograph
 
 xr = pytest.importorskip("xarray")

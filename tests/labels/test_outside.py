@@ -10,7 +10,7 @@ from PIL import Image
 
 import deepsic_codec
 from deepsic_codec import consolidate_labels
-from deepsic_codec.cli import main
+from deepsic_codec.cli.main import main
 from deepsic_codec.errors import LabelIndexError, UnsupportedArray
 from tests.common import check_rejects, run_python
 from tests.labels.common import archive, fill
@@ -94,8 +94,8 @@ def test_a_query_needs_no_torch_and_decodes_nothing(stub, tmp_path):
         import sys
         sys.modules["torch"] = None  # so that importing it fails
         from deepsic_codec import consolidate_labels, iter_chunk_attrs, open_labels
-        from deepsic_codec.codecs import core
-        from deepsic_codec.codecs.batching import Batcher
+        from deepsic_codec.codec import core
+        from deepsic_codec.codec.batching import Batcher
 
         def never(*args, **kwargs):
             raise AssertionError("decoded")

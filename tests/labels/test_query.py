@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC, chunk_attrs, consolidate_labels, create_array, iter_chunk_attrs, open_labels
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, ExpressionError, StaleIndex, UnsupportedPayload
-from deepsic_codec.labels import headers
+from deepsic_codec.labels import attributes as headers
 from deepsic_codec.labels.query import StaleIndexWarning
 from tests import stub_runtime
 from tests.common import check_rejects

@@ -11,8 +11,8 @@ import torch
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import device_coder
 from deepsic_codec.model import runtime as runtimes
+from deepsic_codec.model.device_coder import coder as device_coder
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.prior import Pass
 from deepsic_codec.model.runtime import Runtime

@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from deepsic_codec.model import exact, fixed
+from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import matrix as exact
+from deepsic_codec.model.exact.integer import (
+    Blocks,
+    IntegerGains,
+    IntegerSynthesis,
+    dequantise,
+    export_transform,
+    in_steps,
+)
+from deepsic_codec.model.exact.restore import restore_transform
+from deepsic_codec.model.exact.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, IntegerTransforms, below
 from deepsic_codec.model.file import find_model, load_arrays
-from deepsic_codec.model.integer import Blocks, IntegerGains, IntegerSynthesis, dequantise, export_transform, in_steps
 from deepsic_codec.model.networks import Architecture, Synthesis
-from deepsic_codec.model.restore import restore_transform
 from deepsic_codec.model.runtime import Runtime
-from deepsic_codec.model.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, IntegerTransforms, below
 from deepsic_codec.samples import eurosat_mosaic
 from tests.model import reference_transforms as reference
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from deepsic_codec.cli.evaluate import complexity
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.evaluate import complexity
-from deepsic_codec.model.families import architecture_from
+from deepsic_codec.model.architecture import architecture_from
 from deepsic_codec.model.paper import RATES, Analysis, PaperArchitecture, StaticPrior, Synthesis
 from deepsic_codec.model.runtime import Runtime
 from deepsic_codec.samples import drone_frame

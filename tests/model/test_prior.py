@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import exact
 from deepsic_codec.model import prior as prior_module
 from deepsic_codec.model.coding import decode_symbols, encode_symbols
+from deepsic_codec.model.exact import matrix as exact
 from deepsic_codec.model.file import find_model, load_arrays
 from deepsic_codec.model.networks import Architecture
 from deepsic_codec.model.prior import IntegerPrior, Prior, _check_sums, passes, schedule
-from deepsic_codec.payload.tables import CoderTables
+from deepsic_codec.payload.coders.contexts import CoderTables
 
 ARCH = Architecture(latents=16, prior_groups=(2, 6, 8), prior_width=24, knots=3, prior_detail=4)
 

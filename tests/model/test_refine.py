@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from deepsic_codec import DeepSIC, config
-from deepsic_codec.codecs.config import TUNES
+from deepsic_codec.codec.params import TUNES
 from deepsic_codec.metrics import ms_ssim, psnr
 from deepsic_codec.model import refine
 from deepsic_codec.model.distortion import Distortion, total
+from deepsic_codec.model.exact.fixed import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.file import find_model
-from deepsic_codec.model.fixed import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.runtime import get_runtime
 from deepsic_codec.samples import drone_frame
 

@@ -51,7 +51,7 @@ def test_everything_imported_is_declared():
                 continue
             package = MODULES.get(top, top).lower()
             assert package in declared | optional | WITH_TORCH or top in EXTRAS, f"{path.name} imports {top}"
-    for name in imported(PACKAGE / "archive.py") | imported(PACKAGE / "codecs" / "core.py"):
+    for name in imported(PACKAGE / "archive.py") | imported(PACKAGE / "codec" / "core.py"):
         top = name.split(".")[0]
         assert top in sys.stdlib_module_names or top == "deepsic_codec" or MODULES.get(top, top) in declared, top
 

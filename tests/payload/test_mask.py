@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.payload.mask import decode_mask, encode_mask
+from deepsic_codec.payload.coders.mask import decode_mask, encode_mask
 from tests.payload import reference_residual
 
 

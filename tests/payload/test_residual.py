@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.payload import residual_filter
-from deepsic_codec.payload.residual import RESIDUAL_MAX, START, decode_residual, encode_residual
+from deepsic_codec.payload.coders import residual_filter
+from deepsic_codec.payload.coders.residual import RESIDUAL_MAX, START, decode_residual, encode_residual
 from tests.payload import reference_residual
 
 

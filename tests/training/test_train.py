@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from deepsic_codec.cli import main
+from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model import fixed
+from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact.integer import IntegerAnalysis, check_sums, export_transform
+from deepsic_codec.model.exact.restore import restore_prior
 from deepsic_codec.model.file import SEARCH_VARIABLE, Vocabulary, find_model, load_arrays, read_info, save_model
-from deepsic_codec.model.integer import IntegerAnalysis, check_sums, export_transform
 from deepsic_codec.model.prior import IntegerPrior
-from deepsic_codec.model.restore import restore_prior
 from deepsic_codec.model.runtime import Runtime, get_runtime
 from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training import balance as balance_module
@@ -588,7 +588,7 @@ def test_checkpoint_files_stay_below_their_limit(tmp_path, monkeypatch):
 def test_needs_little_where_it_only_trains():
     """A lent GPU machine has torch, numba, safetensors and rich, and nothing of Zarr."""
     check_lazy("import deepsic_codec.training.train", unwanted=("zarr", "numcodecs", "google_crc32c", "dask", "xarray"))
-    check_lazy("from deepsic_codec.training.cli import resolve", unwanted=("torch", "zarr"))
+    check_lazy("from deepsic_codec.cli.train import resolve", unwanted=("torch", "zarr"))
 
 
 def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):

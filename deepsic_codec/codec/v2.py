@@ -1,0 +1,140 @@
+"""The codec of Zarr format 2, and the one to use without Zarr."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numcodecs.abc import Codec
+from numcodecs.compat import ensure_ndarray
+from numcodecs.registry import register_codec
+
+from deepsic_codec.codec import core
+from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.errors import UnsupportedArray
+
+if TYPE_CHECKING:
+    from deepsic_codec.codec.v3 import DeepSICCodec
+
+
+class DeepSIC(CodecConfig, Codec):
+    """Lossy codec that stores image chunks as learned, arithmetic-coded features, with their labels in front.
+
+    A chunk holds images of uint8, int8, uint16, int16 or float32 samples, with an axis "c" of up to 256 bands or
+    without. Labels come from the first image: the colours, or the first band. `deepsic_codec.create_array` takes the
+    codec for both Zarr formats, and `zarr.open(..., zarr_format=2, compressor=DeepSIC())` as it is.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model that encodes, or the first hexadecimal digits of its decoder identity.
+    quality : float, optional
+        From 1 (smallest) to 100 (best), in steps of 0.01; 50 by default, 20 with `max_error`, for which most
+        bytes are the residual's. Or give `psnr` or `bpp`.
+    axes : str
+        What each axis of the array is, in order: y, x, at most one c (channels), and any of t, z, n, whose slices are
+        coded as separate images of the chunk.
+    semantics : {"pre", "post", "none"}
+        "pre" computes labels while encoding and stores them, "post" computes them from the stored features whenever
+        they are asked for, "none" does neither.
+    label_tile : int or (int, int), optional
+        Height and width in pixels, multiples of 64, of the tiles that get labels of their own; by default such that
+        a chunk has at most 4 along each axis.
+    nodata : number, optional
+        The value of samples that hold no data; NaN is one for float32 (the attribute and metadata then say "NaN").
+        Those come back exactly, whatever the quality, and no other sample comes back as that value: one that would,
+        becomes the next larger or smaller one.
+    encode : dict, optional
+        Hints for the encoder, in JSON types; those that it does not know have no effect. The attribute is `hints`.
+        `{"effort": 0}` encodes fastest, 1 (the default) spends a moment on fewer bytes for the same quality and
+        decoder. 2, 3 and 4 spend many times as long, each more than the one before, on some more: for what is written
+        once and read for ever. With 0 and 1, equal pixels give equal payloads on every machine. With 2 to 4,
+        `{"tune": "ms-ssim"}` spends bytes where MS-SSIM sees them, instead of on the PSNR.
+    bands : {"planes", "triples"}, optional
+        How bands are joined for networks that were trained on colours: by default three are the colours of an image,
+        and any others are coded alone, as two are. "planes" codes all alone, which is better where bands show different
+        things, as in fluorescence microscopy. "triples" joins three at a time, for bands that are all alike: faster.
+    value_range : "chunk", (low, high), or list of pairs, optional
+        Values between which the quality is spent, for all bands or for each: values outside are clipped (unless
+        `max_error` keeps them). "chunk" measures it in every chunk and band. By default the whole range of an integer
+        dtype; float32 needs one. Narrow ranges are coded with finer steps: there are 16321 of them.
+    max_error : float, optional
+        Bound on the absolute error of every sample, in units of the values, at the cost of a residual; 0 is lossless
+        (not for float32). Needs a model with integer synthesis.
+    psnr : float, optional
+        PSNR in dB that each chunk is to have, instead of `quality`; its peak is 255 for uint8 as it is, else the value
+        range. The quality is searched by encoding up to a dozen times. Where features cannot bring back enough detail,
+        or only at great cost, and the model decodes exactly, a residual is added and its step searched; for integers
+        that is a whole number, so that high values may be missed by some 0.3 dB. What is out of reach gets the nearest.
+    bpp : float, optional
+        Bits per pixel (slices x height x width) of each whole payload, instead of `quality`, searched likewise.
+    decoder, head : str, optional
+        SHA-256 identities of the model, as array metadata has them; by default those of `model`.
+
+    Raises
+    ------
+    ConfigurationError
+        For a parameter out of range.
+    ModelNotFound
+        If there is no such model.
+    """
+
+    codec_id = "deepsic"
+
+    def encode(self, buf: Any) -> bytes:
+        """Encode a chunk, an array with the axes of the configuration; raises UnsupportedArray for others."""
+        return self.encode_batch([buf])[0]
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a payload to an array of the chunk's shape and memory order, or into `out`."""
+        array = self.decode_batch([buf])[0]
+        return array if out is None else _fill(out, array)
+
+    def encode_batch(self, bufs: Sequence[Any]) -> list[bytes]:
+        """Encode chunks in one call, which a GPU needs to be fast; the shapes may differ."""
+        return core.results(core.ENCODER.submit([core.encode_job(self, _as_array(buf)) for buf in bufs]))
+
+    def decode_batch(self, bufs: Sequence[Any]) -> list[np.ndarray]:
+        """Decode payloads in one call."""
+        return core.results(core.DECODER.submit([core.decode_job(ensure_ndarray(buf).data) for buf in bufs]))
+
+    def decode_features(self, buf: Any) -> np.ndarray:
+        """Decode a payload to its symbols, int16 (slices, images x latents, rows, columns), and not to pixels."""
+        return core.decode_features(core.decode_job(ensure_ndarray(buf).data))
+
+    def to_zarr3(self) -> "DeepSICCodec":
+        """Return the same configuration as the codec of Zarr format 3."""
+        from deepsic_codec.codec.v3 import DeepSICCodec
+
+        return self.convert(DeepSICCodec)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the array metadata of this codec."""
+        return {"id": self.codec_id, **self.to_json()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Make a codec from array metadata without its "id"."""
+        return cls.from_json(config)
+
+
+def _as_array(buf: Any) -> np.ndarray:
+    try:
+        return ensure_ndarray(buf)
+    except TypeError as error:
+        raise UnsupportedArray(f"expected an array, got {type(buf).__name__}: {error}") from None
+
+
+def _fill(out: Any, array: np.ndarray) -> Any:
+    """Copy `array` into a buffer: by index if the shape is the same, else in its memory order, as numcodecs does."""
+    target = ensure_ndarray(out)
+    if target.nbytes != array.nbytes:
+        raise UnsupportedArray(f"out: a buffer of {target.nbytes} bytes for a chunk of {array.nbytes}")
+    if target.shape != array.shape or target.dtype.newbyteorder("=") != array.dtype.newbyteorder("="):
+        flat = array.reshape(-1, order="A").view(target.dtype)
+        order = "F" if target.flags.f_contiguous and not target.flags.c_contiguous else "C"
+        array = flat.reshape(target.shape, order=order)
+    np.copyto(target, array)
+    return out
+
+
+register_codec(DeepSIC)  # for checkouts that are not installed; an installed package is found by its entry point

@@ -1,0 +1,104 @@
+"""The codec of Zarr format 3: an array-to-bytes codec, zarr's `serializer`."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.registry import register_codec
+
+from deepsic_codec._compat import Buffer, NDBuffer, native_dtype
+from deepsic_codec.codec import core
+from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.v2 import DeepSIC
+from deepsic_codec.errors import ConfigurationError
+
+NAME = "deepsic"
+
+
+class DeepSICCodec(CodecConfig, ArrayBytesCodec):
+    """Codec for Zarr format 3 with the parameters of `DeepSIC`, writing the same payloads.
+
+    Pass it as `zarr.create_array(..., serializer=DeepSICCodec(), compressors=None)`: without the `None`, zarr appends
+    Zstd, and labels can no longer be read without fetching whole chunks. `deepsic_codec.create_array` sees to that.
+    """
+
+    is_fixed_size = False
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Make a codec from its entry in array metadata."""
+        if data.get("name") != NAME:
+            raise ConfigurationError(f"name: expected {NAME!r}, got {data.get('name')!r}")
+        return cls.from_json(data.get("configuration", {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of this codec in array metadata."""
+        return {"name": NAME, "configuration": self.to_json()}
+
+    def to_numcodecs(self) -> DeepSIC:
+        """Return the same configuration as the codec of Zarr format 2."""
+        return self.convert(DeepSIC)
+
+    def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
+        """Raise for an array that cannot be coded; zarr asks when one is created and when one is opened."""
+        core.check_chunk(getattr(chunk_grid, "chunk_shape", shape), native_dtype(dtype), self)
+
+    def evolve_from_array_spec(self, array_spec: Any) -> Self:
+        """Return this codec; raises for what zarr 3.1 does not show to `validate` inside of shards."""
+        # Depending on the version of zarr, the shape here is the chunk's or the array's: only dtype and axes are sure.
+        core.check_values(native_dtype(array_spec.dtype), self)
+        core.check_axes(array_spec.shape, self.axes)
+        return self
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
+        """Raise NotImplementedError: the size depends on the content."""
+        raise NotImplementedError
+
+    def _encode_job(self, chunk: NDBuffer, spec: Any) -> core.EncodeJob:
+        # zarr may pass the user's own array here, strided and in another byte order. Memory order is no property of
+        # a format 3 array, so the payload says C whatever it was: equal pixels give equal bytes.
+        array = chunk.as_numpy_array().astype(native_dtype(spec.dtype), copy=False)
+        return core.encode_job(self, array, order="C")
+
+    def _decode_job(self, data: Buffer, spec: Any) -> core.DecodeJob:
+        return core.decode_job(data.to_bytes(), shape=spec.shape)
+
+    def _encode_sync(self, chunk: NDBuffer, spec: Any) -> Buffer | None:
+        return _buffer(core.results(core.ENCODER.submit([self._encode_job(chunk, spec)]))[0], spec)
+
+    def _decode_sync(self, data: Buffer, spec: Any) -> NDBuffer:
+        return _ndbuffer(core.results(core.DECODER.submit([self._decode_job(data, spec)]))[0], spec)
+
+    async def _encode_single(self, chunk: NDBuffer, spec: Any) -> Buffer | None:
+        return (await self.encode([(chunk, spec)]))[0]
+
+    async def _decode_single(self, data: Buffer, spec: Any) -> NDBuffer:
+        (array,) = await self.decode([(data, spec)])
+        assert array is not None  # as the input is not
+        return array
+
+    async def encode(self, chunks_and_specs: Iterable[tuple[NDBuffer | None, Any]]) -> list[Buffer | None]:
+        """Encode chunks in one call; None stays None."""
+        pairs = list(chunks_and_specs)
+        jobs = [self._encode_job(chunk, spec) for chunk, spec in pairs if chunk is not None]
+        payloads = iter(core.results(await core.ENCODER.submit_async(jobs)))
+        return [None if chunk is None else _buffer(next(payloads), spec) for chunk, spec in pairs]
+
+    async def decode(self, chunks_and_specs: Iterable[tuple[Buffer | None, Any]]) -> list[NDBuffer | None]:
+        """Decode payloads in one call; None stays None."""
+        pairs = list(chunks_and_specs)
+        jobs = [self._decode_job(data, spec) for data, spec in pairs if data is not None]
+        arrays = iter(core.results(await core.DECODER.submit_async(jobs)))
+        return [None if data is None else _ndbuffer(next(arrays), spec) for data, spec in pairs]
+
+
+def _buffer(payload: bytes, spec: Any) -> Buffer:
+    return spec.prototype.buffer.from_bytes(payload)
+
+
+def _ndbuffer(array: np.ndarray, spec: Any) -> NDBuffer:
+    return spec.prototype.nd_buffer.from_numpy_array(array)
+
+
+register_codec(NAME, DeepSICCodec)  # for checkouts that are not installed; an installed package is found by entry point

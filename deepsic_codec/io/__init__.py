@@ -1,0 +1,1 @@
+"""Images and arrays in and out: reading, storing, exporting, drawing."""

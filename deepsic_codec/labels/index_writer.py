@@ -1,0 +1,266 @@
+"""Make an index from the headers of all chunks."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+
+from deepsic_codec.errors import LabelIndexError, UnsupportedPayload
+from deepsic_codec.labels.attributes import CONCURRENCY, Attributes, Head
+from deepsic_codec.labels.geometry import Geometry, Index
+from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex, Writer, replace
+from deepsic_codec.labels.query import Labels, check_order
+from deepsic_codec.labels.vocabulary import Vocabulary, of_head
+from deepsic_codec.stored import layout as stored
+from deepsic_codec.stored import location as places
+from deepsic_codec.stored.location import Counter, Place
+
+Fill = Callable[[Entries, list[Index]], None]
+
+
+def consolidate_labels(
+    source: Any,
+    name: str | None = None,
+    *,
+    index: Any = None,
+    keep: bool = True,
+    progress: bool | None = None,
+    concurrency: int = CONCURRENCY,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Read the headers of all chunks and write the label index that makes queries fast.
+
+    Run it again after chunks were written. The index becomes valid at once when it is complete; until then, and if
+    this fails, an earlier one stays as it was.
+
+    Parameters
+    ----------
+    source
+        An array, or a group with any number of them: a URL, path or store as `zarr.open` takes, or an array or group
+        of Zarr.
+    name : str, optional
+        Path of the one array in the group.
+    index : optional
+        Where the index goes, if not into the group `<name>_labels` beside the array: a group of Zarr, or what
+        `zarr.open_group` takes. Needed for an array at the root of its store.
+    keep : bool
+        Keep what `relabel` wrote for chunks that did not change since.
+    progress : bool, optional
+        Whether to show a progress bar; by default on a terminal.
+    concurrency : int
+        Reads in flight.
+    storage_options : dict, optional
+        For fsspec, if `source` or `index` is a URL.
+
+    Returns
+    -------
+    Labels or dict of str to Labels
+        Of the array; for a group, by path of the array.
+
+    Raises
+    ------
+    LabelIndexError
+        If there is no place for an index, it cannot be written to, or the labels of the chunks do not fit together.
+    UnsupportedPayload, CorruptPayload
+        If a chunk is damaged or of another codec.
+    UnsupportedArray
+        If there is no array stored with DeepSIC.
+    """
+    node = places.open_node(source, name, mode="r" if index is not None else "r+", options=storage_options)
+    arrays = places.arrays_in(node)
+    if index is not None and len(arrays) > 1:
+        raise LabelIndexError(f"index: one place for {len(arrays)} arrays; pass the name of one of them")
+    made = {}
+    for array in arrays:
+        place = place_for(array, index, storage_options)
+        old = _old_index(place, keep)
+        replace(
+            place,
+            lambda to, array=array, old=old: write_index(
+                array, to, old=old, progress=progress, concurrency=concurrency
+            ),
+        )
+        made[array.path] = Labels(array, LabelIndex(place))
+    return next(iter(made.values())) if isinstance(node, zarr.Array) else made
+
+
+def place_for(array: zarr.Array, index: Any, options: Mapping[str, Any] | None) -> Place:
+    """Return where the index of an array is to be written; raises LabelIndexError if it cannot be."""
+    if index is not None:
+        place = places.given(index, array.metadata.zarr_format, options, write=True)
+    else:
+        places.check_parent(array)
+        beside = places.beside(array)
+        assert beside is not None
+        place = beside
+    if place.store.read_only:
+        raise LabelIndexError(
+            f"{place}: open for reading only, so no index can be written there; give it another place "
+            "(index=...), or scan the headers (open_labels(array, scan=True))"
+        )
+    return place
+
+
+def _old_index(place: Place, keep: bool) -> LabelIndex | None:
+    try:
+        index = LabelIndex(place)
+    except LabelIndexError:
+        return None
+    return index if keep and index.counts.get("features") else None
+
+
+def write_index(
+    array: zarr.Array,
+    place: Place,
+    *,
+    old: LabelIndex | None = None,
+    progress: bool | None = None,
+    concurrency: int = CONCURRENCY,
+    counter: Counter | None = None,
+) -> None:
+    """Write the index of an array, from the headers of its chunks, into an empty place.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        The array.
+    place : Place
+        Where the index goes.
+    old : LabelIndex, optional
+        Entries made from features are taken from it where the chunk is still the same.
+    progress : bool, optional
+        Whether to show a progress bar.
+    concurrency : int
+        Reads in flight.
+    counter : Counter, optional
+        Counts what is read of the chunks.
+    """
+    attributes = Attributes(array, concurrency)
+    config = attributes.reader.config
+    if counter is not None:
+        attributes.reader.array = places.counted(array, counter)
+    geometry = Geometry.of(array, config.axes, config.label_tile)
+    if old is not None and (old.geometry.axes, old.geometry.chunks, old.geometry.tile) != (
+        geometry.axes, geometry.chunks, geometry.tile
+    ):  # fmt: skip
+        old = None
+    vocabulary = of_head(array, config.decoder, config.head or "") if old is None else old.vocabulary
+    filler = _FromHeaders(attributes, geometry, vocabulary, old)
+    fill_index(array, place, geometry, vocabulary, filler, progress, f"{array.basename or 'array'}: reading headers")
+    if filler.foreign:
+        warnings.warn(
+            f"{filler.foreign} chunks have labels of another vocabulary than the index, which comes from features; "
+            "they count as unlabelled until relabel is run",
+            stacklevel=3,
+        )
+
+
+def fill_index(
+    array: zarr.Array,
+    place: Place,
+    geometry: Geometry,
+    vocabulary: Vocabulary,
+    fill: Fill,
+    progress: bool | None,
+    what: str,
+) -> None:
+    """Write an index unit by unit; `fill` sets the entries of the chunks given."""
+    check_order(array)
+    config = stored.codec_of(array)
+    writer = Writer(place, geometry, vocabulary, {"name": places.array_name(array), "decoder": config.decoder})
+    with _bar(progress, what, prod(geometry.grid)) as advance:
+        for start, stop in writer.layout.units(geometry.grid):
+            entries = Entries(geometry, len(vocabulary.names), start, stop)
+            shape = tuple(b - a for a, b in zip(start, stop, strict=True))
+            chunks = [tuple(a + i for a, i in zip(start, place, strict=True)) for place in np.ndindex(*shape)]
+            for k in range(0, len(chunks), 1024):
+                fill(entries, chunks[k : k + 1024])
+                advance(len(chunks[k : k + 1024]))
+            writer.write(entries)
+    writer.finish()
+
+
+class _FromHeaders:
+    """Sets entries from the headers of chunks, and from an earlier index what came from features."""
+
+    def __init__(
+        self, attributes: Attributes, geometry: Geometry, vocabulary: Vocabulary, old: LabelIndex | None
+    ) -> None:
+        self.attributes, self.geometry, self.vocabulary, self.old = attributes, geometry, vocabulary, old
+        self.foreign = 0
+        self._old_unit: Entries | None = None
+
+    def __call__(self, entries: Entries, chunks: list[Index]) -> None:
+        for index, head in self.attributes.reader.heads(chunks):
+            if head is None:
+                continue
+            common = {"crc": head.crc, "nbytes": head.header.nbytes}
+            kept = self._kept(entries, index, head)
+            if kept is not None:
+                entries.set(index, kept[0], source=FEATURES, head=kept[1], **common)
+                continue
+            with self.attributes.reader.named(index):
+                scores = self._scores(index, head)
+            source = UNLABELLED if scores is None else HEADER
+            entries.set(index, scores, source=source, head=0 if scores is None else head.head, **common)
+
+    def _scores(self, index: Index, head: Head) -> Any:
+        block = head.labels()
+        if block is None:
+            return None
+        names = self.attributes.vocabulary(head.header).names
+        if names != self.vocabulary.names:
+            if self.old is not None:
+                self.foreign += 1
+                return None
+            raise LabelIndexError(
+                f"chunk {index} of array {self.attributes.array.path!r} was labelled by head "
+                f"{head.header.head.hex()}, which names other classes than head {self.vocabulary.head[:8]} of the "
+                "array; write it again, or relabel the array"
+            )
+        if block.tile != self.geometry.tile or head.header.axes != self.geometry.axes:
+            raise UnsupportedPayload(
+                f"labels of {block.tile} pixels under axes {head.header.axes!r}, but those of the array are of "
+                f"{self.geometry.tile} under {self.geometry.axes!r}; write the chunk again"
+            )
+        return self.geometry.arrange(block.dense(len(names)), index)
+
+    def _kept(self, entries: Entries, index: Index, head: Head) -> tuple[Any, int] | None:
+        if self.old is None:
+            return None
+        if self._old_unit is None or self._old_unit.start != entries.start:
+            stop = tuple(min(b, n) for b, n in zip(entries.stop, self.old.geometry.grid, strict=True))
+            if any(a >= b for a, b in zip(entries.start, stop, strict=True)):
+                return None
+            self._old_unit = self.old.block(entries.start, stop)
+        old = self._old_unit
+        if any(i >= b for i, b in zip(index, old.stop, strict=True)):
+            return None
+        place = tuple(i - a for i, a in zip(index, old.start, strict=True))
+        if old.source[place] != FEATURES or old.crc[place] != head.crc:
+            return None
+        scores = old.tiles[(slice(None), *old.within(index))]
+        if scores.shape[1:] != entries.tiles[(slice(None), *entries.within(index))].shape[1:]:
+            return None  # the array was resized: its edge was in this chunk, or is now
+        return scores, int(old.head[place])
+
+
+@contextmanager
+def _bar(show: bool | None, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    if show is None:
+        show = sys.stderr.isatty()
+    if not show:
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,1 @@
+"""Entropy coding on a GPU."""

@@ -1,0 +1,1 @@
+"""Networks in integers: exact on every device."""

@@ -1,0 +1,1 @@
+"""Operations between matrix products, in several implementations with identical results."""

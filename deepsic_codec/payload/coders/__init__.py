@@ -1,0 +1,1 @@
+"""Entropy coders of the payload's sections."""

@@ -1,0 +1,200 @@
+"""The residual section's fixed filter: its taps, and how an encoder chooses the weights of a chunk.
+
+The taps are part of the format (``docs/residual.md``).  How weights are chosen is not: any
+will decode.  Here they are a least-squares fit, weighted by the inverse square of the local activity, which
+comes near the fewest bits.  It runs on exact integers up to a Cholesky solution in plain
+IEEE doubles, so that equal chunks become equal bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from deepsic_codec.payload.coders._numba import kernel
+
+_CROSS = ((0, -1), (-1, 0), (0, 1), (1, 0))
+_AROUND = (*_CROSS, (-1, -1), (-1, 1), (1, -1), (1, 1))
+
+#: Taps (plane, dy, dx).  Planes 0, 1, 2 are the residuals of this band, the one before, and
+#: the one before that; planes 3, 4, 5 the decoded samples of the same bands, less the sample here.
+TAPS = np.array(
+    [(0, *o) for o in ((0, -1), (0, -2), (-1, 0), (-1, -1), (-1, 1), (-2, 0), (-1, -2), (-1, 2), (-2, -1), (-2, 1))]
+    + [(3, *o) for o in _AROUND]
+    + [(1, *o) for o in ((0, 0), *_AROUND)]
+    + [(4, *o) for o in _AROUND]
+    + [(2, *o) for o in ((0, 0), *_CROSS)]
+    + [(5, *o) for o in _AROUND],
+    np.int64,
+)
+#: How many of them the first, second, and any later band has: no tap reaches before the first band.
+USED = (18, 35, 48)
+#: Weights are in 1/256, within +-WEIGHT_MAX.
+WEIGHT_SHIFT, WEIGHT_MAX = 8, 2047
+
+#: The place after the weights of a band: how far slopes are shifted down where they tell the local size.
+FADE, FADE_BITS = len(TAPS), 4
+#: Mean slope over mean error that slopes are shifted down to.
+SLOPES = 6
+
+#: Samples that a fit looks at, per band: more gain 0.1 % and cost as much time as the coding.
+SAMPLES = 4096
+#: Small chunks are thinned by this, as far as to SAMPLES / THINNING.
+THINNING = 4
+#: Rounds of the fit; from the second on, large errors count for less.
+ROUNDS = 2
+#: Inputs are halved until they are below this, so that sums of products are exact in a double.
+INPUT_BITS = 12
+#: What a weight of the filter costs, in bits, and fewer samples than which are not worth a fit.
+WEIGHT_COST, FEWEST = 6, 256
+
+
+@kernel
+def _inputs(residual, context, taps, band, where, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` (N, taps + 1) with the taps' inputs and, last, the residual of samples ``where`` (N,3)."""
+    height, width = residual.shape[1], residual.shape[2]
+    for n in range(len(where)):
+        s, y, x = where[n, 0], where[n, 1], where[n, 2]
+        for t in range(len(taps)):
+            plane, ty, tx = taps[t, 0], y + taps[t, 1], x + taps[t, 2]
+            if plane < 3:
+                inside = 0 <= ty < height and 0 <= tx < width
+                out[n, t] = residual[s, ty, tx, band - plane] if inside else 0
+            else:
+                ty, tx = min(max(ty, 0), height - 1), min(max(tx, 0), width - 1)
+                b = band - plane + 3
+                out[n, t] = np.int64(context[s, ty, tx, b]) - np.int64(context[s, y, x, b])
+        out[n, len(taps)] = residual[s, y, x, band]
+
+
+@kernel
+def _sum_products(values, confidence, matrix, right):  # type: ignore[no-untyped-def]
+    """Sums of products of the inputs (N, taps + 1) with one another and with the last, what is wanted.
+
+    Here and not by a library, whose threads go on spinning for a while after so small a product.
+    """
+    taps = len(right)
+    for n in range(len(values)):
+        row = values[n]
+        for i in range(taps):
+            scaled, own = row[i] * confidence[n], matrix[i]
+            right[i] += scaled * row[taps]
+            for j in range(taps):
+                own[j] += scaled * row[j]
+
+
+@njit(nogil=True, cache=True)
+def _solve(matrix, right):  # type: ignore[no-untyped-def]
+    """Solution of a positive definite system, by Cholesky's method in a fixed order of operations."""
+    n = len(right)
+    lower = np.zeros((n, n))
+    z = np.zeros(n)
+    for i in range(n):
+        for j in range(i + 1):
+            total = matrix[i, j]
+            for k in range(j):
+                total -= lower[i, k] * lower[j, k]
+            lower[i, j] = math.sqrt(max(total, 1e-9)) if i == j else total / lower[j, j]
+    for i in range(n):
+        total = right[i]
+        for k in range(i):
+            total -= lower[i, k] * z[k]
+        z[i] = total / lower[i, i]
+    for i in range(n - 1, -1, -1):
+        total = z[i]
+        for k in range(i + 1, n):
+            total -= lower[k, i] * z[k]
+        z[i] = total / lower[i, i]
+    return z
+
+
+def _confidence(activity: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Integers 1..1024 that fall with the square of the activity."""
+    quiet = int(np.sort(activity)[len(activity) // 8])
+    ratio = np.minimum(quiet / activity, 1.0)
+    return 1 + np.floor(1023 * ratio * ratio)
+
+
+def fit(residual: NDArray[np.int32], context: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Choose the filter's weights int64 (C, taps) for a chunk (S, H, W, C); a band without gain repeats the one before.
+
+    Parameters
+    ----------
+    residual, context : int32 (S, H, W, C)
+        As the coder takes them.
+    """
+    slices, height, width, bands = residual.shape
+    total = slices * height * width
+    weights = np.zeros((bands, FADE + 1), np.int64)
+    samples = min(max(total // THINNING, SAMPLES // THINNING), SAMPLES, total)
+    row, column = np.divmod(np.arange(samples) * total // samples, width)
+    if samples < total:
+        column = (column + 7 * row) % width  # a step that divides the width must not pick single columns
+    where = np.stack([*np.divmod(row, height), column], axis=1)
+    for band in range(bands):
+        if band:
+            weights[band] = weights[band - 1]
+        used = USED[min(band, 2)]
+        values = np.empty((len(where), used + 1), np.int64)
+        _inputs(residual, context, TAPS[:used], band, where, values)
+        values >>= max(0, int(np.abs(values).max()).bit_length() - INPUT_BITS)
+        fitted = _fit_band(values, band > 0) if total >= FEWEST else weights[band, :used]
+        before, after = (_loss(values, w) for w in (weights[band, :used], fitted))
+        # a Laplacian's bits follow the logarithm of its mean error
+        if total * math.log2(before / after) > used * WEIGHT_COST:
+            weights[band, :used] = fitted
+        weights[band, FADE] = _fade(values, weights[band, :used])
+    return weights
+
+
+def _fade(values: NDArray[np.int64], weights: NDArray[np.int64]) -> int:
+    """The shift that brings slopes near the size of errors: residuals may be in steps, or the picture a fine one."""
+    slopes, errors = 32 * int(np.abs(values[:, 10:14]).sum()), int(_errors(values, weights).sum()) + 1
+    fade = 0
+    while slopes > SLOPES * errors << fade and fade < (1 << FADE_BITS) - 1:
+        fade += 1
+    return fade
+
+
+def _activity(values: NDArray[np.int64], inter: bool) -> NDArray[np.int64]:
+    """Local size of residuals and slopes, in 1/32, at least 16."""
+    size = np.abs(values)
+    own = size[:, :6] @ np.array([4, 1, 4, 2, 2, 2])
+    if inter:
+        own += size[:, 18:23] @ np.array([8, 2, 2, 2, 2])
+        own //= 2
+    return 2 * own + 2 * size[:, 10:14].sum(1) + 16
+
+
+def _errors(values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Absolute errors of the filter, in 1/32."""
+    predicted = values[:, :-1] @ weights >> (WEIGHT_SHIFT - 5)
+    return np.abs((values[:, -1] << 5) - predicted)
+
+
+def _loss(values: NDArray[np.int64], weights: NDArray[np.int64]) -> float:
+    """Mean error in units of the local activity."""
+    activity = _activity(values, values.shape[1] > USED[0] + 1)
+    return float(np.floor(_errors(values, weights) * 1024 / activity).sum()) + 1
+
+
+def _fit_band(values: NDArray[np.int64], inter: bool) -> NDArray[np.int64]:
+    """Weights of one band from samples (N, taps + 1)."""
+    activity = _activity(values, inter)
+    confidence = _confidence(activity)
+    exact = values.astype(np.float64)
+    inputs = exact[:, :-1]
+    weights = np.zeros(inputs.shape[1], np.int64)
+    for _ in range(ROUNDS):
+        # integers below 2^53 throughout: the same in whatever order they are added
+        matrix, right = np.zeros((inputs.shape[1],) * 2), np.zeros(inputs.shape[1])
+        _sum_products(exact, confidence, matrix, right)
+        matrix[np.diag_indices_from(matrix)] += np.floor(confidence.sum() / 64) + 1
+        solution = _solve(matrix, right)
+        limit = float(WEIGHT_MAX)
+        weights = np.clip(np.floor(solution * (1 << WEIGHT_SHIFT) + 0.5), -limit, limit).astype(np.int64)
+        confidence = _confidence(activity + _errors(values, weights))
+    return weights

@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from deepsic_codec import create_array
+from deepsic_codec.cli.main import main
+from tests.common import photograph
+
+
+@pytest.fixture
+def place(stub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    create_array("a.zarr", name="img", data=photograph(128, 192, 3), chunks=(64, 64, 3))
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    code = main(list(arguments))
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "a.zarr", "--json"],
+        ["preview", "a.zarr", "--json"],
+        ["export", "a.zarr", "b.zarr", "--json"],
+        ["compare", "a.png", "--json", "--codecs", "WebP", "--no-curve"],
+        ["index", "a.zarr", "--json"],
+        ["labels", "a.zarr", "--scan", "--json"],
+        ["labels", "a.zarr", "--scan", "--map", "Dark", "--json"],
+        ["ingest", "a.png", "i.zarr", "--json"],
+    ],
+)
+def test_every_command_prints_json_and_nothing_else(place, capsys, arguments):
+    Image.fromarray(photograph(192, 192, 3)).save("a.png")
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    json.loads(out, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+
+
+def test_query_prints_a_line_of_json_for_each_match(place, capsys):
+    code, out, _ = run(capsys, "query", "a.zarr", "Visible", "--scan", "--json")
+    assert code == 0 and out.splitlines() and all("region" in json.loads(line) for line in out.splitlines())
+
+
+def test_demo_as_json(tmp_path, capsys):
+    code, out, _ = run(capsys, "demo", "--out", str(tmp_path), "--json")
+    found = json.loads(out)
+    assert code == 0 and [one["name"] for one in found["images"]] == ["mosaic", "drone"]
+    assert found["labels"]["tiles"] == 192 and found["labels"]["right"] > 0.7 * 192
+    assert found["query"]["bytes_read"] <= 12 * 256
+
+
+def test_info_in_words(place, capsys):
+    code, out, _ = run(capsys, "info", "a.zarr")
+    assert code == 0 and "128 x 192 x 3 (y, x, c) uint8" in out and "6 of 6 stored" in out
+    assert all(line == line.rstrip() and len(line) <= 120 for line in out.splitlines())
+
+
+def test_preview_and_export_say_what_they_wrote(place, capsys):
+    code, out, _ = run(capsys, "preview", "a.zarr", "--out", "p.png", "--size", "100")
+    assert code == 0 and out == "p.png: 6 of 6 chunks decoded\n" and Image.open("p.png").width > 200
+    code, out, _ = run(capsys, "export", "a.zarr", "b.zarr", "--region", "y=0:64", "x=64:192")
+    assert code == 0 and "2 chunks decoded" in out and "wrote b.zarr" in out
+    np.testing.assert_array_equal(zarr.open_array("b.zarr", mode="r")[...], photograph(128, 192, 3)[:64, 64:])
+
+
+def test_compare_writes_a_table_and_pictures(place, capsys):
+    Image.fromarray(photograph(192, 192, 3)).save("a.png")
+    Image.fromarray(photograph(192, 200, 3, seed=1)).save("curve.png")
+    code, out, _ = run(capsys, "compare", "a.png", "curve.png", "--codecs", "WebP", "--out", "c", "--crop", "10,20")
+    assert code == 0 and "mean of 2 images" in out and out.count("WebP") == 3
+    assert sorted(path.name for path in (place / "c").iterdir()) == ["a.png", "curve-2.png", "curve.png"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "arguments"),
+    [
+        (1, "no array or group", ["info", "nothing.zarr"]),
+        (1, "no array or group", ["preview", "nothing.zarr"]),
+        (2, "no axis 'q'", ["preview", "a.zarr", "--select", "q=1"]),
+        (2, "no class 'Drak'; did you mean Dark", ["preview", "a.zarr", "--where", "Drak"]),
+        (2, "crop", ["export", "a.zarr", "b.zarr", "--crop"]),
+        (2, "axis y has 128", ["export", "a.zarr", "b.zarr", "--region", "y=300:400"]),
+        (1, "overlaps with the source", ["export", "a.zarr", "a.zarr/img"]),
+        (1, "cannot be read", ["compare", "nothing.png"]),
+    ],
+)
+def test_errors_are_one_line(place, capsys, code, words, arguments):
+    found, out, err = run(capsys, *arguments)
+    assert (found, out) == (code, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"deepsic {arguments[0]}: error: ") and words in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "a.zarr"],
+        ["export", "a.zarr", "b.zarr", "--region", "y"],
+        ["export", "a.zarr", "b.zarr", "--codec", "gzip"],
+        ["preview", "a.zarr", "--bands", "1,2"],
+        ["preview", "a.zarr", "--select", "t=x"],
+        ["compare"],
+        ["compare", "a.png", "--quality", "0"],
+        ["compare", "a.png", "--quality", "30", "--bpp", "1"],
+        ["compare", "a.png", "--codecs", "BPG"],
+        ["compare", "a.png", "--crop", "5"],
+    ],
+)
+def test_misuse_exits_with_2(place, capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"deepsic {arguments[0]}: error: ")

@@ -1,0 +1,60 @@
+"""Payloads that announce far more than their bytes: refused before anything is allocated for the chunk."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from deepsic_codec import DeepSIC, config
+from deepsic_codec.codec import core
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.payload import header as h
+from tests.common import check_rejects, photograph
+
+
+def announcing(shape, axes="tyxc"):
+    """A sound payload of a hundred bytes."""
+    sizes = dict(zip(axes, shape, strict=True))
+    grid = -(-sizes["y"] // 16), -(-sizes["x"] // 16)
+    return h.pack(
+        dtype="u1", shape=shape, order="C", axes=axes, decoder=bytes(8), head=bytes(4), quality=50, grid=grid,
+        sections={h.FEATURES: b"features"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 26000, 26000, 3), (1 << 29, 1, 1, 3), (1 << 20, 2, 2, 3), (1, 1, 1 << 29, 3), (100, 5000, 1400, 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_huge_chunk_in_a_hundred_bytes(shape, known):
+    payload = announcing(shape)
+    assert len(payload) < 100
+    tracemalloc.start()
+    try:
+        message = check_rejects(UnsupportedPayload, "max_pixels", core.decode_job, payload, shape if known else None)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert "26000" in message or shape[1] != 26000
+    check_rejects(UnsupportedPayload, "max_pixels", DeepSIC(axes="tyxc").decode, payload)
+
+
+def test_the_limit_can_be_changed():
+    pytest.importorskip("torch")
+    array = photograph(100, 80, 3)
+    codec = DeepSIC()
+    payload = codec.encode(array)
+    with config.set(max_pixels=100 * 80):  # the border counts
+        check_rejects(UnsupportedPayload, "8000 pixels", codec.decode, payload)
+        check_rejects(UnsupportedArray, "8000 pixels", codec.encode, array)
+    with config.set(max_pixels=9 * 7 * 256):
+        assert np.array_equal(codec.decode(codec.encode(array)), codec.decode(payload))
+    with pytest.raises(ConfigurationError, match="max_pixels"):
+        config.set(max_pixels=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 16384, 16384, 1), (1, 512, 512, 3), (1000, 64, 64, 3), (8000, 64, 64, 3)])
+def test_chunks_of_any_sensible_size_are_within(shape):
+    core.check_size(shape[0], shape[1], shape[2], UnsupportedArray)

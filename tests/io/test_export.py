@@ -1,0 +1,305 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepsic_codec import DeepSIC, create_array
+from deepsic_codec.errors import ConfigurationError, MissingPackage, UnsupportedArray, WriteError
+from deepsic_codec.io import export as module
+from deepsic_codec.io.axes import parse_parts
+from deepsic_codec.io.export import export
+from deepsic_codec.io.png import PngWriter
+from deepsic_codec.io.staging import STATE
+from tests.common import check_rejects, photograph, run_python
+
+
+@pytest.fixture
+def image(stub, monkeypatch):
+    """An image in 12 chunks, copied one row of chunks or less at a time."""
+    monkeypatch.setattr(module, "BLOCK", 2 * 64 * 64 * 3)
+    attributes = {"crs": "EPSG:32632", "transform": [10.0, 0.0, 500000.0, 0.0, -10.0, 4600000.0], "title": "x"}
+    return create_array({}, data=photograph(180, 200, 3), chunks=(64, 64, 3), attributes=attributes)
+
+
+@pytest.mark.parametrize("codec", ["blosc", "none"])
+@pytest.mark.parametrize("zarr_format", [2, 3, None])
+def test_zarr_holds_the_same_and_needs_no_package(image, tmp_path, codec, zarr_format):
+    steps = []
+    done = export(image, tmp_path / "a.zarr", codec=codec, zarr_format=zarr_format, progress=lambda *n: steps.append(n))
+    copy = zarr.open_array(tmp_path / "a.zarr", mode="r")
+    np.testing.assert_array_equal(copy[...], image[...])
+    assert copy.metadata.zarr_format == (zarr_format or 3) and copy.chunks == (64, 64, 3)
+    assert copy.attrs["title"] == "x" and "deepsic" not in copy.attrs
+    assert (done.kind, done.shape, done.chunks, done.resumed) == ("zarr", (180, 200, 3), 12, False)
+    assert steps[0] == (0, 6) and steps[-1] == (6, 6)
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert STATE not in names and sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr"]
+    stored = sum(path.stat().st_size for path in (tmp_path / "a.zarr").rglob("[0-9]*") if path.is_file())
+    assert (stored >= done.nbytes) == (codec == "none")
+    if zarr_format != 2:
+        code = f"""
+            import sys, zarr
+            sys.modules["deepsic_codec"] = None
+            print(zarr.open_array({str(tmp_path / "a.zarr")!r}, mode="r")[100, 100].tolist())
+        """
+        assert json.loads(run_python(code)) == image[100, 100].tolist()
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_region(data):
+    from tests import stub_runtime
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, found in stub_runtime.modules().items():
+            patch.setitem(__import__("sys").modules, name, found)
+        patch.setattr(module, "BLOCK", data.draw(st.sampled_from([1, 20_000, 1 << 24])))
+        values = photograph(3, 70, 90)
+        array = create_array({}, data=values, chunks=(2, 32, 32), codec=DeepSIC(axes="tyx"))
+        region = {}
+        for axis, size in zip("tyx", values.shape, strict=True):
+            start = data.draw(st.integers(0, size - 1))
+            region[axis] = slice(start, data.draw(st.integers(start + 1, size)))
+        target = data.draw(st.sampled_from([2, 3]))
+        store = f"memory://export-{os.urandom(6).hex()}"
+        export(array, store, region=region, zarr_format=target)
+        np.testing.assert_array_equal(zarr.open_array(store, mode="r")[...], values[tuple(region.values())])
+
+
+def test_an_interrupted_copy_looks_like_nothing_and_goes_on(image, tmp_path, monkeypatch):
+    target = tmp_path / "a.zarr"
+    monkeypatch.setattr("deepsic_codec.io.staging.SAVE", 0)
+
+    def stop(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(image, target, progress=stop)
+    assert not target.exists()
+    with pytest.raises(FileNotFoundError):
+        zarr.open(tmp_path / "a.zarr.partial", mode="r")
+    first = []
+    done = export(image, target, progress=lambda *step: first.append(step))
+    assert done.resumed and first[0] == (4, 6)
+    np.testing.assert_array_equal(zarr.open_array(target, mode="r")[...], image[...])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_another_request_does_not_go_on(image, tmp_path, monkeypatch):
+    monkeypatch.setattr("deepsic_codec.io.staging.SAVE", 0)
+
+    def stop(done, total):
+        if done == 3:
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        export(image, tmp_path / "a.zarr", progress=stop)
+    done = export(image, tmp_path / "a.zarr", codec="none", region={"y": slice(0, 64)})
+    assert not done.resumed
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr", mode="r")[...], image[:64])
+
+
+def test_a_process_that_is_killed_can_go_on(tmp_path):
+    """With the model itself, in processes of their own."""
+    from deepsic_codec.samples import drone_frame
+
+    source = create_array(tmp_path / "s.zarr", name="img", data=drone_frame()[:128, :256], chunks=(64, 64, 3))
+    code = f"""
+        import os
+        import deepsic_codec.io.export as module, deepsic_codec.io.staging as staging
+        module.BLOCK, staging.SAVE = 64 * 64 * 3, 0
+        stop = {{}}
+        done = module.export({str(tmp_path / "s.zarr")!r}, {str(tmp_path / "t.zarr")!r},
+                             progress=lambda done, total: os._exit(0) if done == stop.get("at") else None)
+        print(done.resumed, done.chunks)
+    """
+    assert run_python(code.replace("{}", "{'at': 5}")) == ""
+    assert not (tmp_path / "t.zarr").exists()
+    assert run_python(code) == "True 8\n"
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "t.zarr", mode="r")[...], source[...])
+
+
+def test_remote_targets_get_their_metadata_last(image, monkeypatch):
+    import fsspec
+
+    monkeypatch.setattr("deepsic_codec.io.staging.SAVE", 0)
+    target = f"memory://bucket-{os.urandom(6).hex()}/a.zarr"
+    files = fsspec.filesystem("memory")
+    seen = []
+    done = export(image, target, progress=lambda *step: seen.append(files.exists(f"{target}/zarr.json")))
+    assert seen and not any(seen) and files.exists(f"{target}/zarr.json") and not files.exists(f"{target}/{STATE}")
+    np.testing.assert_array_equal(zarr.open_array(target, mode="r")[...], image[...])
+    check_rejects(WriteError, "--overwrite", export, image, target)
+    export(image, target, region={"x": slice(0, 64)}, overwrite=True)
+    assert zarr.open_array(target, mode="r").shape == (180, 64, 3)
+    assert len([file for file in files.find(target) if "/c/" in file]) == 3
+    assert done.targets == [target]
+
+
+def test_what_is_there_is_not_lost(image, tmp_path):
+    export(image, tmp_path / "a.zarr", region={"y": slice(0, 64)})
+    check_rejects(WriteError, "--overwrite", export, image, tmp_path / "a.zarr")
+    assert zarr.open_array(tmp_path / "a.zarr", mode="r").shape == (64, 200, 3)
+
+    def stop(done, total):
+        raise OSError("stopped")
+
+    with pytest.raises(OSError, match="stopped"):
+        export(image, tmp_path / "a.zarr", overwrite=True, progress=stop)
+    assert zarr.open_array(tmp_path / "a.zarr", mode="r").shape == (64, 200, 3)
+    export(image, tmp_path / "a.zarr", overwrite=True)
+    assert zarr.open_array(tmp_path / "a.zarr", mode="r").shape == (180, 200, 3)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letters").touch()
+    check_rejects(WriteError, "no Zarr array", export, image, tmp_path / "home", overwrite=True)
+    zarr.open_group(tmp_path / "group.zarr", mode="w")
+    check_rejects(WriteError, "no Zarr array", export, image, tmp_path / "group.zarr", overwrite=True)
+    check_rejects(WriteError, "no such folder", export, image, tmp_path / "no" / "a.zarr")
+    (tmp_path / "b.zarr.partial").mkdir()
+    (tmp_path / "b.zarr.partial" / "mine").touch()
+    check_rejects(WriteError, "move it away", export, image, tmp_path / "b.zarr")
+    assert (tmp_path / "b.zarr.partial" / "mine").exists()
+    check_rejects(ConfigurationError, "zip", export, image, tmp_path / "a.zip")
+
+
+def test_source_and_target_are_apart(stub, tmp_path):
+    array = create_array(tmp_path / "s.zarr", name="img", data=photograph(64, 64, 3))
+    for target in (tmp_path / "s.zarr" / "img", tmp_path / "s.zarr", tmp_path / "s.zarr" / "img" / "copy"):
+        check_rejects(WriteError, "overlaps", export, array, target, overwrite=True)
+    assert array[...].shape == (64, 64, 3)
+
+
+def test_a_query_leaves_the_rest_at_the_fill_value(stub, tmp_path):
+    data = np.full((192, 192, 3), 10, "u1")
+    data[64:128, 64:128] = data[128:, 128:] = 250
+    array = create_array({}, data=data, chunks=(64, 64, 3), fill_value=9)
+    stub.batches.clear()
+    done = export(array, tmp_path / "q.zarr", where="Bright")
+    assert (done.chunks, done.left_out, sum(stub.sizes("decode"))) == (2, 7, 2)
+    expected = np.where(data == 250, 250, 9)
+    copy = zarr.open_array(tmp_path / "q.zarr", mode="r")
+    np.testing.assert_array_equal(copy[...], expected)
+    assert copy.nchunks_initialized == 2
+    export(array, tmp_path / "crop.zarr", where="Bright", crop=True)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "crop.zarr", mode="r")[...], expected[64:, 64:])
+    export(array, tmp_path / "crop.png", where="Bright", crop=True, region={"y": slice(0, 100)})
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "crop.png")), expected[64:100, 64:128])
+    check_rejects(UnsupportedArray, "nothing to export", export, array, tmp_path / "no.zarr", where="Dim")
+    check_rejects(ConfigurationError, "crop", export, array, tmp_path / "no.zarr", crop=True)
+    assert not (tmp_path / "no.zarr").exists()
+
+
+@pytest.mark.parametrize("codec", ["blosc", "none"])
+def test_geotiff_keeps_its_place_on_earth(image, tmp_path, codec):
+    rasterio = pytest.importorskip("rasterio")
+    export(image, tmp_path / "a.tif", codec=codec, region={"y": slice(20, 180), "x": slice(30, 180)})
+    with rasterio.open(tmp_path / "a.tif") as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), image[20:180, 30:180])
+        assert file.crs.to_string() == "EPSG:32632"
+        assert tuple(file.transform)[:6] == (10, 0, 500300, 0, -10, 4599800)
+        assert (file.compression is None) == (codec == "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "f4"])
+@pytest.mark.parametrize("package", ["rasterio", "tifffile"])
+def test_tiff_of_any_type(stub, tmp_path, monkeypatch, dtype, package):
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip(package)
+    monkeypatch.setattr(module, "find_spec", lambda name: name == package)
+    monkeypatch.setattr(module, "BLOCK", 40 * 64)
+    values = photograph(100, 140).astype(dtype)
+    options = {} if dtype == "u1" else {"value_range": "chunk"}
+    array = create_array({}, data=values, chunks=(40, 64), codec=DeepSIC(axes="yx", **options))
+    export(array, tmp_path / "a.tif")
+    found = tifffile.imread(tmp_path / "a.tif")
+    assert found.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found, array[...])
+    monkeypatch.setattr(module, "find_spec", lambda name: False)
+    check_rejects(MissingPackage, "pip install", export, array, tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("shape", [(100, 140, 3), (100, 140), (1, 1, 3), (200, 3, 1)])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_png_is_written_in_parts(tmp_path, shape, dtype):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = photograph(*shape).astype(dtype) * (1 if dtype == "u1" else 251)
+    flat = values.reshape(*shape[:2], -1)
+    with open(tmp_path / "a.png", "wb") as file:
+        writer = PngWriter(file, *flat.shape, np.dtype(dtype))
+        for start in range(0, len(flat), 70):
+            writer.write(flat[start : start + 70])
+        writer.close()
+    found = imagecodecs.imread(str(tmp_path / "a.png"))
+    assert found.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found.reshape(flat.shape), flat)
+    with Image.open(tmp_path / "a.png") as opened:
+        opened.load()  # verifies checksums
+
+
+def test_png_refuses_what_it_cannot_hold(image, stub, tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        writer = PngWriter(file, 4, 4, 3, np.dtype("u1"))
+        check_rejects(ValueError, "4 rows|not written", writer.close)
+        check_rejects(ValueError, "rows", writer.write, np.zeros((5, 4, 3), "u1"))
+        check_rejects(ValueError, "PNG holds", PngWriter, file, 4, 4, 5, np.dtype("u1"))
+    six = create_array({}, data=photograph(64, 64, 6), chunks=(64, 64, 6))
+    check_rejects(UnsupportedArray, "c=0:3", export, six, tmp_path / "b.png")
+    export(six, tmp_path / "b.png", region={"c": slice(2, 5)})
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), six[..., 2:5])
+
+
+def test_slices_become_files(stub, tmp_path):
+    values = photograph(12, 64, 70, 3)
+    array = create_array({}, data=values, chunks=(5, 64, 64, 3), codec=DeepSIC(axes="tyxc"))
+    done = export(array, tmp_path / "s.png", region={"t": slice(8, 12)})
+    assert [os.path.basename(path) for path in done.targets] == [f"s_t{n:02d}.png" for n in range(8, 12)]
+    for number, path in enumerate(done.targets):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), values[8 + number])
+    export(array, tmp_path / "one.png", region={"t": 3})
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "one.png")), values[3])
+
+
+def test_files_are_whole_or_not_there(image, tmp_path):
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    for name in ("a.png", "a.tif"):
+        with pytest.raises(KeyboardInterrupt):
+            export(image, tmp_path / name, progress=stop)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a.png").write_text("mine")
+    check_rejects(WriteError, "--overwrite", export, image, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_text() == "mine"
+    export(image, tmp_path / "a.png", overwrite=True)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), image[...])
+    check_rejects(ConfigurationError, "local path", export, image, "s3://bucket/a.png")
+
+
+def test_memory_stays_flat(stub, tmp_path, monkeypatch):
+    """No part that is read at once is larger than a block, however large the array is."""
+    monkeypatch.setattr(module, "BLOCK", 1 << 15)
+    array = create_array({}, data=photograph(512, 512), chunks=(64, 64), codec=DeepSIC(axes="yx"))
+    sizes = []
+    read = module._Job.read
+    monkeypatch.setattr(module._Job, "read", lambda job, part: sizes.append(read(job, part).size) or read(job, part))
+    export(array, tmp_path / "a.zarr")
+    export(array, tmp_path / "a.png")
+    assert max(sizes) <= 1 << 15 and sum(sizes) == 2 * 512 * 512
+
+
+@pytest.mark.parametrize("text", ["y", "y=", "=3", "y=a:b", "y=1:2:3", "y=1.5"])
+def test_parts_that_are_none(text):
+    check_rejects(ValueError, "axis=number", parse_parts, [text])
+
+
+def test_parts():
+    assert parse_parts(["y=0:512", "t=3", "x=:-4"]) == {"y": slice(0, 512), "t": 3, "x": slice(None, -4)}
+    check_rejects(ValueError, "once", parse_parts, ["y=1", "y=2"])

@@ -1,0 +1,50 @@
+"""The optimised quantiser: the same symbols however they are looked for, and never dearer ones."""
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec.model import quantise as rdo
+from deepsic_codec.model.architecture import architecture_from, integer_prior
+from deepsic_codec.model.coding import predict
+from deepsic_codec.model.exact.transforms import PRIOR, RDO, IntegerTransforms, below
+from deepsic_codec.model.file import find_model, load_arrays
+from deepsic_codec.model.ops.tensor_ops import Tensors
+from deepsic_codec.samples import drone_frame
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Prior, tables, latents in steps and qualities of three crops."""
+    info = find_model("base")
+    arch, arrays = architecture_from(info.architecture), load_arrays(info)
+    prior = integer_prior(arch, {k: torch.from_numpy(v) for k, v in below(arrays, PRIOR).items()}, "cpu")
+    stored = below(arrays, RDO)
+    tables = rdo.RdoTables(torch.from_numpy(stored["saved"]), torch.from_numpy(stored["price"])).to("cpu")
+    frame, quality = drone_frame(), np.array([12.0, 50.0, 88.0])
+    crops = np.stack([frame[128 * i : 128 * i + 96, :144] for i in range(3)])
+    scaled = IntegerTransforms(arch, arrays, torch.device("cpu")).analyse(torch.from_numpy(crops), quality).scaled
+    return prior, tables, scaled, torch.from_numpy(quality).long()
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["quality of each", "one quality"])
+def test_compiled_loop_and_tensors_agree(parts, monkeypatch, one):
+    prior, tables, scaled, quality = parts
+    quality = 50 if one else quality
+    few, predictions = rdo.quantise(prior, tables, scaled, quality)
+    monkeypatch.setattr(prior, "passes", Tensors)
+    again, others = rdo.quantise(prior, tables, scaled, quality)
+    assert torch.equal(again, few)
+    for one, other in ((predictions, others), (predictions, predict(prior, few, quality))):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    nearest = torch.round(scaled).to(torch.int32)
+    moved = few - nearest
+    assert 0 < (moved != 0).float().mean() < 0.2 and moved.abs().max() == 1
+
+
+def test_no_tables_mean_the_nearest(parts):
+    prior, tables, scaled, quality = parts
+    nearest = torch.round(scaled).to(torch.int32)
+    found, predictions = rdo.quantise(prior, None, scaled, quality)
+    assert torch.equal(found, nearest) and predictions is None
