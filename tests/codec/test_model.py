@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import zarr
-from tests.codecs.test_entry_points import installed  # noqa: F401  # a fixture
 
 from deepsic_codec import DeepSIC, DeepSICCodec, chunk_attrs, create_array
 from deepsic_codec.payload import header as payload_header
+from tests.codec.test_entry_points import installed  # noqa: F401  # a fixture
 from tests.common import check_config, check_lazy, check_repr, check_roundtrip, photograph, psnr, run_python
 
 DECIBELS = 30  # at quality 50 on smooth content; scrambled pixels give less than 15

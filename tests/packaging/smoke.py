@@ -19,11 +19,6 @@ from deepsic_codec.samples import eurosat_mosaic
 
 CONTENTS = (
     "deepsic_codec/models/base.safetensors",
-    "deepsic_codec/models/base-0.1.safetensors",
-    "deepsic_codec/models/base-0.2.safetensors",
-    "deepsic_codec/models/base-0.3.safetensors",
-    "deepsic_codec/models/base-0.4.safetensors",
-    "deepsic_codec/models/base-0.5.safetensors",
     "deepsic_codec/model/coder.cu",
     "deepsic_codec/py.typed",
     "deepsic_codec/data/ATTRIBUTION.md",

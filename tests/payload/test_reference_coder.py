@@ -9,7 +9,7 @@ from deepsic_codec.samples import drone_frame
 from tests.payload import reference_coder
 
 
-@pytest.mark.parametrize("name", ["base", "base-0.1", "base-0.2", "base-0.3", "base-0.4", "base-0.5"])
+@pytest.mark.parametrize("name", ["base"])
 @pytest.mark.parametrize(
     "height,width,slices,quality",
     [(16, 16, 1, 50.0), (64, 48, 1, 12.5), (40, 33, 2, 71.5), (32, 32, 1, 100.0), (16, 40, 1, 1.0)],

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tests.codecs.test_entry_points import installed  # noqa: F401  # a fixture
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
 
 from benchmarks.fuzz import tiny_model
@@ -28,6 +27,7 @@ from deepsic_codec.errors import ConfigurationError, ModelMismatch, ModelNotFoun
 from deepsic_codec.model import file
 from deepsic_codec.model import runtime as model_runtime
 from deepsic_codec.stored import embedded as embed
+from tests.codec.test_entry_points import installed  # noqa: F401  # a fixture
 from tests.common import check_lazy, check_rejects, photograph, run_python
 
 IMAGE = photograph(70, 45, 3)
