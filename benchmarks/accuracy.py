@@ -66,14 +66,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = list(info.vocabulary.classes)
     tiles, labels = read_validation(a.data, classes, a.limit)
     photos = [x for _, x in read_images(a.photos)] if a.photos else []
-    print(f"{info.name}, decoder {info.decoder[:16]}, head {info.head[:16]}; {len(tiles)} tiles of {len(classes)} "
-          f"classes, {len(photos)} photographs\n")  # fmt: skip
+    print(
+        f"{info.name}, decoder {info.decoder[:16]}, head {info.head[:16]}; {len(tiles)} tiles of {len(classes)} "
+        f"classes, {len(photos)} photographs\n"
+    )
     rows = [row for q in a.qualities for row in measure(get_runtime(info), name, q, tiles, labels, photos)]
     if a.minutes > 0 and a.train:
         rows += raw_networks(a, classes, tiles, labels)
     header = ["network", "quality", "bpp", "top-1 %", "top-5 %", "in mosaics: bpp", "top-1 %", "unknown %"]
-    print(table(header, [[r.network, r.quality, r.bpp, 100 * r.top1, 100 * r.top5, r.mosaic_bpp, 100 * r.mosaic_top1,
-                          100 * r.unknown] for r in rows]))  # fmt: skip
+    print(
+        table(
+            header,
+            [
+                [
+                    r.network,
+                    r.quality,
+                    r.bpp,
+                    100 * r.top1,
+                    100 * r.top5,
+                    r.mosaic_bpp,
+                    100 * r.mosaic_top1,
+                    100 * r.unknown,
+                ]
+                for r in rows
+            ],
+        )
+    )
     print("\n" + conclusion(rows))
     if a.csv:
         with open(a.csv, "w", newline="") as file:
@@ -111,8 +129,18 @@ def measure(
         top1, top5 = top_k(np.concatenate([s.reshape(1, -1) for s in scores]), labels)
         inside = np.concatenate([s.reshape(-1, s.shape[-1]) for s in mosaic_scores])
         unknown = [s.reshape(-1, s.shape[-1]).argmax(1) == s.shape[-1] - 1 for s in photo_scores]
-        rows.append(Row(f"DeepSIC {semantics}", quality, bpp, top1, top5, top_k(inside, labels[pick])[0], mosaic_bpp,
-                        float(np.concatenate(unknown).mean()) if unknown else math.nan))  # fmt: skip
+        rows.append(
+            Row(
+                f"DeepSIC {semantics}",
+                quality,
+                bpp,
+                top1,
+                top5,
+                top_k(inside, labels[pick])[0],
+                mosaic_bpp,
+                float(np.concatenate(unknown).mean()) if unknown else math.nan,
+            )
+        )
     return rows
 
 
@@ -251,8 +279,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--qualities", type=float, nargs="+", default=QUALITIES)
     parser.add_argument("--limit", type=int, help="only so many validation tiles")
     raw = ["ResNet-18", "ResNet-18, fine stem", "own trunk, raw pixels"]
-    parser.add_argument("--networks", nargs="+", choices=raw, default=[raw[0], raw[2]], metavar="NAME",
-                        help="on raw pixels: " + "; ".join(raw))  # fmt: skip
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=raw,
+        default=[raw[0], raw[2]],
+        metavar="NAME",
+        help="on raw pixels: " + "; ".join(raw),
+    )
     parser.add_argument("--minutes", type=float, default=10, help="training of each; 0: none")
     parser.add_argument("--steps", type=int, default=1_000_000, help="at most")
     parser.add_argument("--batch", type=int, default=64)

@@ -17,8 +17,16 @@ from PIL import Image
 from deepsic_codec.io.peers import PEERS, Peer, Pixels
 
 __all__ = [
-    "PEERS", "Peer", "Pixels", "machine", "median_time", "over_threads", "read_image", "read_images", "table",
-]  # fmt: skip
+    "PEERS",
+    "Peer",
+    "Pixels",
+    "machine",
+    "median_time",
+    "over_threads",
+    "read_image",
+    "read_images",
+    "table",
+]
 
 T, R = TypeVar("T"), TypeVar("R")
 

@@ -372,9 +372,13 @@ class Coder(Stage):
                     probabilities=rng.choice(np.array([0, 1, 32768, 65535], np.uint16), size),
                     confidence=rng.integers(0, 1024, size).astype(np.uint16),
                     weights=rng.choice(np.array([-(1 << 31), -70000, 0, 70000, (1 << 31) - 1], np.int32), mixers),
-                    low_bits=np.full(SCALES, low, np.uint8), levels=base.levels, limit=1023, rate=64, single=single,
+                    low_bits=np.full(SCALES, low, np.uint8),
+                    levels=base.levels,
+                    limit=1023,
+                    rate=64,
+                    single=single,
                 ).check(self.LATENTS)
-            )  # fmt: skip
+            )
 
         ys, xs = (v.astype(np.int64) for v in np.nonzero(np.ones(self.GRID)))
         self.streams = []
@@ -521,9 +525,7 @@ class Shard(Stage):
         smooth = next(seed for seed in seeds if seed.name == "smooth")
         self.arrays = []
         for chunk, shard in (((32, 32, 3), (64, 64, 3)), ((16, 32, 3), (64, 64, 3))):
-            array = create_array(
-                {}, data=smooth.array[:64, :64], chunks=chunk, shards=shard, codec=smooth.codec
-            )
+            array = create_array({}, data=smooth.array[:64, :64], chunks=chunk, shards=shard, codec=smooth.codec)
             key = array.metadata.encode_chunk_key((0, 0, 0))
             self.arrays.append((array, key, array.store._store_dict[key].to_bytes()))
 
@@ -623,9 +625,16 @@ class Model(Stage):
 
 
 STAGES: dict[str, type[Stage]] = {
-    "bytes": Bytes, "header": HeaderStage, "labels": Labels, "section": Section, "coder": Coder, "parts": Parts,
-    "zarr": Zarr, "shard": Shard, "model": Model,
-}  # fmt: skip
+    "bytes": Bytes,
+    "header": HeaderStage,
+    "labels": Labels,
+    "section": Section,
+    "coder": Coder,
+    "parts": Parts,
+    "zarr": Zarr,
+    "shard": Shard,
+    "model": Model,
+}
 
 
 @dataclass
@@ -761,8 +770,10 @@ def run(args: argparse.Namespace, folder: Path) -> int:
                 say(f"{text}\nnot in order: stage {last}, case {done}, stored as {place}")
             seconds = time.monotonic() - start
             say(fuzzer.report())
-            say(f"{done} cases in {seconds:.0f} s, {done / max(seconds, 1e-9):.0f}/s; "
-                f"memory {before:.0f} MB before, {peak():.0f} MB at most")  # fmt: skip
+            say(
+                f"{done} cases in {seconds:.0f} s, {done / max(seconds, 1e-9):.0f}/s; "
+                f"memory {before:.0f} MB before, {peak():.0f} MB at most"
+            )
             return 0 if error is None else 1
 
         if args.engine == "atheris":

@@ -278,10 +278,18 @@ def report(scenes: Sequence[Scene], rows: Sequence[Row]) -> str:
     size = {scene.name: scene.values.nbytes / 1e6 for scene in scenes}
     header = ["scene", "codec", "setting", "bits/sample", "max error", "RMS error", "encode MB/s", "decode MB/s"]
     cells: list[list[object]] = [
-        [r.scene, r.codec, r.setting, f"{r.bits:.3f}", f"{r.largest:g}", r.rms, size[r.scene] / r.encode,
-         size[r.scene] / r.decode]
+        [
+            r.scene,
+            r.codec,
+            r.setting,
+            f"{r.bits:.3f}",
+            f"{r.largest:g}",
+            r.rms,
+            size[r.scene] / r.encode,
+            size[r.scene] / r.decode,
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     lossy = [r for r in rows if not r.setting.startswith("<=")]
     wins = dict.fromkeys(LOSSY, 0)
     count = 0

@@ -128,8 +128,9 @@ def against_truth(labels: Labels, truth: NDArray[np.str_]) -> str:
             continue
         found = labels.where(f'"{name}"').mask.ravel()
         right = int((found & real).sum())
-        rows.append([name, int(real.sum()), int(found.sum()), f"{right / max(1, found.sum()):.4f}",
-                     f"{right / real.sum():.4f}"])  # fmt: skip
+        rows.append(
+            [name, int(real.sum()), int(found.sum()), f"{right / max(1, found.sum()):.4f}", f"{right / real.sum():.4f}"]
+        )
     return table(["query", "true chunks", "found", "precision", "recall"], rows)
 
 
@@ -196,11 +197,17 @@ def timed_queries(labels: Labels, total: int, repeats: int) -> str:
         good = min(seconds) <= TARGETS["seconds"] and found.bytes_read <= TARGETS["share"] * total
         rows.append(
             [
-                text, f"{count:,}", f"{np.median(seconds) * 1e3:.0f}", f"{min(seconds) * 1e3:.0f}",
-                f"{np.median(cpu) * 1e3:.0f}", f"{found.bytes_read:,}", f"{found.bytes_read / total:.4%}",
-                found.requests, "met" if good else "missed",
+                text,
+                f"{count:,}",
+                f"{np.median(seconds) * 1e3:.0f}",
+                f"{min(seconds) * 1e3:.0f}",
+                f"{np.median(cpu) * 1e3:.0f}",
+                f"{found.bytes_read:,}",
+                f"{found.bytes_read / total:.4%}",
+                found.requests,
+                "met" if good else "missed",
             ]
-        )  # fmt: skip
+        )
     header = ["query", "chunks", "median ms", "best ms", "CPU ms", "bytes read", "of archive", "requests", "target"]
     return table(header, rows)
 
@@ -237,9 +244,10 @@ def over_s3(array: zarr.Array, latency: float) -> Iterator[str]:
         url, query = "s3://bucket/a.zarr", QUERIES[2]
         rows = []
         for name, scan, cold in (
-            ("index, s3fs", False, False), ("index, s3fs, first use in the process", False, True),
+            ("index, s3fs", False, False),
+            ("index, s3fs, first use in the process", False, True),
             ("headers, s3fs", True, False),
-        ):  # fmt: skip
+        ):
             open_labels(url, "image", scan=scan).where(query)  # the service then has the answers, s3fs its connections
             if cold:
                 s3fs.S3FileSystem.clear_instance_cache()

@@ -110,9 +110,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure_deepsic(
-    images: list[tuple[str, Pixels]], settings: Sequence[float], args: Any, name: str = OURS, *,
-    model: str | None = None, hints: dict[str, Any] | None = None, mode: str = "quality",
-) -> list[Point]:  # fmt: skip
+    images: list[tuple[str, Pixels]],
+    settings: Sequence[float],
+    args: Any,
+    name: str = OURS,
+    *,
+    model: str | None = None,
+    hints: dict[str, Any] | None = None,
+    mode: str = "quality",
+) -> list[Point]:
     """Our codec at every setting of a mode (quality, bpp); each image is one chunk, header and labels counted."""
     from deepsic_codec import DeepSIC
 
@@ -200,9 +206,7 @@ def curve(rows: list[dict[str, float]], measure: str) -> Curve | None:
     return Curve([row["bpp"] for row in rows], values)
 
 
-def compare(
-    points: list[Point], averages: Averages, published: Averages, ours: str = OURS
-) -> list[dict[str, Any]]:  # fmt: skip
+def compare(points: list[Point], averages: Averages, published: Averages, ours: str = OURS) -> list[dict[str, Any]]:
     """BD-rate of ours against everything else, in each measure that both have, and as mean over the images."""
     rows = []
     per_image = _by_image(points)
@@ -349,11 +353,22 @@ def plot(path: str, averages: Averages, published: Averages, title: str) -> None
                 axis.plot([r["bpp"] for r in rows], values(rows), label=f"{name} (published)", **thin)
         for name, rows in averages.items():
             ours = name == OURS
-            axis.plot([r["bpp"] for r in rows], values(rows), ".-", lw=2.6 if ours else 1.2, label=name,
-                      color="black" if ours else None, zorder=3 if ours else 2)  # fmt: skip
+            axis.plot(
+                [r["bpp"] for r in rows],
+                values(rows),
+                ".-",
+                lw=2.6 if ours else 1.2,
+                label=name,
+                color="black" if ours else None,
+                zorder=3 if ours else 2,
+            )
         axis.set(xlim=(0, BPP_RANGE[1] + 0.2), xlabel="bits per pixel", ylabel=_LABELS[measure], title=title)
-        visible = [v for rows in averages.values() for r, v in zip(rows, values(rows), strict=True)
-                   if 0.1 < r["bpp"] < BPP_RANGE[1] + 0.2 and np.isfinite(v)]  # fmt: skip
+        visible = [
+            v
+            for rows in averages.values()
+            for r, v in zip(rows, values(rows), strict=True)
+            if 0.1 < r["bpp"] < BPP_RANGE[1] + 0.2 and np.isfinite(v)
+        ]
         if visible:
             axis.set_ylim(min(visible) - 0.5, max(visible) + 0.5)
         axis.grid(alpha=0.3)
@@ -377,8 +392,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--efforts", type=_hints, nargs="+", default=[], metavar="N[:TUNE]", help=text)
     text = "also with other models, as curves of their own"
     parser.add_argument("--beside", nargs="+", default=[], metavar="MODEL", help=text)
-    parser.add_argument("--codecs", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="PEER",
-                        help="peers to run: " + ", ".join(PEERS))  # fmt: skip
+    parser.add_argument(
+        "--codecs",
+        nargs="*",
+        choices=list(PEERS),
+        default=list(PEERS),
+        metavar="PEER",
+        help="peers to run: " + ", ".join(PEERS),
+    )
     parser.add_argument("--no-deepsic", action="store_true", help="peers only")
     parser.add_argument("--published", help="JSON file of published curves, drawn as thin lines")
     parser.add_argument("--limit", type=int, help="only the first so many images")

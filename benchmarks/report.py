@@ -52,45 +52,62 @@ class Part:
 
 PARTS = {
     "startup": Part(
-        "Starting up", "What a new process pays before its first pixel.", "--repeats 5", "--repeats 1",
+        "Starting up",
+        "What a new process pays before its first pixel.",
+        "--repeats 5",
+        "--repeats 1",
     ),
     "rd": Part(
-        "Rate and distortion", "The same images through every codec, from the bytes that each really writes.",
+        "Rate and distortion",
+        "The same images through every codec, from the bytes that each really writes.",
         "--images IMAGES --efforts 2 3 3:ms-ssim 4 --rates 0.15 0.2 0.3 0.4 0.6 0.8 1 1.25 1.5 --png PNG",
         "--images IMAGES --limit 1 --qualities 20 50 80 --codecs WebP --png PNG",
         "rate-distortion",
     ),
     "throughput": Part(
-        "Speed and memory", "Chunks of 512 x 512, each codec at about the same PSNR and number of threads.",
-        "--repeats 3 --efforts 2 3 4", "--chunks 2 --repeats 1",
+        "Speed and memory",
+        "Chunks of 512 x 512, each codec at about the same PSNR and number of threads.",
+        "--repeats 3 --efforts 2 3 4",
+        "--chunks 2 --repeats 1",
     ),
     "entropy": Part(
-        "Entropy coder", "Symbols of real images: bits against the ideal static code, and the speed of one thread.",
-        "--images IMAGES", "--images IMAGES --qualities 27 --repeat 1",
+        "Entropy coder",
+        "Symbols of real images: bits against the ideal static code, and the speed of one thread.",
+        "--images IMAGES",
+        "--images IMAGES --qualities 27 --repeat 1",
     ),
     "query": Part(
-        "Labels and queries", "Queries on a real archive and on a simulated index of a million chunks.",
-        "--data TILES --chunks 3600 --expressions 100", "--data TILES --chunks 1024 --expressions 10 --repeats 1",
+        "Labels and queries",
+        "Queries on a real archive and on a simulated index of a million chunks.",
+        "--data TILES --chunks 3600 --expressions 100",
+        "--data TILES --chunks 1024 --expressions 10 --repeats 1",
     ),
     "scale": Part(
-        "Archives at scale", "Memory of the bulk writer, workers, batches, S3 on this machine.",
-        "--pixels 20e6", "--pixels 2e6 --repeats 1 --parts batch",
+        "Archives at scale",
+        "Memory of the bulk writer, workers, batches, S3 on this machine.",
+        "--pixels 20e6",
+        "--pixels 2e6 --repeats 1 --parts batch",
     ),
     "accuracy": Part(
-        "Labels against rate", "How often the best label is right, before and after quantisation.",
+        "Labels against rate",
+        "How often the best label is right, before and after quantisation.",
         "--data TILES --minutes 0 --limit 2000 --png PNG",
         "--data TILES --minutes 0 --limit 64 --qualities 50 --png PNG",
         "label-accuracy",
     ),
     "imagery": Part(
-        "Imagery of other kinds", "16 bit, many bands, NoData; lossless and bounded error beside other codecs.",
-        "--scenes SCENES --crop 1024", "--scenes SCENES --crop 256 --bits 1 --bound 0",
+        "Imagery of other kinds",
+        "16 bit, many bands, NoData; lossless and bounded error beside other codecs.",
+        "--scenes SCENES --crop 1024",
+        "--scenes SCENES --crop 256 --bits 1 --bound 0",
     ),
     "generations": Part(
-        "Rewriting", "A chunk decoded and encoded again ten times, and a small write into it.",
-        "--crop 256", "--crop 128 --qualities 50 --errors 2 --count 2",
+        "Rewriting",
+        "A chunk decoded and encoded again ten times, and a small write into it.",
+        "--crop 256",
+        "--crop 128 --qualities 50 --errors 2 --count 2",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -348,9 +348,17 @@ def _in_child(args: argparse.Namespace, what: str, **more: Any) -> dict[str, Any
     with _folder(args) as folder:  # here and not there: after Ctrl-C the child is killed before it has deleted much
         task = {"what": what, "width": args.width if what == "archive" else BLOCK, "folder": str(folder), **more}
         command = [
-            sys.executable, "-m", "benchmarks.scale", "--child", json.dumps(task), "--device", args.device,
-            "--threads", str(args.threads), *(["--image", args.image] if args.image else []),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "benchmarks.scale",
+            "--child",
+            json.dumps(task),
+            "--device",
+            args.device,
+            "--threads",
+            str(args.threads),
+            *(["--image", args.image] if args.image else []),
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the step {what!r} failed with exit code {done.returncode}; what it printed is above")
@@ -416,8 +424,9 @@ class _Watch(Callback):
             print(
                 f"{share:4.0%} of {self.samples / 3e6:,.0f} Mpx, {self.done / 3e6 / seconds:.2f} Mpx/s, "
                 f"{_resident():,.0f} MiB, {seconds:,.0f} s{end}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 @contextmanager
@@ -513,9 +522,12 @@ def _s3_store(kind: str, endpoint: str) -> Any:
 
     return ObjectStore(
         S3Store(
-            "obstore", prefix="a.zarr", endpoint=endpoint, client_options={"allow_http": True},
+            "obstore",
+            prefix="a.zarr",
+            endpoint=endpoint,
+            client_options={"allow_http": True},
             virtual_hosted_style_request=False,
-        )  # fmt: skip
+        )
     )
 
 

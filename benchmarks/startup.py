@@ -35,13 +35,17 @@ STEPS = {
     "import torch, after numpy": "import numpy\n" + CLOCK + "import torch" + SAY,
     "open the array": CLOCK + "import zarr; zarr.open({url!r}, mode='r')" + SAY,
     "labels of a chunk": CLOCK
-    + "from deepsic_codec import chunk_attrs, open_archive; chunk_attrs(open_archive({url!r}), (0, 0, 0))" + SAY,
+    + "from deepsic_codec import chunk_attrs, open_archive; chunk_attrs(open_archive({url!r}), (0, 0, 0))"
+    + SAY,
     "the first decode, a chunk of 512 x 512": CLOCK + "import zarr; zarr.open({url!r}, mode='r')[:512, :512]" + SAY,
     "the second decode": "import zarr; z = zarr.open({url!r}, mode='r'); z[:512, :512]\n"
-    + CLOCK + "z[:512, :512]" + SAY,
+    + CLOCK
+    + "z[:512, :512]"
+    + SAY,
     "the first encode, a chunk of 512 x 512": CLOCK
-    + "from deepsic_codec import DeepSIC; import numpy as np; DeepSIC().encode(np.zeros((512, 512, 3), 'u1'))" + SAY,
-}  # fmt: skip
+    + "from deepsic_codec import DeepSIC; import numpy as np; DeepSIC().encode(np.zeros((512, 512, 3), 'u1'))"
+    + SAY,
+}
 COLD = "the first decode, a chunk of 512 x 512"
 
 

@@ -68,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     peak, before = peak_memory(args)
     height, width = FRAME
-    print(f"Peak memory, frame of {width}x{height} written and read in chunks of {EDGE}x{EDGE}: {peak:.2f} GiB, "
-          f"of which {before:.2f} GiB before the first chunk (limit {MEMORY_LIMIT:g} GiB).")  # fmt: skip
+    print(
+        f"Peak memory, frame of {width}x{height} written and read in chunks of {EDGE}x{EDGE}: {peak:.2f} GiB, "
+        f"of which {before:.2f} GiB before the first chunk (limit {MEMORY_LIMIT:g} GiB)."
+    )
     ours = results[0]
     print(f"Seams: PSNR of the outer {BORDER} pixels of chunks minus that of the others: {ours.seam:+.2f} dB.\n")
     print(conclusion(results, peak))
@@ -161,8 +163,11 @@ def _blosc_zstd() -> Peer:
     """Lossless, for scale: what Zarr arrays are often compressed with."""
 
     def encode(x: Pixels, _: float) -> bytes:
-        return bytes(imagecodecs.blosc_encode(x.tobytes(), level=5, compressor="zstd", shuffle="shuffle",
-                                              typesize=1, numthreads=1))  # fmt: skip
+        return bytes(
+            imagecodecs.blosc_encode(
+                x.tobytes(), level=5, compressor="zstd", shuffle="shuffle", typesize=1, numthreads=1
+            )
+        )
 
     def decode(data: bytes) -> Pixels:
         flat = np.frombuffer(imagecodecs.blosc_decode(data, numthreads=1), np.uint8)

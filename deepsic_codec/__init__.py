@@ -27,9 +27,19 @@ _HOMES = {
     "relabel": "labels.relabel",
 }
 __all__ = [
-    "DeepSIC", "DeepSICCodec", "chunk_attrs", "config", "consolidate_labels", "create_array", "decode_features",
-    "errors", "iter_chunk_attrs", "open_archive", "open_labels", "relabel",
-]  # fmt: skip
+    "DeepSIC",
+    "DeepSICCodec",
+    "chunk_attrs",
+    "config",
+    "consolidate_labels",
+    "create_array",
+    "decode_features",
+    "errors",
+    "iter_chunk_attrs",
+    "open_archive",
+    "open_labels",
+    "relabel",
+]
 
 
 def __getattr__(name: str) -> Any:

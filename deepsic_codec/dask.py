@@ -151,10 +151,19 @@ def store(
     da = _dask()
     values = _as_dask(source, da)
     array = _open_target(
-        source, values, target, name, codec, chunks, shards,
-        storage_options=storage_options, region=region, resume=resume, overwrite=overwrite,
+        source,
+        values,
+        target,
+        name,
+        codec,
+        chunks,
+        shards,
+        storage_options=storage_options,
+        region=region,
+        resume=resume,
+        overwrite=overwrite,
         more=kwargs | ({"embed_model": True} if embed_model else {}),
-    )  # fmt: skip
+    )
     if embed_model:
         embed.embed_model(array)  # does nothing if it is there
     config = Layout(array).config
@@ -306,9 +315,16 @@ def _open_target(
         more.setdefault("dimension_names", [str(dimension) for dimension in source.dims])
         more["attributes"] = {**_plain(source.attrs), **(more.get("attributes") or {})}
     return create_array(
-        place.store, name=path or None, shape=values.shape, dtype=values.dtype, chunks=chunks, shards=shards,
-        codec=codec, overwrite=overwrite, **more,
-    )  # fmt: skip
+        place.store,
+        name=path or None,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=chunks,
+        shards=shards,
+        codec=codec,
+        overwrite=overwrite,
+        **more,
+    )
 
 
 def _existing(store: Any, path: str) -> zarr.Array | None:

@@ -56,19 +56,31 @@ def main() -> None:
 
     # An archive with the labels of the model that comes with the package.
     array = create_array(
-        args.out / "archive.zarr", name="land", data=eurosat_mosaic(), chunks=(256, 256, 3),
-        codec=DeepSIC(quality=60, label_tile=TILE), overwrite=True,
-    )  # fmt: skip
+        args.out / "archive.zarr",
+        name="land",
+        data=eurosat_mosaic(),
+        chunks=(256, 256, 3),
+        codec=DeepSIC(quality=60, label_tile=TILE),
+        overwrite=True,
+    )
 
     # Only the semantic head is trained, on features as they are stored: decoder and archives stay as they are.
     from deepsic_codec.training.settings import Settings
     from deepsic_codec.training.train import train
 
-    train(Settings(
-        base="base", labels=[str(tiles)], images=[str(path) for path in args.photos], out=str(model),
-        run=str(args.out / "run"), head_minutes=args.minutes, head_steps=args.steps, head_batch=64,
-        every=100,
-    ))  # fmt: skip
+    train(
+        Settings(
+            base="base",
+            labels=[str(tiles)],
+            images=[str(path) for path in args.photos],
+            out=str(model),
+            run=str(args.out / "run"),
+            head_minutes=args.minutes,
+            head_steps=args.steps,
+            head_batch=64,
+            every=100,
+        )
+    )
 
     # Labels from stored features, into the index beside the array.
     relabel(args.out / "archive.zarr", str(model), "land")

@@ -29,9 +29,15 @@ def main() -> None:
 
     # Format 2: any call of zarr that takes a compressor.
     old = zarr.open(
-        args.out / "format2.zarr", mode="w", zarr_format=2, compressor=codec, shape=image.shape, chunks=(256, 256, 3),
-        dtype="u1", fill_value=None,
-    )  # fmt: skip
+        args.out / "format2.zarr",
+        mode="w",
+        zarr_format=2,
+        compressor=codec,
+        shape=image.shape,
+        chunks=(256, 256, 3),
+        dtype="u1",
+        fill_value=None,
+    )
     old[:] = image
 
     # Format 3: create_array takes what zarr.create_array takes, and the same codec.
@@ -56,9 +62,12 @@ def main() -> None:
 
     # A picture of an archive with its label map, here of land use.
     land = create_array(
-        args.out / "land.zarr", data=eurosat_mosaic()[: args.size, : args.size], chunks=(256, 256, 3),
-        codec=DeepSIC(quality=args.quality, label_tile=64), overwrite=True,
-    )  # fmt: skip
+        args.out / "land.zarr",
+        data=eurosat_mosaic()[: args.size, : args.size],
+        chunks=(256, 256, 3),
+        codec=DeepSIC(quality=args.quality, label_tile=64),
+        overwrite=True,
+    )
     preview(land).image.save(args.out / "labels.png")
     print(f"wrote {args.out / 'before-after.png'} and {args.out / 'labels.png'}")
 

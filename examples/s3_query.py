@@ -31,9 +31,11 @@ def local_server() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
+    }
     s3fs.S3FileSystem().mkdir("my-bucket")
     try:
         yield "s3://my-bucket/land.zarr"
@@ -44,9 +46,13 @@ def local_server() -> Iterator[str]:
 def run(url: str, out: Path, expression: str) -> None:
     """Write, index, ask, fetch."""
     array = create_array(
-        url, name="land", data=eurosat_mosaic(), chunks=(256, 256, 3), codec=DeepSIC(quality=50, label_tile=64),
+        url,
+        name="land",
+        data=eurosat_mosaic(),
+        chunks=(256, 256, 3),
+        codec=DeepSIC(quality=50, label_tile=64),
         overwrite=True,
-    )  # fmt: skip
+    )
     consolidate_labels(url, "land")
     print(f"wrote {url}: {array.nchunks} chunks")
 

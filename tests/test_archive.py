@@ -226,9 +226,14 @@ def test_attrs(arguments, name):
 @pytest.mark.parametrize("location", ["start", "end"])
 def test_attrs_in_shards(location, codecs):
     z = zarr.create_array(
-        {}, shape=(256, 320, 3), dtype="u1", chunks=(64, 64, 3), serializer=DeepSICCodec(), compressors=codecs,
+        {},
+        shape=(256, 320, 3),
+        dtype="u1",
+        chunks=(64, 64, 3),
+        serializer=DeepSICCodec(),
+        compressors=codecs,
         shards={"shape": (128, 192, 3), "index_location": location},
-    )  # fmt: skip
+    )
     assert chunk_attrs(z, (3, 4, 0)) == chunk_attrs(z, (0, 0, 0))
     z[:, 128:256], z[64:128, :64] = 240, 120
     found = {index: best(chunk_attrs(z, index)["labels"]) for index in np.ndindex(4, 5, 1)}

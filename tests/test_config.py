@@ -77,8 +77,7 @@ def test_the_device_in_use_is_asked_of_torch_where_that_is_there(monkeypatch):
 def test_environment():
     show = "from deepsic_codec import config; print(config.get())"
     assert run_python(show, DEEPSIC_DEVICE="cuda:1", DEEPSIC_THREADS="3", DEEPSIC_BATCH_PIXELS=" 9 ").strip() == (
-        "Settings(device='cuda:1', batch_pixels=9, threads=3, precision='auto', max_pixels=536870912, "
-        "kernels='auto')"
+        "Settings(device='cuda:1', batch_pixels=9, threads=3, precision='auto', max_pixels=536870912, kernels='auto')"
     )
     assert "kernels='plain'" in run_python(show, DEEPSIC_KERNELS="plain")
     with pytest.raises(AssertionError, match="threads: expected an integer of at least 1, got 'many'"):

@@ -195,9 +195,14 @@ def test_misaligned_region_writes_nothing(stub):
     store = MemoryStore()
     save(store)
     message = check_rejects(
-        UnsupportedArray, "cuts chunks|(64:192, 0:500, 0:3)",
-        bulk.store, photograph(100, 500, 3), store, name="image", region=slice(70, 170),
-    )  # fmt: skip
+        UnsupportedArray,
+        "cuts chunks|(64:192, 0:500, 0:3)",
+        bulk.store,
+        photograph(100, 500, 3),
+        store,
+        name="image",
+        region=slice(70, 170),
+    )
     assert "second time" in message
     np.testing.assert_array_equal(zarr.open_array(store, path="image", mode="r")[:], image())
 
@@ -465,10 +470,15 @@ def test_batches_are_larger_beside_a_gpu(stub, monkeypatch):
 @pytest.mark.parametrize(
     "key",
     [
-        np.s_[10:200, 130:140], np.s_[::-1, 5:300:7], np.s_[70, :, 1], np.s_[-3:, -1], np.s_[0:0],
-        np.s_[[3, 250], :, 0], np.s_[299:3:-50, 499:0:-3],
+        np.s_[10:200, 130:140],
+        np.s_[::-1, 5:300:7],
+        np.s_[70, :, 1],
+        np.s_[-3:, -1],
+        np.s_[0:0],
+        np.s_[[3, 250], :, 0],
+        np.s_[299:3:-50, 499:0:-3],
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("chunks", ["auto", (50, 333, 2)])
 def test_open_slices(stub, key, chunks):
     store = MemoryStore()
@@ -541,8 +551,10 @@ def test_distributed_workers(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(ROOT / "tests" / "cluster_run.py"), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert "same" in done.stdout
 

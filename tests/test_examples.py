@@ -28,8 +28,10 @@ PRINTED = {
     "compare_codecs": r"DeepSIC +[\d,]+(.|\n)*WebP +[\d,]+",
 }
 PACKAGES = {
-    "xarray_dask": ["dask", "xarray"], "s3_query": ["moto", "s3fs"], "compare_codecs": ["imagecodecs", "matplotlib"]
-}  # fmt: skip
+    "xarray_dask": ["dask", "xarray"],
+    "s3_query": ["moto", "s3fs"],
+    "compare_codecs": ["imagecodecs", "matplotlib"],
+}
 
 
 def test_every_example_is_here():
@@ -45,8 +47,11 @@ def test_example(name, tmp_path):
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code, str(EXAMPLES / f"{name}.py"), str(tmp_path / "out"), *ARGUMENTS[name]],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(PRINTED[name], done.stdout), done.stdout
     written = [Path(path) for path in re.findall(r"\S+\.png", done.stdout)]

@@ -58,8 +58,10 @@ def write_index(array: zarr.Array, place: Place, heads: Mapping[Index, bytes]) -
     geometry = Geometry.of(array, config.axes, config.label_tile)
     old = consolidate._old_index(place, True)
     if old is not None and (old.geometry.axes, old.geometry.chunks, old.geometry.tile) != (
-        geometry.axes, geometry.chunks, geometry.tile
-    ):  # fmt: skip
+        geometry.axes,
+        geometry.chunks,
+        geometry.tile,
+    ):
         old = None
     vocabulary = of_head(array, config.decoder, config.head or "") if old is None else old.vocabulary
     fill = consolidate._FromHeaders(attributes, geometry, vocabulary, old)

@@ -127,9 +127,7 @@ class Written:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def write_block(
-    block: Any, array: zarr.Array, first: Index, todo: Sequence[Index] | None, options: Options
-) -> Written:
+def write_block(block: Any, array: zarr.Array, first: Index, todo: Sequence[Index] | None, options: Options) -> Written:
     """Write a block of an array.
 
     Parameters
@@ -228,9 +226,7 @@ class _BlockWriter:
 
     def _values(self, index: Index) -> np.ndarray:
         """Return the samples of a chunk that lie within the array."""
-        starts = (
-            i * chunk - start for i, chunk, start in zip(index, self.array.chunks, self.origin, strict=True)
-        )
+        starts = (i * chunk - start for i, chunk, start in zip(index, self.array.chunks, self.origin, strict=True))
         return self.block[tuple(slice(a, a + n) for a, n in zip(starts, self.array.chunks, strict=True))]
 
     def _job(self, values: np.ndarray) -> core.EncodeJob:

@@ -85,9 +85,14 @@ def run(out: Path, *, zarr_format: int, quality: float, console: Console) -> dic
         for name, (pixels, edge, _) in images.items():
             _warm_up(pixels, edge, codecs[name])
             array = create_array(
-                root.store, name=name, shape=pixels.shape, chunks=(edge, edge, 3), dtype=pixels.dtype,
-                codec=codecs[name], zarr_format=zarr_format,
-            )  # fmt: skip
+                root.store,
+                name=name,
+                shape=pixels.shape,
+                chunks=(edge, edge, 3),
+                dtype=pixels.dtype,
+                codec=codecs[name],
+                zarr_format=zarr_format,
+            )
             results.append(_through(array, pixels, _chunk_bytes(path / name), advance))
 
     console.print(_savings(results))

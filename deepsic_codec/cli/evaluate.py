@@ -100,9 +100,16 @@ def run(args: argparse.Namespace) -> None:
         table.add_row(*cells, *([f"{r.top1:.3f}"] if labelled else []))
     console.print(table)
     if args.json:
-        document = {"model": info.name, "decoder": info.decoder, "head": info.head, "encoder": info.encoder,
-                    "kmac_per_pixel": cost, "skipped": skipped, "means": _plain(averages),
-                    "images": _plain(results)}  # fmt: skip
+        document = {
+            "model": info.name,
+            "decoder": info.decoder,
+            "head": info.head,
+            "encoder": info.encoder,
+            "kmac_per_pixel": cost,
+            "skipped": skipped,
+            "means": _plain(averages),
+            "images": _plain(results),
+        }
         print(json.dumps(document, allow_nan=False))
     if args.csv:
         with open(args.csv, "w", newline="") as file:
@@ -112,9 +119,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluate(
-    images: Sequence[tuple[str, NDArray[np.uint8]]], model: str, quality: float, semantics: str = "pre",
-    labelled: bool = False, encode: dict[str, Any] | None = None,
-) -> Iterator[Result]:  # fmt: skip
+    images: Sequence[tuple[str, NDArray[np.uint8]]],
+    model: str,
+    quality: float,
+    semantics: str = "pre",
+    labelled: bool = False,
+    encode: dict[str, Any] | None = None,
+) -> Iterator[Result]:
     """Encode and decode images (H,W,3) at one quality, each as one chunk; labels come from the payload.
 
     With ``labelled`` the folder in an image's name is its true class; ``encode`` are hints for the encoder.
@@ -130,11 +141,17 @@ def evaluate(
             label = Path(name).parent.name if labelled else ""
             best = best_label(payload, model) if labelled and semantics != "none" else ""
             yield Result(
-                image=name, quality=quality, nbytes=len(payload), bpp=8 * len(payload) / (height * width),
-                psnr=psnr(pixels, found), psnr_luma=psnr(luma(pixels), luma(found)),
+                image=name,
+                quality=quality,
+                nbytes=len(payload),
+                bpp=8 * len(payload) / (height * width),
+                psnr=psnr(pixels, found),
+                psnr_luma=psnr(luma(pixels), luma(found)),
                 ms_ssim=ms_ssim(pixels, found) if min(height, width) >= 176 else float("nan"),
-                label=label, found=best, top1=float(best == label) if best else float("nan"),
-            )  # fmt: skip
+                label=label,
+                found=best,
+                top1=float(best == label) if best else float("nan"),
+            )
 
 
 def best_label(payload: bytes, model: str) -> str:

@@ -90,8 +90,12 @@ def info(args: argparse.Namespace) -> None:
     console = _console()
     arrays = [found] if found["kind"] == "array" else [*found["arrays"], *found["others"]]
     if found["kind"] == "group":
-        counts = {"arrays": "arrays stored with DeepSIC", "others": "other arrays", "label_indices": "label indices",
-                  "embedded_models": "embedded models"}  # fmt: skip
+        counts = {
+            "arrays": "arrays stored with DeepSIC",
+            "others": "other arrays",
+            "label_indices": "label indices",
+            "embedded_models": "embedded models",
+        }
         kinds = ", ".join(f"{what}: {len(found[key])}" for key, what in counts.items() if found[key] or key == "arrays")
         _say(console, f"{found['store']}: group, Zarr format {found['zarr_format']}; {kinds}\n")
     for one in arrays:
@@ -257,9 +261,18 @@ def preview(args: argparse.Namespace) -> None:
 
     with _bar("decoding") as progress:
         made = draw(
-            args.url, args.name, size=args.size, labels=args.labels, where=args.where, select=_parts(args.select),
-            bands=args.bands, stretch=args.stretch, everything=args.all, index=args.index, progress=progress,
-        )  # fmt: skip
+            args.url,
+            args.name,
+            size=args.size,
+            labels=args.labels,
+            where=args.where,
+            select=_parts(args.select),
+            bands=args.bands,
+            stretch=args.stretch,
+            everything=args.all,
+            index=args.index,
+            progress=progress,
+        )
     made.image.save(args.out)
     if args.json:
         about = {"out": str(args.out), "chunks": made.chunks, "decoded": made.shown, "sampled": made.sampled}
@@ -388,9 +401,15 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Any:
     for one in outcomes:
         similarity = f"{one.ms_ssim:.4f}" if np.isfinite(one.ms_ssim) else "-"
         table.add_row(
-            one.codec, f"{one.setting:.4g}", f"{one.nbytes:,}", f"{one.bpp:.3f}", f"{one.psnr:.2f}", similarity,
-            f"{one.encode_seconds:.3f}", f"{one.decode_seconds:.3f}",
-        )  # fmt: skip
+            one.codec,
+            f"{one.setting:.4g}",
+            f"{one.nbytes:,}",
+            f"{one.bpp:.3f}",
+            f"{one.psnr:.2f}",
+            similarity,
+            f"{one.encode_seconds:.3f}",
+            f"{one.decode_seconds:.3f}",
+        )
     return table
 
 
@@ -418,10 +437,19 @@ def export(args: argparse.Namespace) -> None:
     try:
         with _bar("copying") as progress:
             done = copy(
-                args.url, args.target, args.name, kind=args.kind, where=args.where, region=_parts(args.region),
-                crop=args.crop, codec=args.codec, zarr_format=args.format, overwrite=args.overwrite, index=args.index,
+                args.url,
+                args.target,
+                args.name,
+                kind=args.kind,
+                where=args.where,
+                region=_parts(args.region),
+                crop=args.crop,
+                codec=args.codec,
+                zarr_format=args.format,
+                overwrite=args.overwrite,
+                index=args.index,
                 progress=progress,
-            )  # fmt: skip
+            )
     except KeyboardInterrupt:
         print("deepsic export: stopped; of an array, the same command goes on from here", file=sys.stderr)
         raise

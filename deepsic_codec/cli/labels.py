@@ -99,10 +99,19 @@ def index(args: argparse.Namespace) -> None:
     made = consolidate_labels(args.url, args.name, index=args.index)
     indices = list(made.values()) if isinstance(made, dict) else [made]
     if args.json:
-        print(json.dumps([
-            {"array": str(one.array.store_path), "index": str(one.index.place), "chunks": one.geometry.count,
-             **one.index.counts} for one in indices
-        ]))  # fmt: skip
+        print(
+            json.dumps(
+                [
+                    {
+                        "array": str(one.array.store_path),
+                        "index": str(one.index.place),
+                        "chunks": one.geometry.count,
+                        **one.index.counts,
+                    }
+                    for one in indices
+                ]
+            )
+        )
         return
     for opened in indices:
         print(f"{opened.index.place}: {_counts({'chunks': opened.geometry.count, **opened.index.counts})}")

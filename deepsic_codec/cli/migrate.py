@@ -137,12 +137,13 @@ def array_document(metadata: Mapping[str, Any], attributes: Mapping[str, Any], p
         "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": metadata["chunks"]}},
         "chunk_key_encoding": {
-            "name": "v2", "configuration": {"separator": metadata.get("dimension_separator", ".")},
+            "name": "v2",
+            "configuration": {"separator": metadata.get("dimension_separator", ".")},
         },
         "fill_value": zero if fill is None else fill,  # format 3 needs one; None reads as 0 in format 2
         "codecs": codecs,
         "attributes": attributes,
-    }  # fmt: skip
+    }
     if names is not None:
         document["dimension_names"] = names
     return document
@@ -192,9 +193,12 @@ def _compressor(codec: Mapping[str, Any], dtype: np.dtype, path: str) -> dict[st
         shuffle = codec.get("shuffle", 1)
         shuffle = shuffle if shuffle in SHUFFLES else (2 if dtype.itemsize == 1 else 1)  # -1: numcodecs decides so
         configuration = {
-            "cname": codec.get("cname", "lz4"), "clevel": codec.get("clevel", 5), "shuffle": SHUFFLES[shuffle],
-            "blocksize": codec.get("blocksize", 0), "typesize": dtype.itemsize,
-        }  # fmt: skip
+            "cname": codec.get("cname", "lz4"),
+            "clevel": codec.get("clevel", 5),
+            "shuffle": SHUFFLES[shuffle],
+            "blocksize": codec.get("blocksize", 0),
+            "typesize": dtype.itemsize,
+        }
     else:
         raise UnsupportedArray(
             f"array {path!r}: codec {name!r} of format 2 has no counterpart here in format 3; copy the array instead"

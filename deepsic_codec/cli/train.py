@@ -44,8 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint, with its settings")
     text = "name or file of a model whose decoder stays: trains its labels (--labels), its encoder, or both"
     parser.add_argument("--from", dest="base", metavar="MODEL", default=argparse.SUPPRESS, help=text)
-    parser.add_argument("--parents", metavar="JSON", default=argparse.SUPPRESS, type=_parents,
-                        help='broader names, such as {"Water": ["River", "SeaLake"]}, or a file of that')  # fmt: skip
+    parser.add_argument(
+        "--parents",
+        metavar="JSON",
+        default=argparse.SUPPRESS,
+        type=_parents,
+        help='broader names, such as {"Water": ["River", "SeaLake"]}, or a file of that',
+    )
     text = "print what the model file holds and the last held-out figures as JSON; progress goes to standard error"
     parser.add_argument("--json", action="store_true", help=text)
     for f in fields(Settings):
@@ -57,12 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(default, list):
             parser.add_argument(option, nargs="+", default=argparse.SUPPRESS, help=help_, metavar="PATH")
         elif isinstance(default, bool):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
-                                help=HELP.get(f.name, ""))  # fmt: skip
+            parser.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=HELP.get(f.name, "")
+            )
         else:
             kind = type(default)
-            parser.add_argument(option, type=kind, default=argparse.SUPPRESS, help=help_.strip(),
-                                metavar={int: "N", float: "X", str: "TEXT"}[kind])  # fmt: skip
+            parser.add_argument(
+                option,
+                type=kind,
+                default=argparse.SUPPRESS,
+                help=help_.strip(),
+                metavar={int: "N", float: "X", str: "TEXT"}[kind],
+            )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -74,8 +85,9 @@ def run(args: argparse.Namespace) -> None:
     from deepsic_codec.training.progress import Log
     from deepsic_codec.training.train import train
 
-    info = train(settings, args.resume, Console(stderr=True, width=None if sys.stderr.isatty() else 200)
-                 if args.json else None)  # fmt: skip
+    info = train(
+        settings, args.resume, Console(stderr=True, width=None if sys.stderr.isatty() else 200) if args.json else None
+    )
     if args.json:
         rows = Log(settings.folder).last_held_out()
         print(json.dumps(summary(info, rows)))

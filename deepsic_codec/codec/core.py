@@ -381,9 +381,12 @@ def decode_job(payload: Any, shape: tuple[int, ...] | None = None) -> DecodeJob:
     features, scaled, nodata, residual = (
         payload_header.read_section(payload, header, kind)
         for kind in (
-            payload_header.FEATURES, payload_header.VALUE_SCALING, payload_header.NODATA, payload_header.RESIDUAL
+            payload_header.FEATURES,
+            payload_header.VALUE_SCALING,
+            payload_header.NODATA,
+            payload_header.RESIDUAL,
         )
-    )  # fmt: skip
+    )
     if features is None and not payload_nodata.is_empty(nodata, header):
         raise CorruptPayload("section table: there is no feature section")
     if scaled is None and header.dtype != UINT8:

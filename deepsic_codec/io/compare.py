@@ -416,8 +416,9 @@ def plot(path: str | Path, measured: dict[str, list[Outcome]], title: str) -> No
 
     figure = Figure(figsize=(12, 5), layout="constrained")  # past pyplot, which would keep it and pick a window system
     axes = figure.subplots(1, 2)
-    for axis, measure, label in zip(axes, ("psnr", "ms_ssim"), ("PSNR (RGB), dB", "MS-SSIM, -10 log10(1 - x), dB"),
-                                    strict=True):  # fmt: skip
+    for axis, measure, label in zip(
+        axes, ("psnr", "ms_ssim"), ("PSNR (RGB), dB", "MS-SSIM, -10 log10(1 - x), dB"), strict=True
+    ):
         for codec, rows in measured.items():
             values = [getattr(row, measure) for row in rows]
             if measure == "ms_ssim":

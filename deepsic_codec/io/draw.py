@@ -22,15 +22,38 @@ MIDDLE = 0.25  # median of an image that counts as dark, as a part of white
 TURN = 0.61803398875  # of the colour circle from one class to the next: the golden ratio keeps any number apart
 # Words in names of land cover, and what maps usually draw it in; a second word where two classes share the first.
 COVER: dict[str, Colour] = {
-    "forest": (20, 110, 40), "tree": (60, 140, 60), "herbaceous": (150, 215, 105), "vegetation": (120, 190, 90),
-    "grass": (170, 225, 120), "shrub": (165, 175, 80), "pasture": (225, 225, 95), "annualcrop": (250, 190, 50),
-    "permanentcrop": (205, 130, 35), "crop": (240, 205, 90), "residential": (225, 60, 50), "built": (200, 40, 60),
-    "industrial": (165, 75, 190), "highway": (70, 65, 75), "road": (95, 85, 90), "river": (75, 195, 235),
-    "sealake": (30, 85, 205), "sea": (15, 60, 160), "lake": (45, 120, 225), "water": (60, 150, 230),
-    "snow": (225, 245, 255), "ice": (200, 230, 250), "bare": (190, 165, 135), "sand": (235, 215, 165),
-    "cloud": (245, 245, 245), "wet": (110, 175, 190), "wood": (45, 125, 55), "field": (235, 200, 80),
-    "town": (215, 60, 55), "urban": (205, 50, 75), "city": (190, 50, 60),
-}  # fmt: skip
+    "forest": (20, 110, 40),
+    "tree": (60, 140, 60),
+    "herbaceous": (150, 215, 105),
+    "vegetation": (120, 190, 90),
+    "grass": (170, 225, 120),
+    "shrub": (165, 175, 80),
+    "pasture": (225, 225, 95),
+    "annualcrop": (250, 190, 50),
+    "permanentcrop": (205, 130, 35),
+    "crop": (240, 205, 90),
+    "residential": (225, 60, 50),
+    "built": (200, 40, 60),
+    "industrial": (165, 75, 190),
+    "highway": (70, 65, 75),
+    "road": (95, 85, 90),
+    "river": (75, 195, 235),
+    "sealake": (30, 85, 205),
+    "sea": (15, 60, 160),
+    "lake": (45, 120, 225),
+    "water": (60, 150, 230),
+    "snow": (225, 245, 255),
+    "ice": (200, 230, 250),
+    "bare": (190, 165, 135),
+    "sand": (235, 215, 165),
+    "cloud": (245, 245, 245),
+    "wet": (110, 175, 190),
+    "wood": (45, 125, 55),
+    "field": (235, 200, 80),
+    "town": (215, 60, 55),
+    "urban": (205, 50, 75),
+    "city": (190, 50, 60),
+}
 INK, PAPER, FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
 GAP = 10  # pixels
 
@@ -45,8 +68,9 @@ def colours(names: Sequence[str]) -> dict[str, Colour]:
     for name in names:
         if name in found:
             continue
-        hint = next((colour for word, colour in COVER.items() if word in name.lower() and colour not in found.values()),
-                    None)  # fmt: skip
+        hint = next(
+            (colour for word, colour in COVER.items() if word in name.lower() and colour not in found.values()), None
+        )
         if hint is None:
             light, full = ((0.95, 0.85), (0.72, 0.95), (1.0, 0.55))[others % 3]
             red, green, blue = colorsys.hsv_to_rgb((0.02 + others * TURN) % 1, full, light)

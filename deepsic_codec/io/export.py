@@ -150,9 +150,17 @@ def export(
         targets, resumed = _to_files(job, Path(_local(str(target), kind)), kind, codec, overwrite, report), False
     chunks = _chunks(job)
     return Exported(
-        kind, targets, job.shape, str(array.dtype), [[part.start, part.stop] for part in job.region], len(chunks[0]),
-        len(chunks[1]), prod(job.shape) * array.dtype.itemsize, time.perf_counter() - start, resumed,
-    )  # fmt: skip
+        kind,
+        targets,
+        job.shape,
+        str(array.dtype),
+        [[part.start, part.stop] for part in job.region],
+        len(chunks[0]),
+        len(chunks[1]),
+        prod(job.shape) * array.dtype.itemsize,
+        time.perf_counter() - start,
+        resumed,
+    )
 
 
 @dataclass(frozen=True)
@@ -303,9 +311,16 @@ def _to_zarr(
         attributes["_ARRAY_DIMENSIONS"] = names
     fill = job.fill if version == 3 else source.fill_value
     made = zarr.create_array(
-        zarr.storage.MemoryStore(), shape=job.shape, chunks=chunks, dtype=source.dtype, fill_value=fill,
-        compressors=_compressor(codec, version), zarr_format=2 if version == 2 else 3, attributes=attributes, **options,
-    )  # fmt: skip
+        zarr.storage.MemoryStore(),
+        shape=job.shape,
+        chunks=chunks,
+        dtype=source.dtype,
+        fill_value=fill,
+        compressors=_compressor(codec, version),
+        zarr_format=2 if version == 2 else 3,
+        attributes=attributes,
+        **options,
+    )
     request = {
         "source": str(source.store_path),
         "metadata": source.metadata.to_dict(),
@@ -479,9 +494,17 @@ def _rasterio(path: Path, plane: _Plane, codec: str, step: Callable[[], None]) -
     dtype = plane.job.array.dtype
     rows, columns = _tile(plane)
     profile: dict[str, Any] = {
-        "driver": "GTiff", "height": plane.height, "width": plane.width, "count": plane.channels, "dtype": dtype.name,
-        "tiled": True, "blockysize": rows, "blockxsize": columns, "bigtiff": "if_safer", "interleave": "pixel",
-    }  # fmt: skip
+        "driver": "GTiff",
+        "height": plane.height,
+        "width": plane.width,
+        "count": plane.channels,
+        "dtype": dtype.name,
+        "tiled": True,
+        "blockysize": rows,
+        "blockxsize": columns,
+        "bigtiff": "if_safer",
+        "interleave": "pixel",
+    }
     if codec != "none":
         profile |= {"compress": "deflate", "predictor": 3 if dtype.kind == "f" else 2}
     if dtype == np.uint8 and plane.channels == 3:
@@ -546,7 +569,12 @@ def _tifffile(path: Path, plane: _Plane, codec: str, step: Callable[[], None]) -
     shape = (plane.height, plane.width) + ((plane.channels,) if plane.channels > 1 else ())
     with tifffile.TiffWriter(path, bigtiff=prod(shape) * plane.job.array.dtype.itemsize > 1 << 31) as file:
         file.write(
-            tiles(), shape=shape, dtype=plane.job.array.dtype, tile=(rows, columns),
-            compression=None if codec == "none" else "zlib", planarconfig="contig" if plane.channels > 1 else None,
-            photometric="rgb" if plane.channels == 3 else "minisblack", metadata=None,
-        )  # fmt: skip
+            tiles(),
+            shape=shape,
+            dtype=plane.job.array.dtype,
+            tile=(rows, columns),
+            compression=None if codec == "none" else "zlib",
+            planarconfig="contig" if plane.channels > 1 else None,
+            photometric="rgb" if plane.channels == 3 else "minisblack",
+            metadata=None,
+        )

@@ -315,8 +315,14 @@ def _rasterio(path: Path, drop_alpha: bool) -> ImageSource:
             if file.nodata is not None:
                 attributes["nodata"] = "NaN" if file.nodata != file.nodata else file.nodata
     edge = WINDOW if bands <= 4 else WINDOW // 4
-    values = da.from_array(windows, chunks=(edge, edge, bands), name=False, lock=False, fancy=False, meta=np.empty(
-        (0, 0, 0), windows.dtype))  # fmt: skip
+    values = da.from_array(
+        windows,
+        chunks=(edge, edge, bands),
+        name=False,
+        lock=False,
+        fancy=False,
+        meta=np.empty((0, 0, 0), windows.dtype),
+    )
     return ImageSource("", values if bands > 1 else values[..., 0], "yxc" if bands > 1 else "yx", attributes)
 
 

@@ -146,8 +146,10 @@ def describe_array(
     if labels is not None:
         summary = labels.summary()
         result["labels"] = {
-            "from": "index", "of_chunks": summary["header"] + summary["features"], "classes": summary["classes"],
-        }  # fmt: skip
+            "from": "index",
+            "of_chunks": summary["header"] + summary["features"],
+            "classes": summary["classes"],
+        }
     else:
         result["labels"] = _shown(array, config, heads, why)
     result["read"] = {"bytes": counter.bytes, "requests": counter.requests}

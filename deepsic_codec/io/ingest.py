@@ -156,29 +156,54 @@ def write(source: ImageSource, args: argparse.Namespace, console: Console, index
     from deepsic_codec import dask as bulk
 
     codec = DeepSIC(
-        quality=args.quality, psnr=args.psnr, bpp=args.bpp, max_error=args.max_error, axes=source.axes,
-        bands=args.bands, value_range=_value_range(source, args.value_range), nodata=_nodata(source, args.nodata),
-        semantics=args.semantics, encode=hints(args),
-    )  # fmt: skip
+        quality=args.quality,
+        psnr=args.psnr,
+        bpp=args.bpp,
+        max_error=args.max_error,
+        axes=source.axes,
+        bands=args.bands,
+        value_range=_value_range(source, args.value_range),
+        nodata=_nodata(source, args.nodata),
+        semantics=args.semantics,
+        encode=hints(args),
+    )
     shape = source.values.shape
     chunks: Any = "auto" if args.chunk is None else _edges(source.axes, shape, args.chunk, clip=True)
     shards = None if args.shard is None else _edges(source.axes, shape, args.shard, clip=False)
     start = time.perf_counter()
     delayed = bulk.store(
-        source.values, args.url, name=source.name, codec=codec, chunks=chunks, shards=shards,
-        batch_size=args.batch_size, resume=args.resume and not args.overwrite, overwrite=args.overwrite,
-        zarr_format=args.format, attributes=source.attributes, index=index,
-        embed_model=args.embed_model, compute=False,
-    )  # fmt: skip
+        source.values,
+        args.url,
+        name=source.name,
+        codec=codec,
+        chunks=chunks,
+        shards=shards,
+        batch_size=args.batch_size,
+        resume=args.resume and not args.overwrite,
+        overwrite=args.overwrite,
+        zarr_format=args.format,
+        attributes=source.attributes,
+        index=index,
+        embed_model=args.embed_model,
+        compute=False,
+    )
     tasks = sum(str(key).startswith("write_block-") for key in dict(delayed.dask))
     with _progress(console, source.name, tasks) as callback, callback, dask.config.set(scheduler="threads"):
         report = delayed.compute(num_workers=args.workers) if args.workers else delayed.compute()
     seconds = time.perf_counter() - start
     stored, labels = _contents(report)
     return Ingested(
-        source.name, shape, int(source.values.nbytes), stored, report.written, report.skipped, report.empty, seconds,
-        _psnr(source, report.array), labels,
-    )  # fmt: skip
+        source.name,
+        shape,
+        int(source.values.nbytes),
+        stored,
+        report.written,
+        report.skipped,
+        report.empty,
+        seconds,
+        _psnr(source, report.array),
+        labels,
+    )
 
 
 def _value_range(source: ImageSource, text: str | None) -> Any:
@@ -228,9 +253,12 @@ def _progress(console: Console, name: str, tasks: int) -> Iterator[Any]:
     from deepsic_codec.bulk.write import Written
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
-        TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(name, total=tasks or 1, completed=not tasks, speed="")
         began, done = time.perf_counter(), {"samples": 0, "bytes": 0}

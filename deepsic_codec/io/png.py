@@ -69,9 +69,7 @@ class PngWriter:
         found = np.stack([raw - left, raw - above, raw - _paeth(left, above, corner)])
         sums = np.abs(found.view(np.int8).astype(np.int16)).sum(axis=2, dtype=np.int64)
         best = sums.argmin(axis=0)
-        lines = np.concatenate(
-            [np.array([1, 2, 4], np.uint8)[best][:, None], found[best, np.arange(len(raw))]], axis=1
-        )  # fmt: skip
+        lines = np.concatenate([np.array([1, 2, 4], np.uint8)[best][:, None], found[best, np.arange(len(raw))]], axis=1)
         data = self._deflate.compress(lines.tobytes())
         if data:
             self._chunk(b"IDAT", data)

@@ -151,8 +151,9 @@ def preview(
         tiles = _best(array, plane, geometry, opened, there, attributes, heads)
         named = _known_names(tiles, opened, attributes, heads)
         palette = draw.colours(named)
-        numbers = _painted({cell: tiles[cell.index] for cell in there if cell.index in tiles}, plane, geometry, named,
-                           pixels.shape[:2])  # fmt: skip
+        numbers = _painted(
+            {cell: tiles[cell.index] for cell in there if cell.index in tiles}, plane, geometry, named, pixels.shape[:2]
+        )
         numbers[np.isnan(values).any(axis=-1)] = -1
         counts = Tally(one for grid in tiles.values() for one in grid.ravel().tolist() if one)
         classes = dict(counts.most_common())
@@ -416,9 +417,12 @@ def _known_names(
 
 
 def _painted(
-    tiles: Mapping[_Cell, NDArray[np.object_]], plane: _Plane, geometry: Geometry, names: Sequence[str],
+    tiles: Mapping[_Cell, NDArray[np.object_]],
+    plane: _Plane,
+    geometry: Geometry,
+    names: Sequence[str],
     shape: tuple[int, ...],
-) -> NDArray[np.int64]:  # fmt: skip
+) -> NDArray[np.int64]:
     """Number of the class of every pixel of the picture, -1 for none."""
     numbers = np.full(shape, -1, np.int64)
     of = {name: number for number, name in enumerate(names)}
@@ -460,9 +464,16 @@ def _matching(
 
 
 def _caption(
-    array: zarr.Array, plane: _Plane, quality: float | None, cells: Sequence[_Cell], there: Sequence[_Cell],
-    step: tuple[int, int], found: Selection | None, limits: Any, everything: bool,
-) -> list[str]:  # fmt: skip
+    array: zarr.Array,
+    plane: _Plane,
+    quality: float | None,
+    cells: Sequence[_Cell],
+    there: Sequence[_Cell],
+    step: tuple[int, int],
+    found: Selection | None,
+    limits: Any,
+    everything: bool,
+) -> list[str]:
     place = str(array.store_path).removeprefix("file://")
     at = "".join(f", {axis}={number}" for axis, number in plane.fixed.items())
     first = f"{place}: {' x '.join(map(str, array.shape))} {array.dtype}{at}"

@@ -146,8 +146,10 @@ def write_index(
         attributes.reader.array = places.counted(array, counter)
     geometry = Geometry.of(array, config.axes, config.label_tile)
     if old is not None and (old.geometry.axes, old.geometry.chunks, old.geometry.tile) != (
-        geometry.axes, geometry.chunks, geometry.tile
-    ):  # fmt: skip
+        geometry.axes,
+        geometry.chunks,
+        geometry.tile,
+    ):
         old = None
     vocabulary = of_head(array, config.decoder, config.head or "") if old is None else old.vocabulary
     filler = _FromHeaders(attributes, geometry, vocabulary, old)

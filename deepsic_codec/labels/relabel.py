@@ -22,6 +22,7 @@ from deepsic_codec.stored import location as places
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
 
+
 def relabel(
     source: Any,
     model: Any = None,

@@ -21,8 +21,12 @@ def architecture_from(data: dict[str, Any]) -> AnyArchitecture:
 def stored_networks(arch: AnyArchitecture) -> dict[str, nn.Module]:
     """The networks that a model file holds, by name."""
     module: Any = paper if isinstance(arch, paper.PaperArchitecture) else networks
-    return {"analysis": module.Analysis(arch), "gains": module.Gains(arch), "synthesis": module.Synthesis(arch),
-            "head": module.SemanticHead(arch)}  # fmt: skip
+    return {
+        "analysis": module.Analysis(arch),
+        "gains": module.Gains(arch),
+        "synthesis": module.Synthesis(arch),
+        "head": module.SemanticHead(arch),
+    }
 
 
 def integer_prior(arch: AnyArchitecture, tensors: dict[str, Tensor], device: str) -> IntegerPrior:

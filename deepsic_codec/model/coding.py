@@ -148,9 +148,12 @@ def decode_symbols(
         found = np.empty_like(means)
 
         def one(
-            i: int, step: Pass = step, ys: NDArray[np.int64] = ys, xs: NDArray[np.int64] = xs,
+            i: int,
+            step: Pass = step,
+            ys: NDArray[np.int64] = ys,
+            xs: NDArray[np.int64] = xs,
             rows: tuple[NDArray[Any], ...] = (means, indices, found),
-        ) -> None:  # fmt: skip
+        ) -> None:
             coders[i].decode_pass(ys, xs, step.start, step.second, *(_part(v, len(coders), i) for v in rows))
 
         begin_each(pool, one, len(coders))()
@@ -159,9 +162,14 @@ def decode_symbols(
 
 
 def start_decoding(
-    prior: IntegerPrior, features: list[bytes], slices: int, grid: tuple[int, int], qualities: Iterable[float],
-    there: DeviceCoder, crowd: int = 0,
-) -> tuple[Tensor, Callable[[], None]]:  # fmt: skip
+    prior: IntegerPrior,
+    features: list[bytes],
+    slices: int,
+    grid: tuple[int, int],
+    qualities: Iterable[float],
+    there: DeviceCoder,
+    crowd: int = 0,
+) -> tuple[Tensor, Callable[[], None]]:
     """Like :func:`decode_symbols` on the prior's device: int16 (S,h,w,C) of all chunks joined, and what checks them."""
     quality = _per_image(qualities, slices, prior.device)
     return there.decode(prior, features, slices, grid, lambda image: _of(quality, image), crowd)

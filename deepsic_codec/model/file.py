@@ -44,8 +44,17 @@ MAX_TENSORS, MAX_DIMENSIONS, MAX_SIZES, MAX_SIZE = 1 << 12, 8, 64, 1 << 16
 #: A class number is one byte, and 255 means none.
 MAX_CLASSES, MAX_NAME = 255, 256
 #: What tensors may be made of, by the names of the safetensors format.
-DTYPES = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
-          "F16": "<f2", "F32": "<f4"}  # fmt: skip
+DTYPES = {
+    "I8": "<i1",
+    "U8": "<u1",
+    "I16": "<i2",
+    "U16": "<u2",
+    "I32": "<i4",
+    "U32": "<u4",
+    "I64": "<i8",
+    "F16": "<f2",
+    "F32": "<f4",
+}
 PARTS = ("decoder.", "head.", "encoder.")
 
 Arrays = dict[str, NDArray[Any]]

@@ -208,8 +208,10 @@ class ChannelPrior(nn.Module):
     def export(self) -> dict[str, Tensor]:
         """Integers for :class:`StaticPrior`."""
         mean, index = torch.round(self.mean * MEAN_LEVELS), torch.round(self.index * INDEX_LEVELS)
-        return {"mean": mean.detach().to(torch.int16),
-                "index": index.detach().clamp(0, (SCALES - 1) * INDEX_LEVELS).to(torch.uint8)}  # fmt: skip
+        return {
+            "mean": mean.detach().to(torch.int16),
+            "index": index.detach().clamp(0, (SCALES - 1) * INDEX_LEVELS).to(torch.uint8),
+        }
 
 
 class StaticPrior(IntegerPrior):

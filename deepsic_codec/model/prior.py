@@ -530,9 +530,7 @@ class IntegerPrior:
                         )
                     out[f"{i}.out"] = net.out.quantised().to(torch.int8)
                 if hasattr(net, "direct"):
-                    out[f"{i}.direct"] = (
-                        torch.floor(net.direct * 2**DIRECT_BITS + 0.5).clamp(-127, 127).to(torch.int8)
-                    )
+                    out[f"{i}.direct"] = torch.floor(net.direct * 2**DIRECT_BITS + 0.5).clamp(-127, 127).to(torch.int8)
             _check_sums(out)
             out["compand"] = torch.floor(compand(torch.arange(32769.0)) + 0.5).to(torch.uint8)
         return out

@@ -148,22 +148,40 @@ class Symbols:
 
 
 def _move_tensors(
-    prior: IntegerPrior, tables: RdoTables, found: Symbols, step: Pass, rows: tuple[Tensor, Tensor],
-    predicted: tuple[Tensor, Tensor], quality: Tensor | int,
-) -> None:  # fmt: skip
+    prior: IntegerPrior,
+    tables: RdoTables,
+    found: Symbols,
+    step: Pass,
+    rows: tuple[Tensor, Tensor],
+    predicted: tuple[Tensor, Tensor],
+    quality: Tensor | int,
+) -> None:
     """Move the symbols of a pass at padded and plain ``rows``; nothing makes a GPU wait for the host."""
     there: Any = prior.passes
     symbols = there.move(
-        found.chosen, found.latents, predicted, rows[1], step.start, tables.saved, tables.price, quality, MEAN_LEVELS,
+        found.chosen,
+        found.latents,
+        predicted,
+        rows[1],
+        step.start,
+        tables.saved,
+        tables.price,
+        quality,
+        MEAN_LEVELS,
         BITS,
-    )  # fmt: skip
+    )
     prior.update(found.neighbours, step, rows[0], symbols)
 
 
 def _move_compiled(
-    prior: IntegerPrior, tables: RdoTables, found: Symbols, step: Pass, rows: tuple[Tensor, Tensor],
-    predicted: tuple[Tensor, Tensor], quality: Tensor | int,
-) -> None:  # fmt: skip
+    prior: IntegerPrior,
+    tables: RdoTables,
+    found: Symbols,
+    step: Pass,
+    rows: tuple[Tensor, Tensor],
+    predicted: tuple[Tensor, Tensor],
+    quality: Tensor | int,
+) -> None:
     """The same on a CPU, one symbol after the other."""
     seen = found.neighbours
     tensors = [found.chosen, found.latents, seen.linear, seen.magnitude, prior.companded, *rows, *predicted]

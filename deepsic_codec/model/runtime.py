@@ -193,8 +193,15 @@ class Runtime:
             )
             with torch.inference_mode(), aside(self.device) if coder else nullcontext():
                 streams = start_encoding(
-                    self._prior, self._tables, symbols, len(group), quality, self._coders, predictions=predictions,
-                    there=coder, crowd=crowd,
+                    self._prior,
+                    self._tables,
+                    symbols,
+                    len(group),
+                    quality,
+                    self._coders,
+                    predictions=predictions,
+                    there=coder,
+                    crowd=crowd,
                 )
             grid = symbols.shape[1], symbols.shape[2]
 
@@ -294,11 +301,13 @@ class Runtime:
         return self._grouped(shapes, start)
 
     def _grouped(
-        self, shapes: Sequence[Any], start: Callable[[list[int], int], Callable[[], list[Result]]],
+        self,
+        shapes: Sequence[Any],
+        start: Callable[[list[int], int], Callable[[], list[Result]]],
         lag: int | None = None,
         then: Callable[[int, Result], Any] | None = None,
         each: Callable[[Callable[[Any], Any], Sequence[Any]], Any] = lambda function, items: list(map(function, items)),
-    ) -> list[Any]:  # fmt: skip
+    ) -> list[Any]:
         """Results in order from groups of equal shape, none much larger than the batch limit.
 
         ``start`` begins a group, of so many of its shape in all, and what it returns waits for its results; ``lag``
@@ -388,7 +397,12 @@ class Runtime:
         return fetch(symbols)(), cells() if labels else None
 
     def _start_analysis(
-        self, images: Tensor, quality: NDArray[np.float64], labels: bool, effort: int, size: tuple[int, int],
+        self,
+        images: Tensor,
+        quality: NDArray[np.float64],
+        labels: bool,
+        effort: int,
+        size: tuple[int, int],
         tune: str = DEFAULT_TUNE,
     ) -> tuple[Tensor, Predictions | None, Callable[[], NDArray[np.uint8]]]:
         """Images (N,H,W,3), brought up to whole latents from this size -> symbols.
@@ -423,9 +437,14 @@ class Runtime:
             return torch.cat(symbols), _joined(predictions), lambda: np.concatenate([some() for some in cells])
 
     def _refined(
-        self, transforms: IntegerTransforms, images: Tensor, symbols: Tensor, quality: NDArray[np.float64], effort: int,
+        self,
+        transforms: IntegerTransforms,
+        images: Tensor,
+        symbols: Tensor,
+        quality: NDArray[np.float64],
+        effort: int,
         tune: str,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Symbols (N,h,w,C) of images (N,H,W,3), improved; some images at a time."""
         steps, whole = transforms.steps(quality), whole_qualities(quality)[1]
         size, found = max(1, REFINED_PIXELS // (images.shape[1] * images.shape[2])), []
@@ -482,9 +501,14 @@ class Runtime:
         return self._start_synthesis(symbols, quality, h, w, fine, 1)()[0]
 
     def _start_synthesis(
-        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], h: int, w: int, fine: bool,
+        self,
+        symbols: NDArray[np.int16] | Tensor,
+        quality: NDArray[np.float64],
+        h: int,
+        w: int,
+        fine: bool,
         chunks: int,
-    ) -> Callable[[], list[Pixels]]:  # fmt: skip
+    ) -> Callable[[], list[Pixels]]:
         """Symbols (N,h,w,C) of some chunks -> what waits for these, (N / chunks,H,W,3) each."""
         slices = len(symbols) // chunks
         begun: list[tuple[slice, Callable[[], Any]]] = []
@@ -519,9 +543,11 @@ class Runtime:
 
 
 def _in_order(
-    found: Iterable[tuple[list[int], list[Result]]], count: int, then: Callable[[int, Result], Any] | None,
+    found: Iterable[tuple[list[int], list[Result]]],
+    count: int,
+    then: Callable[[int, Result], Any] | None,
     each: Callable[[Callable[[Any], Any], Sequence[Any]], Any],
-) -> list[Any]:  # fmt: skip
+) -> list[Any]:
     """Results of parts, each with the numbers of its own, in the order of these."""
     out: dict[int, Any] = {}
     for part, results in found:

@@ -45,9 +45,11 @@ def upload(values: NDArray[Any] | Tensor, device: torch.device | str) -> Tensor:
 
 
 def join(
-    images: Sequence[NDArray[Any]], multiple: int, device: torch.device | str,
+    images: Sequence[NDArray[Any]],
+    multiple: int,
+    device: torch.device | str,
     each: Callable[[Callable[[int], None], Sequence[int]], Any] = lambda copy, numbers: list(map(copy, numbers)),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Images (S,H,W,C) one after the other in memory that is fast to copy to a device from.
 
     Height and width are brought up to multiples of a number by repeating the last row and column. ``each`` calls

@@ -300,9 +300,19 @@ def _read_body(body: bytes, size: int) -> Header:
         raise CorruptPayload(f"header: {len(body) - position} bytes after the section table")
     order = "F" if layout & FORTRAN else "C"
     return Header(
-        dtype, shape, order, axes, decoder, head, quality / 100, (rows, columns), tuple(sections), size, FORMAT_VERSION,
+        dtype,
+        shape,
+        order,
+        axes,
+        decoder,
+        head,
+        quality / 100,
+        (rows, columns),
+        tuple(sections),
+        size,
+        FORMAT_VERSION,
         grouping,
-    )  # fmt: skip
+    )
 
 
 @lru_cache(maxsize=64)  # an archive has one or two

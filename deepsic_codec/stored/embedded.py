@@ -93,9 +93,16 @@ def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
     else:
         options["dimension_names"] = [f"{ATTRIBUTE}_byte"]
     created = zarr.create_array(
-        place.store, name=place.path, shape=data.shape, dtype=np.uint8, zarr_format=array.metadata.zarr_format,
-        attributes=attributes, fill_value=0, config={"write_empty_chunks": True}, **options,
-    )  # fmt: skip
+        place.store,
+        name=place.path,
+        shape=data.shape,
+        dtype=np.uint8,
+        zarr_format=array.metadata.zarr_format,
+        attributes=attributes,
+        fill_value=0,
+        config={"write_empty_chunks": True},
+        **options,
+    )
     created[:] = data
     _seen.add((str(place), digest))
     return created

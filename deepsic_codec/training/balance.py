@@ -59,9 +59,7 @@ def stages(network: Analysis | Synthesis) -> list[Stage]:
 
 
 @torch.no_grad()
-def balance(
-    transforms: Sequence[Analysis | Synthesis], run: Callable[[], None], largest: float = LARGEST
-) -> None:
+def balance(transforms: Sequence[Analysis | Synthesis], run: Callable[[], None], largest: float = LARGEST) -> None:
     """Rescale transforms in place.
 
     Parameters

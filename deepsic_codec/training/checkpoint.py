@@ -64,9 +64,15 @@ class State:
 
 
 def capture(
-    phase: str, step: int, seconds: float, nets: nn.Module, shadow: Tensors, optimiser: torch.optim.Optimizer,
-    rng: np.random.Generator, history: list[Tensor],
-) -> State:  # fmt: skip
+    phase: str,
+    step: int,
+    seconds: float,
+    nets: nn.Module,
+    shadow: Tensors,
+    optimiser: torch.optim.Optimizer,
+    rng: np.random.Generator,
+    history: list[Tensor],
+) -> State:
     """Everything that the step after this one depends on."""
     tensors = {f"net.{k}": v for k, v in nets.state_dict().items()} | {f"ema.{k}": v for k, v in shadow.items()}
     for i, slots in optimiser.state_dict()["state"].items():
@@ -79,8 +85,14 @@ def capture(
     return State(phase, step, seconds, tensors, dict(rng.bit_generator.state))
 
 
-def restore(state: State, nets: nn.Module, shadow: Tensors, optimiser: torch.optim.Optimizer, rng: np.random.Generator,
-            history: list[Tensor]) -> None:  # fmt: skip
+def restore(
+    state: State,
+    nets: nn.Module,
+    shadow: Tensors,
+    optimiser: torch.optim.Optimizer,
+    rng: np.random.Generator,
+    history: list[Tensor],
+) -> None:
     """Inverse of :func:`capture`."""
     try:
         nets.load_state_dict(state.below("net"))
@@ -110,8 +122,14 @@ def save(run: Path, state: State) -> None:
     count = 0
     for count, shard in enumerate(_shards(state.tensors), 1):  # noqa: B007
         save_file(shard, part / f"{count - 1}.safetensors")
-    about = {"phase": state.phase, "step": state.step, "seconds": state.seconds, "files": count,
-             "done": state.done, "data_rng": state.data_rng}  # fmt: skip
+    about = {
+        "phase": state.phase,
+        "step": state.step,
+        "seconds": state.seconds,
+        "files": count,
+        "done": state.done,
+        "data_rng": state.data_rng,
+    }
     (part / "state.json").write_text(json.dumps(about))
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -137,8 +155,7 @@ def load(run: Path) -> State | None:
             tensors: Tensors = {}
             for i in range(about["files"]):
                 tensors |= load_file(folder / f"{i}.safetensors")
-            return State(about["phase"], about["step"], about["seconds"], tensors, about["data_rng"],
-                         about["done"])  # fmt: skip
+            return State(about["phase"], about["step"], about["seconds"], tensors, about["data_rng"], about["done"])
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ConfigurationError(f"{folder}: damaged checkpoint ({type(error).__name__}: {error})") from None
     return None

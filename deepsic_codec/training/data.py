@@ -98,8 +98,10 @@ def _zarr_blocks(path: Path) -> Iterator[tuple[str, Load]]:
         shape = array.shape
         colour = len(shape) > 2 and shape[-1] in (1, 3)
         if array.dtype != np.uint8 or not (len(shape) == 2 or (colour and len(shape) in (3, 4))):
-            raise ConfigurationError(f"{path}/{name}: expected uint8 of axes yx, yxc or nyxc with c of 1 or 3, got "
-                                     f"{array.dtype} of shape {shape}")  # fmt: skip
+            raise ConfigurationError(
+                f"{path}/{name}: expected uint8 of axes yx, yxc or nyxc with c of 1 or 3, got "
+                f"{array.dtype} of shape {shape}"
+            )
         height, width = shape[-3:-1] if colour else shape
         for n in range(shape[0] if len(shape) == 4 else 1):
             for y in range(0, height, ZARR_BLOCK):
@@ -177,9 +179,13 @@ class Photographs:
     """
 
     def __init__(
-        self, sources: Iterable[str | Path], crop: int = 256, held_out: int = 24, device: str = "cpu",
+        self,
+        sources: Iterable[str | Path],
+        crop: int = 256,
+        held_out: int = 24,
+        device: str = "cpu",
         keep: str = "auto",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.skipped: list[str] = []
         named = [pair for source in sources for pair in read_images(source, self.skipped)]
         if not named:
@@ -240,22 +246,29 @@ class LabelledTiles:
     """
 
     def __init__(
-        self, sources: Iterable[str | Path], held_out: float = 0.05, seed: int = 0, root: str = "",
-        device: str = "cpu", keep: str = "auto",
-    ) -> None:  # fmt: skip
+        self,
+        sources: Iterable[str | Path],
+        held_out: float = 0.05,
+        seed: int = 0,
+        root: str = "",
+        device: str = "cpu",
+        keep: str = "auto",
+    ) -> None:
         self.skipped: list[str] = []
         found = [one for source in sources for one in _labelled(Path(source), root, self.skipped)]
         if not found:
-            raise ConfigurationError("--labels: no readable image; expected <Class>/<image> inside each source, or a "
-                                     "CSV of file,label")  # fmt: skip
+            raise ConfigurationError(
+                "--labels: no readable image; expected <Class>/<image> inside each source, or a CSV of file,label"
+            )
         _refuse_small([(name, pixels) for name, _, pixels in found], LABEL_CELL, "--labels", "enlarge them")
         self.classes = sorted({label for _, label, _ in found})
         labels = np.array([self.classes.index(label) for _, label, _ in found])
         counts = np.bincount(labels)
         alone = [name for name, n in zip(self.classes, counts, strict=True) if n < 2]
         if alone:
-            raise ConfigurationError(f"--labels: one image alone in class {', '.join(alone)}; a class needs two, as "
-                                     "one is held out")  # fmt: skip
+            raise ConfigurationError(
+                f"--labels: one image alone in class {', '.join(alone)}; a class needs two, as one is held out"
+            )
         if len(self.classes) > 255:
             raise ConfigurationError(f"--labels: {len(self.classes)} classes; a payload numbers at most 255")
         if "unknown" in self.classes:
@@ -270,9 +283,7 @@ class LabelledTiles:
         self.test_pixels = np.stack([_centre(found[i][2], LABEL_CELL) for i in test])
         self.pool = Pool([found[i][2] for i in train], device, keep)
 
-    def mosaics(
-        self, count: int, tiles: int, rng: np.random.Generator, jitter: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
+    def mosaics(self, count: int, tiles: int, rng: np.random.Generator, jitter: float = 0.0) -> tuple[Tensor, Tensor]:
         """Float (count,3,64 tiles,64 tiles) of random cells, and their labels int64 (count,tiles,tiles).
 
         ``jitter`` varies light and place of each cell: 1 is as much as days and scenes differ.
@@ -329,8 +340,9 @@ def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str
         rows = rows[1:]
     wrong = [i for i, row in enumerate(rows, 1) if len(row) < 2 or not row[0].strip() or not row[1].strip()]
     if wrong:
-        raise ConfigurationError(f"--labels: {source}: expected file,label in each row; {len(wrong)} are not so, the "
-                                 f"first is row {wrong[0]}")  # fmt: skip
+        raise ConfigurationError(
+            f"--labels: {source}: expected file,label in each row; {len(wrong)} are not so, the first is row {wrong[0]}"
+        )
     wanted = {row[0].strip(): row[1].strip() for row in rows}
     place = Path(root) if root else source.parent
     if place.is_dir():
@@ -342,8 +354,9 @@ def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str
     missing = [name for name in wanted if name not in loaders]
     if missing:
         first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ConfigurationError(f"--labels: {source} names {len(missing)} files that are not in {place}: {first}; see "
-                                 "--label-root")  # fmt: skip
+        raise ConfigurationError(
+            f"--labels: {source} names {len(missing)} files that are not in {place}: {first}; see --label-root"
+        )
     pixels_of = read_images(place, skipped) if not place.is_dir() else _read(loaders, skipped)
     for name, pixels in pixels_of:
         if name in wanted:
@@ -361,8 +374,10 @@ def _read(loaders: dict[str, Load], skipped: list[str]) -> Iterator[tuple[str, P
 def _refuse_small(named: list[tuple[str, Pixels]], edge: int, option: str, advice: str) -> None:
     small = [f"{name} ({im.shape[0]}x{im.shape[1]})" for name, im in named if min(im.shape[:2]) < edge]
     if small:
-        raise ConfigurationError(f"{option}: {len(small)} of {len(named)} images are smaller than {edge}x{edge} "
-                                 f"pixels, among them {', '.join(small[:3])}; {advice}")  # fmt: skip
+        raise ConfigurationError(
+            f"{option}: {len(small)} of {len(named)} images are smaller than {edge}x{edge} "
+            f"pixels, among them {', '.join(small[:3])}; {advice}"
+        )
 
 
 def _centre(image: Pixels, edge: int) -> Pixels:

@@ -103,13 +103,12 @@ def _finish_head(work: Work, log: Log) -> None:
     before = work.accuracy(nets, quality, True) if tiles else 0.0
     work.integer_head()
     if tiles:
-        log.say(f"integer head: {work.accuracy(nets, quality, True):.4f} top-1 at quality {quality:g}, "
-                f"{before:.4f} before")  # fmt: skip
+        log.say(
+            f"integer head: {work.accuracy(nets, quality, True):.4f} top-1 at quality {quality:g}, {before:.4f} before"
+        )
 
 
-def _save(
-    work: Work, arrays: Arrays, arch: AnyArchitecture, log: Log, vocabulary: Vocabulary = NO_WORDS
-) -> ModelInfo:
+def _save(work: Work, arrays: Arrays, arch: AnyArchitecture, log: Log, vocabulary: Vocabulary = NO_WORDS) -> ModelInfo:
     """Write the file; the vocabulary is that of the labelled images, if there are any.
 
     Broader names that a base model has for classes that all stay are kept unless others are given.

@@ -25,9 +25,17 @@ BATCH, EDGE, RIDGE = 8, 256, 1e-4
 #: Sizes that may differ: latents and prior groups grow, blocks come and (if they do nothing) go, the semantic head is
 #: new where its width is another, and its last layer for other classes.
 FLEXIBLE = {
-    "name", "latents", "prior_groups", "prior_detail", "conditioned", "analysis_blocks", "synthesis_blocks",
-    "head_blocks", "head_width", "classes",
-}  # fmt: skip
+    "name",
+    "latents",
+    "prior_groups",
+    "prior_detail",
+    "conditioned",
+    "analysis_blocks",
+    "synthesis_blocks",
+    "head_blocks",
+    "head_width",
+    "classes",
+}
 
 
 @torch.no_grad()

@@ -39,10 +39,18 @@ from deepsic_codec.training.loss import Networks, Terms, cell_logits, cells_of, 
 from deepsic_codec.training.settings import Settings
 
 TINY = Architecture(
-    name="tiny", latents=16, analysis_widths=(8, 16), analysis_blocks=(1, 1), synthesis_widths=(8, 16),
-    synthesis_blocks=(1, 1), prior_groups=(4, 12), prior_width=16, prior_detail=6, head_width=16,
+    name="tiny",
+    latents=16,
+    analysis_widths=(8, 16),
+    analysis_blocks=(1, 1),
+    synthesis_widths=(8, 16),
+    synthesis_blocks=(1, 1),
+    prior_groups=(4, 12),
+    prior_width=16,
+    prior_detail=6,
+    head_width=16,
     knots=3,
-)  # fmt: skip
+)
 ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "tiny": TINY}
 ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(f"paper-{r}", r, strides) for r, strides in RATES.items()}
 #: Phases whose transforms do not imitate their integer form.
@@ -95,9 +103,14 @@ class Work:
     """
 
     def __init__(
-        self, s: Settings, nets: Networks, photos: Photographs | None, tiles: LabelledTiles | None, device: str,
+        self,
+        s: Settings,
+        nets: Networks,
+        photos: Photographs | None,
+        tiles: LabelledTiles | None,
+        device: str,
         stored: dict[str, Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.s, self.nets, self.photos, self.tiles, self.device = s, nets, photos, tiles, device
         self._stored = stored
         self.share = s.share
@@ -160,9 +173,13 @@ class Work:
         return self._gradients(*drawn)
 
     def _joint_gradients(
-        self, photos: Tensor, quality: Tensor, tiles: Tensor | None = None, labels: Tensor | None = None,
+        self,
+        photos: Tensor,
+        quality: Tensor,
+        tiles: Tensor | None = None,
+        labels: Tensor | None = None,
         tiles_quality: Tensor | None = None,
-    ) -> Measures:  # fmt: skip
+    ) -> Measures:
         nets, bf16 = self.nets, self.share.bf16
         only = _only(bool(self.s.base))  # a model file's prior is integers
         if tiles is None:
@@ -264,8 +281,16 @@ class Work:
             return {"loss": loss.detach(), "bpp": bits.mean().detach()}
 
         groups = [{"params": list(net.parameters()), "factor": 1.0}]
-        return Phase("prior", groups, step, s.prior_steps, s.prior_minutes, s.prior_learning_rate, s.prior_batch,
-                     self.prior_before)  # fmt: skip
+        return Phase(
+            "prior",
+            groups,
+            step,
+            s.prior_steps,
+            s.prior_minutes,
+            s.prior_learning_rate,
+            s.prior_batch,
+            self.prior_before,
+        )
 
     def synthesis(self) -> Phase:
         """Phase 4: on symbols as the encoder chooses them with the trained prior."""
@@ -289,8 +314,15 @@ class Work:
             loss.backward()
             return {"loss": loss.detach(), "mse": error.mean().detach()}
 
-        return Phase("synthesis", groups, step, s.synthesis_steps, s.synthesis_minutes, s.synthesis_learning_rate,
-                     s.photos_per_step)  # fmt: skip
+        return Phase(
+            "synthesis",
+            groups,
+            step,
+            s.synthesis_steps,
+            s.synthesis_minutes,
+            s.synthesis_learning_rate,
+            s.photos_per_step,
+        )
 
     def head(self) -> Phase:
         """Phase 5: in floating point; balanced, a head loses next to nothing when it is rounded."""
@@ -310,8 +342,10 @@ class Work:
 
         matrices = [p for p in net.parameters() if p.ndim > 1]
         others = [p for p in net.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "factor": 1.0, "weight_decay": s.head_weight_decay},
-                  {"params": others, "factor": 1.0}]  # fmt: skip
+        groups = [
+            {"params": matrices, "factor": 1.0, "weight_decay": s.head_weight_decay},
+            {"params": others, "factor": 1.0},
+        ]
         return Phase("head", groups, step, s.head_steps, s.head_minutes, s.head_learning_rate, s.head_batch)
 
     def qualities(self, count: int) -> Tensor:

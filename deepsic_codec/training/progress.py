@@ -14,8 +14,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 Row = dict[str, Any]
-COLUMNS = ("phase", "step", "minutes", "loss", "bpp", "psnr", "accuracy", "tiles_bpp", "tiles_psnr", "grad", "lr",
-           "images_per_second")  # fmt: skip
+COLUMNS = (
+    "phase",
+    "step",
+    "minutes",
+    "loss",
+    "bpp",
+    "psnr",
+    "accuracy",
+    "tiles_bpp",
+    "tiles_psnr",
+    "grad",
+    "lr",
+    "images_per_second",
+)
 HELD_OUT_COLUMNS = ("phase", "step", "quality", "bpp", "psnr", "pre", "post")
 
 
@@ -101,8 +113,12 @@ class Bar:
     """Progress of one phase: a bar on a terminal, nothing elsewhere (the log's rows are lines there)."""
 
     def __init__(self, console: Console, phase: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>4.1f} %"),
-                   TextColumn("{task.fields[figures]}"))  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>4.1f} %"),
+            TextColumn("{task.fields[figures]}"),
+        )
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self._progress.add_task(phase, total=1.0, figures="")
 

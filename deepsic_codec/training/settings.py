@@ -93,14 +93,23 @@ class Settings:
         if self.crop < 64 or self.crop % 64:
             raise ConfigurationError(f"crop: expected a multiple of 64 pixels, got {self.crop}")
         if not 1 <= self.quality_low <= self.quality_high <= 100:
-            raise ConfigurationError(f"qualities: expected 1 <= low <= high <= 100, got {self.quality_low} and "
-                                     f"{self.quality_high}")  # fmt: skip
+            raise ConfigurationError(
+                f"qualities: expected 1 <= low <= high <= 100, got {self.quality_low} and {self.quality_high}"
+            )
         if not 0.1 <= self.quality_power <= 10:
             raise ConfigurationError(f"quality_power: expected 0.1 to 10, got {self.quality_power}")
         if self.optimiser not in ("soap", "adam"):
             raise ConfigurationError(f"optimiser: expected soap or adam, got {self.optimiser!r}")
-        for name in ("photos_per_step", "mosaics_per_step", "every", "prior_batch", "head_batch", "symbol_batches",
-                     "table_samples", "table_checks"):  # fmt: skip
+        for name in (
+            "photos_per_step",
+            "mosaics_per_step",
+            "every",
+            "prior_batch",
+            "head_batch",
+            "symbol_batches",
+            "table_samples",
+            "table_checks",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.processes < 1:
@@ -109,11 +118,15 @@ class Settings:
             raise ConfigurationError("processes: each has one thread; leave out --threads")
         for name in self.shared:
             if getattr(self, name) % self.processes:
-                raise ConfigurationError(f"processes: {name} {getattr(self, name)} cannot be shared out to "
-                                         f"{self.processes}; give a multiple of that")  # fmt: skip
+                raise ConfigurationError(
+                    f"processes: {name} {getattr(self, name)} cannot be shared out to "
+                    f"{self.processes}; give a multiple of that"
+                )
         if self.base and not self.labels and not self.trains_encoder:
-            raise ConfigurationError("--from adapts the semantic head and needs labelled images: add --labels, or "
-                                     "train the analysis transform with --encoder-minutes")  # fmt: skip
+            raise ConfigurationError(
+                "--from adapts the semantic head and needs labelled images: add --labels, or "
+                "train the analysis transform with --encoder-minutes"
+            )
         if self.trains_encoder and not self.base:
             raise ConfigurationError("--encoder-minutes is for --from: a new model gets its encoder in the joint phase")
         if self.trains_encoder and not self.images:

@@ -35,9 +35,13 @@ class Soap(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.95, 0.98), eps: float = 1e-8,
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.95, 0.98),
+        eps: float = 1e-8,
         weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._updates: _Replayed | None = None
 

@@ -80,8 +80,13 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
     _check_processes(s, nets, device)
     nets.to(device, memory_format=torch.channels_last)
     work = Work(s, nets, photos, tiles, device, _prior_of(base) if base else None)
-    about = {"settings": asdict(s), "architecture": nets.arch.to_json(), "classes": tiles.classes if tiles else [],
-             "decoder": base.decoder if base else "", "bounded": nets.bounded}  # fmt: skip
+    about = {
+        "settings": asdict(s),
+        "architecture": nets.arch.to_json(),
+        "classes": tiles.classes if tiles else [],
+        "decoder": base.decoder if base else "",
+        "bounded": nets.bounded,
+    }
     if state is not None:
         _check_same(s, about)
         nets.bounded = about["bounded"] = json.loads((s.folder / "settings.json").read_text()).get("bounded", False)
@@ -90,8 +95,10 @@ def train(s: Settings, resume: bool = False, console: Console | None = None) -> 
     names = [name for name, _ in plan]
     if state is not None:
         if state.phase not in names:
-            raise ConfigurationError(f"{s.folder}: the checkpoint is of phase {state.phase!r}, which these settings "
-                                     f"leave out; phases: {', '.join(names) or 'none'}")  # fmt: skip
+            raise ConfigurationError(
+                f"{s.folder}: the checkpoint is of phase {state.phase!r}, which these settings "
+                f"leave out; phases: {', '.join(names) or 'none'}"
+            )
         log.rewind(names, state.phase, state.step)
         log.say(f"resuming in phase {state.phase} after step {state.step}")
     compiled = s.compile and device.startswith("cuda") and _compile(nets)
@@ -365,11 +372,15 @@ def _check_processes(s: Settings, nets: Networks, device: str) -> None:
 def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles | None, log: Log) -> None:
     if photos:
         pool = photos.pool
-        log.say(f"{len(pool.shortest)} images ({pool.nbytes / 1e6:.0f} MB on {pool.flat.device}), "
-                f"{len(photos.held_out)} held out")  # fmt: skip
+        log.say(
+            f"{len(pool.shortest)} images ({pool.nbytes / 1e6:.0f} MB on {pool.flat.device}), "
+            f"{len(photos.held_out)} held out"
+        )
     if tiles:
-        log.say(f"{len(tiles.labels)} labelled images of {len(tiles.classes)} classes, "
-                f"{len(tiles.test_labels)} held out: {', '.join(tiles.classes)}")  # fmt: skip
+        log.say(
+            f"{len(tiles.labels)} labelled images of {len(tiles.classes)} classes, "
+            f"{len(tiles.test_labels)} held out: {', '.join(tiles.classes)}"
+        )
         named = sorted({c for children in s.parents.values() for c in children} - set(tiles.classes))
         if named:
             raise ConfigurationError(f"parents: no class named {', '.join(named)}; classes: {', '.join(tiles.classes)}")

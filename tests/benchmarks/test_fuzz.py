@@ -15,8 +15,17 @@ from deepsic_codec.model import file
 from deepsic_codec.payload import header as h
 from tests.common import ROOT
 
-CASES = {"bytes": 400, "header": 300, "labels": 300, "section": 40, "coder": 150, "parts": 60, "zarr": 15, "shard": 15,
-         "model": 25}  # fmt: skip
+CASES = {
+    "bytes": 400,
+    "header": 300,
+    "labels": 300,
+    "section": 40,
+    "coder": 150,
+    "parts": 60,
+    "zarr": 15,
+    "shard": 15,
+    "model": 25,
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +100,26 @@ def test_repaired_payloads_are_sound(fuzzer):
 def test_kernels_under_bounds_checking(tmp_path):
     """Numba checks no index unless told to: mutated streams, mask and residual sections, with checks compiled in."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.fuzz", "--count", "300", "--stage", "coder", "--stage",
-         "parts", "--stage", "section"],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.fuzz",
+            "--count",
+            "300",
+            "--stage",
+            "coder",
+            "--stage",
+            "parts",
+            "--stage",
+            "section",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
         env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "300 cases in" in done.stdout

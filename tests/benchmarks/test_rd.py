@@ -24,8 +24,25 @@ def images(tmp_path_factory):
 
 def test_efforts_and_models_are_curves_of_their_own(images, tmp_path, capsys):
     out, table = tmp_path / "rd.json", tmp_path / "rd.csv"
-    command = ["--images", str(images), "--qualities", "50", "--codecs", "--efforts", "0", "1", "2:ms-ssim", "--beside",
-               "base", "--threads", "1", "--json", str(out), "--csv", str(table)]  # fmt: skip
+    command = [
+        "--images",
+        str(images),
+        "--qualities",
+        "50",
+        "--codecs",
+        "--efforts",
+        "0",
+        "1",
+        "2:ms-ssim",
+        "--beside",
+        "base",
+        "--threads",
+        "1",
+        "--json",
+        str(out),
+        "--csv",
+        str(table),
+    ]
     rd.main(command)
     found = json.loads(out.read_text())
     names = ["DeepSIC", "DeepSIC effort 0", "DeepSIC effort 1", "DeepSIC effort 2, ms-ssim", "DeepSIC base"]

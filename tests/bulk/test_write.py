@@ -92,9 +92,15 @@ def test_shards_are_those_that_zarr_reads(location):
         index_location=location,
     )
     array = zarr.create_array(
-        MemoryStore(), name="image", shape=(200, 300, 3), chunks=(128, 128, 3), dtype="u1", serializer=sharding,
-        compressors=None, fill_value=0,
-    )  # fmt: skip
+        MemoryStore(),
+        name="image",
+        shape=(200, 300, 3),
+        chunks=(128, 128, 3),
+        dtype="u1",
+        serializer=sharding,
+        compressors=None,
+        fill_value=0,
+    )
     values = photograph(200, 300, 3)
     values[:64, 64:128] = 0  # a chunk that a shard lacks
     values[128:, 256:] = 0  # a shard that is not there
@@ -157,9 +163,14 @@ def test_other_codecs_around_are_refused():
     from zarr.codecs import TransposeCodec
 
     array = zarr.create_array(
-        MemoryStore(), shape=(64, 64, 3), chunks=(64, 64, 3), dtype="u1", filters=[TransposeCodec(order=(1, 0, 2))],
-        serializer=DeepSICCodec(), compressors=None,
-    )  # fmt: skip
+        MemoryStore(),
+        shape=(64, 64, 3),
+        chunks=(64, 64, 3),
+        dtype="u1",
+        filters=[TransposeCodec(order=(1, 0, 2))],
+        serializer=DeepSICCodec(),
+        compressors=None,
+    )
     check_rejects(UnsupportedArray, "TransposeCodec|through zarr", Layout, array)
     plain = zarr.create_array(MemoryStore(), shape=(64, 64), chunks=(64, 64), dtype="u1")
     check_rejects(UnsupportedPayload, "not with DeepSIC", Layout, plain)

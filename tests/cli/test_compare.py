@@ -151,5 +151,7 @@ def test_what_cannot_be_compared(image, monkeypatch):
 
 
 def test_nothing_is_imported_before_it_is_needed():
-    check_lazy("import deepsic_codec.io.peers, deepsic_codec.io.compare, deepsic_codec.cli.main",
-               unwanted=("torch", "imagecodecs", "matplotlib", "dask", "xarray"))  # fmt: skip
+    check_lazy(
+        "import deepsic_codec.io.peers, deepsic_codec.io.compare, deepsic_codec.cli.main",
+        unwanted=("torch", "imagecodecs", "matplotlib", "dask", "xarray"),
+    )

@@ -47,8 +47,18 @@ def test_command_writes_what_it_prints(tiles, tmp_path, capsys, semantics):
     (tiles / "broken.png").write_bytes(b"nothing")
     table = tmp_path / "r.csv"
     model = str(PACKAGED / "base.safetensors")
-    command = ["evaluate", str(tiles), "--labelled", "--qualities", "40", "70", "--model", model, "--semantics",
-               semantics]  # fmt: skip
+    command = [
+        "evaluate",
+        str(tiles),
+        "--labelled",
+        "--qualities",
+        "40",
+        "70",
+        "--model",
+        model,
+        "--semantics",
+        semantics,
+    ]
     assert main([*command, "--csv", str(table)]) == 0
     printed = capsys.readouterr().out
     assert main([*command, "--json"]) == 0
@@ -94,9 +104,28 @@ def test_accuracy_benchmark(tiles, tmp_path, capsys):
     photos.mkdir()
     Image.fromarray(drone_frame()[:128, :192]).save(photos / "a.png")
     out = tmp_path / "a.json"
-    accuracy.main(["--data", str(tiles), "--train", str(tiles), "--photos", str(photos), "--qualities", "60", "--steps",
-                   "2", "--batch", "4", "--json", str(out), "--csv", str(tmp_path / "a.csv"), "--png",
-                   str(tmp_path / "a.png")])  # fmt: skip
+    accuracy.main(
+        [
+            "--data",
+            str(tiles),
+            "--train",
+            str(tiles),
+            "--photos",
+            str(photos),
+            "--qualities",
+            "60",
+            "--steps",
+            "2",
+            "--batch",
+            "4",
+            "--json",
+            str(out),
+            "--csv",
+            str(tmp_path / "a.csv"),
+            "--png",
+            str(tmp_path / "a.png"),
+        ]
+    )
     rows = json.loads(out.read_text())["rows"]
     assert [r["network"] for r in rows] == ["DeepSIC pre", "DeepSIC post", "ResNet-18", "own trunk, raw pixels"]
     pre, post = rows[:2]

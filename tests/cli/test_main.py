@@ -58,10 +58,17 @@ def test_demo_finds_most_labels_and_answers_its_query_from_headers(tmp_path, cap
     assert int(agreeing) > 0.7 * 192
     (read,) = re.findall(r"Found by reading ([\d,]+) bytes", printed)
     assert int(read.replace(",", "")) <= 12 * 256
-    found, water = ({w for w in line.split() if w[0].isdigit() and "." in w} for line in printed.splitlines()
-                    if line.strip().startswith(("labels:", "true classes:")))  # fmt: skip
-    assert water == {f"{r // 4}.{c // 4}" for r, row in enumerate(eurosat_classes()) for c, name in enumerate(row)
-                     if name in ("River", "SeaLake")}  # fmt: skip
+    found, water = (
+        {w for w in line.split() if w[0].isdigit() and "." in w}
+        for line in printed.splitlines()
+        if line.strip().startswith(("labels:", "true classes:"))
+    )
+    assert water == {
+        f"{r // 4}.{c // 4}"
+        for r, row in enumerate(eurosat_classes())
+        for c, name in enumerate(row)
+        if name in ("River", "SeaLake")
+    }
     assert len(found & water) >= len(water) - 1 and len(found) < 12
 
 

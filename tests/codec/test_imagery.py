@@ -119,9 +119,15 @@ def test_nodata_comes_back_and_nothing_else_does(case, amount, per_pixel, data):
 
 
 IMAGES = {  # bands: images of a slice by default, as planes, in triples
-    1: (1, 1, 1), 2: (2, 2, 1), 3: (1, 3, 1), 4: (2, 4, 2), 5: (3, 5, 2), 6: (4, 6, 2), 7: (5, 7, 3),
+    1: (1, 1, 1),
+    2: (2, 2, 1),
+    3: (1, 3, 1),
+    4: (2, 4, 2),
+    5: (3, 5, 2),
+    6: (4, 6, 2),
+    7: (5, 7, 3),
     256: (254, 256, 86),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bands", IMAGES)
@@ -151,8 +157,12 @@ def test_plain_images_are_as_they_were():
 def test_sections_that_are_written():
     array = picture((20, 30, 3), "u2")
     assert sections(DeepSIC(max_error=1, nodata=3).encode(array)) == [
-        "labels", "scaling", "features", "nodata", "residual",
-    ]  # fmt: skip
+        "labels",
+        "scaling",
+        "features",
+        "nodata",
+        "residual",
+    ]
     assert len(h.read_section(DeepSIC().encode(array), h.read_header(DeepSIC().encode(array)), h.VALUE_SCALING)) == 5
 
 
@@ -288,9 +298,16 @@ def test_parameters_that_do_not_fit_the_dtype(dtype, parameters, words):
         check_rejects(ConfigurationError, words, create_array, {}, codec=codec, **like)
     serializer = codec.to_zarr3()
     check_rejects(
-        ConfigurationError, words, zarr.create_array, {}, shape=(4, 4, 3), chunks=(4, 4, 3), dtype=dtype,
-        serializer=serializer, compressors=None,
-    )  # fmt: skip
+        ConfigurationError,
+        words,
+        zarr.create_array,
+        {},
+        shape=(4, 4, 3),
+        chunks=(4, 4, 3),
+        dtype=dtype,
+        serializer=serializer,
+        compressors=None,
+    )
 
 
 def test_numbers_that_are_none():
@@ -306,9 +323,15 @@ def test_too_many_bands():
     codec = DeepSIC(axes="yxc")
     check_rejects(UnsupportedArray, "257 bands", create_array, {}, shape=(4, 4, 257), dtype="u1", codec=codec)
     check_rejects(
-        ConfigurationError, "value_range|3 bands|6", create_array, {}, shape=(4, 4, 6), chunks=(4, 4, 3), dtype="u2",
+        ConfigurationError,
+        "value_range|3 bands|6",
+        create_array,
+        {},
+        shape=(4, 4, 6),
+        chunks=(4, 4, 3),
+        dtype="u2",
         codec=DeepSIC(value_range=[(0, 1)] * 3),
-    )  # fmt: skip
+    )
 
 
 def test_bounds_need_an_exact_model(stub, monkeypatch):
@@ -346,8 +369,12 @@ def test_nan_through_metadata(zarr_format, tmp_path):
     array[3:9] = np.nan
     codec = DeepSIC(axes="yx", value_range="chunk", nodata=np.nan, max_error=1e-3)
     target = create_array(
-        str(tmp_path / "a"), data=array, chunks=(32, 32), codec=codec, zarr_format=zarr_format,
-    )  # fmt: skip
+        str(tmp_path / "a"),
+        data=array,
+        chunks=(32, 32),
+        codec=codec,
+        zarr_format=zarr_format,
+    )
     assert np.isnan(target.fill_value)
     name = ".zarray" if zarr_format == 2 else "zarr.json"
     metadata = json.loads((tmp_path / "a" / name).read_text())

@@ -17,9 +17,16 @@ def announcing(shape, axes="tyxc"):
     sizes = dict(zip(axes, shape, strict=True))
     grid = -(-sizes["y"] // 16), -(-sizes["x"] // 16)
     return h.pack(
-        dtype="u1", shape=shape, order="C", axes=axes, decoder=bytes(8), head=bytes(4), quality=50, grid=grid,
+        dtype="u1",
+        shape=shape,
+        order="C",
+        axes=axes,
+        decoder=bytes(8),
+        head=bytes(4),
+        quality=50,
+        grid=grid,
         sections={h.FEATURES: b"features"},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,20 @@ BAD = {
     "max_error": [-1, float("nan"), float("inf"), "0", True, [1]],
     "psnr": [0, -3, float("nan"), float("inf"), "40", True],
     "bpp": [0, -3, float("nan"), float("inf"), "1", True],
-    "encode": [{"effort": 5}, {"effort": True}, {"tune": "ssim"}, {"tune": None, "effort": 2}, {"tune": "ms-ssim"},
-               {"tune": "ms-ssim", "effort": 1}, 3, "x", [1], {"f": float("nan")}, {"f": {1}}, {"f": object()}],
+    "encode": [
+        {"effort": 5},
+        {"effort": True},
+        {"tune": "ssim"},
+        {"tune": None, "effort": 2},
+        {"tune": "ms-ssim"},
+        {"tune": "ms-ssim", "effort": 1},
+        3,
+        "x",
+        [1],
+        {"f": float("nan")},
+        {"f": {1}},
+        {"f": object()},
+    ],
     "decoder": ["", "ab" * 31, "AB" * 32, "zz" * 32, 5, "ab" * 33],
 }
 

@@ -295,9 +295,14 @@ def test_format_2_refuses_at_the_first_write():
 def test_transposed_array_says_to_use_axes():
     with pytest.raises(errors.UnsupportedArray, match="bands"):
         zarr.create_array(
-            {}, shape=(3, 8, 400), dtype="u1", chunks=(3, 4, 400), filters=[TransposeCodec(order=(1, 2, 0))],
-            serializer=DeepSICCodec(), compressors=None,
-        )  # fmt: skip
+            {},
+            shape=(3, 8, 400),
+            dtype="u1",
+            chunks=(3, 4, 400),
+            filters=[TransposeCodec(order=(1, 2, 0))],
+            serializer=DeepSICCodec(),
+            compressors=None,
+        )
 
 
 def test_chunk_of_another_array():
@@ -331,9 +336,14 @@ def test_metadata_migration_reads_the_same_chunks():
         store = {}
         create(2, store, shape=array.shape, chunks=(8, 8, 3), order=order)[...] = array
         z = zarr.create_array(
-            store, shape=array.shape, dtype="u1", chunks=(8, 8, 3), serializer=DeepSICCodec(), compressors=None,
+            store,
+            shape=array.shape,
+            dtype="u1",
+            chunks=(8, 8, 3),
+            serializer=DeepSICCodec(),
+            compressors=None,
             chunk_key_encoding={"name": "v2", "separator": "."},
-        )  # fmt: skip
+        )
         assert z.metadata.zarr_format == 3
         np.testing.assert_array_equal(z[...], array)
 

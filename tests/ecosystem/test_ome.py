@@ -80,9 +80,15 @@ def test_ome_zarr_reads_format_2(tmp_path):
     image = photograph(3, 96, 80)
     for number, pixels in enumerate([image, image[:, ::2, ::2]]):
         z = create_array(
-            tmp_path / "old.zarr", name=str(number), shape=pixels.shape, dtype="u1", chunks=(3, 32, 32),
-            codec=DeepSIC(axes="cyx"), zarr_format=2, chunk_key_encoding={"name": "v2", "separator": "/"},
-        )  # fmt: skip
+            tmp_path / "old.zarr",
+            name=str(number),
+            shape=pixels.shape,
+            dtype="u1",
+            chunks=(3, 32, 32),
+            codec=DeepSIC(axes="cyx"),
+            zarr_format=2,
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )
         z[...] = pixels
     group = zarr.open_group(tmp_path / "old.zarr", mode="a", zarr_format=2)
     multiscales = describe("image", [image, image[:, ::2, ::2]], "cyx")["ome"]["multiscales"]

@@ -76,10 +76,17 @@ def test_icechunk_references(folder):
     session = repository.writable_session("main")
     source = zarr.open_array(folder / "format3.zarr" / "image", mode="r")
     zarr.create_array(
-        session.store, name="image", shape=source.shape, chunks=source.chunks, dtype="u1", fill_value=0,
-        serializer=source.metadata.codecs[0], compressors=None, dimension_names=["y", "x", "c"],
+        session.store,
+        name="image",
+        shape=source.shape,
+        chunks=source.chunks,
+        dtype="u1",
+        fill_value=0,
+        serializer=source.metadata.codecs[0],
+        compressors=None,
+        dimension_names=["y", "x", "c"],
         attributes=dict(source.attrs),
-    )  # fmt: skip
+    )
     for index in np.ndindex(3, 2, 1):
         key = "image/c/" + "/".join(map(str, index))
         file = folder / "format3.zarr" / key

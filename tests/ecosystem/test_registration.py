@@ -18,14 +18,29 @@ SCHEMA = json.loads((FOLDER / "schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 CONFIGURATIONS = [
-    {}, {"quality": 12.34}, {"axes": "tcyx"}, {"axes": "yx"}, {"semantics": "post"}, {"semantics": "none"},
-    {"label_tile": 64}, {"label_tile": (128, 64)}, {"encode": {"effort": 2, "later": [1, None]}}, {"model": "other"},
-]  # fmt: skip
+    {},
+    {"quality": 12.34},
+    {"axes": "tcyx"},
+    {"axes": "yx"},
+    {"semantics": "post"},
+    {"semantics": "none"},
+    {"label_tile": 64},
+    {"label_tile": (128, 64)},
+    {"encode": {"effort": 2, "later": [1, None]}},
+    {"model": "other"},
+]
 LATER = [
-    {"psnr": 40}, {"bpp": 0.5}, {"max_error": 0}, {"max_error": 2.5, "quality": 30}, {"nodata": -9999},
-    {"nodata": float("nan")}, {"value_range": "chunk"}, {"value_range": (0, 10000)},
-    {"value_range": [(0, 1.5), (-3, 3)]}, {"bands": "planes"},
-]  # fmt: skip
+    {"psnr": 40},
+    {"bpp": 0.5},
+    {"max_error": 0},
+    {"max_error": 2.5, "quality": 30},
+    {"nodata": -9999},
+    {"nodata": float("nan")},
+    {"value_range": "chunk"},
+    {"value_range": (0, 10000)},
+    {"value_range": [(0, 1.5), (-3, 3)]},
+    {"bands": "planes"},
+]
 
 
 def test_the_schema_is_one():
@@ -70,12 +85,29 @@ def test_metadata_after_migration(tmp_path):
 
 
 WRONG = [
-    {"unknown": 1}, {"quality": 0}, {"quality": 101}, {"quality": "50"}, {"axes": "yxq"}, {"axes": "yyx"},
-    {"axes": "y"}, {"axes": "cxt"}, {"semantics": "maybe"}, {"label_tile": [64]}, {"label_tile": [32, 64]},
-    {"decoder": "ab"}, {"head": "AB" * 32}, {"encode": [1]}, {"psnr": -1, "quality": None}, {"max_error": -1},
-    {"value_range": [1]}, {"value_range": "all"}, {"bands": "none"}, {"nodata": "none"}, {"quality": 50, "psnr": 40},
+    {"unknown": 1},
+    {"quality": 0},
+    {"quality": 101},
+    {"quality": "50"},
+    {"axes": "yxq"},
+    {"axes": "yyx"},
+    {"axes": "y"},
+    {"axes": "cxt"},
+    {"semantics": "maybe"},
+    {"label_tile": [64]},
+    {"label_tile": [32, 64]},
+    {"decoder": "ab"},
+    {"head": "AB" * 32},
+    {"encode": [1]},
+    {"psnr": -1, "quality": None},
+    {"max_error": -1},
+    {"value_range": [1]},
+    {"value_range": "all"},
+    {"bands": "none"},
+    {"nodata": "none"},
+    {"quality": 50, "psnr": 40},
     {"max_error": 1, "bpp": 1, "quality": None},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("change", WRONG, ids=str)

@@ -67,9 +67,14 @@ def test_another_format_needs_the_encoding_dropped(tmp_path):
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_what_we_create_xarray_opens(tmp_path, zarr_format):
     create_array(
-        tmp_path / "ours.zarr", name="image", data=IMAGE, chunks=(1, 32, 32, 3), codec=DeepSIC(axes="tyxc"),
-        zarr_format=zarr_format, dimension_names=["time", "y", "x", "band"],
-    )  # fmt: skip
+        tmp_path / "ours.zarr",
+        name="image",
+        data=IMAGE,
+        chunks=(1, 32, 32, 3),
+        codec=DeepSIC(axes="tyxc"),
+        zarr_format=zarr_format,
+        dimension_names=["time", "y", "x", "band"],
+    )
     opened = xr.open_zarr(tmp_path / "ours.zarr", consolidated=False, chunks=None)["image"]
     assert opened.dims == ("time", "y", "x", "band") and opened.dtype == np.uint8
     np.testing.assert_array_equal(opened, IMAGE)

@@ -43,8 +43,11 @@ def test_an_array_is_counted_exactly(place):
     assert found["model"]["here"] and found["written_by"][0]["chunks"] == 3
     assert found["labels"]["from"] == "headers"
     assert {name: count for name, count in found["labels"]["classes"].items() if count} == {
-        "Dark": 1, "Dim": 1, "Bright": 1, "Visible": 2,
-    }  # fmt: skip
+        "Dark": 1,
+        "Dim": 1,
+        "Bright": 1,
+        "Visible": 2,
+    }
     assert found["read"]["requests"] <= 4 + 6 and found["read"]["bytes"] < 4 * 256 + 3000
 
 
@@ -136,9 +139,12 @@ def test_nothing_there(tmp_path):
 
 
 def test_info_needs_no_torch(tmp_path):
-    check_lazy("""
+    check_lazy(
+        """
         from deepsic_codec.cli import main
         import zarr
         zarr.open_group("memory://x", mode="w")
         assert main(["info", "memory://x"]) == 0
-    """, unwanted=("torch", "matplotlib", "imagecodecs"))  # fmt: skip
+    """,
+        unwanted=("torch", "matplotlib", "imagecodecs"),
+    )

@@ -47,8 +47,22 @@ def test_a_folder(folder, tmp_path, capsys):
 
 
 def test_a_stack(folder, tmp_path):
-    assert ingest(folder / "a.png", folder / "b.png", tmp_path / "out.zarr", "--stack", "all", "--quality", 30,
-                  "--effort", 3, "--tune", "ms-ssim") == 0  # fmt: skip
+    assert (
+        ingest(
+            folder / "a.png",
+            folder / "b.png",
+            tmp_path / "out.zarr",
+            "--stack",
+            "all",
+            "--quality",
+            30,
+            "--effort",
+            3,
+            "--tune",
+            "ms-ssim",
+        )
+        == 0
+    )
     array = zarr.open_array(tmp_path / "out.zarr", path="all", mode="r")
     assert array.shape == (2, 70, 90, 3) and array.attrs["sources"] == ["a.png", "b.png"]
     np.testing.assert_array_equal(array[1], photograph(70, 90, 3, seed=5))
@@ -143,8 +157,10 @@ GEO = {
 def test_georeference():
     assert georeference({}) == {}
     assert georeference(GEO) == {
-        "crs": "EPSG:32632", "transform": [10.0, 0.0, 500000.0, 0.0, -20.0, 5600000.0], "nodata": 255.0,
-    }  # fmt: skip
+        "crs": "EPSG:32632",
+        "transform": [10.0, 0.0, 500000.0, 0.0, -20.0, 5600000.0],
+        "nodata": 255.0,
+    }
     points = {**GEO, 34735: (1, 1, 0, 2, 1025, 0, 1, 2, 2048, 0, 1, 4326)}
     assert georeference(points)["crs"] == "EPSG:4326"
     assert georeference(points)["transform"] == [10.0, 0.0, 499995.0, 0.0, -20.0, 5600010.0]

@@ -12,16 +12,21 @@ CLASSES = 4  # Dark, Dim, Bright and unknown: those of tests/stub_runtime.py
 
 
 def archive(
-    store=None, *, shape=(128, 192, 3), chunks=(128, 128, 3), axes="yxc", tile=(64, 64), name="img", zarr_format=3,
+    store=None,
+    *,
+    shape=(128, 192, 3),
+    chunks=(128, 128, 3),
+    axes="yxc",
+    tile=(64, 64),
+    name="img",
+    zarr_format=3,
     semantics="pre",
-):  # fmt: skip
+):
     """An empty array in a group."""
     store = zarr.storage.MemoryStore() if store is None else store
     zarr.open_group(store, zarr_format=zarr_format)
     codec = DeepSIC(axes=axes, label_tile=tile, semantics=semantics)
-    return create_array(
-        store, name=name, shape=shape, chunks=chunks, dtype="u1", codec=codec, zarr_format=zarr_format
-    )  # fmt: skip
+    return create_array(store, name=name, shape=shape, chunks=chunks, dtype="u1", codec=codec, zarr_format=zarr_format)
 
 
 def payload(array, scores, head=stub_runtime.MODELS[0].head):
@@ -32,9 +37,16 @@ def payload(array, scores, head=stub_runtime.MODELS[0].head):
         sections[header.LABELS] = labels.encode_labels(scores, codec.label_tile)
     size = dict(zip(codec.axes, array.chunks, strict=True))
     return header.pack(
-        dtype="u1", shape=array.chunks, order="C", axes=codec.axes, decoder=bytes.fromhex(codec.decoder)[:8],
-        head=bytes.fromhex(head)[:4], quality=50, grid=(-(-size["y"] // 16), -(-size["x"] // 16)), sections=sections,
-    )  # fmt: skip
+        dtype="u1",
+        shape=array.chunks,
+        order="C",
+        axes=codec.axes,
+        decoder=bytes.fromhex(codec.decoder)[:8],
+        head=bytes.fromhex(head)[:4],
+        quality=50,
+        grid=(-(-size["y"] // 16), -(-size["x"] // 16)),
+        sections=sections,
+    )
 
 
 def put(array, index, data):

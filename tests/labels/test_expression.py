@@ -53,7 +53,7 @@ def test_python_operators_say_the_same(thousandths, op):
         ("0.2 < Forest <= 0.6", "(Forest > 0.2) and (Forest <= 0.6)"),
         ("Forest > .9 | Forest > .1 & Forest < .2", "(Forest > .9) | ((Forest > .1) & (Forest < .2))"),
         ("~Forest & ~Forest", "~(Forest | Forest)"),
-        ("Forest>.1 && Forest<.2 || 'Forest' > .9", "(.1<Forest) AND (Forest<.2) Or \"Forest\" > .9"),
+        ("Forest>.1 && Forest<.2 || 'Forest' > .9", '(.1<Forest) AND (Forest<.2) Or "Forest" > .9'),
         ("\n Forest\t>\n.5 ", "Forest > .5"),
     ],
 )

@@ -100,8 +100,11 @@ def test_large_grids_are_parted(monkeypatch):
     labels = consolidate_labels(array)
     assert labels.index.scores.chunks == (1, 4, 4, 1) and labels.index.tile_scores.chunks == (1, 4, 4, 1)
     assert labels.index.tile_unit == (2, 2, 1)
-    chunks = {index for index, attrs in iter_chunk_attrs(array)
-              if any(tile.get("Dark", 0) > 0.6 and tile.get("Dim", 0) < 0.5 for tile in attrs["labels"])}  # fmt: skip
+    chunks = {
+        index
+        for index, attrs in iter_chunk_attrs(array)
+        if any(tile.get("Dark", 0) > 0.6 and tile.get("Dim", 0) < 0.5 for tile in attrs["labels"])
+    }
     assert set(labels.where("Dark > 0.6 & ~Dim").chunks) == chunks
 
 
@@ -282,7 +285,12 @@ def test_not_an_archive(tmp_path):
     assert sorted(consolidate_labels(two)) == ["a", "b"]
     check_rejects(UnsupportedArray, "'c'", open_labels, two, "c")
     turned = zarr.create_array(
-        {}, shape=(8, 9, 3), dtype="u1", chunks=(8, 9, 3), compressors=None, serializer=DeepSIC().to_zarr3(),
+        {},
+        shape=(8, 9, 3),
+        dtype="u1",
+        chunks=(8, 9, 3),
+        compressors=None,
+        serializer=DeepSIC().to_zarr3(),
         filters=[zarr.codecs.TransposeCodec(order=(1, 0, 2))],
-    )  # fmt: skip
+    )
     check_rejects(UnsupportedArray, "Transpose", open_labels, turned, scan=True)

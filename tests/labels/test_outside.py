@@ -46,8 +46,10 @@ def test_query_mistakes_point_to_the_place(folder, capsys):
         run(capsys, "query", folder, "Bright & Drak")
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
-        "deepsic query: error: no class 'Drak'; did you mean Dark?", "  Bright & Drak", "           ^",
-    ]  # fmt: skip
+        "deepsic query: error: no class 'Drak'; did you mean Dark?",
+        "  Bright & Drak",
+        "           ^",
+    ]
 
 
 def test_labels_and_index(folder, capsys, tmp_path):

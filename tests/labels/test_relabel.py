@@ -26,9 +26,13 @@ def test_post_semantic_labels(stub, shards):
     assert consolidate_labels(array).summary()["unlabelled"] == 2
     labels = relabel(array)
     assert labels.summary() == {
-        "chunks": 2, "missing": 0, "header": 0, "features": 2, "unlabelled": 0,
+        "chunks": 2,
+        "missing": 0,
+        "header": 0,
+        "features": 2,
+        "unlabelled": 0,
         "classes": {"Dark": 2, "Dim": 2, "Bright": 2, "unknown": 0, "Visible": 2},
-    }  # fmt: skip
+    }
     assert [region[1] for region in labels.where("Bright", tiles=True).regions] == [slice(128, 192)] * 2
     assert labels.where("Bright", verify="all").count == 2
     np.testing.assert_array_equal(next(labels.where("Dark").iter_arrays()).array, scene()[:64])
@@ -57,9 +61,10 @@ def test_a_new_head_has_its_own_vocabulary(stub, monkeypatch):
     consolidate_labels(array)
     vocabulary = stub_runtime.Vocabulary(("Night", "Dusk", "Day"), {})
     monkeypatch.setattr(
-        stub_runtime, "MODELS",
+        stub_runtime,
+        "MODELS",
         (*stub_runtime.MODELS, stub_runtime.ModelInfo("times", "ab" * 32, "ef" * 32, vocabulary)),
-    )  # fmt: skip
+    )
     labels = relabel(array, "times")
     assert labels.where("Night").chunks == [(0, 0, 0)] and "Dark" not in labels.vocabulary.known
     array[:, :64] = 240

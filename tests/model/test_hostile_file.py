@@ -230,8 +230,11 @@ def test_any_header_is_read_or_refused(toy, data):
     header, tensors, path = toy
     header = json.loads(json.dumps(header))
     about = json.loads(header["__metadata__"]["deepsic"])
-    node = data.draw(st.sampled_from([header, about, *(header[k] for k in ARRAYS), *(
-        about[k] for k in ("architecture", "vocabulary"))]))  # fmt: skip
+    node = data.draw(
+        st.sampled_from(
+            [header, about, *(header[k] for k in ARRAYS), *(about[k] for k in ("architecture", "vocabulary"))]
+        )
+    )
     node[data.draw(st.sampled_from(sorted(node)) | st.text(max_size=8))] = data.draw(json_values)
     if isinstance(header.get("__metadata__"), dict) and data.draw(st.booleans()):
         header["__metadata__"]["deepsic"] = json.dumps(about)

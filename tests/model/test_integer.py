@@ -84,10 +84,17 @@ def precision(name):
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("setting", [
-    lambda: threads(1), lambda: threads(2), lambda: threads(8), lambda: torch.backends.mkldnn.flags(enabled=False),
-    lambda: precision("medium"), lambda: torch.autocast("cpu", torch.bfloat16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: threads(1),
+        lambda: threads(2),
+        lambda: threads(8),
+        lambda: torch.backends.mkldnn.flags(enabled=False),
+        lambda: precision("medium"),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+    ],
+)
 def test_settings_of_the_process_do_not_matter(runtime, images, wanted, setting):
     assert runtime.exact
     with setting():
@@ -283,8 +290,12 @@ def test_model_whose_sums_could_be_inexact_is_refused():
     arrays = dict(load_arrays(find_model("base")))
     arch = Architecture.from_json(find_model("base").architecture)
     IntegerTransforms(arch, arrays, torch.device("cpu"))
-    for name, value in (("decoder.synthesis.blocks8.0.spatial.weight", 127), ("decoder.synthesis.out.bias", 2**24),
-                        ("decoder.synthesis.linear.shift", 0), ("encoder.analysis.reduce.shift", 200)):  # fmt: skip
+    for name, value in (
+        ("decoder.synthesis.blocks8.0.spatial.weight", 127),
+        ("decoder.synthesis.out.bias", 2**24),
+        ("decoder.synthesis.linear.shift", 0),
+        ("encoder.analysis.reduce.shift", 200),
+    ):
         crafted = arrays | {name: np.full_like(arrays[name], value)}
         if "spatial" in name:
             crafted["decoder.synthesis.blocks8.0.spatial.bias"] = np.full_like(arrays[name[:-6] + "bias"], 2**20)

@@ -75,8 +75,9 @@ def test_pixels_of_both_forms_agree(threads, grid, fine):
     n, h, w = grid
     parts = []
     for channels, count in ((768, n * h * w), (192, 4 * n * h * w)):
-        parts.append((drawn(g, -(2**28), 2**28, count, channels), drawn(g, -(2**22), 2**22, channels),
-                      drawn(g, 8, 31, channels)))  # fmt: skip
+        parts.append(
+            (drawn(g, -(2**28), 2**28, count, channels), drawn(g, -(2**22), 2**22, channels), drawn(g, 8, 31, channels))
+        )
     found = [form.pixels(*(Sums(*(t.clone() for t in p)) for p in parts), grid, fine) for form in (Tensors, Compiled)]
     assert found[0].shape == (n, 16 * h, 16 * w, 3) and found[0].dtype == (torch.int16 if fine else torch.uint8)
     assert torch.equal(*found) and len(found[0].unique()) > 20

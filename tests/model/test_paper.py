@@ -70,8 +70,13 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
 
     monkeypatch.setitem(phases.ARCHITECTURES, "paper-test", SMALL)
     tiny = PRESETS["tiny"] | {"architecture": "paper-test", "steps": 30, "lr": 1e-2, "head_batch": 16, "warm_up": 1}
-    s = Settings(**tiny, images=[data.photos], labels=[data.tiles], out=str(tmp_path / "p.safetensors"),
-                 run=str(tmp_path / "run"))  # fmt: skip
+    s = Settings(
+        **tiny,
+        images=[data.photos],
+        labels=[data.tiles],
+        out=str(tmp_path / "p.safetensors"),
+        run=str(tmp_path / "run"),
+    )
     info = train.train(s)
     runtime = Runtime(info)
     image = drone_frame()[None, 100:270, 100:235]

@@ -168,8 +168,10 @@ def test_training_reads_the_contexts_that_coding_reads(integer, grid):
     """The same features in the same columns, position by position."""
     values = torch.from_numpy(symbols(2, *grid, 16))
     neighbours = integer.neighbours(values.float())
-    linear, magnitude = (t.reshape(2, grid[0] + 2, grid[1] + 2, 16)[:, 1:-1, 1:-1].float()
-                         for t in (neighbours.linear, neighbours.magnitude))  # fmt: skip
+    linear, magnitude = (
+        t.reshape(2, grid[0] + 2, grid[1] + 2, 16)[:, 1:-1, 1:-1].float()
+        for t in (neighbours.linear, neighbours.magnitude)
+    )
     found = iter(prior_module._Contexts.apply(integer.steps, linear, magnitude))
     for _, step, rows, flat, image in passes(integer, neighbours):
         wanted, _ = neighbours.gather(step, rows)

@@ -84,9 +84,9 @@ def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     refiner = runtime._refiner()
     monkeypatch.setattr(refiner, "bf16", False)  # whose rounding is as large as what is measured
     frame = drone_frame()[600:728, 700:828]
-    symbols = runtime.decode_symbols(
-        [runtime.encode([frame[None]], [50.0])[0].features], [(1, 128, 128)], [50.0]
-    )[0].transpose(0, 2, 3, 1)  # fmt: skip
+    symbols = runtime.decode_symbols([runtime.encode([frame[None]], [50.0])[0].features], [(1, 128, 128)], [50.0])[
+        0
+    ].transpose(0, 2, 3, 1)
     symbols = torch.from_numpy(np.ascontiguousarray(symbols)).float()
     step = runtime._transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
     distortion = Distortion(torch.from_numpy(frame.copy())[None].float(), "psnr")

@@ -169,9 +169,13 @@ def test_altered_model_is_refused(tmp_path):
     beyond = save_model(tmp_path / "e.safetensors", "e", arrays, info.architecture, info.vocabulary, {})
     check_rejects(ModelMismatch, "do not fit", Runtime, beyond)
     wide = save_model(
-        tmp_path / "d.safetensors", "d", arrays,
-        Architecture.from_json(info.architecture).to_json() | {"synthesis_widths": [64, 64]}, info.vocabulary, {},
-    )  # fmt: skip
+        tmp_path / "d.safetensors",
+        "d",
+        arrays,
+        Architecture.from_json(info.architecture).to_json() | {"synthesis_widths": [64, 64]},
+        info.vocabulary,
+        {},
+    )
     check_rejects(ModelMismatch, "do not fit", Runtime, wide)
 
 

@@ -40,8 +40,9 @@ def main() -> None:
     image = eurosat_mosaic()[:256, :512]
     for zarr_format in (2, 3):
         codec = DeepSIC(quality=60)
-        z = create_array(f"{zarr_format}.zarr", name="image", data=image, chunks=(256, 256, 3), codec=codec,
-                         zarr_format=zarr_format)  # fmt: skip
+        z = create_array(
+            f"{zarr_format}.zarr", name="image", data=image, chunks=(256, 256, 3), codec=codec, zarr_format=zarr_format
+        )
         decibels = psnr(image, z[...])
         assert decibels > 28, decibels
         assert len(chunk_attrs(z, (0, 1, 0))["labels"]) == 16

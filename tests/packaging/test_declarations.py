@@ -58,8 +58,18 @@ def test_everything_imported_is_declared():
 
 # From the ground up. A module imports its own room and rooms below, nowhere what is above, in functions neither.
 LAYERS = (
-    "errors config axes _compat samples metrics", "payload", "model", "codec", "stored", "labels", "bulk",
-    "archive", "dask xarray", "io", "training", "cli",
+    "errors config axes _compat samples metrics",
+    "payload",
+    "model",
+    "codec",
+    "stored",
+    "labels",
+    "bulk",
+    "archive",
+    "dask xarray",
+    "io",
+    "training",
+    "cli",
 )
 FLOOR = {room: number for number, rooms in enumerate(LAYERS) for room in rooms.split()}
 # Arrows that still point up, each to be removed.

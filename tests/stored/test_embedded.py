@@ -130,8 +130,9 @@ def test_opened_from_its_group_or_alone(tiny, here, tmp_path):
 
 def test_bulk_writer(tiny, here):
     store = MemoryStore()
-    report = bulk.store(IMAGE, store, name="image", codec=DeepSIC(model="fuzz-tiny"), chunks=(32, 32, 3),
-                        embed_model=True)  # fmt: skip
+    report = bulk.store(
+        IMAGE, store, name="image", codec=DeepSIC(model="fuzz-tiny"), chunks=(32, 32, 3), embed_model=True
+    )
     bulk.store(IMAGE, store, name="image", embed_model=True, resume=True)
     expected = report.array[...]
     here()
@@ -169,8 +170,9 @@ def test_one_for_all_encoders_of_a_decoder(tiny, here, tmp_path):
     """What a group has embedded reads the chunks of any model of its decoder and head."""
     arrays = {k: v.copy() for k, v in file.load_arrays(tiny).items()}
     arrays["encoder.analysis.out.bias"] += 1000
-    other = file.save_model(Path(tiny.path).parent / "other.safetensors", "other", arrays, tiny.architecture,
-                            tiny.vocabulary, {})  # fmt: skip
+    other = file.save_model(
+        Path(tiny.path).parent / "other.safetensors", "other", arrays, tiny.architecture, tiny.vocabulary, {}
+    )
     try:
         store = {}
         write(store)
@@ -332,8 +334,9 @@ def test_features_are_labelled_with_it(tiny, here, tmp_path):
 def test_vocabulary_of_an_array_that_zarr_created(tiny, here, tmp_path):
     path = tmp_path / "a.zarr"
     group = zarr.open_group(path)
-    z = group.create_array("image", data=IMAGE, chunks=(32, 32, 3), compressors=None,
-                           serializer=DeepSIC(model="fuzz-tiny").to_zarr3())  # fmt: skip
+    z = group.create_array(
+        "image", data=IMAGE, chunks=(32, 32, 3), compressors=None, serializer=DeepSIC(model="fuzz-tiny").to_zarr3()
+    )
     embed.embed_model(z)
     here()
     assert "Class0" in open_labels(path, "image", scan=True).vocabulary.classes

@@ -22,9 +22,14 @@ from tests.training.test_train import settings
 #: Grows into the other; nothing of it depends on what later architectures have.
 FIRST = replace(TINY, prior_detail=16, conditioned=False)
 LARGER = replace(
-    TINY, name="larger", latents=40, prior_groups=(4, 12, 24), analysis_blocks=(2, 0), synthesis_blocks=(2, 1),
+    TINY,
+    name="larger",
+    latents=40,
+    prior_groups=(4, 12, 24),
+    analysis_blocks=(2, 0),
+    synthesis_blocks=(2, 1),
     head_blocks=4,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +100,15 @@ def test_everything_that_is_new_learns(small, photos):
     terms = nets.terms(photos.crops(2, 64, np.random.default_rng(0)), torch.tensor([60.0, 90.0]), False)
     (nets.loss(terms, torch.tensor([60.0, 90.0])) + terms.logits.square().mean()).backward()
     for gradient in (
-        nets.synthesis.stem.weight.grad[:, 16:], nets.head.stem.weight.grad[:, 16:], nets.analysis.out.weight.grad[16:],
-        nets.analysis.linear.weight.grad[16:], nets.analysis.blocks8[1].down.weight.grad,
+        nets.synthesis.stem.weight.grad[:, 16:],
+        nets.head.stem.weight.grad[:, 16:],
+        nets.analysis.out.weight.grad[16:],
+        nets.analysis.linear.weight.grad[16:],
+        nets.analysis.blocks8[1].down.weight.grad,
         nets.gains.log2.table.grad[:, 16:],
-        nets.synthesis.blocks8[1].down.weight.grad, nets.prior.passes[-1].out.weight.grad,
-    ):  # fmt: skip
+        nets.synthesis.blocks8[1].down.weight.grad,
+        nets.prior.passes[-1].out.weight.grad,
+    ):
         assert gradient.abs().amax() > 0
 
 

@@ -85,9 +85,10 @@ def test_training_in_two_processes_resumes_where_it_was(data, tmp_path, monkeypa
 
 def test_what_cannot_be_shared_out_is_refused(data, tmp_path):
     for words, wrong in (
-        ("photos_per_step 3", {"photos_per_step": 3}), ("leave out --threads", {"threads": 2}),
+        ("photos_per_step 3", {"photos_per_step": 3}),
+        ("leave out --threads", {"threads": 2}),
         ("at least 1", {"processes": 0}),
-    ):  # fmt: skip
+    ):
         check_rejects(ConfigurationError, words, Settings, **{"images": ["x"], "processes": 2} | wrong)
     paper = settings(data, tmp_path, architecture="paper-0.5", processes=2, mosaics_per_step=2)
     check_rejects(ConfigurationError, "whole batches", train.train, paper)

@@ -31,10 +31,23 @@ from tests.common import check_lazy, check_rejects, psnr
 
 
 def settings(data, folder, **changes):
-    tiny = PRESETS["tiny"] | {"minutes": 10.0, "steps": 8, "integer_steps": 2, "prior_steps": 6, "head_steps": 4,
-                              "head_batch": 16, "synthesis_minutes": 9.0, "synthesis_steps": 3, "every": 1}  # fmt: skip
-    places = {"images": [data.photos], "labels": [data.tiles], "out": str(folder / "model.safetensors"),
-              "run": str(folder / "run")}  # fmt: skip
+    tiny = PRESETS["tiny"] | {
+        "minutes": 10.0,
+        "steps": 8,
+        "integer_steps": 2,
+        "prior_steps": 6,
+        "head_steps": 4,
+        "head_batch": 16,
+        "synthesis_minutes": 9.0,
+        "synthesis_steps": 3,
+        "every": 1,
+    }
+    places = {
+        "images": [data.photos],
+        "labels": [data.tiles],
+        "out": str(folder / "model.safetensors"),
+        "run": str(folder / "run"),
+    }
     return Settings(**(tiny | places | changes))
 
 
@@ -120,9 +133,27 @@ def test_rows_and_steps_after_the_checkpoint_are_done_again(whole, data, tmp_pat
 def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
     folder, base = whole
     out = tmp_path / "mine.safetensors"
-    command = ["train", "--from", base.path, "--labels", data.tiles, "--images", data.photos, "--out", str(out),
-               "--run", str(tmp_path / "run"), "--head-steps", "5", "--head-batch", "16", "--crop", "64",
-               "--parents", '{"Green": ["Forest"]}']  # fmt: skip
+    command = [
+        "train",
+        "--from",
+        base.path,
+        "--labels",
+        data.tiles,
+        "--images",
+        data.photos,
+        "--out",
+        str(out),
+        "--run",
+        str(tmp_path / "run"),
+        "--head-steps",
+        "5",
+        "--head-batch",
+        "16",
+        "--crop",
+        "64",
+        "--parents",
+        '{"Green": ["Forest"]}',
+    ]
     assert main(command) == 0
     mine = read_info(out)
     assert mine.decoder == base.decoder and mine.head != base.head
@@ -135,8 +166,15 @@ def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
     assert Runtime(mine).decode([payload], [(1, 64, 64)], [50.0])[0].shape == tile.shape
     assert "held out" in capsys.readouterr().out
     # broader names stay where none are given
-    s = Settings(base=str(out), labels=[data.tiles], out=str(tmp_path / "again.safetensors"),
-                 run=str(tmp_path / "again"), head_steps=1, head_batch=4, crop=64)  # fmt: skip
+    s = Settings(
+        base=str(out),
+        labels=[data.tiles],
+        out=str(tmp_path / "again.safetensors"),
+        run=str(tmp_path / "again"),
+        head_steps=1,
+        head_batch=4,
+        crop=64,
+    )
     again = train.train(s)
     assert again.vocabulary == mine.vocabulary
 
@@ -144,8 +182,15 @@ def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
 def test_adapted_head_is_trained_within_the_bounds_of_its_integers(whole, data, tmp_path, monkeypatch):
     original, seen = phases.Work.head, []
     monkeypatch.setattr(phases.Work, "head", lambda work: seen.append(work.nets.head.bounded) or original(work))
-    s = Settings(base=whole[1].path, labels=[data.tiles], out=str(tmp_path / "mine.safetensors"),
-                 run=str(tmp_path / "run"), head_steps=1, head_batch=4, crop=64)  # fmt: skip
+    s = Settings(
+        base=whole[1].path,
+        labels=[data.tiles],
+        out=str(tmp_path / "mine.safetensors"),
+        run=str(tmp_path / "run"),
+        head_steps=1,
+        head_batch=4,
+        crop=64,
+    )
     train.train(s)
     assert seen == [True]
 
@@ -161,19 +206,40 @@ def test_head_of_other_classes(whole, data, tmp_path, monkeypatch):
         (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(data.tiles) as archive, archive.open(f"train/River/{i}.png") as file:
             Image.open(file).save(tmp_path / "mine" / name / f"{i}.png")
-    s = Settings(base="model", labels=[str(tmp_path / "mine")], out=str(tmp_path / "two.safetensors"),
-                 run=str(tmp_path / "run"), head_steps=2, head_batch=4, crop=64)  # fmt: skip
+    s = Settings(
+        base="model",
+        labels=[str(tmp_path / "mine")],
+        out=str(tmp_path / "two.safetensors"),
+        run=str(tmp_path / "run"),
+        head_steps=2,
+        head_batch=4,
+        crop=64,
+    )
     info = train.train(s)
     assert info.vocabulary.names == ("Land", "Sea", "unknown") and info.decoder == whole[1].decoder
 
 
 def adapting(data, folder, base, **changes):
     """Settings of a run that trains the analysis of a model, and with labels its head."""
-    places = {"base": base.path, "images": [data.photos], "out": str(folder / "mine.safetensors"),
-              "run": str(folder / "run")}  # fmt: skip
-    tiny = {"crop": 64, "photos_per_step": 2, "mosaics_per_step": 1, "encoder_minutes": 9.0, "encoder_steps": 5,
-            "integer_steps": 2, "head_steps": 3, "head_batch": 16, "every": 1, "warm_up": 1,
-            "encoder_learning_rate": 3e-3}  # fmt: skip
+    places = {
+        "base": base.path,
+        "images": [data.photos],
+        "out": str(folder / "mine.safetensors"),
+        "run": str(folder / "run"),
+    }
+    tiny = {
+        "crop": 64,
+        "photos_per_step": 2,
+        "mosaics_per_step": 1,
+        "encoder_minutes": 9.0,
+        "encoder_steps": 5,
+        "integer_steps": 2,
+        "head_steps": 3,
+        "head_batch": 16,
+        "every": 1,
+        "warm_up": 1,
+        "encoder_learning_rate": 3e-3,
+    }
     return Settings(**(places | tiny | changes))
 
 
@@ -276,10 +342,18 @@ def test_model_without_labels_keeps_having_none_or_learns_them(whole, data, tmp_
 
 def test_only_integer_networks_have_their_analysis_trained(whole, data, tmp_path):
     _, base = whole
-    for name, architecture in (("float", base.architecture | {"integer": False}),
-                               ("paper", phases.ARCHITECTURES["paper-0.5"].to_json())):  # fmt: skip
-        info = save_model(tmp_path / f"{name}.safetensors", name, {"decoder.a": np.ones(3, np.float16)}, architecture,
-                          Vocabulary((), {}), {})  # fmt: skip
+    for name, architecture in (
+        ("float", base.architecture | {"integer": False}),
+        ("paper", phases.ARCHITECTURES["paper-0.5"].to_json()),
+    ):
+        info = save_model(
+            tmp_path / f"{name}.safetensors",
+            name,
+            {"decoder.a": np.ones(3, np.float16)},
+            architecture,
+            Vocabulary((), {}),
+            {},
+        )
         s = adapting(data, tmp_path / name, info, images=["missing"])
         check_rejects(ConfigurationError, f"{name!r} has networks in floating point|--labels", train.train, s)
         assert not s.folder.exists()
@@ -429,8 +503,16 @@ def test_restored_prior_exports_what_is_stored(whole, released):
 
 def test_start_takes_another_runs_networks_or_says_why_not(whole, data, tmp_path):
     folder, _ = whole
-    s = settings(data, tmp_path, start=str(folder / "run"), steps=0, integer_steps=0, synthesis_steps=0, prior_steps=0,
-                 head_steps=1)  # fmt: skip
+    s = settings(
+        data,
+        tmp_path,
+        start=str(folder / "run"),
+        steps=0,
+        integer_steps=0,
+        synthesis_steps=0,
+        prior_steps=0,
+        head_steps=1,
+    )
     train.train(s)
     one, two = (checkpoint.load(f / "run").below("net") for f in (folder, tmp_path))
     assert torch.equal(one["analysis.stem.weight"], two["analysis.stem.weight"])
@@ -554,9 +636,31 @@ def test_settings_in_a_model_are_those_that_had_a_say(data, tmp_path):
 
 
 def test_json_tells_what_the_model_holds(whole, data, tmp_path, capsys):
-    command = ["train", "--from", whole[1].path, "--images", data.photos, "--out", str(tmp_path / "mine.safetensors"),
-               "--run", str(tmp_path / "run"), "--crop", "64", "--photos-per-step", "2", "--encoder-minutes", "1",
-               "--encoder-steps", "1", "--integer-steps", "1", "--every", "1", "--plot", "--json"]  # fmt: skip
+    command = [
+        "train",
+        "--from",
+        whole[1].path,
+        "--images",
+        data.photos,
+        "--out",
+        str(tmp_path / "mine.safetensors"),
+        "--run",
+        str(tmp_path / "run"),
+        "--crop",
+        "64",
+        "--photos-per-step",
+        "2",
+        "--encoder-minutes",
+        "1",
+        "--encoder-steps",
+        "1",
+        "--integer-steps",
+        "1",
+        "--every",
+        "1",
+        "--plot",
+        "--json",
+    ]
     assert main(command) == 0
     printed = capsys.readouterr()
     found, info = json.loads(printed.out), read_info(tmp_path / "mine.safetensors")
@@ -594,8 +698,13 @@ def test_needs_little_where_it_only_trains():
 def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):
     """Channels that hardly do anything are scaled up each time; adapting an adapted head must not run out of range."""
     head = make_networks(phases.TINY).head.eval()
-    monkeypatch.setattr(balance_module, "_factor", lambda stage, name, *rest: torch.full(
-        (32 if name.startswith("up") else 16,), 64.0 if name.startswith(("spatial", "up")) else 1.0))  # fmt: skip
+    monkeypatch.setattr(
+        balance_module,
+        "_factor",
+        lambda stage, name, *rest: torch.full(
+            (32 if name.startswith("up") else 16,), 64.0 if name.startswith(("spatial", "up")) else 1.0
+        ),
+    )
     for _ in range(4):
         balance_head(head, lambda: head(torch.randn(3, 16, 4, 4), torch.tensor([5.0, 50.0, 90.0])))
     for block in head.blocks:

@@ -67,9 +67,7 @@ class DeviceCoder:
         multiprocessor only. More share these with their contexts in other memory.
     """
 
-    def __init__(
-        self, start: CoderTables, latents: int, device: torch.device, launch: Launch, apart: int = 0
-    ) -> None:
+    def __init__(self, start: CoderTables, latents: int, device: torch.device, launch: Launch, apart: int = 0) -> None:
         self.device, self.latents, self.apart, self._launch = device, latents, apart, launch
         arrays = _tables(), arithmetic.NEIGHBOUR, start.levels, start.low_bits
         self._constant = [_bytes(array).to(device) for array in arrays]
@@ -115,9 +113,14 @@ class DeviceCoder:
         return streams
 
     def decode(
-        self, prior: IntegerPrior, features: Sequence[bytes], slices: int, grid: tuple[int, int],
-        quality_of: Callable[[Tensor], Tensor | int], crowd: int = 0,
-    ) -> tuple[Tensor, Callable[[], None]]:  # fmt: skip
+        self,
+        prior: IntegerPrior,
+        features: Sequence[bytes],
+        slices: int,
+        grid: tuple[int, int],
+        quality_of: Callable[[Tensor], Tensor | int],
+        crowd: int = 0,
+    ) -> tuple[Tensor, Callable[[], None]]:
         """Begin to decode feature sections of chunks of equal shape.
 
         Parameters
@@ -174,27 +177,38 @@ class DeviceCoder:
         """Symbols with a border, contexts, weights and state at the beginning."""
         shape = chunks, slices, h + 2, w + 2, self.latents
         return [
-            torch.zeros(shape, dtype=torch.int16, device=self.device), self._contexts.repeat(chunks, 1),
-            self._weights.repeat(chunks, 1), upload(beginning, self.device),
-        ]  # fmt: skip
+            torch.zeros(shape, dtype=torch.int16, device=self.device),
+            self._contexts.repeat(chunks, 1),
+            self._weights.repeat(chunks, 1),
+            upload(beginning, self.device),
+        ]
 
     def _job(
-        self, work: list[Tensor], places: Tensor, rows: NDArray[np.int64], size: tuple[int, int, int],
-        source: Tensor, data: Tensor, bounds: Tensor,
-    ) -> NDArray[np.int64]:  # fmt: skip
+        self,
+        work: list[Tensor],
+        places: Tensor,
+        rows: NDArray[np.int64],
+        size: tuple[int, int, int],
+        source: Tensor,
+        data: Tensor,
+        bounds: Tensor,
+    ) -> NDArray[np.int64]:
         """``Job`` of coder.cu."""
         job = np.zeros(GENERAL + PASSES * PER_PASS, np.int64)
         job[:GENERAL] = [
-            *(t.data_ptr() for t in self._constant), *self._numbers, len(bounds) - 1, places.data_ptr(), len(rows),
-            *size, *(t.data_ptr() for t in (source, *work, data, bounds)),
-        ]  # fmt: skip
+            *(t.data_ptr() for t in self._constant),
+            *self._numbers,
+            len(bounds) - 1,
+            places.data_ptr(),
+            len(rows),
+            *size,
+            *(t.data_ptr() for t in (source, *work, data, bounds)),
+        ]
         job[GENERAL : GENERAL + rows.size] = rows.ravel()
         return job
 
 
-def coder_on(
-    start: CoderTables, latents: int, steps: Sequence[Pass], device: torch.device | str
-) -> DeviceCoder | None:
+def coder_on(start: CoderTables, latents: int, steps: Sequence[Pass], device: torch.device | str) -> DeviceCoder | None:
     """The coder of a device for symbols of so many channels in these passes.
 
     None where there is none that gives the streams it should; why is logged.
@@ -279,18 +293,38 @@ def source(latents: int, shared: bool, lanes: int = LANES) -> str:
     """``coder.cu`` with the format's constants in front, for contexts in shared memory or without."""
     layout = Layout(latents)
     constants = {
-        "CODE_BITS": bits.CODE_BITS, "CODE_MAX": f"{bits.CODE_MAX}ULL", "STRETCH_ONE": arithmetic.STRETCH_ONE,
-        "STRETCH_MAX": arithmetic.STRETCH_MAX, "SYMBOL_MAX": arithmetic.SYMBOL_MAX, "FRACTIONS": tables.FRACTIONS,
-        "NEIGHBOURS": tables.NEIGHBOURS, "PREVIOUS": tables.PREVIOUS, "UNARY": tables.UNARY,
-        "ESCAPE_BITS": tables.ESCAPE_BITS, "SCALES": tables.SCALES, "INPUTS": tables.INPUTS, "MIXERS": tables.MIXERS,
-        "ZERO_SCALE": layout.zero_scale, "ZERO_CHANNEL": layout.zero_channel, "ZERO_PREVIOUS": layout.zero_previous,
-        "SIGN": layout.sign, "UNARY_SCALE": layout.unary_scale, "UNARY_NEIGHBOURS": layout.unary_neighbours,
-        "UNARY_CHANNEL": layout.unary_channel, "LOW_BIT": layout.low_bit, "ESCAPE": layout.escape,
-        "CONTEXTS": layout.size, "PASSES": PASSES, "STATE": STATE, "LANES": lanes,
+        "CODE_BITS": bits.CODE_BITS,
+        "CODE_MAX": f"{bits.CODE_MAX}ULL",
+        "STRETCH_ONE": arithmetic.STRETCH_ONE,
+        "STRETCH_MAX": arithmetic.STRETCH_MAX,
+        "SYMBOL_MAX": arithmetic.SYMBOL_MAX,
+        "FRACTIONS": tables.FRACTIONS,
+        "NEIGHBOURS": tables.NEIGHBOURS,
+        "PREVIOUS": tables.PREVIOUS,
+        "UNARY": tables.UNARY,
+        "ESCAPE_BITS": tables.ESCAPE_BITS,
+        "SCALES": tables.SCALES,
+        "INPUTS": tables.INPUTS,
+        "MIXERS": tables.MIXERS,
+        "ZERO_SCALE": layout.zero_scale,
+        "ZERO_CHANNEL": layout.zero_channel,
+        "ZERO_PREVIOUS": layout.zero_previous,
+        "SIGN": layout.sign,
+        "UNARY_SCALE": layout.unary_scale,
+        "UNARY_NEIGHBOURS": layout.unary_neighbours,
+        "UNARY_CHANNEL": layout.unary_channel,
+        "LOW_BIT": layout.low_bit,
+        "ESCAPE": layout.escape,
+        "CONTEXTS": layout.size,
+        "PASSES": PASSES,
+        "STATE": STATE,
+        "LANES": lanes,
         "WARPS": 1 if shared else WARPS,
-        "SQUASH_AT": arithmetic.STRETCH.size, "RECIPROCAL_AT": arithmetic.STRETCH.size + arithmetic.SQUASH.size,
-        "TABLE_WORDS": _tables().size // 2, "IN_SHARED": int(shared),
-    }  # fmt: skip
+        "SQUASH_AT": arithmetic.STRETCH.size,
+        "RECIPROCAL_AT": arithmetic.STRETCH.size + arithmetic.SQUASH.size,
+        "TABLE_WORDS": _tables().size // 2,
+        "IN_SHARED": int(shared),
+    }
     text = resources.files("deepsic_codec.model.device_coder").joinpath("coder.cu").read_text("utf-8")
     return "".join(f"#define {name} {value}\n" for name, value in constants.items()) + text
 
@@ -322,9 +356,18 @@ def _launcher(device: torch.device, latents: int) -> Launch:
             given = np.array([job.ctypes.data], np.uint64)  # copied by the call
             _done(
                 driver.cuLaunchKernel(
-                    kernels[name, shared], -(-chunks // warps[shared]), 1, 1, LANES * warps[shared], 1, 1, room[shared],
-                    stream, given.ctypes.data, 0,
-                )  # fmt: skip
+                    kernels[name, shared],
+                    -(-chunks // warps[shared]),
+                    1,
+                    1,
+                    LANES * warps[shared],
+                    1,
+                    1,
+                    room[shared],
+                    stream,
+                    given.ctypes.data,
+                    0,
+                )
             )
 
     return launch

@@ -106,7 +106,7 @@ class Format:
 
 SPATIAL = Format(STREAM_BITS, STREAM_MAX, READ_BITS, READ_LOW, READ_HIGH, spatial=True)
 UP = Format(READ_BITS, -READ_LOW, HIDDEN_BITS, 0, HIDDEN_HIGH)
-DOWN = Format(HIDDEN_BITS, HIDDEN_HIGH, STREAM_BITS, -2.0**15, 2.0**15)
+DOWN = Format(HIDDEN_BITS, HIDDEN_HIGH, STREAM_BITS, -(2.0**15), 2.0**15)
 #: From pixels, from the stream, and from normalised latents to what is modulated.
 STEM = Format(PIXEL_BITS, -READ_LOW, STREAM_BITS, -STEM_MAX, STEM_MAX)
 INNER = Format(READ_BITS, -READ_LOW, STREAM_BITS, -STEM_MAX, STEM_MAX)
@@ -117,7 +117,7 @@ TO_PIXEL = Format(READ_BITS, -READ_LOW, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX)
 #: Of the semantic head, which reads pooled streams.
 COMPANDED_STEM = Format(COMPAND_BITS, WIDE_MAX, STREAM_BITS, -STEM_MAX, STEM_MAX, wide_input=True)
 TO_LOGIT = Format(HIDDEN_BITS, HIDDEN_HIGH, LOGIT_BITS, -LOGIT_MAX, LOGIT_MAX)
-LINEAR_IN = Format(PIXEL_BITS, -READ_LOW, LATENT_BITS, -2.0**20, 2.0**20, wide_weight=True)
+LINEAR_IN = Format(PIXEL_BITS, -READ_LOW, LATENT_BITS, -(2.0**20), 2.0**20, wide_weight=True)
 LINEAR_OUT = Format(LATENT_BITS, WIDE_MAX, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX, wide_input=True, wide_weight=True)
 
 
@@ -169,8 +169,10 @@ def imitate(
     """
     weight = quantised_weight(layer.weight, layer.bias if biases is None else biases, form)
     exact = form.spatial or form.wide_input or form.wide_weight  # more bits than bfloat16 has
-    with torch.autocast(x.device.type, enabled=False) if exact else torch.autocast(
-        x.device.type, torch.bfloat16, enabled=torch.is_autocast_enabled(x.device.type)
+    with (
+        torch.autocast(x.device.type, enabled=False)
+        if exact
+        else torch.autocast(x.device.type, torch.bfloat16, enabled=torch.is_autocast_enabled(x.device.type))
     ):
         x = x.float() if exact else x
         if isinstance(layer, nn.Linear):

@@ -31,8 +31,11 @@ Tensors = Mapping[str, Tensor]
 #: Formats of the layers that are no part of a block.
 ANALYSIS_FORMATS = {"linear": fixed.LINEAR_IN, "stem": fixed.STEM, "reduce": fixed.INNER, "out": fixed.TO_LATENT}
 SYNTHESIS_FORMATS = {
-    "linear": fixed.LINEAR_OUT, "stem": fixed.LATENT_STEM, "expand": fixed.INNER, "out": fixed.TO_PIXEL,
-}  # fmt: skip
+    "linear": fixed.LINEAR_OUT,
+    "stem": fixed.LATENT_STEM,
+    "expand": fixed.INNER,
+    "out": fixed.TO_PIXEL,
+}
 HEAD_FORMATS = {"stem": fixed.COMPANDED_STEM, "hidden": fixed.UP, "out": fixed.TO_LOGIT}
 BLOCK_FORMATS = {"spatial": fixed.SPATIAL, "up": fixed.UP, "down": fixed.DOWN}
 QUALITIES = 100

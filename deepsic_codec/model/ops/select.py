@@ -151,9 +151,15 @@ def block_of(stream: Tensor, part: Residual, image: Tensor | None) -> Tensor:
 
 
 def pass_of(
-    seen: Tensor, rows: Tensor, own: tuple[int, int], at: Contexts, part: PassTensors, quality: Tensor | int,
-    mean_max: int, index_max: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    seen: Tensor,
+    rows: Tensor,
+    own: tuple[int, int],
+    at: Contexts,
+    part: PassTensors,
+    quality: Tensor | int,
+    mean_max: int,
+    index_max: int,
+) -> tuple[Tensor, Tensor]:
     """What :meth:`Fused.predict` computes, in double precision."""
     (start, count), latents = own, seen.shape[2]
     flat, plane = seen.reshape(-1), seen.shape[1] * latents
@@ -176,10 +182,16 @@ def pass_of(
 def _random_block(ints: Callable[..., Tensor], c: int, conditioned: bool) -> Residual:
     hidden, rows = 2 * c, (100,) if conditioned else ()
     return Residual(
-        ints(-20, 20, 9, c).float() / 64, ints(-20, 20, c).float() / 8,
-        ints(-127, 127, hidden, c, dtype=torch.int8), ints(-9999, 9999, *rows, hidden), ints(6, 10, hidden),
-        ints(-127, 127, c, hidden, dtype=torch.int8), ints(-9999, 9999, c), ints(4, 9, c), (-128, 127),
-    )  # fmt: skip
+        ints(-20, 20, 9, c).float() / 64,
+        ints(-20, 20, c).float() / 8,
+        ints(-127, 127, hidden, c, dtype=torch.int8),
+        ints(-9999, 9999, *rows, hidden),
+        ints(6, 10, hidden),
+        ints(-127, 127, c, hidden, dtype=torch.int8),
+        ints(-9999, 9999, c),
+        ints(4, 9, c),
+        (-128, 127),
+    )
 
 
 def _random_pass(ints: Callable[..., Tensor], count: int, k: int, others: int) -> tuple[Any, ...]:
@@ -195,9 +207,14 @@ def _random_pass(ints: Callable[..., Tensor], count: int, k: int, others: int) -
     if not k:
         return seen, rows, (8, count), at, PassTensors(*hidden, *out, *direct), 40, 32767, 252  # type: ignore[arg-type]
     hidden = [
-        weights[0], ints(-9999, 9999, 100, width), ints(6, 10, width),
-        weights[1], ints(-9999, 9999, width), ints(6, 10, width), weights[2],
-    ]  # fmt: skip
+        weights[0],
+        ints(-9999, 9999, 100, width),
+        ints(6, 10, width),
+        weights[1],
+        ints(-9999, 9999, width),
+        ints(6, 10, width),
+        weights[2],
+    ]
     quality = ints(1, 100, 75, dtype=torch.int64) if others else 77
     return seen, rows, (8, count), at, PassTensors(*hidden, *out, *direct), quality, 32767, 252  # type: ignore[arg-type]
 

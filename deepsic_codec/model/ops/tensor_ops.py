@@ -110,9 +110,17 @@ class Tensors:
 
     @staticmethod
     def move(
-        chosen: Tensor, exact: Tensor, predicted: tuple[Tensor, Tensor], flat: Tensor, start: int, saved: Tensor,
-        price: Tensor, quality: Tensor | int, levels: int, bits: int,
-    ) -> Tensor:  # fmt: skip
+        chosen: Tensor,
+        exact: Tensor,
+        predicted: tuple[Tensor, Tensor],
+        flat: Tensor,
+        start: int,
+        saved: Tensor,
+        price: Tensor,
+        quality: Tensor | int,
+        levels: int,
+        bits: int,
+    ) -> Tensor:
         """Move symbols a step towards their mean where the bits that saves outweigh the error (``rdo.py``).
 
         Parameters

@@ -29,9 +29,7 @@ POSITIONS, HIDDEN = 64, 64
 WARPS = 8
 
 # Triton wants constants as such, and its interpreter does no arithmetic with them.
-STREAM_MAX, WIDE_MAX, PIXEL_MAX = (
-    tl.constexpr(int(v)) for v in (fixed.STREAM_MAX, fixed.WIDE_MAX, fixed.PIXEL_MAX)
-)
+STREAM_MAX, WIDE_MAX, PIXEL_MAX = (tl.constexpr(int(v)) for v in (fixed.STREAM_MAX, fixed.WIDE_MAX, fixed.PIXEL_MAX))
 READ_LOW, READ_HIGH = tl.constexpr(int(fixed.READ_LOW)), tl.constexpr(int(fixed.READ_HIGH))
 MODULATION_UNIT = tl.constexpr(2.0**-fixed.MODULATION_BITS)
 STEP_BITS, STEP_HALF = tl.constexpr(fixed.STEP_BITS), tl.constexpr(1 << (fixed.STEP_BITS - 1))
@@ -100,9 +98,19 @@ def _contexts(symbols, companded, linear, magnitude, size, most, block: tl.const
 
 @triton.jit
 def _expected(  # type: ignore[no-untyped-def]
-    total, bias, mean_shift, index_shift, mean, index, size, per, mean_max, index_max, n: tl.constexpr,
+    total,
+    bias,
+    mean_shift,
+    index_shift,
+    mean,
+    index,
+    size,
+    per,
+    mean_max,
+    index_max,
+    n: tl.constexpr,
     block: tl.constexpr,
-):  # fmt: skip
+):
     at, there = _places(size, block)
     row, column = at // n, at % n
     own, its = row * (2 * n) + column, row // per * (2 * n) + column
@@ -138,9 +146,19 @@ def _digits(values, unit, high, low, size, n: tl.constexpr, scaled: tl.constexpr
 
 @triton.jit
 def _pixels(  # type: ignore[no-untyped-def]
-    linear, bias, shift, rest, rest_bias, rest_shift, out, size, height, width, fine: tl.constexpr,
+    linear,
+    bias,
+    shift,
+    rest,
+    rest_bias,
+    rest_shift,
+    out,
+    size,
+    height,
+    width,
+    fine: tl.constexpr,
     block: tl.constexpr,
-):  # fmt: skip
+):
     """``height`` and ``width`` count blocks of 16x16 pixels; sample by sample of the images."""
     at, there = _places(size, block)
     colour, x, row = at % 3, at // 3 % (16 * width), at // 3 // (16 * width)
@@ -162,10 +180,28 @@ def _pixels(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _block(  # type: ignore[no-untyped-def]
-    source, target, weight, weight_bias, up, up_bias, up_shift, down, down_bias, down_shift, rows, height, width, per,
-    low, high, c: tl.constexpr, hidden: tl.constexpr, channels: tl.constexpr, part: tl.constexpr,
+    source,
+    target,
+    weight,
+    weight_bias,
+    up,
+    up_bias,
+    up_shift,
+    down,
+    down_bias,
+    down_shift,
+    rows,
+    height,
+    width,
+    per,
+    low,
+    high,
+    c: tl.constexpr,
+    hidden: tl.constexpr,
+    channels: tl.constexpr,
+    part: tl.constexpr,
     positions: tl.constexpr,
-):  # fmt: skip
+):
     """A residual block on streams (P,c): 3x3 by channel, c -> hidden -> c, and the sum.
 
     ``weight`` is (9,c), ``up`` (hidden,c), ``down`` (c,hidden); ``channels`` is c brought up to a power
@@ -214,11 +250,41 @@ def _layer(x, matrix, bias, shift, wide: tl.constexpr):  # type: ignore[no-untyp
 
 @triton.jit
 def _predict(  # type: ignore[no-untyped-def]
-    seen, plane, kinds, offsets, rows, quality, first, first_bias, first_shift, second, second_bias, second_shift,
-    out, out_bias, mean_shift, index_shift, direct, around, direct_shift, mean, index, size, latents, start, same,
-    mean_max, index_max, features: tl.constexpr, wide: tl.constexpr, n: tl.constexpr, outputs: tl.constexpr,
-    others: tl.constexpr, part: tl.constexpr, positions: tl.constexpr,
-):  # fmt: skip
+    seen,
+    plane,
+    kinds,
+    offsets,
+    rows,
+    quality,
+    first,
+    first_bias,
+    first_shift,
+    second,
+    second_bias,
+    second_shift,
+    out,
+    out_bias,
+    mean_shift,
+    index_shift,
+    direct,
+    around,
+    direct_shift,
+    mean,
+    index,
+    size,
+    latents,
+    start,
+    same,
+    mean_max,
+    index_max,
+    features: tl.constexpr,
+    wide: tl.constexpr,
+    n: tl.constexpr,
+    outputs: tl.constexpr,
+    others: tl.constexpr,
+    part: tl.constexpr,
+    positions: tl.constexpr,
+):
     """A pass of the prior: its features gathered, three layers, means and scale indices (P,n).
 
     ``seen`` (2,plane) holds magnitudes and linear features; feature k of a row is at kinds[k] plane +
@@ -266,7 +332,9 @@ def _predict(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _enter(symbols, companded, linear, magnitude, rows, size, latents, start, most, n: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: E501
+def _enter(
+    symbols, companded, linear, magnitude, rows, size, latents, start, most, n: tl.constexpr, block: tl.constexpr
+):  # type: ignore[no-untyped-def]  # noqa: E501
     at, there = _places(size, block)
     value = tl.load(symbols + at, there, 0).to(tl.int32)
     place = tl.load(rows + at // n, there, 0) * latents + start + at % n
@@ -276,9 +344,25 @@ def _enter(symbols, companded, linear, magnitude, rows, size, latents, start, mo
 
 @triton.jit
 def _move(  # type: ignore[no-untyped-def]
-    chosen, exact, mean, index, flat, saved, price, quality, out, size, latents, start, same, distances,
-    n: tl.constexpr, levels: tl.constexpr, bits: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
+    chosen,
+    exact,
+    mean,
+    index,
+    flat,
+    saved,
+    price,
+    quality,
+    out,
+    size,
+    latents,
+    start,
+    same,
+    distances,
+    n: tl.constexpr,
+    levels: tl.constexpr,
+    bits: tl.constexpr,
+    block: tl.constexpr,
+):
     at, there = _places(size, block)
     p, column = at // n, at % n
     place = tl.load(flat + p, there, 0) * latents + start + column
@@ -328,9 +412,7 @@ class Fused(Tensors):
     def add(stream: Tensor, total: Tensor, bias: Tensor, shift: Tensor) -> None:
         """See :meth:`Tensors.add`."""
         with _on(total):
-            _add[_grid(total.numel())](
-                stream, total, bias, shift, total.numel(), n=total.shape[1], block=BLOCK
-            )
+            _add[_grid(total.numel())](stream, total, bias, shift, total.numel(), n=total.shape[1], block=BLOCK)
 
     @staticmethod
     def read(values: Tensor, bits: int) -> Tensor:
@@ -338,9 +420,7 @@ class Fused(Tensors):
         values = values.contiguous()
         out = torch.empty(values.shape, dtype=torch.int8, device=values.device)
         with _on(values):
-            _read[_grid(out.numel())](
-                values, out, out.numel(), 2.0**-bits, 0.5 if bits else 0.0, block=BLOCK
-            )
+            _read[_grid(out.numel())](values, out, out.numel(), 2.0**-bits, 0.5 if bits else 0.0, block=BLOCK)
         return out
 
     @staticmethod
@@ -349,9 +429,18 @@ class Fused(Tensors):
         out = torch.empty(total.shape, dtype=torch.float32, device=total.device)
         with _on(total):
             _modulate[_grid(out.numel())](
-                total, bias, shift, scale, offset, out, out.numel(), _per(total, scale), most, n=total.shape[1],
+                total,
+                bias,
+                shift,
+                scale,
+                offset,
+                out,
+                out.numel(),
+                _per(total, scale),
+                most,
+                n=total.shape[1],
                 block=BLOCK,
-            )  # fmt: skip
+            )
         return out
 
     @staticmethod
@@ -360,9 +449,7 @@ class Fused(Tensors):
         symbols = symbols.contiguous()
         linear, magnitude = (torch.empty(symbols.shape, dtype=torch.int8, device=symbols.device) for _ in range(2))
         with _on(symbols):
-            _contexts[_grid(symbols.numel())](
-                symbols, companded, linear, magnitude, symbols.numel(), most, block=BLOCK
-            )
+            _contexts[_grid(symbols.numel())](symbols, companded, linear, magnitude, symbols.numel(), most, block=BLOCK)
         return linear, magnitude
 
     @staticmethod
@@ -375,9 +462,19 @@ class Fused(Tensors):
         index = torch.empty(shape, dtype=torch.uint8, device=total.device)
         with _on(total):
             _expected[_grid(mean.numel())](
-                total, bias, mean_shift, index_shift, mean, index, mean.numel(), _per(total, bias), mean_max,
-                index_max, n=n, block=BLOCK,
-            )  # fmt: skip
+                total,
+                bias,
+                mean_shift,
+                index_shift,
+                mean,
+                index,
+                mean.numel(),
+                _per(total, bias),
+                mean_max,
+                index_max,
+                n=n,
+                block=BLOCK,
+            )
         return mean, index
 
     @staticmethod
@@ -397,9 +494,15 @@ class Fused(Tensors):
         high, low = (torch.empty(values.shape, dtype=torch.int8, device=values.device) for _ in range(2))
         with _on(values):
             _digits[_grid(values.numel())](
-                values, values if unit is None else unit, high, low, values.numel(), n=values.shape[1],
-                scaled=unit is not None, block=BLOCK,
-            )  # fmt: skip
+                values,
+                values if unit is None else unit,
+                high,
+                low,
+                values.numel(),
+                n=values.shape[1],
+                scaled=unit is not None,
+                block=BLOCK,
+            )
         return high, low
 
     @staticmethod
@@ -437,19 +540,41 @@ class Fused(Tensors):
         positions = POSITIONS if c <= 128 else POSITIONS // 2
         with _on(stream):
             _block[_grid(rows, positions)](
-                stream, out, parts.taps, parts.spatial_bias, parts.up, bias, parts.up_shift, parts.down,
-                parts.down_bias, parts.down_shift, rows, height, width, height * width if bias.ndim > 1 else rows,
-                *parts.bounds, c=c, hidden=hidden, channels=_power(c, 32), part=HIDDEN, positions=positions,
+                stream,
+                out,
+                parts.taps,
+                parts.spatial_bias,
+                parts.up,
+                bias,
+                parts.up_shift,
+                parts.down,
+                parts.down_bias,
+                parts.down_shift,
+                rows,
+                height,
+                width,
+                height * width if bias.ndim > 1 else rows,
+                *parts.bounds,
+                c=c,
+                hidden=hidden,
+                channels=_power(c, 32),
+                part=HIDDEN,
+                positions=positions,
                 num_warps=WARPS,
-            )  # fmt: skip
+            )
         return out
-
 
     @staticmethod
     def predict(
-        seen: Tensor, rows: Tensor, own: tuple[int, int], at: Contexts, part: PassTensors, quality: Tensor | int,
-        mean_max: int, index_max: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        seen: Tensor,
+        rows: Tensor,
+        own: tuple[int, int],
+        at: Contexts,
+        part: PassTensors,
+        quality: Tensor | int,
+        mean_max: int,
+        index_max: int,
+    ) -> tuple[Tensor, Tensor]:
         """A pass of the prior: means int16 and scale indices uint8 (P,count).
 
         Parameters
@@ -475,11 +600,33 @@ class Fused(Tensors):
         same, of_rows = (quality, rows) if isinstance(quality, int) else (0, quality)
         with _on(seen):
             _predict[_grid(size, POSITIONS)](
-                seen, seen[0].numel(), at.kinds, at.offsets, rows, of_rows, *given[:8], *given[8:11], at.around,
-                given[11], mean, index, size, latents, start, same, mean_max, index_max, features=len(at.kinds),
-                wide=128 if part.second is None else part.second.shape[0], n=count, outputs=_power(count),
-                others=len(at.around), part=HIDDEN, positions=POSITIONS, num_warps=WARPS,
-            )  # fmt: skip
+                seen,
+                seen[0].numel(),
+                at.kinds,
+                at.offsets,
+                rows,
+                of_rows,
+                *given[:8],
+                *given[8:11],
+                at.around,
+                given[11],
+                mean,
+                index,
+                size,
+                latents,
+                start,
+                same,
+                mean_max,
+                index_max,
+                features=len(at.kinds),
+                wide=128 if part.second is None else part.second.shape[0],
+                n=count,
+                outputs=_power(count),
+                others=len(at.around),
+                part=HIDDEN,
+                positions=POSITIONS,
+                num_warps=WARPS,
+            )
         return mean, index
 
     @staticmethod
@@ -489,24 +636,57 @@ class Fused(Tensors):
         """See :meth:`Tensors.enter`."""
         with _on(symbols):
             _enter[_grid(symbols.numel())](
-                symbols, companded, linear, magnitude, rows, symbols.numel(), linear.shape[1], start, most,
-                n=symbols.shape[1], block=BLOCK,
-            )  # fmt: skip
+                symbols,
+                companded,
+                linear,
+                magnitude,
+                rows,
+                symbols.numel(),
+                linear.shape[1],
+                start,
+                most,
+                n=symbols.shape[1],
+                block=BLOCK,
+            )
 
     @staticmethod
     def move(
-        chosen: Tensor, exact: Tensor, predicted: tuple[Tensor, Tensor], flat: Tensor, start: int, saved: Tensor,
-        price: Tensor, quality: Tensor | int, levels: int, bits: int,
-    ) -> Tensor:  # fmt: skip
+        chosen: Tensor,
+        exact: Tensor,
+        predicted: tuple[Tensor, Tensor],
+        flat: Tensor,
+        start: int,
+        saved: Tensor,
+        price: Tensor,
+        quality: Tensor | int,
+        levels: int,
+        bits: int,
+    ) -> Tensor:
         """See :meth:`Tensors.move`."""
         mean, index = predicted
         same, of_rows = (quality, flat) if isinstance(quality, int) else (0, quality)
         out = torch.empty(mean.shape, dtype=torch.int32, device=mean.device)
         with _on(chosen):
             _move[_grid(out.numel())](
-                chosen, exact, mean, index, flat, saved, price, of_rows, out, out.numel(), chosen.shape[1], start, same,
-                saved.shape[1], n=mean.shape[1], levels=levels, bits=bits, block=BLOCK,
-            )  # fmt: skip
+                chosen,
+                exact,
+                mean,
+                index,
+                flat,
+                saved,
+                price,
+                of_rows,
+                out,
+                out.numel(),
+                chosen.shape[1],
+                start,
+                same,
+                saved.shape[1],
+                n=mean.shape[1],
+                levels=levels,
+                bits=bits,
+                block=BLOCK,
+            )
         return out
 
 

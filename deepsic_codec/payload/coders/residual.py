@@ -46,12 +46,69 @@ CONTEXTS = LENGTH + WEIGHT_BITS
 
 #: Where bins start, by level: chance in 1/256 that the first, or a later unary bin is one.
 FIRST_START = (
-    2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 6, 7, 10, 13, 20, 29, 40, 56, 74, 91, 109, 128, 146, 159, 170, 181, 62, 79, 97, 115,
-)  # fmt: skip
+    2,
+    3,
+    3,
+    3,
+    3,
+    4,
+    4,
+    4,
+    5,
+    5,
+    6,
+    7,
+    10,
+    13,
+    20,
+    29,
+    40,
+    56,
+    74,
+    91,
+    109,
+    128,
+    146,
+    159,
+    170,
+    181,
+    62,
+    79,
+    97,
+    115,
+)
 LATER_START = (
-    20, 20, 20, 20, 20, 20, 20, 19, 19, 19, 18, 18, 18, 17, 16, 17, 18, 19, 21, 25, 33, 44, 57, 71, 85, 100, 48,
-    62, 78, 96,
-)  # fmt: skip
+    20,
+    20,
+    20,
+    20,
+    20,
+    20,
+    20,
+    19,
+    19,
+    19,
+    18,
+    18,
+    18,
+    17,
+    16,
+    17,
+    18,
+    19,
+    21,
+    25,
+    33,
+    44,
+    57,
+    71,
+    85,
+    100,
+    48,
+    62,
+    78,
+    96,
+)
 START_COUNT = 6
 
 
@@ -289,14 +346,33 @@ def _code_row(  # type: ignore[no-untyped-def]
             bit = coarse > v
             if v < MIXED:
                 bit, low, high, value, position = _mixed(
-                    decoding, bit, a + v, b + v, other[x] + v, (level * MIXED + v) * INPUTS, mixers,
-                    contexts, low, high, value, position, data,
-                )  # fmt: skip
+                    decoding,
+                    bit,
+                    a + v,
+                    b + v,
+                    other[x] + v,
+                    (level * MIXED + v) * INPUTS,
+                    mixers,
+                    contexts,
+                    low,
+                    high,
+                    value,
+                    position,
+                    data,
+                )
             else:
                 bit, low, high, value, position = _single(
-                    decoding, bit, HIGH + level * UNARY + v, LIMIT, contexts,
-                    low, high, value, position, data,
-                )  # fmt: skip
+                    decoding,
+                    bit,
+                    HIGH + level * UNARY + v,
+                    LIMIT,
+                    contexts,
+                    low,
+                    high,
+                    value,
+                    position,
+                    data,
+                )
             if not bit:
                 break
             if v == 0 and k == 0:
@@ -328,9 +404,17 @@ def _code_row(  # type: ignore[no-untyped-def]
         if k > 0:
             bit = (magnitude >> (k - 1)) & 1 != 0
             bit, low, high, value, position = _single(
-                decoding, bit, LOW + level * 2 + min(v, 1), LIMIT, contexts,
-                low, high, value, position, data,
-            )  # fmt: skip
+                decoding,
+                bit,
+                LOW + level * 2 + min(v, 1),
+                LIMIT,
+                contexts,
+                low,
+                high,
+                value,
+                position,
+                data,
+            )
             v = (v << 1) | np.int64(bit)
             if k > 1:
                 bits = magnitude & ((1 << (k - 1)) - 1)
@@ -419,10 +503,20 @@ def _code_bands(decoding, residual, context, static, contexts, state, data, plai
                     if not decoding:
                         samples[x] = residual[s, y, x, c]
                 if _code_row(
-                    decoding, samples, (fixed, activity, near, other), (row, size_row, rest_row),
-                    (rest_n, rest_pn, rest_ph), (west1, west2, own_share), filter_c, inputs, mixers, contexts, state,
-                    data, plain,
-                ):  # fmt: skip
+                    decoding,
+                    samples,
+                    (fixed, activity, near, other),
+                    (row, size_row, rest_row),
+                    (rest_n, rest_pn, rest_ph),
+                    (west1, west2, own_share),
+                    filter_c,
+                    inputs,
+                    mixers,
+                    contexts,
+                    state,
+                    data,
+                    plain,
+                ):
                     return 1, data, plain
                 if decoding:
                     for x in range(width):

@@ -143,9 +143,30 @@ def _single(decoding, bit, a, limit, contexts, low, high, value, position, data)
 
 @kernel
 def _code_pass(  # type: ignore[no-untyped-def]
-    decoding, source, symbols, ys, xs, start, count, second, means, indices, levels, contexts, weights, low_bits, limit,
-    rate, single, offsets, state, data, out, near, row,
-):  # fmt: skip
+    decoding,
+    source,
+    symbols,
+    ys,
+    xs,
+    start,
+    count,
+    second,
+    means,
+    indices,
+    levels,
+    contexts,
+    weights,
+    low_bits,
+    limit,
+    rate,
+    single,
+    offsets,
+    state,
+    data,
+    out,
+    near,
+    row,
+):
     """Code one pass of one group over all slices, from a row of ``means`` on; returns the row that is next, or -1.
 
     ``symbols`` (S,h+2,w+2,C) has a border of zeros and is filled symbol by symbol in both
@@ -207,15 +228,36 @@ def _code_pass(  # type: ignore[no-untyped-def]
                 )
             else:
                 bit, low, high, value, position = _mixed(
-                    decoding, bit, a, b, c3, scale, weights, rate, limit, contexts, low, high, value, position,
+                    decoding,
+                    bit,
+                    a,
+                    b,
+                    c3,
+                    scale,
+                    weights,
+                    rate,
+                    limit,
+                    contexts,
+                    low,
+                    high,
+                    value,
+                    position,
                     data,
-                )  # fmt: skip
+                )
             if bit:
                 negative = difference < 0
                 negative, low, high, value, position = _single(
-                    decoding, negative, sign_at + scale * FRACTIONS + fraction, limit, contexts,
-                    low, high, value, position, data,
-                )  # fmt: skip
+                    decoding,
+                    negative,
+                    sign_at + scale * FRACTIONS + fraction,
+                    limit,
+                    contexts,
+                    low,
+                    high,
+                    value,
+                    position,
+                    data,
+                )
                 plain = np.int64(low_bits[scale])
                 magnitude = abs(difference) - 1
                 coarse = magnitude >> plain
@@ -226,9 +268,22 @@ def _code_pass(  # type: ignore[no-untyped-def]
                     c3 = unary_channel + (k * 3 + min((before + 1) >> 1, 2)) * 4 + min(v, 3)
                     bit = coarse > v
                     bit, low, high, value, position = _mixed(
-                        decoding, bit, a, b, c3, SCALES + min(v, 3) * 16 + (scale >> 3), weights, rate, limit,
-                        contexts, low, high, value, position, data,
-                    )  # fmt: skip
+                        decoding,
+                        bit,
+                        a,
+                        b,
+                        c3,
+                        SCALES + min(v, 3) * 16 + (scale >> 3),
+                        weights,
+                        rate,
+                        limit,
+                        contexts,
+                        low,
+                        high,
+                        value,
+                        position,
+                        data,
+                    )
                     if not bit:
                         break
                     v += 1
@@ -243,8 +298,17 @@ def _code_pass(  # type: ignore[no-untyped-def]
                     while True:
                         bit = n_bits < length
                         bit, low, high, value, position = _single(
-                            decoding, bit, escape_at + n_bits, limit, contexts, low, high, value, position, data,
-                        )  # fmt: skip
+                            decoding,
+                            bit,
+                            escape_at + n_bits,
+                            limit,
+                            contexts,
+                            low,
+                            high,
+                            value,
+                            position,
+                            data,
+                        )
                         if not bit:
                             break
                         n_bits += 1
@@ -262,8 +326,17 @@ def _code_pass(  # type: ignore[no-untyped-def]
                     bit = (magnitude >> i) & 1 != 0
                     if i == plain - 1:
                         bit, low, high, value, position = _single(
-                            decoding, bit, low_at + scale, limit, contexts, low, high, value, position, data,
-                        )  # fmt: skip
+                            decoding,
+                            bit,
+                            low_at + scale,
+                            limit,
+                            contexts,
+                            low,
+                            high,
+                            value,
+                            position,
+                            data,
+                        )
                     else:
                         bit, low, high, value, position = _code(
                             decoding, bit, np.int64(32768), low, high, value, position, data
@@ -284,9 +357,27 @@ def _code_pass(  # type: ignore[no-untyped-def]
 
 @kernel
 def _encode_passes(  # type: ignore[no-untyped-def]
-    passes, chunk, source, symbols, ys, xs, means, indices, levels, contexts, weights, low_bits, limit, rate, single,
-    offsets, state, data, near, at,
-):  # fmt: skip
+    passes,
+    chunk,
+    source,
+    symbols,
+    ys,
+    xs,
+    means,
+    indices,
+    levels,
+    contexts,
+    weights,
+    low_bits,
+    limit,
+    rate,
+    single,
+    offsets,
+    state,
+    data,
+    near,
+    at,
+):
     """Code passes from pass ``at[0]``, row ``at[1]`` on, which tell how far it came: a pass may lack room.
 
     ``passes`` (n,6) has first channel, channels, whether it is a second pass, first position in ``ys`` and ``xs``,
@@ -297,10 +388,30 @@ def _encode_passes(  # type: ignore[no-untyped-def]
         rows = symbols.shape[0] * positions
         begin += chunk * rows * count
         row = _code_pass(
-            False, source, symbols, ys[first : first + positions], xs[first : first + positions], start, count, second,
-            means[begin : begin + rows * count], indices[begin : begin + rows * count], levels, contexts, weights,
-            low_bits, limit, rate, single, offsets, state, data, means, near, at[1],
-        )  # fmt: skip
+            False,
+            source,
+            symbols,
+            ys[first : first + positions],
+            xs[first : first + positions],
+            start,
+            count,
+            second,
+            means[begin : begin + rows * count],
+            indices[begin : begin + rows * count],
+            levels,
+            contexts,
+            weights,
+            low_bits,
+            limit,
+            rate,
+            single,
+            offsets,
+            state,
+            data,
+            means,
+            near,
+            at[1],
+        )
         at[1] = row
         if row < rows:
             return
@@ -330,25 +441,58 @@ class _Coder:
         self._weights = tables.weights.astype(np.int64).ravel()
         self._source = self.symbols
         self._offsets = (
-            layout.zero_scale, layout.zero_channel, layout.zero_previous, layout.sign, layout.unary_scale,
-            layout.unary_neighbours, layout.unary_channel, layout.low_bit, layout.escape,
-        )  # fmt: skip
+            layout.zero_scale,
+            layout.zero_channel,
+            layout.zero_previous,
+            layout.sign,
+            layout.unary_scale,
+            layout.unary_neighbours,
+            layout.unary_channel,
+            layout.low_bit,
+            layout.escape,
+        )
         self._state = begin_encoding()
         self._data = np.empty(0, np.uint8)
         self._near = np.empty(latents, np.int32)
 
     def _run(
-        self, decoding: bool, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,
-        means: NDArray[np.int16], indices: NDArray[np.uint8], out: NDArray[np.int16],
-    ) -> None:  # fmt: skip
+        self,
+        decoding: bool,
+        ys: NDArray[np.int64],
+        xs: NDArray[np.int64],
+        start: int,
+        second: bool,
+        means: NDArray[np.int16],
+        indices: NDArray[np.uint8],
+        out: NDArray[np.int16],
+    ) -> None:
         tables, row, (rows, count) = self.tables, 0, means.shape
         flat = means.reshape(-1), indices.reshape(-1), out.reshape(-1)
         while row < rows:
             row = _code_pass(
-                decoding, self._source, self.symbols, ys, xs, start, count, int(second), *flat[:2],
-                tables.levels, self._contexts, self._weights, tables.low_bits, tables.limit, tables.rate, tables.single,
-                self._offsets, self._state, self._data, flat[2], self._near, row,
-            )  # fmt: skip
+                decoding,
+                self._source,
+                self.symbols,
+                ys,
+                xs,
+                start,
+                count,
+                int(second),
+                *flat[:2],
+                tables.levels,
+                self._contexts,
+                self._weights,
+                tables.low_bits,
+                tables.limit,
+                tables.rate,
+                tables.single,
+                self._offsets,
+                self._state,
+                self._data,
+                flat[2],
+                self._near,
+                row,
+            )
             if row < 0:
                 raise CorruptPayload(OUT_OF_RANGE)
             if row < rows:
@@ -372,9 +516,7 @@ class SymbolEncoder(_Coder):
         Go on with what this one has learned (for training; a payload always starts anew).
     """
 
-    def __init__(
-        self, tables: CoderTables, symbols: NDArray[np.int16], before: SymbolEncoder | None = None
-    ) -> None:
+    def __init__(self, tables: CoderTables, symbols: NDArray[np.int16], before: SymbolEncoder | None = None) -> None:
         s, h, w, c = symbols.shape
         super().__init__(tables, s, (h, w), c)
         if before is not None:
@@ -383,9 +525,14 @@ class SymbolEncoder(_Coder):
         self._data = np.empty(1 << 16, np.uint8)
 
     def encode_pass(
-        self, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,
-        means: NDArray[np.int16], indices: NDArray[np.uint8],
-    ) -> None:  # fmt: skip
+        self,
+        ys: NDArray[np.int64],
+        xs: NDArray[np.int64],
+        start: int,
+        second: bool,
+        means: NDArray[np.int16],
+        indices: NDArray[np.uint8],
+    ) -> None:
         """Encode channels ``start`` on of the positions ``ys``, ``xs`` (row-major order) of all slices.
 
         ``means`` (P,c) in eighths and scale ``indices`` (P,c) come from the prior, rows by slice and position.
@@ -393,9 +540,14 @@ class SymbolEncoder(_Coder):
         self._run(False, ys, xs, start, second, means, indices, means)
 
     def encode(
-        self, passes: NDArray[np.int64], ys: NDArray[np.int64], xs: NDArray[np.int64], means: NDArray[np.int16],
-        indices: NDArray[np.uint8], chunk: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        passes: NDArray[np.int64],
+        ys: NDArray[np.int64],
+        xs: NDArray[np.int64],
+        means: NDArray[np.int16],
+        indices: NDArray[np.uint8],
+        chunk: int = 0,
+    ) -> None:
         """Encode all passes of a chunk, of several whose predictions are given, without asking Python in between.
 
         Parameters
@@ -412,10 +564,27 @@ class SymbolEncoder(_Coder):
         tables, at = self.tables, np.zeros(2, np.int64)
         while at[0] < len(passes):
             _encode_passes(
-                passes, chunk, self._source, self.symbols, ys, xs, means, indices, tables.levels, self._contexts,
-                self._weights, tables.low_bits, tables.limit, tables.rate, tables.single, self._offsets, self._state,
-                self._data, self._near, at,
-            )  # fmt: skip
+                passes,
+                chunk,
+                self._source,
+                self.symbols,
+                ys,
+                xs,
+                means,
+                indices,
+                tables.levels,
+                self._contexts,
+                self._weights,
+                tables.low_bits,
+                tables.limit,
+                tables.rate,
+                tables.single,
+                self._offsets,
+                self._state,
+                self._data,
+                self._near,
+                at,
+            )
             if at[0] < len(passes):
                 self._grow(int(passes[at[0], 1]))
 
@@ -446,9 +615,15 @@ class SymbolDecoder(_Coder):
         self._state, self._data = read_first(data)  # the format lets features end in a zero byte
 
     def decode_pass(
-        self, ys: NDArray[np.int64], xs: NDArray[np.int64], start: int, second: bool,
-        means: NDArray[np.int16], indices: NDArray[np.uint8], out: NDArray[np.int16] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        ys: NDArray[np.int64],
+        xs: NDArray[np.int64],
+        start: int,
+        second: bool,
+        means: NDArray[np.int16],
+        indices: NDArray[np.uint8],
+        out: NDArray[np.int16] | None = None,
+    ) -> None:
         """Mirror of :meth:`SymbolEncoder.encode_pass`; fills ``symbols``, and with those of this pass ``out`` (P,c)."""
         self._run(True, ys, xs, start, second, means, indices, np.empty_like(means) if out is None else out)
 
