@@ -190,13 +190,13 @@ def _stages(runtime: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str,
     import torch
 
     from deepsic_codec.model import coding
-    from deepsic_codec.model.networks import STRIDE
     from deepsic_codec.model.transfer import join, settle
+    from deepsic_codec.payload.constants import LATENT_STRIDE
 
     edge = chunks[0].shape[0]
     images, quality = np.stack(chunks), np.full(len(chunks), 50.0)
     listed = quality.tolist()
-    joined = join([images], STRIDE, runtime.device)
+    joined = join([images], LATENT_STRIDE, runtime.device)
     symbols, predictions, _ = runtime._start_analysis(joined, quality, False, 1, (edge, edge))
     payloads, parts = codec.encode_batch(chunks), (runtime._prior, runtime._tables)
     streams = coding.encode_symbols(*parts, np.split(symbols.cpu().numpy(), len(chunks)), listed, runtime._pool)

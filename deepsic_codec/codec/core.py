@@ -45,6 +45,7 @@ from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
 from deepsic_codec.payload import nodata as payload_nodata
 from deepsic_codec.payload import value_range as scaling
+from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 1 << 31  # of a chunk, fixed by the payload header
 MAX_BANDS = payload_header.MAX_BANDS
-LATENT_STRIDE = 16  # pixels per symbol along y and x, in every architecture so far
-CELL = payload_header.CELL
 
 
 def check_chunk(shape: Sequence[int], dtype: np.dtype, config: CodecConfig) -> None:
@@ -269,7 +268,7 @@ def _pack(
     if config.semantics == "pre" and (encoded is None or encoded.cells is not None):
         tile = config.label_tile or payload_labels.default_tile(height, width)
         if encoded is None:
-            cells = np.zeros((slices, -(-height // CELL), -(-width // CELL), 1), np.uint8)
+            cells = np.zeros((slices, -(-height // LABEL_CELL), -(-width // LABEL_CELL), 1), np.uint8)
         else:
             assert encoded.cells is not None
             cells = _votes(encoded.cells[:: job.images], shown.mask)
@@ -298,7 +297,7 @@ def _votes(cells: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> NDArray[
         return cells
     data = ~mask.all(axis=-1)
     for axis in (1, 2):
-        data = np.logical_or.reduceat(data, np.arange(0, data.shape[axis], CELL), axis=axis)
+        data = np.logical_or.reduceat(data, np.arange(0, data.shape[axis], LABEL_CELL), axis=axis)
     return cells * np.broadcast_to(data, cells.shape[:3])[..., None]
 
 
@@ -309,7 +308,7 @@ def _without_padding(cells: np.ndarray, axes: str, job: EncodeJob) -> np.ndarray
     sizes = dict(zip(axes, job.array.shape, strict=True))
     slices = [axis for axis in axes if axis not in "yxc"]
     shaped = cells.reshape(*(sizes[axis] for axis in slices), *cells.shape[1:])
-    counts = [*(inside[axis] for axis in slices), *(-(-inside[axis] // CELL) for axis in "yx")]
+    counts = [*(inside[axis] for axis in slices), *(-(-inside[axis] // LABEL_CELL) for axis in "yx")]
     kept = np.zeros_like(shaped)
     region = tuple(slice(count) for count in counts)
     kept[region] = shaped[region]
@@ -468,7 +467,7 @@ def label_cells(jobs: Sequence[DecodeJob], info: "ModelInfo", runtime: "Runtime"
     for job in jobs:
         header = job.header
         if job.features is None:
-            shape = header.slices, -(-header.height // CELL), -(-header.width // CELL)
+            shape = header.slices, -(-header.height // LABEL_CELL), -(-header.width // LABEL_CELL)
             cells.append(np.zeros((*shape, len(info.vocabulary.classes) + 1), np.uint8))
         else:
             nodata = None if job.nodata is None else payload_nodata.decode_nodata(job.nodata, header)

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Self, TypeVar
 
 from deepsic_codec.errors import ConfigurationError, ModelNotFound
+from deepsic_codec.payload.constants import LABEL_CELL
 
 FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
@@ -23,7 +24,6 @@ CHUNK = "chunk"  # value_range: measured
 NAN = "NaN"  # nodata, as JSON has no such number
 BANDS = ("planes", "triples")
 OPTIONAL = ("bands", "value_range", "max_error", "psnr", "bpp")  # metadata leaves them out where they are None
-TILE_STEP = 64  # pixels: the semantic head scores cells of this size
 MAX_TILE = 1 << 20  # pixels: beyond any chunk, and small enough for every integer of the label section
 
 AnyCodec = TypeVar("AnyCodec", bound="CodecConfig")
@@ -276,8 +276,8 @@ def _check_tile(tile: object) -> tuple[int, int]:
         tile = (tile, tile)
     if not isinstance(tile, tuple | list) or len(tile) != 2 or not all(isinstance(size, Integral) for size in tile):
         raise ConfigurationError(f"label_tile: expected None, a size or (height, width) in pixels, got {tile!r}")
-    if not all(0 < size <= MAX_TILE and size % TILE_STEP == 0 for size in tile):
-        raise ConfigurationError(f"label_tile: height and width have to be multiples of {TILE_STEP}, got {tile!r}")
+    if not all(0 < size <= MAX_TILE and size % LABEL_CELL == 0 for size in tile):
+        raise ConfigurationError(f"label_tile: height and width have to be multiples of {LABEL_CELL}, got {tile!r}")
     return int(tile[0]), int(tile[1])
 
 

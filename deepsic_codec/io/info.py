@@ -20,6 +20,7 @@ from deepsic_codec.labels.index import MISSING, LabelIndex
 from deepsic_codec.labels.query import LARGE, Labels, dimension_names
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import value_range as scaling
+from deepsic_codec.payload.constants import quality_step
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
@@ -27,9 +28,6 @@ from deepsic_codec.stored.location import Counter
 
 SAMPLE = 1024  # headers read where there are more chunks, unless all are asked for
 LARGE_INDEX = 1 << 24  # chunks: the columns of an index of more are not read for a summary
-# Nominal step of the quantiser in grey levels at the ends of the quality scale; `model.networks` has the same, and
-# importing it would import torch.
-STEP_AT_1, STEP_AT_100 = 200.0, 4.0
 
 
 def describe(
@@ -318,11 +316,6 @@ def _shown(array: zarr.Array, config: CodecConfig, heads: list[tuple[Index, Head
     return {"from": "headers", "of_chunks": labelled, "classes": classes, "note": why}
 
 
-def quantiser_step(quality: float) -> float:
-    """Nominal step of the quantiser in grey levels (1/255 of the coded range) at a quality from 1 to 100."""
-    return STEP_AT_1 * (STEP_AT_100 / STEP_AT_1) ** ((quality - 1) / 99)
-
-
 def error_of(
     config: CodecConfig, dtype: np.dtype, heads: Iterable[Head] = (), quality: float | None = None
 ) -> dict[str, Any]:
@@ -350,7 +343,7 @@ def error_of(
     """
     parameters = config.parameters()
     quality = config.quality if config.quality is not None else quality
-    step = None if quality is None else quantiser_step(quality)
+    step = None if quality is None else quality_step(quality)
     rms = None if step is None else step / 12**0.5
     if parameters.get("psnr") is not None:  # then every chunk's quality was chosen for that
         rms = 255 / 10 ** (parameters["psnr"] / 20)

@@ -12,14 +12,13 @@ from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.labels.attributes import Reader
 from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.query import check_order
+from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.payload.header import image_count
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 
 if TYPE_CHECKING:
     import dask.array
-
-STRIDE = 16  # pixels between symbols
 
 
 def decode_features(array: zarr.Array) -> "dask.array.Array":
@@ -61,7 +60,7 @@ def decode_features(array: zarr.Array) -> "dask.array.Array":
     latents = images * int(find_model(config.decoder).architecture["latents"])
     slices = [axis for axis in config.axes if axis not in "yxc"]
     sizes = {axis: geometry.chunks[config.axes.index(axis)] for axis in (*slices, "y", "x")}
-    rows, columns = (-(-sizes[axis] // STRIDE) for axis in "yx")
+    rows, columns = (-(-sizes[axis] // LATENT_STRIDE) for axis in "yx")
     shape = (*(sizes[axis] for axis in slices), latents, rows, columns)
     order = [config.axes.index(axis) for axis in (*slices, "y", "x")]
     read = dask.delayed(_read, pure=True)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepsic_codec.metrics import K2, SCALE_WEIGHTS
-from deepsic_codec.model.networks import STRIDE
+from deepsic_codec.payload.constants import LATENT_STRIDE
 
 #: MS-SSIM: weights of plain squared errors, without which flat parts get nearly all the bits, and of those of scales.
 PLAIN, SCALED = 0.2, 43.0
@@ -48,7 +48,7 @@ class Distortion:
         #: By scale, roots of weights, (N,3,H,W) and half as large from one to the next; none for plain errors.
         self._roots: list[Tensor] = []
         n, height, width, _ = images.shape
-        self.local = images.new_ones(n, -(-height // STRIDE), -(-width // STRIDE), 1)
+        self.local = images.new_ones(n, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE), 1)
         if tune == "psnr":
             return
         weights, x = [], images.permute(0, 3, 1, 2)
@@ -59,7 +59,7 @@ class Distortion:
             x = _pooled(x, 2)
         self._roots = [weight.sqrt() for weight in weights]
         # an error of a whole latent weighs that much at each scale
-        parts = [_pooled(w.mean(1, keepdim=True), STRIDE >> i) / 4**i for i, w in enumerate(weights)]
+        parts = [_pooled(w.mean(1, keepdim=True), LATENT_STRIDE >> i) / 4**i for i, w in enumerate(weights)]
         self.local = torch.stack(parts).sum(0).permute(0, 2, 3, 1)
 
     def residuals(self, decoded: Tensor, rows: slice, columns: slice) -> list[Tensor]:

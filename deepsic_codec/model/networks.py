@@ -30,18 +30,12 @@ from torch import Tensor, nn
 
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.fixed import imitate
+from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
 
-#: Pixels per latent position along y and x.
-STRIDE = 16
-#: Quantiser steps, in 8-bit pixel values of an orthonormal transform, at quality 1 and 100.
-STEP_AT_1, STEP_AT_100 = 200.0, 4.0
-QUALITY_MIN, QUALITY_MAX = 1.0, 100.0
 #: Bounds of what a model file may ask for.
 MAX_WIDTH, MAX_BLOCKS = 2048, 64
 #: Of the semantic head in model files that do not say how many it has.
 FIRST_HEAD_BLOCKS = 2
-#: Pixels per side of the cell that the semantic head classifies.
-LABEL_CELL = 64
 #: Where the integer form clips streams and hidden channels of blocks.
 STREAM_MOST, HIDDEN_MOST = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS
 
@@ -98,12 +92,6 @@ class Architecture:
         return cls(**first | {"conditioned": False} | values)
 
 
-def quality_step(quality: Tensor) -> Tensor:
-    """Nominal quantiser step of a quality: log-linear from 200 to 4 grey levels."""
-    t = (quality - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN)
-    return STEP_AT_1 * (STEP_AT_100 / STEP_AT_1) ** t
-
-
 class QualityTable(nn.Module):
     """Learned vectors at a few qualities, interpolated linearly between them."""
 
@@ -114,7 +102,7 @@ class QualityTable(nn.Module):
     def forward(self, quality: Tensor) -> Tensor:
         """(B,) qualities in 1..100 -> (B, channels)."""
         last = self.table.shape[0] - 1
-        t = (quality - QUALITY_MIN) / (QUALITY_MAX - QUALITY_MIN) * last
+        t = (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY) * last
         low = t.floor().clamp(0, last - 1).long()
         w = (t - low)[:, None]
         return self.table[low] * (1 - w) + self.table[low + 1] * w
@@ -230,7 +218,7 @@ class Analysis(nn.Module):
         self.integer = self.bounded = False
         w8, w16 = arch.analysis_widths
         n8, n16 = arch.analysis_blocks
-        self.linear = nn.Conv2d(3 * STRIDE**2, arch.latents, 1, bias=False)
+        self.linear = nn.Conv2d(3 * LATENT_STRIDE**2, arch.latents, 1, bias=False)
         self.stem = nn.Conv2d(3 * 64, w8, 1)
         self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, _knots(arch))
         self.reduce = nn.Conv2d(4 * w8, w16, 1)
@@ -244,7 +232,7 @@ class Analysis(nn.Module):
         if self.integer:
             return self._imitate(x, quality)
         x = (x - 128) / 64
-        linear = self.linear(F.pixel_unshuffle(x, STRIDE))  # (B,C,H/16,W/16)
+        linear = self.linear(F.pixel_unshuffle(x, LATENT_STRIDE))  # (B,C,H/16,W/16)
         h = self.mod8(self.stem(F.pixel_unshuffle(x, 8)), quality)  # (B,w8,H/8,W/8)
         h = F.pixel_unshuffle(_through(self.blocks8, h, quality, self.bounded), 2)
         h = self.mod16(self.reduce(h), quality)
@@ -263,7 +251,7 @@ class Analysis(nn.Module):
 
     def _imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         x = (torch.floor(x + 0.5).clamp(0, 255) - 128) / 64
-        linear = imitate(F.pixel_unshuffle(x, STRIDE), self.linear, fixed.LINEAR_IN)
+        linear = imitate(F.pixel_unshuffle(x, LATENT_STRIDE), self.linear, fixed.LINEAR_IN)
         h = self.mod8.imitate(imitate(F.pixel_unshuffle(x, 8), self.stem, fixed.STEM), quality)
         for block in self.blocks8:
             h = block.imitate(h, quality)
@@ -283,7 +271,7 @@ class Synthesis(nn.Module):
         self.integer = self.bounded = False
         w8, w16 = arch.synthesis_widths
         n8, n16 = arch.synthesis_blocks
-        self.linear = nn.Conv2d(arch.latents, 3 * STRIDE**2, 1, bias=False)
+        self.linear = nn.Conv2d(arch.latents, 3 * LATENT_STRIDE**2, 1, bias=False)
         self.register_buffer("input_scale", torch.ones(arch.latents))
         self.input_scale: Tensor
         self.stem = nn.Conv2d(arch.latents, w16, 1)
@@ -298,7 +286,7 @@ class Synthesis(nn.Module):
         """(B,C,h,w) -> (B,3,16h,16w) float, nominally in 0..255, not clamped."""
         if self.integer:
             return self._imitate(y, quality)
-        linear = F.pixel_shuffle(self.linear(y), STRIDE)
+        linear = F.pixel_shuffle(self.linear(y), LATENT_STRIDE)
         h = self.mod16(self.stem(y * self.input_scale[:, None, None]), quality)  # (B,w16,h,w)
         h = F.pixel_shuffle(self.expand(_through(self.blocks16, h, quality, self.bounded)), 2)
         h = _through(self.blocks8, self.mod8(h, quality), quality, self.bounded)  # (B,w8,2h,2w)
@@ -307,7 +295,7 @@ class Synthesis(nn.Module):
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
         most = fixed.WIDE_MAX
         y = fixed.fixed(y.float(), fixed.LATENT_BITS, -most, most)
-        linear = F.pixel_shuffle(imitate(y, self.linear, fixed.LINEAR_OUT), STRIDE)
+        linear = F.pixel_shuffle(imitate(y, self.linear, fixed.LINEAR_OUT), LATENT_STRIDE)
         h = fixed.fixed(y * self.normaliser()[:, None, None], fixed.NORMAL_BITS, -most, most)
         h = self.mod16.imitate(imitate(h, self.stem, fixed.LATENT_STEM), quality)
         for block in self.blocks16:
@@ -379,7 +367,7 @@ def kmac_per_pixel(module: nn.Module) -> float:
     total = 0.0
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
-            total += layer.weight.numel() / (64 if name.split(".")[0] in at8 else STRIDE**2)
+            total += layer.weight.numel() / (64 if name.split(".")[0] in at8 else LATENT_STRIDE**2)
     return total / 1e3
 
 

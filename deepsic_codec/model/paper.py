@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepsic_codec.model.networks import STRIDE
 from deepsic_codec.model.prior import (
     CROSS,
     INDEX_LEVELS,
@@ -41,6 +40,7 @@ from deepsic_codec.model.prior import (
     _scale_table,
     scale_of,
 )
+from deepsic_codec.payload.constants import LATENT_STRIDE
 
 #: Equation 1: the quantiser's bits.
 BITS = 6
@@ -71,7 +71,7 @@ class PaperArchitecture:
     @property
     def fold(self) -> int:
         """Positions of the feature map per position of the symbol grid, along each axis."""
-        return STRIDE // math.prod(self.strides)
+        return LATENT_STRIDE // math.prod(self.strides)
 
     @property
     def latents(self) -> int:

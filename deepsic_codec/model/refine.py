@@ -28,9 +28,10 @@ from torch import Tensor
 from deepsic_codec.model.distortion import Distortion, total
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.restore import restore_prior, restore_transform
-from deepsic_codec.model.networks import STRIDE, Architecture, Synthesis, step_lambda
+from deepsic_codec.model.networks import Architecture, Synthesis, step_lambda
 from deepsic_codec.model.prior import INPUT_BITS, Prior, compand, scale_of
 from deepsic_codec.model.quantise import UNIT
+from deepsic_codec.payload.constants import LATENT_STRIDE
 
 Tensors = dict[str, Tensor]
 
@@ -322,8 +323,8 @@ def _windows(height: int, width: int) -> Iterator[tuple[tuple[slice, slice], tup
 
 
 def _pixels(latents: slice, end: int | None = None) -> slice:
-    stop = latents.stop * STRIDE
-    return slice(latents.start * STRIDE, stop if end is None else min(stop, end))
+    stop = latents.stop * LATENT_STRIDE
+    return slice(latents.start * LATENT_STRIDE, stop if end is None else min(stop, end))
 
 
 def _within(inner: tuple[slice, slice], outer: tuple[slice, slice]) -> tuple[slice, slice]:

@@ -35,7 +35,7 @@ from deepsic_codec.model.exact.transforms import (
     whole_qualities,
 )
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
-from deepsic_codec.model.networks import LABEL_CELL, STRIDE, Architecture
+from deepsic_codec.model.networks import Architecture
 from deepsic_codec.model.prior import Predictions
 from deepsic_codec.model.quantise import RdoTables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
@@ -43,6 +43,7 @@ from deepsic_codec.model.transfer import aside, before_others, behind, fetch, jo
 from deepsic_codec.model.workers import Workers
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
+from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 
 #: The encoder's effort where nothing is said.
 DEFAULT_EFFORT = 1
@@ -186,7 +187,10 @@ class Runtime:
         def start(group: list[int], crowd: int) -> Callable[[], list[Encoded]]:
             s, h, w, _ = images[group[0]].shape
             # repeating the edge costs fewer bits than a hard edge would
-            joined, coder = join([images[i] for i in group], STRIDE, self.device, self.each), self._coder_for(crowd)
+            joined, coder = (
+                join([images[i] for i in group], LATENT_STRIDE, self.device, self.each),
+                self._coder_for(crowd),
+            )
             quality = [qualities[i] for i in group]
             symbols, predictions, cells = self._start_analysis(
                 joined, np.repeat(quality, s), labels, effort[group[0]], (h, w), tune[group[0]]
@@ -392,7 +396,7 @@ class Runtime:
         self, images: Pixels, quality: NDArray[np.float64], labels: bool, effort: int = DEFAULT_EFFORT
     ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
         """(N,H,W,3) -> symbols (N,h,w,C) and cell scores."""
-        joined = join([images], STRIDE, self.device)
+        joined = join([images], LATENT_STRIDE, self.device)
         symbols, _, cells = self._start_analysis(joined, quality, labels, effort, images.shape[1:3])
         return fetch(symbols)(), cells() if labels else None
 
@@ -469,7 +473,7 @@ class Runtime:
 
     def _symbols(self, features: list[bytes], shape: Shape, quality: list[float]) -> list[NDArray[np.int16]]:
         s, h, w = shape
-        grid = -(-h // STRIDE), -(-w // STRIDE)
+        grid = -(-h // LATENT_STRIDE), -(-w // LATENT_STRIDE)
         with torch.inference_mode(), before_others(self.device):
             return decode_symbols(self._prior, self._tables, features, s, grid, quality, self._coders)
 
@@ -478,7 +482,7 @@ class Runtime:
     ) -> tuple[Tensor, Callable[[], None]]:
         """Symbols (N,h,w,C) on the device, and what checks them."""
         s, h, w = shape
-        grid = -(-h // STRIDE), -(-w // STRIDE)
+        grid = -(-h // LATENT_STRIDE), -(-w // LATENT_STRIDE)
         with torch.inference_mode(), aside(self.device, after=False) as ready:
             symbols, check = start_decoding(self._prior, features, s, grid, quality, coder, crowd)
         with torch.inference_mode():
@@ -527,7 +531,7 @@ class Runtime:
 
     def _score(self, latents: Tensor, quality: NDArray[np.float64]) -> Tensor:
         """Scores of all cells of latents (N,h,w,C); cells at the lower and right border may be smaller."""
-        n = LABEL_CELL // STRIDE
+        n = LABEL_CELL // LATENT_STRIDE
         images, h, w, c = latents.shape
         rows, cols = -(-h // n), -(-w // n)
         scores = torch.empty((images, rows, cols, self.arch.classes), dtype=torch.uint8, device=self.device)

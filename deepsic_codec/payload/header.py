@@ -11,6 +11,7 @@ from google_crc32c import extend as crc32c_extend
 from google_crc32c import value as crc32c
 
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.payload.constants import LABEL_CELL, MAX_QUALITY, MIN_QUALITY
 from deepsic_codec.payload.varint import MAX_VARINT, read_varint, write_varint
 
 MAGIC = b"DSIC"
@@ -41,11 +42,9 @@ MIN_NDIM, MAX_NDIM = 2, 8  # y and x at least; eight nibbles of axes
 MAX_BANDS = 256  # of axis c: more are no images, and each has an entry in the value scaling
 MAX_SAMPLES = 1 << 31  # a chunk is decoded whole and in memory; its size in bytes then fits 64 bits with ease
 MAX_SECTIONS = 16  # twice the kinds there are; keeps the header within MAX_BODY
-MIN_QUALITY, MAX_QUALITY = 100, 10000  # hundredths
 # Seven fixed bytes of layout and axes, eight sizes, identities, quality, grid, table of sections: with the prefix 244
 # bytes, so that a first read of 256 bytes holds every header.
 MAX_BODY = 3 + 4 + 8 * 5 + 12 + 2 + 2 * 5 + 1 + MAX_SECTIONS * 10
-CELL = 64  # pixels: label tiles are multiples of it, along y and x
 MAX_K = 5  # (class, score) pairs of a tile
 MAX_TILES = 1 << 22  # label tiles of a chunk: more than 40 MB of labels are no labels
 
@@ -265,7 +264,7 @@ def _read_body(body: bytes, size: int) -> Header:
     decoder, head = body[position : position + 8], body[position + 8 : position + 12]
     position += 14
     quality = body[position - 2] | body[position - 1] << 8
-    if not MIN_QUALITY <= quality <= MAX_QUALITY:
+    if not MIN_QUALITY <= quality / 100 <= MAX_QUALITY:
         raise CorruptPayload(f"header: quality {quality / 100} where 1 to 100 was expected")
     rows, position = read_varint(body, position, "header: grid")
     columns, position = read_varint(body, position, "header: grid")
@@ -332,7 +331,7 @@ def _labels_limit(samples: int, shape: tuple[int, ...], axes: str) -> int:
     """Bytes that labels can have: so many a first read may be followed by, whatever the table says."""
     height, width = shape[axes.index("y")], shape[axes.index("x")]
     slices = samples // (height * width * (shape[axes.index("c")] if "c" in axes else 1))
-    tiles = slices * -(-height // CELL) * -(-width // CELL)
+    tiles = slices * -(-height // LABEL_CELL) * -(-width // LABEL_CELL)
     return 2 * 5 + 1 + 2 * MAX_K * min(tiles, MAX_TILES)
 
 
@@ -478,7 +477,7 @@ def pack(
         raise UnsupportedArray(f"chunk {shape} with axes {axes!r}: at most {MAX_BANDS} bands in a chunk")
     if grouping and bands < _LEAST_BANDS[grouping]:
         raise ValueError(f"grouping {grouping} of {bands} bands")
-    if not MIN_QUALITY <= quality * 100 <= MAX_QUALITY:
+    if not MIN_QUALITY <= quality <= MAX_QUALITY:
         raise ConfigurationError(f"quality: expected a number from 1 to 100, got {quality!r}")
     if order not in ("C", "F") or len(decoder) != 8 or len(head) != 4:
         raise ValueError(f"expected order C or F and identities of 8 and 4 bytes, got {order!r}, {decoder!r}, {head!r}")

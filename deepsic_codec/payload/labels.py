@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
-from deepsic_codec.payload.header import CELL, MAX_K, MAX_SAMPLES, MAX_TILES, Header
+from deepsic_codec.payload.constants import LABEL_CELL
+from deepsic_codec.payload.header import MAX_K, MAX_SAMPLES, MAX_TILES, Header
 from deepsic_codec.payload.varint import read_varint, write_varint
 
 NO_CLASS = 255  # of an unused pair, whose score is 0
@@ -111,7 +112,9 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
     except IndexError:
         raise CorruptPayload(f"labels section: a field goes beyond its {len(data)} bytes") from None
     if not (_is_tile(height) and _is_tile(width)):
-        raise CorruptPayload(f"labels section: tile {height} x {width}, expected multiples of {CELL} up to {MAX_TILE}")
+        raise CorruptPayload(
+            f"labels section: tile {height} x {width}, expected multiples of {LABEL_CELL} up to {MAX_TILE}"
+        )
     if k > MAX_K:
         raise CorruptPayload(f"labels section: {k} classes a tile where at most {MAX_K} were expected")
     grid = header.slices, -(-header.height // height), -(-header.width // width)
@@ -135,7 +138,7 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
 
 def default_tile(height: int, width: int) -> tuple[int, int]:
     """Return the smallest tile (height, width), multiples of 64 pixels, with at most 4 along each axis of an image."""
-    return CELL * -(-height // (4 * CELL)), CELL * -(-width // (4 * CELL))
+    return LABEL_CELL * -(-height // (4 * LABEL_CELL)), LABEL_CELL * -(-width // (4 * LABEL_CELL))
 
 
 def tile_scores(cells: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.uint8]:
@@ -155,14 +158,16 @@ def tile_scores(cells: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.u
     """
     _check_tile(tile)
     for axis, length in zip((1, 2), tile, strict=True):
-        cells = np.maximum.reduceat(cells, np.arange(0, cells.shape[axis], length // CELL), axis=axis)
+        cells = np.maximum.reduceat(cells, np.arange(0, cells.shape[axis], length // LABEL_CELL), axis=axis)
     return cells
 
 
 def _is_tile(length: int) -> bool:
-    return CELL <= length <= MAX_TILE and length % CELL == 0
+    return LABEL_CELL <= length <= MAX_TILE and length % LABEL_CELL == 0
 
 
 def _check_tile(tile: tuple[int, int]) -> None:
     if not (_is_tile(tile[0]) and _is_tile(tile[1])):
-        raise ConfigurationError(f"label tile: expected multiples of {CELL} pixels up to {MAX_TILE}, got {tile!r}")
+        raise ConfigurationError(
+            f"label tile: expected multiples of {LABEL_CELL} pixels up to {MAX_TILE}, got {tile!r}"
+        )

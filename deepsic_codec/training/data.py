@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.networks import LABEL_CELL
+from deepsic_codec.payload.constants import LABEL_CELL
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 #: Zarr arrays are read in blocks of this edge, so that one of any size becomes images.

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.networks import STRIDE, Architecture
+from deepsic_codec.model.networks import Architecture
 from deepsic_codec.model.prior import Pass, PriorPass, input_names
+from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.klt import start_scales
 from deepsic_codec.training.loss import Networks
@@ -93,10 +94,10 @@ def residual_transform(old: Networks, photos: Photographs, count: int, crops: in
     variances : Tensor (count,)
         Of what ``forward`` gives, in units of 64 grey levels.
     """
-    size = 3 * STRIDE**2
+    size = 3 * LATENT_STRIDE**2
     left, cross, whole = (torch.zeros(size, size, dtype=torch.float64) for _ in range(3))
     old, rng, seen = old.eval(), np.random.default_rng(0), 0
-    edge = min(EDGE, int(photos.pool.shortest.min()) // STRIDE * STRIDE)
+    edge = min(EDGE, int(photos.pool.shortest.min()) // LATENT_STRIDE * LATENT_STRIDE)
     for _ in range(max(1, -(-crops // BATCH))):
         x = photos.crops(BATCH, edge, rng).cpu()  # where networks are made
         quality = torch.full((len(x),), 100.0, device=x.device)
@@ -112,7 +113,7 @@ def residual_transform(old: Networks, photos: Photographs, count: int, crops: in
 
 def _rows(x: Tensor) -> Tensor:
     """Images (B,3,H,W) -> their blocks (N,768), in pixel-unshuffle order."""
-    return F.pixel_unshuffle(x, STRIDE).permute(0, 2, 3, 1).reshape(-1, 3 * STRIDE**2).cpu().double()
+    return F.pixel_unshuffle(x, LATENT_STRIDE).permute(0, 2, 3, 1).reshape(-1, 3 * LATENT_STRIDE**2).cpu().double()
 
 
 def _pairs(nets: Networks, old: Networks) -> list[tuple[Tensor, Tensor]]:

@@ -6,20 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepsic_codec.model.networks import QUALITY_MAX, QUALITY_MIN, STRIDE, Analysis, Gains, Synthesis, quality_step
+from deepsic_codec.model.networks import Analysis, Gains, Synthesis
 from deepsic_codec.model.prior import SCALE_BITS, SCALES, Prior
+from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
 from deepsic_codec.training.data import Photographs
 
 
 def block_klt(photos: Photographs, latents: int, crops: int = 2000, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Orthonormal basis (latents, 768) in pixel-unshuffle order, and the variances (latents,)."""
     rng = np.random.default_rng(seed)
-    cov = torch.zeros(3 * STRIDE**2, 3 * STRIDE**2, dtype=torch.float64)
+    cov = torch.zeros(3 * LATENT_STRIDE**2, 3 * LATENT_STRIDE**2, dtype=torch.float64)
     seen = 0
-    edge = min(128, int(photos.pool.shortest.min()) // STRIDE * STRIDE)
+    edge = min(128, int(photos.pool.shortest.min()) // LATENT_STRIDE * LATENT_STRIDE)
     for _ in range(max(1, crops // 50)):
         x = photos.crops(50, edge, rng).cpu().double()
-        rows = torch.nn.functional.pixel_unshuffle((x - 128) / 64, STRIDE)
+        rows = torch.nn.functional.pixel_unshuffle((x - 128) / 64, LATENT_STRIDE)
         flat = rows.permute(0, 2, 3, 1).reshape(-1, cov.shape[0])
         cov += flat.T @ flat
         seen += len(flat)
@@ -44,7 +45,7 @@ def linear_start(
 @torch.no_grad()
 def start_scales(prior: Prior, variances: Tensor, first: int = 0) -> None:
     """Let a prior expect of channels ``first`` and on what their variances (C,) say; the rest of it stays."""
-    knots = torch.linspace(QUALITY_MIN, QUALITY_MAX, len(prior.passes[0].out_bias.table))
+    knots = torch.linspace(MIN_QUALITY, MAX_QUALITY, len(prior.passes[0].out_bias.table))
     # logistic scale of half the standard deviation, in quantiser steps: image
     # coefficients have heavier tails than their variance tells
     scales = 0.3 * variances.sqrt() * 64 / quality_step(knots)[:, None]  # (knots, C)

@@ -17,19 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepsic_codec.model.architecture import AnyArchitecture, stored_networks
-from deepsic_codec.model.networks import (
-    LABEL_CELL,
-    STRIDE,
-    Analysis,
-    Architecture,
-    Gains,
-    SemanticHead,
-    Synthesis,
-    quality_step,
-    step_lambda,
-)
+from deepsic_codec.model.networks import Analysis, Architecture, Gains, SemanticHead, Synthesis, step_lambda
 from deepsic_codec.model.paper import ChannelPrior, PaperArchitecture, StaticPrior
 from deepsic_codec.model.prior import IntegerPrior, Prior, ste_round
+from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE, quality_step
 
 
 class Networks(nn.Module):
@@ -203,7 +194,7 @@ def forward_terms(nets: Networks, x: Tensor, quality: Tensor, bf16: bool, quanti
 
 def cell_logits(head: SemanticHead, y: Tensor, quality: Tensor) -> Tensor:
     """Latents (B,C,h,w), h and w multiples of 4 -> logits (B,h/4,w/4,classes), cell by cell."""
-    n = LABEL_CELL // STRIDE
+    n = LABEL_CELL // LATENT_STRIDE
     b, _, h, w = y.shape
     per_cell = quality.repeat_interleave(h // n * (w // n))
     return head(cells_of(y), per_cell).reshape(b, h // n, w // n, -1)
@@ -211,7 +202,7 @@ def cell_logits(head: SemanticHead, y: Tensor, quality: Tensor) -> Tensor:
 
 def cells_of(y: Tensor) -> Tensor:
     """Latents (B,C,h,w) -> cells (B h/4 w/4, C, 4, 4), row-major."""
-    n = LABEL_CELL // STRIDE
+    n = LABEL_CELL // LATENT_STRIDE
     b, c, h, w = y.shape
     cells = y.reshape(b, c, h // n, n, w // n, n).permute(0, 2, 4, 1, 3, 5)
     return cells.reshape(-1, c, n, n)

@@ -28,10 +28,11 @@ from torch import Tensor
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.architecture import AnyArchitecture
 from deepsic_codec.model.exact.integer import export_gains
-from deepsic_codec.model.networks import LABEL_CELL, Analysis, Architecture, quality_step, step_lambda
+from deepsic_codec.model.networks import Analysis, Architecture, step_lambda
 from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.model.prior import IntegerPrior
 from deepsic_codec.model.quantise import RdoTables, make_tables, quantise
+from deepsic_codec.payload.constants import LABEL_CELL, quality_step
 from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.graphs import Graphs

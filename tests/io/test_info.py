@@ -7,7 +7,8 @@ import zarr
 from deepsic_codec import DeepSIC, consolidate_labels, create_array
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.io import info
-from deepsic_codec.io.info import describe, error_of, quantiser_step
+from deepsic_codec.io.info import describe, error_of
+from deepsic_codec.payload.constants import quality_step
 from tests.common import check_lazy, check_rejects, photograph
 
 
@@ -103,10 +104,10 @@ def test_other_writers_show(stub):
 
 
 def test_errors_in_units_of_the_data(stub):
-    assert error_of(DeepSIC(quality=50), np.dtype("u1"))["step_data"] == quantiser_step(50)
-    assert error_of(DeepSIC(quality=50), np.dtype("u2"))["step_data"] == pytest.approx(257 * quantiser_step(50))
+    assert error_of(DeepSIC(quality=50), np.dtype("u1"))["step_data"] == quality_step(50)
+    assert error_of(DeepSIC(quality=50), np.dtype("u2"))["step_data"] == pytest.approx(257 * quality_step(50))
     one = error_of(DeepSIC(quality=50, value_range=[1000, 3550]), np.dtype("u2"))
-    assert one["unit"] == 10 and one["rms_data"] == pytest.approx(10 * quantiser_step(50) / 12**0.5)
+    assert one["unit"] == 10 and one["rms_data"] == pytest.approx(10 * quality_step(50) / 12**0.5)
     each = error_of(DeepSIC(value_range=[[0, 255], [0, 510], [0, 765]]), np.dtype("u2"))
     assert each["unit"] == [1, 2, 3]
     assert error_of(DeepSIC(value_range="chunk"), np.dtype("u2"))["unit"] is None
@@ -115,7 +116,7 @@ def test_errors_in_units_of_the_data(stub):
 def test_a_psnr_says_what_the_error_is(stub):
     error = error_of(DeepSIC(psnr=40), np.dtype("u2"), quality=60.0)
     assert error["rms"] == pytest.approx(2.55) and error["rms_data"] == pytest.approx(2.55 * 257)
-    assert error["step"] == quantiser_step(60) and error_of(DeepSIC(psnr=40), np.dtype("u1"))["step"] is None
+    assert error["step"] == quality_step(60) and error_of(DeepSIC(psnr=40), np.dtype("u1"))["step"] is None
 
 
 def test_measured_ranges_come_from_headers(stub):
@@ -124,14 +125,6 @@ def test_measured_ranges_come_from_headers(stub):
     unit = describe(array)["error"]["unit"]
     extents = [float(np.ptp(data[..., band])) / 255 for band in range(3)]
     np.testing.assert_allclose(unit, extents, rtol=0.05)
-
-
-def test_the_step_is_that_of_the_networks():
-    torch = pytest.importorskip("torch")
-    from deepsic_codec.model.networks import quality_step
-
-    qualities = [1.0, 17.5, 50.0, 100.0]
-    np.testing.assert_allclose([quantiser_step(q) for q in qualities], quality_step(torch.tensor(qualities)), rtol=1e-5)
 
 
 def test_nothing_there(tmp_path):

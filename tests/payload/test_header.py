@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
 from deepsic_codec.payload import header as h
+from deepsic_codec.payload.constants import MAX_QUALITY
 from deepsic_codec.payload.labels import decode_labels, default_tile, encode_labels
 from deepsic_codec.payload.varint import MAX_VARINT, read_varint, write_varint
 from tests.common import check_lazy, check_rejects
@@ -150,7 +151,7 @@ def test_pack_refuses_what_no_reader_takes(changes, error, words):
 
 def test_limits_fit_their_fields():
     assert h.MAX_BODY < 1 << 16 and h.PREFIX + h.MAX_BODY <= 256
-    assert h.MAX_SAMPLES <= MAX_VARINT and h.MAX_QUALITY < 1 << 16 and h.MAX_SECTIONS < 256
+    assert h.MAX_SAMPLES <= MAX_VARINT and 100 * MAX_QUALITY < 1 << 16 and h.MAX_SECTIONS < 256
     assert 2 * 5 + 1 + 2 * h.MAX_K * h.MAX_TILES <= MAX_VARINT
     assert len(write_varint(MAX_VARINT)) == 5
     names = [name.split()[0] for name in h.KIND_NAMES.values()]

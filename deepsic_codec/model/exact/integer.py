@@ -14,18 +14,10 @@ from torch import Tensor
 
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.matrix import Matrix, depthwise_on
-from deepsic_codec.model.networks import (
-    STRIDE,
-    Analysis,
-    Architecture,
-    Block,
-    Gains,
-    Modulate,
-    SemanticHead,
-    Synthesis,
-)
+from deepsic_codec.model.networks import Analysis, Architecture, Block, Gains, Modulate, SemanticHead, Synthesis
 from deepsic_codec.model.ops.select import fused_on, passes_on
 from deepsic_codec.model.ops.tensor_ops import Residual, Sums, scatter, shifted
+from deepsic_codec.payload.constants import LATENT_STRIDE
 
 Tensors = Mapping[str, Tensor]
 #: Formats of the layers that are no part of a block.
@@ -226,7 +218,7 @@ class IntegerAnalysis:
     def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
         tensors = dict(tensors)
         w8 = arch.analysis_widths[0]
-        _columns(tensors, "linear", 3, STRIDE)
+        _columns(tensors, "linear", 3, LATENT_STRIDE)
         _columns(tensors, "stem", 3, 8)
         _columns(tensors, "reduce", w8, 2)
         layers = {name: Layer(tensors, name, form, device) for name, form in ANALYSIS_FORMATS.items()}
@@ -257,8 +249,10 @@ class IntegerAnalysis:
             Latents int32 (N,H/16,W/16,C).
         """
         n, height, width, _ = grey.shape
-        h, w = height // STRIDE, width // STRIDE
-        latents = self.linear.of_pixels(_gather(grey, STRIDE), None if rest is None else _gather(rest, STRIDE))
+        h, w = height // LATENT_STRIDE, width // LATENT_STRIDE
+        latents = self.linear.of_pixels(
+            _gather(grey, LATENT_STRIDE), None if rest is None else _gather(rest, LATENT_STRIDE)
+        )
         stream = self.mod8(self.stem.sums(_gather(grey, 8)), quality).view(n, 2 * h, 2 * w, -1)
         stream = self.blocks8(stream, quality)
         stream = self.mod16(self.reduce.sums(_gather(read(stream), 2)), quality).view(n, h, w, -1)
@@ -273,7 +267,7 @@ class IntegerSynthesis:
     def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
         tensors = dict(tensors)
         w8 = arch.synthesis_widths[0]
-        _outputs(tensors, "linear", 3, STRIDE)
+        _outputs(tensors, "linear", 3, LATENT_STRIDE)
         _outputs(tensors, "expand", w8, 2)
         _outputs(tensors, "out", 3, 8)
         layers = {name: Layer(tensors, name, form, device) for name, form in SYNTHESIS_FORMATS.items()}

@@ -7,17 +7,9 @@ from torch import Tensor, nn
 
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.integer import ANALYSIS_FORMATS, BLOCK_FORMATS, HEAD_FORMATS, SYNTHESIS_FORMATS
-from deepsic_codec.model.networks import (
-    Analysis,
-    Block,
-    Gains,
-    Modulate,
-    QualityTable,
-    SemanticHead,
-    Synthesis,
-    quality_step,
-)
+from deepsic_codec.model.networks import Analysis, Block, Gains, Modulate, QualityTable, SemanticHead, Synthesis
 from deepsic_codec.model.prior import DIRECT_BITS, HIDDEN_BITS, INPUT_BITS, Prior
+from deepsic_codec.payload.constants import quality_step
 
 
 @torch.no_grad()
