@@ -356,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         array, columns = real_archive(folder / "real.zarr", tiles, args.chunks, codec)
         written = time.perf_counter()
-        labels = consolidate_labels(str(folder / "real.zarr"), "image", progress=False)
+        labels = consolidate_labels(str(folder / "real.zarr"), "image")
         total = int(np.asarray(labels.index.group["nbytes"][...]).sum(dtype=np.int64))
         truth = np.array(classes)[np.arange(labels.geometry.count) % len(classes)]
         print(

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepsic_codec.cli.console import progress_bar
 from deepsic_codec.cli.hints import add_hints, hints
 
 if TYPE_CHECKING:
@@ -57,17 +58,6 @@ def _parts(texts: Sequence[str] | None) -> dict[str, slice | int]:
         return parse_parts(texts or [])
     except ValueError as error:  # an axis twice
         raise ConfigurationError(str(error)) from None
-
-
-@contextmanager
-def _bar(text: str) -> Iterator[Any]:
-    """Show progress on standard error; gives a function of how many steps are done and how many there are."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=_console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
@@ -259,7 +249,7 @@ def preview(args: argparse.Namespace) -> None:
     """Write a small picture of an array."""
     from deepsic_codec.io.preview import preview as draw
 
-    with _bar("decoding") as progress:
+    with progress_bar("decoding") as progress:
         made = draw(
             args.url,
             args.name,
@@ -435,7 +425,7 @@ def export(args: argparse.Namespace) -> None:
     from deepsic_codec.io.export import export as copy
 
     try:
-        with _bar("copying") as progress:
+        with progress_bar("copying") as progress:
             done = copy(
                 args.url,
                 args.target,

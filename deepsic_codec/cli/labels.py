@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepsic_codec.cli.console import progress_bar
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -96,7 +98,8 @@ def index(args: argparse.Namespace) -> None:
     """Write or refresh the label index."""
     from deepsic_codec.labels.index_writer import consolidate_labels
 
-    made = consolidate_labels(args.url, args.name, index=args.index)
+    with progress_bar("reading headers") as progress:
+        made = consolidate_labels(args.url, args.name, index=args.index, progress=progress)
     indices = list(made.values()) if isinstance(made, dict) else [made]
     if args.json:
         print(

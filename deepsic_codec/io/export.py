@@ -24,6 +24,7 @@ from deepsic_codec.io.png import PngWriter
 from deepsic_codec.io.staging import Stage
 from deepsic_codec.labels.geometry import Geometry, Region
 from deepsic_codec.labels.query import open_labels
+from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
@@ -34,7 +35,6 @@ IN_FLIGHT = 8  # chunks read at once, of a block of which only some match
 SUFFIXES = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
 KINDS = ("zarr", "tiff", "png")
 CODECS = ("blosc", "none")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """Make an index from the headers of all chunks."""
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -16,6 +14,7 @@ from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex, Writer, replace
 from deepsic_codec.labels.query import Labels, check_order
 from deepsic_codec.labels.vocabulary import Vocabulary, of_head
+from deepsic_codec.progress import Progress
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
 from deepsic_codec.stored.location import Counter, Place
@@ -29,7 +28,7 @@ def consolidate_labels(
     *,
     index: Any = None,
     keep: bool = True,
-    progress: bool | None = None,
+    progress: Progress | None = None,
     concurrency: int = CONCURRENCY,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -50,8 +49,8 @@ def consolidate_labels(
         `zarr.open_group` takes. Needed for an array at the root of its store.
     keep : bool
         Keep what `relabel` wrote for chunks that did not change since.
-    progress : bool, optional
-        Whether to show a progress bar; by default on a terminal.
+    progress : callable, optional
+        Called with the number of chunks done and of all chunks; of a group, array by array.
     concurrency : int
         Reads in flight.
     storage_options : dict, optional
@@ -119,7 +118,7 @@ def write_index(
     place: Place,
     *,
     old: LabelIndex | None = None,
-    progress: bool | None = None,
+    progress: Progress | None = None,
     concurrency: int = CONCURRENCY,
     counter: Counter | None = None,
 ) -> None:
@@ -133,8 +132,8 @@ def write_index(
         Where the index goes.
     old : LabelIndex, optional
         Entries made from features are taken from it where the chunk is still the same.
-    progress : bool, optional
-        Whether to show a progress bar.
+    progress : callable, optional
+        Called with the number of chunks done and of all chunks.
     concurrency : int
         Reads in flight.
     counter : Counter, optional
@@ -153,7 +152,7 @@ def write_index(
         old = None
     vocabulary = of_head(array, config.decoder, config.head or "") if old is None else old.vocabulary
     filler = _FromHeaders(attributes, geometry, vocabulary, old)
-    fill_index(array, place, geometry, vocabulary, filler, progress, f"{array.basename or 'array'}: reading headers")
+    fill_index(array, place, geometry, vocabulary, filler, progress)
     if filler.foreign:
         warnings.warn(
             f"{filler.foreign} chunks have labels of another vocabulary than the index, which comes from features; "
@@ -168,22 +167,23 @@ def fill_index(
     geometry: Geometry,
     vocabulary: Vocabulary,
     fill: Fill,
-    progress: bool | None,
-    what: str,
+    progress: Progress | None,
 ) -> None:
     """Write an index unit by unit; `fill` sets the entries of the chunks given."""
     check_order(array)
     config = stored.codec_of(array)
     writer = Writer(place, geometry, vocabulary, {"name": places.array_name(array), "decoder": config.decoder})
-    with _bar(progress, what, prod(geometry.grid)) as advance:
-        for start, stop in writer.layout.units(geometry.grid):
-            entries = Entries(geometry, len(vocabulary.names), start, stop)
-            shape = tuple(b - a for a, b in zip(start, stop, strict=True))
-            chunks = [tuple(a + i for a, i in zip(start, place, strict=True)) for place in np.ndindex(*shape)]
-            for k in range(0, len(chunks), 1024):
-                fill(entries, chunks[k : k + 1024])
-                advance(len(chunks[k : k + 1024]))
-            writer.write(entries)
+    done, total = 0, prod(geometry.grid)
+    for start, stop in writer.layout.units(geometry.grid):
+        entries = Entries(geometry, len(vocabulary.names), start, stop)
+        shape = tuple(b - a for a, b in zip(start, stop, strict=True))
+        chunks = [tuple(a + i for a, i in zip(start, place, strict=True)) for place in np.ndindex(*shape)]
+        for k in range(0, len(chunks), 1024):
+            fill(entries, chunks[k : k + 1024])
+            done += len(chunks[k : k + 1024])
+            if progress is not None:
+                progress(done, total)
+        writer.write(entries)
     writer.finish()
 
 
@@ -250,19 +250,3 @@ class _FromHeaders:
         if scores.shape[1:] != entries.tiles[(slice(None), *entries.within(index))].shape[1:]:
             return None  # the array was resized: its edge was in this chunk, or is now
         return scores, int(old.head[place])
-
-
-@contextmanager
-def _bar(show: bool | None, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    if show is None:
-        show = sys.stderr.isatty()
-    if not show:
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)

@@ -488,7 +488,7 @@ def open_labels(
         from deepsic_codec.labels.index_writer import write_index
 
         place = Place(MemoryStore(), "", 3)
-        write_index(array, place, counter=counter, progress=False)
+        write_index(array, place, counter=counter)
         return Labels(array, LabelIndex(place), counter)
     if index is not None:
         place = places.given(index, array.metadata.zarr_format, storage_options)

@@ -16,6 +16,7 @@ from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import of_model
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
+from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import location as places
 
@@ -29,7 +30,7 @@ def relabel(
     name: str | None = None,
     *,
     index: Any = None,
-    progress: bool | None = None,
+    progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Labels:
     """Label all chunks anew from their features, and write the index with these labels.
@@ -48,8 +49,8 @@ def relabel(
         Path of the array in the group.
     index : optional
         Where the index goes, if not beside the array.
-    progress : bool, optional
-        Whether to show a progress bar; by default on a terminal.
+    progress : callable, optional
+        Called with the number of chunks done and of all chunks.
     storage_options : dict, optional
         For fsspec, if `source` or `index` is a URL.
 
@@ -80,9 +81,7 @@ def relabel(
     labeller = _Labeller(reader, geometry, info)
     replace(
         place,
-        lambda to: fill_index(
-            array, to, geometry, of_model(info), labeller, progress, f"{array.basename or 'array'}: labelling features"
-        ),
+        lambda to: fill_index(array, to, geometry, of_model(info), labeller, progress),
     )
     return Labels(array, LabelIndex(place))
 

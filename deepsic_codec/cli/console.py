@@ -1,0 +1,74 @@
+"""What commands print: text, tables, JSON, and the one progress bar."""
+
+import json
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from deepsic_codec.progress import Progress
+
+
+def say(text: str = "", *, error: bool = False) -> None:
+    """Print text to standard output, or to standard error, with control characters escaped."""
+    print(printable(text), file=sys.stderr if error else sys.stdout)
+
+
+def printable(text: str) -> str:
+    """Escape control characters: names in an archive may come from strangers, and terminals obey such characters."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def say_json(document: Any) -> None:
+    """Print one line of JSON."""
+    print(json.dumps(document, allow_nan=False))
+
+
+def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str] = ()) -> None:
+    """Print rows of cells below their column names.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Names of the columns.
+    rows : sequence of sequences of str
+        Cells, as many in each row as there are columns.
+    left : collection of str
+        Columns to align on the left, beside the first one. All others are aligned on the right.
+    """
+    cells = [[printable(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        parts = [
+            cell.ljust(width) if number == 0 or name in left else cell.rjust(width)
+            for number, (cell, width, name) in enumerate(zip(row, widths, columns, strict=True))
+        ]
+        print("  ".join(parts).rstrip())
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Progress | None]:
+    """Show a progress bar on standard error during a `with` block.
+
+    Parameters
+    ----------
+    text : str
+        Description to the left of the bar.
+
+    Yields
+    ------
+    Progress or None
+        Callback that moves the bar. None if standard error is no terminal or rich is not installed.
+    """
+    if not sys.stderr.isatty() or find_spec("rich") is None:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(printable(text), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,21 @@
+"""Check for optional packages before work begins."""
+
+from importlib.util import find_spec
+
+from deepsic_codec.errors import MissingPackage
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise MissingPackage unless packages are installed; none of them is imported.
+
+    Parameters
+    ----------
+    extra : str
+        Extra of deepsic-codec that brings the packages.
+    *packages : str
+        Names under which they are imported.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        names = " and ".join("pillow" if name == "PIL" else name for name in missing)
+        raise MissingPackage(f"{names} not installed: pip install 'deepsic-codec[{extra}]'")
