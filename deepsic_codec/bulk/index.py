@@ -65,7 +65,7 @@ def write_index(array: zarr.Array, place: Place, heads: Mapping[Index, bytes]) -
         old = None
     vocabulary = of_head(array, config.decoder, config.head or "") if old is None else old.vocabulary
     fill = consolidate._FromHeaders(attributes, geometry, vocabulary, old)
-    replace(place, lambda to: consolidate.fill_index(array, to, geometry, vocabulary, fill, False, "label index"))
+    replace(place, lambda to: consolidate.fill_index(array, to, geometry, vocabulary, fill))
 
 
 class _Known(Reader):

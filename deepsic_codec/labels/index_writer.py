@@ -167,7 +167,7 @@ def fill_index(
     geometry: Geometry,
     vocabulary: Vocabulary,
     fill: Fill,
-    progress: Progress | None,
+    progress: Progress | None = None,
 ) -> None:
     """Write an index unit by unit; `fill` sets the entries of the chunks given."""
     check_order(array)
