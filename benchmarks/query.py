@@ -35,10 +35,10 @@ from deepsic_codec import DeepSIC, consolidate_labels, create_array, iter_chunk_
 from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.labels.attributes import Reader
 from deepsic_codec.labels.expression import Expression, parse
-from deepsic_codec.labels.geometry import Geometry
 from deepsic_codec.labels.index import HEADER, Entries, Writer
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import Vocabulary, of_model
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Place
 
 TILE = 64

@@ -18,12 +18,13 @@ import zarr
 
 from deepsic_codec import config as settings
 from deepsic_codec.archive import create_array, open_archive
+from deepsic_codec.axes import Index, Region, chunks_covering, grid_shape, iter_grid
 from deepsic_codec.bulk.index import index_place, write_index
 from deepsic_codec.bulk.layout import Layout
-from deepsic_codec.bulk.plan import Index, Region, block_shape, check_region, covering, grid, usual_batch
+from deepsic_codec.bulk.plan import block_shape, check_region, usual_batch
 from deepsic_codec.bulk.read import Source
 from deepsic_codec.bulk.resume import complete_chunks
-from deepsic_codec.bulk.write import Heads, Options, Written, grid_of, write_block
+from deepsic_codec.bulk.write import Heads, Options, Written, write_block
 from deepsic_codec.codec.params import CodecConfig
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
@@ -398,16 +399,18 @@ def _plan(
     values = values.rechunk(shape)
     done: set[Index] = set()
     if resume:
-        done = complete_chunks(array, list(grid(*covering(array.chunks, where))), read_all=resume == "verify")
+        done = complete_chunks(
+            array, list(iter_grid(*chunks_covering(where, array.chunks))), read_all=resume == "verify"
+        )
     blocks: list[Block] = []
     for place in np.ndindex(*values.numblocks):
         starts = [part.start + i * size for part, i, size in zip(where, place, shape, strict=True)]
         stops = [min(start + size, part.stop) for start, size, part in zip(starts, shape, where, strict=True)]
         region = tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
-        first, last = covering(array.chunks, region)
+        first, last = chunks_covering(region, array.chunks)
         todo = None
         if done:
-            missing = tuple(index for index in grid(first, last) if index not in done)
+            missing = tuple(index for index in iter_grid(first, last) if index not in done)
             if not missing:
                 continue
             todo = missing
@@ -449,7 +452,7 @@ def _finish(array: zarr.Array, results: Sequence[Written], skipped: int, place: 
             "again with resume=True",
             sorted(failed),
         )
-    heads = Heads.join(grid_of(array), [result.heads for result in results])
+    heads = Heads.join(grid_shape(array.shape, array.chunks), [result.heads for result in results])
     if place is not None:
         write_index(array, place, heads)
     return Report(

@@ -5,13 +5,14 @@ from typing import Any
 
 import zarr
 
+from deepsic_codec.axes import Index
 from deepsic_codec.errors import LabelIndexError
 from deepsic_codec.labels import index_writer as consolidate
 from deepsic_codec.labels.attributes import Attributes, Head, Reader
-from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.index import replace
 from deepsic_codec.labels.vocabulary import of_head
 from deepsic_codec.payload.header import read_header
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Place
 
 

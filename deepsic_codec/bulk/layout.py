@@ -8,7 +8,7 @@ from google_crc32c import value as crc32c
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from deepsic_codec._compat import setting
-from deepsic_codec.bulk.plan import Index
+from deepsic_codec.axes import Index
 from deepsic_codec.codec.params import CodecConfig
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.stored import layout as stored

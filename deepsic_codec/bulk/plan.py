@@ -1,17 +1,15 @@
 """Which chunks a task gets, and which regions can be written without touching what lies beside them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from deepsic_codec.axes import Index, Region, ceil_div, grid_shape
 from deepsic_codec.errors import UnsupportedArray
 
 #: Chunks in a batch, and about as many in a task; on a GPU, and most pixels of so many. Two such batches are at work
 #: there at a time, and the threads of Dask hold one each.
 BATCH, GPU_BATCH, GPU_PIXELS = 16, 256, 1 << 26
-
-Index = tuple[int, ...]
-Region = tuple[slice, ...]
 
 
 def unit_of(array: Any) -> Index:
@@ -52,7 +50,7 @@ def check_region(array: Any, region: Any) -> Region:
         if step != 1 or start >= stop:
             raise UnsupportedArray(f"region: expected slices of step 1 that are not empty, got {part} of {size}")
         given.append(slice(start, stop))
-        aligned.append(slice(start // unit * unit, min(-(-stop // unit) * unit, size)))
+        aligned.append(slice(start // unit * unit, min(ceil_div(stop, unit) * unit, size)))
     if given != aligned:
         what = "shards" if array.shards else "chunks"
         raise UnsupportedArray(
@@ -87,7 +85,7 @@ def block_shape(array: Any, axes: str, source_chunks: Sequence[int], batch_size:
     """
     unit = unit_of(array)
     per_unit = prod(size // chunk for size, chunk in zip(unit, array.chunks, strict=True))
-    limits = [-(-size // step) for size, step in zip(array.shape, unit, strict=True)]
+    limits = grid_shape(array.shape, unit)
     counts = [1] * len(unit)
     while prod(counts) * per_unit < batch_size:
         growing = [axis for axis, limit in enumerate(limits) if counts[axis] < limit]
@@ -109,19 +107,3 @@ def usual_batch(array: Any, axes: str, gpu: bool) -> int:
         return BATCH
     pixels = prod(size for size, axis in zip(array.chunks, axes, strict=True) if axis != "c")
     return min(GPU_BATCH, max(BATCH, GPU_PIXELS // pixels))
-
-
-def covering(chunks: Sequence[int], region: Region) -> tuple[Index, Index]:
-    """Return the first chunk of a region and one past its last, along each axis."""
-    start = tuple(part.start // chunk for part, chunk in zip(region, chunks, strict=True))
-    return start, tuple(-(-part.stop // chunk) for part, chunk in zip(region, chunks, strict=True))
-
-
-def grid(start: Sequence[int], stop: Sequence[int]) -> Iterator[Index]:
-    """Iterate over the positions of a block of chunks, the last axis fastest."""
-    if not start:
-        yield ()
-        return
-    for first in range(start[0], stop[0]):
-        for rest in grid(start[1:], stop[1:]):
-            yield (first, *rest)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from deepsic_codec.bulk.plan import Region, covering, grid
+from deepsic_codec.axes import Region, chunks_covering, iter_grid
 from deepsic_codec.codec import core
 from deepsic_codec.codec.memory import in_halves
 from deepsic_codec.labels.attributes import Reader
@@ -36,7 +36,7 @@ def read_region(array: zarr.Array, region: Region, batch_size: int) -> np.ndarra
     fill = 0 if array.fill_value is None else array.fill_value
     out = np.full([part.stop - part.start for part in region], fill, array.dtype)
     reader, decode = Reader(array), in_halves(core.run_decode)
-    indices = list(grid(*covering(array.chunks, region)))
+    indices = list(iter_grid(*chunks_covering(region, array.chunks)))
     for k in range(0, len(indices), batch_size):
         jobs: dict[tuple[int, ...], core.DecodeJob] = {}
         for index, payload in reader.payloads(indices[k : k + batch_size]):

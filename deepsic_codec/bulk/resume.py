@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepsic_codec._compat import sync
+from deepsic_codec.axes import Index
 from deepsic_codec.bulk.layout import Layout
-from deepsic_codec.bulk.plan import Index
 from deepsic_codec.errors import DeepSICError
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.stored import layout as stored

@@ -13,8 +13,8 @@ import zarr
 from zarr.storage import MemoryStore
 
 from deepsic_codec._compat import default_buffer_prototype, sync, write_empty_chunks
+from deepsic_codec.axes import Index, ceil_div, grid_shape, iter_grid
 from deepsic_codec.bulk.layout import Layout
-from deepsic_codec.bulk.plan import Index, grid
 from deepsic_codec.codec import core
 from deepsic_codec.codec.memory import in_halves
 from deepsic_codec.errors import UnsupportedArray
@@ -153,15 +153,10 @@ def write_block(block: Any, array: zarr.Array, first: Index, todo: Sequence[Inde
     if np.ma.is_masked(block):
         raise UnsupportedArray("source: masked values, for which the codec has no value; fill them first")
     writer = _BlockWriter(array, np.asarray(block), first, options)
-    whole = list(grid(first, writer.last))
+    whole = list(iter_grid(first, writer.last))
     result = writer.write(whole, whole if todo is None else todo)
-    result.heads = Heads.pack(grid_of(array), writer.heads)
+    result.heads = Heads.pack(grid_shape(array.shape, array.chunks), writer.heads)
     return result
-
-
-def grid_of(array: Any) -> Index:
-    """Return how many chunks an array has along each axis."""
-    return tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
 
 
 class _BlockWriter:
@@ -172,12 +167,12 @@ class _BlockWriter:
         stop = tuple(start + size for start, size in zip(self.origin, block.shape, strict=True))
         if any(end > size for end, size in zip(stop, array.shape, strict=True)):
             raise UnsupportedArray(f"block {block.shape} at {self.origin} goes beyond the array {array.shape}")
-        self.last = tuple(-(-end // chunk) for end, chunk in zip(stop, array.chunks, strict=True))
+        self.last = tuple(ceil_div(end, chunk) for end, chunk in zip(stop, array.chunks, strict=True))
         self.skip_empty = not write_empty_chunks(array)
         # As zarr does: what stands for "no fill value" in format 2 reads as zero.
         self.fill = 0 if array.fill_value is None else array.fill_value
         self.heads: dict[Index, bytes] = {}
-        self.result = Written(Heads(grid_of(array)))
+        self.result = Written(Heads(grid_shape(array.shape, array.chunks)))
         self.encode = in_halves(core.run_encode)
 
     def write(self, whole: list[Index], todo: Sequence[Index]) -> Written:

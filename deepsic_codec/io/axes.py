@@ -7,8 +7,8 @@ from typing import Any
 
 import zarr
 
+from deepsic_codec.axes import Region
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.labels.geometry import Region
 from deepsic_codec.labels.query import dimension_names
 
 

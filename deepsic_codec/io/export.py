@@ -17,17 +17,17 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from deepsic_codec.bulk.plan import covering, grid
+from deepsic_codec.axes import Region, chunks_covering, iter_grid
 from deepsic_codec.errors import ConfigurationError, LabelIndexError, MissingPackage, UnsupportedArray, WriteError
 from deepsic_codec.io import axes as on_axes
 from deepsic_codec.io.png import PngWriter
 from deepsic_codec.io.staging import Stage
-from deepsic_codec.labels.geometry import Geometry, Region
 from deepsic_codec.labels.query import open_labels
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
+from deepsic_codec.stored.geometry import Geometry
 
 BLOCK = 1 << 24  # samples read, decoded and written at once; bounds memory
 TILE = 16  # pixels: edges of TIFF tiles are multiples of it
@@ -203,7 +203,7 @@ class _Job:
             labels = open_labels(array, scan=True)
         mask = labels.where(where).mask
         inside = np.zeros(mask.shape, np.bool_)
-        first, stop = covering(array.chunks, part)
+        first, stop = chunks_covering(part, array.chunks)
         block = tuple(slice(a, b) for a, b in zip(first, stop, strict=True))
         inside[block] = mask[block]
         if not inside.any():
@@ -231,7 +231,7 @@ class _Job:
         """Read a part of the region, given in its own coordinates."""
         pairs = zip(part, self.region, strict=True)
         at = tuple(slice(p.start + whole.start, p.stop + whole.start) for p, whole in pairs)
-        first, stop = covering(self.array.chunks, at)
+        first, stop = chunks_covering(at, self.array.chunks)
         wanted = None if self.mask is None else self.mask[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))]
         if wanted is None or wanted.all():
             return np.asarray(self.array[at])
@@ -273,7 +273,7 @@ class _Job:
 
 def _chunks(job: _Job) -> tuple[list[Any], list[Any]]:
     """Chunks of the source that were copied, and those of the region that were not."""
-    indices = list(grid(*covering(job.array.chunks, job.region)))
+    indices = list(iter_grid(*chunks_covering(job.region, job.array.chunks)))
     if job.mask is None:
         return indices, []
     mask = job.mask

@@ -11,10 +11,10 @@ import numpy as np
 import zarr
 
 from deepsic_codec._compat import setting, sync
+from deepsic_codec.axes import Index
 from deepsic_codec.codec.params import CodecConfig
 from deepsic_codec.errors import DeepSICError, LabelIndexError, ModelNotFound
 from deepsic_codec.labels.attributes import Attributes, Head, all_chunks
-from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
 from deepsic_codec.labels.index import MISSING, LabelIndex
 from deepsic_codec.labels.query import LARGE, Labels, dimension_names
@@ -24,6 +24,7 @@ from deepsic_codec.payload.constants import quality_step
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter
 
 SAMPLE = 1024  # headers read where there are more chunks, unless all are asked for

@@ -12,16 +12,17 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import Index
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
 from deepsic_codec.io import axes as on_axes
 from deepsic_codec.io import draw
 from deepsic_codec.labels.attributes import Attributes
-from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import Labels, Selection, dimension_names, open_labels
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
+from deepsic_codec.stored.geometry import Geometry
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage

@@ -13,10 +13,10 @@ import numpy as np
 import zarr
 
 from deepsic_codec._compat import sync
+from deepsic_codec.axes import Index, grid_shape
 from deepsic_codec.codec import core
 from deepsic_codec.codec.params import CodecConfig
 from deepsic_codec.errors import CorruptPayload, DeepSICError, UnsupportedPayload
-from deepsic_codec.labels.geometry import Index
 from deepsic_codec.labels.vocabulary import Vocabulary, of_head
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
@@ -309,4 +309,4 @@ def iter_chunk_attrs(
 
 def all_chunks(array: Any) -> Iterator[Index]:
     """Iterate over all positions in the grid of chunks."""
-    return np.ndindex(*(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)))
+    return np.ndindex(*grid_shape(array.shape, array.chunks))

@@ -6,16 +6,17 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import Index
 from deepsic_codec.codec import core
 from deepsic_codec.codec.bands import grouping_of
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.labels.attributes import Reader
-from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.query import check_order
 from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.payload.header import image_count
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
+from deepsic_codec.stored.geometry import Geometry
 
 if TYPE_CHECKING:
     import dask.array

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 
 from deepsic_codec._compat import default_buffer_prototype, read_points, sync
+from deepsic_codec.axes import Axes, Index, Region, grid_shape
 from deepsic_codec.errors import LabelIndexError, StaleIndex
-from deepsic_codec.labels.geometry import Geometry, Index, Region
 from deepsic_codec.labels.vocabulary import Vocabulary
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, Place, counted
 
 ATTRIBUTE = "deepsic_labels"  # of the group
@@ -68,8 +69,7 @@ def _block(grid: Sequence[int], limit: int) -> Index:
 
 
 def _blocks(grid: Sequence[int], block: Sequence[int]) -> Iterator[tuple[Index, Index]]:
-    counts = [-(-n // side) for n, side in zip(grid, block, strict=True)]
-    for place in np.ndindex(*counts):
+    for place in np.ndindex(*grid_shape(grid, block)):
         start = tuple(i * side for i, side in zip(place, block, strict=True))
         yield start, tuple(min(a + side, n) for a, side, n in zip(start, block, grid, strict=True))
 
@@ -172,7 +172,7 @@ class Writer:
             about = {"long_name": "score of a class in a label tile", **score}
             shape = len(names), *geometry.tile_grid
             self._array("tile_scores", ["label", *tile_dims], about, shape, (1, *tile_unit))
-        y, x = (geometry.axes.index(axis) for axis in "yx")
+        y, x = geometry.axes.y, geometry.axes.x
         straddles = geometry.straddles(y)[:, None] | geometry.straddles(x)
         about = {"long_name": "whether the array ends within the tile"}
         about |= {"flag_values": [0, 1], "flag_meanings": "inside straddles"}
@@ -298,7 +298,7 @@ class LabelIndex:
         self.counts: Mapping[str, int] = about.get("counts", {})
         try:
             self.geometry = Geometry(
-                str(self.about["axes"]),
+                Axes(self.about["axes"]),
                 tuple(map(int, self.about["shape"])),
                 tuple(map(int, self.about["chunks"])),
                 (int(self.about["tile_shape"][0]), int(self.about["tile_shape"][1])),

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import zarr
 
+from deepsic_codec.axes import Index
 from deepsic_codec.errors import LabelIndexError, UnsupportedPayload
 from deepsic_codec.labels.attributes import CONCURRENCY, Attributes, Head
-from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex, Writer, replace
 from deepsic_codec.labels.query import Labels, check_order
 from deepsic_codec.labels.vocabulary import Vocabulary, of_head
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, Place
 
 Fill = Callable[[Entries, list[Index]], None]

@@ -11,16 +11,17 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
+from deepsic_codec.axes import Index, Region
 from deepsic_codec.codec import core
 from deepsic_codec.errors import ConfigurationError, StaleIndex, UnsupportedArray
 from deepsic_codec.labels.attributes import Attributes, Head, all_chunks
 from deepsic_codec.labels.expression import Expression, Name, parse
-from deepsic_codec.labels.geometry import Geometry, Index, Region, any_of
 from deepsic_codec.labels.index import FEATURES, HEADER, MISSING, SOURCES, LabelIndex
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
+from deepsic_codec.stored.geometry import Geometry, any_of
 from deepsic_codec.stored.location import Counter, Place
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import Index
 from deepsic_codec.codec import core
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.labels.attributes import Head, Reader
-from deepsic_codec.labels.geometry import Geometry, Index
 from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex, replace
 from deepsic_codec.labels.index_writer import fill_index, place_for
 from deepsic_codec.labels.query import Labels
@@ -19,6 +19,7 @@ from deepsic_codec.payload import labels as payload_labels
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import location as places
+from deepsic_codec.stored.geometry import Geometry
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo

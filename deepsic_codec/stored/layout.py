@@ -13,6 +13,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from deepsic_codec._compat import default_buffer_prototype, read_part, setting
+from deepsic_codec.axes import grid_shape
 from deepsic_codec.codec.params import CodecConfig
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
@@ -55,7 +56,7 @@ def codec_of(array: Any) -> CodecConfig:
 
 def check_index(array: Any, index: tuple[int, ...]) -> None:
     """Raise IndexError unless the array has a chunk at this position."""
-    grid = tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+    grid = grid_shape(array.shape, array.chunks)
     if len(index) != len(grid) or not all(0 <= i < n for i, n in zip(index, grid, strict=True)):
         raise IndexError(f"chunk {tuple(index)}: array {array.path!r} has a grid of {grid} chunks")
 

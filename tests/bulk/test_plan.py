@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsic_codec.bulk.plan import block_shape, check_region, covering, grid, usual_batch
+from deepsic_codec.bulk.plan import block_shape, check_region, usual_batch
 from deepsic_codec.errors import UnsupportedArray
 from tests.common import check_rejects
 
@@ -70,11 +70,6 @@ def test_blocks_follow_the_chunks_of_the_source():
     assert block_shape(array((4096, 4096), (64, 64)), "yx", (4096, 64), 16) == (1024, 64)
     assert block_shape(array((4096, 4096), (64, 64)), "yx", (4096, 4096), 16) == (256, 256)
     assert block_shape(array((50, 64, 64), (1, 64, 64)), "tyx", (1, 64, 64), 16) == (16, 64, 64)
-
-
-def test_grid_covers_a_region():
-    start, stop = covering((64, 64), (slice(64, 130), slice(0, 64)))
-    assert list(grid(start, stop)) == [(1, 0), (2, 0)]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from zarr.storage import MemoryStore
 
 from deepsic_codec import DeepSIC, DeepSICCodec, create_array
 from deepsic_codec._compat import default_buffer_prototype, sync
+from deepsic_codec.axes import iter_grid
 from deepsic_codec.bulk.layout import Layout
-from deepsic_codec.bulk.plan import grid
 from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import Heads, Options, put, write_block
 from deepsic_codec.codec.memory import in_halves
@@ -108,7 +108,7 @@ def test_shards_are_those_that_zarr_reads(location):
     np.testing.assert_array_equal(array[:], values)
     assert result.empty == 3 and len(keys_of(array)) == 5
     assert sync(stored.read_head(array, (0, 1, 0))) is None
-    everything = list(grid((0, 0, 0), (4, 5, 1)))
+    everything = list(iter_grid((0, 0, 0), (4, 5, 1)))
     assert complete_chunks(array, everything, read_all=True) == set(result.heads)
 
 
@@ -237,7 +237,7 @@ def flip(array, key):
     raw(array, key, bytes(data))
 
 
-EVERYTHING = list(grid((0, 0, 0), (4, 5, 1)))
+EVERYTHING = list(iter_grid((0, 0, 0), (4, 5, 1)))
 
 
 def test_truncated_payloads_are_not_complete():
@@ -279,7 +279,7 @@ def test_a_cut_shard_is_not_complete():
 def test_what_is_whole_in_a_shard_is_kept(stub):
     array, values = empty((128, 128, 3), shards=(128, 128, 3)), photograph(128, 128, 3)
     write(array, values)
-    before = {index: sync(stored.read_payload(array, index)) for index in grid((0, 0, 0), (2, 2, 1))}
+    before = {index: sync(stored.read_payload(array, index)) for index in iter_grid((0, 0, 0), (2, 2, 1))}
     stub.batches.clear()
     result = write_block(255 - values, array, (0, 0, 0), [(0, 1, 0)], Options())
     assert stub.sizes("encode") == [1] and set(result.heads) == {(0, 1, 0)}

@@ -1,4 +1,4 @@
-"""Where the chunks and label tiles of an array lie: which there are, and which pixels they cover."""
+"""Chunks and label tiles of an array: how many there are, and which samples they cover."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,59 +9,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import Axes, Index, Region, ceil_div, chunk_region, grid_shape
 from deepsic_codec.payload.labels import default_tile
-
-Index = tuple[int, ...]
-Region = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
 class Geometry:
     """Chunks and label tiles of an array, along each of its axes.
 
-    Tiles are counted through the whole array. Those of the last chunk that lie wholly outside of the array do not
-    exist here, so that padding has no labels whatever its payload says.
+    Tiles are counted through the whole array. The last chunk may reach beyond the array; tiles of it that lie wholly
+    outside are not counted. Padding therefore has no labels, whatever its payload says.
 
     Attributes
     ----------
-    axes : str
-        One of y, x, c, t, z, n for each axis.
+    axes : Axes
+        Letter of each axis.
     shape, chunks : tuple of int
-        Of the array and of a chunk, in samples.
+        Shapes of the array and of a chunk, in samples.
     tile : (int, int)
         Height and width of a label tile in pixels.
     """
 
-    axes: str
+    axes: Axes
     shape: Index
     chunks: Index
     tile: tuple[int, int]
 
     @classmethod
     def of(cls, array: Any, axes: str, tile: Sequence[int] | None) -> "Geometry":
-        """Return the geometry of an array, with the tile that the codec takes where none is set."""
+        """Return the geometry of an array; without a `tile`, with the codec's default for the chunks of the array."""
+        axes = Axes(axes)
         chunks = tuple(int(size) for size in array.chunks)
         if tile is None:
-            tile = default_tile(*(chunks[axes.index(axis)] for axis in "yx"))
+            tile = default_tile(axes.height(chunks), axes.width(chunks))
         return cls(axes, tuple(int(size) for size in array.shape), chunks, (int(tile[0]), int(tile[1])))
 
     @cached_property
     def grid(self) -> Index:
         """Chunks along each axis."""
-        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+        return grid_shape(self.shape, self.chunks)
 
     @cached_property
     def steps(self) -> Index:
-        """Samples that a tile covers along each axis: all channels of a chunk, a single slice."""
-        sizes = {"y": self.tile[0], "x": self.tile[1]}
-        if "c" in self.axes:
-            sizes["c"] = self.chunks[self.axes.index("c")]
+        """Samples that a tile covers along each axis: one slice, all bands of a chunk."""
+        sizes = {"y": self.tile[0], "x": self.tile[1], "c": self.axes.bands(self.chunks)}
         return tuple(sizes.get(axis, 1) for axis in self.axes)
 
     @cached_property
     def per_chunk(self) -> Index:
         """Tiles of a whole chunk along each axis."""
-        return tuple(-(-chunk // step) for chunk, step in zip(self.chunks, self.steps, strict=True))
+        return grid_shape(self.chunks, self.steps)
 
     @cached_property
     def tile_grid(self) -> Index:
@@ -70,7 +67,7 @@ class Geometry:
         for size, chunk, step, n, per in zip(
             self.shape, self.chunks, self.steps, self.grid, self.per_chunk, strict=True
         ):
-            counts.append((n - 1) * per + -(-(size - (n - 1) * chunk) // step) if n else 0)
+            counts.append((n - 1) * per + ceil_div(size - (n - 1) * chunk, step) if n else 0)
         return tuple(counts)
 
     @property
@@ -89,22 +86,14 @@ class Geometry:
         per = self.per_chunk[axis]
         return number // per * self.chunks[axis] + number % per * self.steps[axis]
 
-    def stops(self, axis: int) -> NDArray[np.int64]:
-        """Return one past the last sample of every tile along an axis, within its chunk and the array."""
-        chunk_stop = (np.arange(self.tile_grid[axis]) // self.per_chunk[axis] + 1) * self.chunks[axis]
-        return np.minimum(np.minimum(self.starts(axis) + self.steps[axis], chunk_stop), self.shape[axis])
-
     def straddles(self, axis: int) -> NDArray[np.bool_]:
-        """Return for every tile along an axis whether the array ends within it, so that padding had a say in it."""
+        """Tell of every tile along an axis whether the array ends within it: padding then influenced its scores."""
         chunk_stop = (np.arange(self.tile_grid[axis]) // self.per_chunk[axis] + 1) * self.chunks[axis]
         return np.minimum(self.starts(axis) + self.steps[axis], chunk_stop) > self.shape[axis]
 
     def chunk_region(self, index: Sequence[int]) -> Region:
         """Return the samples of a chunk that lie within the array."""
-        return tuple(
-            slice(i * chunk, min((i + 1) * chunk, size))
-            for i, chunk, size in zip(index, self.chunks, self.shape, strict=True)
-        )
+        return chunk_region(index, self.chunks, self.shape)
 
     def tile_region(self, tile: Sequence[int]) -> Region:
         """Return the samples of a tile that lie within its chunk and the array."""
@@ -124,26 +113,26 @@ class Geometry:
         )
 
     def arrange(self, values: NDArray[Any], index: Sequence[int]) -> NDArray[Any]:
-        """Bring what a payload says of its tiles into the order of the array's axes, without tiles outside of it.
+        """Bring values of a payload's tiles into the order of the array's axes, and drop tiles outside of the array.
 
         Parameters
         ----------
         values : ndarray
             (slices, rows, columns, n), as in a label block.
         index : sequence of int
-            The chunk.
+            Position of the chunk in the grid of chunks.
 
         Returns
         -------
         ndarray
             (n, tiles along each axis of the array).
         """
-        order = [axis for axis in self.axes if axis not in "yxc"] + ["y", "x"]
+        order = self.axes.slice_axes + "yx"
         sizes = [self.per_chunk[self.axes.index(axis)] for axis in order]
         values = values.reshape(*sizes, values.shape[-1])
         values = values.transpose(len(order), *(order.index(axis) for axis in self.axes if axis != "c"))
-        if "c" in self.axes:
-            values = np.expand_dims(values, 1 + self.axes.index("c"))
+        if self.axes.c is not None:
+            values = np.expand_dims(values, 1 + self.axes.c)
         inside = self.tiles_of(index, [i + 1 for i in index])
         return values[(slice(None), *(slice(part.stop - part.start) for part in inside))]
 
@@ -169,20 +158,20 @@ class Geometry:
 
 
 def any_of(flags: NDArray[np.bool_], block: Sequence[int]) -> NDArray[np.bool_]:
-    """Reduce an array to blocks of this shape, the last ones perhaps smaller: whether one of its cells is True."""
+    """Reduce an array to blocks of this shape, the last ones perhaps smaller: whether one of the cells is True."""
     words = {2: np.uint16, 4: np.uint32, 8: np.uint64}
     for axis, size in enumerate(block):
         length = flags.shape[axis]
         if size == 1 or not length:
             continue
-        # Along the innermost axis numpy goes cell by cell; so many bytes as one number are twenty times as fast.
+        # Along the innermost axis numpy goes cell by cell; reading `size` bytes as one number is 20 times as fast.
         inner = flags.flags.c_contiguous and prod(flags.shape[axis + 1 :]) == 1
         if inner and size in words and length % size == 0:
             merged = flags.reshape(-1, length).view(words[size]) != 0
             flags = merged.reshape(*flags.shape[:axis], length // size, *flags.shape[axis + 1 :])
             continue
         rows = np.moveaxis(flags, axis, 0)
-        result = np.zeros((-(-length // size), *rows.shape[1:]), np.bool_)
+        result = np.zeros((ceil_div(length, size), *rows.shape[1:]), np.bool_)
         for offset in range(min(size, length)):
             part = rows[offset::size]
             result[: len(part)] |= part
