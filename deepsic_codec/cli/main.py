@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepsic_codec.cli import evaluate, migrate
+from deepsic_codec.cli import evaluate, ingest, migrate
 from deepsic_codec.cli import inspect as cli_look
 from deepsic_codec.cli import labels as cli_labels
 from deepsic_codec.cli import train as training_cli
 from deepsic_codec.errors import ConfigurationError, ExpressionError
-from deepsic_codec.io import ingest
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from PIL import Image
 from deepsic_codec.cli import main as cli
 from deepsic_codec.errors import ConfigurationError, SourceError, UnsupportedArray
 from deepsic_codec.io import images as sources
-from deepsic_codec.io import ingest as ingest_module
 from deepsic_codec.io.images import georeference, open_sources, stack
+from deepsic_codec.io.ingest import declared_nodata
 from tests.common import check_rejects, photograph
 from tests.test_dask import check_index
 
@@ -220,17 +220,15 @@ def test_a_value_that_samples_cannot_have_is_no_nodata(tmp_path):
     (source,) = open_sources([tmp_path / "a.tif"])
     for value in (-9999.0, 0.5, "NaN", "none at all"):
         source.attributes["nodata"] = value
-        assert ingest_module._nodata(source, None) is None
-    assert ingest_module._nodata(source, "7") == 7
+        assert declared_nodata(source) is None
+    source.attributes["nodata"] = 7.0
+    assert declared_nodata(source) == 7
 
 
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--value-range", "1"], "--value-range"),
-        (["--value-range", "a,b"], "--value-range"),
         (["--value-range", "5,1"], "value_range"),
-        (["--nodata", "x"], "--nodata"),
         (["--nodata", "300"], "nodata|300"),
         (["--psnr", "40", "--bpp", "1"], "psnr, bpp"),
         (["--max-error", "-1"], "max_error"),
@@ -241,6 +239,13 @@ def test_options_that_make_no_sense(folder, tmp_path, capsys, options, words):
     assert ingest(folder / "a.png", tmp_path / "out.zarr", *options) != 0
     err = capsys.readouterr().err
     assert all(word in err for word in words.split("|")), err
+
+
+@pytest.mark.parametrize("options", [["--value-range", "1"], ["--value-range", "a,b"], ["--nodata", "x"]], ids=str)
+def test_options_that_cannot_be_read(folder, tmp_path, capsys, options):
+    with pytest.raises(SystemExit) as stop:
+        ingest(folder / "a.png", tmp_path / "out.zarr", *options)
+    assert stop.value.code == 2 and f"argument {options[0]}: expected" in capsys.readouterr().err
 
 
 def test_a_large_geotiff_is_read_in_parts(tmp_path, monkeypatch):

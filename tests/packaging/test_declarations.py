@@ -74,8 +74,6 @@ LAYERS = (
 FLOOR = {room: number for number, rooms in enumerate(LAYERS) for room in rooms.split()}
 # Arrows that still point up, each to be removed.
 UPWARD = {
-    ("deepsic_codec.io.ingest", "deepsic_codec.cli.hints.add_hints"),
-    ("deepsic_codec.io.ingest", "deepsic_codec.cli.hints.hints"),
     ("deepsic_codec.training.__main__", "deepsic_codec.cli.train"),
 }
 

@@ -1,0 +1,149 @@
+"""The command `ingest`."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
+from deepsic_codec.cli.hints import add_hints, hints
+
+if TYPE_CHECKING:
+    from deepsic_codec.io.images import ImageSource
+    from deepsic_codec.io.ingest import Ingested
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `deepsic ingest`."""
+    add = parser.add_argument
+    text = "image files (TIFF and GeoTIFF included), folders of them, Zarr arrays or groups"
+    add("sources", nargs="+", metavar="SOURCE", help=text)
+    add("url", metavar="URL", help="the archive, a Zarr group: a path or s3://...; made if needed")
+    add("--stack", metavar="NAME", help="one array of all images, which must have the same size")
+    add("--name", help="name of the array, if there is one source")
+    add("--quality", type=float, help="1 (smallest) to 100 (best) (default: 50, with --max-error 20)")
+    add("--psnr", type=float, metavar="DB", help="PSNR of each chunk in dB, instead of a quality")
+    add("--bpp", type=float, metavar="BITS", help="bits per pixel of each chunk, instead of a quality")
+    add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
+    add_hints(parser)
+    text = "range of the values (more pairs: of each band), or chunk: measured chunk by chunk (default beyond 8 bits)"
+    add("--value-range", type=_value_range, metavar="LOW,HIGH", default=argparse.SUPPRESS, help=text)
+    text = "value of pixels without data: a number, nan, or none (default: as declared by the source)"
+    add("--nodata", type=_nodata, metavar="VALUE", default=argparse.SUPPRESS, help=text)
+    add("--bands", choices=("planes", "triples"), help="how bands are grouped (default: three are colours)")
+    add("--chunk", type=int, metavar="PIXELS", help="edge of a chunk (default: 512)")
+    add("--shard", type=int, metavar="PIXELS", help="edge of a shard, a multiple of a chunk's (Zarr format 3)")
+    add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
+    add("--semantics", choices=("pre", "post", "none"), default="pre", help="when labels are computed (default: pre)")
+    add("--axes", help="axes of a Zarr array, such as yxc, if its dimensions are not named")
+    add("--ome", action="store_true", help="store each image as an OME-Zarr pyramid (OME-NGFF 0.5; Zarr format 3)")
+    add("--embed-model", action="store_true", help="store the model in the archive, for readers that do not have it")
+    add("--resume", action="store_true", help="continue an interrupted run")
+    add("--overwrite", action="store_true", help="replace existing arrays")
+    add(
+        "--skip-unreadable", action="store_true", help="list files that cannot be read and go on; reads each file twice"
+    )
+    add("--drop-alpha", action="store_true", help="leave out the transparency of images")
+    add("--batch-size", type=int, default=16, metavar="N", help="chunks encoded at once (default: 16)")
+    add("--workers", type=int, metavar="N", help="threads (default: one for each core)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _value_range(text: str) -> Any:
+    if text == "chunk":
+        return text
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or len(numbers) % 2:
+        raise argparse.ArgumentTypeError(f"expected LOW,HIGH, more such pairs, or chunk, got {text!r}")
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _nodata(text: str) -> float | None:
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, nan or none, got {text!r}") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the sources to the archive and print the results."""
+    from deepsic_codec.io.ingest import ingest, ingest_pyramid
+
+    skipped: list[str] = []
+    sources = list(_sources(args, skipped))  # finds what cannot be opened before anything is written
+    names = ("quality", "psnr", "bpp", "max_error", "bands", "semantics", "value_range", "nodata")
+    codec = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    options: dict[str, Any] = {
+        "codec": {**codec, "encode": hints(args)},
+        "chunk": args.chunk,
+        "shard": args.shard,
+        "workers": args.workers,
+        "batch_size": args.batch_size,
+        "resume": args.resume and not args.overwrite,
+        "overwrite": args.overwrite,
+        "zarr_format": args.format,
+        "embed_model": args.embed_model,
+    }
+    results: list[Ingested] = []
+    for source in sources:
+        with progress_bar(source.name) as progress:
+            if args.ome:
+                results += ingest_pyramid(source, args.url, progress=progress, **options)
+            else:
+                results.append(ingest(source, args.url, progress=progress, **options))
+    if args.json:
+        arrays = [asdict(one) | {"psnr": one.psnr if abs(one.psnr) < float("inf") else None} for one in results]
+        say_json({"arrays": arrays, "skipped": skipped})
+        return
+    _summary(results)
+    for message in skipped:
+        say(f"skipped: {message}")
+
+
+def _sources(args: argparse.Namespace, skipped: list[str]) -> Iterator["ImageSource"]:
+    from deepsic_codec.errors import ConfigurationError
+    from deepsic_codec.io.images import open_sources, stack
+
+    skip = skipped.append if args.skip_unreadable else None
+    sources = open_sources(args.sources, skip=skip, axes=args.axes, drop_alpha=args.drop_alpha)
+    if args.stack:
+        yield stack(list(sources), args.stack)
+    elif args.name:
+        first, *more = sources
+        if more:
+            raise ConfigurationError(f"--name {args.name}: there are several sources; use --stack to join them")
+        yield replace(first, name=args.name)
+    else:
+        yield from sources
+
+
+def _summary(results: Sequence["Ingested"]) -> None:
+    from deepsic_codec.io.ingest import PSNR_CHUNKS
+
+    columns = ["array", "shape", "raw bytes", "stored", "ratio", f"PSNR dB ({PSNR_CHUNKS} chunks)"]
+    columns += ["written", "complete", "empty", "MB/s", "labels (chunks)"]
+    rows = [
+        [
+            one.name,
+            " x ".join(map(str, one.shape)),
+            *_sizes([one], f"{one.psnr:.2f}"),
+            ", ".join(f"{name} {count}" for name, count in one.labels.items()) or "-",
+        ]
+        for one in results
+    ]
+    if len(results) > 1:
+        rows.append([f"all {len(results)}", "", *_sizes(results, ""), ""])
+    say_table(columns, rows, left=("shape", "labels (chunks)"))
+
+
+def _sizes(results: Sequence["Ingested"], psnr: str) -> list[str]:
+    """Return the cells from "raw bytes" to "MB/s", summed over arrays."""
+    raw, stored, written, skipped, empty = (
+        sum(getattr(one, name) for one in results) for name in ("raw", "stored", "written", "skipped", "empty")
+    )
+    speed = "-" if skipped else f"{raw / 1e6 / sum(one.seconds for one in results):.1f}"
+    ratio = f"{raw / stored:.1f}" if stored else "-"
+    return [f"{raw:,}", f"{stored:,}", ratio, psnr, str(written), str(skipped), str(empty), speed]
