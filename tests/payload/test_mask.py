@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.payload.coders import mask as mask_coder
+from deepsic_codec.payload.coders.interval import begin_encoding, finish_encoding
 from deepsic_codec.payload.coders.mask import decode_mask, encode_mask
+from tests.common import guarded
 from tests.payload import reference_residual
 
 
@@ -70,6 +73,22 @@ def test_edges_are_cheap_and_repeats_free():
     one, eight = roundtrip(edge(256)), roundtrip(edge(256, 8))
     assert len(one) < 160
     assert len(eight) <= len(one) + 2
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 2000), (40, 1, 2000), (1, 300, 300)])
+def test_noise_beyond_the_first_buffer_comes_back(shape):
+    assert len(roundtrip(np.random.default_rng(3).random(shape) < 0.5)) > 2 * 4096
+
+
+@pytest.mark.parametrize("size", [0, 64, 500, 1000, 3000, 4096, 6100])
+@pytest.mark.parametrize("shape", [(1, 30, 2000), (30, 1, 2000), (3, 200, 60), (30000, 1, 1)])
+def test_nothing_is_written_beyond_the_output(shape, size):
+    mask = np.random.default_rng(4).random(shape) < 0.5
+    buffer, beyond = guarded(size)
+    state = begin_encoding()
+    data = mask_coder._code_mask(False, mask.view(np.uint8), mask_coder.START.copy(), state, buffer)
+    assert (beyond == 165).all(), "written beyond the end of the output"
+    assert finish_encoding(state, data) == encode_mask(mask)
 
 
 def test_other_arrays_are_refused():

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.payload.coders import residual as residual_coder
 from deepsic_codec.payload.coders import residual_filter
+from deepsic_codec.payload.coders.interval import begin_encoding
 from deepsic_codec.payload.coders.residual import RESIDUAL_MAX, START, decode_residual, encode_residual
+from tests.common import guarded
 from tests.payload import reference_residual
 
 
@@ -184,3 +187,20 @@ def test_impossible_samples_are_refused():
 
 def test_start_is_pinned():
     assert hashlib.sha256(START.astype("<u4").tobytes()).hexdigest()[:16] == "6f651019afae2a74"
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (64, 2000), (2000, 64), (2500, 2500), (3100, 1700)])
+@pytest.mark.parametrize("spread", [20, 3000, RESIDUAL_MAX])
+def test_nothing_is_written_beyond_the_outputs(spread, sizes):
+    """Neither of coded nor of plain bits, while weights are written and while samples are."""
+    rng = np.random.default_rng(spread)
+    shape = (1, 4, 500, 3)
+    residual = np.clip(np.rint(rng.laplace(0, 1, shape) * spread), -RESIDUAL_MAX, RESIDUAL_MAX).astype(np.int32)
+    context = np.roll(residual, 1, axis=2) * 3 % 65536
+    (data, beyond), (plain, beyond_plain) = (guarded(size) for size in sizes)
+    static, contexts = residual_filter.fit(residual, context), START.copy()
+    state = np.concatenate([begin_encoding(), np.zeros(3, np.int64)])
+    _, data, plain = residual_coder._code_weights(False, static, contexts, state, data, plain)
+    residual_coder._code_bands(False, residual, context, static, contexts, state, data, plain)
+    assert (beyond == 165).all() and (beyond_plain == 165).all(), "written beyond the end of an output"
+    assert len(roundtrip(residual, context)) > 1000

@@ -12,6 +12,7 @@ from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload.coders import symbols as arithmetic
 from deepsic_codec.payload.coders.contexts import MIXERS, SCALES, CoderTables, Layout
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX, SymbolDecoder, SymbolEncoder
+from tests.common import guarded
 
 LATENTS = 8
 #: Logistic scales growing from almost nothing to 100, as the real prior's table does.
@@ -69,6 +70,19 @@ def test_roundtrip(chunk, single, rate):
 def test_extremes(symbol, mean, level):
     shape = (1, 2, 2, LATENTS)
     roundtrip(LEVELS, np.full(shape, symbol, np.int16), np.full(shape, mean, np.int16), np.full(shape, level, np.uint8))
+
+
+@pytest.mark.parametrize("size", [0, 100, 400, 700, 1000])
+def test_nothing_is_written_beyond_the_output(size):
+    """Symbols of all sizes that no mean foresees, so that each needs many bytes."""
+    shape = (1, 8, 9, LATENTS)
+    symbols = np.random.default_rng(size).integers(-SYMBOL_MAX, SYMBOL_MAX, shape).astype(np.int16)
+    means, levels = np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
+    encoder = SymbolEncoder(LEVELS, symbols)
+    encoder._data, beyond = guarded(size)
+    data = run(encoder, "encode_pass", means, levels, shape[1:3])
+    assert (beyond == 165).all(), "written beyond the end of the output"
+    assert data == roundtrip(LEVELS, symbols, means, levels) and len(data) > 1000
 
 
 def sample(seed=7, grid=(6, 5)):
