@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepsic_codec.cli import evaluate, ingest, migrate
+from deepsic_codec.cli import evaluate, ingest
 from deepsic_codec.cli import inspect as cli_look
 from deepsic_codec.cli import labels as cli_labels
 from deepsic_codec.cli import train as training_cli
@@ -54,7 +54,6 @@ COMMANDS = {
         "store two real images, read them back, show what it saved and what is in them", _demo_arguments, _demo
     ),
     "ingest": Command("store images, mosaics, Zarr arrays in an archive", ingest.arguments, ingest.run),
-    "migrate": Command("let an archive of Zarr format 2 be read as format 3", migrate.arguments, migrate.run),
     "info": Command("tell what is in an archive", cli_look.info_arguments, cli_look.info),
     "preview": Command("draw a small picture of an array", cli_look.preview_arguments, cli_look.preview),
     "compare": Command(

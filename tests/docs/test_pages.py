@@ -6,6 +6,7 @@ Blocks of a page run in their order, in one folder and one namespace, with the m
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -29,9 +30,10 @@ def blocks(path):
     return [match.groupdict() for match in BLOCK.finditer(path.read_text())]
 
 
-def commands(code):
+def commands(code, start="deepsic "):
+    """Arguments of the commands that begin with these words."""
     lines = code.replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("deepsic ")]
+    return [shlex.split(line.removeprefix(start), comments=True) for line in lines if line.startswith(start)]
 
 
 RUN = [path for path in PAGES if any(not block["reason"] for block in blocks(path))]
@@ -71,6 +73,9 @@ def test_what_a_page_tells_to_do_works(path, tmp_path, monkeypatch, request):
             exec(compile(block["code"], f"{name(path)}, block {number}", "exec"), namespace)
         for arguments in commands(block["code"]) if block["kind"] == "bash" else []:
             assert main(arguments) == 0, shlex.join(arguments)
+        for arguments in commands(block["code"], "python examples/") if block["kind"] == "bash" else []:
+            monkeypatch.setattr("sys.argv", arguments)
+            runpy.run_path(str(ROOT / "examples" / arguments[0]), run_name="__main__")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, open_archive, open_labels
-from deepsic_codec.cli.main import main
-from deepsic_codec.cli.migrate import array_document, migrate
 from deepsic_codec.errors import UnsupportedArray
+from examples.migrate import array_document, main, migrate
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")
@@ -154,14 +153,16 @@ def test_nothing_to_migrate(tmp_path):
     check_rejects(UnsupportedArray, "no array or group of Zarr format 2", migrate, tmp_path / "new.zarr")
 
 
-def test_command(folder, capsys):
-    assert main(["migrate", str(folder), "--dry-run"]) == 0
-    assert "would write image/zarr.json: array deepsic\n" in capsys.readouterr().out
-    assert main(["migrate", str(folder), "--name", "image", "--json"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line)["document"] == json.loads((folder / "image" / "zarr.json").read_text())
-    assert main(["migrate", str(folder), "--remove"]) == 0
-    out = capsys.readouterr().out
+def test_script(folder, capsys, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["migrate.py", str(folder), *arguments])
+        main()
+        return capsys.readouterr().out
+
+    assert "would write image/zarr.json: array deepsic\n" in run("--dry-run")
+    assert not list(folder.rglob("zarr.json"))
+    assert "wrote image/zarr.json: array deepsic\n" in run("--name", "image")
+    out = run("--remove")
     assert "wrote zarr.json: group\n" in out and out.endswith("metadata of format 2 is gone\n")
-    assert main(["migrate", str(folder)]) == 1
-    assert "nothing to migrate" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="nothing to migrate"):
+        run()

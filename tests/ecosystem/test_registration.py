@@ -7,8 +7,8 @@ import pytest
 import zarr
 
 from deepsic_codec import DeepSIC, DeepSICCodec, create_array, errors
-from deepsic_codec.cli.migrate import migrate
 from deepsic_codec.codec.params import FORMAT
+from examples.migrate import migrate
 
 jsonschema = pytest.importorskip("jsonschema")
 pytestmark = pytest.mark.usefixtures("stub")

@@ -5,8 +5,8 @@ import pytest
 import zarr
 
 from deepsic_codec import DeepSIC, DeepSICCodec, create_array
-from deepsic_codec.cli.migrate import migrate
 from deepsic_codec.stored.layout import codec_of
+from examples.migrate import migrate
 from tests.common import photograph
 
 xr = pytest.importorskip("xarray")
