@@ -574,7 +574,7 @@ class Model(Stage):
 
     def __init__(self, seeds: list[Seed], folder: Path) -> None:
         super().__init__(seeds, folder)
-        self.data = Path(model_file.find_model(seeds[0].codec.decoder).path).read_bytes()
+        self.data = Path(model_file.find_model(seeds[0].codec.model).path).read_bytes()
         self.path = folder / "case.safetensors.fuzz"
         self.start = 8 + int.from_bytes(self.data[:8], "little")
         self.table = json.loads(self.data[8 : self.start])
@@ -605,7 +605,7 @@ class Model(Stage):
             table[tensor][part] = choices[int(rng.integers(len(choices)))]
         if style < 0.8:  # as a forger would: identities that fit what is said
             try:
-                arrays = model_file.load_arrays(model_file.find_model(self.seeds[0].codec.decoder))
+                arrays = model_file.load_arrays(model_file.find_model(self.seeds[0].codec.model))
                 vocabulary = model_file.Vocabulary.from_json(about["vocabulary"])
                 about["decoder"], about["head"] = model_file.identities(arrays, about["architecture"], vocabulary)
             except Exception:  # what cannot be hashed stays a plain fault

@@ -147,7 +147,7 @@ def simulate(folder: Path, dense: NDArray[np.uint8], truth: NDArray[np.str_], co
     """Write an index of a million chunks of 512x512; returns it and the bytes that the archive would have."""
     from deepsic_codec.model.file import find_model
 
-    vocabulary = of_model(find_model(codec.decoder))
+    vocabulary = of_model(find_model(codec.model))
     zarr.open_group(str(folder))
     pixels = SIDE * 512
     array = create_array(
@@ -318,7 +318,7 @@ def relabelling(array: zarr.Array, chunks: int) -> str:
     pixels = np.asarray(array[: side * TILE, : side * TILE])
     codec = DeepSIC(quality=array.metadata.codecs[0].quality, semantics="post")  # type: ignore[union-attr]
     post = create_array(store, name="image", data=pixels, chunks=(TILE, TILE, 3), codec=codec)
-    runtime = get_runtime(find_model(codec.decoder))
+    runtime = get_runtime(find_model(codec.model))
     rates = {}
     for name, run in {
         "labels from features (relabel)": lambda: relabel(post),
@@ -347,8 +347,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deepsic_codec.model.file import find_model
     from deepsic_codec.model.runtime import get_runtime
 
-    codec = DeepSIC(model=args.model, quality=args.quality)
-    runtime = get_runtime(find_model(codec.decoder))
+    codec = DeepSIC(model=args.model, quality=args.quality).resolved()
+    runtime = get_runtime(find_model(codec.model))
     encoded = runtime.encode([tile[None] for tile in tiles], [args.quality] * len(tiles), labels=True)
     dense = np.stack([one.cells[0, 0, 0] for one in encoded if one.cells is not None])
     with tempfile.TemporaryDirectory() as name:

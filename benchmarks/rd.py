@@ -17,7 +17,7 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(images)} images in {os.path.basename(os.path.normpath(args.images))}\n")
 
     points = [] if args.no_deepsic else measure_deepsic(images, args.qualities, args)
-    for hints in args.efforts:
-        points += measure_deepsic(images, args.qualities, args, _effort(hints), hints=hints)
+    for options in args.efforts:
+        points += measure_deepsic(images, args.qualities, args, _effort(options), options=options)
     for model in args.beside:
         rate = _only_rate(model)
         if rate is None:
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     alike = {k: v for k, v in averages.items() if k in (BY_RATE, *ALSO_BY_RATE)}
     by_rate = compare(points, alike, {}, BY_RATE) if BY_RATE in averages else []
     by_effort = {}
-    for name in (_effort(hints) for hints in args.efforts):
+    for name in map(_effort, args.efforts):
         others = {k: v for k, v in averages.items() if k == name or not k.startswith(OURS)}
         by_effort[name] = compare(points, others, theirs, name)
     for ours, rows in ((OURS, comparison), *by_effort.items(), (BY_RATE, by_rate)):
@@ -116,7 +116,7 @@ def measure_deepsic(
     name: str = OURS,
     *,
     model: str | None = None,
-    hints: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     mode: str = "quality",
 ) -> list[Point]:
     """Our codec at every setting of a mode (quality, bpp); each image is one chunk, header and labels counted."""
@@ -125,7 +125,7 @@ def measure_deepsic(
     points = []
     for setting in settings:
         rate_control: dict[str, Any] = {mode: setting}
-        codec = DeepSIC(model=model or args.model, semantics=args.semantics, encode=hints, **rate_control)
+        codec = DeepSIC(model=model or args.model, semantics=args.semantics, **(options or {}), **rate_control)
         for start in range(0, len(images), args.batch):
             part = images[start : start + args.batch]
             payloads = codec.encode_batch([pixels for _, pixels in part])
@@ -137,11 +137,11 @@ def measure_deepsic(
     return points
 
 
-def _effort(hints: dict[str, Any]) -> str:
-    return f"{OURS} effort {hints['effort']}" + (f", {hints['tune']}" if "tune" in hints else "")
+def _effort(options: Mapping[str, Any]) -> str:
+    return f"{OURS} effort {options['effort']}" + (f", {options['tune']}" if "tune" in options else "")
 
 
-def _hints(text: str) -> dict[str, Any]:
+def _effort_and_tune(text: str) -> dict[str, Any]:
     effort, colon, tune = text.partition(":")
     return {"effort": int(effort)} | ({"tune": tune} if colon else {})
 
@@ -389,7 +389,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="base")
     parser.add_argument("--semantics", choices=("pre", "post", "none"), default="pre")
     text = "also with such levels of the encoder's effort (0 to 4), or tuned (3:ms-ssim), as curves of their own"
-    parser.add_argument("--efforts", type=_hints, nargs="+", default=[], metavar="N[:TUNE]", help=text)
+    parser.add_argument("--efforts", type=_effort_and_tune, nargs="+", default=[], metavar="N[:TUNE]", help=text)
     text = "also with other models, as curves of their own"
     parser.add_argument("--beside", nargs="+", default=[], metavar="MODEL", help=text)
     parser.add_argument(

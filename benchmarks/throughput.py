@@ -82,8 +82,8 @@ def measure_deepsic(chunks: list[Pixels], args: argparse.Namespace, effort: int 
     from deepsic_codec import DeepSIC, config
 
     config.set(threads=args.threads)
-    hints = None if effort is None else {"effort": effort}
-    codec = DeepSIC(model=args.model, quality=args.quality, encode=hints)
+    options = {} if effort is None else {"effort": effort}
+    codec = DeepSIC(model=args.model, quality=args.quality, **options)
     batches = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]
 
     def encode() -> list[Any]:

@@ -9,7 +9,7 @@ import zarr
 
 from deepsic_codec._compat import native_dtype
 from deepsic_codec.codec import core
-from deepsic_codec.codec.params import NAN, CodecConfig
+from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
@@ -31,7 +31,7 @@ def create_array(
     shape: Sequence[int] | int | None = None,
     dtype: Any = None,
     chunks: Sequence[int] | str = "auto",
-    codec: CodecConfig | None = None,
+    codec: CodecParams | None = None,
     zarr_format: int = 3,
     shards: Sequence[int] | str | None = None,
     data: Any = None,
@@ -91,8 +91,9 @@ def create_array(
         If the model of `codec` is not there.
     """
     codec = DeepSIC() if codec is None else codec
-    if not isinstance(codec, CodecConfig):
+    if not isinstance(codec, CodecParams):
         raise ConfigurationError(f"codec: expected DeepSIC(...) or DeepSICCodec(...), got {codec!r}")
+    codec = codec.resolved()
     for key in ("compressor", "compressors", "filters", "serializer"):
         if kwargs.pop(key, None) not in (None, "auto", (), []):
             raise ConfigurationError(f"{key}: DeepSIC takes images in and needs nothing after it; leave {key} out")
@@ -111,7 +112,7 @@ def create_array(
     if codec.nodata is not None:  # what is missing, and what pads the last chunks, is no data either
         kwargs.setdefault("fill_value", float("nan") if codec.nodata == NAN else codec.nodata)
     attributes = dict(attributes or {})
-    attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), "vocabulary": _vocabulary(codec.decoder, codec.head)}
+    attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), "vocabulary": _vocabulary(*codec.identity())}
     names = list(codec.axes) if dimension_names is None else list(dimension_names)
     if zarr_format == 2:
         attributes.setdefault("_ARRAY_DIMENSIONS", names)  # where xarray looks in format 2
@@ -221,7 +222,7 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
 
 
 def _check_array(
-    codec: CodecConfig, shape: tuple[int, ...], dtype: np.dtype, chunks: Sequence[int] | str
+    codec: CodecParams, shape: tuple[int, ...], dtype: np.dtype, chunks: Sequence[int] | str
 ) -> tuple[int, ...]:
     core.check_axes(shape, codec.axes)
     if isinstance(chunks, str):

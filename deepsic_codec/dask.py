@@ -25,7 +25,7 @@ from deepsic_codec.bulk.plan import block_shape, check_region, usual_batch
 from deepsic_codec.bulk.read import Source
 from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import Heads, Options, Written, write_block
-from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
 from deepsic_codec.stored import embedded as embed
@@ -69,7 +69,7 @@ def store(
     target: Any,
     *,
     name: str | None = None,
-    codec: CodecConfig | None = None,
+    codec: CodecParams | None = None,
     chunks: Sequence[int] | str = "auto",
     shards: Sequence[int] | None = None,
     batch_size: int | None = None,
@@ -276,7 +276,7 @@ def _open_target(
     values: da.Array,
     target: Any,
     name: str | None,
-    codec: CodecConfig | None,
+    codec: CodecParams | None,
     chunks: Sequence[int] | str,
     shards: Sequence[int] | None,
     *,
@@ -309,7 +309,7 @@ def _open_target(
     if region is not None:
         raise UnsupportedArray(f"region: there is no array {path!r} yet in {place.store} that it could be a part of")
     codec = DeepSIC() if codec is None else codec
-    if not isinstance(codec, CodecConfig):
+    if not isinstance(codec, CodecParams):
         raise ConfigurationError(f"codec: expected DeepSIC(...) or DeepSICCodec(...), got {codec!r}")
     _check_model(codec)
     if _is_labelled(source):
@@ -343,7 +343,7 @@ def _existing(store: Any, path: str) -> zarr.Array | None:
 def _check_existing(
     array: zarr.Array,
     values: da.Array,
-    codec: CodecConfig | None,
+    codec: CodecParams | None,
     chunks: Sequence[int] | str,
     shards: Sequence[int] | None,
     more: Mapping[str, Any],
@@ -352,9 +352,11 @@ def _check_existing(
     config = Layout(array).config
     if codec is not None:
         asked, has = codec.to_json(), config.to_json()
-        different = [key for key in has if asked[key] != has[key] and key != "model"]  # a name; decoder is the model
+        different = [
+            key for key in has | asked if asked.get(key) != has.get(key) and key != "model"
+        ]  # a name; decoder is the model
         if different:
-            texts = ", ".join(f"{key} {has[key]!r}, not {asked[key]!r}" for key in different)
+            texts = ", ".join(f"{key} {has.get(key)!r}, not {asked.get(key)!r}" for key in different)
             raise ConfigurationError(
                 f"array {array.store_path} has another codec: {texts}; its chunks would be of two kinds. Write to "
                 "another place, or without `codec`"
@@ -370,10 +372,11 @@ def _check_existing(
         raise ConfigurationError(f"array {array.store_path} is open for reading only")
 
 
-def _check_model(config: CodecConfig) -> None:
+def _check_model(config: CodecParams) -> None:
     from deepsic_codec.model.file import find_model
 
-    find_model(config.decoder, head=config.head)
+    decoder, head = config.identity()
+    find_model(decoder, head=head)
 
 
 def _plain(attributes: Mapping[Any, Any]) -> dict[str, Any]:
@@ -385,7 +388,7 @@ Block = tuple[Index, Index, tuple[Index, ...] | None]
 
 
 def _plan(
-    array: zarr.Array, config: CodecConfig, values: da.Array, where: Region, batch_size: int, resume: bool | str
+    array: zarr.Array, config: CodecParams, values: da.Array, where: Region, batch_size: int, resume: bool | str
 ) -> tuple[da.Array, list[Block], int]:
     """Cut the source into blocks and leave out what is complete.
 

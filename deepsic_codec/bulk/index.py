@@ -64,7 +64,7 @@ def write_index(array: zarr.Array, place: Place, heads: Mapping[Index, bytes]) -
         geometry.tile,
     ):
         old = None
-    vocabulary = of_head(array, config.decoder, config.head or "") if old is None else old.vocabulary
+    vocabulary = of_head(array, *config.identity()) if old is None else old.vocabulary
     fill = consolidate._FromHeaders(attributes, geometry, vocabulary, old)
     replace(place, lambda to: consolidate.fill_index(array, to, geometry, vocabulary, fill))
 

@@ -9,7 +9,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from deepsic_codec._compat import setting
 from deepsic_codec.axes import Index
-from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.stored import layout as stored
 
@@ -30,7 +30,7 @@ class Layout:
 
     def __init__(self, array: Any) -> None:
         self.array = array
-        self.config: CodecConfig = stored.codec_of(array)
+        self.config: CodecParams = stored.codec_of(array)
         metadata = array.metadata
         self.order = metadata.order if metadata.zarr_format == 2 else "C"
         codecs = () if metadata.zarr_format == 2 else tuple(metadata.codecs)
@@ -102,7 +102,7 @@ def _with_checksums(data: bytes, count: int) -> bytes:
 
 
 def _position(chain: tuple[Any, ...]) -> int:
-    return next(i for i, codec in enumerate(chain) if isinstance(codec, CodecConfig))
+    return next(i for i, codec in enumerate(chain) if isinstance(codec, CodecParams))
 
 
 def _name(codec: Any) -> str:

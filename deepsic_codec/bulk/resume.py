@@ -42,8 +42,9 @@ class _Check:
     def __init__(self, array: Any, read_all: bool) -> None:
         self.array, self.read_all, self.layout = array, read_all, Layout(array)
         self.config = self.layout.config
-        head = self.config.head if self.config.semantics != "none" else None
-        self.identities = bytes.fromhex(self.config.decoder)[:8], bytes.fromhex(head or "0" * 8)[:4]
+        decoder, head = self.config.identity()
+        head = head if self.config.semantics != "none" else None
+        self.identities = bytes.fromhex(decoder)[:8], bytes.fromhex(head or "0" * 8)[:4]
 
     async def all(self, indices: Sequence[Index]) -> list[bool]:
         limit = asyncio.Semaphore(CONCURRENCY)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.cli.hints import add_hints, hints
+from deepsic_codec.cli.encoder_options import add_encoder_options, encoder_options
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.metrics import luma, ms_ssim, psnr
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"1 to 100 (default: {' '.join(f'{q:g}' for q in QUALITIES)})"
     parser.add_argument("--qualities", type=float, nargs="+", default=QUALITIES, help=text)
     parser.add_argument("--semantics", choices=("pre", "post", "none"), default="pre", help="default: pre")
-    add_hints(parser)
+    add_encoder_options(parser)
     parser.add_argument("--labelled", action="store_true", help="the folder of each image names its class")
     parser.add_argument("--limit", type=int, help="only the first so many images")
     parser.add_argument("--per-image", action="store_true", help="print every image, not the means alone")
@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> None:
     cost = complexity(get_runtime(info))
     console.print(f"{info.name}, decoder {info.decoder[:16]}, head {info.head[:16]}; {len(images)} images")
     console.print("kMAC/px: " + ", ".join(f"{k} {v:.2f}" for k, v in cost.items()), highlight=False)
-    given = hints(args)
-    results = [r for q in args.qualities for r in evaluate(images, name, q, args.semantics, args.labelled, given)]
+    options = encoder_options(args)
+    results = [r for q in args.qualities for r in evaluate(images, name, q, args.semantics, args.labelled, **options)]
     averages = means(results)
     shown = (results if args.per_image else []) + averages
     labelled = any(r.label for r in results)
@@ -124,15 +124,15 @@ def evaluate(
     quality: float,
     semantics: str = "pre",
     labelled: bool = False,
-    encode: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Iterator[Result]:
     """Encode and decode images (H,W,3) at one quality, each as one chunk; labels come from the payload.
 
-    With ``labelled`` the folder in an image's name is its true class; ``encode`` are hints for the encoder.
+    With ``labelled`` the folder in an image's name is its true class; ``options`` go to ``DeepSIC``.
     """
     from deepsic_codec.codec.v2 import DeepSIC
 
-    codec = DeepSIC(model=model, quality=quality, semantics=semantics, encode=encode)
+    codec = DeepSIC(model=model, quality=quality, semantics=semantics, **options)
     for part in _batches(images):
         payloads = codec.encode_batch([pixels for _, pixels in part])
         decoded = codec.decode_batch(payloads)

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
-from deepsic_codec.cli.hints import add_hints, hints
+from deepsic_codec.cli.encoder_options import add_encoder_options, encoder_options
 
 if TYPE_CHECKING:
     from deepsic_codec.io.images import ImageSource
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--psnr", type=float, metavar="DB", help="PSNR of each chunk in dB, instead of a quality")
     add("--bpp", type=float, metavar="BITS", help="bits per pixel of each chunk, instead of a quality")
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
-    add_hints(parser)
+    add_encoder_options(parser)
     text = "range of the values (more pairs: of each band), or chunk: measured chunk by chunk (default beyond 8 bits)"
     add("--value-range", type=_value_range, metavar="LOW,HIGH", default=argparse.SUPPRESS, help=text)
     text = "value of pixels without data: a number, nan, or none (default: as declared by the source)"
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     names = ("quality", "psnr", "bpp", "max_error", "bands", "semantics", "value_range", "nodata")
     codec = {name: getattr(args, name) for name in names if hasattr(args, name)}
     options: dict[str, Any] = {
-        "codec": {**codec, "encode": hints(args)},
+        "codec": codec | encoder_options(args),
         "chunk": args.chunk,
         "shard": args.shard,
         "workers": args.workers,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar
-from deepsic_codec.cli.hints import add_hints, hints
+from deepsic_codec.cli.encoder_options import add_encoder_options, encoder_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -288,7 +288,7 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--codecs", nargs="+", choices=list(PEERS), default=list(DEFAULT), metavar="CODEC", help=text)
     add("--model", default="base", help="name of a model of DeepSIC (default: base)")
     add("--chunk", type=int, default=CHUNK, metavar="PIXELS", help=f"largest edge of its chunks (default: {CHUNK})")
-    add_hints(parser)
+    add_encoder_options(parser)
     add("--crop", type=_bands_two, metavar="X,Y", help="left top corner of the enlarged part (default: the busiest)")
     add("--curve", action=argparse.BooleanOptionalAction, default=True, help="measure and plot a curve (default: yes)")
     _json(parser)
@@ -331,7 +331,7 @@ def compare(args: argparse.Namespace) -> None:
     if args.curve:
         require("matplotlib")
     images = [(path.name, comparing.read_image(path)) for path in args.images]
-    ours = comparing.Ours(args.model, args.chunk, hints(args))
+    ours = comparing.Ours(args.model, args.chunk, **encoder_options(args))
     args.out.mkdir(parents=True, exist_ok=True)
     console = _console()
     outcomes: list[Outcome] = []

@@ -18,7 +18,7 @@ from deepsic_codec import config as settings
 from deepsic_codec.codec.bands import chunk_of, from_images, grouping_of, samples_of, to_images
 from deepsic_codec.codec.batching import Batcher
 from deepsic_codec.codec.memory import in_halves
-from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.rate_search import Search, Trial
 from deepsic_codec.codec.scaled import (
     DTYPES,
@@ -55,7 +55,7 @@ MAX_SAMPLES = 1 << 31  # of a chunk, fixed by the payload header
 MAX_BANDS = payload_header.MAX_BANDS
 
 
-def check_chunk(shape: Sequence[int], dtype: np.dtype, config: CodecConfig) -> None:
+def check_chunk(shape: Sequence[int], dtype: np.dtype, config: CodecParams) -> None:
     """Raise UnsupportedArray or ConfigurationError unless chunks of this shape and dtype can be coded."""
     axes = config.axes
     if len(shape) == 1 and np.dtype(dtype).newbyteorder("=") in DTYPES:
@@ -94,13 +94,14 @@ def check_axes(shape: Sequence[int], axes: str) -> None:
         )
 
 
-def check_exact(config: CodecConfig) -> None:
+def check_exact(config: CodecParams) -> None:
     """Raise ConfigurationError if a bound on the error is asked of a model that cannot keep it everywhere."""
     if config.max_error is None:
         return
     from deepsic_codec.model.file import find_model
 
-    info = find_model(config.decoder, head=config.head)
+    decoder, head = config.identity()
+    info = find_model(decoder, head=head)
     if not info.architecture.get("integer", False):
         raise ConfigurationError(_inexact(info))
 
@@ -116,7 +117,7 @@ def _inexact(info: "ModelInfo") -> str:
 class EncodeJob:
     """A chunk to encode, checked."""
 
-    config: CodecConfig
+    config: CodecParams
     array: np.ndarray
     order: str
     inside: tuple[int, ...] | None = None
@@ -124,7 +125,7 @@ class EncodeJob:
     @property
     def key(self) -> tuple[str, str | None, str]:
         """Chunks for one model are encoded together, whatever their quality and semantics."""
-        return self.config.decoder, self.config.head, self.config.model
+        return *self.config.identity(), self.config.model
 
     @property
     def pixels(self) -> int:
@@ -149,13 +150,13 @@ class EncodeJob:
 
 
 def encode_job(
-    config: CodecConfig, array: np.ndarray, order: str | None = None, inside: Sequence[int] | None = None
+    config: CodecParams, array: np.ndarray, order: str | None = None, inside: Sequence[int] | None = None
 ) -> EncodeJob:
     """Check a chunk that is to be encoded.
 
     Parameters
     ----------
-    config : CodecConfig
+    config : CodecParams
         How to encode it.
     array : ndarray
         The chunk; not copied before the job runs, never written to, and not kept after it.
@@ -168,7 +169,7 @@ def encode_job(
     check_finite(array, config)
     if order is None:  # either name fits an array that is contiguous in both orders
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    job = EncodeJob(config, array, order, None if inside is None else tuple(inside))
+    job = EncodeJob(config.resolved(), array, order, None if inside is None else tuple(inside))
     height, width = (array.shape[config.axes.index(axis)] for axis in "yx")
     check_size(job.pixels // (height * width), height, width, UnsupportedArray)
     return job

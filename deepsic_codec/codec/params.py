@@ -1,46 +1,51 @@
-"""What a codec is set to, and its JSON form in the metadata of both Zarr formats."""
+"""Codec parameters as a plain value, and their JSON form in the metadata of both Zarr formats."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Self, TypeVar
 
-from deepsic_codec.errors import ConfigurationError, ModelNotFound
+from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.payload.constants import LABEL_CELL
 
 FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
 SEMANTICS = ("pre", "post", "none")
-DEFAULT_EFFORT, MAX_EFFORT = 1, 4  # 1 is rate-distortion optimised quantisation, from 2 on symbols are refined
-REFINED = 2  # the least effort that can be tuned
-TUNES = ("psnr", "ms-ssim")
+DEFAULT_EFFORT, MAX_EFFORT = 1, 4  # 1 quantises with rate-distortion optimisation, from 2 on symbols are refined, too
+MIN_REFINED_EFFORT = 2  # `tune` has no effect below
+TUNES = ("mse", "ms-ssim")
+DEFAULT_TUNE = TUNES[0]
 DEFAULT_QUALITY = 50.0
-# Beside a residual, which codes what the features leave, fewer features make smaller payloads; benchmarks/imagery.py
+# With `max_error` a residual codes what the features leave out, so fewer features give smaller payloads; measured by
+# benchmarks/imagery.py.
 BOUNDED_QUALITY = 20.0
-CHUNK = "chunk"  # value_range: measured
-NAN = "NaN"  # nodata, as JSON has no such number
+CHUNK = "chunk"  # value_range: measured in each chunk
+NAN = "NaN"  # nodata: JSON has no such number
 BANDS = ("planes", "triples")
-OPTIONAL = ("bands", "value_range", "max_error", "psnr", "bpp")  # metadata leaves them out where they are None
 MAX_TILE = 1 << 20  # pixels: beyond any chunk, and small enough for every integer of the label section
 
-AnyCodec = TypeVar("AnyCodec", bound="CodecConfig")
+AnyCodec = TypeVar("AnyCodec", bound="CodecParams")
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class CodecConfig:
-    """Configuration that both codec classes share; `deepsic_codec.DeepSIC` documents the parameters.
+class CodecParams:
+    """Parameters that both codec classes share; `deepsic_codec.DeepSIC` documents them.
 
-    The attribute `hints` holds the parameter `encode`, a name that codecs need for their method.
+    A plain value: it holds what it was given and reads no file. `identity` looks the model up.
+
+    Attributes
+    ----------
+    unread : dict
+        Parameters of the encoder in stored metadata whose value this version does not know. They have no effect and
+        are written again with the metadata.
 
     Raises
     ------
     ConfigurationError
-        For a value out of range, naming the parameter.
-    ModelNotFound
-        If `decoder` is not given and there is no such model here.
+        For a value out of range. The message names the parameter.
     """
 
     model: str
@@ -49,14 +54,16 @@ class CodecConfig:
     semantics: str
     label_tile: tuple[int, int] | None
     nodata: float | str | None
+    effort: int
+    tune: str
     bands: str | None
     value_range: str | tuple[tuple[float, float], ...] | None
     max_error: float | None
     psnr: float | None
     bpp: float | None
-    hints: dict[str, Any] = field(hash=False)
-    decoder: str
+    decoder: str | None
     head: str | None
+    unread: dict[str, Any] = field(hash=False)
 
     def __init__(
         self,
@@ -66,8 +73,9 @@ class CodecConfig:
         semantics: str = "pre",
         label_tile: int | tuple[int, int] | None = None,
         nodata: float | str | None = None,
-        encode: Mapping[str, Any] | None = None,
         *,
+        effort: int = DEFAULT_EFFORT,
+        tune: str = DEFAULT_TUNE,
         bands: str | None = None,
         value_range: Any = None,
         max_error: float | None = None,
@@ -78,19 +86,15 @@ class CodecConfig:
     ) -> None:
         if not isinstance(model, str) or not model:
             raise ConfigurationError(f"model: expected a name, got {model!r}")
-        if semantics not in SEMANTICS:
+        if not isinstance(semantics, str) or semantics not in SEMANTICS:
             raise ConfigurationError(f"semantics: expected one of {', '.join(SEMANTICS)}, got {semantics!r}")
         if bands is not None and (not isinstance(bands, str) or bands not in BANDS):
             raise ConfigurationError(f"bands: expected None, {' or '.join(map(repr, BANDS))}, got {bands!r}")
         _check_rate(quality, psnr, bpp, max_error)
         if quality is None and psnr is None and bpp is None:
             quality = DEFAULT_QUALITY if max_error is None else BOUNDED_QUALITY
-        if decoder is None:  # a new codec; metadata that was written has it, and is readable where the model is not
-            hints = _check_hints(encode)
-            _check_known(hints)
-            decoder, head = _local_identity(model)
-        else:  # of an array that there is: what a later version asks of its encoder keeps nobody from reading it
-            hints = _check_hints(encode)
+        _check_effort(effort)
+        _check_tune(tune, effort)
         values = {
             "model": model,
             "quality": None if quality is None else _check_quality(quality),
@@ -98,59 +102,72 @@ class CodecConfig:
             "semantics": semantics,
             "label_tile": None if label_tile is None else _check_tile(label_tile),
             "nodata": _check_nodata(nodata),
+            "effort": int(effort),
+            "tune": tune,
             "bands": bands,
             "value_range": _check_range(value_range),
             "max_error": None if max_error is None else _check_positive("max_error", max_error, zero=True),
             "psnr": None if psnr is None else _check_positive("psnr", psnr),
             "bpp": None if bpp is None else _check_positive("bpp", bpp),
-            "hints": hints,
-            "decoder": _check_hash("decoder", decoder),
+            "decoder": None if decoder is None else _check_hash("decoder", decoder),
             "head": None if head is None else _check_hash("head", head),
+            "unread": {},
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    @property
-    def effort(self) -> int:
-        """How long to look for fewer bytes when encoding, 0 to 4; readers have no use for it."""
-        effort = self.hints.get("effort", DEFAULT_EFFORT)
-        return effort if _is_effort(effort) else DEFAULT_EFFORT
+    def identity(self) -> tuple[str, str | None]:
+        """Return the SHA-256 of decoder and head; without `decoder`, those of the local model named `model`.
 
-    @property
-    def tune(self) -> str:
-        """The measure of quality that bytes are spent on when encoding; readers have no use for it."""
-        tune = self.hints.get("tune", TUNES[0])
-        return str(tune) if tune in TUNES and self.effort >= REFINED else TUNES[0]
+        Raises
+        ------
+        ModelNotFound
+            If `decoder` is None and no model has that name.
+        """
+        if self.decoder is not None:
+            return self.decoder, self.head
+        from deepsic_codec.model.file import find_model  # late: making and printing a codec imports no model module
+
+        info = find_model(self.model, head=self.head)
+        return info.decoder, info.head
+
+    def resolved(self) -> Self:
+        """Return the same parameters with `decoder` and `head` set, as array metadata has them.
+
+        Raises
+        ------
+        ModelNotFound
+            If `decoder` is None and no model has the name `model`.
+        """
+        if self.decoder is not None:
+            return self
+        decoder, head = self.identity()
+        return self._make(self.parameters() | {"decoder": decoder, "head": head}, self.unread)
 
     def parameters(self) -> dict[str, Any]:
-        """Return what `__init__` takes to make this configuration, as plain JSON."""
-        values = {
-            "model": self.model,
-            "quality": None if self.quality is None else _plain(self.quality),
-            "axes": self.axes,
-            "semantics": self.semantics,
-            "label_tile": None if self.label_tile is None else list(self.label_tile),
-            "nodata": self.nodata,
-            "bands": self.bands,
-            "value_range": _listed(self.value_range),
-            "max_error": self.max_error,
-            "psnr": self.psnr,
-            "bpp": self.bpp,
-            "encode": json.loads(json.dumps(self.hints)),
-            "decoder": self.decoder,
-            "head": self.head,
-        }
-        if self.quality is None:
-            del values["quality"]
-        return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
+        """Return the arguments of `__init__` that make these parameters, as plain JSON; None is left out."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
+        values["quality"] = None if self.quality is None else _plain(self.quality)
+        values["label_tile"] = None if self.label_tile is None else list(self.label_tile)
+        values["value_range"] = _range_to_json(self.value_range)
+        return {name: value for name, value in values.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the array metadata of this configuration."""
-        return {"format": FORMAT, **self.parameters()}
+        """Return the array metadata of these parameters, with the full hashes of the model.
+
+        Raises
+        ------
+        ModelNotFound
+            If `decoder` is None and no model has the name `model`.
+        """
+        return {"format": FORMAT, **self.resolved().parameters(), **deepcopy(self.unread)}
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Make a configuration from array metadata; what is missing gets its default.
+        """Make parameters from array metadata; a missing key gets its default.
+
+        Metadata with the key `decoder` is that of a stored array: any value of the encoder's parameters `effort` and
+        `tune` is accepted there, and one that this version does not know goes to `unread`.
 
         Raises
         ------
@@ -161,42 +178,65 @@ class CodecConfig:
             raise ConfigurationError(f"configuration: expected a mapping, got {data!r}")
         values = dict(data)
         version = values.pop("format", FORMAT)
-        if not isinstance(version, int) or isinstance(version, bool) or version < 0:
-            raise ConfigurationError(f"format: expected a version number, got {version!r}")
-        if version == 0:
-            raise ConfigurationError("format: 0 was that of development versions, which nothing reads; encode again")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ConfigurationError(f"format: expected a version number from 1 on, got {version!r}")
         if version > FORMAT:
             raise ConfigurationError(
                 f"format: this array says {version}, this version of deepsic_codec reads up to {FORMAT}; upgrade it"
             )
-        first = ("model", "quality", "axes", "semantics", "label_tile", "nodata")
-        known = (*first, *OPTIONAL, "encode", "decoder", "head")
-        unknown = sorted(str(key) for key in values if key not in known)
+        unknown = sorted(str(name) for name in values if name not in _NAMES)
         if unknown:
-            raise ConfigurationError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(known)}")
-        return cls(**values)
+            raise ConfigurationError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(_NAMES)}")
+        unread = {} if values.get("decoder") is None else _pop_unread(values)
+        return cls._make(values, unread)
+
+    @classmethod
+    def _make(cls, values: Mapping[str, Any], unread: Mapping[str, Any]) -> Self:
+        params = cls(**values)
+        object.__setattr__(params, "unread", deepcopy(dict(unread)))
+        return params
 
     def convert(self, kind: type[AnyCodec]) -> AnyCodec:
-        """Return the same configuration as another kind of codec."""
-        return kind(**self.parameters())
+        """Return the same parameters as another kind of codec."""
+        return kind._make(self.parameters(), self.unread)
 
     def __repr__(self) -> str:
-        shown = {name: value for name, value in self.parameters().items() if value not in (None, {})}
-        try:
-            local = _local_identity(self.model)
-        except ModelNotFound:
-            local = ("", None)
-        if (self.decoder, self.head) == local:  # then the model's name says it
-            del shown["decoder"]
-            shown.pop("head", None)
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        values = self.parameters()
+        for name, default in (("effort", DEFAULT_EFFORT), ("tune", DEFAULT_TUNE)):
+            if values[name] == default:
+                del values[name]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
-def _local_identity(model: str) -> tuple[str, str | None]:
-    from deepsic_codec.model.file import find_model
+_NAMES = tuple(item.name for item in fields(CodecParams) if item.name != "unread")
 
-    info = find_model(model)
-    return info.decoder, info.head
+
+def _pop_unread(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove those parameters of the encoder whose value this version does not know; return them."""
+    unread = {}
+    try:
+        _check_effort(values.get("effort", DEFAULT_EFFORT))
+    except ConfigurationError:
+        unread["effort"] = values.pop("effort")
+    try:
+        _check_tune(values.get("tune", DEFAULT_TUNE), values.get("effort", DEFAULT_EFFORT))
+    except ConfigurationError:
+        unread["tune"] = values.pop("tune")
+    return unread
+
+
+def _check_effort(effort: object) -> None:
+    if not isinstance(effort, Integral) or isinstance(effort, bool) or not 0 <= effort <= MAX_EFFORT:
+        raise ConfigurationError(f"effort: expected an integer from 0 to {MAX_EFFORT}, got {effort!r}")
+
+
+def _check_tune(tune: object, effort: int) -> None:
+    if not isinstance(tune, str) or tune not in TUNES:
+        raise ConfigurationError(f"tune: expected one of {', '.join(TUNES)}, got {tune!r}")
+    if tune != DEFAULT_TUNE and effort < MIN_REFINED_EFFORT:
+        raise ConfigurationError(
+            f"tune: {tune!r} needs an effort of {MIN_REFINED_EFFORT} to {MAX_EFFORT}, got effort={effort}"
+        )
 
 
 def _check_quality(quality: object) -> float:
@@ -256,7 +296,7 @@ def _check_range(value: Any) -> str | tuple[tuple[float, float], ...] | None:
     return tuple((_plain(low), _plain(high)) for low, high in pairs)
 
 
-def _listed(value: str | tuple[tuple[float, float], ...] | None) -> Any:
+def _range_to_json(value: str | tuple[tuple[float, float], ...] | None) -> Any:
     if value is None or isinstance(value, str):
         return value
     return list(value[0]) if len(value) == 1 else [list(pair) for pair in value]
@@ -279,35 +319,6 @@ def _check_tile(tile: object) -> tuple[int, int]:
     if not all(0 < size <= MAX_TILE and size % LABEL_CELL == 0 for size in tile):
         raise ConfigurationError(f"label_tile: height and width have to be multiples of {LABEL_CELL}, got {tile!r}")
     return int(tile[0]), int(tile[1])
-
-
-def _check_hints(hints: object) -> dict[str, Any]:
-    if hints is None:
-        return {}
-    try:
-        copy = json.loads(json.dumps(hints, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"encode: expected values that JSON can hold, got {hints!r}: {error}") from None
-    if not isinstance(copy, dict):
-        raise ConfigurationError(f"encode: expected a mapping of hints, got {hints!r}")
-    return copy
-
-
-def _is_effort(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_EFFORT
-
-
-def _check_known(hints: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError for values that this version would not know what to do with."""
-    effort, tune = hints.get("effort", DEFAULT_EFFORT), hints.get("tune", TUNES[0])
-    if not _is_effort(effort):
-        raise ConfigurationError(f"encode: effort has to be an integer from 0 to {MAX_EFFORT}, got {effort!r}")
-    if tune not in TUNES:
-        raise ConfigurationError(f"encode: tune has to be one of {', '.join(TUNES)}, got {tune!r}")
-    if tune != TUNES[0] and effort < REFINED:
-        raise ConfigurationError(
-            f"encode: to tune for {tune}, symbols have to be refined: give an effort of {REFINED} to {MAX_EFFORT}, too"
-        )
 
 
 def _check_hash(name: str, value: object) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import log, log2, sqrt
 from typing import Any
 
-from deepsic_codec.codec.params import BOUNDED_QUALITY, DEFAULT_QUALITY, CodecConfig
+from deepsic_codec.codec.params import BOUNDED_QUALITY, DEFAULT_QUALITY, CodecParams
 
 LEAST, MOST = 100, 10000  # hundredths of quality
 ENOUGH = 5000  # up to this quality no residual is tried
@@ -37,7 +37,7 @@ class Search:
 
     Parameters
     ----------
-    config : CodecConfig
+    config : CodecParams
         Its `psnr` or `bpp` is what is looked for.
     pixels : int
         Slices x height x width of the chunk.
@@ -47,7 +47,7 @@ class Search:
         The smallest step of a residual; None if there can be no residual.
     """
 
-    config: CodecConfig
+    config: CodecParams
     pixels: int
     extent: float
     finest: float | None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.codec.params import CHUNK, NAN, CodecConfig
+from deepsic_codec.codec.params import CHUNK, NAN, CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.payload import nodata as payload_nodata
 from deepsic_codec.payload import residual as bounded
@@ -55,14 +55,14 @@ class Shown:
         return self.mask is not None and bool(self.mask.all())
 
 
-def check_values(dtype: np.dtype[Any], config: CodecConfig, bands: int | None = None) -> None:
+def check_values(dtype: np.dtype[Any], config: CodecParams, bands: int | None = None) -> None:
     """Raise unless chunks of this dtype can be coded as configured.
 
     Parameters
     ----------
     dtype : dtype
         Of the chunks.
-    config : CodecConfig
+    config : CodecParams
         Whose parameters `value_range`, `nodata` and `max_error` have to fit it.
     bands : int, optional
         Of a chunk, if that is known.
@@ -99,7 +99,7 @@ def check_values(dtype: np.dtype[Any], config: CodecConfig, bands: int | None = 
             raise ConfigurationError(f"nodata: {value!r} has no neighbour in {native}")
 
 
-def nodata_value(config: CodecConfig, dtype: np.dtype[Any]) -> Any:
+def nodata_value(config: CodecParams, dtype: np.dtype[Any]) -> Any:
     """Return the NoData value as a number of this dtype; raises ConfigurationError if it is none."""
     if config.nodata == NAN:
         if dtype.kind != "f":
@@ -117,7 +117,7 @@ def _value(number: Any, dtype: np.dtype[Any], name: str) -> Any:
     return dtype.type(number)
 
 
-def check_finite(array: NDArray[Any], config: CodecConfig) -> None:
+def check_finite(array: NDArray[Any], config: CodecParams) -> None:
     """Raise UnsupportedArray for NaN and infinities that are not NoData."""
     if array.dtype.kind != "f":
         return
@@ -132,14 +132,14 @@ def check_finite(array: NDArray[Any], config: CodecConfig) -> None:
         )
 
 
-def show(samples: NDArray[Any], config: CodecConfig) -> Shown:
+def show(samples: NDArray[Any], config: CodecParams) -> Shown:
     """Scale samples for the networks.
 
     Parameters
     ----------
     samples : ndarray
         (slices, height, width, bands), of any byte order; not written to.
-    config : CodecConfig
+    config : CodecParams
         Checked against their dtype.
     """
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
@@ -167,7 +167,7 @@ def _aside(samples: NDArray[Any], value: Any, mask: NDArray[np.bool_]) -> bool:
     return bool(2 * below > samples.size - np.count_nonzero(mask))
 
 
-def _ranges(samples: NDArray[Any], config: CodecConfig, mask: NDArray[np.bool_] | None) -> Ranges | None:
+def _ranges(samples: NDArray[Any], config: CodecParams, mask: NDArray[np.bool_] | None) -> Ranges | None:
     dtype, bands = samples.dtype, samples.shape[-1]
     if config.value_range is None:
         if dtype == UINT8:

@@ -9,14 +9,14 @@ from numcodecs.compat import ensure_ndarray
 from numcodecs.registry import register_codec
 
 from deepsic_codec.codec import core
-from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import UnsupportedArray
 
 if TYPE_CHECKING:
     from deepsic_codec.codec.v3 import DeepSICCodec
 
 
-class DeepSIC(CodecConfig, Codec):
+class DeepSIC(CodecParams, Codec):
     """Lossy codec that stores image chunks as learned, arithmetic-coded features, with their labels in front.
 
     A chunk holds images of uint8, int8, uint16, int16 or float32 samples, with an axis "c" of up to 256 bands or
@@ -43,12 +43,12 @@ class DeepSIC(CodecConfig, Codec):
         The value of samples that hold no data; NaN is one for float32 (the attribute and metadata then say "NaN").
         Those come back exactly, whatever the quality, and no other sample comes back as that value: one that would,
         becomes the next larger or smaller one.
-    encode : dict, optional
-        Hints for the encoder, in JSON types; those that it does not know have no effect. The attribute is `hints`.
-        `{"effort": 0}` encodes fastest, 1 (the default) spends a moment on fewer bytes for the same quality and
-        decoder. 2, 3 and 4 spend many times as long, each more than the one before, on some more: for what is written
-        once and read for ever. With 0 and 1, equal pixels give equal payloads on every machine. With 2 to 4,
-        `{"tune": "ms-ssim"}` spends bytes where MS-SSIM sees them, instead of on the PSNR.
+    effort : int
+        Time that the encoder spends on fewer bytes at the same quality: 0 is fastest, 1 (the default) takes a little
+        longer, 2 to 4 take many times as long, for data that is written once and read often. Decoding is equally fast
+        for all. With 0 and 1, equal pixels give equal payloads on every machine.
+    tune : {"mse", "ms-ssim"}
+        Error measure that the encoder minimises. "ms-ssim" needs an effort of at least 2.
     bands : {"planes", "triples"}, optional
         How bands are joined for networks that were trained on colours: by default three are the colours of an image,
         and any others are coded alone, as two are. "planes" codes all alone, which is better where bands show different
@@ -68,14 +68,13 @@ class DeepSIC(CodecConfig, Codec):
     bpp : float, optional
         Bits per pixel (slices x height x width) of each whole payload, instead of `quality`, searched likewise.
     decoder, head : str, optional
-        SHA-256 identities of the model, as array metadata has them; by default those of `model`.
+        SHA-256 identities of the model. Array metadata always has them. By default they are looked up by `model` when
+        metadata is written or a chunk is encoded, and ModelNotFound is raised then if there is no such model.
 
     Raises
     ------
     ConfigurationError
         For a parameter out of range.
-    ModelNotFound
-        If there is no such model.
     """
 
     codec_id = "deepsic"

@@ -9,14 +9,14 @@ from zarr.registry import register_codec
 
 from deepsic_codec._compat import Buffer, NDBuffer, native_dtype
 from deepsic_codec.codec import core
-from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
 
 NAME = "deepsic"
 
 
-class DeepSICCodec(CodecConfig, ArrayBytesCodec):
+class DeepSICCodec(CodecParams, ArrayBytesCodec):
     """Codec for Zarr format 3 with the parameters of `DeepSIC`, writing the same payloads.
 
     Pass it as `zarr.create_array(..., serializer=DeepSICCodec(), compressors=None)`: without the `None`, zarr appends
@@ -45,11 +45,14 @@ class DeepSICCodec(CodecConfig, ArrayBytesCodec):
         core.check_chunk(getattr(chunk_grid, "chunk_shape", shape), native_dtype(dtype), self)
 
     def evolve_from_array_spec(self, array_spec: Any) -> Self:
-        """Return this codec; raises for what zarr 3.1 does not show to `validate` inside of shards."""
+        """Return this codec with its model resolved, as the metadata of the array has it.
+
+        Raises for what zarr 3.1 does not show to `validate` inside of shards.
+        """
         # Depending on the version of zarr, the shape here is the chunk's or the array's: only dtype and axes are sure.
         core.check_values(native_dtype(array_spec.dtype), self)
         core.check_axes(array_spec.shape, self.axes)
-        return self
+        return self.resolved()
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
         """Raise NotImplementedError: the size depends on the content."""

@@ -130,14 +130,14 @@ class Ours:
         Name of a model.
     chunk : int
         Largest edge of a chunk in pixels; larger images are stored in several.
-    hints : dict, optional
-        For the encoder, as `DeepSIC(encode=...)` takes them.
+    **options
+        Further parameters of `DeepSIC`, such as `effort`.
     """
 
-    def __init__(self, model: str = "base", chunk: int = CHUNK, hints: dict[str, Any] | None = None) -> None:
+    def __init__(self, model: str = "base", chunk: int = CHUNK, **options: Any) -> None:
         if chunk < 1:
             raise ConfigurationError(f"chunk: expected a number of pixels, got {chunk}")
-        self.model, self.chunk, self.hints = model, chunk, hints
+        self.model, self.chunk, self.options = model, chunk, options
         self._warm: set[tuple[int, ...]] = set()
 
     def warm_up(self, image: Pixels, quality: float) -> None:
@@ -149,7 +149,7 @@ class Ours:
     def _codec(self, quality: float) -> DeepSIC:
         from deepsic_codec.codec.v2 import DeepSIC
 
-        return DeepSIC(model=self.model, quality=quality, encode=self.hints)
+        return DeepSIC(model=self.model, quality=quality, **self.options)
 
     def encode(self, image: Pixels, quality: float) -> list[bytes]:
         """Encode the chunks of an image, row by row."""

@@ -12,7 +12,7 @@ import zarr
 
 from deepsic_codec._compat import setting, sync
 from deepsic_codec.axes import Index
-from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, LabelIndexError, ModelNotFound
 from deepsic_codec.labels.attributes import Attributes, Head, all_chunks
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
@@ -184,14 +184,15 @@ def _outside(array: zarr.Array) -> dict[str, Any]:
     return {**_outline(array), "codec": ", ".join(map(str, map(setting, names))) or "none"}
 
 
-def _model(array: zarr.Array, config: CodecConfig) -> dict[str, Any]:
+def _model(array: zarr.Array, config: CodecParams) -> dict[str, Any]:
     from deepsic_codec.model.file import find_model
 
-    about: dict[str, Any] = {"name": config.model, "decoder": config.decoder, "head": config.head}
-    about["embedded"] = config.head is not None and _embedded(array, config.decoder, config.head)
+    decoder, head = config.identity()
+    about: dict[str, Any] = {"name": config.model, "decoder": decoder, "head": head}
+    about["embedded"] = head is not None and _embedded(array, decoder, head)
     try:
-        info = find_model(config.decoder)
-        heads = config.head is None or info.head.startswith(config.head) or _has_head(config)
+        info = find_model(decoder)
+        heads = head is None or info.head.startswith(head) or _has_head(config)
         return {**about, "here": True, "head_here": heads, "file": getattr(info, "path", "")}
     except ModelNotFound:
         return {**about, "here": False, "head_here": False, "file": None}
@@ -206,11 +207,12 @@ def _embedded(array: zarr.Array, decoder: str, head: str) -> bool:
     return bool(sync((parent / embed.array_name(decoder, head) / node).exists()))
 
 
-def _has_head(config: CodecConfig) -> bool:
+def _has_head(config: CodecParams) -> bool:
     from deepsic_codec.model.file import find_model
 
     try:
-        find_model(config.decoder, head=config.head)
+        decoder, head = config.identity()
+        find_model(decoder, head=head)
     except ModelNotFound:
         return False
     return True
@@ -289,7 +291,7 @@ def _sizes(array: zarr.Array, geometry: Geometry, nbytes: int, samples: float) -
     }
 
 
-def _shown(array: zarr.Array, config: CodecConfig, heads: list[tuple[Index, Head | None]], why: str) -> dict[str, Any]:
+def _shown(array: zarr.Array, config: CodecParams, heads: list[tuple[Index, Head | None]], why: str) -> dict[str, Any]:
     """Count classes in headers, by the rule of `Labels.summary`."""
     if config.semantics == "none":
         return {"from": None, "note": "stored without labels (semantics none)"}
@@ -318,13 +320,13 @@ def _shown(array: zarr.Array, config: CodecConfig, heads: list[tuple[Index, Head
 
 
 def error_of(
-    config: CodecConfig, dtype: np.dtype, heads: Iterable[Head] = (), quality: float | None = None
+    config: CodecParams, dtype: np.dtype, heads: Iterable[Head] = (), quality: float | None = None
 ) -> dict[str, Any]:
     """Say what error to expect, as far as metadata and headers tell.
 
     Parameters
     ----------
-    config : CodecConfig
+    config : CodecParams
         Of the array.
     dtype : numpy.dtype
         Of the array.

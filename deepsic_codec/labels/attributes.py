@@ -15,7 +15,7 @@ import zarr
 from deepsic_codec._compat import sync
 from deepsic_codec.axes import Index, grid_shape
 from deepsic_codec.codec import core
-from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import CorruptPayload, DeepSICError, UnsupportedPayload
 from deepsic_codec.labels.vocabulary import Vocabulary, of_head
 from deepsic_codec.payload import header as payload_header
@@ -65,7 +65,7 @@ class Reader:
 
     def __init__(self, array: Any, concurrency: int = CONCURRENCY) -> None:
         self.array = array
-        self.config: CodecConfig = stored.codec_of(array)
+        self.config: CodecParams = stored.codec_of(array)
         self._concurrency = concurrency
 
     @property
@@ -183,7 +183,7 @@ class Attributes:
         return {
             "labels": labels,
             "tile_shape": None if block is None else [int(size) for size in block.tile],
-            "model": config.model if config.decoder.startswith(header.decoder.hex()) else header.decoder.hex(),
+            "model": config.model if config.identity()[0].startswith(header.decoder.hex()) else header.decoder.hex(),
             "quality": header.quality,
             "nbytes": header.nbytes,
             "bpp": 8 * header.nbytes / (header.slices * header.height * header.width),
@@ -260,7 +260,7 @@ class Attributes:
         return tiles
 
 
-def _block(header: payload_header.Header, cells: Any, config: CodecConfig) -> payload_labels.LabelBlock:
+def _block(header: payload_header.Header, cells: Any, config: CodecParams) -> payload_labels.LabelBlock:
     """Make the scores of label cells what labels in headers are."""
     tile = config.label_tile or payload_labels.default_tile(header.height, header.width)
     section = payload_labels.encode_labels(payload_labels.tile_scores(cells, tile), tile)

@@ -58,7 +58,7 @@ def decode_features(array: zarr.Array) -> "dask.array.Array":
         raise ConfigurationError("chunks part the channels of the array: there are features for each of the parts")
     bands = geometry.chunks[config.axes.index("c")] if "c" in config.axes else 1
     images = image_count(bands, grouping_of(bands, config.bands))
-    latents = images * int(find_model(config.decoder).architecture["latents"])
+    latents = images * int(find_model(config.identity()[0]).architecture["latents"])
     slices = [axis for axis in config.axes if axis not in "yxc"]
     sizes = {axis: geometry.chunks[config.axes.index(axis)] for axis in (*slices, "y", "x")}
     rows, columns = (-(-sizes[axis] // LATENT_STRIDE) for axis in "yx")

@@ -151,7 +151,7 @@ def write_index(
         geometry.tile,
     ):
         old = None
-    vocabulary = of_head(array, config.decoder, config.head or "") if old is None else old.vocabulary
+    vocabulary = of_head(array, *config.identity()) if old is None else old.vocabulary
     filler = _FromHeaders(attributes, geometry, vocabulary, old)
     fill_index(array, place, geometry, vocabulary, filler, progress)
     if filler.foreign:
@@ -173,7 +173,7 @@ def fill_index(
     """Write an index unit by unit; `fill` sets the entries of the chunks given."""
     check_order(array)
     config = stored.codec_of(array)
-    writer = Writer(place, geometry, vocabulary, {"name": places.array_name(array), "decoder": config.decoder})
+    writer = Writer(place, geometry, vocabulary, {"name": places.array_name(array), "decoder": config.identity()[0]})
     done, total = 0, prod(geometry.grid)
     for start, stop in writer.layout.units(geometry.grid):
         entries = Entries(geometry, len(vocabulary.names), start, stop)

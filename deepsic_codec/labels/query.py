@@ -68,7 +68,9 @@ class Labels:
     def __init__(self, array: zarr.Array, index: LabelIndex, counter: Counter | None = None) -> None:
         config = stored.codec_of(array)
         # The tile comes from the index: it was made from what the chunks say, which is what the codec was told.
-        index.check(places.array_name(array), config.decoder, Geometry.of(array, config.axes, index.geometry.tile))
+        index.check(
+            places.array_name(array), config.identity()[0], Geometry.of(array, config.axes, index.geometry.tile)
+        )
         self.array, self.index = array, index
         self.vocabulary = index.vocabulary
         self.geometry = index.geometry

@@ -72,9 +72,10 @@ def relabel(
     array = places.open_array(source, name, mode="r" if index is not None else "r+", options=storage_options)
     reader = Reader(array)
     info = _find(model, array, reader.config)
-    if info.decoder != reader.config.decoder:
+    decoder, _ = reader.config.identity()
+    if info.decoder != decoder:
         raise ModelMismatch(
-            f"model {info.name!r} has decoder {info.decoder[:16]}, the array {reader.config.decoder[:16]}: a head "
+            f"model {info.name!r} has decoder {info.decoder[:16]}, the array {decoder[:16]}: a head "
             "labels only the features that it was trained on"
         )
     place = place_for(array, index, storage_options)
@@ -91,7 +92,8 @@ def _find(model: Any, array: Any, config: Any) -> "ModelInfo":
     from deepsic_codec.model.file import find_model
 
     if model is None:
-        return embed.use_embedded(array) or find_model(config.decoder, head=config.head)  # which says what is missing
+        decoder, head = config.identity()
+        return embed.use_embedded(array) or find_model(decoder, head=head)  # which says what is missing
     if isinstance(model, Path) or str(model).endswith(".safetensors"):
         from deepsic_codec.model.file import read_info
 

@@ -127,7 +127,7 @@ def of_model(info: Any) -> Vocabulary:
     return Vocabulary(tuple(given.classes), parents, info.head, dict(getattr(given, "descriptions", {})))
 
 
-def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
+def of_head(array: Any, decoder: str, head: str | None) -> Vocabulary:
     """Return the vocabulary of the head that labelled a chunk.
 
     It is that of the array's attributes, or, for a chunk that another model labelled or an array that this package
@@ -138,7 +138,7 @@ def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
     array : zarr.Array
         The array.
     decoder, head : str
-        Identities, or the first digits of them, hexadecimal.
+        SHA-256 identities, or their first hexadecimal digits; a head of None is any head.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def of_head(array: Any, decoder: str, head: str) -> Vocabulary:
 
     attribute = array.attrs.get(ATTRIBUTE)
     given: Any = attribute.get("vocabulary") if isinstance(attribute, Mapping) else None
-    ours = isinstance(given, Mapping) and str(given.get("head")).startswith(head)
+    ours = isinstance(given, Mapping) and str(given.get("head")).startswith(head or "")
     if ours and isinstance(given.get("classes"), list):
         return Vocabulary.from_json(given)
     try:

@@ -1,6 +1,6 @@
 """What the refiner counts as distortion: sums of squares of weighted errors.
 
-Either squared errors of pixels (``"psnr"``), or (``"ms-ssim"``) squared errors at five scales,
+Either squared errors of pixels (``"mse"``), or (``"ms-ssim"``) squared errors at five scales,
 each weighted by how little the image itself varies there, which is what MS-SSIM sees of an
 error that is small (Wang, Simoncelli and Bovik 2003; its contrast term falls by s / (2 v + C)
 for an error of variance s in a window of variance v).  Any such sum can be told apart by
@@ -35,7 +35,7 @@ class Distortion:
     images : Tensor
         Grey levels float32 (N,H,W,3).
     tune : str
-        ``"psnr"`` or ``"ms-ssim"``.
+        ``"mse"`` or ``"ms-ssim"``.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Distortion:
         self._roots: list[Tensor] = []
         n, height, width, _ = images.shape
         self.local = images.new_ones(n, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE), 1)
-        if tune == "psnr":
+        if tune == "mse":
             return
         weights, x = [], images.permute(0, 3, 1, 2)
         for scale, share in enumerate(SCALE_WEIGHTS):

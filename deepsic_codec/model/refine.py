@@ -69,7 +69,7 @@ TRADE_QUALITIES, TRADE = (20.0, 50.0), (0.9, 1.25)
 CROWD = 1.2
 #: What a symbol's error adds to that of the pixels, against an orthonormal transform, and how many latents' worth of
 #: measuring that guess counts as: few where fine errors weigh less than coarse ones.
-USUAL, USUAL_COUNT = 0.8, {"psnr": 32, "ms-ssim": 2}
+USUAL, USUAL_COUNT = 0.8, {"mse": 32, "ms-ssim": 2}
 #: Edge of the windows that are differentiated at once, and what they see around it, in latents; gradients take some
 #: hundred bytes a pixel.
 WINDOW, HALO = 48, 6
@@ -112,7 +112,7 @@ class Refiner:
         self.device, self.bf16 = device, bf16
 
     def refine(
-        self, images: Tensor, symbols: Tensor, steps: Tensor, quality: Tensor, schedule: Schedule, tune: str = "psnr"
+        self, images: Tensor, symbols: Tensor, steps: Tensor, quality: Tensor, schedule: Schedule, tune: str = "mse"
     ) -> Tensor:
         """Improve the symbols of a batch of images.
 
@@ -129,7 +129,7 @@ class Refiner:
         schedule : Schedule
             How long to take.
         tune : str
-            What is to be small: ``"psnr"``, squared errors, or ``"ms-ssim"``, what MS-SSIM sees of them.
+            What is to be small: ``"mse"``, squared errors, or ``"ms-ssim"``, what MS-SSIM sees of them.
 
         Returns
         -------

@@ -48,7 +48,7 @@ from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 #: The encoder's effort where nothing is said.
 DEFAULT_EFFORT = 1
 #: What it is for.
-DEFAULT_TUNE = "psnr"
+DEFAULT_TUNE = "mse"
 
 #: Pixels whose activations a CPU's caches hold (tried: 2^17 to 2^21).
 CACHED_PIXELS = 1 << 18
@@ -172,7 +172,7 @@ class Runtime:
             One per chunk, 1 by default: 0 for the nearest symbols, 1 for rate-distortion optimised quantisation,
             more for refinement (refine.SCHEDULES).
         tunes : sequence of str, optional
-            What refinement is for: "psnr", the default, or "ms-ssim" (distortion.py); one per chunk.
+            What refinement is for: "mse", the default, or "ms-ssim" (distortion.py); one per chunk.
         then : callable, optional
             Called with the number of each chunk and what it was encoded to, from any thread, while others are at work.
 

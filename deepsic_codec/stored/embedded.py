@@ -66,7 +66,8 @@ def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
 
     if info is None:
         config = codec_of(array)
-        info = file.find_model(config.decoder, head=config.head, preferred=config.model)
+        decoder, head = config.identity()
+        info = file.find_model(decoder, head=head, preferred=config.model)
     place = _beside(array, info.decoder, info.head)
     if place is None:
         raise ConfigurationError(NO_PLACE)
@@ -142,16 +143,16 @@ def use_embedded(array: zarr.Array) -> ModelInfo | None:
     from deepsic_codec.model import file
     from deepsic_codec.stored.layout import codec_of
 
-    config = codec_of(array)
+    decoder, head = codec_of(array).identity()
     try:
-        return file.find_model(config.decoder, head=config.head)
+        return file.find_model(decoder, head=head)
     except ModelNotFound:
         pass
-    place = None if config.head is None else _beside(array, config.decoder, config.head)
+    place = None if head is None else _beside(array, decoder, head)
     stored = None if place is None else _existing(place, array.metadata.zarr_format)
-    if config.head is None or stored is None:
+    if head is None or stored is None:
         return None
-    return _keep(_read(stored, file.MAX_FILE), config.decoder, config.head, str(place))
+    return _keep(_read(stored, file.MAX_FILE), decoder, head, str(place))
 
 
 def _beside(array: Any, decoder: str, head: str) -> StorePath | None:

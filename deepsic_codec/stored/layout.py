@@ -14,7 +14,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from deepsic_codec._compat import default_buffer_prototype, read_part, setting
 from deepsic_codec.axes import grid_shape
-from deepsic_codec.codec.params import CodecConfig
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
@@ -33,8 +33,11 @@ class Location:
     length: int | None = None
 
 
-def codec_of(array: Any) -> CodecConfig:
-    """Return the DeepSIC codec of an array; raises UnsupportedPayload if its chunks are not payloads of DeepSIC."""
+def codec_of(array: Any) -> CodecParams:
+    """Return the DeepSIC codec of an array, its model resolved.
+
+    Raises UnsupportedPayload if the chunks of the array are not payloads of DeepSIC.
+    """
     if array.metadata.zarr_format == 2:
         filters = array.metadata.filters or ()
         chain = [codec for codec in (*filters, array.metadata.compressor) if codec is not None]
@@ -51,7 +54,7 @@ def codec_of(array: Any) -> CodecConfig:
             f"array {array.path!r} is stored with {names}: what follows DeepSIC hides its headers and saves nothing; "
             "rewrite the array through deepsic_codec.create_array, or with compressors=None"
         )
-    return found
+    return found.resolved()
 
 
 def check_index(array: Any, index: tuple[int, ...]) -> None:

@@ -83,9 +83,9 @@ def test_our_chunks_make_the_image(stub):
     np.testing.assert_array_equal(ours.decode(payloads, values.shape, 50), values)
 
 
-def test_our_hints_are_the_encoders(image):
+def test_options_reach_the_encoder(image):
     part = image[:96, :96]
-    sizes = [len(compare.Ours(hints=hints).encode(part, 40)[0]) for hints in (None, {"effort": 0})]
+    sizes = [len(compare.Ours(**options).encode(part, 40)[0]) for options in ({}, {"effort": 0})]
     assert sizes[0] < sizes[1]
 
 

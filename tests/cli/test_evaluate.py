@@ -83,10 +83,10 @@ def test_effort_and_tune_are_the_codecs(tmp_path, capsys):
     command = ["evaluate", str(tmp_path), "--qualities", "40", "--json"]
     assert main([*command, "--effort", "2", "--tune", "ms-ssim"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["means"]
-    codec = DeepSIC(quality=40, encode={"effort": 2, "tune": "ms-ssim"})
+    codec = DeepSIC(quality=40, effort=2, tune="ms-ssim")
     assert found["nbytes"] == len(codec.encode(image)) < len(DeepSIC(quality=40).encode(image))
     assert main([*command, "--tune", "ms-ssim"]) == 2
-    assert "give an effort of 2 to 4" in capsys.readouterr().err
+    assert "needs an effort of 2 to 4" in capsys.readouterr().err
 
 
 def test_a_file_for_json_is_refused(tiles):

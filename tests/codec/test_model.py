@@ -34,7 +34,7 @@ def test_roundtrip(axes, shape, order):
 
 def test_codec():
     for codec in (DeepSIC(), DeepSIC(quality=12.5, semantics="post")):
-        check_config(codec)
+        check_config(codec.resolved())
         check_repr(codec)
 
 

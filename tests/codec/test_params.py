@@ -1,14 +1,16 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsic_codec import DeepSIC, DeepSICCodec
+from deepsic_codec import DeepSIC, DeepSICCodec, create_array
 from deepsic_codec.errors import ConfigurationError, ModelNotFound
 from tests import stub_runtime
-from tests.common import check_config, check_rejects, check_repr
+from tests.common import check_config, check_lazy, check_rejects, check_repr
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -18,7 +20,8 @@ CONFIGURATIONS = [
     {"quality": 33.337},
     {"axes": "tcyx", "semantics": "post"},
     {"axes": "yx", "semantics": "none", "label_tile": (64, 256)},
-    {"model": "other", "encode": {"effort": 2, "note": ["ü", None, 0.5]}},
+    {"model": "other", "effort": 2, "tune": "ms-ssim"},
+    {"effort": 0},
     {"nodata": 0},
     {"nodata": -9999.5, "value_range": (0.25, 1)},
     {"nodata": float("nan"), "value_range": [(0, 1), (-3, 4)]},
@@ -36,11 +39,11 @@ def test_every_configuration(configuration):
     for kind in (DeepSIC, DeepSICCodec):
         codec = kind(**configuration)
         check_repr(codec)
-        assert codec == kind(**configuration) and codec.convert(DeepSIC).to_zarr3().to_numcodecs() == DeepSIC(
-            **configuration
-        )
-    check_config(DeepSIC(**configuration))
-    codec = DeepSICCodec(**configuration)
+        assert codec == kind(**configuration) and hash(codec) == hash(kind(**configuration))
+        assert codec.convert(DeepSIC).to_zarr3().to_numcodecs() == DeepSIC(**configuration)
+        assert kind.from_json(codec.to_json()) == codec.resolved() == codec.resolved().resolved()
+    check_config(DeepSIC(**configuration).resolved())
+    codec = DeepSICCodec(**configuration).resolved()
     assert DeepSICCodec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
     assert codec.to_dict()["configuration"] == {k: v for k, v in codec.to_numcodecs().get_config().items() if k != "id"}
 
@@ -56,15 +59,14 @@ def test_metadata_is_as_specified():
         "axes": "yxc",
         "semantics": "pre",
         "label_tile": [128, 64],
-        "nodata": None,
-        "encode": {},
+        "effort": 1,
+        "tune": "mse",
     }
 
 
 def test_repr_is_short():
     assert repr(DeepSIC()) == "DeepSIC(model='base', quality=50, axes='yxc', semantics='pre')"
-    assert "decoder" in repr(DeepSIC(decoder="77" * 32))
-    assert "decoder" in repr(DeepSIC(model="elsewhere", decoder="ab" * 32))
+    assert "decoder" in repr(DeepSIC(decoder="77" * 32)) and "head" in repr(DeepSIC().resolved())
 
 
 @given(st.floats(1, 100))
@@ -89,11 +91,9 @@ def test_configurations_differ():
 
 
 def test_configuration_is_fixed():
-    hints = {"notes": [1]}
-    codec = DeepSIC(encode=hints)
-    hints["notes"].append(2)
-    codec.get_config()["encode"]["notes"].append(3)
-    assert codec.hints == {"notes": [1]}
+    codec = DeepSIC.from_json(DeepSIC().to_json() | {"effort": {"notes": [1]}})
+    codec.get_config()["effort"]["notes"].append(2)
+    assert codec.get_config()["effort"] == {"notes": [1]}
     with pytest.raises(AttributeError):
         codec.quality = 3
 
@@ -138,35 +138,54 @@ BAD = {
     "max_error": [-1, float("nan"), float("inf"), "0", True, [1]],
     "psnr": [0, -3, float("nan"), float("inf"), "40", True],
     "bpp": [0, -3, float("nan"), float("inf"), "1", True],
-    "encode": [
-        {"effort": 5},
-        {"effort": True},
-        {"tune": "ssim"},
-        {"tune": None, "effort": 2},
-        {"tune": "ms-ssim"},
-        {"tune": "ms-ssim", "effort": 1},
-        3,
-        "x",
-        [1],
-        {"f": float("nan")},
-        {"f": {1}},
-        {"f": object()},
-    ],
+    "effort": [-1, 5, 1.0, True, None, "2", [1], {"effort": 2}, float("nan")],
+    "tune": ["ssim", "psnr", "", None, ["mse"], 1, "ms-ssim"],  # the last needs more than the default effort
     "decoder": ["", "ab" * 31, "AB" * 32, "zz" * 32, 5, "ab" * 33],
 }
 
 
-LATER = [{"effort": 9}, {"effort": 2, "tune": "later"}, {"effort": "most"}, {"tune": ["a"]}]
+#: Encoder parameters as a later version may store them, and what this version encodes with then.
+LATER = [
+    ({"effort": 9}, 1, "mse"),
+    ({"effort": 9, "tune": "ms-ssim"}, 1, "mse"),
+    ({"effort": 2, "tune": "later"}, 2, "mse"),
+    ({"effort": "max"}, 1, "mse"),
+    ({"effort": None, "tune": None}, 1, "mse"),
+    ({"effort": {"seconds": [1]}, "tune": ["a"]}, 1, "mse"),
+    ({"tune": "ms-ssim"}, 1, "mse"),
+]
 
 
-@pytest.mark.parametrize("hints", LATER, ids=str)
-def test_hints_of_later_versions_keep_nobody_from_reading(hints):
-    metadata = DeepSICCodec().to_json() | {"encode": hints}
-    for kind in (DeepSIC, DeepSICCodec):
-        found = kind.from_json(metadata)
-        assert found.to_json() == metadata and found.effort == (2 if hints.get("effort") == 2 else 1)
-        assert found.tune == "psnr"
-        check_rejects(ConfigurationError, "encode", kind, encode=hints)
+@pytest.mark.parametrize("stored,effort,tune", LATER, ids=str)
+@pytest.mark.parametrize("kind", [DeepSIC, DeepSICCodec])
+def test_stored_encoder_parameters_never_keep_an_array_closed(kind, stored, effort, tune):
+    metadata = kind().to_json() | stored
+    codec = kind.from_json(metadata)
+    assert codec.to_json() == metadata and (codec.effort, codec.tune) == (effort, tune)
+    assert kind.from_json(json.loads(json.dumps(codec.to_json()))) == codec and hash(codec)
+    assert codec.to_zarr3().to_json() == metadata if kind is DeepSIC else codec.to_numcodecs().to_json() == metadata
+    assert pickle.loads(pickle.dumps(codec)) == codec != kind().resolved()
+    words = "tune" if effort == 2 or set(stored) == {"tune"} else "effort"
+    check_rejects(ConfigurationError, words, kind, **stored)
+    check_rejects(ConfigurationError, words, kind.from_json, stored)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_arrays_with_encoder_parameters_of_later_versions_can_be_used(tmp_path, zarr_format):
+    data = np.zeros((64, 64, 3), "u1")
+    create_array(tmp_path / "a.zarr", data=data, zarr_format=zarr_format)
+    file = tmp_path / "a.zarr" / ("zarr.json" if zarr_format == 3 else ".zarray")
+    text = file.read_text()
+    assert '"effort": 1' in text and '"tune": "mse"' in text
+    file.write_text(text.replace('"effort": 1', '"effort": {"later": true}').replace('"tune": "mse"', '"tune": 7'))
+    array = zarr.open_array(tmp_path / "a.zarr", mode="r+")
+    array[...] = data + 1
+    assert (array[...] == data + 1).all()
+    array.attrs["changed"] = True
+    array.resize((128, 64, 3))
+    later = json.loads(file.read_text())
+    later = later["codecs"][0]["configuration"] if zarr_format == 3 else later["compressor"]
+    assert later["effort"] == {"later": True} and later["tune"] == 7
 
 
 @pytest.mark.parametrize("name,value", [(name, value) for name, values in BAD.items() for value in values], ids=str)
@@ -177,7 +196,7 @@ def test_bad_value_is_named(name, value):
 
 
 def test_bad_head_is_named():
-    check_rejects(ConfigurationError, "head", DeepSIC, decoder="ab" * 32, head="no")
+    check_rejects(ConfigurationError, "head", DeepSIC, head="no")
 
 
 @pytest.mark.parametrize(
@@ -186,9 +205,9 @@ def test_bad_head_is_named():
         ({"qualty": 3}, "unknown parameter qualty|known are model"),
         ({"device": "cuda", "batch": 3}, "unknown parameter batch, device"),
         ({1: 2}, "unknown parameter 1"),
-        ({"hints": {}}, "unknown parameter hints"),
+        ({"encode": {}}, "unknown parameter encode"),
         ({"format": 2}, "format|2|upgrade"),
-        ({"format": 0}, "format|development"),
+        ({"format": 0}, "format|version number"),
         ({"format": "0"}, "format|version number"),
         ({"format": -1}, "format|version number"),
         ({"format": None}, "format|version number"),
@@ -217,14 +236,49 @@ def test_metadata_may_be_short():
     assert DeepSIC.from_config({"quality": 30}) == DeepSIC(quality=30)
 
 
-def test_unknown_hints_are_kept():
-    assert DeepSIC.from_config({"encode": {"from the future": 1}}).hints == {"from the future": 1}
-
-
 def test_missing_model():
-    check_rejects(ModelNotFound, "elsewhere", DeepSIC, model="elsewhere")
+    codec = DeepSIC(model="elsewhere")
+    for use in (codec.get_config, codec.resolved, codec.to_zarr3().to_dict):
+        check_rejects(ModelNotFound, "elsewhere", use)
+    check_rejects(ModelNotFound, "elsewhere", codec.encode, np.zeros((2, 2, 3), "u1"))
     codec = DeepSIC.from_config({"model": "elsewhere", "decoder": "77" * 32})  # its metadata can be read
     check_rejects(ModelNotFound, "7777", codec.encode, np.zeros((2, 2, 3), "u1"))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_array_keeps_the_model_that_it_was_created_with(tmp_path, monkeypatch, zarr_format):
+    options = {"compressors": DeepSIC()} if zarr_format == 2 else {"serializer": DeepSICCodec(), "compressors": None}
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(64, 64, 3), dtype="u1", chunks=(32, 32, 3), zarr_format=zarr_format, **options
+    )
+    file = tmp_path / "a.zarr" / ("zarr.json" if zarr_format == 3 else ".zarray")
+    assert "ab" * 32 in file.read_text() and "cd" * 32 in file.read_text()
+    array = zarr.open_array(tmp_path / "a.zarr", mode="r+")
+    monkeypatch.setattr(stub_runtime, "MODELS", (stub_runtime.ModelInfo("base", "ef" * 32, "cd" * 32),))
+    array.resize((96, 64, 3))
+    assert "ab" * 32 in file.read_text() and "ef" * 32 not in file.read_text()
+
+
+def test_making_and_showing_a_codec_reads_no_file():
+    check_lazy(
+        """
+        import pickle
+        from deepsic_codec import DeepSIC, DeepSICCodec, create_array
+
+        def refuse(event, arguments):
+            assert event not in ("open", "os.listdir", "os.scandir"), (event, arguments)
+
+        import sys
+        sys.addaudithook(refuse)
+        for kind in (DeepSIC, DeepSICCodec):
+            codec = kind(model="anything", quality=30, effort=3)
+            shown = "(model='anything', quality=30, axes='yxc', semantics='pre', effort=3)"
+            assert repr(codec) == kind.__name__ + shown
+            assert codec == kind(model="anything", quality=30, effort=3) != kind() and hash(codec)
+            assert pickle.loads(pickle.dumps(codec)) == codec and codec.convert(DeepSIC).to_zarr3()
+        """,
+        unwanted=("torch", "deepsic_codec.model.file", "deepsic_codec.model.zoo", "deepsic_codec.model.runtime"),
+    )
 
 
 def test_metadata_needs_no_model_file(monkeypatch):

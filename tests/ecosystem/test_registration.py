@@ -26,7 +26,8 @@ CONFIGURATIONS = [
     {"semantics": "none"},
     {"label_tile": 64},
     {"label_tile": (128, 64)},
-    {"encode": {"effort": 2, "later": [1, None]}},
+    {"effort": 0},
+    {"effort": 2, "tune": "ms-ssim"},
     {"model": "other"},
 ]
 LATER = [
@@ -61,7 +62,15 @@ def test_every_key_is_described():
     rows = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| `")]
     assert {name for line in rows for name in line.split("|")[1].replace("`", "").replace(",", " ").split()} >= known
     made = set(DeepSICCodec().to_json())
-    assert made <= known and known - made <= {"psnr", "bpp", "max_error", "value_range", "bands"}
+    assert made <= known and known - made <= {
+        "psnr",
+        "bpp",
+        "max_error",
+        "value_range",
+        "bands",
+        "nodata",
+        "label_tile",
+    }
 
 
 @pytest.mark.parametrize(
@@ -98,7 +107,6 @@ WRONG = [
     {"label_tile": [32, 64]},
     {"decoder": "ab"},
     {"head": "AB" * 32},
-    {"encode": [1]},
     {"psnr": -1, "quality": None},
     {"max_error": -1},
     {"value_range": [1]},

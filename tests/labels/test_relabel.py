@@ -108,7 +108,7 @@ def test_real_features(tmp_path):
     info = __import__("deepsic_codec.model.file").model.file.find_model()
     assert features.shape == (info.architecture["latents"], 8, 24) and features.dtype == np.int16
     payload = both["post"].metadata.codecs[0]
-    symbols = DeepSIC(**{**payload.parameters(), "encode": None}).encode(image[:, 128:256])
+    symbols = payload.convert(DeepSIC).encode(image[:, 128:256])
     expected = DeepSIC().decode_features(symbols)[0]
     np.testing.assert_array_equal(features.compute(scheduler="sync")[:, :, 8:16], expected)
 

@@ -285,7 +285,7 @@ def test_name_decides_which_analysis_encodes(whole, encoders, monkeypatch, order
     tile = eurosat_mosaic()[:64, :64]
     payloads = []
     for info in models:
-        codec = DeepSIC(model=info.name, quality=60)
+        codec = DeepSIC(model=info.name, quality=60).resolved()
         assert (codec.decoder, codec.head) == (models[0].decoder, models[0].head)
         payloads.append(codec.encode(tile))
         assert Runtime(info).encode([tile[None]], [60.0])[0].features in payloads[-1]
