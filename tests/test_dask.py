@@ -131,6 +131,18 @@ def test_data_array(stub):
     check_rejects(UnsupportedArray, "Dataset|variables", bulk.store, source.to_dataset(name="a"), store, name="b")
 
 
+def test_attributes_that_are_passed_win_over_those_of_a_data_array(stub):
+    xr = pytest.importorskip("xarray")
+    source = xr.DataArray(image(), dims=("y", "x", "c"), attrs={"crs": "EPSG:4326", "sensor": "A"})
+    before = dict(source.attrs)
+    passed = {"crs": "EPSG:32632", "year": 2020}
+    array = bulk.store(source, MemoryStore(), name="image", chunks=CHUNKS, attributes=passed).array
+    assert [array.attrs[key] for key in ("crs", "sensor", "year")] == ["EPSG:32632", "A", 2020]
+    assert source.attrs == before and passed == {"crs": "EPSG:32632", "year": 2020}
+    named = bulk.store(source, MemoryStore(), name="image", chunks=CHUNKS, dimension_names=("lat", "lon", "band")).array
+    assert named.metadata.dimension_names == ("lat", "lon", "band")
+
+
 def test_numpy_and_zarr_sources(stub):
     store = MemoryStore()
     first = bulk.store(image(), store, name="a", chunks=CHUNKS).array

@@ -215,6 +215,38 @@ def test_interrupted_leader_leaves_the_others_their_turn(interrupt):
     assert batcher._queue == [] and batcher._callers == 0 and not batcher._busy
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
+@pytest.mark.parametrize("place", ["limit", "gathering"])
+def test_a_leader_that_never_got_to_its_batch_leaves_the_lead(monkeypatch, place, error):
+    """Interrupted while it waits for others, or by the limit: the next caller leads, and does not wait for ever."""
+    failing = threading.Event()
+
+    def fail(*args, **kwargs):
+        if failing.is_set():
+            raise error
+        return 100
+
+    batcher = Batcher(lambda jobs: [job.value for job in jobs], fail if place == "limit" else lambda: 100)
+    assert batcher.submit([Job(1)]) == [1]
+    failing.set()
+    if place == "gathering":
+        monkeypatch.setattr(batcher._arrived, "wait_for", fail)
+        batcher._expected, batcher._ended, batcher._took = 2, time.monotonic() + 60, 60
+    with pytest.raises(error):
+        batcher.submit([Job(2)])
+    failing.clear()
+    assert not batcher._busy and batcher._queue == [] and batcher._callers == 0
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(batcher.submit, [Job(3), Job(4)]).result(10) == [3, 4]
+
+
+def test_used_again_after_every_job_failed():
+    doubler = Doubler()
+    for _ in range(3):
+        assert shown(doubler.submit(-1, -2)) == ["negative -1", "negative -2"]
+        assert doubler.submit(1, 2) == [2, 4]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_fork_while_a_batch_runs():
     started, forked = threading.Event(), threading.Event()

@@ -1,10 +1,12 @@
 import importlib.util
+import json
 
 import numpy as np
 import pytest
 import zarr
 from PIL import Image
 
+from deepsic_codec import open_labels
 from deepsic_codec.cli import main as cli
 from deepsic_codec.errors import ConfigurationError, SourceError, UnsupportedArray
 from deepsic_codec.io import images as sources
@@ -304,3 +306,72 @@ def test_zarr_arrays_that_are_no_images(tmp_path):
     check_rejects(SourceError, "without arrays", opened, tmp_path / "in.zarr")
     group.create_array("b", shape=(70, 90), dtype="f8")
     check_rejects(UnsupportedArray, "float64", opened, tmp_path / "in.zarr" / "b")
+
+
+def scene(dtype, nodata):
+    """Samples of two bands with a part that has no data, in 3 chunks of 64 x 64 and a narrow one."""
+    values = (photograph(64, 200, 2).astype("f8") * (1 if dtype == "uint8" else 20) + 3).clip(3, 30000).astype(dtype)
+    if nodata is not None:
+        values[10:50, 20:120] = nodata
+    return values
+
+
+@pytest.mark.parametrize(
+    "dtype, nodata", [("uint8", None), ("uint8", 0), ("uint16", 0), ("int16", -9), ("float32", np.nan), ("float32", -1)]
+)
+def test_reported_figures_are_those_of_the_archive(tmp_path, capsys, stub, dtype, nodata):
+    """Bytes, chunks, labels, and the PSNR as computed by hand: samples without data have no say in it."""
+    stub.lossy = True
+    values = scene(dtype, nodata)
+    group = zarr.open_group(tmp_path / "in.zarr", mode="w")
+    group.create_array("scene", data=values, dimension_names=["y", "x", "band"])
+    options = ["--chunk", 64, "--quality", 20] + ([] if nodata is None else ["--nodata", nodata])
+    assert ingest(tmp_path / "in.zarr" / "scene", tmp_path / "out.zarr", *options, "--json") == 0
+    (figures,) = json.loads(capsys.readouterr().out)["arrays"]
+    array = zarr.open_array(tmp_path / "out.zarr", path="scene", mode="r")
+    payloads = [path.stat().st_size for path in (tmp_path / "out.zarr" / "scene" / "c").rglob("*") if path.is_file()]
+    assert (figures["raw"], figures["stored"]) == (values.nbytes, sum(payloads))
+    assert (figures["written"], figures["skipped"], figures["empty"]) == (4, 0, 0) and len(payloads) == 4
+    assert figures["shape"] == [64, 200, 2] and figures["name"] == "scene" and figures["seconds"] > 0
+
+    data = np.ones(values.shape, bool) if nodata is None else ~(np.isnan(values) | (values == nodata))
+    error = np.square(values[data].astype("f8") - array[:][data].astype("f8")).mean()
+    peak = 255 if dtype == "uint8" else float(values[data].max()) - float(values[data].min())
+    assert error > 0 and figures["psnr"] == pytest.approx(10 * np.log10(peak**2 / error), abs=1e-3)
+
+    classes = open_labels(array).summary()["classes"]
+    assert figures["labels"] == {name: classes[name] for name in figures["labels"]} and figures["labels"]
+    assert set(figures["labels"].values()) == {classes[name] for name in ("Dark", "Dim", "Bright") if classes[name]}
+
+
+def test_a_source_without_data_has_no_psnr(tmp_path, capsys):
+    group = zarr.open_group(tmp_path / "in.zarr", mode="w")
+    group.create_array("scene", data=np.full((70, 90), 7, "u1"), dimension_names=["y", "x"])
+    assert ingest(tmp_path / "in.zarr", tmp_path / "out.zarr", "--nodata", 7, "--json") == 0
+    (figures,) = json.loads(capsys.readouterr().out)["arrays"]
+    assert figures["psnr"] is None and figures["stored"] == figures["written"] == 0 and figures["empty"] == 1
+
+
+def test_a_resumed_run_reports_the_whole_array(folder, tmp_path, capsys):
+    """Bytes and labels of all chunks, also of those that an earlier run wrote."""
+    target = tmp_path / "out.zarr"
+    for options in ([], ["--resume"]):
+        assert ingest(folder / "a.png", target, "--chunk", 64, "--json", *options) == 0
+    first, second = (json.loads(line)["arrays"][0] for line in capsys.readouterr().out.splitlines())
+    assert (first["written"], first["skipped"], second["written"], second["skipped"]) == (4, 0, 0, 4)
+    assert all(first[name] == second[name] for name in ("raw", "stored", "labels", "psnr", "shape"))
+
+
+def test_the_table_adds_up(folder, tmp_path, capsys):
+    target = tmp_path / "out.zarr"
+    assert ingest(folder, target, "--chunk", 64) == 0
+    out = capsys.readouterr().out.splitlines()
+    total = {"raw": 0, "stored": 0}
+    for name, raw in {"a": 70 * 90 * 3, "b": 70 * 90 * 3, "sub/grey": 130 * 40}.items():
+        stored = sum(path.stat().st_size for path in (target / name / "c").rglob("*") if path.is_file())
+        (row,) = [line for line in out if name in line.split()]
+        assert all(text in row for text in (f"{raw:,}", f"{stored:,}", f"{raw / stored:.1f}")), row
+        total["raw"], total["stored"] = total["raw"] + raw, total["stored"] + stored
+    (row,) = [line for line in out if "all 3" in line]
+    texts = f"{total['raw']:,}", f"{total['stored']:,}", f"{total['raw'] / total['stored']:.1f}", " 11 "
+    assert all(text in row for text in texts), row

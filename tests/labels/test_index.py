@@ -1,3 +1,4 @@
+import bisect
 import json
 import warnings
 
@@ -254,6 +255,55 @@ def test_a_refresh_may_be_interrupted_anywhere():
             break
         writes += 1
     assert seen[0] == old and seen[-1] == new and seen == sorted(seen, key=lambda s: s == new)
+
+
+def test_a_second_refresh_may_be_interrupted_after_a_first_was():
+    """Readers of the first follow a pointer; the second writes elsewhere until it is complete."""
+    inner = MemoryStore()
+    array = archive(inner)
+    fill(array, seed=9, missing=0)
+    states = [answers(consolidate_labels(array))]
+    before = []
+    for scores in ((255, 255, 255, 255), (255, 0, 0, 0)):
+        put(array, (0, 0, 0), payload(array, np.full((1, 2, 2, 4), scores, "u1")))
+        before.append(dict(inner._store_dict))
+        states.append(answers(open_labels(array, scan=True)))
+    assert states[0] != states[1] != states[2]
+
+    def refresh(store, writes):
+        Failing.left = writes
+        try:
+            consolidate_labels(Failing(store), "img")
+        except OSError:
+            return False
+        finally:
+            Failing.left = 10**9
+        return True
+
+    def interrupted(writes):
+        store = MemoryStore(dict(before[0]))
+        refresh(store, writes)
+        return store
+
+    def points_elsewhere(writes):
+        group = zarr.open_group(interrupted(writes), path="img_labels", mode="r")
+        return bool(group.attrs["deepsic_labels"].get("current"))
+
+    Failing.left = 10**9
+    consolidate_labels(Failing(MemoryStore(dict(before[0]))), "img")
+    count = 10**9 - Failing.left
+    begin = bisect.bisect_left(range(count - 20), True, key=points_elsewhere)
+    chunk = {key: value for key, value in before[1].items() if key.startswith("img/")}
+    assert 20 < begin < count - 20
+    for first in (begin, (begin + count) // 2, count - 1):
+        store = interrupted(first)
+        seen = []
+        for writes in (0, 1, 2, 5, 20, 40, 60, 10**8):
+            copy = MemoryStore({**store._store_dict, **chunk})
+            finished = refresh(copy, writes)
+            seen.append(states.index(answers(open_labels(copy, "img"))))
+        assert seen == sorted(seen) and seen[0] == seen[3] == 1 and seen[-1] == 2
+        assert finished and not [key for key in copy._store_dict if "_next" in key]
 
 
 def test_damaged_index():

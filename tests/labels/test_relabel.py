@@ -4,6 +4,7 @@ import zarr
 
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, decode_features, open_labels, relabel
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
+from deepsic_codec.labels import index as label_index
 from deepsic_codec.model.file import load_arrays, save_model
 from deepsic_codec.samples import eurosat_mosaic
 from tests import stub_runtime
@@ -53,6 +54,35 @@ def test_consolidating_keeps_what_comes_from_features_while_it_is_true(stub):
     array.resize((64, 320, 3))
     assert consolidate_labels(array).summary()["features"] == 2
     assert consolidate_labels(array, keep=False).summary()["features"] == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((64, 192), (128, 192)), ((128, 192), (64, 192)), ((128, 192), (128, 256)), ((128, 256), (128, 192)),
+     ((128, 192), (100, 130)), ((100, 130), (128, 192)), ((128, 192), (60, 130))],
+)  # fmt: skip
+def test_labels_from_features_are_kept_only_where_a_chunk_has_the_tiles_that_it_had(stub, before, after):
+    """An array that is resized within a chunk of several tiles: what was labelled there says nothing of the rest."""
+    array = archive(semantics="post", shape=(*before, 3), chunks=(128, 128, 3))
+    array[:] = 240
+    old = relabel(array).map("Bright")
+    array.resize((*after, 3))
+    labels = consolidate_labels(array)
+    new = labels.map("Bright")
+
+    def tiles(shape, chunk):
+        return [-(-min(size - 128 * i, 128) // 64) for size, i in zip(shape, chunk, strict=True)]
+
+    for chunk in np.ndindex(labels.index.geometry.grid[:2]):
+        there = all(128 * i < size for size, i in zip(before, chunk, strict=True))
+        same = there and tiles(before, chunk) == tiles(after, chunk)
+        source = int(np.asarray(labels.index.source[(*chunk, 0)]))
+        assert source == (label_index.FEATURES if same else label_index.UNLABELLED), chunk
+        rows, columns = (slice(2 * i, 2 * i + 2) for i in chunk)
+        if same:
+            np.testing.assert_array_equal(new[rows, columns], old[rows, columns])
+        else:
+            assert not (np.nan_to_num(new[rows, columns]) > 0).any()
 
 
 def test_a_new_head_has_its_own_vocabulary(stub, monkeypatch):
