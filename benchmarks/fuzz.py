@@ -46,6 +46,7 @@ from google_crc32c import value as crc32c
 
 from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec.archive import chunk_attrs
+from deepsic_codec.axes import ceil_div
 from deepsic_codec.codec import core
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
 from deepsic_codec.model import file as model_file
@@ -56,7 +57,8 @@ from deepsic_codec.model.runtime import Runtime
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders.contexts import MAX_LOW_BITS, SCALES, CoderTables
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
-from deepsic_codec.payload.labels import decode_labels
+from deepsic_codec.payload.fields import PREFIX
+from deepsic_codec.payload.sections import LABELS
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
 from deepsic_codec.training.loss import make_networks
@@ -183,11 +185,11 @@ def mutate(rng: np.random.Generator, data: bytes, others: Sequence[bytes] = (), 
 
 def with_header_checksum(payload: bytes) -> bytes:
     """Make the header's checksum right, if there is a header."""
-    if len(payload) < h.PREFIX:
+    if len(payload) < PREFIX:
         return payload
-    end = h.PREFIX + int.from_bytes(payload[6:8], "little")
-    check = crc32c(payload[:8] + payload[h.PREFIX : end])
-    return payload[:8] + struct.pack("<I", check) + payload[h.PREFIX :]
+    end = PREFIX + int.from_bytes(payload[6:8], "little")
+    check = crc32c(payload[:8] + payload[PREFIX:end])
+    return payload[:8] + struct.pack("<I", check) + payload[PREFIX:]
 
 
 def with_body(payload: bytes, body: bytes, rest: bytes) -> bytes:
@@ -198,7 +200,7 @@ def with_body(payload: bytes, body: bytes, rest: bytes) -> bytes:
 def with_sections(payload: bytes, header: Any, sections: Sequence[tuple[int, bytes]]) -> bytes:
     """Put other sections into a payload, all checksums right."""
     table = 1 + sum(5 + len(write_varint(s.length)) for s in header.sections)
-    body = payload[h.PREFIX : header.size - table] + bytes((len(sections) & 255,))
+    body = payload[PREFIX : header.size - table] + bytes((len(sections) & 255,))
     for kind, data in sections:
         body += bytes((kind,)) + write_varint(len(data)) + struct.pack("<I", crc32c(data))
     return with_body(payload, body, b"".join(data for _, data in sections))
@@ -271,10 +273,10 @@ class HeaderStage(Stage):
     def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
         number = int(rng.integers(len(self.seeds)))
         seed = self.seeds[number]
-        body = mutate(rng, seed.payload[h.PREFIX : seed.header.size], self.payloads, most=4)
+        body = mutate(rng, seed.payload[PREFIX : seed.header.size], self.payloads, most=4)
         payload = with_body(seed.payload, body, seed.payload[seed.header.size :])
         if rng.random() < 0.05:  # the prefix itself
-            payload = with_header_checksum(mutate(rng, payload[: h.PREFIX], most=2) + payload[h.PREFIX :])
+            payload = with_header_checksum(mutate(rng, payload[:PREFIX], most=2) + payload[PREFIX:])
         return bytes((number,)) + payload
 
     def run(self, case: bytes) -> str:  # noqa: D102
@@ -282,10 +284,7 @@ class HeaderStage(Stage):
         start = payload[:256]
         if h.header_size(start) > 256:
             raise Wrong("a header of more than 256 bytes")
-        header = h.read_header(start)
-        block = h.read_section(payload, header, h.LABELS)
-        if block is not None:
-            decode_labels(block, header)
+        h.read_section(payload, h.read_header(start), LABELS)
         job = core.decode_job(payload)
         # other sizes and qualities, or another byte order, on the same stream: seldom, as it takes long
         return decoded(job) if payload in self.payloads or crc32c(case) % 8 == 0 else "verified"
@@ -297,7 +296,7 @@ class Labels(Stage):
     share = 14
 
     def __init__(self, seeds: list[Seed], folder: Path) -> None:
-        super().__init__([s for s in seeds if any(x.kind == h.LABELS for x in s.header.sections)], folder)
+        super().__init__([s for s in seeds if s.header.entry(LABELS.kind)], folder)
         self.blocks = [sections_of(seed)[0][1] for seed in self.seeds]
 
     def sound(self) -> list[bytes]:  # noqa: D102
@@ -309,14 +308,15 @@ class Labels(Stage):
 
     def run(self, case: bytes) -> str:  # noqa: D102
         seed, block = self.split(case)
-        payload = with_sections(seed.payload, seed.header, [(h.LABELS, block), *sections_of(seed)[1:]])
-        header = h.check_payload(payload)
-        section = h.read_section(payload, header, h.LABELS)
-        found = decode_labels(section or b"", header)
-        rows, columns = -(-header.height // found.tile[0]), -(-header.width // found.tile[1])
-        if found.classes.shape[:3] != (header.slices, rows, columns) or found.scores.shape != found.classes.shape:
-            raise Wrong(f"labels {found.classes.shape} of {header.shape}")
-        found.dense(255)
+        payload = with_sections(seed.payload, seed.header, [(LABELS.kind, block), *sections_of(seed)[1:]])
+        unpacked = h.unpack(payload)
+        header, labels = unpacked.header, unpacked.read(LABELS)
+        if labels is None:
+            raise Wrong("the labels section is lost")
+        rows, columns = ceil_div(header.height, labels.tile[0]), ceil_div(header.width, labels.tile[1])
+        if labels.classes.shape[:3] != (header.slices, rows, columns) or labels.scores.shape != labels.classes.shape:
+            raise Wrong(f"labels {labels.classes.shape} of {header.shape}")
+        labels.dense(255)
         return "decoded"
 
 

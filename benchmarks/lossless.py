@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.common import machine, read_images, table
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.runtime import get_runtime
-from deepsic_codec.payload.coders.residual import decode_residual, encode_residual
+from deepsic_codec.payload.coders.residual import decode_integers, encode_integers
 
 Pixels = NDArray[np.uint8]
 
@@ -60,8 +60,8 @@ def _ours(chunks: list[Pixels], quality: float) -> list[object]:
         encoded = runtime.encode([chunk[None]], [quality], labels=False)[0]
         decoded = runtime.decode([encoded.features], [(1, *chunk.shape[:2])], [quality])[0].astype(np.int32)
         residual = chunk[None] - decoded
-        there, data = _timed(encode_residual, residual, decoded)
-        back, found = _timed(decode_residual, data, residual.shape, decoded)
+        there, data = _timed(encode_integers, residual, decoded)
+        back, found = _timed(decode_integers, data, residual.shape, decoded)
         if not np.array_equal(found, residual):
             raise AssertionError("the residual did not come back")
         features, coded = features + len(encoded.features), coded + len(data)

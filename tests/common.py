@@ -1,5 +1,6 @@
 """Helpers for tests of codecs. Each raises AssertionError for what it checks; tests/test_common.py sees it do so."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -33,6 +34,11 @@ def guarded(size, guard=1 << 16):
     """Return a uint8 buffer of `size` bytes, and the bytes after it, which a kernel must leave as they are: 165."""
     whole = np.full(size + guard, 165, np.uint8)
     return whole[:size], whole[size:]
+
+
+def raw(section):
+    """A kind of section whose content is its bytes as they are."""
+    return dataclasses.replace(section, encode=bytes, decode=lambda data, header: data)
 
 
 def check_roundtrip(codec, array, decibels=np.inf):

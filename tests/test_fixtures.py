@@ -12,7 +12,7 @@ from zarr.storage import ZipStore
 from benchmarks.fuzz import tiny_model
 from deepsic_codec import DeepSIC
 from deepsic_codec.model import file
-from deepsic_codec.payload.header import FORMAT_VERSION
+from deepsic_codec.payload.fields import FORMAT_VERSION
 from tests.fixtures import make
 
 VERSIONS = sorted(path for path in make.HERE.glob("v*") if path.is_dir())

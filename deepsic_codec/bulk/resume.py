@@ -9,6 +9,8 @@ from deepsic_codec.axes import Index
 from deepsic_codec.bulk.layout import Layout
 from deepsic_codec.errors import DeepSICError
 from deepsic_codec.payload import header as payload_header
+from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.sections import LABELS
 from deepsic_codec.stored import layout as stored
 
 CONCURRENCY = 256  # reads in flight
@@ -82,11 +84,11 @@ class _Check:
                 payload = await stored.read_payload(self.array, index, place)
                 if payload is None:
                     return False
-                payload_header.check_payload(payload)
+                payload_header.unpack(payload)
         return True
 
-    def as_configured(self, header: payload_header.Header) -> bool:
-        labelled = any(section.kind == payload_header.LABELS for section in header.sections)
+    def as_configured(self, header: Header) -> bool:
+        labelled = header.entry(LABELS.kind) is not None
         return (
             header.shape == tuple(self.array.chunks)
             and header.axes == self.config.axes

@@ -19,6 +19,7 @@ from deepsic_codec.codec import core
 from deepsic_codec.codec.memory import in_halves
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.payload import header as payload_header
+from deepsic_codec.payload.sections import LABELS
 from deepsic_codec.stored import layout as stored
 
 CONCURRENCY = 32  # writes in flight per task
@@ -296,8 +297,8 @@ async def put(store: Any, key: str, data: bytes | None, options: Options, limit:
 def head_of(payload: bytes) -> bytes:
     """Return the start of a payload: its header, and its labels if it has any."""
     header = payload_header.read_header(payload)
-    ends = [section.offset + section.length for section in header.sections if section.kind == payload_header.LABELS]
-    return payload[: max([header.size, *ends])]
+    labels = header.entry(LABELS.kind)
+    return payload[: header.size if labels is None else labels.offset + labels.length]
 
 
 def _batches(items: Iterable[Index], size: int) -> Iterator[list[Index]]:

@@ -158,20 +158,20 @@ def best_label(payload: bytes, model: str) -> str:
     """Name of the highest score of any tile: from the label section or, without one, from the stored features."""
     from deepsic_codec.model.file import find_model
     from deepsic_codec.model.runtime import get_runtime
-    from deepsic_codec.payload.header import FEATURES, LABELS, read_header, read_section
-    from deepsic_codec.payload.labels import decode_labels
+    from deepsic_codec.payload.header import unpack
+    from deepsic_codec.payload.sections import FEATURES, LABELS
 
-    header = read_header(payload)
+    unpacked = unpack(payload)
+    header, labels = unpacked.header, unpacked.read(LABELS)
     info = find_model(model)
     names = info.vocabulary.names
-    section = read_section(payload, header, LABELS)
-    if section is None:
-        features, runtime = read_section(payload, header, FEATURES), get_runtime(info)
+    if labels is None:
+        features, runtime = unpacked.read(FEATURES), get_runtime(info)
         shape, quality = (header.slices, header.height, header.width), [header.quality]
         symbols = runtime.decode_symbols([features or b""], [shape], quality)
         scores = runtime.label_symbols(symbols, [shape], quality)[0]
     else:
-        scores = decode_labels(section, header).dense(len(names))
+        scores = labels.dense(len(names))
     best = scores.reshape(-1, len(names)).max(0)
     return names[int(best.argmax())] if best.any() else "unknown"
 

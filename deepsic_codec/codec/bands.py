@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.payload.header import FIRST_TRIPLE, PLANES, TRIPLES
+from deepsic_codec.payload.fields import FIRST_TRIPLE, PLANES, TRIPLES
 
 
 def samples_of(array: NDArray[Any], axes: str) -> NDArray[Any]:

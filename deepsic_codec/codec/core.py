@@ -44,15 +44,18 @@ from deepsic_codec.errors import (
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
 from deepsic_codec.payload import nodata as payload_nodata
-from deepsic_codec.payload import value_range as scaling
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
+from deepsic_codec.payload.fields import MAX_BANDS, Header, image_count
+from deepsic_codec.payload.residual import Residual
+from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, RESIDUAL, VALUE_RANGE, Section
+from deepsic_codec.payload.value_range import Ranges
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
     from deepsic_codec.model.runtime import Encoded, Runtime
 
 MAX_SAMPLES = 1 << 31  # of a chunk, fixed by the payload header
-MAX_BANDS = payload_header.MAX_BANDS
+MAX_BANDS = MAX_BANDS
 
 
 def check_chunk(shape: Sequence[int], dtype: np.dtype, config: CodecParams) -> None:
@@ -146,7 +149,7 @@ class EncodeJob:
     @property
     def images(self) -> int:
         """Images of a slice."""
-        return payload_header.image_count(self.bands, self.grouping)
+        return image_count(self.bands, self.grouping)
 
 
 def encode_job(
@@ -207,7 +210,7 @@ def _try(
     features: dict[int, Encoded] = {}  # of those that are looked at again
     trials: dict[int, Trial] = {}
 
-    def pack(i: int, coded: "Encoded | None", residual: bytes | None = None, found: float = float("inf")) -> None:
+    def pack(i: int, coded: "Encoded | None", residual: Residual | None = None, found: float = float("inf")) -> None:
         payload = _pack(jobs[i], shown[i], coded, qualities[i], residual, info)
         trials[i] = Trial(payload, len(payload), found)
 
@@ -252,20 +255,20 @@ def _pack(
     shown: Shown,
     encoded: "Encoded | None",
     quality: float,
-    residual: bytes | None,
+    residual: Residual | None,
     info: "ModelInfo",
 ) -> bytes:
     config = job.config
     slices, height, width, _ = shown.samples.shape
-    sections: dict[int, bytes] = {}
+    sections: dict[Section[Any], Any] = {}
     if encoded is not None:
-        sections[payload_header.FEATURES] = encoded.features
+        sections[FEATURES] = encoded.features
     if shown.ranges is not None:
-        sections[payload_header.VALUE_SCALING] = scaling.encode_ranges(shown.ranges)
+        sections[VALUE_RANGE] = shown.ranges
     if shown.nodata is not None:
-        sections[payload_header.NODATA] = payload_nodata.encode_nodata(shown.nodata)
+        sections[NODATA] = shown.nodata
     if residual is not None:
-        sections[payload_header.RESIDUAL] = residual
+        sections[RESIDUAL] = residual
     if config.semantics == "pre" and (encoded is None or encoded.cells is not None):
         tile = config.label_tile or payload_labels.default_tile(height, width)
         if encoded is None:
@@ -276,7 +279,7 @@ def _pack(
         if job.inside is not None:
             cells = _without_padding(cells, config.axes, job)
         scores = payload_labels.tile_scores(cells, tile)
-        sections[payload_header.LABELS] = payload_labels.encode_labels(scores, tile)
+        sections[LABELS] = payload_labels.best_labels(scores, tile)
     return payload_header.pack(
         dtype=job.array.dtype,
         shape=job.array.shape,
@@ -327,16 +330,18 @@ class DecodeJob:
     features : bytes or None
         None if there is no data in the chunk.
     ranges : ndarray or None
-        The value scaling; None for uint8 as it is.
-    nodata, residual : bytes or None
-        Sections, if they are there.
+        The value range; None for uint8 as it is.
+    nodata : bytes or None
+        The coded section.
+    residual : Residual or None
+        Added to decoded samples.
     """
 
-    header: payload_header.Header
+    header: Header
     features: bytes | None
-    ranges: scaling.Ranges | None = None
+    ranges: Ranges | None = None
     nodata: bytes | None = None
-    residual: bytes | None = None
+    residual: Residual | None = None
 
     @property
     def key(self) -> bytes:
@@ -371,29 +376,22 @@ def decode_job(payload: Any, shape: tuple[int, ...] | None = None) -> DecodeJob:
     UnsupportedPayload
         If it is no payload of DeepSIC, or needs a newer version.
     """
-    header = payload_header.check_payload(payload)
+    unpacked = payload_header.unpack(payload)
+    header = unpacked.header
     if shape is not None and tuple(shape) != tuple(header.shape):
         raise CorruptPayload(f"header: payload of a chunk {tuple(header.shape)} where the array has {tuple(shape)}")
     grid = -(-header.height // LATENT_STRIDE), -(-header.width // LATENT_STRIDE)
     if tuple(header.grid) != grid:
         raise CorruptPayload(f"header: symbol grid {tuple(header.grid)} where images of this size have {grid}")
     check_size(header.images, header.height, header.width, UnsupportedPayload)
-    features, scaled, nodata, residual = (
-        payload_header.read_section(payload, header, kind)
-        for kind in (
-            payload_header.FEATURES,
-            payload_header.VALUE_SCALING,
-            payload_header.NODATA,
-            payload_header.RESIDUAL,
-        )
-    )
+    features, nodata = unpacked.read(FEATURES), unpacked.sections.get(NODATA.kind)
+    ranges, residual = unpacked.read(VALUE_RANGE), unpacked.read(RESIDUAL)
     if features is None and not payload_nodata.is_empty(nodata, header):
         raise CorruptPayload("section table: there is no feature section")
-    if scaled is None and header.dtype != UINT8:
-        raise CorruptPayload(f"section table: there is no value scaling section, and samples are {header.dtype}")
+    if ranges is None and header.dtype != UINT8:
+        raise CorruptPayload(f"section table: there is no value range section, and samples are {header.dtype}")
     if features is None and residual is not None:
         raise CorruptPayload("section table: a residual section without features")
-    ranges = None if scaled is None else scaling.decode_ranges(scaled, header)
     return DecodeJob(header, features, ranges, nodata, residual)
 
 
@@ -480,8 +478,7 @@ def compute_labels(job: DecodeJob, label_tile: tuple[int, int] | None = None) ->
     """Compute labels from stored features, with the head that the header names, for tiles of this size in pixels."""
     (cells,) = label_cells([job], *_model(job.key.hex(), job.header.head.hex()))
     tile = label_tile or payload_labels.default_tile(job.header.height, job.header.width)
-    section = payload_labels.encode_labels(payload_labels.tile_scores(cells, tile), tile)
-    return payload_labels.decode_labels(section, job.header)
+    return payload_labels.best_labels(payload_labels.tile_scores(cells, tile), tile)
 
 
 def _model(decoder: str, head: str | None = None, name: str | None = None) -> "tuple[ModelInfo, Runtime]":

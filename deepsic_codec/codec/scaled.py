@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from deepsic_codec.codec.params import CHUNK, NAN, CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.payload import nodata as payload_nodata
-from deepsic_codec.payload import residual as bounded
 from deepsic_codec.payload import value_range as scaling
 from deepsic_codec.payload.nodata import NoData
+from deepsic_codec.payload.residual import Residual, bounded_residual, stepped_residual
 from deepsic_codec.payload.value_range import Ranges
 
 UINT8 = np.dtype("u1")
 DTYPES = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "f4"))
-MIDDLE = {"u1": 128, "i2": scaling.MIDDLE}  # what fills a band without data
+MIDDLE = {"u1": 128, "i2": scaling.MIDDLE_Q6}  # what fills a band without data
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Shown:
     bands : ndarray
         uint8 in grey levels or int16 in 64ths of them; of the same shape.
     ranges : ndarray or None
-        The value scaling; None for uint8 as it is.
+        The value range; None for uint8 as it is.
     nodata : NoData or None
         As configured; its mask has the shape of the samples.
     """
@@ -95,7 +95,7 @@ def check_values(dtype: np.dtype[Any], config: CodecParams, bands: int | None = 
             raise ConfigurationError(f"value_range: {pairs!r} is a single value in {native}; give low below high")
     if config.nodata is not None:
         value = nodata_value(config, native)
-        if value == value and all(payload_nodata.neighbour(value, down) is None for down in (False, True)):
+        if value == value and all(payload_nodata.next_value(value, down) is None for down in (False, True)):
             raise ConfigurationError(f"nodata: {value!r} has no neighbour in {native}")
 
 
@@ -151,7 +151,7 @@ def show(samples: NDArray[Any], config: CodecParams) -> Shown:
     ranges = _ranges(samples, config, None if nodata is None else nodata.mask)
     if nodata is not None and nodata.mask is not None and samples.dtype.kind == "f":
         filled = np.where(nodata.mask, np.float32(0), samples)  # NaN is no number to scale
-    bands = filled if ranges is None else scaling.to_fine(filled, ranges)
+    bands = filled if ranges is None else scaling.to_q6(filled, ranges)
     if nodata is not None and nodata.mask is not None:
         bands = fill(bands, nodata.mask)
     return Shown(samples, bands, ranges, nodata)
@@ -159,9 +159,9 @@ def show(samples: NDArray[Any], config: CodecParams) -> Shown:
 
 def _aside(samples: NDArray[Any], value: Any, mask: NDArray[np.bool_]) -> bool:
     """Whether data that comes out as NoData had better step down: to where most of the data is."""
-    if payload_nodata.neighbour(value, down=False) is None:
+    if payload_nodata.next_value(value, down=False) is None:
         return True
-    if payload_nodata.neighbour(value, down=True) is None:
+    if payload_nodata.next_value(value, down=True) is None:
         return False
     below = np.count_nonzero(samples < value)
     return bool(2 * below > samples.size - np.count_nonzero(mask))
@@ -229,26 +229,25 @@ def _doubled(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     return pairs.reshape([2 * n if a == axis else n for a, n in enumerate(values.shape)])
 
 
-def bound(shown: Shown, bands: NDArray[Any], error: float) -> bytes:
-    """Return the residual section that keeps a chunk, decoded as `bands`, within `error` of the original."""
+def bound(shown: Shown, bands: NDArray[Any], error: float) -> Residual:
+    """Return the residual that keeps a chunk, decoded as `bands`, within `error` of the original."""
     decoded, context = _decoded(bands, shown.ranges)
-    finish = (lambda samples: None) if shown.nodata is None else shown.nodata.apply
-    return bounded.encode_bounded(shown.samples, decoded, context, error, shown.mask, finish)
+    return bounded_residual(shown.samples, decoded, context, error, shown.nodata)
 
 
-def refine(shown: Shown, bands: NDArray[Any], step: float) -> bytes:
-    """Return the residual section that brings a chunk, decoded as `bands`, nearer to the original in such steps."""
+def refine(shown: Shown, bands: NDArray[Any], step: float) -> Residual:
+    """Return the residual that brings a chunk, decoded as `bands`, nearer to the original in such steps."""
     decoded, context = _decoded(bands, shown.ranges)
-    return bounded.encode_stepped(shown.samples, decoded, context, step, shown.mask)
+    return stepped_residual(shown.samples, decoded, context, step, shown.nodata)
 
 
 def restore(
-    bands: NDArray[Any], ranges: Ranges | None, residual: bytes | None = None, nodata: NoData | None = None
+    bands: NDArray[Any], ranges: Ranges | None, residual: Residual | None = None, nodata: NoData | None = None
 ) -> NDArray[Any]:
     """Turn what the networks gave, uint8 or int16 (slices, height, width, bands), into samples; may be a view of it."""
     samples, context = _decoded(bands, ranges, residual is not None)
     if residual is not None:
-        samples = bounded.apply_bounded(residual, samples, context)
+        samples = residual.apply(samples, context)
     if nodata is not None:
         samples = samples if samples.flags.writeable and samples is not bands else samples.copy()
         nodata.apply(samples)
@@ -257,7 +256,7 @@ def restore(
 
 def _decoded(bands: NDArray[Any], ranges: Ranges | None, context: bool = True) -> tuple[NDArray[Any], Any]:
     """Return samples without residual, and its context: these samples, or the 64ths where they are no integers."""
-    samples = bands if ranges is None else scaling.from_fine(bands, ranges)
+    samples = bands if ranges is None else scaling.from_q6(bands, ranges)
     if not context:
         return samples, None
     return samples, (bands if samples.dtype.kind == "f" else samples).astype(np.int32)
@@ -275,7 +274,7 @@ def finest_step(shown: Shown) -> float:
     return 1.0 if shown.samples.dtype.kind != "f" else extent(shown) / (1 << 16)
 
 
-def decibels(shown: Shown, bands: NDArray[Any], residual: bytes | None) -> float:
+def decibels(shown: Shown, bands: NDArray[Any], residual: Residual | None) -> float:
     """Return the PSNR of what decodes to `bands` in dB, its peak the value range, over all samples that are data."""
     samples = restore(bands, shown.ranges, residual, None)
     difference = shown.samples.astype(np.float64) - samples

@@ -18,9 +18,9 @@ from deepsic_codec.labels.attributes import Attributes, Head, all_chunks
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
 from deepsic_codec.labels.index import MISSING, LabelIndex
 from deepsic_codec.labels.query import LARGE, Labels, dimension_names
-from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload import value_range as scaling
 from deepsic_codec.payload.constants import quality_step
+from deepsic_codec.payload.header import read_section
+from deepsic_codec.payload.sections import VALUE_RANGE, section_name
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored import location as places
@@ -255,7 +255,7 @@ def _of_heads(array: zarr.Array, geometry: Geometry, heads: list[tuple[Index, He
     for _, header in present:
         parts["header"] += header.size
         for section in header.sections:
-            parts[payload_header.kind_name(section.kind).removesuffix(" section")] += section.length
+            parts[section_name(section.kind).removesuffix(" section")] += section.length
     writers = Tally((h.decoder.hex(), h.head.hex() if any(h.head) else None, h.quality, h.version) for _, h in present)
     return {
         "found": round(part * len(present)),
@@ -383,8 +383,8 @@ def _unit(value_range: Any, dtype: np.dtype, heads: Iterable[Head]) -> float | l
 
 def _ranges(head: Head) -> np.ndarray | None:
     """Value ranges of a chunk, float64 (bands, 2), if its header's read had them."""
-    for section in head.header.sections:
-        if section.kind == payload_header.VALUE_SCALING and section.offset + section.length <= len(head.data):
-            data = payload_header.read_section(head.data, head.header, payload_header.VALUE_SCALING)
-            return None if data is None else scaling.decode_ranges(data, head.header).astype(np.float64)
-    return None
+    entry = head.header.entry(VALUE_RANGE.kind)
+    if entry is None or entry.offset + entry.length > len(head.data):
+        return None
+    ranges = read_section(head.data, head.header, VALUE_RANGE)
+    return None if ranges is None else ranges.astype(np.float64)

@@ -20,6 +20,8 @@ from deepsic_codec.errors import CorruptPayload, DeepSICError, UnsupportedPayloa
 from deepsic_codec.labels.vocabulary import Vocabulary, of_head
 from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
+from deepsic_codec.payload.fields import PREFIX, Header
+from deepsic_codec.payload.sections import LABELS
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 
@@ -33,13 +35,13 @@ TOGETHER_PIXELS = 1 << 26  # unless they have more pixels than this: their symbo
 class Head:
     """What was read of a chunk: its header, and the bytes up to the end of its labels."""
 
-    header: payload_header.Header
+    header: Header
     data: bytes
 
     @property
     def crc(self) -> int:
         """The header's checksum; the header has those of all sections, so that it tells any payload from another."""
-        return int.from_bytes(self.data[8 : payload_header.PREFIX], "little")
+        return int.from_bytes(self.data[8:PREFIX], "little")
 
     @property
     def head(self) -> int:
@@ -48,8 +50,7 @@ class Head:
 
     def labels(self) -> payload_labels.LabelBlock | None:
         """Decode the stored labels, None if there are none."""
-        section = payload_header.read_section(self.data, self.header, payload_header.LABELS)
-        return None if section is None else payload_labels.decode_labels(section, self.header)
+        return payload_header.read_section(self.data, self.header, LABELS)
 
 
 class Reader:
@@ -129,7 +130,7 @@ class Reader:
     async def _payload(self, index: Index, place: stored.Location | None) -> bytes | None:
         return await stored.read_payload(self.array, index, place)
 
-    def _check(self, header: payload_header.Header) -> None:
+    def _check(self, header: Header) -> None:
         chunks = tuple(self.array.chunks)
         if header.shape != chunks:
             raise CorruptPayload(f"header: payload of a chunk {header.shape} in an array of chunks {chunks}")
@@ -190,7 +191,7 @@ class Attributes:
             "format_version": header.version,
         }
 
-    def vocabulary(self, header: payload_header.Header) -> Vocabulary:
+    def vocabulary(self, header: Header) -> Vocabulary:
         """Return what the labels of a chunk can name."""
         key = header.decoder, header.head
         if key not in self._vocabularies:
@@ -224,7 +225,7 @@ class Attributes:
         blocks = [_block(job.header, one, self.reader.config) for job, one in zip(jobs.values(), cells, strict=True)]
         return dict(zip(jobs, blocks, strict=True))
 
-    def _is_post(self, header: payload_header.Header) -> bool:
+    def _is_post(self, header: Header) -> bool:
         return self.reader.config.semantics == "post" and any(header.head)
 
     def _computed(self, index: Index) -> payload_labels.LabelBlock | None:
@@ -234,9 +235,7 @@ class Attributes:
             return None
         return core.compute_labels(core.decode_job(payload), self.reader.config.label_tile)
 
-    def _tiles(
-        self, index: Index, header: payload_header.Header, block: payload_labels.LabelBlock
-    ) -> list[dict[str, float]]:
+    def _tiles(self, index: Index, header: Header, block: payload_labels.LabelBlock) -> list[dict[str, float]]:
         names = self.vocabulary(header).names
         # Pixels of the chunk that lie within the array; an edge chunk is padded beyond them.
         sizes = [size - i * chunk for size, i, chunk in zip(self.array.shape, index, header.shape, strict=True)]
@@ -260,11 +259,10 @@ class Attributes:
         return tiles
 
 
-def _block(header: payload_header.Header, cells: Any, config: CodecParams) -> payload_labels.LabelBlock:
+def _block(header: Header, cells: Any, config: CodecParams) -> payload_labels.LabelBlock:
     """Make the scores of label cells what labels in headers are."""
     tile = config.label_tile or payload_labels.default_tile(header.height, header.width)
-    section = payload_labels.encode_labels(payload_labels.tile_scores(cells, tile), tile)
-    return payload_labels.decode_labels(section, header)
+    return payload_labels.best_labels(payload_labels.tile_scores(cells, tile), tile)
 
 
 def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.labels.attributes import Reader
 from deepsic_codec.labels.query import check_order
 from deepsic_codec.payload.constants import LATENT_STRIDE
-from deepsic_codec.payload.header import image_count
+from deepsic_codec.payload.fields import image_count
 from deepsic_codec.stored import embedded as embed
 from deepsic_codec.stored import layout as stored
 from deepsic_codec.stored.geometry import Geometry

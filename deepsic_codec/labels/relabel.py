@@ -141,8 +141,6 @@ class _Labeller:
 
     def _arranged(self, item: tuple[Index, bytes], job: core.DecodeJob, cells: NDArray[Any]) -> NDArray[Any]:
         # Through a label block, so that what counts as a label is the same as for labels in headers.
-        section = payload_labels.encode_labels(
-            payload_labels.tile_scores(cells, self.geometry.tile), self.geometry.tile
-        )
-        block = payload_labels.decode_labels(section, job.header)
+        tile = self.geometry.tile
+        block = payload_labels.best_labels(payload_labels.tile_scores(cells, tile), tile)
         return self.geometry.arrange(block.dense(cells.shape[-1]), item[0])

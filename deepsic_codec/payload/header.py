@@ -1,182 +1,67 @@
-"""Header and section table of a payload. `docs/format.md` is the specification, in the same order and words."""
+"""Payloads: header, section table and sections, read and written. `docs/format.md` is the specification."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from google_crc32c import extend as crc32c_extend
 from google_crc32c import value as crc32c
 
+from deepsic_codec.axes import Axes, ceil_div
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.payload import sections as registry
 from deepsic_codec.payload.constants import LABEL_CELL, MAX_QUALITY, MIN_QUALITY
+from deepsic_codec.payload.fields import (
+    AXIS_CODES,
+    BIG_ENDIAN,
+    DTYPES,
+    FORMAT_VERSION,
+    FORTRAN,
+    GROUPING,
+    MAGIC,
+    MAX_BANDS,
+    MAX_BODY,
+    MAX_K,
+    MAX_NDIM,
+    MAX_SAMPLES,
+    MAX_SECTIONS,
+    MAX_TILES,
+    MIN_BANDS,
+    MIN_NDIM,
+    OPTIONAL,
+    PLANES,
+    PREFIX,
+    TRIPLES,
+    Header,
+    SectionEntry,
+)
+from deepsic_codec.payload.sections import Section, section_name
 from deepsic_codec.payload.varint import MAX_VARINT, read_varint, write_varint
 
-MAGIC = b"DSIC"
-FORMAT_VERSION = 1  # frozen: readable for ever
-PREFIX = 12  # bytes: magic, version, flags, header length, CRC
+T = TypeVar("T")
 
-# Section kinds, as the byte in the table. Bit 7: a reader that does not know the kind may skip the section.
-OPTIONAL = 0x80
-LABELS, VALUE_SCALING, FEATURES, NODATA = 1 | OPTIONAL, 2, 3, 4
-EMBEDDING, RESIDUAL, REFINEMENT, SIDE = 5 | OPTIONAL, 6, 7, 8
-KIND_NAMES = {
-    LABELS: "labels",
-    VALUE_SCALING: "value scaling",
-    FEATURES: "features",
-    NODATA: "nodata",
-    EMBEDDING: "embedding",
-    RESIDUAL: "residual",
-    REFINEMENT: "refinement",
-    SIDE: "side information",
-}
-# The required kinds among them are all that this version can do without loss.
-READABLE = frozenset((LABELS, VALUE_SCALING, FEATURES, NODATA, RESIDUAL))
-# And those that readers skip where they do not know them.
-_WRITABLE = READABLE | {kind for kind in range(OPTIONAL + 1, 256) if kind ^ OPTIONAL not in KIND_NAMES}
-
-# Limits, all tested before anything is allocated.
-MIN_NDIM, MAX_NDIM = 2, 8  # y and x at least; eight nibbles of axes
-MAX_BANDS = 256  # of axis c: more are no images, and each has an entry in the value scaling
-MAX_SAMPLES = 1 << 31  # a chunk is decoded whole and in memory; its size in bytes then fits 64 bits with ease
-MAX_SECTIONS = 16  # twice the kinds there are; keeps the header within MAX_BODY
-# Seven fixed bytes of layout and axes, eight sizes, identities, quality, grid, table of sections: with the prefix 244
-# bytes, so that a first read of 256 bytes holds every header.
-MAX_BODY = 3 + 4 + 8 * 5 + 12 + 2 + 2 * 5 + 1 + MAX_SECTIONS * 10
-MAX_K = 5  # (class, score) pairs of a tile
-MAX_TILES = 1 << 22  # label tiles of a chunk: more than 40 MB of labels are no labels
-
-AXES = {"y": 1, "x": 2, "c": 3, "t": 4, "z": 5, "n": 6}
-_AXIS_OF = {code: axis for axis, code in AXES.items()}
-BIG_ENDIAN, FORTRAN, GROUPING = 1, 2, 12  # bits of the layout byte
-# How bands are joined to images of three channels: all in triples, all but the first triple alone, or all alone.
-TRIPLES, FIRST_TRIPLE, PLANES = 0, 1, 2
-_LEAST_BANDS = {FIRST_TRIPLE: 4, PLANES: 2}  # fewer are in one image: equal chunks are equal bytes
-# dtype code, plus 256 if big-endian; one-byte types have no byte order and leave that bit clear.
-_DTYPES = {code: np.dtype(f"<{name}") for code, name in enumerate(("u1", "i1", "u2", "i2", "f4"), start=1)}
-_DTYPES |= {code | 256: dtype.newbyteorder(">") for code, dtype in _DTYPES.items() if dtype.itemsize > 1}
-_DTYPE_KEYS = {dtype: key for key, dtype in _DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """An entry of the section table.
-
-    Attributes
-    ----------
-    kind : int
-        LABELS, FEATURES or another byte of the table.
-    length : int
-        Bytes.
-    crc : int
-        CRC-32C of these bytes.
-    offset : int
-        Of the first byte, from the start of the payload.
-    """
-
-    kind: int
-    length: int
-    crc: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a payload says of its chunk before any section is read.
-
-    Attributes
-    ----------
-    dtype : numpy.dtype
-        Of the chunk, with its byte order.
-    shape : tuple of int
-        Of the chunk, in the order of `axes`.
-    order : {"C", "F"}
-        Memory order in which the chunk came and is returned.
-    axes : str
-        One of the letters y, x, c, t, z, n for each axis.
-    decoder, head : bytes
-        The first 8 bytes of the decoder's SHA-256, the first 4 of the head's; a head of zeros is none.
-    quality : float
-        1 to 100.
-    grid : (int, int)
-        Rows and columns of symbols.
-    sections : tuple of Section
-        In the order in which they follow.
-    size : int
-        Bytes before the first section.
-    version : int
-        Of the format.
-    grouping : int
-        TRIPLES, FIRST_TRIPLE or PLANES: how bands are joined to images.
-    """
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    order: str
-    axes: str
-    decoder: bytes
-    head: bytes
-    quality: float
-    grid: tuple[int, int]
-    sections: tuple[Section, ...]
-    size: int
-    version: int
-    grouping: int = TRIPLES
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole payload."""
-        return self.sections[-1].offset + self.sections[-1].length if self.sections else self.size
-
-    @property
-    def height(self) -> int:
-        """Pixels along y."""
-        return self.shape[self.axes.index("y")]
-
-    @property
-    def width(self) -> int:
-        """Pixels along x."""
-        return self.shape[self.axes.index("x")]
-
-    @property
-    def channels(self) -> int:
-        """Samples along c, 1 without that axis."""
-        return self.shape[self.axes.index("c")] if "c" in self.axes else 1
-
-    @property
-    def images(self) -> int:
-        """Images that the networks see, of all slices."""
-        return self.slices * image_count(self.channels, self.grouping)
-
-    @property
-    def slices(self) -> int:
-        """The product of all axes but y, x and c."""
-        return prod(self.shape) // (self.height * self.width * self.channels)
-
-
-def image_count(bands: int, grouping: int) -> int:
-    """Return how many images of three channels hold the bands of a slice."""
-    if grouping == PLANES:
-        return bands
-    return 1 + max(0, bands - 3) if grouping == FIRST_TRIPLE else -(-bands // 3)
-
-
-def kind_name(kind: int) -> str:
-    """Return what errors call a section."""
-    return f"{KIND_NAMES[kind]} section" if kind in KIND_NAMES else f"section of kind {kind & ~OPTIONAL}"
+_KINDS = frozenset(registry.NAMES)
+_AXES = {code: axis for axis, code in AXIS_CODES.items()}
+_DTYPE_KEYS = {dtype: key for key, dtype in DTYPES.items()}
 
 
 def header_size(data: Any) -> int:
-    """Return how many bytes the header has, given the first 12 at least.
+    """Return the length of the header in bytes.
+
+    Parameters
+    ----------
+    data : bytes-like
+        The payload, or its first 12 bytes at least.
 
     Raises
     ------
     CorruptPayload
         If there are fewer than 12 bytes, or the length in them is out of range.
     UnsupportedPayload
-        If it is no payload of DeepSIC, or a newer one.
+        If it is no payload of DeepSIC, or of a newer version of the format.
     """
     start: bytes = data if isinstance(data, bytes) else _start(data)
     if not start:
@@ -186,10 +71,9 @@ def header_size(data: Any) -> int:
     if len(start) < PREFIX:
         raise CorruptPayload(f"header: truncated, {len(start)} bytes where at least {PREFIX} were expected")
     if start[4] != FORMAT_VERSION:
-        advice = "written while the format was developed; encode again" if not start[4] else "upgrade it"
         raise UnsupportedPayload(
-            f"header: format version {start[4]}, this version of deepsic_codec reads {FORMAT_VERSION}; {advice} "
-            "(or that byte is damaged)"
+            f"header: format version {start[4]}, this version of deepsic_codec reads {FORMAT_VERSION}; upgrade it, "
+            "unless that byte is damaged"
         )
     length = start[6] | start[7] << 8
     if length > MAX_BODY:
@@ -198,7 +82,7 @@ def header_size(data: Any) -> int:
 
 
 def read_header(data: Any) -> Header:
-    """Read a header; no section is looked at.
+    """Read a header and the section table; sections are not read.
 
     Parameters
     ----------
@@ -230,9 +114,9 @@ def read_header(data: Any) -> Header:
 
 
 def _read_body(body: bytes, size: int) -> Header:
-    # One flat pass, on purpose: a scan of labels comes through here a million times (7 microseconds each).
+    # One flat pass: a scan of labels reads a million headers, at 7 microseconds each.
     layout, ndim = body[1], body[2]
-    dtype = _DTYPES.get(body[0] | (layout & BIG_ENDIAN) << 8)
+    dtype = DTYPES.get(body[0] | (layout & BIG_ENDIAN) << 8)
     if dtype is None:
         raise UnsupportedPayload(f"header: dtype code {body[0]} with layout {layout:#04x}; upgrade deepsic_codec")
     grouping = (layout & GROUPING) >> 2
@@ -255,10 +139,10 @@ def _read_body(body: bytes, size: int) -> Header:
     shape = tuple(sizes)
     if not 0 < samples <= MAX_SAMPLES:
         raise CorruptPayload(f"header: chunk shape {shape} where 1 to {MAX_SAMPLES} samples were expected")
-    bands = shape[axes.index("c")] if "c" in axes else 1
+    bands = axes.bands(shape)
     if bands > MAX_BANDS:
         raise CorruptPayload(f"header: {bands} bands where at most {MAX_BANDS} were expected")
-    if grouping and bands < _LEAST_BANDS[grouping]:
+    if bands < MIN_BANDS[grouping]:
         raise CorruptPayload(f"header: grouping {grouping} of {bands} bands")
 
     decoder, head = body[position : position + 8], body[position + 8 : position + 12]
@@ -268,11 +152,12 @@ def _read_body(body: bytes, size: int) -> Header:
         raise CorruptPayload(f"header: quality {quality / 100} where 1 to 100 was expected")
     rows, position = read_varint(body, position, "header: grid")
     columns, position = read_varint(body, position, "header: grid")
-    height, width = shape[axes.index("y")], shape[axes.index("x")]
+    height, width = axes.height(shape), axes.width(shape)
     if not (0 < rows <= height and 0 < columns <= width):
         raise CorruptPayload(f"header: grid of {rows} x {columns} symbols for {height} x {width} pixels")
 
-    count, offset, seen = body[position], size, 0
+    count, offset = body[position], size
+    numbers = 0  # a set of them, as bits
     position += 1
     if count > MAX_SECTIONS:
         raise CorruptPayload(f"section table: {count} sections where at most {MAX_SECTIONS} were expected")
@@ -282,18 +167,18 @@ def _read_body(body: bytes, size: int) -> Header:
         length, position = read_varint(body, position + 1, "section table: length")
         crc = body[position] | body[position + 1] << 8 | body[position + 2] << 16 | body[position + 3] << 24
         position += 4
-        if kind not in READABLE:
+        if kind not in _KINDS:
             _check_kind(kind)
-        if seen >> (kind & ~OPTIONAL) & 1:
-            raise CorruptPayload(f"section table: the {kind_name(kind)} is there twice")
-        seen |= 1 << (kind & ~OPTIONAL)
-        if kind == LABELS:
+        if numbers >> (kind & ~OPTIONAL) & 1:
+            raise CorruptPayload(f"section table: the {section_name(kind)} is there twice")
+        numbers |= 1 << (kind & ~OPTIONAL)
+        if kind == registry.LABELS.kind:
             if index:
                 raise CorruptPayload("section table: the labels section is not the first")
-            limit = _labels_limit(samples, shape, axes)
+            limit = _max_labels(shape, axes)
             if length > limit:
-                raise CorruptPayload(f"section table: {length} bytes of labels where at most {limit} can be")
-        sections.append(Section(kind, length, crc, offset))
+                raise CorruptPayload(f"section table: {length} bytes of labels where at most {limit} were expected")
+        sections.append(SectionEntry(kind, length, crc, offset))
         offset += length
     if position != len(body):
         raise CorruptPayload(f"header: {len(body) - position} bytes after the section table")
@@ -314,12 +199,12 @@ def _read_body(body: bytes, size: int) -> Header:
     )
 
 
-@lru_cache(maxsize=64)  # an archive has one or two
-def _read_axes(ndim: int, packed: bytes) -> str:
+@lru_cache(maxsize=64)  # the chunks of an array agree
+def _read_axes(ndim: int, packed: bytes) -> Axes:
     codes = [packed[i >> 1] >> (4 * (i & 1)) & 15 for i in range(ndim)]
-    if not all(code in _AXIS_OF for code in codes):
+    if not all(code in _AXES for code in codes):
         raise UnsupportedPayload(f"header: axis codes {codes}, this version knows 1 to 6; upgrade deepsic_codec")
-    axes = "".join(_AXIS_OF[code] for code in codes)
+    axes = Axes("".join(_AXES[code] for code in codes))
     if len(set(axes)) != ndim or "y" not in axes or "x" not in axes:
         raise CorruptPayload(f"header: axes {axes!r} where y, x and others, each once, were expected")
     if ndim & 1 and packed[-1] >> 4:
@@ -327,11 +212,9 @@ def _read_axes(ndim: int, packed: bytes) -> str:
     return axes
 
 
-def _labels_limit(samples: int, shape: tuple[int, ...], axes: str) -> int:
-    """Bytes that labels can have: so many a first read may be followed by, whatever the table says."""
-    height, width = shape[axes.index("y")], shape[axes.index("x")]
-    slices = samples // (height * width * (shape[axes.index("c")] if "c" in axes else 1))
-    tiles = slices * -(-height // LABEL_CELL) * -(-width // LABEL_CELL)
+def _max_labels(shape: tuple[int, ...], axes: Axes) -> int:
+    """Return the largest length of a labels section in bytes: readers may fetch that much after the header."""
+    tiles = axes.slices(shape) * ceil_div(axes.height(shape), LABEL_CELL) * ceil_div(axes.width(shape), LABEL_CELL)
     return 2 * 5 + 1 + 2 * MAX_K * min(tiles, MAX_TILES)
 
 
@@ -339,17 +222,51 @@ def _check_kind(kind: int) -> None:
     """Raise unless a section of a kind that this version does not read can be skipped."""
     if kind & ~OPTIONAL == 0:
         raise CorruptPayload("section table: kind 0")
-    if kind ^ OPTIONAL in KIND_NAMES:
-        known = "optional" if kind < OPTIONAL else "required"
-        raise CorruptPayload(f"section table: the {kind_name(kind ^ OPTIONAL)} is not marked as {known}")
+    if kind ^ OPTIONAL in _KINDS:
+        expected = "optional" if kind < OPTIONAL else "required"
+        raise CorruptPayload(f"section table: the {section_name(kind ^ OPTIONAL)} is not marked as {expected}")
     if kind < OPTIONAL:
         raise UnsupportedPayload(
-            f"section table: this version cannot decode a {kind_name(kind)}, and it is required; upgrade deepsic_codec"
+            f"section table: this version cannot decode a {section_name(kind)}, which is required; upgrade "
+            "deepsic_codec"
         )
 
 
-def read_section(payload: Any, header: Header, kind: int) -> bytes | None:
-    """Read a section and verify its checksum.
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """A payload whose checksums are right.
+
+    Attributes
+    ----------
+    header : Header
+        Its header.
+    sections : mapping of int to bytes
+        Coded sections by kind, those of unknown kinds included.
+    """
+
+    header: Header
+    sections: Mapping[int, bytes]
+
+    def __contains__(self, section: Section[Any]) -> bool:
+        """Whether the payload has a section."""
+        return section.kind in self.sections
+
+    def read(self, section: Section[T]) -> T | None:
+        """Decode a section, None if the payload has no such section.
+
+        Raises
+        ------
+        CorruptPayload
+            If the section is damaged, or not that of such a chunk.
+        UnsupportedPayload
+            If it needs a newer version.
+        """
+        data = self.sections.get(section.kind)
+        return None if data is None else section.decode(data, self.header)
+
+
+def read_section(payload: Any, header: Header, section: Section[T]) -> T | None:
+    """Verify the checksum of a section, and decode it.
 
     Parameters
     ----------
@@ -357,51 +274,56 @@ def read_section(payload: Any, header: Header, kind: int) -> bytes | None:
         The payload, up to the end of this section at least.
     header : Header
         Its header.
-    kind : int
-        LABELS, FEATURES or another byte of the table.
+    section : Section
+        LABELS or another kind of `deepsic_codec.payload.sections`.
 
     Returns
     -------
-    bytes or None
-        None if the payload has no such section.
+    Content of the section, None if the payload has no such section.
 
     Raises
     ------
     CorruptPayload
         If the section is truncated or damaged.
+    UnsupportedPayload
+        If it needs a newer version.
     """
-    for section in header.sections:
-        if section.kind == kind:
-            return _read(payload if isinstance(payload, bytes) else _view(payload), section)
-    return None
+    entry = header.entry(section.kind)
+    if entry is None:
+        return None
+    return section.decode(_read(payload if isinstance(payload, bytes) else _view(payload), entry), header)
 
 
-def _read(payload: bytes | memoryview, section: Section) -> bytes:
-    data = bytes(payload[section.offset : section.offset + section.length])
-    if len(data) < section.length:
-        raise CorruptPayload(f"{kind_name(section.kind)}: truncated, {len(data)} of {section.length} bytes")
-    if crc32c(data) != section.crc:
-        raise CorruptPayload(f"{kind_name(section.kind)}: its bytes do not match their checksum")
+def _read(payload: bytes | memoryview, entry: SectionEntry) -> bytes:
+    data = bytes(payload[entry.offset : entry.offset + entry.length])
+    if len(data) < entry.length:
+        raise CorruptPayload(f"{section_name(entry.kind)}: truncated, {len(data)} of {entry.length} bytes")
+    if crc32c(data) != entry.crc:
+        raise CorruptPayload(f"{section_name(entry.kind)}: its bytes do not match their checksum")
     return data
 
 
-def check_payload(payload: Any) -> Header:
-    """Verify a whole payload: its header, every section's checksum, and that it ends where it should.
+def unpack(payload: Any) -> Payload:
+    """Verify a whole payload: its header, the checksum of each section, and its length.
+
+    Parameters
+    ----------
+    payload : bytes-like
+        Not kept.
 
     Raises
     ------
     CorruptPayload
-        Naming the section that is truncated, damaged or inconsistent.
+        With the name of the section that is truncated, damaged or inconsistent.
     UnsupportedPayload
         If it is no payload of DeepSIC, or needs a newer version.
     """
     payload = payload if isinstance(payload, bytes) else _view(payload)
     header = read_header(payload)
-    for section in header.sections:
-        _read(payload, section)
+    sections = {entry.kind: _read(payload, entry) for entry in header.sections}
     if len(payload) > header.nbytes:
         raise CorruptPayload(f"payload: {len(payload) - header.nbytes} bytes after its last section")
-    return header
+    return Payload(header, sections)
 
 
 def _view(data: Any) -> memoryview:
@@ -423,10 +345,10 @@ def pack(
     head: bytes,
     quality: float,
     grid: tuple[int, int],
-    sections: Mapping[int, bytes],
+    sections: Mapping[Section[Any], Any],
     grouping: int = TRIPLES,
 ) -> bytes:
-    """Put a payload together.
+    """Write a payload.
 
     Parameters
     ----------
@@ -444,9 +366,9 @@ def pack(
         1 to 100, stored in hundredths.
     grid : (int, int)
         Rows and columns of symbols.
-    sections : mapping of int to bytes
-        By kind: LABELS, FEATURES, or any with the optional bit. Stored in ascending order of their numbers, so that
-        labels come first.
+    sections : mapping of Section to its content
+        Kinds of `deepsic_codec.payload.sections`, and others that readers may skip. Stored in ascending order of their
+        numbers, so that labels come first.
     grouping : int
         TRIPLES, FIRST_TRIPLE (of 4 bands or more) or PLANES (of 2 or more).
 
@@ -462,50 +384,60 @@ def pack(
     ConfigurationError
         For axes or a quality out of range.
     ValueError
-        For anything else out of range.
+        For any other argument out of range.
     """
     shape = tuple(int(length) for length in shape)
     key = _DTYPE_KEYS.get(np.dtype(dtype))
     if key is None:
         raise UnsupportedArray(f"dtype {np.dtype(dtype)}: a payload holds uint8, int8, uint16, int16 or float32")
-    if len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes) <= set(AXES):
+    if len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes) <= set(AXIS_CODES):
         raise ConfigurationError(f"axes: expected y, x and any of c, t, z, n, each once, got {axes!r}")
+    axes = Axes(axes)
     if len(shape) != len(axes) or min(shape) < 1 or prod(shape) > MAX_SAMPLES:
         raise UnsupportedArray(f"chunk {shape} with axes {axes!r}: expected 1 to {MAX_SAMPLES} samples, sizes above 0")
-    bands = shape[axes.index("c")] if "c" in axes else 1
+    bands = axes.bands(shape)
     if bands > MAX_BANDS:
         raise UnsupportedArray(f"chunk {shape} with axes {axes!r}: at most {MAX_BANDS} bands in a chunk")
-    if grouping and bands < _LEAST_BANDS[grouping]:
+    if bands < MIN_BANDS[grouping]:
         raise ValueError(f"grouping {grouping} of {bands} bands")
     if not MIN_QUALITY <= quality <= MAX_QUALITY:
         raise ConfigurationError(f"quality: expected a number from 1 to 100, got {quality!r}")
     if order not in ("C", "F") or len(decoder) != 8 or len(head) != 4:
         raise ValueError(f"expected order C or F and identities of 8 and 4 bytes, got {order!r}, {decoder!r}, {head!r}")
-    height, width = shape[axes.index("y")], shape[axes.index("x")]
+    height, width = axes.height(shape), axes.width(shape)
     if not (0 < grid[0] <= height and 0 < grid[1] <= width):
         raise ValueError(f"grid of {grid[0]} x {grid[1]} symbols for {height} x {width} pixels")
-    if len(sections) > MAX_SECTIONS or any(len(data) > MAX_VARINT for data in sections.values()):
-        raise ValueError(f"expected at most {MAX_SECTIONS} sections of at most {MAX_VARINT} bytes")
-    numbers = [kind & ~OPTIONAL for kind in sections]
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"sections {sorted(sections)}: a kind is there twice")
-    if not sections.keys() <= _WRITABLE:
-        raise ValueError(f"sections {sorted(sections)}: expected kinds of this version, or that readers may skip")
-    if LABELS in sections and len(sections[LABELS]) > _labels_limit(prod(shape), shape, axes):
-        raise ValueError(f"{len(sections[LABELS])} bytes of labels are more than chunk {shape} can have")
+    coded = _encode_sections(sections)
+    if len(coded.get(registry.LABELS.kind, b"")) > _max_labels(shape, axes):
+        raise ValueError(f"{len(coded[registry.LABELS.kind])} bytes of labels are more than chunk {shape} can have")
 
     body = bytearray((key & 255, key >> 8 | (FORTRAN if order == "F" else 0) | grouping << 2, len(shape)))
-    codes = [AXES[axis] for axis in axes] + [0]
+    codes = [AXIS_CODES[axis] for axis in axes] + [0]
     body += bytes(codes[i] | codes[i + 1] << 4 for i in range(0, len(axes), 2))
     for length in shape:
         body += write_varint(length)
     body += decoder + head + round(quality * 100).to_bytes(2, "little")
     body += write_varint(grid[0]) + write_varint(grid[1])
-    body.append(len(sections))
-    stored = sorted(sections.items(), key=lambda item: item[0] & ~OPTIONAL)
-    for kind, data in stored:
+    body.append(len(coded))
+    for kind, data in coded.items():
         body.append(kind)
-        body += write_varint(len(data)) + crc32c(bytes(data)).to_bytes(4, "little")
+        body += write_varint(len(data)) + crc32c(data).to_bytes(4, "little")
     start = MAGIC + bytes((FORMAT_VERSION, 0)) + len(body).to_bytes(2, "little")
     crc = crc32c(start + body)
-    return b"".join((start, crc.to_bytes(4, "little"), body, *(data for _, data in stored)))
+    return b"".join((start, crc.to_bytes(4, "little"), body, *coded.values()))
+
+
+def _encode_sections(sections: Mapping[Section[Any], Any]) -> dict[int, bytes]:
+    """Return coded sections by kind, in the order in which they are stored."""
+    numbers = [section.number for section in sections]
+    if len(sections) > MAX_SECTIONS or len(set(numbers)) < len(numbers):
+        raise ValueError(f"sections {sorted(numbers)}: expected at most {MAX_SECTIONS}, each once")
+    for section in sections:
+        unknown = not section.required and section.kind ^ OPTIONAL not in _KINDS
+        if not 0 < section.number < OPTIONAL or not (section.kind in _KINDS or unknown):
+            raise ValueError(f"section {section.number}: expected a kind of this version, or one that readers may skip")
+    ordered = sorted(sections.items(), key=lambda item: item[0].number)
+    coded = {section.kind: bytes(section.encode(content)) for section, content in ordered}
+    if any(len(data) > MAX_VARINT for data in coded.values()):
+        raise ValueError(f"a section of more than {MAX_VARINT} bytes")
+    return coded

@@ -1,18 +1,19 @@
-"""The label block of a payload: for each tile of a chunk its best classes and their scores. See `docs/format.md`."""
+"""The labels section of a payload: the best classes of each tile of a chunk and their scores. See `docs/format.md`."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import ceil_div
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
 from deepsic_codec.payload.constants import LABEL_CELL
-from deepsic_codec.payload.header import MAX_K, MAX_SAMPLES, MAX_TILES, Header
+from deepsic_codec.payload.fields import MAX_K, MAX_SAMPLES, MAX_TILES, Header
 from deepsic_codec.payload.varint import read_varint, write_varint
 
 NO_CLASS = 255  # of an unused pair, whose score is 0
-KEEP = 8  # of 255: fainter scores are not worth a pair
-MAX_TILE = MAX_SAMPLES  # pixels: no chunk is longer
+MIN_SCORE = 8  # of 255: lower scores are not worth a pair
+MAX_TILE = MAX_SAMPLES  # pixels along an axis: no chunk is longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,8 @@ class LabelBlock:
         return dense[..., :n_classes]
 
 
-def encode_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> bytes:
-    """Write a label block.
+def best_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> LabelBlock:
+    """Choose the classes of each tile that are stored.
 
     Parameters
     ----------
@@ -62,8 +63,8 @@ def encode_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> bytes:
 
     Returns
     -------
-    bytes
-        The section. Of every tile at most the 5 best classes are kept, and none below KEEP.
+    LabelBlock
+        At most the 5 best classes of each tile, none below MIN_SCORE.
 
     Raises
     ------
@@ -79,19 +80,30 @@ def encode_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> bytes:
         raise ValueError(f"scores: expected uint8 (slices, rows, columns, 1..255), got {scores.dtype} {scores.shape}")
     if scores.size // scores.shape[3] > MAX_TILES:
         raise UnsupportedArray(f"{scores.shape[:3]} label tiles, at most {MAX_TILES}: use larger tiles, smaller chunks")
-    # One number for a class, larger for the better: its score, and of equal ones the lower number first. See below.
+    # One number for a class, larger for the better: its score, and of equal scores the lower class first.
     keys = np.left_shift(scores, 8, dtype=np.uint16)
     keys |= np.arange(255, 255 - scores.shape[3], -1, dtype=np.uint16)
     keys.sort(axis=-1)
     best = keys[..., : -MAX_K - 1 : -1]
-    kept = best >= KEEP << 8
+    kept = best >= MIN_SCORE << 8
     k = int(kept.sum(axis=-1).max())
-    pairs = (best * kept ^ NO_CLASS)[..., :k].astype("<u2")
-    return write_varint(tile[0]) + write_varint(tile[1]) + bytes((k,)) + pairs.tobytes()
+    return _block(tile, (best * kept)[..., :k])
+
+
+def _block(tile: tuple[int, int], keys: NDArray[np.uint16]) -> LabelBlock:
+    """Make a block of keys: score in the upper byte, 255 - class in the lower, 0 for an unused pair."""
+    return LabelBlock(tile, (keys & 255 ^ 255).astype(np.uint8), (keys >> 8).astype(np.uint8))
+
+
+def encode_labels(labels: LabelBlock) -> bytes:
+    """Write a labels section."""
+    pairs = np.stack([labels.classes, labels.scores], axis=-1)
+    height, width = labels.tile
+    return write_varint(height) + write_varint(width) + bytes((labels.classes.shape[-1],)) + pairs.tobytes()
 
 
 def decode_labels(data: bytes, header: Header) -> LabelBlock:
-    """Read a label block.
+    """Read a labels section.
 
     Parameters
     ----------
@@ -103,7 +115,7 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
     Raises
     ------
     CorruptPayload
-        If the section is not exactly the block of such a chunk.
+        If the section is not exactly that of such a chunk.
     """
     try:
         height, position = read_varint(data, 0, "labels section: tile height")
@@ -117,32 +129,31 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
         )
     if k > MAX_K:
         raise CorruptPayload(f"labels section: {k} classes a tile where at most {MAX_K} were expected")
-    grid = header.slices, -(-header.height // height), -(-header.width // width)
+    grid = header.slices, ceil_div(header.height, height), ceil_div(header.width, width)
     tiles = grid[0] * grid[1] * grid[2]
     if tiles > MAX_TILES:
         raise CorruptPayload(f"labels section: {tiles} tiles where at most {MAX_TILES} were expected")
     if len(data) != position + 1 + 2 * k * tiles:
         raise CorruptPayload(f"labels section: {len(data)} bytes, expected {position + 1 + 2 * k * tiles} for {grid}")
-    # A pair as one number, larger for the better: score in the upper byte, 255 - class in the lower, 0 if unused.
     keys = np.frombuffer(data, "<u2", offset=position + 1).reshape(*grid, k) ^ 255
     if (((keys & 255) == 0) != (keys < 256)).any():
         raise CorruptPayload("labels section: a class without a score, or a score without a class")
     if ((keys[..., :-1] <= keys[..., 1:]) & (keys[..., 1:] > 0)).any():
         raise CorruptPayload("labels section: classes of a tile are not in order, best first")
-    classes, scores = (keys & 255 ^ 255).astype(np.uint8), (keys >> 8).astype(np.uint8)
-    numbers = np.sort(classes, axis=-1)
+    block = _block((height, width), keys)
+    numbers = np.sort(block.classes, axis=-1)
     if ((numbers[..., :-1] == numbers[..., 1:]) & (numbers[..., 1:] != NO_CLASS)).any():
         raise CorruptPayload("labels section: a class is there twice in a tile")
-    return LabelBlock((height, width), classes, scores)
+    return block
 
 
 def default_tile(height: int, width: int) -> tuple[int, int]:
     """Return the smallest tile (height, width), multiples of 64 pixels, with at most 4 along each axis of an image."""
-    return LABEL_CELL * -(-height // (4 * LABEL_CELL)), LABEL_CELL * -(-width // (4 * LABEL_CELL))
+    return LABEL_CELL * ceil_div(height, 4 * LABEL_CELL), LABEL_CELL * ceil_div(width, 4 * LABEL_CELL)
 
 
 def tile_scores(cells: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.uint8]:
-    """Join cells to tiles: what one of its cells shows, a tile shows.
+    """Join cells to tiles: a class scores in a tile what it scores in the best of its cells.
 
     Parameters
     ----------

@@ -1,10 +1,11 @@
-"""The residual section of a payload: what brings decoded samples within a bound of the original. See `docs/format.md`.
+"""The residual section of a payload: integers that bring decoded samples nearer to the original. See `docs/format.md`.
 
-The section starts with how its integers are to be applied; `deepsic_codec.payload.coders.residual` codes the integers.
+The section starts with how the integers are applied; `deepsic_codec.payload.coders.residual` codes the integers.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -12,173 +13,212 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.nodata import NoData
 from deepsic_codec.payload.varint import read_varint, write_varint
 
-STEPS, FLOAT_STEPS, FLOAT_BITS = 0, 1, 2
-MOST = (1 << 20) - 1  # of either sign, for the coder
+STEPS, FLOAT_STEPS, FLOAT_BITS = 0, 1, 2  # layouts
+MAX_INTEGER = (1 << 20) - 1  # of either sign, for the coder
 MAX_STEP = 2 * 65535 + 1  # more than between any two samples of 16 bits
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
-def encode_bounded(
-    samples: NDArray[Any],
-    decoded: NDArray[Any],
-    context: NDArray[np.int32],
-    error: float,
-    mask: NDArray[np.bool_] | None,
-    finish: Callable[[NDArray[Any]], None],
-) -> bytes:
-    """Write a residual section, verified.
+@dataclass(frozen=True)
+class Residual:
+    """Coded integers, one for each sample, and how they are applied.
+
+    Attributes
+    ----------
+    layout : int
+        STEPS for samples that are integers, FLOAT_STEPS or FLOAT_BITS for float32.
+    step : float
+        Units of the samples in one integer: a whole number for STEPS, not used by FLOAT_BITS.
+    coded : bytes
+        The integers.
+    """
+
+    layout: int
+    step: float
+    coded: bytes
+
+    def apply(self, decoded: NDArray[Any], context: NDArray[np.int32]) -> NDArray[Any]:
+        """Add the residual to decoded samples.
+
+        Parameters
+        ----------
+        decoded : ndarray
+            (slices, height, width, bands).
+        context : ndarray
+            int32 of that shape, equal to the encoder's.
+
+        Returns
+        -------
+        ndarray
+            New samples of that shape and dtype.
+
+        Raises
+        ------
+        CorruptPayload
+            If the coded integers are damaged.
+        """
+        from deepsic_codec.payload.coders.residual import decode_integers  # numba, which reading labels does not need
+
+        if self.layout == FLOAT_BITS:
+            context = _twice(context)
+            integers = _join_halves(decode_integers(self.coded, context.shape, context))
+        else:
+            integers = decode_integers(self.coded, decoded.shape, context)
+        return _add(self.layout, self.step, integers, decoded)
+
+
+def bounded_residual(
+    samples: NDArray[Any], decoded: NDArray[Any], context: NDArray[np.int32], max_error: float, nodata: NoData | None
+) -> Residual:
+    """Choose the residual that keeps every sample within a bound, and verify it.
 
     Parameters
     ----------
     samples, decoded : ndarray
-        (slices, height, width, bands): the original, and what decoding gives without this section; of one dtype.
+        (slices, height, width, bands): the original, and what decoding gives without a residual; of one dtype.
     context : ndarray
         int32 of that shape, which the decoder has, too.
-    error : float
+    max_error : float
         The bound on the absolute difference, in units of the samples.
-    mask : ndarray or None
-        True where there is no data, which needs no bound.
-    finish : callable
-        What decoding does after this section, in place.
-
-    Returns
-    -------
-    bytes
-        The section whose application keeps the bound at every sample.
+    nodata : NoData or None
+        Applied after the residual. Samples under its mask need no bound.
     """
-    from deepsic_codec.payload.coders.residual import encode_residual  # with numba, which reading labels has no need of
+    from deepsic_codec.payload.coders.residual import encode_integers
 
+    mask = None if nodata is None else nodata.mask
     if mask is not None:
         samples = np.where(mask, decoded, samples)
-    for start, residual in _candidates(samples, decoded, error):
-        after = _applied(start, residual, decoded)
-        finish(after)
-        if _within(samples, after, error, mask):
-            if start[0] == FLOAT_BITS:
-                residual, context = _halves(residual), _twice(context)
-            return start + encode_residual(residual, context)
-    raise AssertionError(f"no residual keeps the error below {error}")
+    for layout, step, integers in _candidates(samples, decoded, max_error):
+        result = _add(layout, step, integers, decoded)
+        if nodata is not None:
+            nodata.apply(result)
+        if _within(samples, result, max_error, mask):
+            if layout == FLOAT_BITS:
+                integers, context = _split_halves(integers), _twice(context)
+            return Residual(layout, step, encode_integers(integers, context))
+    raise AssertionError(f"no residual keeps the error below {max_error}")
 
 
-def encode_stepped(
-    samples: NDArray[Any],
-    decoded: NDArray[Any],
-    context: NDArray[np.int32],
-    step: float,
-    mask: NDArray[np.bool_] | None,
-) -> bytes:
-    """Write a residual section that brings samples nearer to the original, for fewer bytes than a bound takes.
+def stepped_residual(
+    samples: NDArray[Any], decoded: NDArray[Any], context: NDArray[np.int32], step: float, nodata: NoData | None
+) -> Residual:
+    """Choose a residual that brings samples nearer to the original, in fewer bytes than a bound takes.
 
-    Parameters are those of `encode_bounded`, but for `step`, in units of the samples: for integers its whole part is
-    the step, and the fraction makes more of what is small count for nothing.
+    Parameters
+    ----------
+    samples, decoded, context, nodata
+        As for `bounded_residual`.
+    step : float
+        In units of the samples. For integers its whole part is the step; the fraction widens the range of differences
+        that become 0.
     """
-    from deepsic_codec.payload.coders.residual import encode_residual
+    from deepsic_codec.payload.coders.residual import encode_integers
 
-    whole: float
-    if samples.dtype.kind == "f":
-        whole, start = step, bytes((FLOAT_STEPS,)) + struct.pack("<d", step)
-    else:
-        whole = min(max(1, int(step)), MAX_STEP)
-        start = bytes((STEPS,)) + write_varint(int(whole))
+    layout, whole = FLOAT_STEPS, step
+    if samples.dtype.kind != "f":
+        layout, whole = STEPS, min(max(1, int(step)), MAX_STEP)
     steps = (samples.astype(np.float64) - decoded) / whole
-    # Wider by so much that the mean square error rises about evenly from one whole step to the next.
-    steps[~(np.abs(steps) > 0.5 + sqrt(max(0.0, step - whole) / (6 * whole)))] = 0  # NaN, too
-    if mask is not None:
-        np.copyto(steps, 0, where=mask)
-    return start + encode_residual(np.clip(np.rint(steps), -MOST, MOST).astype(np.int32), context)
+    # Chosen so that the mean square error rises about evenly from one whole step to the next.
+    zero_range = 0.5 + sqrt(max(0.0, step - whole) / (6 * whole))
+    steps[~(np.abs(steps) > zero_range)] = 0  # NaN, too
+    if nodata is not None and nodata.mask is not None:
+        np.copyto(steps, 0, where=nodata.mask)
+    integers = np.clip(np.rint(steps), -MAX_INTEGER, MAX_INTEGER).astype(np.int32)
+    return Residual(layout, whole, encode_integers(integers, context))
 
 
-def apply_bounded(data: bytes, decoded: NDArray[Any], context: NDArray[np.int32]) -> NDArray[Any]:
-    """Apply a residual section to decoded samples; returns new ones.
+def encode_residual(residual: Residual) -> bytes:
+    """Write a residual section."""
+    start = bytes((residual.layout,))
+    if residual.layout == STEPS:
+        start += write_varint(int(residual.step))
+    elif residual.layout == FLOAT_STEPS:
+        start += struct.pack("<d", residual.step)
+    return start + residual.coded
+
+
+def decode_residual(data: bytes, header: Header) -> Residual:
+    """Read a residual section; its integers are decoded when they are applied.
 
     Raises
     ------
     CorruptPayload
         If the section is damaged, or not that of such a chunk.
     UnsupportedPayload
-        If it is to be applied in a way that this version does not know.
+        If it has a layout that this version does not know.
     """
-    from deepsic_codec.payload.coders.residual import decode_residual
-
-    start, rest = _split(data, decoded.dtype)
-    if start[0] != FLOAT_BITS:
-        return _applied(start, decode_residual(rest, decoded.shape, context), decoded)
-    context = _twice(context)
-    return _applied(start, _joined(decode_residual(rest, context.shape, context)), decoded)
-
-
-def _candidates(samples: NDArray[Any], decoded: NDArray[Any], error: float) -> Any:
-    """Yield starts of a section and residuals, smaller ones first; the last keeps any bound."""
-    if samples.dtype.kind != "f":
-        bound = min(int(error), 65535)
-        # The second for data on both sides of a NoData value: where it steps aside from that, it may move by one more.
-        for step in (2 * bound + 1, 2 * bound - 1):
-            if step > 0:
-                difference = samples.astype(np.int32) - decoded
-                yield bytes((STEPS,)) + write_varint(step), (2 * difference + step) // (2 * step)
-        return
-    largest = np.float32(min(FLOAT_MAX, float(np.abs(samples).max(initial=0)) + error))
-    room = error - float(np.spacing(largest)) / 2  # for rounding to float32
-    if room > error / 2:
-        width = 2 * room * (1 - 2**-40)
-        steps = np.rint((samples.astype(np.float64) - decoded) / width)
-        if np.abs(steps).max(initial=0) <= MOST:
-            yield bytes((FLOAT_STEPS,)) + struct.pack("<d", width), steps.astype(np.int32)
-    yield bytes((FLOAT_BITS,)), _ordered(samples) - _ordered(decoded)
-
-
-def _split(data: bytes, dtype: np.dtype[Any]) -> tuple[bytes, bytes]:
-    """Part a section into how it is applied and the coded integers."""
     if not data:
         raise CorruptPayload("residual section: it is empty")
-    if data[0] > FLOAT_BITS:
-        raise UnsupportedPayload(f"residual section: layout {data[0]}; upgrade deepsic_codec")
-    if (data[0] == STEPS) == (dtype.kind == "f"):
-        raise CorruptPayload(f"residual section: layout {data[0]} for samples of {dtype}")
-    end = 1
-    if data[0] == STEPS:
+    layout, end, step = data[0], 1, 1.0
+    if layout > FLOAT_BITS:
+        raise UnsupportedPayload(f"residual section: layout {layout}; upgrade deepsic_codec")
+    if (layout == STEPS) == (header.dtype.kind == "f"):
+        raise CorruptPayload(f"residual section: layout {layout} for samples of {header.dtype}")
+    if layout == STEPS:
         try:
             step, end = read_varint(data, 1, "residual section: step")
         except IndexError:
             raise CorruptPayload("residual section: truncated") from None
         if not 0 < step <= MAX_STEP:
             raise CorruptPayload(f"residual section: step {step}, expected 1 to {MAX_STEP}")
-    elif data[0] == FLOAT_STEPS:
+    elif layout == FLOAT_STEPS:
         end = 9
         if len(data) < end:
             raise CorruptPayload("residual section: truncated")
         (step,) = struct.unpack_from("<d", data, 1)
         if not 0 < step <= FLOAT_MAX:
-            raise CorruptPayload(f"residual section: step {step}")
-    return data[:end], data[end:]
+            raise CorruptPayload(f"residual section: step {step}, expected more than 0 and at most {FLOAT_MAX}")
+    return Residual(layout, step, data[end:])
 
 
-def _applied(start: bytes, residual: NDArray[np.int32], decoded: NDArray[Any]) -> NDArray[Any]:
-    if start[0] == FLOAT_BITS:
+def _candidates(
+    samples: NDArray[Any], decoded: NDArray[Any], max_error: float
+) -> Iterator[tuple[int, float, NDArray[np.int32]]]:
+    """Yield layouts, steps and integers, those of fewer bytes first; the last keeps any bound."""
+    if samples.dtype.kind != "f":
+        bound = min(int(max_error), 65535)
+        # The second step is for data on both sides of a NoData value: moving off that value may add 1 to the error.
+        for step in (2 * bound + 1, 2 * bound - 1):
+            if step > 0:
+                difference = samples.astype(np.int32) - decoded
+                yield STEPS, step, (2 * difference + step) // (2 * step)
+        return
+    largest = np.float32(min(FLOAT_MAX, float(np.abs(samples).max(initial=0)) + max_error))
+    room = max_error - float(np.spacing(largest)) / 2  # less the error of rounding to float32
+    if room > max_error / 2:
+        width = 2 * room * (1 - 2**-40)
+        steps = np.rint((samples.astype(np.float64) - decoded) / width)
+        if np.abs(steps).max(initial=0) <= MAX_INTEGER:
+            yield FLOAT_STEPS, width, steps.astype(np.int32)
+    yield FLOAT_BITS, 1.0, _ordered(samples) - _ordered(decoded)
+
+
+def _add(layout: int, step: float, integers: NDArray[np.int32], decoded: NDArray[Any]) -> NDArray[Any]:
+    if layout == FLOAT_BITS:
         # Wraps around in 32 bits, as the difference did.
-        order = _ordered(decoded) + residual
+        order = _ordered(decoded) + integers
         return (order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
-    if start[0] == FLOAT_STEPS:
-        (step,) = struct.unpack_from("<d", start, 1)
-        values = residual * np.float64(step) + decoded
+    if layout == FLOAT_STEPS:
+        values = integers * np.float64(step) + decoded
         return np.clip(values, -FLOAT_MAX, FLOAT_MAX).astype(np.float32)
-    step, _ = read_varint(start, 1, "residual section: step")
     info = np.iinfo(decoded.dtype)
-    return np.clip(decoded + residual.astype(np.int64) * step, info.min, info.max).astype(decoded.dtype)
+    return np.clip(decoded + integers.astype(np.int64) * int(step), info.min, info.max).astype(decoded.dtype)
 
 
 def _twice(context: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.concatenate([context, context], axis=-1)
 
 
-def _halves(residual: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Part 32 bits into two bands: the upper 16, signed, and the lower 16."""
-    return np.concatenate([residual >> 16, residual & 0xFFFF], axis=-1)
+def _split_halves(integers: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Split 32 bits into two bands: the upper 16, signed, and the lower 16."""
+    return np.concatenate([integers >> 16, integers & 0xFFFF], axis=-1)
 
 
-def _joined(halves: NDArray[np.int32]) -> NDArray[np.int32]:
+def _join_halves(halves: NDArray[np.int32]) -> NDArray[np.int32]:
     bands = halves.shape[-1] // 2
     upper, lower = halves[..., :bands], halves[..., bands:]
     if lower.size and (lower.min() < 0 or lower.max() > 0xFFFF or upper.min() < -0x8000 or upper.max() > 0x7FFF):
@@ -187,12 +227,12 @@ def _joined(halves: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _ordered(values: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Return the bits of numbers as integers that rise with them."""
+    """Return the bits of numbers as integers in the same order."""
     bits = np.ascontiguousarray(values).view(np.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _within(samples: NDArray[Any], after: NDArray[Any], error: float, mask: NDArray[np.bool_] | None) -> bool:
+def _within(samples: NDArray[Any], result: NDArray[Any], max_error: float, mask: NDArray[np.bool_] | None) -> bool:
     wide = np.float64 if samples.dtype.kind == "f" else np.int64
-    difference = np.abs(samples.astype(wide) - after)
-    return bool((difference <= error if mask is None else (difference <= error) | mask).all())
+    difference = np.abs(samples.astype(wide) - result)
+    return bool((difference <= max_error if mask is None else (difference <= max_error) | mask).all())

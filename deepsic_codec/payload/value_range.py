@@ -1,4 +1,6 @@
-"""Value scaling of a payload: samples of any dtype to 64ths of a grey level and back. See `docs/format.md`.
+"""The value range section of a payload: samples of any dtype to 64ths of a grey level and back. See `docs/format.md`.
+
+Scaled samples are fixed point numbers with six fractional bits: q6.
 
 Integer samples are scaled in integers, float32 in float64 with every operation written out, so that the same section
 gives the same samples on every machine.
@@ -11,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
-from deepsic_codec.payload.header import Header
+from deepsic_codec.payload.fields import Header
 
-UNIT = 64  # of a grey level
-TOP = 255 * UNIT  # the end of a range; its start is 0
-MIDDLE = 128 * UNIT  # a range of one value
-ONE, EACH = 0, 1  # layouts: one range for all bands, or one for each
-TABLE = 1 << 16  # samples from which on a table of all values is faster than arithmetic
+Q6 = 64  # units of a grey level
+MAX_Q6 = 255 * Q6  # the end of a range; its start is 0
+MIDDLE_Q6 = 128 * Q6  # where the only value of an empty range lies
+SHARED, PER_BAND = 0, 1  # layouts: one range for all bands, or one for each band
+TABLE_MIN_SAMPLES = 1 << 16  # from here on a table of all values is faster than arithmetic
 
 Ranges = NDArray[Any]
 
@@ -29,12 +31,12 @@ def full_range(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 
 def encode_ranges(ranges: Ranges) -> bytes:
-    """Write a value scaling section.
+    """Write a value range section.
 
     Parameters
     ----------
     ranges : ndarray
-        (bands, 2), of the chunk's dtype: the value that becomes 0 and the one that becomes 255, not below it.
+        (bands, 2), of the chunk's dtype: the values that become grey levels 0 and 255, the first at most the second.
 
     Returns
     -------
@@ -43,11 +45,11 @@ def encode_ranges(ranges: Ranges) -> bytes:
     """
     same = bool((ranges == ranges[:1]).all())
     stored = ranges[:1] if same else ranges
-    return bytes((ONE if same else EACH,)) + stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+    return bytes((SHARED if same else PER_BAND,)) + stored.astype(stored.dtype.newbyteorder("<")).tobytes()
 
 
 def decode_ranges(data: bytes, header: Header) -> Ranges:
-    """Read a value scaling section.
+    """Read a value range section.
 
     Returns
     -------
@@ -62,93 +64,106 @@ def decode_ranges(data: bytes, header: Header) -> Ranges:
         If it has another layout.
     """
     if not data:
-        raise CorruptPayload("value scaling section: it is empty")
-    if data[0] not in (ONE, EACH):
-        raise UnsupportedPayload(f"value scaling section: layout {data[0]}; upgrade deepsic_codec")
+        raise CorruptPayload("value range section: it is empty")
+    if data[0] not in (SHARED, PER_BAND):
+        raise UnsupportedPayload(f"value range section: layout {data[0]}; upgrade deepsic_codec")
     dtype = header.dtype.newbyteorder("<")
-    count = header.channels if data[0] == EACH else 1
+    count = header.channels if data[0] == PER_BAND else 1
     if len(data) != 1 + count * 2 * dtype.itemsize:
-        raise CorruptPayload(f"value scaling section: {len(data)} bytes, expected {1 + count * 2 * dtype.itemsize}")
+        raise CorruptPayload(f"value range section: {len(data)} bytes, expected {1 + count * 2 * dtype.itemsize}")
     ranges = np.frombuffer(data, dtype, offset=1).reshape(count, 2).astype(dtype.newbyteorder("="))
     if not (np.isfinite(ranges).all() and (ranges[:, 0] <= ranges[:, 1]).all()):
-        raise CorruptPayload("value scaling section: a range that is not finite, or ends before it starts")
+        raise CorruptPayload("value range section: a range that is not finite, or ends before it starts")
     return np.broadcast_to(ranges, (header.channels, 2))
 
 
-def to_fine(samples: NDArray[Any], ranges: Ranges) -> NDArray[np.int16]:
+def to_q6(samples: NDArray[Any], ranges: Ranges) -> NDArray[np.int16]:
     """Scale samples.
 
     Parameters
     ----------
     samples : ndarray
-        (..., bands), of the dtype of the ranges; finite. What lies outside of its range is clipped to it.
+        (..., bands), of the dtype of the ranges; finite. Samples outside of their range are clipped to it.
     ranges : ndarray
         (bands, 2).
 
     Returns
     -------
     ndarray
-        int16 in 64ths of a grey level, 0 to 16320, of the same shape.
+        int16 of the same shape in q6 grey levels, 0 to 16320.
     """
     out = np.empty(samples.shape, np.int16)
-    for band, pick in _parts(ranges):
+    for band, group in _band_groups(ranges):
         low, high = ranges[band]
-        part = samples[..., pick]
+        part = samples[..., group]
         if samples.dtype.kind == "f":
-            out[..., pick] = _float_to_fine(part, float(low), float(high))
-        elif part.size < TABLE:
-            out[..., pick] = _to_fine(part, int(low), int(high))
+            out[..., group] = _float_to_q6(part, float(low), float(high))
+        elif part.size < TABLE_MIN_SAMPLES:
+            out[..., group] = _integer_to_q6(part, int(low), int(high))
         else:
-            table = _table_to_fine(samples.dtype.str, int(low), int(high))
-            out[..., pick] = table[part.view(f"u{samples.dtype.itemsize}")]
+            table = _table_to_q6(samples.dtype.str, int(low), int(high))
+            out[..., group] = table[part.view(f"u{samples.dtype.itemsize}")]
     return out
 
 
-def from_fine(fine: NDArray[np.int16], ranges: Ranges) -> NDArray[Any]:
-    """Scale back: 64ths (..., bands), each from 0 to 16320, to samples of the dtype of the ranges."""
-    out = np.empty(fine.shape, ranges.dtype)
-    for band, pick in _parts(ranges):
+def from_q6(scaled: NDArray[np.int16], ranges: Ranges) -> NDArray[Any]:
+    """Undo `to_q6`, but for rounding and clipping.
+
+    Parameters
+    ----------
+    scaled : ndarray
+        int16 (..., bands), 0 to 16320.
+    ranges : ndarray
+        (bands, 2).
+
+    Returns
+    -------
+    ndarray
+        Samples of the dtype of the ranges, of the same shape.
+    """
+    out = np.empty(scaled.shape, ranges.dtype)
+    for band, group in _band_groups(ranges):
         low, high = ranges[band].tolist()
-        out[..., pick] = _table_from_fine(ranges.dtype.str, low, high)[fine[..., pick]]
+        out[..., group] = _table_from_q6(ranges.dtype.str, low, high)[scaled[..., group]]
     return out
 
 
-def _parts(ranges: Ranges) -> list[tuple[int, Any]]:
-    """Return bands that are scaled together, as the number of the first and what picks them all."""
+def _band_groups(ranges: Ranges) -> list[tuple[int, Any]]:
+    """Return the bands that have one range: the first band, and an index of all of them."""
     if (ranges == ranges[:1]).all():
         return [(0, slice(None))]
     return [(band, slice(band, band + 1)) for band in range(len(ranges))]
 
 
-def _to_fine(values: NDArray[Any], low: int, high: int) -> NDArray[np.int16]:
+def _integer_to_q6(values: NDArray[Any], low: int, high: int) -> NDArray[np.int16]:
     if low == high:
-        return np.full(values.shape, MIDDLE, np.int16)
+        return np.full(values.shape, MIDDLE_Q6, np.int16)
     extent = high - low
     steps = np.clip(values.astype(np.int64), low, high) - low
-    return ((2 * TOP * steps + extent) // (2 * extent)).astype(np.int16)
+    return ((2 * MAX_Q6 * steps + extent) // (2 * extent)).astype(np.int16)
 
 
-def _float_to_fine(values: NDArray[Any], low: float, high: float) -> NDArray[np.int16]:
+def _float_to_q6(values: NDArray[Any], low: float, high: float) -> NDArray[np.int16]:
     if low == high:
-        return np.full(values.shape, MIDDLE, np.int16)
+        return np.full(values.shape, MIDDLE_Q6, np.int16)
     steps = np.clip(values.astype(np.float64), low, high)
     steps -= low
-    steps *= TOP
+    steps *= MAX_Q6
     steps /= high - low
     steps += 0.5
-    return np.clip(steps, 0, TOP).astype(np.int16)  # truncation is rounding now
+    return np.clip(steps, 0, MAX_Q6).astype(np.int16)  # truncation is rounding now
 
 
 @lru_cache(maxsize=64)
-def _table_to_fine(dtype: str, low: int, high: int) -> NDArray[np.int16]:
+def _table_to_q6(dtype: str, low: int, high: int) -> NDArray[np.int16]:
     size = np.dtype(dtype).itemsize
-    return _to_fine(np.arange(1 << 8 * size).astype(f"u{size}").view(dtype), low, high)
+    return _integer_to_q6(np.arange(1 << 8 * size).astype(f"u{size}").view(dtype), low, high)
 
 
 @lru_cache(maxsize=256)
-def _table_from_fine(dtype: str, low: Any, high: Any) -> NDArray[Any]:
+def _table_from_q6(dtype: str, low: Any, high: Any) -> NDArray[Any]:
     if np.dtype(dtype).kind == "f":
-        steps = np.arange(TOP + 1, dtype=np.float64) * (high - low) / TOP + low
+        steps = np.arange(MAX_Q6 + 1, dtype=np.float64) * (high - low) / MAX_Q6 + low
         return np.clip(steps.astype(np.float32), np.float32(low), np.float32(high))
     extent = high - low
-    return (low + (2 * np.arange(TOP + 1) * extent + TOP) // (2 * TOP)).astype(dtype)
+    return (low + (2 * np.arange(MAX_Q6 + 1) * extent + MAX_Q6) // (2 * MAX_Q6)).astype(dtype)

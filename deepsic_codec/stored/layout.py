@@ -19,6 +19,8 @@ from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
+from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.sections import LABELS
 
 FIRST_READ = 256  # bytes: header and labels of any chunk with up to 16 label tiles lie within
 EMPTY = np.iinfo(np.uint64).max  # offset and length of a chunk that a shard does not have
@@ -130,9 +132,7 @@ async def read_shard_index(array: Any, shard: tuple[int, ...]) -> np.ndarray | N
     return np.frombuffer(data, f"{order}u8").reshape(*grid, 2)
 
 
-async def read_head(
-    array: Any, index: tuple[int, ...], place: Location | None = None
-) -> tuple[payload_header.Header, bytes] | None:
+async def read_head(array: Any, index: tuple[int, ...], place: Location | None = None) -> tuple[Header, bytes] | None:
     """Read header and labels of a chunk: one request of 256 bytes, a second one only for more labels than usual.
 
     Parameters
@@ -158,7 +158,8 @@ async def read_head(
     if needed > len(data):
         data = await _read(array, place, needed) or b""
     header = payload_header.read_header(data)
-    needed = max((s.offset + s.length for s in header.sections if s.kind == payload_header.LABELS), default=0)
+    labels = header.entry(LABELS.kind)
+    needed = 0 if labels is None else labels.offset + labels.length
     if needed > len(data):
         data = await _read(array, place, needed) or b""
     return header, data

@@ -16,7 +16,7 @@ from deepsic_codec.bulk.write import Heads, Options, put, write_block
 from deepsic_codec.codec.memory import in_halves
 from deepsic_codec.errors import UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload import labels as payload_labels
+from deepsic_codec.payload.sections import LABELS
 from deepsic_codec.stored import layout as stored
 from tests.common import check_rejects, photograph
 
@@ -132,7 +132,7 @@ def test_padding_has_no_labels():
     result = write(array, dark[:70, :100])
     head = next(iter(result.heads.values()))
     header = payload_header.read_header(head)
-    block = payload_labels.decode_labels(payload_header.read_section(head, header, payload_header.LABELS), header)
+    block = payload_header.read_section(head, header, LABELS)
     assert (block.scores.max(axis=-1)[0] > 0).tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2
 
 
@@ -141,7 +141,7 @@ def test_padding_along_slices_has_no_labels():
     result = write(array, photograph(3, 64, 64))
     head = result.heads[1, 0, 0]
     header = payload_header.read_header(head)
-    block = payload_labels.decode_labels(payload_header.read_section(head, header, payload_header.LABELS), header)
+    block = payload_header.read_section(head, header, LABELS)
     assert (block.scores.max(axis=-1).ravel() > 0).tolist() == [True, False]
 
 
@@ -150,7 +150,7 @@ def test_padding_continues_the_image():
     result = write(empty((70, 100, 3), (128, 128, 3)), bright)
     head = next(iter(result.heads.values()))
     header = payload_header.read_header(head)
-    block = payload_labels.decode_labels(payload_header.read_section(head, header, payload_header.LABELS), header)
+    block = payload_header.read_section(head, header, LABELS)
     assert (block.classes[..., 0] == 2).all()
 
 

@@ -12,7 +12,8 @@ from deepsic_codec.codec.bands import chunk_of, from_images, samples_of, to_imag
 from deepsic_codec.codec.core import check_chunk
 from deepsic_codec.errors import CorruptPayload, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload.header import TRIPLES
+from deepsic_codec.payload.fields import TRIPLES
+from deepsic_codec.payload.sections import FEATURES, LABELS
 from tests import stub_runtime
 from tests.common import check_rejects, check_roundtrip, photograph
 
@@ -135,9 +136,9 @@ def test_semantics():
         header = payload_header.read_header(DeepSIC(semantics=semantics).encode(array))
         kinds[semantics] = [section.kind for section in header.sections], any(header.head)
     assert kinds == {
-        "pre": ([payload_header.LABELS, payload_header.FEATURES], True),
-        "post": ([payload_header.FEATURES], True),
-        "none": ([payload_header.FEATURES], False),
+        "pre": ([LABELS.kind, FEATURES.kind], True),
+        "post": ([FEATURES.kind], True),
+        "none": ([FEATURES.kind], False),
     }
 
 
@@ -229,17 +230,15 @@ def _payload(**changes):
         "head": bytes(4),
         "quality": 50.0,
         "grid": (1, 1),
-        "sections": {payload_header.FEATURES: b"u1" + stub_runtime.zlib.compress(bytes(48))},
+        "sections": {FEATURES: b"u1" + stub_runtime.zlib.compress(bytes(48))},
     }
     return payload_header.pack(**(values | changes))
 
 
 def test_well_formed_but_undecodable():
     assert (DeepSIC().decode(_payload()) == 0).all()
-    check_rejects(CorruptPayload, "value scaling|uint16", DeepSIC().decode, _payload(dtype=np.dtype("u2")))
+    check_rejects(CorruptPayload, "value range|uint16", DeepSIC().decode, _payload(dtype=np.dtype("u2")))
     check_rejects(CorruptPayload, "features", DeepSIC().decode, _payload(shape=(4, 4, 4)))
     check_rejects(CorruptPayload, "feature", DeepSIC().decode, _payload(sections={}))
-    check_rejects(
-        CorruptPayload, "features", DeepSIC().decode, _payload(sections={payload_header.FEATURES: b"not deflated"})
-    )
+    check_rejects(CorruptPayload, "features", DeepSIC().decode, _payload(sections={FEATURES: b"not deflated"}))
     check_rejects(stub_runtime.ModelNotFound, "9999", DeepSIC().decode, _payload(decoder=b"\x99" * 8))

@@ -15,14 +15,14 @@ from deepsic_codec.errors import ConfigurationError, CorruptPayload, Unsupported
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload import nodata as payload_nodata
 from deepsic_codec.payload import value_range as scaling
-from tests.common import check_rejects, check_roundtrip, photograph
+from deepsic_codec.payload.fields import PLANES, image_count
+from deepsic_codec.payload.sections import NAMES, NODATA, SECTIONS, VALUE_RANGE
+from tests.common import check_rejects, check_roundtrip, photograph, raw
 
 pytestmark = pytest.mark.usefixtures("stub")
 
 ANY = -np.inf  # dB: what is lost is for the test to say
 DTYPES = ["u1", "i1", "<u2", ">u2", "<i2", ">i2", "<f4", ">f4"]
-SECTIONS = {"scaling": h.VALUE_SCALING, "nodata": h.NODATA, "residual": h.RESIDUAL}
-KIND = {kind: name for name, kind in SECTIONS.items()} | {h.LABELS: "labels", h.FEATURES: "features"}
 
 
 def picture(shape, dtype, seed=0):
@@ -36,7 +36,7 @@ def picture(shape, dtype, seed=0):
 
 
 def sections(payload):
-    return [KIND[section.kind] for section in h.read_header(payload).sections]
+    return [NAMES[entry.kind] for entry in h.read_header(payload).sections]
 
 
 @st.composite
@@ -55,7 +55,7 @@ def steps(array, ranges=None):
     """How far apart what is restored may be from an array: half a step of the scaling, and rounding to the dtype."""
     low, high = (array.min(), array.max()) if ranges is None else ranges
     rounding = 0.5 if array.dtype.kind in "iu" else 1e-6 * max(abs(float(low)), abs(float(high)))
-    return (float(high) - float(low)) / scaling.TOP / 2 + rounding
+    return (float(high) - float(low)) / scaling.MAX_Q6 / 2 + rounding
 
 
 @given(chunks(), st.booleans(), st.sampled_from([None, "planes", "triples"]))
@@ -64,7 +64,7 @@ def test_any_samples_come_back(case, measured, bands):
     measured = measured or array.dtype.kind == "f"
     codec = DeepSIC(axes=axes, value_range="chunk" if measured else None, bands=bands)
     payload = check_roundtrip(codec, array, ANY)
-    assert ("scaling" in sections(payload)) == (measured or array.dtype != np.uint8)
+    assert ("value range" in sections(payload)) == (measured or array.dtype != np.uint8)
     ranges = None if measured else scaling.full_range(array.dtype)
     error = np.abs(codec.decode(payload).astype("f8") - array.astype("f8")).max()
     assert error <= (0 if array.dtype.itemsize == 1 else steps(array, ranges))
@@ -138,10 +138,10 @@ def test_bands_in_images(bands, wanted):
     images = to_images(samples, grouping)
     count = IMAGES[bands][[None, "planes", "triples"].index(wanted)]
     assert images.shape == (2 * count, 3, 4, 3) and images.flags.c_contiguous
-    assert count == h.image_count(bands, grouping)
+    assert count == image_count(bands, grouping)
     first = images[::count] if bands > 1 else images
     np.testing.assert_array_equal(first[..., 0], samples[..., 0])
-    np.testing.assert_array_equal(first[..., 1], samples[..., 1 if bands > 1 and grouping != h.PLANES else 0])
+    np.testing.assert_array_equal(first[..., 1], samples[..., 1 if bands > 1 and grouping != PLANES else 0])
     np.testing.assert_array_equal(images[count - 1 :: count][..., 2], samples[..., -1])
     np.testing.assert_array_equal(from_images(images, bands, grouping), samples)
     damaged = images.copy()
@@ -158,12 +158,12 @@ def test_sections_that_are_written():
     array = picture((20, 30, 3), "u2")
     assert sections(DeepSIC(max_error=1, nodata=3).encode(array)) == [
         "labels",
-        "scaling",
+        "value range",
         "features",
         "nodata",
         "residual",
     ]
-    assert len(h.read_section(DeepSIC().encode(array), h.read_header(DeepSIC().encode(array)), h.VALUE_SCALING)) == 5
+    assert len(h.unpack(DeepSIC().encode(array)).sections[VALUE_RANGE.kind]) == 5
 
 
 def test_labels_come_from_the_first_triple():
@@ -229,9 +229,9 @@ def test_scaling_is_exact_for_narrow_ranges(dtype):
     low, high = max(info.min, -9000), min(info.max, 7320)
     samples = np.arange(low, high + 1).astype(dtype).reshape(1, 1, -1, 1)
     for ranges in (np.array([[low, high]], dtype), np.array([[low, low + 77]], dtype)):
-        fine = scaling.to_fine(samples, ranges)
-        assert fine.min() == 0 and fine.max() == scaling.TOP and (np.diff(fine.ravel()) >= 0).all()
-        np.testing.assert_array_equal(scaling.from_fine(fine, ranges), np.clip(samples, *ranges[0]))
+        fine = scaling.to_q6(samples, ranges)
+        assert fine.min() == 0 and fine.max() == scaling.MAX_Q6 and (np.diff(fine.ravel()) >= 0).all()
+        np.testing.assert_array_equal(scaling.from_q6(fine, ranges), np.clip(samples, *ranges[0]))
 
 
 @given(st.integers(0, 65535), st.integers(0, 65535), st.integers(1, 9))
@@ -240,28 +240,28 @@ def test_scaling_by_table_and_by_arithmetic_agree(low, high, seed):
     samples = np.random.default_rng(seed).integers(0, 65536, (1, 260, 260, 1)).astype("u2")
     ranges = np.array([[low, high]], "u2")
     few = samples[:, :3]
-    np.testing.assert_array_equal(scaling.to_fine(samples, ranges)[:, :3], scaling.to_fine(few, ranges))
+    np.testing.assert_array_equal(scaling.to_q6(samples, ranges)[:, :3], scaling.to_q6(few, ranges))
     if low < high:  # by fractions, as the format says it
-        exact = (2 * (np.clip(few.astype(object), low, high) - low) * scaling.TOP + high - low) // (2 * (high - low))
-        np.testing.assert_array_equal(scaling.to_fine(few, ranges), exact.astype("i2"))
+        exact = (2 * (np.clip(few.astype(object), low, high) - low) * scaling.MAX_Q6 + high - low) // (2 * (high - low))
+        np.testing.assert_array_equal(scaling.to_q6(few, ranges), exact.astype("i2"))
 
 
-@given(st.integers(0, 65535), st.integers(0, 65535), st.lists(st.integers(0, scaling.TOP), min_size=1))
+@given(st.integers(0, 65535), st.integers(0, 65535), st.lists(st.integers(0, scaling.MAX_Q6), min_size=1))
 def test_scaling_back_is_as_specified(low, high, fine):
     low, high = sorted((low, high))
     for dtype, shift in (("u2", 0), ("i2", 32768)):
         ranges = np.array([[low - shift, high - shift]], dtype)
-        found = scaling.from_fine(np.array(fine, "i2").reshape(1, 1, -1, 1), ranges).ravel().tolist()
+        found = scaling.from_q6(np.array(fine, "i2").reshape(1, 1, -1, 1), ranges).ravel().tolist()
         assert found == [low - shift + (2 * f * (high - low) + 16320) // 32640 for f in fine]
 
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@given(FLOATS, FLOATS, st.integers(0, scaling.TOP))
+@given(FLOATS, FLOATS, st.integers(0, scaling.MAX_Q6))
 def test_scaling_back_of_float32_is_as_specified(low, high, fine):
     low, high = sorted((low, high))
-    found = scaling.from_fine(np.full((1, 1, 1, 1), fine, "i2"), np.array([[low, high]], "f4")).item()
+    found = scaling.from_q6(np.full((1, 1, 1, 1), fine, "i2"), np.array([[low, high]], "f4")).item()
     assert found == min(max(np.float32(fine * (high - low) / 16320 + low).item(), low), high)
 
 
@@ -416,29 +416,30 @@ def test_rate_is_found(target, dtype, stub):
 def _changed(payload, name, change):
     """The payload with other bytes in a section, all checksums right."""
     header = h.read_header(payload)
-    parts = {section.kind: h.read_section(payload, header, section.kind) for section in header.sections}
-    parts[SECTIONS[name]] = change(parts[SECTIONS[name]])
+    parts = {raw(section): h.read_section(payload, header, raw(section)) for section in SECTIONS}
+    (changed,) = (section for section in parts if section.name == name)
+    parts[changed] = change(parts[changed])
     fields = ("dtype", "shape", "order", "axes", "decoder", "head", "quality", "grid")
-    kept = {kind: data for kind, data in parts.items() if data is not None}
+    kept = {section: data for section, data in parts.items() if data is not None}
     return h.pack(**{field: getattr(header, field) for field in fields}, sections=kept)
 
 
 @pytest.mark.parametrize(
     "dtype, name, change, error, words",
     [
-        ("u2", "scaling", lambda data: b"", CorruptPayload, "value scaling|empty"),
-        ("u2", "scaling", lambda data: None, CorruptPayload, "no value scaling"),
-        ("u2", "scaling", lambda data: b"\x02" + data[1:], UnsupportedPayload, "value scaling|layout 2"),
-        ("u2", "scaling", lambda data: data + b"\0", CorruptPayload, "value scaling|bytes"),
-        ("u2", "scaling", lambda data: b"\0" + data[1:], CorruptPayload, "value scaling|bytes"),
-        ("u2", "scaling", lambda data: b"\0\x09\0\x08\0", CorruptPayload, "ends before"),
-        ("f4", "scaling", lambda data: b"\0" + np.float32([0, np.nan]).tobytes(), CorruptPayload, "not finite"),
+        ("u2", "value range", lambda data: b"", CorruptPayload, "value range|empty"),
+        ("u2", "value range", lambda data: None, CorruptPayload, "no value range"),
+        ("u2", "value range", lambda data: b"\x02" + data[1:], UnsupportedPayload, "value range|layout 2"),
+        ("u2", "value range", lambda data: data + b"\0", CorruptPayload, "value range|bytes"),
+        ("u2", "value range", lambda data: b"\0" + data[1:], CorruptPayload, "value range|bytes"),
+        ("u2", "value range", lambda data: b"\0\x09\0\x08\0", CorruptPayload, "ends before"),
+        ("f4", "value range", lambda data: b"\0" + np.float32([0, np.nan]).tobytes(), CorruptPayload, "not finite"),
         ("u2", "nodata", lambda data: data[:2], CorruptPayload, "nodata section"),
         ("u2", "nodata", lambda data: data[:2] + b"\x08", UnsupportedPayload, "nodata section|layout"),
-        ("u2", "nodata", lambda data: b"\xff\xff\0", CorruptPayload, "beside"),
-        ("u2", "nodata", lambda data: b"\0\0\4", CorruptPayload, "beside"),
+        ("u2", "nodata", lambda data: b"\xff\xff\0", CorruptPayload, "neighbour"),
+        ("u2", "nodata", lambda data: b"\0\0\4", CorruptPayload, "neighbour"),
         ("u2", "nodata", lambda data: data[:2] + b"\0x", CorruptPayload, "without a mask"),
-        ("f4", "nodata", lambda data: np.float32(np.inf).tobytes() + b"\0", CorruptPayload, "beside"),
+        ("f4", "nodata", lambda data: np.float32(np.inf).tobytes() + b"\0", CorruptPayload, "neighbour"),
         ("u2", "residual", lambda data: b"", CorruptPayload, "residual section|empty"),
         ("u2", "residual", lambda data: b"\3" + data[1:], UnsupportedPayload, "residual section|layout 3"),
         ("u2", "residual", lambda data: b"\1" + data[1:], CorruptPayload, "residual section|layout 1"),
@@ -457,7 +458,8 @@ def test_damaged_sections(dtype, name, change, error, words):
 
 def test_a_chunk_without_features_has_no_data():
     payload = DeepSIC(nodata=5).encode(np.full((9, 9, 3), 5, "u1"))
-    assert payload_nodata.is_empty(h.read_section(payload, h.read_header(payload), h.NODATA), h.read_header(payload))
+    unpacked = h.unpack(payload)
+    assert payload_nodata.is_empty(unpacked.sections[NODATA.kind], unpacked.header)
     check_rejects(CorruptPayload, "no feature", DeepSIC().decode, _changed(payload, "nodata", lambda data: b"\5\0"))
 
 

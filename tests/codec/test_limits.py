@@ -9,6 +9,7 @@ from deepsic_codec import DeepSIC, config
 from deepsic_codec.codec import core
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as h
+from deepsic_codec.payload.sections import FEATURES
 from tests.common import check_rejects, photograph
 
 
@@ -25,7 +26,7 @@ def announcing(shape, axes="tyxc"):
         head=bytes(4),
         quality=50,
         grid=grid,
-        sections={h.FEATURES: b"features"},
+        sections={FEATURES: b"features"},
     )
 
 

@@ -8,6 +8,7 @@ import zarr
 
 from deepsic_codec import DeepSIC, DeepSICCodec, chunk_attrs, create_array
 from deepsic_codec.payload import header as payload_header
+from deepsic_codec.payload.sections import LABELS, RESIDUAL
 from tests.codec.test_entry_points import installed  # noqa: F401  # a fixture
 from tests.common import check_config, check_lazy, check_repr, check_roundtrip, photograph, psnr, run_python
 
@@ -77,10 +78,8 @@ def test_alone_or_among_others():
 
 def _scores(payload):
     """Class scores by name, unsorted: faint ones may be stored in one payload and just not in the other."""
-    from deepsic_codec.payload import labels
-
     header = payload_header.read_header(payload)
-    block = labels.decode_labels(payload_header.read_section(payload, header, payload_header.LABELS), header)
+    block = payload_header.read_section(payload, header, LABELS)
     dense = block.dense(255) / 255
     return np.where(dense < 0.05, 0, dense)
 
@@ -184,7 +183,7 @@ def test_rate_beyond_what_features_give():
         payload = DeepSIC(psnr=wanted).encode(array)
         assert abs(psnr(DeepSIC().decode(payload), array) - wanted) <= 0.2
         header = payload_header.read_header(payload)
-        assert payload_header.RESIDUAL in [section.kind for section in header.sections]
+        assert header.entry(RESIDUAL.kind)
     for bpp in (8, 14):
         assert abs(8 * len(DeepSIC(bpp=bpp).encode(array)) / (70 * 90) / bpp - 1) <= 0.03
     for dtype in ("u2", "f4"):

@@ -6,6 +6,7 @@ import zarr
 from deepsic_codec import DeepSIC, create_array
 from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.payload import header, labels
+from deepsic_codec.payload.sections import FEATURES, LABELS
 from tests import stub_runtime
 
 CLASSES = 4  # Dark, Dim, Bright and unknown: those of tests/stub_runtime.py
@@ -32,9 +33,9 @@ def archive(
 def payload(array, scores, head=stub_runtime.MODELS[0].head):
     """A payload with these label scores, uint8 (slices, rows, columns, classes), or without any."""
     codec = array.metadata.compressor if array.metadata.zarr_format == 2 else array.metadata.codecs[0]
-    sections = {header.FEATURES: b"features"}
+    sections = {FEATURES: b"features"}
     if scores is not None:
-        sections[header.LABELS] = labels.encode_labels(scores, codec.label_tile)
+        sections[LABELS] = labels.best_labels(scores, codec.label_tile)
     size = dict(zip(codec.axes, array.chunks, strict=True))
     return header.pack(
         dtype="u1",

@@ -9,12 +9,27 @@ from hypothesis import strategies as st
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.constants import MAX_QUALITY
-from deepsic_codec.payload.labels import decode_labels, default_tile, encode_labels
+from deepsic_codec.payload.fields import (
+    FIRST_TRIPLE,
+    MAX_BANDS,
+    MAX_BODY,
+    MAX_K,
+    MAX_NDIM,
+    MAX_SAMPLES,
+    MAX_SECTIONS,
+    MAX_TILES,
+    PLANES,
+    PREFIX,
+    TRIPLES,
+)
+from deepsic_codec.payload.labels import best_labels, default_tile, encode_labels
+from deepsic_codec.payload.sections import FEATURES, LABELS, SECTIONS, Section
 from deepsic_codec.payload.varint import MAX_VARINT, read_varint, write_varint
-from tests.common import check_lazy, check_rejects
+from tests.common import check_lazy, check_rejects, raw
 from tests.payload import reference
 
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
+RAW_LABELS = raw(LABELS)
 DTYPES = ["u1", "i1", "<u2", ">u2", "<i2", ">i2", "<f4", ">f4"]
 CHUNK = {
     "dtype": "u1",
@@ -25,8 +40,13 @@ CHUNK = {
     "head": b"head",
     "quality": 50,
     "grid": (5, 6),
-    "sections": {h.LABELS: b"\x40\x40\x01" + 4 * b"\x02\xc8", h.FEATURES: b"features"},
+    "sections": {RAW_LABELS: b"\x40\x40\x01" + 4 * b"\x02\xc8", FEATURES: b"features"},
 }
+
+
+def later(number, required=False):
+    """A kind of section of a later version."""
+    return Section(number, "later", required, bytes, lambda data, header: data)
 
 
 def pack(**changes):
@@ -37,15 +57,15 @@ def pack(**changes):
 def chunks(draw):
     """Arguments of pack, from all that it takes."""
     axes = "".join(draw(st.permutations("yx" + draw(st.sampled_from(["", "c", "t", "ct", "zc", "n", "ctzn"])))))
-    shape, room = [], h.MAX_SAMPLES
+    shape, room = [], MAX_SAMPLES
     for axis in axes:
-        most = min(room, h.MAX_BANDS) if axis == "c" else room
+        most = min(room, MAX_BANDS) if axis == "c" else room
         shape.append(draw(st.one_of(st.integers(1, min(most, 300)), st.integers(1, most))))
         room //= shape[-1]
     height, width = shape[axes.index("y")], shape[axes.index("x")]
     bands = shape[axes.index("c")] if "c" in axes else 1
-    groupings = [h.TRIPLES] + [h.PLANES] * (bands > 1) + [h.FIRST_TRIPLE] * (bands > 3)
-    kinds = draw(st.permutations([h.LABELS, h.VALUE_SCALING, h.FEATURES, h.RESIDUAL, h.EMBEDDING, 0x80 | 9, 0xFF]))
+    groupings = [TRIPLES] + [PLANES] * (bands > 1) + [FIRST_TRIPLE] * (bands > 3)
+    kinds = draw(st.permutations([*map(raw, SECTIONS), later(5), later(9), later(127)]))
     return {
         "dtype": draw(st.sampled_from(DTYPES)),
         "shape": tuple(draw(st.permutations(shape))) if axes == "yx" and height == width else tuple(shape),
@@ -64,7 +84,8 @@ def chunks(draw):
 @given(chunks())
 def test_what_was_packed_is_read(chunk):
     payload = h.pack(**chunk)
-    header = h.check_payload(payload)
+    unpacked = h.unpack(payload)
+    header = unpacked.header
     assert header.dtype.str == np.dtype(chunk["dtype"]).str
     for name in ("grouping", "shape", "order", "axes", "decoder", "head", "quality", "grid"):
         assert getattr(header, name) == chunk[name], name
@@ -72,12 +93,12 @@ def test_what_was_packed_is_read(chunk):
     assert (header.height, header.width, header.channels) == (sizes["y"], sizes["x"], sizes.get("c", 1))
     assert header.slices == np.prod([size for axis, size in sizes.items() if axis not in "yxc"], dtype=int)
     assert (header.nbytes, header.version) == (len(payload), 1)
-    assert {section.kind for section in header.sections} == set(chunk["sections"])
-    for kind, data in chunk["sections"].items():
-        assert h.read_section(payload, header, kind) == data
-    assert h.read_section(payload, header, h.NODATA) is None
+    assert {entry.kind for entry in header.sections} == {section.kind for section in chunk["sections"]}
+    for section, data in chunk["sections"].items():
+        assert section in unpacked and unpacked.read(section) == h.read_section(payload, header, section) == data
+    assert unpacked.read(later(10)) is h.read_section(payload, header, later(10)) is None
     assert h.header_size(payload[:12]) == header.size and h.read_header(payload[: header.size]) == header
-    assert header.size <= h.PREFIX + h.MAX_BODY <= 256
+    assert header.size <= PREFIX + MAX_BODY <= 256
 
 
 @settings(deadline=None)
@@ -85,6 +106,7 @@ def test_what_was_packed_is_read(chunk):
 def test_a_reader_made_from_the_specification_agrees(chunk):
     fields = reference.read(h.pack(**chunk))
     assert np.dtype(fields.pop("dtype")) == np.dtype(chunk.pop("dtype"))
+    chunk["sections"] = {section.kind: data for section, data in chunk["sections"].items()}
     assert fields == chunk
 
 
@@ -93,10 +115,10 @@ def test_a_writer_made_from_the_specification_agrees():
 
 
 def test_order_of_sections_does_not_depend_on_how_they_were_given():
-    sections = {h.FEATURES: b"features", 0x80 | 9: b"later", h.LABELS: b"\x40\x40\x00"}
+    sections = {FEATURES: b"features", later(9): b"later", RAW_LABELS: b"\x40\x40\x00"}
     payload = pack(sections=sections)
     assert payload == pack(sections=dict(reversed(sections.items())))
-    assert [section.kind for section in h.read_header(payload).sections] == [h.LABELS, h.FEATURES, 0x80 | 9]
+    assert [section.kind for section in h.read_header(payload).sections] == [0x81, 3, 0x89]
     assert payload.endswith(b"\x40\x40\x00featureslater")
 
 
@@ -105,16 +127,16 @@ def test_order_of_sections_does_not_depend_on_how_they_were_given():
 )
 def test_any_buffer_will_do(as_buffer):
     payload = pack()
-    header = h.check_payload(as_buffer(payload))
+    header = h.unpack(as_buffer(payload)).header
     assert header == h.read_header(payload) == h.read_header(as_buffer(payload))
-    assert type(h.read_section(as_buffer(payload), header, h.FEATURES)) is bytes
-    check_rejects(CorruptPayload, "header|empty", h.check_payload, as_buffer(b""))
+    assert type(h.read_section(as_buffer(payload), header, FEATURES)) is bytes
+    check_rejects(CorruptPayload, "header|empty", h.unpack, as_buffer(b""))
 
 
 def test_a_view_into_the_middle_of_a_buffer():
     payload = pack()
     view = memoryview(b"shard" + payload + b"shard")[5:-5]
-    assert h.read_section(view, h.check_payload(view), h.FEATURES) == b"features"
+    assert h.unpack(view).read(FEATURES) == b"features"
 
 
 @pytest.mark.parametrize(
@@ -132,17 +154,18 @@ def test_a_view_into_the_middle_of_a_buffer():
         ({"quality": 100.1}, ConfigurationError, "quality"),
         ({"quality": float("nan")}, ConfigurationError, "quality"),
         ({"shape": (70, 90, 257)}, UnsupportedArray, "256 bands"),
-        ({"grouping": h.FIRST_TRIPLE}, ValueError, "grouping"),
-        ({"grouping": h.PLANES, "shape": (70, 90, 1)}, ValueError, "grouping"),
+        ({"grouping": FIRST_TRIPLE}, ValueError, "grouping"),
+        ({"grouping": PLANES, "shape": (70, 90, 1)}, ValueError, "grouping"),
         ({"order": "K"}, ValueError, "order"),
         ({"decoder": b"short"}, ValueError, "identities"),
         ({"head": b""}, ValueError, "identities"),
         ({"grid": (0, 6)}, ValueError, "grid"),
         ({"grid": (5, 91)}, ValueError, "grid"),
-        ({"sections": {h.FEATURES: b"", h.FEATURES | 0x80: b""}}, ValueError, "twice"),
-        ({"sections": dict.fromkeys(range(0x81, 0x92), b"")}, ValueError, "16 sections"),
-        *[({"sections": {kind: b""}}, ValueError, "may skip") for kind in (0, 0x80, 256, -1, 1, 0x83, h.SIDE)],
-        ({"sections": {h.LABELS: bytes(52)}}, ValueError, "labels"),
+        ({"sections": {FEATURES: b"", later(3): b""}}, ValueError, "each once"),
+        ({"sections": dict.fromkeys(map(later, range(9, 26)), b"")}, ValueError, "at most 16"),
+        *[({"sections": {later(number): b""}}, ValueError, "may skip") for number in (0, -1, 3, 128, 256)],
+        *[({"sections": {later(number, True): b""}}, ValueError, "may skip") for number in (0, 1, 8, 9)],
+        ({"sections": {RAW_LABELS: bytes(52)}}, ValueError, "labels"),
     ],
 )
 def test_pack_refuses_what_no_reader_takes(changes, error, words):
@@ -150,12 +173,10 @@ def test_pack_refuses_what_no_reader_takes(changes, error, words):
 
 
 def test_limits_fit_their_fields():
-    assert h.MAX_BODY < 1 << 16 and h.PREFIX + h.MAX_BODY <= 256
-    assert h.MAX_SAMPLES <= MAX_VARINT and 100 * MAX_QUALITY < 1 << 16 and h.MAX_SECTIONS < 256
-    assert 2 * 5 + 1 + 2 * h.MAX_K * h.MAX_TILES <= MAX_VARINT
+    assert MAX_BODY < 1 << 16 and PREFIX + MAX_BODY <= 256
+    assert MAX_SAMPLES <= MAX_VARINT and 100 * MAX_QUALITY < 1 << 16 and MAX_SECTIONS < 256
+    assert 2 * 5 + 1 + 2 * MAX_K * MAX_TILES <= MAX_VARINT
     assert len(write_varint(MAX_VARINT)) == 5
-    names = [name.split()[0] for name in h.KIND_NAMES.values()]
-    assert len({kind & 127 for kind in h.KIND_NAMES}) == len(names) == 8
 
 
 @settings(deadline=None)
@@ -187,12 +208,12 @@ def test_each_integer_is_written_in_one_way(data, words):
 
 def test_a_small_chunk_spends_63_bytes_before_its_features():
     # 12 prefix, 25 body without table, 13 table of two sections (features of 128 to 16383 bytes), 13 labels (k = 5).
-    labels = encode_labels(np.full((1, 1, 1, 12), 99, "u1"), (64, 64))
-    sections = {h.LABELS: labels, h.FEATURES: bytes(16383)}
+    labels = best_labels(np.full((1, 1, 1, 12), 99, "u1"), (64, 64))
+    sections = {LABELS: labels, FEATURES: bytes(16383)}
     header = h.read_header(pack(shape=(64, 64, 3), grid=(4, 4), sections=sections))
     assert header.sections[0].offset == 50 and header.sections[1].offset == 63
     # Features larger than the pixels would still fit: one byte more.
-    assert h.read_header(pack(sections={h.LABELS: labels, h.FEATURES: bytes(16384)})).sections[1].offset <= 64
+    assert h.read_header(pack(sections={LABELS: labels, FEATURES: bytes(16384)})).sections[1].offset <= 64
 
 
 @settings(deadline=None)
@@ -209,14 +230,14 @@ def test_sixteen_label_tiles_lie_within_the_first_256_bytes(chunk, rows, columns
     if slices * grid[0] * grid[1] > 16:
         return
     if "c" in sizes:
-        room = h.MAX_SAMPLES // int(np.prod([size for axis, size in sizes.items() if axis != "c"], dtype="i8"))
-        sizes["c"] = min(room, h.MAX_BANDS)
-    labels = encode_labels(np.full((slices, *grid[:2], 7), 200, "u1"), tile)
-    assert labels.endswith(b"\x04\xc8")  # k is 5
-    chunk |= {"grouping": h.TRIPLES, "shape": tuple(sizes.values()), "sections": {h.LABELS: labels, h.FEATURES: b""}}
+        room = MAX_SAMPLES // int(np.prod([size for axis, size in sizes.items() if axis != "c"], dtype="i8"))
+        sizes["c"] = min(room, MAX_BANDS)
+    labels = best_labels(np.full((slices, *grid[:2], 7), 200, "u1"), tile)
+    assert labels.classes.shape[-1] == 5
+    chunk |= {"grouping": TRIPLES, "shape": tuple(sizes.values()), "sections": {LABELS: labels, FEATURES: b""}}
     header = h.read_header(h.pack(**chunk))
     slack = 4  # bytes that the length of real features needs, at most
-    assert header.sections[0].offset + len(labels) + slack <= 256
+    assert header.sections[0].offset + len(encode_labels(labels)) + slack <= 256
 
 
 def example():
@@ -227,11 +248,12 @@ def example():
 
 def test_the_example_in_the_specification():
     payload = example()
-    header = h.check_payload(payload)
+    header = h.unpack(payload).header
     fields = reference.read(payload)
+    fields["sections"] = {section: h.read_section(payload, header, section) for section in (LABELS, FEATURES)}
     assert payload == h.pack(**fields)
     assert (header.shape, header.axes, header.grid, header.quality) == ((128, 64, 3), "yxc", (8, 4), 50)
-    block = decode_labels(h.read_section(payload, header, h.LABELS), header)
+    block = fields["sections"][LABELS]
     assert block.tile == default_tile(128, 64) == (64, 64)
     assert block.classes.tolist() == [[[[8, 3]], [[1, 255]]]] and block.scores.tolist() == [[[[230, 12]], [[201, 0]]]]
 
@@ -239,19 +261,26 @@ def test_the_example_in_the_specification():
 def test_the_specification_has_the_limits_of_the_code():
     text = FORMAT.read_text(encoding="utf-8")
     limits = {
-        "chunk samples": h.MAX_SAMPLES,
-        "bands": h.MAX_BANDS,
-        "axes": h.MAX_NDIM,
-        "sections": h.MAX_SECTIONS,
-        "header length": h.MAX_BODY,
+        "chunk samples": MAX_SAMPLES,
+        "bands": MAX_BANDS,
+        "axes": MAX_NDIM,
+        "sections": MAX_SECTIONS,
+        "header length": MAX_BODY,
         "integers (varint)": MAX_VARINT,
-        "label tiles": h.MAX_TILES,
-        "pairs of a tile": h.MAX_K,
+        "label tiles": MAX_TILES,
+        "pairs of a tile": MAX_K,
     }
     for name, value in limits.items():
         assert re.search(rf"^\| {re.escape(name)} \| {value:,} \|", text, re.MULTILINE), name
-    for kind, name in h.KIND_NAMES.items():
-        assert f"| `{kind:02X}` | {name} |" in text, name
+
+
+def test_each_section_has_a_row_in_the_specification():
+    assert len({section.number for section in SECTIONS}) == len({section.name for section in SECTIONS}) == len(SECTIONS)
+    rows = re.findall(
+        r"^\| `([0-9A-F]{2})` \| ([a-z ]+) \| (skips|refuses)", FORMAT.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    expected = [(f"{s.kind:02X}", s.name, "refuses" if s.required else "skips") for s in SECTIONS]
+    assert rows == expected
 
 
 def test_reading_a_header_imports_little():

@@ -1,5 +1,6 @@
 """Damaged, truncated, foreign and crafted payloads: the right error, naming the place, and little memory on the way."""
 
+import contextlib
 import struct
 import tracemalloc
 
@@ -9,22 +10,22 @@ from hypothesis import strategies as st
 
 from deepsic_codec.errors import CorruptPayload, DeepSICError, UnsupportedPayload
 from deepsic_codec.payload import header as h
+from deepsic_codec.payload.fields import MAX_BODY, MAX_TILES, OPTIONAL
 from deepsic_codec.payload.labels import decode_labels
-from tests.common import check_rejects
+from deepsic_codec.payload.sections import FEATURES, LABELS, SECTIONS, section_name
+from tests.common import check_rejects, raw
 from tests.payload import reference
 
 PAYLOAD = reference.write(sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (3, b"features"), (0x89, b"later")))
 HEADER = h.read_header(PAYLOAD)
-LABELS, FEATURES, LATER = HEADER.sections
+LABELS_ENTRY, FEATURES_ENTRY, LATER_ENTRY = HEADER.sections
 
 
 def read_all(data):
     """All that a reader does with a payload short of decoding features."""
     header = h.read_header(data)
-    section = h.read_section(data, header, h.LABELS)
-    if section is not None:
-        decode_labels(section, header)
-    return h.check_payload(data)
+    h.read_section(data, header, LABELS)
+    return h.unpack(data).header
 
 
 def test_the_payload_that_is_damaged_here_is_sound():
@@ -34,16 +35,18 @@ def test_the_payload_that_is_damaged_here_is_sound():
 @pytest.mark.parametrize("end", range(len(PAYLOAD)))
 def test_cut_at_every_byte(end):
     data = PAYLOAD[:end]
-    check_rejects(CorruptPayload, "truncated", h.check_payload, data)
+    check_rejects(CorruptPayload, "truncated", h.unpack, data)
     if end < HEADER.size:
         check_rejects(CorruptPayload, "header|truncated", h.read_header, data)
     else:
         assert h.read_header(data) == HEADER
-        for name, section in (("labels", LABELS), ("features", FEATURES)):
-            if end < section.offset + section.length:
-                check_rejects(CorruptPayload, f"{name} section|truncated", h.read_section, data, HEADER, section.kind)
+        for section in (LABELS, FEATURES):
+            entry, section = HEADER.entry(section.kind), raw(section)
+            if end < entry.offset + entry.length:
+                words = f"{section.name} section|truncated"
+                check_rejects(CorruptPayload, words, h.read_section, data, HEADER, section)
             else:
-                assert len(h.read_section(data, HEADER, section.kind)) == section.length
+                assert len(h.read_section(data, HEADER, section)) == entry.length
 
 
 @pytest.mark.parametrize("place", range(len(PAYLOAD)))
@@ -56,13 +59,13 @@ def test_flip_every_bit(place):
         elif place < HEADER.size:
             check_rejects(CorruptPayload, "header", h.read_header, data)
         else:
-            name = next(h.kind_name(s.kind) for s in reversed(HEADER.sections) if place >= s.offset)
-            check_rejects(CorruptPayload, f"{name}|checksum", h.check_payload, data)
+            name = next(section_name(s.kind) for s in reversed(HEADER.sections) if place >= s.offset)
+            check_rejects(CorruptPayload, f"{name}|checksum", h.unpack, data)
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"DSIC", PAYLOAD, bytes(1000)])
 def test_append_bytes(tail):
-    check_rejects(CorruptPayload, f"{len(tail)} bytes after", h.check_payload, PAYLOAD + tail)
+    check_rejects(CorruptPayload, f"{len(tail)} bytes after", h.unpack, PAYLOAD + tail)
     assert h.read_header(PAYLOAD + tail) == HEADER  # a prefix is all it looks at
 
 
@@ -80,7 +83,7 @@ def table(*rows):
 MANY = [(0x90 + i, b"") for i in range(17)]
 CRAFTED = {
     "newer version": ({"version": 2}, UnsupportedPayload, "format version 2|upgrade"),
-    "development version": ({"version": 0}, UnsupportedPayload, "format version 0|encode again"),
+    "version 0": ({"version": 0}, UnsupportedPayload, "format version 0|upgrade"),
     "flags": ({"flags": 0x80}, UnsupportedPayload, "flags 0x80"),
     "dtype 0": ({"dtype": 0}, UnsupportedPayload, "dtype code 0"),
     "dtype 6": ({"dtype": 6}, UnsupportedPayload, "dtype code 6"),
@@ -117,16 +120,28 @@ CRAFTED = {
     "fewer sections than there are": ({"count": 1}, CorruptPayload, "header: 6 bytes after"),
     "half an entry": ({"count": 3, "table": b"\x89\x05\0\0\0"}, CorruptPayload, "header: a field goes beyond"),
     "bytes after the table": ({"extra": b"\0"}, CorruptPayload, "header: 1 bytes after"),
-    "features twice": ({"sections": [(3, b""), (3, b"")]}, CorruptPayload, "features section is there twice"),
+    **{
+        f"{section.name} twice": (
+            {"sections": [(section.kind, b"")] * 2},
+            CorruptPayload,
+            f"{section.name} section is there twice",
+        )
+        for section in SECTIONS
+    },
     "unknown twice": ({"sections": [(0x89, b""), (0x89, b"")]}, CorruptPayload, "section of kind 9 is there twice"),
-    "labels twice": ({"sections": [(0x81, b""), (0x81, b"")]}, CorruptPayload, "labels section is there twice"),
     "labels second": ({"sections": [(3, b""), (0x81, b"")]}, CorruptPayload, "labels section is not the first"),
-    "labels required": ({"sections": [(1, b"")]}, CorruptPayload, "labels section is not marked as optional"),
-    "features optional": ({"sections": [(0x83, b"")]}, CorruptPayload, "features section is not marked as required"),
+    **{
+        f"{section.name} with the other bit": (
+            {"sections": [(section.kind ^ OPTIONAL, b"")]},
+            CorruptPayload,
+            f"{section.name} section is not marked as {'required' if section.required else 'optional'}",
+        )
+        for section in SECTIONS
+    },
     "kind 0": ({"sections": [(0, b"")]}, CorruptPayload, "kind 0"),
     "optional kind 0": ({"sections": [(0x80, b"")]}, CorruptPayload, "kind 0"),
     "unknown required": ({"sections": [(9, b"")]}, UnsupportedPayload, "section of kind 9|upgrade"),
-    "side": ({"sections": [(3, b""), (8, b"")]}, UnsupportedPayload, "side information section|upgrade"),
+    "reserved": ({"sections": [(3, b""), (8, b"")]}, UnsupportedPayload, "section of kind 8|upgrade"),
     "more labels than tiles": (
         {"sections": [], "count": 1, "table": table((0x81, 11 + 10 * 4 + 1))},
         CorruptPayload,
@@ -143,7 +158,7 @@ CRAFTED = {
         "section table: length|more bytes",
     ),
     "empty header": ({"length": 0}, CorruptPayload, "header: its bytes do not match"),
-    "header length 233": ({"length": h.MAX_BODY + 1}, CorruptPayload, "header: length 233"),
+    "header length 233": ({"length": MAX_BODY + 1}, CorruptPayload, "header: length 233"),
     "header length 65535": ({"length": 0xFFFF}, CorruptPayload, "header: length 65535"),
     "header without a body": ({}, CorruptPayload, "header: a field goes beyond its 0 bytes"),
 }
@@ -156,7 +171,7 @@ def test_crafted_headers_with_right_checksums(name):
     if name == "header without a body":
         data = reference.repair(b"DSIC\1" + bytes(7))
     check_rejects(error, words, h.read_header, data + bytes(300))
-    check_rejects(error, words, h.check_payload, data + bytes(300))
+    check_rejects(error, words, h.unpack, data + bytes(300))
 
 
 @pytest.mark.parametrize("length", range(len(PAYLOAD[12 : HEADER.size])))
@@ -169,20 +184,21 @@ def test_header_that_ends_in_any_field(length):
 def test_a_section_longer_than_the_payload():
     data = reference.write(sections=[], count=1, table=table((3, 0xFFFFFFFF)))
     assert h.read_header(data).nbytes == len(data) + 0xFFFFFFFF
-    check_rejects(CorruptPayload, "features section|truncated, 0 of 4294967295", h.check_payload, data)
+    check_rejects(CorruptPayload, "features section|truncated, 0 of 4294967295", h.unpack, data)
 
 
 def test_unknown_optional_sections_are_skipped():
-    assert h.read_section(PAYLOAD, HEADER, h.FEATURES) == b"features" and LATER.kind == 0x89
-    embedding = reference.write(sections=[(0x85, b"vector"), (3, b"features")])
-    assert h.read_section(embedding, h.check_payload(embedding), h.FEATURES) == b"features"
+    assert h.read_section(PAYLOAD, HEADER, FEATURES) == b"features" and LATER_ENTRY.kind == 0x89
+    payload = h.unpack(reference.write(sections=[(0x85, b"vector"), (3, b"features")]))
+    assert payload.read(FEATURES) == b"features" and payload.sections[0x85] == b"vector"
+    assert FEATURES in payload and LABELS not in payload and payload.read(LABELS) is None
 
 
 def test_sixteen_sections_and_every_size_at_its_largest():
     data = reference.write(
         axes=b"\x21\x43\x65", shape=(1 << 21, 1, 1, 1, 1 << 10, 1), grid=(1, 1), sections=MANY[1:], dtype=5, layout=3
     )
-    header = h.check_payload(data)
+    header = h.unpack(data).header
     assert len(header.sections) == 16 and header.slices == 1 << 10 and header.nbytes == len(data)
 
 
@@ -218,15 +234,15 @@ LABEL_BLOCKS = {
 def test_crafted_labels(name):
     data, words = LABEL_BLOCKS[name]
     payload = reference.write(sections=[(0x81, data), (3, b"features")])
-    section = h.read_section(payload, h.check_payload(payload), h.LABELS)
-    check_rejects(CorruptPayload, f"labels section|{words}", decode_labels, section, HEADER)
+    check_rejects(CorruptPayload, f"labels section|{words}", h.read_section, payload, h.read_header(payload), LABELS)
+    check_rejects(CorruptPayload, f"labels section|{words}", h.unpack(payload).read, LABELS)
 
 
 def test_more_label_tiles_than_a_chunk_may_have():
-    slices = (h.MAX_TILES + 1, 1, 1)
+    slices = (MAX_TILES + 1, 1, 1)
     header = h.read_header(reference.write(axes=b"\x14\x02", shape=slices, grid=(1, 1)))
-    assert header.slices == h.MAX_TILES + 1
-    check_rejects(CorruptPayload, f"labels section: {h.MAX_TILES + 1} tiles", decode_labels, TILE + b"\x00", header)
+    assert header.slices == MAX_TILES + 1
+    check_rejects(CorruptPayload, f"labels section: {MAX_TILES + 1} tiles", decode_labels, TILE + b"\x00", header)
 
 
 @pytest.mark.parametrize("section", [TILE + b"\x00", TILE + b"\x05"])
@@ -246,7 +262,7 @@ def test_a_huge_chunk_in_few_bytes_takes_little_memory(section):
 
 def survives(data):
     """Nothing but our own errors comes out, from a buffer of any kind."""
-    for read in (h.header_size, h.read_header, h.check_payload, read_all):
+    for read in (h.header_size, h.read_header, h.unpack, read_all):
         try:
             read(data)
         except DeepSICError as error:
@@ -303,6 +319,15 @@ def test_random_labels(data):
         assert str(error).startswith("labels section")
     else:
         assert block.classes.shape == (1, -(-70 // block.tile[0]), -(-90 // block.tile[1]), block.classes.shape[3])
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
+@settings(deadline=None)
+@given(data=st.binary(max_size=60))
+def test_random_sections(section, data):
+    payload = reference.write(sections=[(section.kind, data)])
+    with contextlib.suppress(CorruptPayload, UnsupportedPayload):
+        h.unpack(payload).read(section)
 
 
 @pytest.mark.parametrize("data", [b"", b"DSIC", PAYLOAD[:40]])

@@ -20,6 +20,10 @@ SCORES = npst.arrays(
 TILES = st.tuples(st.sampled_from([64, 128, 192, 1 << 20]), st.sampled_from([64, 320, 1 << 14]))
 
 
+def encode(scores, tile):
+    return lb.encode_labels(lb.best_labels(scores, tile))
+
+
 def header_for(grid, tile, short=0):
     """Only what labels need of a header: a chunk with this many slices, tile rows and tile columns."""
     return SimpleNamespace(slices=grid[0], height=grid[1] * tile[0] - short, width=grid[2] * tile[1] - short)
@@ -27,7 +31,7 @@ def header_for(grid, tile, short=0):
 
 def expected(tile):
     """What is to be kept of one tile's scores, as pairs (class, score)."""
-    best = sorted(((-score, number) for number, score in enumerate(tile.tolist()) if score >= lb.KEEP))
+    best = sorted(((-score, number) for number, score in enumerate(tile.tolist()) if score >= lb.MIN_SCORE))
     return [(number, -negative) for negative, number in best[:5]]
 
 
@@ -35,7 +39,7 @@ def expected(tile):
 @given(SCORES, TILES, st.integers(0, 63))
 def test_what_was_encoded_is_decoded(scores, tile, short):
     header = header_for(scores.shape, tile, short)
-    section = lb.encode_labels(scores, tile)
+    section = encode(scores, tile)
     block = lb.decode_labels(section, header)
     assert block.tile == tile
     assert block.classes.dtype == block.scores.dtype == np.uint8 and block.classes.shape == block.scores.shape
@@ -53,14 +57,14 @@ def test_what_was_encoded_is_decoded(scores, tile, short):
 
 
 def test_labels_of_a_tile_do_not_depend_on_its_neighbours():
-    faint = np.array([lb.KEEP - 1, 100, 0], "u1")
+    faint = np.array([lb.MIN_SCORE - 1, 100, 0], "u1")
     busy = np.array([50, 60, 70], "u1")
-    block = lb.decode_labels(lb.encode_labels(np.array([[[faint, busy]]]), (64, 64)), header_for((1, 1, 2), (64, 64)))
+    block = lb.decode_labels(encode(np.array([[[faint, busy]]]), (64, 64)), header_for((1, 1, 2), (64, 64)))
     assert block.classes.tolist() == [[[[1, 255, 255], [2, 1, 0]]]]
 
 
 def test_a_chunk_that_shows_nothing_costs_three_bytes():
-    section = lb.encode_labels(np.zeros((5, 1, 1, 9), "u1"), (64, 64))
+    section = encode(np.zeros((5, 1, 1, 9), "u1"), (64, 64))
     assert section == b"\x40\x40\x00"
     block = lb.decode_labels(section, header_for((5, 1, 1), (64, 64)))
     assert block.classes.shape == (5, 1, 1, 0) and not block.dense(9).any() and block.dense(9).shape == (5, 1, 1, 9)
@@ -68,21 +72,19 @@ def test_a_chunk_that_shows_nothing_costs_three_bytes():
 
 def test_scores_may_be_any_view():
     scores = np.arange(2 * 3 * 4 * 9, dtype="u1").reshape(2, 3, 4, 9)
-    assert lb.encode_labels(np.asfortranarray(scores)[..., ::-1], (64, 64)) == lb.encode_labels(
-        scores[..., ::-1].copy(), (64, 64)
-    )
+    assert encode(np.asfortranarray(scores)[..., ::-1], (64, 64)) == encode(scores[..., ::-1].copy(), (64, 64))
 
 
 def test_equal_scores_of_many_classes_stand_by_number():
     scores = np.full((1, 1, 1, 255), 100, "u1")
     scores[..., 200:] = 101
-    assert lb.encode_labels(scores, (64, 64))[3::2] == bytes(range(200, 205))
+    assert encode(scores, (64, 64))[3::2] == bytes(range(200, 205))
 
 
 def test_all_classes_but_the_reserved_one():
     scores = np.zeros((1, 1, 1, 255), "u1")
     scores[..., 254] = 255
-    block = lb.decode_labels(lb.encode_labels(scores, (64, 64)), header_for((1, 1, 1), (64, 64)))
+    block = lb.decode_labels(encode(scores, (64, 64)), header_for((1, 1, 1), (64, 64)))
     assert block.classes.tolist() == [[[[254]]]]
     np.testing.assert_array_equal(block.dense(255), scores)
     check_rejects(CorruptPayload, "labels|class 254|254 classes", block.dense, 254)
@@ -90,7 +92,7 @@ def test_all_classes_but_the_reserved_one():
 
 @pytest.mark.parametrize("tile", [(0, 64), (64, 65), (32, 64), (64, -64), (64, 1 << 32)])
 def test_tiles_that_cannot_be_stored(tile):
-    check_rejects(ConfigurationError, "label tile|64", lb.encode_labels, np.zeros((1, 1, 1, 3), "u1"), tile)
+    check_rejects(ConfigurationError, "label tile|64", lb.best_labels, np.zeros((1, 1, 1, 3), "u1"), tile)
     check_rejects(ConfigurationError, "label tile|64", lb.tile_scores, np.zeros((1, 1, 1, 3), "u1"), tile)
 
 
@@ -105,12 +107,12 @@ def test_tiles_that_cannot_be_stored(tile):
     ],
 )
 def test_scores_that_are_none(scores):
-    check_rejects(ValueError, "scores", lb.encode_labels, scores, (64, 64))
+    check_rejects(ValueError, "scores", lb.best_labels, scores, (64, 64))
 
 
 def test_too_many_tiles():
     scores = np.broadcast_to(np.uint8(0), (lb.MAX_TILES + 1, 1, 1, 1))
-    check_rejects(UnsupportedArray, f"{lb.MAX_TILES}|larger tiles", lb.encode_labels, scores, (64, 64))
+    check_rejects(UnsupportedArray, f"{lb.MAX_TILES}|larger tiles", lb.best_labels, scores, (64, 64))
 
 
 @settings(deadline=None)

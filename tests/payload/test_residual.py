@@ -11,14 +11,14 @@ from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload.coders import residual as residual_coder
 from deepsic_codec.payload.coders import residual_filter
 from deepsic_codec.payload.coders.interval import begin_encoding
-from deepsic_codec.payload.coders.residual import RESIDUAL_MAX, START, decode_residual, encode_residual
+from deepsic_codec.payload.coders.residual import RESIDUAL_MAX, START, decode_integers, encode_integers
 from tests.common import guarded
 from tests.payload import reference_residual
 
 
 def roundtrip(residual, context):
-    data = encode_residual(residual, context)
-    decoded = decode_residual(data, residual.shape, context)
+    data = encode_integers(residual, context)
+    decoded = decode_integers(data, residual.shape, context)
     np.testing.assert_array_equal(decoded, residual)
     assert decoded.dtype == np.int32
     return data
@@ -67,8 +67,8 @@ def test_roundtrip(chunk):
 @given(chunks())
 def test_second_decoder_agrees(chunk):
     residual, context = chunk[0][:2, :12, :12], chunk[1][:2, :12, :12]
-    data = encode_residual(residual, context)
-    found = reference_residual.decode_residual(data, residual.shape, context.tolist())
+    data = encode_integers(residual, context)
+    found = reference_residual.decode_integers(data, residual.shape, context.tolist())
     assert all(found[place] == residual[place] for place in np.ndindex(residual.shape))
     assert len(found) == residual.size
 
@@ -80,7 +80,7 @@ def test_second_decoder_agrees_on_what_the_encoder_chose(noise, bands, fades):
     weights = residual_filter.fit(residual, context)
     assert weights[:, : residual_filter.FADE].any(axis=1).sum() == bands
     assert weights[:, residual_filter.FADE].any() == fades
-    found = reference_residual.decode_residual(roundtrip(residual, context), residual.shape, context.tolist())
+    found = reference_residual.decode_integers(roundtrip(residual, context), residual.shape, context.tolist())
     assert all(found[place] == residual[place] for place in np.ndindex(residual.shape))
 
 
@@ -125,16 +125,16 @@ def test_range_and_shape_are_checked():
     residual, context = picture((1, 4, 4, 3))
     residual[0, 0, 0, 0] = RESIDUAL_MAX + 1
     with pytest.raises(ValueError, match="within"):
-        encode_residual(residual, context)
+        encode_integers(residual, context)
     with pytest.raises(ValueError, match="one shape"):
-        encode_residual(residual[:, :3], context)
+        encode_integers(residual[:, :3], context)
     with pytest.raises(ValueError, match="context of shape"):
-        decode_residual(b"\0", (1, 4, 4, 1), context)
+        decode_integers(b"\0", (1, 4, 4, 1), context)
 
 
 def decodes_or_refuses(data, shape, context):
     try:
-        found = decode_residual(data, shape, context)
+        found = decode_integers(data, shape, context)
     except CorruptPayload:
         return
     assert found.shape == shape and np.abs(found).max() <= RESIDUAL_MAX
@@ -153,7 +153,7 @@ def test_any_bytes_decode_or_are_refused(data, which):
 def test_flipped_bits_decode_or_are_refused(at, bit):
     shape = (1, 20, 20, 3)
     residual, context = picture(shape, noise=30)
-    data = bytearray(encode_residual(residual, context))
+    data = bytearray(encode_integers(residual, context))
     data[at % len(data)] ^= 1 << bit
     decodes_or_refuses(bytes(data), shape, context)
 
@@ -161,20 +161,20 @@ def test_flipped_bits_decode_or_are_refused(at, bit):
 def test_cut_sections_decode_or_are_refused():
     shape = (1, 12, 12, 3)
     residual, context = picture(shape, noise=30)
-    data = encode_residual(residual, context)
+    data = encode_integers(residual, context)
     for end in range(len(data)):
         with pytest.raises(CorruptPayload):
-            decode_residual(data[:end], shape, context)
+            decode_integers(data[:end], shape, context)
 
 
 @pytest.mark.parametrize("noise", [1, 30])
 def test_bytes_left_over_are_refused(noise):
     shape = (1, 12, 12, 3)
     residual, context = picture(shape, noise=noise)
-    data = encode_residual(residual, context)
+    data = encode_integers(residual, context)
     for more in (b"\0", b"\1", b"12345678"):
         with pytest.raises(CorruptPayload):
-            decode_residual(data + more, shape, context)
+            decode_integers(data + more, shape, context)
 
 
 def test_impossible_samples_are_refused():
@@ -182,7 +182,7 @@ def test_impossible_samples_are_refused():
     shape = (1, 3, 3, 2)
     zero = np.zeros(shape, np.int32)
     with pytest.raises(CorruptPayload, match="outside the allowed range"):
-        decode_residual(b"\x00" + bytes(4000), shape, zero)
+        decode_integers(b"\x00" + bytes(4000), shape, zero)
 
 
 def test_start_is_pinned():

@@ -524,7 +524,7 @@ def _code_bands(decoding, residual, context, static, contexts, state, data, plai
     return 0, data, plain
 
 
-def encode_residual(residual: NDArray[np.int32], context: NDArray[np.int32]) -> bytes:
+def encode_integers(residual: NDArray[np.int32], context: NDArray[np.int32]) -> bytes:
     """Encode residuals.
 
     Parameters
@@ -555,7 +555,7 @@ def encode_residual(residual: NDArray[np.int32], context: NDArray[np.int32]) -> 
     return write_varint(len(coded)) + coded + plain[:at].tobytes() + tail
 
 
-def decode_residual(data: bytes, shape: tuple[int, int, int, int], context: NDArray[np.int32]) -> NDArray[np.int32]:
+def decode_integers(data: bytes, shape: tuple[int, int, int, int], context: NDArray[np.int32]) -> NDArray[np.int32]:
     """Decode residuals of the given (S, H, W, C), with the decoded samples that they were encoded with.
 
     Raises

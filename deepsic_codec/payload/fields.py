@@ -1,0 +1,141 @@
+"""The fields of a header, their codes and limits. `docs/format.md` is the specification, in the same order."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deepsic_codec.axes import Axes, ceil_div
+
+MAGIC = b"DSIC"
+FORMAT_VERSION = 1
+PREFIX = 12  # bytes: magic, version, flags, header length, CRC
+OPTIONAL = 0x80  # bit of a section's kind: a reader that does not know the kind may skip the section
+
+# Limits, all tested before anything is allocated.
+MIN_NDIM, MAX_NDIM = 2, 8  # y and x at least; eight nibbles of axes
+MAX_BANDS = 256  # of axis c: arrays with more are no images, and each band has an entry in the value range section
+MAX_SAMPLES = 1 << 31  # a chunk is decoded whole and in memory; its size in bytes then fits 64 bits with ease
+MAX_SECTIONS = 16  # keeps the header within MAX_BODY
+# Seven fixed bytes of layout and axes, eight sizes, identities, quality, grid, table of sections: with the prefix 244
+# bytes, so that a first read of 256 bytes holds every header.
+MAX_BODY = 3 + 4 + 8 * 5 + 12 + 2 + 2 * 5 + 1 + MAX_SECTIONS * 10
+MAX_K = 5  # (class, score) pairs of a label tile
+MAX_TILES = 1 << 22  # label tiles of a chunk: more than 40 MB of labels are no labels
+
+AXIS_CODES = {"y": 1, "x": 2, "c": 3, "t": 4, "z": 5, "n": 6}
+BIG_ENDIAN, FORTRAN, GROUPING = 1, 2, 12  # bits of the layout byte
+# How bands are joined to images of three channels: all in triples, all but the first triple alone, or all alone.
+TRIPLES, FIRST_TRIPLE, PLANES = 0, 1, 2
+# Fewer bands are in one image whatever the grouping, so these are refused: equal chunks are equal bytes.
+MIN_BANDS = {TRIPLES: 1, FIRST_TRIPLE: 4, PLANES: 2}
+# dtype code, plus 256 if big-endian; one-byte types have no byte order and leave that bit clear.
+DTYPES = {code: np.dtype(f"<{name}") for code, name in enumerate(("u1", "i1", "u2", "i2", "f4"), start=1)}
+DTYPES |= {code | 256: dtype.newbyteorder(">") for code, dtype in DTYPES.items() if dtype.itemsize > 1}
+
+
+@dataclass(frozen=True, slots=True)
+class SectionEntry:
+    """An entry of the section table.
+
+    Attributes
+    ----------
+    kind : int
+        Number of the section, with the bit OPTIONAL if a reader may skip it.
+    length : int
+        Bytes.
+    crc : int
+        CRC-32C of these bytes.
+    offset : int
+        First byte, from the start of the payload.
+    """
+
+    kind: int
+    length: int
+    crc: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a payload says of its chunk before any section is read.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        Of the chunk, with its byte order.
+    shape : tuple of int
+        Of the chunk, in the order of `axes`.
+    order : {"C", "F"}
+        Memory order in which the chunk came and is returned.
+    axes : Axes
+        One of the letters y, x, c, t, z, n for each axis.
+    decoder, head : bytes
+        The first 8 bytes of the decoder's SHA-256, the first 4 of the head's; four zeros for no head.
+    quality : float
+        1 to 100.
+    grid : (int, int)
+        Rows and columns of symbols.
+    sections : tuple of SectionEntry
+        In the order in which they follow.
+    size : int
+        Bytes before the first section.
+    version : int
+        Of the format.
+    grouping : int
+        TRIPLES, FIRST_TRIPLE or PLANES: how bands are joined to images.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: str
+    axes: Axes
+    decoder: bytes
+    head: bytes
+    quality: float
+    grid: tuple[int, int]
+    sections: tuple[SectionEntry, ...]
+    size: int
+    version: int
+    grouping: int = TRIPLES
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole payload."""
+        return self.sections[-1].offset + self.sections[-1].length if self.sections else self.size
+
+    @property
+    def height(self) -> int:
+        """Pixels along y."""
+        return self.axes.height(self.shape)
+
+    @property
+    def width(self) -> int:
+        """Pixels along x."""
+        return self.axes.width(self.shape)
+
+    @property
+    def channels(self) -> int:
+        """Samples along c, 1 without that axis."""
+        return self.axes.bands(self.shape)
+
+    @property
+    def slices(self) -> int:
+        """The product of the sizes of all axes but y, x and c."""
+        return self.axes.slices(self.shape)
+
+    @property
+    def images(self) -> int:
+        """Images that the networks see, of all slices."""
+        return self.slices * image_count(self.channels, self.grouping)
+
+    def entry(self, kind: int) -> SectionEntry | None:
+        """Return the entry of a kind of section, None if the payload has no such section."""
+        return next((entry for entry in self.sections if entry.kind == kind), None)
+
+
+def image_count(bands: int, grouping: int) -> int:
+    """Return how many images of three channels hold the bands of a slice."""
+    if grouping == PLANES:
+        return bands
+    return 1 + max(0, bands - 3) if grouping == FIRST_TRIPLE else ceil_div(bands, 3)

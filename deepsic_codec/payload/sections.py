@@ -1,0 +1,62 @@
+"""The kinds of sections of a payload, in the order of the specification: `docs/format.md`.
+
+A new kind is one file with its content's `encode` and `decode`, one line in `SECTIONS`, and a row in the specification.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from deepsic_codec.payload.features import decode_features, encode_features
+from deepsic_codec.payload.fields import OPTIONAL, Header
+from deepsic_codec.payload.labels import LabelBlock, decode_labels, encode_labels
+from deepsic_codec.payload.nodata import NoData, decode_nodata, encode_nodata
+from deepsic_codec.payload.residual import Residual, decode_residual, encode_residual
+from deepsic_codec.payload.value_range import Ranges, decode_ranges, encode_ranges
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Section(Generic[T]):
+    """A kind of section: its number in the section table, and how its content is written and read.
+
+    Attributes
+    ----------
+    number : int
+        1 to 127. Sections are stored in ascending order of their numbers.
+    name : str
+        In error messages, `deepsic info` and the specification.
+    required : bool
+        Whether a reader must know the section to decode the chunk. Others skip it.
+    encode : callable
+        Content to bytes.
+    decode : callable
+        Bytes and the payload's header to content; raises CorruptPayload and UnsupportedPayload.
+    """
+
+    number: int
+    name: str
+    required: bool
+    encode: Callable[[T], bytes]
+    decode: Callable[[bytes, Header], T]
+
+    @property
+    def kind(self) -> int:
+        """The byte in the section table."""
+        return self.number if self.required else self.number | OPTIONAL
+
+
+LABELS: Section[LabelBlock] = Section(1, "labels", False, encode_labels, decode_labels)
+VALUE_RANGE: Section[Ranges] = Section(2, "value range", True, encode_ranges, decode_ranges)
+FEATURES: Section[bytes] = Section(3, "features", True, encode_features, decode_features)
+NODATA: Section[NoData] = Section(4, "nodata", True, encode_nodata, decode_nodata)
+RESIDUAL: Section[Residual] = Section(6, "residual", True, encode_residual, decode_residual)
+SECTIONS = (LABELS, VALUE_RANGE, FEATURES, NODATA, RESIDUAL)
+
+NAMES = {section.kind: section.name for section in SECTIONS}
+
+
+def section_name(kind: int) -> str:
+    """Return the name of a kind of section, such as "labels section", for messages."""
+    return f"{NAMES[kind]} section" if kind in NAMES else f"section of kind {kind & ~OPTIONAL}"
