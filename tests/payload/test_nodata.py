@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from deepsic_codec.axes import Axes
 from deepsic_codec.payload import nodata as payload_nodata
-from deepsic_codec.payload.header import Header
+from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.nodata import NoData
 
 DTYPES = ["u1", "i1", "u2", "i2", "f4"]
@@ -15,7 +16,7 @@ def header_of(dtype, slices, height, width, bands):
         dtype=np.dtype(dtype),
         shape=(slices, height, width, bands),
         order="C",
-        axes="tyxc",
+        axes=Axes("tyxc"),
         decoder=bytes(8),
         head=bytes(4),
         quality=50,
@@ -52,18 +53,18 @@ def test_data_never_reads_as_the_value(dtype, masked, down):
 def test_the_neighbour_is_the_next_number(dtype):
     one = np.dtype(dtype).type(1)
     if dtype == "f4":
-        assert payload_nodata.neighbour(one, False) == np.nextafter(one, np.float32(2))
-        assert payload_nodata.neighbour(one, True) == np.nextafter(one, np.float32(0))
-        assert payload_nodata.neighbour(np.float32(np.nan), False) is None
+        assert payload_nodata.next_value(one, False) == np.nextafter(one, np.float32(2))
+        assert payload_nodata.next_value(one, True) == np.nextafter(one, np.float32(0))
+        assert payload_nodata.next_value(np.float32(np.nan), False) is None
         with np.errstate(over="ignore"):
-            assert payload_nodata.neighbour(np.finfo("f4").max, False) is None
-        assert 0 < payload_nodata.neighbour(np.float32(-0.0), False) < 1e-44
+            assert payload_nodata.next_value(np.finfo("f4").max, False) is None
+        assert 0 < payload_nodata.next_value(np.float32(-0.0), False) < 1e-44
         return
-    assert (payload_nodata.neighbour(one, False), payload_nodata.neighbour(one, True)) == (2, 0)
+    assert (payload_nodata.next_value(one, False), payload_nodata.next_value(one, True)) == (2, 0)
     info = np.iinfo(dtype)
-    assert payload_nodata.neighbour(np.dtype(dtype).type(info.max), False) is None
-    assert payload_nodata.neighbour(np.dtype(dtype).type(info.min), True) is None
-    assert payload_nodata.neighbour(np.dtype(dtype).type(info.max), True) == info.max - 1
+    assert payload_nodata.next_value(np.dtype(dtype).type(info.max), False) is None
+    assert payload_nodata.next_value(np.dtype(dtype).type(info.min), True) is None
+    assert payload_nodata.next_value(np.dtype(dtype).type(info.max), True) == info.max - 1
 
 
 def test_nan_changes_nothing_but_what_the_mask_covers():

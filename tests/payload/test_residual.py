@@ -68,7 +68,7 @@ def test_roundtrip(chunk):
 def test_second_decoder_agrees(chunk):
     residual, context = chunk[0][:2, :12, :12], chunk[1][:2, :12, :12]
     data = encode_integers(residual, context)
-    found = reference_residual.decode_integers(data, residual.shape, context.tolist())
+    found = reference_residual.decode_residual(data, residual.shape, context.tolist())
     assert all(found[place] == residual[place] for place in np.ndindex(residual.shape))
     assert len(found) == residual.size
 
@@ -80,7 +80,7 @@ def test_second_decoder_agrees_on_what_the_encoder_chose(noise, bands, fades):
     weights = residual_filter.fit(residual, context)
     assert weights[:, : residual_filter.FADE].any(axis=1).sum() == bands
     assert weights[:, residual_filter.FADE].any() == fades
-    found = reference_residual.decode_integers(roundtrip(residual, context), residual.shape, context.tolist())
+    found = reference_residual.decode_residual(roundtrip(residual, context), residual.shape, context.tolist())
     assert all(found[place] == residual[place] for place in np.ndindex(residual.shape))
 
 
