@@ -32,7 +32,7 @@ from benchmarks.resnet import ResNet18
 from deepsic_codec import DeepSIC
 from deepsic_codec.model.file import SEARCH_VARIABLE, find_model, read_info
 from deepsic_codec.model.networks import Analysis, Architecture, SemanticHead
-from deepsic_codec.model.runtime import Runtime, get_runtime
+from deepsic_codec.model.scheduler import Scheduler, get_scheduler
 from deepsic_codec.training.data import LabelledTiles
 from deepsic_codec.training.data import read_images as read_tiles
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{info.name}, decoder {info.decoder[:16]}, head {info.head[:16]}; {len(tiles)} tiles of {len(classes)} "
         f"classes, {len(photos)} photographs\n"
     )
-    rows = [row for q in a.qualities for row in measure(get_runtime(info), name, q, tiles, labels, photos)]
+    rows = [row for q in a.qualities for row in measure(get_scheduler(info), name, q, tiles, labels, photos)]
     if a.minutes > 0 and a.train:
         rows += raw_networks(a, classes, tiles, labels)
     header = ["network", "quality", "bpp", "top-1 %", "top-5 %", "in mosaics: bpp", "top-1 %", "unknown %"]
@@ -117,7 +117,7 @@ def read_validation(source: str, classes: list[str], limit: int | None) -> tuple
 
 
 def measure(
-    runtime: Runtime, model: str, quality: float, tiles: Pixels, labels: NDArray[np.int64], photos: list[Pixels]
+    runtime: Scheduler, model: str, quality: float, tiles: Pixels, labels: NDArray[np.int64], photos: list[Pixels]
 ) -> list[Row]:
     """Pre and post at one quality."""
     mosaics, pick = _mosaics(tiles, 4)
@@ -145,7 +145,7 @@ def measure(
 
 
 def encode(
-    runtime: Runtime, model: str, quality: float, semantics: str, images: list[Pixels]
+    runtime: Scheduler, model: str, quality: float, semantics: str, images: list[Pixels]
 ) -> tuple[float, list[NDArray[np.uint8]]]:
     """Bits per pixel of whole payloads, and the scores (rows,columns,classes + 1) of every image's 64x64 cells."""
     codec = DeepSIC(model=model, quality=quality, semantics=semantics)
@@ -159,7 +159,7 @@ def encode(
         else:
             shapes, qualities = [(1, *x.shape[:2]) for x in part], [quality] * len(part)
             symbols = [codec.decode_features(p) for p in payloads]
-            scores += [c[0] for c in runtime.label_symbols(symbols, shapes, qualities)]
+            scores += [c[0] for c in runtime.score(symbols, shapes, qualities)]
     return 8 * nbytes / max(1, sum(x.shape[0] * x.shape[1] for x in images)), scores
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.prior import _scale_table, scale_of
-from deepsic_codec.model.runtime import Runtime, get_runtime
+from deepsic_codec.model.scheduler import Scheduler, get_scheduler
 from deepsic_codec.training.data import Photographs
 
 
@@ -65,14 +65,16 @@ def load(path: str | Path) -> ContextModel:
     return model.eval()
 
 
-def symbols_of(runtime: Runtime, photos: Photographs, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def symbols_of(runtime: Scheduler, photos: Photographs, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Symbols int16 (count,C,16,16) of random crops at random qualities (count,)."""
     rng = np.random.default_rng(seed)
     quality = rng.uniform(1, 100, count).round(2)
     parts = []
     for q in np.array_split(quality, -(-count // 8)):
         pixels = photos.crops(len(q), 256, rng).permute(0, 2, 3, 1).to(torch.uint8).numpy()
-        parts.append(runtime._analyse(pixels, q, False)[0])
+        images = [one[None] for one in pixels]
+        encoded = runtime.encode(images, q.tolist(), features=False, labels=False, symbols=True)
+        parts += [one.symbols for one in encoded]
     return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), torch.from_numpy(quality).float()
 
 
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     a = parser.parse_args()
     torch.manual_seed(0)
-    runtime = get_runtime(find_model())
+    runtime = get_scheduler(find_model())
     photos = Photographs(a.images)
     symbols, quality = symbols_of(runtime, photos, a.crops, 1)
     check, check_quality = symbols_of(runtime, photos, 64, 2)

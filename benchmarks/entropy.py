@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.common import machine
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.prior import INDEX_LEVELS, Pass, _scale_table, passes
-from deepsic_codec.model.runtime import Runtime, get_runtime
+from deepsic_codec.model.scheduler import Scheduler, get_scheduler
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 from deepsic_codec.training.data import read_images
 
@@ -38,12 +38,13 @@ class Image:
     estimate: float  # bits
 
 
-def analyse(runtime: Runtime, pixels: NDArray[np.uint8], quality: float) -> tuple[Image, float]:
+def analyse(runtime: Scheduler, pixels: NDArray[np.uint8], quality: float) -> tuple[Image, float]:
     """Symbols and prior of an image; seconds that the prior took."""
-    symbols, _ = runtime._analyse(pixels[None], np.array([quality]), False)
+    (encoded,) = runtime.encode([pixels[None]], [quality], features=False, labels=False, symbols=True)
+    symbols = encoded.symbols
     start = time.perf_counter()
     with torch.inference_mode():
-        prior = runtime._prior
+        prior = runtime.model.prior
         neighbours = prior.neighbours(torch.from_numpy(symbols).float())
         which = torch.full((symbols.shape[1] * symbols.shape[2],), int(quality + 0.5))
         steps = [
@@ -66,9 +67,9 @@ def analyse(runtime: Runtime, pixels: NDArray[np.uint8], quality: float) -> tupl
     return Image(symbols, steps, bits), seconds
 
 
-def code(runtime: Runtime, image: Image) -> tuple[int, float, float]:
+def code(runtime: Scheduler, image: Image) -> tuple[int, float, float]:
     """Bytes, and seconds of encoding and decoding on this thread; checks the round trip."""
-    tables = runtime._tables
+    tables = runtime.model.coder_tables
     steps = [(ys, xs, s.start, s.second, m, i) for s, ys, xs, m, i in image.passes]
     start = time.perf_counter()
     encoder = SymbolEncoder(tables, image.symbols)
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--context", help="file written by benchmarks.context_model")
     parser.add_argument("--repeat", type=int, default=3, help="timings are the fastest of so many")
     a = parser.parse_args()
-    runtime = get_runtime(find_model())
+    runtime = get_scheduler(find_model())
     context = None
     if a.context:
         from benchmarks.context_model import load
@@ -129,7 +130,7 @@ def main() -> None:
         context = load(a.context)
     pictures = [pixels for _, pixels in read_images(Path(a.images))]
     print(machine(torch.get_num_threads()))
-    print(f"{len(pictures)} images, model {runtime.info.name} {runtime.info.decoder[:16]}\n")
+    print(f"{len(pictures)} images, model {runtime.model.info.name} {runtime.model.info.decoder[:16]}\n")
     columns = ["quality", "coder", "estimate", "static", "vs_static", "constriction", "context", "vs_context", "|"]
     columns += ["enc", "dec", "prior", "c_enc", "c_dec"]
     print(" ".join(f"{name:>12}" for name in columns))

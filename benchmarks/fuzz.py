@@ -53,7 +53,7 @@ from deepsic_codec.model import file as model_file
 from deepsic_codec.model.exact.integer import export_gains
 from deepsic_codec.model.exact.transforms import RDO
 from deepsic_codec.model.quantise import make_tables
-from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders.contexts import MAX_LOW_BITS, SCALES, CoderTables
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
@@ -619,7 +619,7 @@ class Model(Stage):
         info = model_file.read_info(self.path)
         model_file.load_arrays(info)
         if case[-1] % 2 == 0 or case[1:] == self.data:
-            Runtime(info)
+            LoadedModel(info)
             return "loaded"
         return "verified"
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import machine, read_images, table
 from deepsic_codec.model.file import find_model
-from deepsic_codec.model.runtime import get_runtime
+from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.payload.coders.residual import decode_integers, encode_integers
 
 Pixels = NDArray[np.uint8]
@@ -54,7 +54,7 @@ def _timed(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
 
 
 def _ours(chunks: list[Pixels], quality: float) -> list[object]:
-    runtime = get_runtime(find_model("base"))
+    runtime = get_scheduler(find_model("base"))
     features, coded, seconds = 0, 0, [0.0, 0.0]
     for chunk in chunks:
         encoded = runtime.encode([chunk[None]], [quality], labels=False)[0]

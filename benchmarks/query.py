@@ -310,7 +310,7 @@ print(open_labels({str(folder)!r}, "image").where({QUERIES[2]!r}).count)
 def relabelling(array: zarr.Array, chunks: int) -> str:
     """Speed of labels from features beside decoding pixels and classifying these."""
     from deepsic_codec.model.file import find_model
-    from deepsic_codec.model.runtime import get_runtime
+    from deepsic_codec.model.scheduler import get_scheduler
 
     side = int(np.sqrt(chunks))
     store = MemoryStore()
@@ -318,7 +318,7 @@ def relabelling(array: zarr.Array, chunks: int) -> str:
     pixels = np.asarray(array[: side * TILE, : side * TILE])
     codec = DeepSIC(quality=array.metadata.codecs[0].quality, semantics="post")  # type: ignore[union-attr]
     post = create_array(store, name="image", data=pixels, chunks=(TILE, TILE, 3), codec=codec)
-    runtime = get_runtime(find_model(codec.model))
+    runtime = get_scheduler(find_model(codec.model))
     rates = {}
     for name, run in {
         "labels from features (relabel)": lambda: relabel(post),
@@ -336,7 +336,7 @@ def _decode_and_classify(array: zarr.Array, runtime: Any, quality: float) -> Non
     for row in range(array.cdata_shape[0]):
         pixels = np.asarray(array[row * TILE : (row + 1) * TILE])
         tiles = np.stack(np.split(pixels, pixels.shape[1] // TILE, axis=1))
-        runtime._analyse(tiles, np.full(len(tiles), quality), True)
+        runtime.encode([tile[None] for tile in tiles], [quality] * len(tiles), features=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -345,10 +345,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(machine(os.cpu_count() or 1), "\n", flush=True)
     tiles, classes = read_tiles(args.data)
     from deepsic_codec.model.file import find_model
-    from deepsic_codec.model.runtime import get_runtime
+    from deepsic_codec.model.scheduler import get_scheduler
 
     codec = DeepSIC(model=args.model, quality=args.quality).resolved()
-    runtime = get_runtime(find_model(codec.model))
+    runtime = get_scheduler(find_model(codec.model))
     encoded = runtime.encode([tile[None] for tile in tiles], [args.quality] * len(tiles), labels=True)
     dense = np.stack([one.cells[0, 0, 0] for one in encoded if one.cells is not None])
     with tempfile.TemporaryDirectory() as name:

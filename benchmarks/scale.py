@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -137,7 +138,7 @@ def stages(args: argparse.Namespace) -> str:
     import torch
 
     from deepsic_codec.model.file import find_model
-    from deepsic_codec.model.runtime import get_runtime
+    from deepsic_codec.model.scheduler import get_scheduler
 
     _prepare(args.device, args.threads)
     edge, cuda = 512, torch.device(args.device).type == "cuda"
@@ -148,7 +149,7 @@ def stages(args: argparse.Namespace) -> str:
         pixels = len(some) * edge**2 / 1e6
         for size in args.batch_pixels or [None]:
             with config.set(kernels=kernels, batch_pixels=None if size is None else int(size)):
-                work, rates = _stages(get_runtime(find_model()), DeepSIC(), some), {}
+                work, rates = _stages(get_scheduler(find_model()), DeepSIC(), some), {}
                 for stage, run in work.items():
                     run()
                     rates[stage] = pixels / median_time(run, args.repeats)
@@ -185,49 +186,37 @@ def _by_batch(chunks: list[np.ndarray], repeats: int) -> Iterator[tuple[int, flo
         yield size, pixels / seconds[0], pixels / seconds[1]
 
 
-def _stages(runtime: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
-    """What :func:`stages` measures of a model on a device."""
+def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
+    """Return the calls that `stages` times."""
     import torch
 
-    from deepsic_codec.model import coding
-    from deepsic_codec.model.transfer import join, settle
-    from deepsic_codec.payload.constants import LATENT_STRIDE
+    from deepsic_codec.model.coding import predict
+    from deepsic_codec.model.device import upload
+    from deepsic_codec.model.runtime import Chosen
 
-    edge = chunks[0].shape[0]
-    images, quality = np.stack(chunks), np.full(len(chunks), 50.0)
-    listed = quality.tolist()
-    joined = join([images], LATENT_STRIDE, runtime.device)
-    symbols, predictions, _ = runtime._start_analysis(joined, quality, False, 1, (edge, edge))
-    payloads, parts = codec.encode_batch(chunks), (runtime._prior, runtime._tables)
-    streams = coding.encode_symbols(*parts, np.split(symbols.cpu().numpy(), len(chunks)), listed, runtime._pool)
-    grid = symbols.shape[1:3]
+    model, count = scheduler.model, len(chunks)
+    images, qualities = [chunk[None] for chunk in chunks], [50.0] * count
+    shapes = [image.shape[:3] for image in images]
+    payloads, encoded = codec.encode_batch(chunks), scheduler.encode(images, qualities, symbols=True)
+    features, symbols = [one.features for one in encoded], [one.symbols for one in encoded]
+    with torch.inference_mode():
+        stacked = upload(np.concatenate(symbols), model.device)
+        predictions = predict(model.prior, stacked, 50)
+    coder, pool = scheduler.device_coder(count), ThreadPoolExecutor(config.get().threads or os.cpu_count())
 
-    def analysed(effort: int) -> None:
-        runtime._start_analysis(joined, quality, True, effort, (edge, edge))[2]()
-        settle(runtime.device)
+    def analyse(effort: int) -> None:
+        scheduler.encode(images, qualities, [effort] * count, features=False)
 
-    coder = runtime._coder_for(len(chunks))
-
-    def coded(known: Any) -> None:
-        with torch.inference_mode():
-            coding.start_encoding(
-                *parts, symbols, len(chunks), listed, runtime._pool, predictions=known, there=coder, crowd=len(chunks)
-            )()
-
-    def uncoded() -> None:
-        with torch.inference_mode():
-            if coder is None:
-                coding.decode_symbols(*parts, streams, 1, grid, listed, runtime._pool)
-                return
-            coding.start_decoding(runtime._prior, streams, 1, grid, listed, coder, len(chunks))[1]()
+    def encode(predictions: Any) -> None:
+        model.encode_symbols(Chosen(stacked, predictions), count, qualities, pool, coder, count)()
 
     return {
-        "analysis": lambda: analysed(0),
-        "analysis and optimised quantisation": lambda: analysed(1),
-        "synthesis": lambda: runtime._start_synthesis(symbols, quality, edge, edge, False, len(chunks))(),
-        "entropy coder, encode": lambda: coded(predictions),
-        "prior and entropy coder, encode": lambda: coded(None),
-        "prior and entropy coder, decode": uncoded,
+        "analysis": lambda: analyse(0),
+        "analysis and optimised quantisation": lambda: analyse(1),
+        "synthesis": lambda: scheduler.synthesise(symbols, shapes, qualities, q6=False),
+        "entropy coder, encode": lambda: encode(predictions),
+        "prior and entropy coder, encode": lambda: encode(None),
+        "prior and entropy coder, decode": lambda: scheduler.decode_symbols(features, shapes, qualities),
         "encode, end to end": lambda: codec.encode_batch(chunks),
         "decode, end to end": lambda: codec.decode_batch(payloads),
     }

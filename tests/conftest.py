@@ -21,5 +21,5 @@ def stub(monkeypatch):
     """The lossless stand-in for the model, empty of what earlier tests did."""
     for name, module in stub_runtime.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(stub_runtime, "RUNTIME", stub_runtime.Runtime())
+    monkeypatch.setattr(stub_runtime, "RUNTIME", stub_runtime.Scheduler())
     return stub_runtime.RUNTIME

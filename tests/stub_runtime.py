@@ -1,4 +1,4 @@
-"""A lossless stand-in for model.file and model.runtime, without torch: whatever garbles a chunk shows exactly.
+"""A lossless stand-in for model.file and model.scheduler, without torch: whatever garbles a chunk shows exactly.
 
 Features are the pixels, deflated; with `RUNTIME.lossy`, they are rounded first, by more the lower the quality. Labels
 tell how bright a cell of 64x64 pixels is. An image that is 13 everywhere makes the call that it is part of fail, as a
@@ -38,9 +38,11 @@ MODELS = (ModelInfo("base", "ab" * 32, "cd" * 32), ModelInfo("other", "12" * 32,
 
 @dataclass(frozen=True)
 class Encoded:
-    features: bytes
-    cells: np.ndarray | None
     grid: tuple[int, int]
+    features: bytes | None = None
+    cells: np.ndarray | None = None
+    symbols: np.ndarray | None = None  # the pixels of decoding, as the stub has no latents
+    pixels: np.ndarray | None = None
 
 
 def find_model(name_or_hash="base", *, head=None, preferred=None):
@@ -69,11 +71,19 @@ def shade_scores(images):
     return scores
 
 
-class Runtime:
+def _deflated(pixels):
+    return pixels.dtype.str[1:].encode() + zlib.compress(pixels.tobytes(), 1)
+
+
+def _finished(results, finish):
+    return results if finish is None else [last(result) for last, result in zip(finish, results, strict=True)]
+
+
+class Scheduler:
     def __init__(self):
         self.batches = []  # ("encode" or "decode", number of items)
         self.delay = None  # called at each batch
-        self.exact = True
+        self.model = types.SimpleNamespace(exact=True)
         self.lossy = False
 
     def _enter(self, kind, items):
@@ -84,7 +94,19 @@ class Runtime:
     def sizes(self, kind):
         return [count for name, count in self.batches if name == kind]
 
-    def encode(self, images, qualities, labels=True, efforts=None, tunes=None, then=None):
+    def encode(
+        self,
+        images,
+        qualities,
+        efforts=None,
+        tunes=None,
+        *,
+        features=True,
+        labels=True,
+        symbols=False,
+        pixels=False,
+        finish=None,
+    ):
         self._enter("encode", images)
         assert len(images) == len(qualities) == len(efforts if efforts is not None else images)
         for image in images:
@@ -92,15 +114,31 @@ class Runtime:
             assert image.flags.c_contiguous and image.min() >= 0 and image.max() <= 255 * 64
             if (image == POISON).all():
                 raise RuntimeError("a poisoned image")
-        found = [
-            Encoded(
-                image.dtype.str[1:].encode() + zlib.compress(self._rounded(image, quality).tobytes(), 1),
-                shade_scores(image) if labels else None,
-                _rows_cols(image.shape[1:3], 16),
+        encoded = []
+        for image, quality in zip(images, qualities, strict=True):
+            rounded = self._rounded(image, quality)
+            encoded.append(
+                Encoded(
+                    _rows_cols(image.shape[1:3], 16),
+                    _deflated(rounded) if features else None,
+                    shade_scores(image) if labels else None,
+                    rounded if symbols else None,
+                    rounded if pixels else None,
+                )
             )
-            for image, quality in zip(images, qualities, strict=True)
-        ]
-        return found if then is None else [then(*item) for item in enumerate(found)]
+        return _finished(encoded, finish)
+
+    def encode_symbols(self, symbols, shapes, qualities):
+        assert len(symbols) == len(shapes) == len(qualities)
+        return [_deflated(one) for one in symbols]
+
+    def synthesise(self, symbols, shapes, qualities, q6):
+        assert len(symbols) == len(shapes) == len(qualities)
+        assert all((one.dtype == np.int16) == q6 for one in symbols)
+        return symbols
+
+    def map(self, function, items):
+        return list(map(function, items))
 
     def _rounded(self, image, quality):
         if not self.lossy:
@@ -109,11 +147,11 @@ class Runtime:
         step = int(1 + (100 - quality) / 4) * unit
         return np.minimum(image // step * step + step // 2, 255 * unit).astype(image.dtype)
 
-    def decode(self, features, shapes, qualities, fine=None, then=None):
+    def decode(self, features, shapes, qualities, q6=None, finish=None):
         self._enter("decode", features)
         assert len(features) == len(shapes) == len(qualities)
         images = []
-        for data, shape, wanted in zip(features, shapes, fine or [False] * len(features), strict=True):
+        for data, shape, wanted in zip(features, shapes, q6 or [False] * len(features), strict=True):
             try:
                 dtype = bytes(data[:2]).decode()
                 pixels = np.frombuffer(zlib.decompress(bytes(data[2:])), dtype).reshape(*shape, 3)
@@ -124,13 +162,13 @@ class Runtime:
                 images.append(pixels)
             except (zlib.error, ValueError, TypeError, UnicodeError) as error:
                 raise CorruptPayload(f"features: {error}") from error
-        return images if then is None else [then(*item) for item in enumerate(images)]
+        return _finished(images, finish)
 
     def decode_symbols(self, features, shapes, qualities):
         blocks = [_padded(images, 16) for images in self.decode(features, shapes, qualities)]
         return [np.moveaxis(block.reshape(*block.shape[:3], -1), -1, 1).astype("i2") for block in blocks]
 
-    def label_symbols(self, symbols, shapes, qualities):
+    def score(self, symbols, shapes, qualities):
         assert len(symbols) == len(qualities)
         scores = []
         for block, (count, height, width) in zip(symbols, shapes, strict=True):
@@ -141,10 +179,10 @@ class Runtime:
         return scores
 
 
-RUNTIME = Runtime()
+RUNTIME = Scheduler()
 
 
-def get_runtime(info):
+def get_scheduler(info):
     return RUNTIME
 
 
@@ -152,9 +190,9 @@ def modules():
     """The two modules, by name, that stand in for the real ones."""
     file = types.ModuleType("deepsic_codec.model.file")
     file.find_model, file.ModelInfo = find_model, ModelInfo
-    runtime = types.ModuleType("deepsic_codec.model.runtime")
-    runtime.get_runtime, runtime.Encoded = get_runtime, Encoded
-    return {file.__name__: file, runtime.__name__: runtime}
+    scheduler = types.ModuleType("deepsic_codec.model.scheduler")
+    scheduler.get_scheduler, scheduler.Encoded = get_scheduler, Encoded
+    return {file.__name__: file, scheduler.__name__: scheduler}
 
 
 def install():

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     from deepsic_codec.model.file import SEARCH_VARIABLE, find_model, read_info
-    from deepsic_codec.model.runtime import get_runtime
+    from deepsic_codec.model.scheduler import get_scheduler
     from deepsic_codec.training.data import read_images
 
     name = args.model
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     console = Console(width=None if os.isatty(1) else 110, quiet=args.json)
     for path in skipped:
         console.print(f"skipped: {path}", markup=False, highlight=False, soft_wrap=True)
-    cost = complexity(get_runtime(info))
+    cost = complexity(get_scheduler(info))
     console.print(f"{info.name}, decoder {info.decoder[:16]}, head {info.head[:16]}; {len(images)} images")
     console.print("kMAC/px: " + ", ".join(f"{k} {v:.2f}" for k, v in cost.items()), highlight=False)
     options = encoder_options(args)
@@ -157,7 +157,7 @@ def evaluate(
 def best_label(payload: bytes, model: str) -> str:
     """Name of the highest score of any tile: from the label section or, without one, from the stored features."""
     from deepsic_codec.model.file import find_model
-    from deepsic_codec.model.runtime import get_runtime
+    from deepsic_codec.model.scheduler import get_scheduler
     from deepsic_codec.payload.header import unpack
     from deepsic_codec.payload.sections import FEATURES, LABELS
 
@@ -166,10 +166,10 @@ def best_label(payload: bytes, model: str) -> str:
     info = find_model(model)
     names = info.vocabulary.names
     if labels is None:
-        features, runtime = unpacked.read(FEATURES), get_runtime(info)
+        features, runtime = unpacked.read(FEATURES), get_scheduler(info)
         shape, quality = (header.slices, header.height, header.width), [header.quality]
         symbols = runtime.decode_symbols([features or b""], [shape], quality)
-        scores = runtime.label_symbols(symbols, [shape], quality)[0]
+        scores = runtime.score(symbols, [shape], quality)[0]
     else:
         scores = labels.dense(len(names))
     best = scores.reshape(-1, len(names)).max(0)
@@ -197,7 +197,7 @@ def complexity(runtime: Any) -> dict[str, float]:
     from deepsic_codec.model.networks import Architecture, kmac_per_pixel
     from deepsic_codec.model.prior import input_count, schedule
 
-    arch = runtime.arch
+    arch = runtime.model.arch
     if not isinstance(arch, Architecture):
         parts = arch.kmac_per_pixel()
         return parts | {"decoding": parts["prior"] + parts["synthesis"]}

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ from deepsic_codec.payload.value_range import Ranges
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
-    from deepsic_codec.model.runtime import Encoded, Runtime
+    from deepsic_codec.model.scheduler import Encoded, Scheduler
 
 MAX_SAMPLES = 1 << 31  # of a chunk, fixed by the payload header
 MAX_BANDS = MAX_BANDS
@@ -181,11 +182,11 @@ def encode_job(
 def run_encode(jobs: Sequence[EncodeJob]) -> list[bytes]:
     """Encode chunks of one key in one call on this thread, past the batcher: for callers that have whole batches."""
     info, runtime = _model(*jobs[0].key)
-    if any(job.config.max_error is not None for job in jobs) and not runtime.exact:
+    if any(job.config.max_error is not None for job in jobs) and not runtime.model.exact:
         raise ConfigurationError(_inexact(info))
     shown = [show(samples_of(job.array, job.config.axes), job.config) for job in jobs]
     searches = [
-        Search(job.config, job.array.size // job.bands, extent(one), finest_step(one) if runtime.exact else None)
+        Search(job.config, job.array.size // job.bands, extent(one), finest_step(one) if runtime.model.exact else None)
         for job, one in zip(jobs, shown, strict=True)
     ]
     while todo := [number for number, search in enumerate(searches) if not search.done]:
@@ -201,7 +202,7 @@ def _try(
     shown: Sequence[Shown],
     asked: Sequence[tuple[float, float | None]],
     info: "ModelInfo",
-    runtime: "Runtime",
+    runtime: "Scheduler",
 ) -> list[Trial]:
     """Encode chunks at these qualities, with a residual of these steps if there is one."""
     qualities = [quality for quality, _ in asked]
@@ -214,8 +215,7 @@ def _try(
         payload = _pack(jobs[i], shown[i], coded, qualities[i], residual, info)
         trials[i] = Trial(payload, len(payload), found)
 
-    def then(number: int, coded: "Encoded") -> None:
-        i = full[number]
+    def keep(i: int, coded: "Encoded") -> None:
         if i in again:
             features[i] = coded
         else:
@@ -228,7 +228,7 @@ def _try(
             labels=any(jobs[i].config.semantics == "pre" for i in full),
             efforts=[jobs[i].config.effort for i in full],
             tunes=[jobs[i].config.tune for i in full],
-            then=then,
+            finish=[partial(keep, i) for i in full],
         )
     if again:
         images = runtime.decode(
@@ -402,7 +402,7 @@ def run_decode(jobs: Sequence[DecodeJob]) -> list[np.ndarray]:
         return [_restored(job, None) for job in jobs]
     _, runtime = _model(jobs[0].key.hex())
     fine = [job.ranges is not None for job in full]
-    restored = iter(runtime.decode(*_streams(full), fine, then=lambda number, images: _restored(full[number], images)))
+    restored = iter(runtime.decode(*_streams(full), fine, finish=[partial(_restored, job) for job in full]))
     return [_restored(job, None) if job.features is None else next(restored) for job in jobs]
 
 
@@ -439,14 +439,14 @@ def decode_features(job: DecodeJob) -> np.ndarray:
     return symbols.reshape(header.slices, -1, *symbols.shape[2:])
 
 
-def label_cells(jobs: Sequence[DecodeJob], info: "ModelInfo", runtime: "Runtime") -> list[NDArray[np.uint8]]:
+def label_cells(jobs: Sequence[DecodeJob], info: "ModelInfo", runtime: "Scheduler") -> list[NDArray[np.uint8]]:
     """Compute the scores of label cells from stored features.
 
     Parameters
     ----------
     jobs : sequence of DecodeJob
         Payloads of the decoder that the runtime has.
-    info, runtime : ModelInfo, Runtime
+    info, runtime : ModelInfo, Scheduler
         The model with the head that is to judge.
 
     Returns
@@ -461,7 +461,7 @@ def label_cells(jobs: Sequence[DecodeJob], info: "ModelInfo", runtime: "Runtime"
         symbols = runtime.decode_symbols(features, shapes, qualities)
         first = [some[:: job.header.images // job.header.slices] for job, some in zip(full, symbols, strict=True)]
         slices = [(job.header.slices, *shape[1:]) for job, shape in zip(full, shapes, strict=True)]
-        found = iter(runtime.label_symbols(first, slices, qualities))
+        found = iter(runtime.score(first, slices, qualities))
     cells = []
     for job in jobs:
         header = job.header
@@ -481,14 +481,14 @@ def compute_labels(job: DecodeJob, label_tile: tuple[int, int] | None = None) ->
     return payload_labels.best_labels(payload_labels.tile_scores(cells, tile), tile)
 
 
-def _model(decoder: str, head: str | None = None, name: str | None = None) -> "tuple[ModelInfo, Runtime]":
+def _model(decoder: str, head: str | None = None, name: str | None = None) -> "tuple[ModelInfo, Scheduler]":
     """Return the model; to encode, the one of this name if there are several with the decoder and head."""
     # Here and not above: only coding needs torch, and only it may take the seconds that importing torch takes.
     from deepsic_codec.model.file import find_model
-    from deepsic_codec.model.runtime import get_runtime
+    from deepsic_codec.model.scheduler import get_scheduler
 
     info = find_model(decoder, head=head, preferred=name)
-    return info, get_runtime(info)
+    return info, get_scheduler(info)
 
 
 def _limit() -> int:

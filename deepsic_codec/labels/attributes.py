@@ -218,10 +218,10 @@ class Attributes:
 
     def _labelled(self, jobs: dict[Index, core.DecodeJob], decoder: str, head: str) -> dict[Index, Any]:
         from deepsic_codec.model.file import find_model
-        from deepsic_codec.model.runtime import get_runtime  # with torch
+        from deepsic_codec.model.scheduler import get_scheduler  # with torch
 
         info = find_model(decoder, head=head)
-        cells = core.label_cells(list(jobs.values()), info, get_runtime(info))
+        cells = core.label_cells(list(jobs.values()), info, get_scheduler(info))
         blocks = [_block(job.header, one, self.reader.config) for job, one in zip(jobs.values(), cells, strict=True)]
         return dict(zip(jobs, blocks, strict=True))
 

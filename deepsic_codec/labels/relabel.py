@@ -105,10 +105,10 @@ class _Labeller:
     """Sets entries from the features of chunks."""
 
     def __init__(self, reader: Reader, geometry: Geometry, info: "ModelInfo") -> None:
-        from deepsic_codec.model.runtime import get_runtime  # with torch
+        from deepsic_codec.model.scheduler import get_scheduler  # with torch
 
         self.reader, self.geometry, self.info = reader, geometry, info
-        self.runtime = get_runtime(info)
+        self.runtime = get_scheduler(info)
         self.head = int(info.head[:8], 16)
 
     def __call__(self, entries: Entries, chunks: list[Index]) -> None:

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deepsic_codec.model.device import synchronize
 from deepsic_codec.model.exact.matrix import Matrix
 from deepsic_codec.model.networks import Architecture, QualityTable
 from deepsic_codec.model.ops.select import fused_on, passes_on
 from deepsic_codec.model.ops.tensor_ops import Contexts, PassTensors
-from deepsic_codec.model.transfer import settle
 
 #: Range of the real-valued scale index; levels of the mean per unit.
 SCALES = 64
@@ -184,7 +184,7 @@ def _row_offsets(offsets: Offsets, pitch: int, device: torch.device) -> Tensor:
     """From a padded row to those at the offsets."""
     with torch.inference_mode(False):
         found = torch.tensor([dy * pitch + dx for dy, dx in offsets]).to(device)
-    settle(device)
+    synchronize(device)
     return found
 
 
@@ -199,7 +199,7 @@ def _rows(step: Pass, b: int, h: int, w: int, device: torch.device, inference: b
     padded = image * ((h + 2) * (w + 2)) + (ys + 1) * (w + 2) + xs + 1
     flat = image * (h * w) + ys * w + xs
     found = padded.reshape(-1), flat.reshape(-1), image.expand(b, len(ys)).reshape(-1)
-    settle(device)
+    synchronize(device)
     return found
 
 
@@ -597,7 +597,7 @@ def _context_places(step: Pass, pitch: int, latents: int, device: torch.device) 
         own = [(dy * pitch + dx) * latents for dy, dx in step.offsets] if step.signed else []
         around = torch.tensor(own, dtype=torch.int64)
     found = Contexts(*(t.to(device) for t in (kinds, offsets, around)))
-    settle(device)
+    synchronize(device)
     return found
 
 

@@ -55,7 +55,7 @@ def test_stages_on_a_gpu_are_measured_with_kernels_and_without(monkeypatch, caps
     monkeypatch.setattr(scale, "_stages", work)
     monkeypatch.setattr(scale, "_by_batch", lambda chunks, repeats: [(size, 1.0, 2.0) for size in scale.BATCHES])
     monkeypatch.setattr(scale, "_prepare", lambda device, threads: None)
-    monkeypatch.setattr("deepsic_codec.model.runtime.get_runtime", lambda info: None)
+    monkeypatch.setattr("deepsic_codec.model.scheduler.get_scheduler", lambda info: None)
     verdict = scale.stages(scale._arguments(["--device", "cuda", "--batch-pixels", "4e6", "8e6", "--repeats", "1"]))
     assert seen == [(k, n, c) for k, c in (("auto", 512), ("plain", 128)) for n in (4_000_000, 8_000_000)]
     printed = capsys.readouterr().out

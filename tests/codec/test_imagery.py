@@ -338,7 +338,7 @@ def test_bounds_need_an_exact_model(stub, monkeypatch):
     from tests import stub_runtime
 
     array = photograph(8, 8, 3)
-    monkeypatch.setattr(stub, "exact", False)
+    monkeypatch.setattr(stub.model, "exact", False)
     check_rejects(ConfigurationError, "max_error|floating point", DeepSIC(max_error=1).encode, array)
     DeepSIC().encode(array)
     inexact = stub_runtime.ModelInfo("inexact", "99" * 32, "88" * 32, architecture={"latents": 768})
@@ -393,7 +393,7 @@ def test_shards():
 @pytest.mark.parametrize("target", [{"psnr": 38}, {"psnr": 45}, {"bpp": 4}, {"bpp": 9}])
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
 def test_rate_is_found(target, dtype, stub):
-    stub.lossy, stub.exact = True, False
+    stub.lossy, stub.model.exact = True, False
     arrays = [picture((2, 96, 128, 3), dtype, seed) for seed in range(3)]
     codec = DeepSIC(axes="tyxc", value_range=None if dtype == "u1" else "chunk", **target)
     payloads = codec.encode_batch(arrays)

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from deepsic_codec.model import allocator
+from deepsic_codec.model import device
 
 # Page faults of allocating and freeing what a layer of a network does, after the first time.
 CODE = """
 import resource
-from deepsic_codec.model.allocator import keep_freed_memory
+from deepsic_codec.model.device import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 import numpy as np
@@ -49,8 +49,8 @@ def test_other_processes_are_left_alone(monkeypatch, environment):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
-    assert not allocator.keep_freed_memory()
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
+    assert not device.keep_freed_memory()
 
 
 def test_a_model_on_a_cpu_asks_for_it(monkeypatch):
@@ -59,5 +59,5 @@ def test_a_model_on_a_cpu_asks_for_it(monkeypatch):
 
     asked = []
     monkeypatch.setattr(runtime, "keep_freed_memory", lambda: asked.append(True))
-    runtime.Runtime(find_model("base"), "cpu")
+    runtime.LoadedModel(find_model("base"), "cpu")
     assert asked

@@ -11,11 +11,13 @@ import torch
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import runtime as runtimes
+from deepsic_codec.model import scheduler as schedulers
 from deepsic_codec.model.device_coder import coder as device_coder
+from deepsic_codec.model.device_coder import launch as launching
 from deepsic_codec.model.file import find_model
 from deepsic_codec.model.prior import Pass
-from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -52,7 +54,7 @@ def launch(request, tmp_path_factory):
     if COMPILER is None:
         pytest.skip("there is no C++ compiler")
     folder = tmp_path_factory.mktemp("coder")
-    text = BEFORE + device_coder.source(320, request.param, lanes=1) + BEHIND
+    text = BEFORE + launching.source(320, request.param, lanes=1) + BEHIND
     (folder / "coder.cpp").write_text(text)
     command = [COMPILER, "-O1", "-std=c++17", "-shared", "-fPIC", "-o", "coder.so", "coder.cpp"]
     subprocess.run(command, check=True, timeout=120, cwd=folder)
@@ -66,16 +68,16 @@ def launch(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runtime():
-    return Runtime(find_model("base"), "cpu")
+    return Scheduler(LoadedModel(find_model("base"), "cpu"))
 
 
 @pytest.fixture
 def coder(runtime, launch):
-    return device_coder.DeviceCoder(runtime._tables, 320, torch.device("cpu"), launch)
+    return device_coder.DeviceCoder(runtime.model.coder_tables, 320, torch.device("cpu"), launch)
 
 
 def test_it_agrees(coder, runtime):
-    assert device_coder.agrees(coder, runtime._tables)
+    assert device_coder.matches_host(coder, runtime.model.coder_tables)
 
 
 def crops(count, height=80, width=112):
@@ -86,8 +88,8 @@ def crops(count, height=80, width=112):
 @pytest.fixture(params=[0, 1], ids=["one by one", "ahead"])
 def there(request, runtime, coder, monkeypatch):
     """A runtime that has its device code, whether or not it works ahead as beside a GPU."""
-    monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks: coder)
-    monkeypatch.setattr(runtime, "_lag", request.param)
+    monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: coder)
+    monkeypatch.setattr(runtime, "_prefetch", request.param)
     with config.set(threads=1):
         yield runtime
 
@@ -99,7 +101,7 @@ def test_a_runtime_writes_and_reads_the_same(runtime, there, monkeypatch, qualit
     found = there.encode(images, qualities)
     pixels = there.decode([one.features for one in found], shapes, qualities)
     symbols = there.decode_symbols([one.features for one in found], shapes, qualities)
-    monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks: None)
+    monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: None)
     wanted = runtime.encode(images, qualities)
     assert [one.features for one in found] == [one.features for one in wanted]
     features = [one.features for one in wanted]
@@ -114,7 +116,7 @@ def test_chunks_of_several_slices(runtime, there, monkeypatch):
     shapes = [stack.shape[:3] for stack in stacks]
     found = there.encode(stacks, [40.0, 60.0])
     decoded = there.decode([one.features for one in found], shapes, [40.0, 60.0])
-    monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks: None)
+    monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: None)
     wanted = runtime.encode(stacks, [40.0, 60.0])
     assert [one.features for one in found] == [one.features for one in wanted]
     for ours, theirs in zip(decoded, runtime.decode([w.features for w in wanted], shapes, [40.0, 60.0]), strict=True):
@@ -133,7 +135,7 @@ def test_predictions_may_lie_anywhere(coder):
 def test_longer_than_there_is_room_for(there, runtime, monkeypatch):
     images = crops(2)
     wanted = [one.features for one in there.encode(images, [100.0, 100.0])]
-    monkeypatch.setattr(device_coder, "ROOM", 0)
+    monkeypatch.setattr(device_coder, "BYTES_PER_SYMBOL", 0)
     assert [one.features for one in there.encode(images, [100.0, 100.0])] == wanted
 
 
@@ -153,8 +155,8 @@ def test_damaged_streams_are_told_as_the_host_tells_them(there, runtime, monkeyp
         data[len(data) // 3] ^= 0x55
     features[1] = bytes(data)
     outcomes = []
-    for coder in (there._coder_for(3), None):
-        monkeypatch.setattr(Runtime, "_coder_for", lambda self, chunks, coder=coder: coder)
+    for coder in (there.device_coder(3), None):
+        monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks, coder=coder: coder)
         try:
             outcomes.append([part.tobytes() for part in runtime.decode(features, shapes, qualities)])
         except CorruptPayload as error:
@@ -172,11 +174,11 @@ def test_streams_of_no_symbols_but_zeros(there, runtime):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("apart", [True, False], ids=["shared", "global"])
 def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
-    monkeypatch.setattr(runtimes, "ENOUGH_THERE", 1)
-    gpu = Runtime(find_model("base"), "cuda")
-    coder = gpu._coder_for(9)
+    monkeypatch.setattr(schedulers, "DEVICE_CODER_MIN_CHUNKS", 1)
+    gpu = Scheduler(LoadedModel(find_model("base"), "cuda"))
+    coder = gpu.device_coder(9)
     assert coder is not None
-    monkeypatch.setattr(coder, "apart", coder.apart if apart else 0)
+    monkeypatch.setattr(coder, "max_shared", coder.max_shared if apart else 0)
     images, qualities = crops(9), [50.0, 5.0, 95.0] * 3
     shapes = [image.shape[:3] for image in images]
     wanted = runtime.encode(images, qualities)
@@ -193,22 +195,22 @@ def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
 
 
 def test_who_has_one(runtime, monkeypatch, caplog):
-    assert runtime._coder_for(1 << 20) is None
-    given = runtime._tables, 320, runtime._prior.steps
-    assert device_coder.coder_on(*given, "cpu") is None
+    assert runtime.device_coder(1 << 20) is None
+    given = runtime.model.coder_tables, 320, runtime.model.prior.steps
+    assert device_coder.device_coder_for(*given, "cpu") is None
     with config.set(kernels="plain"):
-        assert device_coder.coder_on(*given, "cuda") is None
-    assert device_coder.coder_on(*given[:2], 3 * given[2], "cuda") is None  # more than a launch takes
+        assert device_coder.device_coder_for(*given, "cuda") is None
+    assert device_coder.device_coder_for(*given[:2], 3 * given[2], "cuda") is None  # more than a launch takes
     assert not caplog.text
 
     def broken(*_):
         raise RuntimeError("no compiler there")
 
-    monkeypatch.setattr(device_coder, "_fits", broken)
-    assert device_coder.coder_on(*given, "cuda") is None
+    monkeypatch.setattr(launching, "fits_shared", broken)
+    assert device_coder.device_coder_for(*given, "cuda") is None
     assert "no compiler there" in caplog.text
 
 
 def test_other_streams_are_noticed(coder, runtime):
-    other = device_coder.DeviceCoder(replace(runtime._tables, rate=3), 320, coder.device, coder._launch)
-    assert not device_coder.agrees(other, runtime._tables)
+    other = device_coder.DeviceCoder(replace(runtime.model.coder_tables, rate=3), 320, coder.device, coder._launch)
+    assert not device_coder.matches_host(other, runtime.model.coder_tables)

@@ -20,7 +20,8 @@ from deepsic_codec.model.exact.restore import restore_transform
 from deepsic_codec.model.exact.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, IntegerTransforms, below
 from deepsic_codec.model.file import find_model, load_arrays
 from deepsic_codec.model.networks import Architecture, Synthesis
-from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import eurosat_mosaic
 from tests.model import reference_transforms as reference
 
@@ -29,7 +30,7 @@ QUALITIES = (1.0, 33.33, 50.0, 77.5, 100.0)
 
 @pytest.fixture(scope="module")
 def runtime():
-    return Runtime(find_model("base"))
+    return Scheduler(LoadedModel(find_model("base")))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def precision(name):
     ],
 )
 def test_settings_of_the_process_do_not_matter(runtime, images, wanted, setting):
-    assert runtime.exact
+    assert runtime.model.exact
     with setting():
         check(coded(runtime, images), wanted)
 
@@ -104,10 +105,10 @@ def test_settings_of_the_process_do_not_matter(runtime, images, wanted, setting)
 def test_all_ways_of_computing_agree(images, wanted, monkeypatch):
     """8-bit instructions, float32 and float64: no sum saturated, no partial sum was rounded."""
     monkeypatch.setattr(exact, "_has_int8", lambda kind: False)
-    check(coded(Runtime(find_model("base")), images), wanted)
+    check(coded(Scheduler(LoadedModel(find_model("base"))), images), wanted)
     monkeypatch.setattr(exact, "_float32_is_exact", lambda device: False)
     monkeypatch.setattr(exact, "_convolution_is_exact", lambda device: False)
-    check(coded(Runtime(find_model("base")), images), wanted)
+    check(coded(Scheduler(LoadedModel(find_model("base"))), images), wanted)
 
 
 def test_chunk_alone_and_in_a_batch_of_64(runtime):
@@ -265,7 +266,7 @@ def test_reference_of_the_specification_gives_the_same_pixels_and_symbols(runtim
         decoded = runtime.decode([encoded], [(1, 48, 32)], [quality], [True])[0][0]
         assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, symbols, hundredths), decoded)
     hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, table.shape[1])).astype(np.int16)
-    found = runtime._synthesise(hostile, np.array([quality]), 48, 32, True)[0]
+    found = runtime.synthesise([hostile], [(1, 48, 32)], [quality], q6=True)[0][0]
     assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, hostile[0], hundredths), found)
 
 
@@ -275,7 +276,7 @@ def test_reference_of_the_specification_gives_the_same_scores(runtime):
     image = eurosat_mosaic()[None, :128, :80]
     encoded = runtime.encode([image], [50.0])[0]
     symbols = runtime.decode_symbols([encoded.features], [(1, 128, 80)], [50.0])[0]
-    found = runtime.label_symbols([symbols], [(1, 128, 80)], [50.0])[0][0]
+    found = runtime.score([symbols], [(1, 128, 80)], [50.0])[0][0]
     steps = reference.steps(arrays[f"{GAINS}.step"], 5000)
     latents = np.clip((symbols[0].transpose(1, 2, 0).astype(np.int64) * steps + 128) >> 8, -16319, 16319)
     assert found.shape[:2] == (2, 2)

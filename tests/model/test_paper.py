@@ -8,7 +8,8 @@ from deepsic_codec.cli.evaluate import complexity
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.architecture import architecture_from
 from deepsic_codec.model.paper import RATES, Analysis, PaperArchitecture, StaticPrior, Synthesis
-from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame
 from deepsic_codec.training import train
 from deepsic_codec.training.loss import PaperNetworks, Terms
@@ -78,7 +79,7 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
         run=str(tmp_path / "run"),
     )
     info = train.train(s)
-    runtime = Runtime(info)
+    runtime = Scheduler(LoadedModel(info))
     image = drone_frame()[None, 100:270, 100:235]
     for quality in (1.0, 90.0):
         (encoded,) = runtime.encode([image], [quality])

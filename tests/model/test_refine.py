@@ -11,13 +11,13 @@ from deepsic_codec.model import refine
 from deepsic_codec.model.distortion import Distortion, total
 from deepsic_codec.model.exact.fixed import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.file import find_model
-from deepsic_codec.model.runtime import get_runtime
+from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.samples import drone_frame
 
 
 @pytest.fixture(scope="module")
 def runtime():
-    return get_runtime(find_model("base"))
+    return get_scheduler(find_model("base"))
 
 
 def cost(runtime, image, quality, effort, tune="mse", measure="mse"):
@@ -81,14 +81,14 @@ def test_improbable_symbols_have_finite_costs():
 
 def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     """The estimate from random signs, on average over positions, against symbols that are moved."""
-    refiner = runtime._refiner()
+    refiner = runtime.model.refiner()
     monkeypatch.setattr(refiner, "bf16", False)  # whose rounding is as large as what is measured
     frame = drone_frame()[600:728, 700:828]
     symbols = runtime.decode_symbols([runtime.encode([frame[None]], [50.0])[0].features], [(1, 128, 128)], [50.0])[
         0
     ].transpose(0, 2, 3, 1)
     symbols = torch.from_numpy(np.ascontiguousarray(symbols)).float()
-    step = runtime._transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
+    step = runtime.model.transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
     distortion = Distortion(torch.from_numpy(frame.copy())[None].float(), "mse")
     job = refine._Job(distortion, step, torch.tensor([50.0]))
     (window,) = job.windows(symbols)

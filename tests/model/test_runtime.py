@@ -14,14 +14,15 @@ from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload, ModelMismatch
 from deepsic_codec.model.file import find_model, load_arrays, save_model
 from deepsic_codec.model.networks import Architecture, step_lambda
-from deepsic_codec.model.runtime import AT_ONCE, Runtime, get_runtime
+from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import CONCURRENT_BATCHES, get_scheduler
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 from tests.common import check_rejects, psnr
 
 
 @pytest.fixture(scope="module")
 def runtime():
-    return get_runtime(find_model("base"))
+    return get_scheduler(find_model("base"))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_labels_from_stored_features_agree_with_those_from_floats(runtime, tiles
     encoded = runtime.encode(tiles, [70.0] * len(tiles))
     shapes = [i.shape[:3] for i in tiles]
     symbols = runtime.decode_symbols([e.features for e in encoded], shapes, [70.0] * len(tiles))
-    post = runtime.label_symbols(symbols, shapes, [70.0] * len(tiles))
+    post = runtime.score(symbols, shapes, [70.0] * len(tiles))
     same = [np.argmax(e.cells) == np.argmax(p) for e, p in zip(encoded, post, strict=True)]
     assert np.mean(same) >= 0.8
 
@@ -121,7 +122,7 @@ def test_effort_saves_bytes_for_the_same_quality(runtime):
     assert cost[1] < cost[0]
 
 
-def test_threads_at_once(runtime, tiles):
+def test_threads_batches(runtime, tiles):
     wanted = decode(runtime, runtime.encode(tiles, [50.0] * 9), tiles, [50.0] * 9)
     errors = []
 
@@ -161,13 +162,13 @@ def test_altered_model_is_refused(tmp_path):
     arrays[name] = arrays[name] + 1
     other = save_model(tmp_path / "base.safetensors", "base", arrays, info.architecture, info.vocabulary, {})
     assert other.decoder != info.decoder
-    check_rejects(ModelMismatch, "SHA-256", Runtime, replace(info, path=other.path))
+    check_rejects(ModelMismatch, "SHA-256", LoadedModel, replace(info, path=other.path))
     del arrays[name]
     incomplete = save_model(tmp_path / "c.safetensors", "c", arrays, info.architecture, info.vocabulary, {})
-    check_rejects(ModelMismatch, "do not fit", Runtime, incomplete)
+    check_rejects(ModelMismatch, "do not fit", LoadedModel, incomplete)
     arrays = dict(load_arrays(info)) | {"decoder.coder.levels": np.full(256, 200, np.uint8)}
     beyond = save_model(tmp_path / "e.safetensors", "e", arrays, info.architecture, info.vocabulary, {})
-    check_rejects(ModelMismatch, "do not fit", Runtime, beyond)
+    check_rejects(ModelMismatch, "do not fit", LoadedModel, beyond)
     wide = save_model(
         tmp_path / "d.safetensors",
         "d",
@@ -176,7 +177,7 @@ def test_altered_model_is_refused(tmp_path):
         info.vocabulary,
         {},
     )
-    check_rejects(ModelMismatch, "do not fit", Runtime, wide)
+    check_rejects(ModelMismatch, "do not fit", LoadedModel, wide)
 
 
 def test_a_device_is_at_work_on_two_batches_at_a_time(runtime, monkeypatch):
@@ -192,9 +193,9 @@ def test_a_device_is_at_work_on_two_batches_at_a_time(runtime, monkeypatch):
             now[0] -= 1
         return []
 
-    monkeypatch.setattr(runtime, "_grouped", slow)
-    monkeypatch.setattr(runtime, "_at_once", threading.BoundedSemaphore(AT_ONCE))
+    monkeypatch.setattr(runtime, "_run", slow)
+    monkeypatch.setattr(runtime, "_batches", threading.BoundedSemaphore(CONCURRENT_BATCHES))
     with ThreadPoolExecutor(6) as pool:
         for call in [pool.submit(call, [], []) for call in (runtime.encode, lambda a, b: runtime.decode(a, a, b)) * 3]:
             call.result()
-    assert most[0] == AT_ONCE == 2
+    assert most[0] == CONCURRENT_BATCHES == 2

@@ -17,7 +17,8 @@ from deepsic_codec.model.file import find_model
 from deepsic_codec.model.ops import select as passes
 from deepsic_codec.model.ops.tensor_ops import Compiled, Tensors
 from deepsic_codec.model.ops.triton import Fused
-from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,16 +75,16 @@ def test_who_gets_them(monkeypatch):
 @pytest.fixture(scope="module")
 def runtimes():
     """One with kernels, one without."""
-    plain = Runtime(find_model("base"), "cpu")
+    plain = Scheduler(LoadedModel(find_model("base"), "cpu"))
     if DEVICE.type == "cuda":
-        yield Runtime(find_model("base"), "cuda"), plain
+        yield Scheduler(LoadedModel(find_model("base"), "cuda")), plain
         return
     # the interpreter runs one kernel at a time
     with config.set(threads=1), pytest.MonkeyPatch.context() as patch:
         for module in (integer, prior):
             patch.setattr(module, "passes_on", lambda device: Fused)
             patch.setattr(module, "fused_on", lambda device: Fused)
-        yield Runtime(find_model("base"), "cpu"), plain
+        yield Scheduler(LoadedModel(find_model("base"), "cpu")), plain
 
 
 def test_payloads_and_pixels_are_those_of_a_cpu(runtimes):

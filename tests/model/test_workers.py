@@ -9,10 +9,11 @@ import torch
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import runtime as runtime_module
+from deepsic_codec.model import scheduler as scheduler_module
+from deepsic_codec.model.device import Workers
 from deepsic_codec.model.file import find_model
-from deepsic_codec.model.runtime import Runtime
-from deepsic_codec.model.workers import Workers
+from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame
 
 
@@ -27,7 +28,7 @@ def threads():
 def test_each_has_one_thread_and_others_keep_theirs(threads):
     team = Workers(2)
     assert team.run([torch.get_num_threads] * 5) == [1] * 5 and torch.get_num_threads() == threads
-    assert team.run([Workers.inside] * 3) == [True] * 3 and not Workers.inside()
+    assert team.run([Workers.is_worker] * 3) == [True] * 3 and not Workers.is_worker()
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start()
@@ -55,12 +56,12 @@ def test_results_in_order_and_the_first_error_after_all():
 def test_what_no_thread_takes_any_more_is_done_by_the_caller():
     team = Workers(2)
     team._pool.shutdown()
-    assert team.run([lambda: 1, Workers.inside]) == [1, True] and not Workers.inside()
+    assert team.run([lambda: 1, Workers.is_worker]) == [1, True] and not Workers.is_worker()
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Runtime(find_model("base"))
+    return Scheduler(LoadedModel(find_model("base")))
 
 
 def test_shared_out_or_not_a_batch_gives_the_same(model, threads, monkeypatch):
@@ -82,7 +83,7 @@ def test_shared_out_or_not_a_batch_gives_the_same(model, threads, monkeypatch):
     with config.set(threads=1):
         assert coded() == shared and len(ran) == 2
     torch.set_num_threads(threads)
-    monkeypatch.setattr(runtime_module, "SPREAD_PIXELS", 1)
+    monkeypatch.setattr(scheduler_module, "WORKER_PIXELS", 1)
     assert coded() == shared and ran[2:] == [9, 9]
 
 

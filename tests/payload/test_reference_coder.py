@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deepsic_codec.model.file import find_model, load_arrays
-from deepsic_codec.model.runtime import get_runtime
+from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.samples import drone_frame
 from tests.payload import reference_coder
 
@@ -16,7 +16,7 @@ from tests.payload import reference_coder
 )
 def test_second_decoder_agrees(name, height, width, slices, quality):
     info = find_model(name)
-    runtime = get_runtime(info)
+    runtime = get_scheduler(info)
     frame = drone_frame()
     chunk = np.stack([frame[900 + 40 * s :, 800:][:height, :width] for s in range(slices)])
     encoded = runtime.encode([chunk], [quality])[0]
@@ -30,7 +30,7 @@ def test_second_decoder_agrees(name, height, width, slices, quality):
 def test_extreme_pixels_agree():
     """Noise at the highest quality reaches the escapes and the plain bits."""
     info = find_model("base")
-    runtime = get_runtime(info)
+    runtime = get_scheduler(info)
     rng = np.random.default_rng(0)
     chunk = (rng.integers(0, 2, (1, 32, 32, 1)) * 255).repeat(3, axis=3).astype(np.uint8)
     encoded = runtime.encode([chunk], [100.0])[0]

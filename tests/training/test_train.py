@@ -17,7 +17,8 @@ from deepsic_codec.model.exact.integer import IntegerAnalysis, check_sums, expor
 from deepsic_codec.model.exact.restore import restore_prior
 from deepsic_codec.model.file import SEARCH_VARIABLE, Vocabulary, find_model, load_arrays, read_info, save_model
 from deepsic_codec.model.prior import IntegerPrior
-from deepsic_codec.model.runtime import Runtime, get_runtime
+from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import Scheduler, get_scheduler
 from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training import balance as balance_module
 from deepsic_codec.training import checkpoint, phases, train
@@ -76,7 +77,7 @@ def test_all_phases_end_in_a_model_that_codes_images(whole):
     assert [p for p, n, _ in losses(folder) if n == 1] == ["joint", "integer", "prior", "synthesis", "head"]
     assert len(losses(folder)) == 8 + 2 + 6 + 3 + 4
     assert info.vocabulary.names == ("Forest", "Highway", "River", "unknown")
-    runtime, tile = Runtime(info), eurosat_mosaic()[None, :96, :130]
+    runtime, tile = Scheduler(LoadedModel(info)), eurosat_mosaic()[None, :96, :130]
     encoded = runtime.encode([tile], [70.0])
     decoded = runtime.decode([encoded[0].features], [(1, 96, 130)], [70.0])[0]
     assert psnr(decoded, tile) > 20 and encoded[0].cells.shape == (1, 2, 3, 4)
@@ -162,8 +163,8 @@ def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
     changed = {k for k in before if not np.array_equal(before[k], after[k])}
     assert changed and all(k.startswith("head.") for k in changed)
     tile = eurosat_mosaic()[None, :64, :64]
-    payload = Runtime(base).encode([tile], [50.0])[0].features
-    assert Runtime(mine).decode([payload], [(1, 64, 64)], [50.0])[0].shape == tile.shape
+    payload = Scheduler(LoadedModel(base)).encode([tile], [50.0])[0].features
+    assert Scheduler(LoadedModel(mine)).decode([payload], [(1, 64, 64)], [50.0])[0].shape == tile.shape
     assert "held out" in capsys.readouterr().out
     # broader names stay where none are given
     s = Settings(
@@ -266,7 +267,7 @@ def test_another_analysis_for_the_same_decoder(whole, encoders, labelled):
     assert {k for k in changed if not k.startswith("head.")} == {"encoder.analysis"}
     assert any(k.startswith("head.") for k in changed) == labelled
     tile = eurosat_mosaic()[None, :80, :112]
-    old, new = Runtime(base), Runtime(mine)
+    old, new = Scheduler(LoadedModel(base)), Scheduler(LoadedModel(mine))
     payload = new.encode([tile], [60.0])[0].features
     assert payload != old.encode([tile], [60.0])[0].features
     pixels = [r.decode([payload], [(1, 80, 112)], [60.0])[0] for r in (old, new)]
@@ -288,11 +289,11 @@ def test_name_decides_which_analysis_encodes(whole, encoders, monkeypatch, order
         codec = DeepSIC(model=info.name, quality=60).resolved()
         assert (codec.decoder, codec.head) == (models[0].decoder, models[0].head)
         payloads.append(codec.encode(tile))
-        assert Runtime(info).encode([tile[None]], [60.0])[0].features in payloads[-1]
+        assert Scheduler(LoadedModel(info)).encode([tile[None]], [60.0])[0].features in payloads[-1]
         stored = create_array({}, name="a", data=tile, codec=codec)
         np.testing.assert_array_equal(stored[...], codec.decode(payloads[-1]))
     assert payloads[0] != payloads[1]
-    assert get_runtime(models[0]) is not get_runtime(models[1])
+    assert get_scheduler(models[0]) is not get_scheduler(models[1])
     again = [codec.decode(payloads[1]) for codec in (DeepSIC(model=m.name) for m in models)]
     np.testing.assert_array_equal(*again)
 

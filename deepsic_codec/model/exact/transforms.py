@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deepsic_codec import config
 from deepsic_codec.model.architecture import AnyArchitecture, stored_networks
+from deepsic_codec.model.device import upload
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.integer import (
     IntegerAnalysis,
@@ -29,7 +30,6 @@ from deepsic_codec.model.exact.integer import (
 )
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.networks import Architecture
-from deepsic_codec.model.transfer import upload
 
 #: Units per grey level of images in int16.
 FINE = 1 << fixed.PIXEL_BITS

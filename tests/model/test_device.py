@@ -10,15 +10,16 @@ import torch
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import coding, transfer
+from deepsic_codec.model import coding, device
 from deepsic_codec.model.file import find_model
-from deepsic_codec.model.runtime import Runtime
+from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame
 
 
 @pytest.fixture(scope="module")
 def runtime():
-    return Runtime(find_model("base"), "cpu")
+    return Scheduler(LoadedModel(find_model("base"), "cpu"))
 
 
 def crops(count):
@@ -28,12 +29,12 @@ def crops(count):
 
 def test_a_cpu_copies_nothing():
     values = np.arange(6, dtype=np.int16).reshape(2, 3)
-    tensor = transfer.upload(values, "cpu")
-    assert np.shares_memory(tensor.numpy(), values) and np.shares_memory(transfer.fetch(tensor)(), values)
+    tensor = device.upload(values, "cpu")
+    assert np.shares_memory(tensor.numpy(), values) and np.shares_memory(device.download(tensor)(), values)
 
 
-@pytest.mark.parametrize("lag", [0, 1, 2, 9])
-def test_each_is_finished_when_enough_others_are_begun(lag):
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 9])
+def test_each_is_finished_when_enough_others_are_begun(prefetch):
     log = []
 
     def begun():
@@ -41,24 +42,24 @@ def test_each_is_finished_when_enough_others_are_begun(lag):
             log.append(("begin", i))
             yield i, lambda i=i: log.append(("finish", i)) or i * i
 
-    assert list(transfer.behind(begun(), lag)) == [(i, i * i) for i in range(4)]
+    assert list(device.pipelined(begun(), prefetch)) == [(i, i * i) for i in range(4)]
     for i in range(4):
         before = [k for what, k in log[: log.index(("finish", i))] if what == "begin"]
-        assert before == list(range(min(4, i + lag + 1)))
+        assert before == list(range(min(4, i + prefetch + 1)))
 
 
-@pytest.mark.parametrize("lag", [1, 2])
-def test_working_ahead_changes_nothing(runtime, monkeypatch, lag):
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_working_ahead_changes_nothing(runtime, monkeypatch, prefetch):
     images, qualities = crops(5), [50.0, 50.0, 20.0, 90.0, 50.0]
     shapes = [image.shape[:3] for image in images]
     with config.set(batch_pixels=2 * 64 * 80):
         wanted = runtime.encode(images, qualities)
-        monkeypatch.setattr(runtime, "_lag", lag)
+        monkeypatch.setattr(runtime, "_prefetch", prefetch)
         found = runtime.encode(images, qualities)
         assert [one.features for one in found] == [one.features for one in wanted]
         assert all(np.array_equal(a.cells, b.cells) for a, b in zip(found, wanted, strict=True))
         ahead = runtime.decode([one.features for one in found], shapes, qualities)
-        monkeypatch.setattr(runtime, "_lag", 0)
+        monkeypatch.setattr(runtime, "_prefetch", 0)
         plain = runtime.decode([one.features for one in found], shapes, qualities)
     assert all(np.array_equal(a, b) for a, b in zip(ahead, plain, strict=True))
 
@@ -68,9 +69,9 @@ def test_two_groups_are_decoded_beside_each_other(runtime, monkeypatch):
     shapes = [image.shape[:3] for image in images]
     streams = [one.features for one in runtime.encode(images, qualities)]
     wanted = runtime.decode(streams, shapes, qualities)
-    monkeypatch.setattr(runtime, "_lag", 1)
+    monkeypatch.setattr(runtime, "_prefetch", 1)
     with ThreadPoolExecutor(2) as pool, config.set(batch_pixels=64 * 80, threads=1):
-        monkeypatch.setattr(runtime, "_decoders", pool)
+        monkeypatch.setattr(runtime, "_decode_pool", pool)
         found = runtime.decode(streams, shapes, qualities)
         with pytest.raises(CorruptPayload):
             runtime.decode([*streams[:3], streams[3] + b"12345678", streams[4]], shapes, qualities)
@@ -91,16 +92,16 @@ def test_where_one_fails_the_others_are_waited_for():
         yield 2, fails
 
     with pytest.raises(MemoryError):
-        list(transfer.behind(begun(), 1))
+        list(device.pipelined(begun(), 1))
     assert log == [1]
 
 
 def test_images_are_joined_and_brought_up_to_whole_latents_by_their_edges():
     images = [np.random.default_rng(i).integers(0, 256, (2, 5, 7, 3), np.uint8) for i in range(3)]
-    joined = transfer.join(images, 4, "cpu")
+    joined = device.stack_padded(images, 4, "cpu")
     padded = np.pad(np.concatenate(images), ((0, 0), (0, 3), (0, 1), (0, 0)), mode="edge")
     assert joined.dtype == torch.uint8 and np.array_equal(joined.numpy(), padded)
-    whole = transfer.join([images[0][:, :4, :4].astype(np.int16)], 4, "cpu")
+    whole = device.stack_padded([images[0][:, :4, :4].astype(np.int16)], 4, "cpu")
     assert whole.dtype == torch.int16 and np.array_equal(whole.numpy(), images[0][:, :4, :4])
 
 
@@ -108,7 +109,7 @@ def test_many_pieces_of_one_chunk_are_put_together_in_order(runtime, monkeypatch
     slices = np.concatenate(crops(3))
     (encoded,) = runtime.encode([slices], [60.0])
     wanted = runtime.decode([encoded.features], [slices.shape[:3]], [60.0])
-    monkeypatch.setattr(runtime, "_lag", 1)
+    monkeypatch.setattr(runtime, "_prefetch", 1)
     with config.set(batch_pixels=64 * 80):
         assert runtime.encode([slices], [60.0])[0].features == encoded.features
         assert np.array_equal(runtime.decode([encoded.features], [slices.shape[:3]], [60.0])[0], wanted[0])
@@ -120,11 +121,14 @@ def test_encoding_is_begun_without_waiting_for_the_device(runtime, monkeypatch):
     def slow(tensor):
         return lambda: waited.append(1) or tensor.numpy()
 
-    symbols, _ = runtime._analyse(np.concatenate(crops(2)), np.full(2, 50.0), False)
-    wanted = coding.encode_symbols(runtime._prior, runtime._tables, np.split(symbols, 2), [50.0, 50.0])
-    monkeypatch.setattr(coding, "fetch", slow)
+    encoded = runtime.encode(crops(2), [50.0, 50.0], symbols=True)
+    symbols = np.concatenate([one.symbols for one in encoded])
+    wanted = coding.encode_symbols(runtime.model.prior, runtime.model.coder_tables, np.split(symbols, 2), [50.0, 50.0])
+    monkeypatch.setattr(coding, "download", slow)
     with torch.inference_mode():
-        rest = coding.start_encoding(runtime._prior, runtime._tables, torch.from_numpy(symbols), 2, [50.0, 50.0])
+        rest = coding.start_encoding(
+            runtime.model.prior, runtime.model.coder_tables, torch.from_numpy(symbols), 2, [50.0, 50.0]
+        )
     assert not waited
     assert rest() == wanted and waited
 
@@ -137,8 +141,8 @@ class FakeTorch:
         here = SimpleNamespace(name="work", wait_stream=lambda other: self.log.append(("waits for", other.name)))
         self.cuda = SimpleNamespace(
             Event=lambda blocking: SimpleNamespace(record=lambda stream: None, synchronize=self.arrive),
-            Stream=lambda device: SimpleNamespace(name="copies"),
-            current_stream=lambda device: here,
+            Stream=lambda where: SimpleNamespace(name="copies"),
+            current_stream=lambda where: here,
             stream=self.on,
         )
         self.device = lambda name: SimpleNamespace(type=str(name).split(":")[0])
@@ -180,38 +184,38 @@ class FakeTorch:
 def test_each_thread_has_a_stream_that_goes_before_others(monkeypatch):
     made = []
     cuda = SimpleNamespace(
-        Stream=lambda device, priority: made.append((device, priority)) or len(made), stream=lambda stream: stream
+        Stream=lambda where, priority: made.append((where, priority)) or len(made), stream=lambda stream: stream
     )
-    monkeypatch.setattr(transfer, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
+    monkeypatch.setattr(device, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-        streams = [pool.submit(transfer.before_others, "cuda:0").result() for pool in (one, one, other)]
+        streams = [pool.submit(device.high_priority_stream, "cuda:0").result() for pool in (one, one, other)]
     assert streams == [1, 1, 2] and made == [(torch.device("cuda:0"), -1)] * 2
-    with transfer.before_others("cpu"):
+    with device.high_priority_stream("cpu"):
         assert len(made) == 2
 
 
 @pytest.fixture
 def fake(monkeypatch):
     torch = FakeTorch()
-    monkeypatch.setattr(transfer, "torch", torch)
-    monkeypatch.setattr(transfer, "_copies", torch.cuda.Stream)
+    monkeypatch.setattr(device, "torch", torch)
+    monkeypatch.setattr(device, "_copy_stream", torch.cuda.Stream)
     return torch
 
 
 def test_what_comes_from_cuda_is_waited_for_when_it_is_wanted(fake):
     tensor = SimpleNamespace(device=fake.device("cuda:0"), shape=(3,), dtype=np.int16, values=[1, 2, 3])
-    array = transfer.fetch(tensor)
+    array = device.download(tensor)
     assert fake.pending
     assert array().tolist() == [1, 2, 3]
 
 
 def test_what_is_on_cuda_stays_there(fake):
-    there = SimpleNamespace(device=fake.device("cuda:0"), to=lambda device: there)
-    assert transfer.upload(there, "cuda:0") is there and not fake.log
+    there = SimpleNamespace(device=fake.device("cuda:0"), to=lambda where: there)
+    assert device.upload(there, "cuda:0") is there and not fake.log
 
 
 def test_what_goes_to_cuda_is_pinned_and_copied_beside_the_work(fake):
-    transfer.upload(np.zeros(3), "cuda")
+    device.upload(np.zeros(3), "cuda")
     assert fake.log == ["pinned", ("copied on", "copies"), ("waits for", "copies"), ("kept for", "work")]
 
 
@@ -230,15 +234,15 @@ def test_what_goes_aside_comes_after_what_it_needs_and_before_what_needs_it(monk
         yield
         now.pop()
 
-    cuda = SimpleNamespace(current_stream=lambda device: here, stream=on)
-    monkeypatch.setattr(transfer, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
-    monkeypatch.setattr(transfer, "_asides", lambda device: iter([stream("aside")]))
+    cuda = SimpleNamespace(current_stream=lambda where: here, stream=on)
+    monkeypatch.setattr(device, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
+    monkeypatch.setattr(device, "_side_streams", lambda where: iter([stream("aside")]))
     tensor = SimpleNamespace(record_stream=lambda one: log.append(f"kept for {one.name}"))
-    with transfer.aside("cuda:0", after) as ready:
+    with device.side_stream("cuda:0", after) as ready:
         assert now == ["aside"] and log == ["aside waits for work"] * after
     log.clear()
     assert ready(tensor) is tensor and not now and log == ["work waits for aside", "kept for work"]
-    with transfer.now_on("cuda:0")():
+    with device.current_stream_context("cuda:0")():
         assert now == ["work"]
-    with transfer.aside("cpu") as ready, transfer.now_on("cpu")():
+    with device.side_stream("cpu") as ready, device.current_stream_context("cpu")():
         assert ready(tensor) is tensor
