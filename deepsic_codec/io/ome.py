@@ -1,6 +1,4 @@
-"""Image pyramids as OME-Zarr has them (OME-NGFF 0.5): levels of half the size each, in a group that describes them."""
-
-from __future__ import annotations
+"""Image pyramids of OME-Zarr (OME-NGFF 0.5): a group with levels, each half as wide and high as the level before."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,74 +9,82 @@ import numpy as np
 import zarr
 
 from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.io import georeference
+from deepsic_codec.io.images import ImageSource
 
 if TYPE_CHECKING:
     import dask.array as da
 
-    from deepsic_codec.io.images import ImageSource
-
-VERSION = "0.5"  # the one for Zarr format 3
-ORDER = "tczyx"  # of axes, as OME-NGFF wants them
-TYPES = {"t": "time", "c": "channel"}  # all others are "space"
+VERSION = "0.5"  # of OME-NGFF: the version for Zarr format 3
+AXES = "tczyx"  # in the order that OME-NGFF requires
+TYPES = {"t": "time", "c": "channel"}  # types of axes; all others are "space"
 RGB = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
-SMALLEST = 512  # pixels: an image within that needs no smaller one
+SMALLEST = 512  # pixels: images with edges up to this length are not reduced
 
 
 def pyramid(source: ImageSource, smallest: int | None = None, nodata: Any = None) -> list[ImageSource]:
-    """Return an image and its reductions, each half as wide and high as the one before, as sources of their own.
+    """Return the levels of a pyramid, beginning with the image itself.
+
+    Each level is half as wide and high as the level before. A pixel is the mean of 2 x 2 pixels that hold data, rounded
+    if the samples are integers. All levels are computed from the source, never from decoded pixels, and each reads the
+    source again.
 
     Parameters
     ----------
     source : ImageSource
-        Axes y, x and any of t, c, z, in any order.
+        Image with axes y, x and any of t, c, z, in any order.
     smallest : int, optional
-        Edge in pixels, 512 by default; the last level lies within it.
+        Edge in pixels (default: 512). The last level is at most as wide and high.
     nodata : number or "NaN", optional
-        Value of samples that hold no data; NaN does in any case.
+        Value of samples that hold no data. NaN never counts as data.
 
     Returns
     -------
     list of ImageSource
-        Named `<name>/0`, `<name>/1`, ...; axes in the order of OME-NGFF. A pixel is the mean of 2 x 2 of the level
-        before (rounded, if samples are integers), of those that hold data. All levels are made from the source, never
-        from pixels that were stored, and each reads it again.
+        Levels with the names `<name>/0`, `<name>/1`, ... and their axes in the order of OME-NGFF.
 
     Raises
     ------
     UnsupportedArray
         For an axis that OME-NGFF does not have.
     """
-    unknown = sorted(set(source.axes) - set(ORDER))
+    unknown = sorted(set(source.axes) - set(AXES))
     if unknown:
-        raise UnsupportedArray(f"{source.name}: OME-NGFF has no axis {', '.join(unknown)}; its axes are t, c, z, y, x")
-    axes = "".join(axis for axis in ORDER if axis in source.axes)
+        raise UnsupportedArray(f"{source.name}: OME-NGFF has no axis {', '.join(unknown)}: its axes are t, c, z, y, x")
+    axes = "".join(axis for axis in AXES if axis in source.axes)
     values = source.values.transpose([source.axes.index(axis) for axis in axes])
     smallest = SMALLEST if smallest is None else max(1, smallest)
     levels = [replace(source, name=f"{source.name}/0", values=values, axes=axes)]
     while max(values.shape[-2:]) > smallest:
-        values = _halved(values, nodata)
-        attributes = _scaled(source.attributes, 2 ** len(levels))
-        name = f"{source.name}/{len(levels)}"
+        values = _halve(values, nodata)
+        name, attributes = f"{source.name}/{len(levels)}", dict(source.attributes)
+        if "transform" in attributes:
+            attributes["transform"] = georeference.scaled(attributes["transform"], 2 ** len(levels))
         levels.append(replace(source, name=name, values=values, axes=axes, attributes=attributes))
     return levels
 
 
 def describe(name: str, levels: Sequence[Any], axes: str) -> dict[str, Any]:
-    """Return the attributes of a group with a pyramid, its arrays being called 0, 1, ...
+    """Return the attributes of a group that holds a pyramid in its arrays 0, 1, ...
 
     Parameters
     ----------
     name : str
-        What to call the image.
+        Name of the image.
     levels : sequence of arrays
-        With `shape` and `dtype`; level k has been halved k times along y and x.
+        Anything with `shape` and `dtype`. Level k was halved k times along y and x.
     axes : str
-        Of the arrays, in the order of OME-NGFF.
+        Axes of the arrays, in the order of OME-NGFF.
+
+    Returns
+    -------
+    dict
+        The attribute `ome`.
     """
     datasets = []
     for number in range(len(levels)):
         factor = 2.0**number
-        # The centre of the first pixel lies between those of the pixels that it is the mean of.
+        # The centre of the first pixel lies in the middle of the pixels of which it is the mean.
         scale = [factor if axis in "yx" else 1.0 for axis in axes]
         shift = [(factor - 1) / 2 if axis in "yx" else 0.0 for axis in axes]
         transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
@@ -102,26 +108,18 @@ def describe(name: str, levels: Sequence[Any], axes: str) -> dict[str, Any]:
 
 
 def open_group(url: Any, name: str) -> zarr.Group:
-    """Open the group that a pyramid goes into, made if needed; raises UnsupportedArray if something else is there."""
+    """Open or create the group of a pyramid; raises UnsupportedArray if an array has this name."""
     try:
         return zarr.open_group(url, path=name, mode="a", zarr_format=3)
     except Exception as error:  # zarr's errors differ between versions and stores
         raise UnsupportedArray(f"{url}: {name!r} cannot be a group for an OME-Zarr pyramid: {error}") from error
 
 
-def _scaled(attributes: dict[str, Any], factor: int) -> dict[str, Any]:
-    """Attributes of a level: pixels are larger, their upper left corner stays."""
-    if "transform" not in attributes:
-        return attributes
-    a, b, c, d, e, f = attributes["transform"]
-    return {**attributes, "transform": [a * factor, b * factor, c, d * factor, e * factor, f]}
-
-
-def _halved(values: da.Array, nodata: Any) -> da.Array:
+def _halve(values: "da.Array", nodata: Any) -> "da.Array":
     import dask.array as da
 
     for axis in (values.ndim - 2, values.ndim - 1):
-        if values.shape[axis] % 2:  # the last row or column stands for the one that is not there
+        if values.shape[axis] % 2:  # the last row or column is counted twice
             last = da.take(values, [values.shape[axis] - 1], axis=axis)
             values = da.concatenate([values, last], axis=axis)
         sizes = values.chunks[axis]
@@ -132,7 +130,7 @@ def _halved(values: da.Array, nodata: Any) -> da.Array:
 
 
 def _mean(block: np.ndarray, nodata: Any) -> np.ndarray:
-    """Mean of 2 x 2 pixels along the last two axes, of those that have data."""
+    """Return the mean of each 2 x 2 pixels along the last two axes, of those that hold data."""
     *outer, height, width = block.shape
     cells = block.reshape(*outer, height // 2, 2, width // 2, 2).astype(np.float64)
     empty = np.isnan(cells)

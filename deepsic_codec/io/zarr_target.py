@@ -1,0 +1,121 @@
+"""A Zarr array that no reader sees before it is complete."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import zarr
+from zarr.storage import StorePath
+
+from deepsic_codec._compat import default_buffer_prototype, make_store_path, sync
+from deepsic_codec.errors import ConfigurationError, WriteError
+from deepsic_codec.stored.location import storage_options
+
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+
+
+@contextlib.contextmanager
+def write_array(target: str, template: zarr.Array, *, overwrite: bool, source: str) -> Iterator[zarr.Array]:
+    """Create an array whose metadata is stored when the `with` block has ended without an error.
+
+    On a local path, the chunks go to a hidden folder beside the target. At the end the folder gets the name of the
+    target; if the block fails, it is removed, and an array that was to be replaced is still there. Other stores cannot
+    rename: there the array to replace is deleted first, and a block that fails leaves chunks without metadata, which
+    are no array for any reader and which another call replaces.
+
+    Parameters
+    ----------
+    target : str
+        Path or URL of the array.
+    template : zarr.Array
+        Array of the same metadata, in memory.
+    overwrite : bool
+        Replace an array at the target.
+    source : str
+        URL of an array that the target must not overlap.
+
+    Yields
+    ------
+    zarr.Array
+        The array to fill.
+
+    Raises
+    ------
+    WriteError
+        If the target exists and must not be replaced, or overlaps the source.
+    ConfigurationError
+        If the target is a zip file, whose members cannot be replaced.
+    """
+    if target.endswith(".zip"):
+        raise ConfigurationError(f"{target}: an array cannot be exported to a zip file: export to a folder, zip that")
+    if "://" in target and not target.startswith("file://"):
+        yield from _write_remote(target, template, overwrite, source)
+    else:
+        yield from _write_local(Path(target.removeprefix("file://")), template, overwrite, source)
+
+
+def _write_local(path: Path, template: zarr.Array, overwrite: bool, source: str) -> Iterator[zarr.Array]:
+    if source.startswith("file://"):
+        origin, resolved = Path(source.removeprefix("file://")).resolve(), path.resolve()
+        if resolved == origin or resolved in origin.parents or origin in resolved.parents:
+            raise WriteError(f"{path}: the target overlaps the source {origin}: choose another target", [str(path)])
+    if not path.parent.is_dir():
+        raise WriteError(f"{path.parent}: no such folder", [str(path)])
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        documents = {key: (path / key).read_bytes() for key in METADATA if (path / key).is_file()}
+        _check_replaceable(str(path), documents, overwrite)
+    folder = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    folder.mkdir()
+    try:
+        location = sync(make_store_path(str(folder), mode="a"))
+        yield zarr.Array(zarr.AsyncArray(template.metadata, location))
+        _write_metadata(template, location)
+        if path.exists():
+            replaced = folder.with_suffix(".replaced")
+            os.rename(path, replaced)
+            os.rename(folder, path)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(folder, path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: str) -> Iterator[zarr.Array]:
+    if source.rstrip("/") == target.rstrip("/"):
+        raise WriteError(f"{target}: the target is the source: choose another target", [target])
+    location = sync(make_store_path(target, mode="a", storage_options=storage_options(target, None)))
+    documents = {key: data for key in METADATA if (data := _read(location / key)) is not None}
+    if documents:
+        _check_replaceable(target, documents, overwrite)
+        for key in documents:  # first, so that an interruption leaves no array that lacks chunks
+            sync((location / key).delete())
+        sync(location.store.delete_dir(location.path))
+    yield zarr.Array(zarr.AsyncArray(template.metadata, location))
+    _write_metadata(template, location)
+
+
+def _check_replaceable(target: str, documents: dict[str, bytes], overwrite: bool) -> None:
+    """Raise WriteError unless these metadata documents of a target are those of an array to be overwritten."""
+    is_array = ".zarray" in documents
+    with contextlib.suppress(ValueError, AttributeError, KeyError):
+        is_array = is_array or json.loads(documents["zarr.json"]).get("node_type") == "array"
+    if not is_array:
+        raise WriteError(f"{target}: exists and is no Zarr array: choose another target", [target])
+    if not overwrite:
+        raise WriteError(f"{target}: an array exists already: choose another target, or --overwrite it", [target])
+
+
+def _write_metadata(template: zarr.Array, location: StorePath) -> None:
+    for key, document in template.metadata.to_buffer_dict(default_buffer_prototype()).items():
+        sync((location / key).set(document))
+
+
+def _read(location: StorePath) -> bytes | None:
+    data = sync(location.get(default_buffer_prototype()))
+    return None if data is None else data.to_bytes()
