@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
+from deepsic_codec.io.images import SUFFIXES, read_rgb
 from deepsic_codec.io.peers import PEERS, Peer, Pixels
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "machine",
     "median_time",
     "over_threads",
-    "read_image",
     "read_images",
     "table",
 ]
@@ -67,24 +66,17 @@ def _cpu_numbers() -> str:
 
 
 def read_images(folder: str | Path, limit: int | None = None) -> list[tuple[str, Pixels]]:
-    """Name and RGB pixels (H, W, 3) of the PNG, TIFF and JPEG files of a folder, sorted by name.
+    """Name and RGB pixels (H, W, 3) of the image files of a folder, sorted by name.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     """
-    suffixes = {".png", ".tif", ".tiff", ".jpg", ".jpeg"}
-    paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in suffixes)[:limit]
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)[:limit]
     if not paths:
-        raise FileNotFoundError(f"no PNG, TIFF or JPEG image in {folder}")
-    return [(path.name, read_image(path)) for path in paths]
-
-
-def read_image(path: str | Path) -> Pixels:
-    """RGB pixels (H, W, 3) of an image file."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+        raise FileNotFoundError(f"no image in {folder}")
+    return [(path.name, read_rgb(path)) for path in paths]
 
 
 def over_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:

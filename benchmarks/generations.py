@@ -156,7 +156,7 @@ def images(paths: Sequence[str], crop: int) -> Iterator[tuple[str, NDArray[Any],
         yield "drone photograph", middle(drone_frame(), "yxc", crop), "yxc"
         yield "satellite mosaic", middle(eurosat_mosaic(), "yxc", crop), "yxc"
     if paths:
-        from deepsic_codec.io.images import open_sources
+        from deepsic_codec.io.sources import open_sources
 
         for source in open_sources(list(paths)):
             yield source.name, middle(np.asarray(source.values), source.axes, crop), source.axes

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import machine, table
 from deepsic_codec import DeepSIC, config
-from deepsic_codec.io.images import open_sources
+from deepsic_codec.io.sources import open_sources
 
 EDGE = 512  # of a chunk, pixels
 BITS = (0.2, 0.5, 1.0)  # per sample

@@ -33,10 +33,11 @@ import numpy as np
 from dask.callbacks import Callback
 from zarr.storage import MemoryStore, WrapperStore
 
-from benchmarks.common import machine, median_time, read_image, table
+from benchmarks.common import machine, median_time, table
 from deepsic_codec import DeepSIC, config, open_labels
 from deepsic_codec import dask as bulk
 from deepsic_codec.bulk.write import Written
+from deepsic_codec.io.images import read_rgb
 from deepsic_codec.samples import drone_frame
 
 EDGE = 256  # of a chunk in pixels, but where the target names another
@@ -287,7 +288,7 @@ def _tile(image: str | None, block_info: Any = None) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _scene(image: str | None) -> np.ndarray:
-    return read_image(image) if image else drone_frame()
+    return read_rgb(image) if image else drone_frame()
 
 
 def _chunks(image: str | None, edge: int, count: int) -> list[np.ndarray]:

@@ -24,7 +24,8 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from benchmarks.common import PEERS, Peer, Pixels, machine, median_time, over_threads, read_image, table
+from benchmarks.common import PEERS, Peer, Pixels, machine, median_time, over_threads, table
+from deepsic_codec.io.images import read_rgb
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import drone_frame
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.memory_of_frame:  # in the child process
         _write_and_read(args)
         return
-    chunks = cut(read_image(args.image) if args.image else drone_frame())[: args.chunks]
+    chunks = cut(read_rgb(args.image) if args.image else drone_frame())[: args.chunks]
     print(machine(args.threads))
     print(f"{len(chunks)} chunks of {EDGE}x{EDGE} RGB, median of {args.repeats} runs\n")
 
@@ -214,7 +215,7 @@ def _write_and_read(args: argparse.Namespace) -> None:
     from deepsic_codec import DeepSIC, config, create_array
 
     config.set(threads=args.threads)
-    scene = read_image(args.image) if args.image else drone_frame()
+    scene = read_rgb(args.image) if args.image else drone_frame()
     grow = [(0, max(0, want - have)) for want, have in zip(FRAME, scene.shape[:2], strict=True)]
     frame = np.pad(scene, [*grow, (0, 0)], mode="symmetric")[: FRAME[0], : FRAME[1]]
     before = _peak_gib()

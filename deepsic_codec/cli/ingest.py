@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _sources(args: argparse.Namespace, skipped: list[str]) -> Iterator["ImageSource"]:
     from deepsic_codec.errors import ConfigurationError
-    from deepsic_codec.io.images import open_sources, stack
+    from deepsic_codec.io.sources import open_sources, stack
 
     skip = skipped.append if args.skip_unreadable else None
     sources = open_sources(args.sources, skip=skip, axes=args.axes, drop_alpha=args.drop_alpha)

@@ -41,7 +41,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _part(text: str) -> str:
-    from deepsic_codec.io.axes import parse_parts
+    from deepsic_codec.io.region import parse_parts
 
     try:
         parse_parts([text])
@@ -52,7 +52,7 @@ def _part(text: str) -> str:
 
 def _parts(texts: Sequence[str] | None) -> dict[str, slice | int]:
     from deepsic_codec.errors import ConfigurationError
-    from deepsic_codec.io.axes import parse_parts
+    from deepsic_codec.io.region import parse_parts
 
     try:
         return parse_parts(texts or [])
@@ -424,33 +424,28 @@ def export(args: argparse.Namespace) -> None:
     """Copy an array to plain Zarr, TIFF or PNG."""
     from deepsic_codec.io.export import export as copy
 
-    try:
-        with progress_bar("copying") as progress:
-            done = copy(
-                args.url,
-                args.target,
-                args.name,
-                kind=args.kind,
-                where=args.where,
-                region=_parts(args.region),
-                crop=args.crop,
-                codec=args.codec,
-                zarr_format=args.format,
-                overwrite=args.overwrite,
-                index=args.index,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        print("deepsic export: stopped; of an array, the same command goes on from here", file=sys.stderr)
-        raise
+    with progress_bar("copying") as progress:
+        done = copy(
+            args.url,
+            args.target,
+            args.name,
+            kind=args.kind,
+            where=args.where,
+            region=_parts(args.region),
+            crop=args.crop,
+            codec=args.codec,
+            zarr_format=args.format,
+            overwrite=args.overwrite,
+            index=args.index,
+            progress=progress,
+        )
     if args.json:
         print(json.dumps(asdict(done)))
         return
     console = _console()
     left = f", {done.left_out:,} others left at the fill value" if done.left_out else ""
-    again = "; went on from an interrupted run" if done.resumed else ""
     what = f"{done.kind}, {_times(done.shape)} {done.dtype}, {done.nbytes:,} bytes of samples"
-    _say(console, f"{what}, {done.chunks:,} chunks decoded{left} in {done.seconds:.1f} s{again}")
+    _say(console, f"{what}, {done.chunks:,} chunks decoded{left} in {done.seconds:.1f} s")
     for target in done.targets[:20]:
         _say(console, f"wrote {target}")
     if len(done.targets) > 20:

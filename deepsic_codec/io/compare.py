@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.errors import ConfigurationError, SourceError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.io import draw
+from deepsic_codec.io.images import read_rgb
 from deepsic_codec.io.peers import PEERS, Peer, match_bytes, require
 from deepsic_codec.metrics import ms_ssim, psnr
 
@@ -83,42 +84,10 @@ def read_image(path: str | Path) -> Pixels:
     UnsupportedArray
         If it is smaller than 32 pixels along an edge.
     """
-    from PIL import Image
-
-    try:
-        if Path(path).suffix.lower() in (".tif", ".tiff"):
-            pixels = _tiff(Path(path))
-        else:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # libraries raise whatever they like for damaged files
-        raise SourceError(f"{path}: cannot be read as an image: {error}") from error
+    pixels = read_rgb(path)
     if min(pixels.shape[:2]) < 32:
         raise UnsupportedArray(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels are too few to compare codecs on")
     return pixels
-
-
-def _tiff(path: Path) -> Pixels:
-    from importlib.util import find_spec
-
-    if not find_spec("tifffile"):
-        from PIL import Image
-
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    import tifffile
-
-    values = tifffile.imread(path)
-    if values.ndim == 3 and values.shape[0] < min(values.shape[1:]):
-        values = np.moveaxis(values, 0, -1)  # bands first
-    values = values[..., None] if values.ndim == 2 else values
-    if values.ndim != 3:
-        raise ValueError(f"shape {values.shape}")
-    values = values[..., :3] if values.shape[-1] >= 3 else np.repeat(values[..., :1], 3, axis=-1)
-    if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
-    values = values.astype(np.float32)
-    return draw.to_grey_levels(values, draw.stretch_limits(values), brighten=True)
 
 
 class Ours:

@@ -18,7 +18,7 @@ from deepsic_codec.io.require import require
 
 if TYPE_CHECKING:
     import dask.array as da
-    from PIL import Image as PillowImage
+    from PIL import ImageFile
 
 Pixels = NDArray[np.uint8]
 
@@ -183,7 +183,7 @@ def decode_rgb(data: bytes, suffix: str) -> Pixels:
 
     try:
         with Image.open(BytesIO(data)) as image:
-            if image.mode not in DEEP_MODES and not _loses_bits(image):
+            if image.mode not in DEEP_MODES and not (image.format in ("PNG", "TIFF") and _loses_bits(image)):
                 return np.asarray(image.convert("RGB"))
             kind, values = image.format, np.asarray(image) if image.mode in DEEP_MODES else None
     except UnidentifiedImageError:
@@ -236,9 +236,7 @@ def _open_whole(path: Path) -> _Layout:
         if image.mode == "I":
             raise UnsupportedArray(f"{path}: the samples have 32 bits, the codec stores up to 16: convert them first")
         if _loses_bits(image):
-            if image.format != "PNG":
-                raise UnsupportedArray(f"{path}: {image.format} in colour with more than 8 bits: convert it to TIFF")
-            return _decoded_layout(path, "png_decode")
+            return _decoded_layout(path, "png_decode") if image.format == "PNG" else _open_rasterio(path)
         mode = image.mode if image.mode in DEEP_MODES else "L" if image.mode in GREY_MODES else "RGB"
         has_alpha = image.has_transparency_data
         shape: Index = (image.height, image.width) + ((3 + has_alpha,) if mode == "RGB" else (1 + has_alpha,))
@@ -350,17 +348,17 @@ def _without_single(values: "da.Array", axes: str) -> tuple["da.Array", str]:
     return values, "".join(axis for axis, drop in zip(axes, single, strict=True) if not drop)
 
 
-def _loses_bits(image: "PillowImage.Image") -> bool:
+def _loses_bits(image: "ImageFile.ImageFile") -> bool:
     """Tell whether Pillow reduces an image to 8 bits: it has no modes for colour of 16 bits."""
     if image.mode in DEEP_MODES:
         return False
-    for tile in image.tile:
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if any(isinstance(value, str) and ";16" in value for value in arguments):
-            return True
-        if image.format == "PPM" and any(isinstance(value, int) and value > 255 for value in arguments):
-            return True
-    return False
+    from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
+    modes = [value for tile in image.tile for value in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
+    has_depth = image.format == "PPM" and any(isinstance(value, int) and value > 255 for value in modes)
+    return has_depth or any(isinstance(value, str) and ";16" in value for value in modes)
 
 
 def _imagecodecs(decoder: str) -> Callable[[bytes], NDArray[Any]]:

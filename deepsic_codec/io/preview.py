@@ -12,10 +12,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from deepsic_codec.axes import Index
+from deepsic_codec.axes import Axes, Index
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
-from deepsic_codec.io import axes as on_axes
 from deepsic_codec.io import draw
+from deepsic_codec.io.region import axis_number, to_region
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import Labels, Selection, dimension_names, open_labels
@@ -177,9 +177,9 @@ class _Plane:
         self.array, self.axes = array, axes
         self.y, self.x, self.c = axes.index("y"), axes.index("x"), axes.find("c")
         for name, part in select.items():
-            if isinstance(part, slice) or axes[on_axes.axis_of(name, axes, dimension_names(array, axes))] in "yxc":
+            if isinstance(part, slice) or axes[axis_number(name, axes, dimension_names(array, axes))] in "yxc":
                 raise ConfigurationError(f"select {name}: expected one position along an axis other than y, x and c")
-        self.region = list(on_axes.to_region(array, axes, select))
+        self.region = list(to_region(array, axes, select))
         for number, axis in enumerate(axes):
             if axis not in "yxc" and self.region[number] == slice(0, array.shape[number]):
                 self.region[number] = slice(0, 1)
@@ -227,8 +227,7 @@ class _Plane:
             region[axis] = slice(index[axis] * chunk, min((index[axis] + 1) * chunk, size))
         if self.c >= 0:
             region[self.c] = slice(min(self.bands), max(self.bands) + 1)
-        values = on_axes.moved(np.asarray(self.array[tuple(region)]), self.axes)
-        values = values.reshape(values.shape[-3:])
+        values = Axes(self.axes).to_samples(np.asarray(self.array[tuple(region)]))[0]
         return values[..., [band - min(self.bands) for band in self.bands]]
 
 
@@ -398,8 +397,7 @@ def _best_of_index(plane: _Plane, opened: Labels, cells: Sequence[_Cell]) -> dic
                 part[number] = slice(plane.fixed[axis], plane.fixed[axis] + 1)
         found: Any = np.array(names, object)[best[tuple(part)]]
         found[~labelled[tuple(part)]] = None
-        found = on_axes.moved(found, plane.axes)
-        result[cell.index] = found.reshape(found.shape[-3:])[..., 0]
+        result[cell.index] = Axes(plane.axes).to_samples(found)[0, ..., 0]
     return result
 
 
@@ -457,8 +455,7 @@ def _matching(
         for number, axis in enumerate(plane.axes):
             if axis in plane.fixed:
                 part[number] = slice(plane.fixed[axis], plane.fixed[axis] + 1)
-        tiles = on_axes.moved(grid[tuple(part)], plane.axes)
-        tiles = tiles.reshape(tiles.shape[-3:]).any(axis=-1)
+        tiles = Axes(plane.axes).to_samples(grid[tuple(part)])[0].any(axis=-1)
         top, bottom, left, right = cell.box
         shown[top:bottom, left:right] = _enlarged(tiles, cell, plane, geometry)
     return shown

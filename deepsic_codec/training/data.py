@@ -7,7 +7,6 @@ images are photographs in what follows, labelled ones tiles.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import zipfile
 from collections import deque
@@ -19,13 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.io.images import SUFFIXES, decode_rgb, read_rgb
 from deepsic_codec.payload.constants import LABEL_CELL
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 #: Zarr arrays are read in blocks of this edge, so that one of any size becomes images.
 ZARR_BLOCK = 1024
 Pixels = NDArray[np.uint8]
@@ -72,21 +70,16 @@ def entries(source: str | Path) -> Iterator[tuple[str, Load]]:
         yield from _zarr_blocks(source)
     elif source.is_dir():
         for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
-            yield str(path.relative_to(source)), lambda path=path: _decode(path.read_bytes())
+            yield str(path.relative_to(source)), lambda path=path: read_rgb(path)
     elif source.is_file() and source.suffix.lower() in SUFFIXES:
-        yield source.name, lambda: _decode(source.read_bytes())
+        yield source.name, lambda: read_rgb(source)
     elif source.is_file() and zipfile.is_zipfile(source):
         archive = zipfile.ZipFile(source)  # closed with the last of what reads from it
         for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
-            yield name, lambda name=name: _decode(archive.read(name))
+            yield name, lambda name=name: decode_rgb(archive.read(name), Path(name).suffix)
     else:
         what = "does not exist" if not source.exists() else "is no folder, zip file, image or Zarr array"
         raise ConfigurationError(f"{source} {what}")
-
-
-def _decode(data: bytes) -> Pixels:
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def _zarr_blocks(path: Path) -> Iterator[tuple[str, Load]]:
@@ -346,9 +339,7 @@ def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str
     wanted = {row[0].strip(): row[1].strip() for row in rows}
     place = Path(root) if root else source.parent
     if place.is_dir():
-        loaders: dict[str, Load] = {
-            n: (lambda n=n: _decode((place / n).read_bytes())) for n in wanted if (place / n).is_file()
-        }
+        loaders: dict[str, Load] = {n: (lambda n=n: read_rgb(place / n)) for n in wanted if (place / n).is_file()}
     else:
         loaders = dict(entries(place))
     missing = [name for name in wanted if name not in loaders]

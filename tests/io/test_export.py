@@ -11,10 +11,8 @@ from PIL import Image
 from deepsic_codec import DeepSIC, create_array
 from deepsic_codec.errors import ConfigurationError, MissingPackage, UnsupportedArray, WriteError
 from deepsic_codec.io import export as module
-from deepsic_codec.io.axes import parse_parts
 from deepsic_codec.io.export import export
-from deepsic_codec.io.png import PngWriter
-from deepsic_codec.io.staging import STATE
+from deepsic_codec.io.region import parse_parts
 from tests.common import check_rejects, photograph, run_python
 
 
@@ -35,10 +33,9 @@ def test_zarr_holds_the_same_and_needs_no_package(image, tmp_path, codec, zarr_f
     np.testing.assert_array_equal(copy[...], image[...])
     assert copy.metadata.zarr_format == (zarr_format or 3) and copy.chunks == (64, 64, 3)
     assert copy.attrs["title"] == "x" and "deepsic" not in copy.attrs
-    assert (done.kind, done.shape, done.chunks, done.resumed) == ("zarr", (180, 200, 3), 12, False)
+    assert (done.kind, done.shape, done.chunks, done.left_out) == ("zarr", (180, 200, 3), 12, 0)
     assert steps[0] == (0, 6) and steps[-1] == (6, 6)
-    names = {path.name for path in tmp_path.rglob("*")}
-    assert STATE not in names and sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
     stored = sum(path.stat().st_size for path in (tmp_path / "a.zarr").rglob("[0-9]*") if path.is_file())
     assert (stored >= done.nbytes) == (codec == "none")
     if zarr_format != 2:
@@ -71,69 +68,54 @@ def test_any_region(data):
         np.testing.assert_array_equal(zarr.open_array(store, mode="r")[...], values[tuple(region.values())])
 
 
-def test_an_interrupted_copy_looks_like_nothing_and_goes_on(image, tmp_path, monkeypatch):
-    target = tmp_path / "a.zarr"
-    monkeypatch.setattr("deepsic_codec.io.staging.SAVE", 0)
-
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("full")], ids=str)
+def test_an_export_that_fails_leaves_nothing(image, tmp_path, error):
     def stop(done, total):
         if done == 4:
-            raise KeyboardInterrupt
+            (partial,) = tmp_path.iterdir()
+            assert partial.name.startswith(".a.zarr.") and list((partial / "c").rglob("*"))
+            assert not (partial / "zarr.json").exists()  # no reader takes it for an array
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
-        export(image, target, progress=stop)
-    assert not target.exists()
-    with pytest.raises(FileNotFoundError):
-        zarr.open(tmp_path / "a.zarr.partial", mode="r")
-    first = []
-    done = export(image, target, progress=lambda *step: first.append(step))
-    assert done.resumed and first[0] == (4, 6)
-    np.testing.assert_array_equal(zarr.open_array(target, mode="r")[...], image[...])
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
+        export(image, tmp_path / "a.zarr", progress=stop)
+    assert not list(tmp_path.iterdir())
+    export(image, tmp_path / "a.zarr")
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr", mode="r")[...], image[...])
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 
 
-def test_another_request_does_not_go_on(image, tmp_path, monkeypatch):
-    monkeypatch.setattr("deepsic_codec.io.staging.SAVE", 0)
-
-    def stop(done, total):
-        if done == 3:
-            raise OSError("full")
-
-    with pytest.raises(OSError, match="full"):
-        export(image, tmp_path / "a.zarr", progress=stop)
-    done = export(image, tmp_path / "a.zarr", codec="none", region={"y": slice(0, 64)})
-    assert not done.resumed
-    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr", mode="r")[...], image[:64])
-
-
-def test_a_process_that_is_killed_can_go_on(tmp_path):
+def test_a_killed_process_leaves_nothing_that_looks_complete(tmp_path):
     """With the model itself, in processes of their own."""
     from deepsic_codec.samples import drone_frame
 
     source = create_array(tmp_path / "s.zarr", name="img", data=drone_frame()[:128, :256], chunks=(64, 64, 3))
     code = f"""
         import os
-        import deepsic_codec.io.export as module, deepsic_codec.io.staging as staging
-        module.BLOCK, staging.SAVE = 64 * 64 * 3, 0
-        stop = {{}}
+        import deepsic_codec.io.export as module
+        module.BLOCK = 64 * 64 * 3
+        last = None
         done = module.export({str(tmp_path / "s.zarr")!r}, {str(tmp_path / "t.zarr")!r},
-                             progress=lambda done, total: os._exit(0) if done == stop.get("at") else None)
-        print(done.resumed, done.chunks)
+                             progress=lambda done, total: os._exit(0) if done == last else None)
+        print(done.chunks)
     """
-    assert run_python(code.replace("{}", "{'at': 5}")) == ""
+    assert run_python(code.replace("last = None", "last = 5")) == ""
     assert not (tmp_path / "t.zarr").exists()
-    assert run_python(code) == "True 8\n"
+    (partial,) = tmp_path.glob(".t.zarr.*")
+    with pytest.raises(FileNotFoundError):
+        zarr.open(partial, mode="r")
+    assert run_python(code) == "8\n"
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "t.zarr", mode="r")[...], source[...])
 
 
-def test_remote_targets_get_their_metadata_last(image, monkeypatch):
+def test_remote_targets_get_their_metadata_last(image):
     import fsspec
 
-    monkeypatch.setattr("deepsic_codec.io.staging.SAVE", 0)
     target = f"memory://bucket-{os.urandom(6).hex()}/a.zarr"
     files = fsspec.filesystem("memory")
     seen = []
     done = export(image, target, progress=lambda *step: seen.append(files.exists(f"{target}/zarr.json")))
-    assert seen and not any(seen) and files.exists(f"{target}/zarr.json") and not files.exists(f"{target}/{STATE}")
+    assert seen and not any(seen) and files.exists(f"{target}/zarr.json")
     np.testing.assert_array_equal(zarr.open_array(target, mode="r")[...], image[...])
     check_rejects(WriteError, "--overwrite", export, image, target)
     export(image, target, region={"x": slice(0, 64)}, overwrite=True)
@@ -161,17 +143,17 @@ def test_what_is_there_is_not_lost(image, tmp_path):
     zarr.open_group(tmp_path / "group.zarr", mode="w")
     check_rejects(WriteError, "no Zarr array", export, image, tmp_path / "group.zarr", overwrite=True)
     check_rejects(WriteError, "no such folder", export, image, tmp_path / "no" / "a.zarr")
-    (tmp_path / "b.zarr.partial").mkdir()
-    (tmp_path / "b.zarr.partial" / "mine").touch()
-    check_rejects(WriteError, "move it away", export, image, tmp_path / "b.zarr")
-    assert (tmp_path / "b.zarr.partial" / "mine").exists()
+    assert (tmp_path / "home" / "letters").exists() and (tmp_path / "group.zarr" / "zarr.json").exists()
+    (tmp_path / "empty").mkdir()
+    export(image, tmp_path / "empty")
+    assert zarr.open_array(tmp_path / "empty", mode="r").shape == (180, 200, 3)
     check_rejects(ConfigurationError, "zip", export, image, tmp_path / "a.zip")
 
 
 def test_source_and_target_are_apart(stub, tmp_path):
     array = create_array(tmp_path / "s.zarr", name="img", data=photograph(64, 64, 3))
     for target in (tmp_path / "s.zarr" / "img", tmp_path / "s.zarr", tmp_path / "s.zarr" / "img" / "copy"):
-        check_rejects(WriteError, "overlaps", export, array, target, overwrite=True)
+        check_rejects(WriteError, "overlap", export, array, target, overwrite=True)
     assert array[...].shape == (64, 64, 3)
 
 
@@ -207,52 +189,78 @@ def test_geotiff_keeps_its_place_on_earth(image, tmp_path, codec):
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 
-@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "f4"])
-@pytest.mark.parametrize("package", ["rasterio", "tifffile"])
-def test_tiff_of_any_type(stub, tmp_path, monkeypatch, dtype, package):
+@pytest.mark.parametrize("axes", ["yx", "yxc", "cyx"])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "f4"])
+def test_tiff_of_any_type(stub, tmp_path, monkeypatch, dtype, axes):
     tifffile = pytest.importorskip("tifffile")
-    pytest.importorskip(package)
-    monkeypatch.setattr(module, "find_spec", lambda name: name == package)
     monkeypatch.setattr(module, "BLOCK", 40 * 64)
-    values = photograph(100, 140).astype(dtype)
+    sizes = {"y": 100, "x": 140, "c": 5}
+    values = photograph(*(sizes[axis] for axis in axes)).astype(dtype)
     options = {} if dtype == "u1" else {"value_range": "chunk"}
-    array = create_array({}, data=values, chunks=(40, 64), codec=DeepSIC(axes="yx", **options))
+    chunks = tuple({"y": 40, "x": 64, "c": 5}[axis] for axis in axes)
+    array = create_array({}, data=values, chunks=chunks, codec=DeepSIC(axes=axes, **options))
     export(array, tmp_path / "a.tif")
-    found = tifffile.imread(tmp_path / "a.tif")
-    assert found.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(found, array[...])
-    monkeypatch.setattr(module, "find_spec", lambda name: False)
-    check_rejects(MissingPackage, "pip install", export, array, tmp_path / "b.tif")
+    copy = tifffile.imread(tmp_path / "a.tif")
+    assert copy.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(copy, np.moveaxis(array[...], 0, -1) if axes == "cyx" else array[...])
 
 
-@pytest.mark.parametrize("shape", [(100, 140, 3), (100, 140), (1, 1, 3), (200, 3, 1)])
+@pytest.mark.parametrize("package", ["tifffile", "rasterio", "imagecodecs"])
+def test_a_missing_package_is_named(image, stub, tmp_path, monkeypatch, package):
+    monkeypatch.setattr("deepsic_codec.io.require.find_spec", lambda name: None if name == package else True)
+    words = f"{package}|deepsic-codec[images]"
+    check_rejects(MissingPackage, words, export, image, tmp_path / "a.tif")
+    assert not list(tmp_path.iterdir())
+    deep = create_array({}, data=photograph(64, 64, 3).astype("u2"))
+    if package == "imagecodecs":
+        check_rejects(MissingPackage, words, export, deep, tmp_path / "a.png")
+    elif package == "rasterio":
+        export(deep, tmp_path / "a.tif")  # without a georeference
+
+
+@pytest.mark.parametrize("chunk, edge", [(512, 512), (2048, 1024), (64, 64), (1040, 208), (100, 512), (1072, 512)])
+def test_tiles_divide_chunks(chunk, edge):
+    assert module._tile_edge(chunk) == edge
+
+
+def test_what_a_tiff_cannot_say_is_left_out(stub, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    attributes = {"crs": "no such system", "transform": [1, 0, 0], "nodata": -9999}
+    array = create_array({}, data=photograph(64, 64), codec=DeepSIC(axes="yx"), attributes=attributes)
+    export(array, tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert file.crs is None and file.nodata is None and file.transform.is_identity
+    codec = DeepSIC(axes="yx", value_range="chunk", nodata=7)
+    array = create_array({}, data=photograph(64, 64).astype("u2"), codec=codec)
+    export(array, tmp_path / "b.tif")
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert file.nodata == 7
+        np.testing.assert_array_equal(file.read(1), array[...])
+
+
+@pytest.mark.parametrize("shape", [(100, 140, 3), (100, 140, 1), (1, 1, 3), (200, 3, 1)])
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
-def test_png_is_written_in_parts(tmp_path, shape, dtype):
+def test_png_of_8_and_16_bits(stub, tmp_path, monkeypatch, shape, dtype):
     imagecodecs = pytest.importorskip("imagecodecs")
+    monkeypatch.setattr(module, "BLOCK", 1)
     values = photograph(*shape).astype(dtype) * (1 if dtype == "u1" else 251)
-    flat = values.reshape(*shape[:2], -1)
-    with open(tmp_path / "a.png", "wb") as file:
-        writer = PngWriter(file, *flat.shape, np.dtype(dtype))
-        for start in range(0, len(flat), 70):
-            writer.write(flat[start : start + 70])
-        writer.close()
-    found = imagecodecs.imread(str(tmp_path / "a.png"))
-    assert found.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(found.reshape(flat.shape), flat)
-    with Image.open(tmp_path / "a.png") as opened:
-        opened.load()  # verifies checksums
+    codec = DeepSIC() if dtype == "u1" else DeepSIC(value_range="chunk")
+    array = create_array({}, data=values, chunks=(64, 64, shape[2]), codec=codec)
+    export(array, tmp_path / "a.png")
+    copy = imagecodecs.imread(str(tmp_path / "a.png"))
+    assert copy.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(copy.reshape(shape), array[...])
 
 
-def test_png_refuses_what_it_cannot_hold(image, stub, tmp_path):
-    with open(tmp_path / "a.png", "wb") as file:
-        writer = PngWriter(file, 4, 4, 3, np.dtype("u1"))
-        check_rejects(ValueError, "4 rows|not written", writer.close)
-        check_rejects(ValueError, "rows", writer.write, np.zeros((5, 4, 3), "u1"))
-        check_rejects(ValueError, "PNG holds", PngWriter, file, 4, 4, 5, np.dtype("u1"))
+def test_png_refuses_what_it_cannot_hold(image, stub, tmp_path, monkeypatch):
     six = create_array({}, data=photograph(64, 64, 6), chunks=(64, 64, 6))
     check_rejects(UnsupportedArray, "c=0:3", export, six, tmp_path / "b.png")
     export(six, tmp_path / "b.png", region={"c": slice(2, 5)})
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), six[..., 2:5])
+    monkeypatch.setattr(module, "PNG_LIMIT", 180 * 200 * 3 - 1)
+    check_rejects(UnsupportedArray, "180 x 200|TIFF|--region", export, image, tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
+    export(image, tmp_path / "c.png", region={"x": slice(0, 100)})
 
 
 def test_slices_become_files(stub, tmp_path):
@@ -288,10 +296,16 @@ def test_memory_stays_flat(stub, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 1 << 15)
     array = create_array({}, data=photograph(512, 512), chunks=(64, 64), codec=DeepSIC(axes="yx"))
     sizes = []
-    read = module._Job.read
-    monkeypatch.setattr(module._Job, "read", lambda job, part: sizes.append(read(job, part).size) or read(job, part))
+    read = module.ExportRequest.read
+
+    def measured(request, part):
+        values = read(request, part)
+        sizes.append(values.size)
+        return values
+
+    monkeypatch.setattr(module.ExportRequest, "read", measured)
     export(array, tmp_path / "a.zarr")
-    export(array, tmp_path / "a.png")
+    export(array, tmp_path / "a.tif")
     assert max(sizes) <= 1 << 15 and sum(sizes) == 2 * 512 * 512
 
 

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import numpy as np
@@ -8,10 +7,11 @@ from PIL import Image
 
 from deepsic_codec import open_labels
 from deepsic_codec.cli import main as cli
-from deepsic_codec.errors import ConfigurationError, SourceError, UnsupportedArray
-from deepsic_codec.io import images as sources
-from deepsic_codec.io.images import georeference, open_sources, stack
+from deepsic_codec.errors import ConfigurationError, MissingPackage, SourceError, UnsupportedArray
+from deepsic_codec.io import images
+from deepsic_codec.io.images import decode_rgb, read_rgb
 from deepsic_codec.io.ingest import declared_nodata
+from deepsic_codec.io.sources import open_sources, stack
 from tests.common import check_rejects, photograph
 from tests.test_dask import check_index
 
@@ -75,7 +75,7 @@ def test_a_stack(folder, tmp_path):
 
 def test_stacks_of_unequal_sizes_are_refused(folder):
     check_rejects(UnsupportedArray, "sub/grey|equal size", stack, list(open_sources([folder])), "all")
-    check_rejects(UnsupportedArray, "nothing", stack, [], "all")
+    check_rejects(UnsupportedArray, "no images", stack, [], "all")
 
 
 @pytest.mark.parametrize("options", [["--format", 2], ["--shard", 128]], ids=str)
@@ -121,7 +121,7 @@ def test_what_is_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("hello")
     check_rejects(SourceError, "nowhere.png", opened, tmp_path / "nowhere.png")
-    check_rejects(SourceError, "without images", opened, tmp_path / "empty")
+    check_rejects(SourceError, "no images", opened, tmp_path / "empty")
     check_rejects(SourceError, "text.txt", opened, tmp_path / "text.txt")
 
 
@@ -148,52 +148,57 @@ def test_one_name_for_many_sources(folder, tmp_path, capsys):
     assert "--stack" in capsys.readouterr().err
 
 
-GEO = {
-    33550: (10.0, 20.0, 0.0),
-    33922: (0.0, 0.0, 0.0, 500000.0, 5600000.0, 0.0),
-    34735: (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32632),
-    42113: "255",
-}
+def write_geotiff(path, values, **profile):
+    """Write an image as a GeoTIFF of pixels of 10 x 20 m."""
+    rasterio = pytest.importorskip("rasterio")
+    bands = np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0)
+    count, height, width = bands.shape
+    transform = rasterio.Affine(10, 0, 500000, 0, -20, 5600000)
+    profile = {"crs": "EPSG:32632", "transform": transform, "dtype": values.dtype, "driver": "GTiff", **profile}
+    with rasterio.open(path, "w", height=height, width=width, count=count, **profile) as file:
+        file.write(bands)
 
 
-def test_georeference():
-    assert georeference({}) == {}
-    assert georeference(GEO) == {
-        "crs": "EPSG:32632",
-        "transform": [10.0, 0.0, 500000.0, 0.0, -20.0, 5600000.0],
-        "nodata": 255.0,
-    }
-    points = {**GEO, 34735: (1, 1, 0, 2, 1025, 0, 1, 2, 2048, 0, 1, 4326)}
-    assert georeference(points)["crs"] == "EPSG:4326"
-    assert georeference(points)["transform"] == [10.0, 0.0, 499995.0, 0.0, -20.0, 5600010.0]
-    turned = {34264: (1.0, 2.0, 0.0, 5.0, 3.0, 4.0, 0.0, 6.0, *[0.0] * 7, 1.0)}
-    assert georeference(turned) == {"transform": [1.0, 2.0, 5.0, 3.0, 4.0, 6.0]}
-    assert georeference({34735: (1, 1, 0, 1, 3072, 0, 1, 32767)}) == {}
-
-
-def write_geotiff(path, values):
-    from PIL import TiffImagePlugin
-
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    for tag, kind in {33550: 12, 33922: 12, 34735: 3}.items():
-        tags[tag] = GEO[tag]
-        tags.tagtype[tag] = kind
-    Image.fromarray(values).save(path, tiffinfo=tags, compression="tiff_deflate")
-
-
-@pytest.mark.parametrize("reader", ["rasterio", "tifffile", "PIL"])
-@pytest.mark.parametrize("shape", [(70, 90, 3), (70, 90)])
-def test_geotiff(tmp_path, monkeypatch, reader, shape):
-    pytest.importorskip(reader)
-    readers = [pair for pair in sources._TIFF_READERS if pair[0] == reader]
-    monkeypatch.setattr(sources, "_TIFF_READERS", readers)
+@pytest.mark.parametrize("options", [{}, {"interleave": "band"}, {"tiled": True, "blockxsize": 16, "blockysize": 16}])
+@pytest.mark.parametrize("shape", [(70, 90, 3), (70, 90), (70, 90, 7)])
+def test_geotiff(tmp_path, monkeypatch, shape, options):
+    monkeypatch.setattr(images, "BLOCK_EDGE", 32)
     values = photograph(*shape)
-    write_geotiff(tmp_path / "geo.tif", values)
+    write_geotiff(tmp_path / "geo.tif", values, **options)
     assert ingest(tmp_path / "geo.tif", tmp_path / "out.zarr", "--chunk", 64) == 0
     array = zarr.open_array(tmp_path / "out.zarr", path="geo", mode="r")
     np.testing.assert_array_equal(array[:], values)
     assert array.attrs["crs"] == "EPSG:32632"
     assert array.attrs["transform"] == [10.0, 0.0, 500000.0, 0.0, -20.0, 5600000.0]
+
+
+def test_georeferences_of_other_kinds(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    turned = rasterio.Affine(1, 2, 5, 3, 4, 6)
+    write_geotiff(tmp_path / "turned.tif", photograph(70, 90), transform=turned, crs=None)
+    assert opened(tmp_path / "turned.tif")["turned"].attributes["transform"] == [1, 2, 5, 3, 4, 6]
+    write_geotiff(tmp_path / "points.tif", photograph(70, 90))
+    with rasterio.open(tmp_path / "points.tif", "r+") as file:
+        file.update_tags(AREA_OR_POINT="Point")
+    assert opened(tmp_path / "points.tif")["points"].attributes["transform"] == [10, 0, 500000, 0, -20, 5600000]
+    Image.fromarray(photograph(70, 90)).save(tmp_path / "world.tif")
+    (tmp_path / "world.tfw").write_text("10\n0\n0\n-10\n105\n895\n")
+    assert opened(tmp_path / "world.tif")["world"].attributes == {
+        "source": "world.tif",
+        "transform": [10, 0, 100, 0, -10, 900],
+    }
+    write_geotiff(tmp_path / "a.jp2", photograph(70, 90, 3), driver="JP2OpenJPEG", REVERSIBLE="YES", QUALITY="100")
+    source = opened(tmp_path / "a.jp2")["a"]
+    assert source.attributes["crs"] == "EPSG:32632" and source.axes == "yxc"
+    np.testing.assert_array_equal(source.values, photograph(70, 90, 3))
+
+
+@pytest.mark.parametrize("package, name", [("rasterio", "geo.tif"), ("tifffile", "geo.tif"), ("PIL", "a.png")])
+def test_a_missing_package_is_named(folder, tmp_path, monkeypatch, package, name):
+    write_geotiff(folder / "geo.tif", photograph(20, 30))
+    monkeypatch.setattr("deepsic_codec.io.require.find_spec", lambda found: None if found == package else True)
+    text = "pillow" if package == "PIL" else package
+    check_rejects(MissingPackage, f"{text}|deepsic-codec[images]", opened, folder / name)
 
 
 @pytest.mark.parametrize("dtype, nodata", [("uint16", 0), ("int16", -9999), ("float32", float("nan"))])
@@ -250,25 +255,132 @@ def test_options_that_cannot_be_read(folder, tmp_path, capsys, options):
     assert stop.value.code == 2 and f"argument {options[0]}: expected" in capsys.readouterr().err
 
 
-def test_a_large_geotiff_is_read_in_parts(tmp_path, monkeypatch):
-    pytest.importorskip("rasterio")
-    monkeypatch.setattr(sources, "WINDOW", 64)
-    write_geotiff(tmp_path / "geo.tif", photograph(130, 90, 3))
-    values = opened(tmp_path / "geo.tif")["geo"].values
-    assert values.numblocks == (3, 2, 1)
-    np.testing.assert_array_equal(values, photograph(130, 90, 3))
+@pytest.mark.parametrize("writer", ["rasterio", "tifffile"])
+def test_large_files_are_read_in_blocks(tmp_path, monkeypatch, writer):
+    monkeypatch.setattr(images, "BLOCK_EDGE", 64)
+    values = photograph(130, 90, 3)
+    if writer == "rasterio":
+        write_geotiff(tmp_path / "a.tif", values, tiled=True, blockxsize=32, blockysize=32)
+    else:
+        pytest.importorskip("tifffile").imwrite(tmp_path / "a.tif", values, tile=(32, 32), photometric="rgb")
+    array = opened(tmp_path / "a.tif")["a"].values
+    assert array.chunks == ((64, 64, 2), (64, 26), (3,))
+    np.testing.assert_array_equal(array, values)
+    np.testing.assert_array_equal(array[50:70, 60:90, 1], values[50:70, 60:90, 1])
 
 
 def test_pages_of_a_tiff(tmp_path, monkeypatch):
     pages = [Image.fromarray(photograph(20, 30, seed=n)) for n in range(3)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    if importlib.util.find_spec("tifffile"):
-        monkeypatch.setattr(sources, "_TIFF_READERS", [("tifffile", sources._tifffile)])
-        found = opened(tmp_path / "pages.tif")["pages"]
-        assert found.axes == "nyx"
-        np.testing.assert_array_equal(found.values[2], photograph(20, 30, seed=2))
-    monkeypatch.setattr(sources, "_TIFF_READERS", [])
-    check_rejects(UnsupportedArray, "3 images", opened, tmp_path / "pages.tif")
+    monkeypatch.setattr(images, "BLOCK_EDGE", 40)
+    source = opened(tmp_path / "pages.tif")["pages"]
+    assert source.axes == "nyx" and source.values.numblocks == (2, 1, 1)
+    np.testing.assert_array_equal(source.values, [photograph(20, 30, seed=n) for n in range(3)])
+    pages[0].save(tmp_path / "pages.gif", save_all=True, append_images=pages[1:])
+    check_rejects(UnsupportedArray, "3 images", opened, tmp_path / "pages.gif")
+
+
+TIFFS = {  # options of tifffile.imwrite, shape, axes and shape as the source has them
+    "planar": ({"photometric": "rgb", "planarconfig": "separate"}, (3, 20, 30), "yxc", (20, 30, 3)),
+    "bands first": ({"photometric": "minisblack", "planarconfig": "separate"}, (5, 20, 30), "yxc", (20, 30, 5)),
+    "ImageJ": ({"imagej": True, "metadata": {"axes": "ZYX"}}, (4, 20, 30), "zyx", (4, 20, 30)),
+    "OME": ({"ome": True, "metadata": {"axes": "TCYX"}}, (2, 3, 20, 30), "tcyx", (2, 3, 20, 30)),
+    "single": ({"photometric": "minisblack"}, (1, 4, 1, 20, 30), "nyx", (4, 20, 30)),
+    "row": ({}, (1, 30), "yx", (1, 30)),
+}
+
+
+@pytest.mark.parametrize("kind", TIFFS)
+def test_axes_of_a_tiff(tmp_path, kind):
+    tifffile = pytest.importorskip("tifffile")
+    options, shape, axes, expected = TIFFS[kind]
+    values = photograph(*shape)
+    tifffile.imwrite(tmp_path / "a.tif", values, **options)
+    (source,) = open_sources([tmp_path / "a.tif"])
+    assert (source.axes, source.values.shape) == (axes, expected)
+    first = source.values.transpose(2, 0, 1) if kind in ("planar", "bands first") else source.values
+    np.testing.assert_array_equal(first, values.reshape(first.shape))
+
+
+def test_axes_that_the_codec_does_not_have(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", photograph(2, 20, 30), metadata={"axes": "RYX"})
+    check_rejects(UnsupportedArray, "RYX", opened, tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_transparency_of_a_tiff(tmp_path, kind):
+    tifffile = pytest.importorskip("tifffile")
+    values = photograph(20, 30, 4)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=[kind])
+    if kind:
+        check_rejects(UnsupportedArray, "a.tif|drop-alpha", opened, tmp_path / "a.tif")
+    source = opened(tmp_path / "a.tif", drop_alpha=True)["a"]
+    np.testing.assert_array_equal(source.values, values[..., :3] if kind else values)
+
+
+def test_bits_become_bytes(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", photograph(20, 30) > 100, photometric="minisblack")
+    source = opened(tmp_path / "a.tif")["a"]
+    assert source.values.dtype == np.uint8
+    np.testing.assert_array_equal(source.values, photograph(20, 30) > 100)
+
+
+def test_no_bits_are_lost(tmp_path):
+    """Pillow reads colour of 16 bits as 8 bits."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = photograph(20, 30, 3).astype("u2") * 251
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(values))
+    source = opened(tmp_path / "a.png")["a"]
+    assert source.values.dtype == np.uint16
+    np.testing.assert_array_equal(source.values, values)
+    (tmp_path / "a.ppm").write_bytes(b"P6 30 20 65535\n" + values.astype(">u2").tobytes())
+    np.testing.assert_array_equal(opened(tmp_path / "a.ppm")["a"].values, values)
+
+
+def test_photographs_with_a_preview(tmp_path):
+    """Cameras and drones write JPEG files with a second, small image."""
+    images = [Image.fromarray(photograph(*shape, 3)) for shape in ((40, 60), (20, 30))]
+    images[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=images[1:], quality=95)
+    source = opened(tmp_path / "a.jpg")["a"]
+    np.testing.assert_array_equal(
+        source.values, np.asarray(images[0].convert("RGB")) * 0 + read_rgb(tmp_path / "a.jpg")
+    )
+    assert source.values.shape == (40, 60, 3)
+
+
+def test_rgb_of_any_file(tmp_path):
+    """8 bits are as they are; deeper samples are stretched to 8 bits, in the same way from each format."""
+    tifffile, imagecodecs = pytest.importorskip("tifffile"), pytest.importorskip("imagecodecs")
+    values = photograph(40, 60, 3)
+    for name in ("a.png", "a.tif", "a.bmp"):
+        Image.fromarray(values).save(tmp_path / name)
+        np.testing.assert_array_equal(read_rgb(tmp_path / name), values)
+    (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode(values, lossless=True))
+    np.testing.assert_array_equal(decode_rgb((tmp_path / "a.jxl").read_bytes(), ".JXL"), values)
+    Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "grey.png"), np.repeat(values[..., :1], 3, axis=2))
+    Image.fromarray(np.dstack([values, values[..., :1]])).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "alpha.png"), values)
+
+    deep = values.astype("u2") * 40 + 500
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
+    stretched = read_rgb(tmp_path / "deep.tif")
+    assert stretched.dtype == np.uint8 and stretched.shape == values.shape and np.ptp(stretched) == 255
+    tifffile.imwrite(tmp_path / "planar.tif", np.moveaxis(deep, -1, 0), photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "planar.tif"), stretched)
+    many = np.concatenate([deep, deep[..., :2]], axis=2)
+    tifffile.imwrite(tmp_path / "many.tif", many, photometric="minisblack", planarconfig="contig")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "many.tif"), stretched)
+    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(deep))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "deep.png"), stretched)
+    Image.fromarray(deep[..., 1]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "grey.png")[..., 0], stretched[..., 1])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    check_rejects(SourceError, "broken.png", read_rgb, tmp_path / "broken.png")
+    (tmp_path / "broken.tif").write_bytes(b"no image")
+    check_rejects(SourceError, "broken.tif", read_rgb, tmp_path / "broken.tif")
 
 
 def test_jpeg_xl(tmp_path):
@@ -303,7 +415,7 @@ def test_zarr_arrays_and_groups(tmp_path, capsys):
 def test_zarr_arrays_that_are_no_images(tmp_path):
     group = zarr.open_group(tmp_path / "in.zarr", mode="w")
     group.create_array("a", shape=(70, 90), dtype="f4")
-    check_rejects(SourceError, "without arrays", opened, tmp_path / "in.zarr")
+    check_rejects(SourceError, "no arrays", opened, tmp_path / "in.zarr")
     group.create_array("b", shape=(70, 90), dtype="f8")
     check_rejects(UnsupportedArray, "float64", opened, tmp_path / "in.zarr" / "b")
 
