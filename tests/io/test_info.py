@@ -134,7 +134,7 @@ def test_nothing_there(tmp_path):
 def test_info_needs_no_torch(tmp_path):
     check_lazy(
         """
-        from deepsic_codec.cli import main
+        from deepsic_codec.cli.main import main
         import zarr
         zarr.open_group("memory://x", mode="w")
         assert main(["info", "memory://x"]) == 0

@@ -142,7 +142,7 @@ def test_without_labels_there_is_one_image(stub):
 def test_misuse(stub):
     array = create_array({}, data=photograph(2, 64, 64, 3), codec=DeepSIC(axes="tyxc"))
     check_rejects(ConfigurationError, "no axis 'q'|t, y, x, c", preview, array, select={"q": 0})
-    check_rejects(ConfigurationError, "t=2|from 0 to 1", preview, array, select={"t": 2})
+    check_rejects(ConfigurationError, "t=2|are 0 to 1", preview, array, select={"t": 2})
     check_rejects(ConfigurationError, "select y", preview, array, select={"y": 2})
     check_rejects(ConfigurationError, "bands|0 to 2", preview, array, bands=[3])
     check_rejects(ConfigurationError, "size", preview, array, size=1)
