@@ -30,9 +30,11 @@ from torch import Tensor, nn
 from benchmarks.common import Pixels, machine, read_images, table
 from benchmarks.resnet import ResNet18
 from deepsic_codec import DeepSIC
-from deepsic_codec.model.file import SEARCH_VARIABLE, find_model, read_info
-from deepsic_codec.model.networks import Analysis, Architecture, SemanticHead
+from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.file import read_info
+from deepsic_codec.model.networks import Analysis, SemanticHead
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
+from deepsic_codec.model.zoo import SEARCH_VARIABLE, find_model
 from deepsic_codec.training.data import LabelledTiles
 from deepsic_codec.training.data import read_images as read_tiles
 

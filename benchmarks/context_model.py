@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deepsic_codec.model.file import find_model
-from deepsic_codec.model.prior import _scale_table, scale_of
+from deepsic_codec.model.logistic import scale_of, scale_table
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.training.data import Photographs
 
 
@@ -40,7 +40,7 @@ class ContextModel(nn.Module):
         self.hidden = nn.Conv2d(width + 1, width, 1)
         self.out = nn.Conv2d(width + 1, 2 * latents, 1)
         self.linear = nn.Conv2d(2, 2 * latents, 1)  # of the quality
-        self.register_buffer("log_scales", torch.tensor(_scale_table(), dtype=torch.float32), persistent=False)
+        self.register_buffer("log_scales", torch.tensor(scale_table(), dtype=torch.float32), persistent=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, symbols: Tensor, quality: Tensor) -> Tensor:

@@ -22,9 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import machine
-from deepsic_codec.model.file import find_model
-from deepsic_codec.model.prior import INDEX_LEVELS, Pass, _scale_table, passes
+from deepsic_codec.model.logistic import INDEX_LEVELS, scale_table
+from deepsic_codec.model.neighbours import iter_steps
+from deepsic_codec.model.schedule import Step
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 from deepsic_codec.training.data import read_images
 
@@ -34,7 +36,7 @@ class Image:
     """Symbols of one image and what the prior says of them, pass by pass."""
 
     symbols: NDArray[np.int16]  # (1,h,w,C)
-    passes: list[tuple[Pass, NDArray[np.int64], NDArray[np.int64], NDArray[np.int16], NDArray[np.uint8]]]
+    passes: list[tuple[Step, NDArray[np.int64], NDArray[np.int64], NDArray[np.int16], NDArray[np.uint8]]]
     estimate: float  # bits
 
 
@@ -53,10 +55,10 @@ def analyse(runtime: Scheduler, pixels: NDArray[np.uint8], quality: float) -> tu
                 *step.positions(*symbols.shape[1:3]),
                 *(v.numpy() for v in prior.run(n, neighbours, r, which[: len(r)])),
             )
-            for n, step, r, _, _ in passes(prior, neighbours)
+            for n, step, r, _, _ in iter_steps(prior, neighbours)
         ]
     seconds = time.perf_counter() - start
-    log_scales = _scale_table()
+    log_scales = scale_table()
     bits = 0.0
     for step, ys, xs, means, scales in steps:
         found = symbols[0, ys, xs, step.start : step.start + step.count].astype(float)

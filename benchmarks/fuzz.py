@@ -50,8 +50,9 @@ from deepsic_codec.axes import ceil_div
 from deepsic_codec.codec import core
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
 from deepsic_codec.model import file as model_file
-from deepsic_codec.model.exact.integer import export_gains
-from deepsic_codec.model.exact.transforms import RDO
+from deepsic_codec.model import zoo
+from deepsic_codec.model.exact.export import export_gains
+from deepsic_codec.model.family import RDO
 from deepsic_codec.model.quantise import make_tables
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.payload import header as h
@@ -80,9 +81,9 @@ def tiny_model(folder: str | Path, seed: int = 0) -> model_file.ModelInfo:
     """Write a small untrained model whose prior gives all kinds of means and scales, and return its description."""
     torch.manual_seed(seed)
     nets = make_networks(TINY)
-    nets.integer = nets.head.integer = TINY.integer
+    nets.integer = nets.head.integer = True
     with torch.no_grad():
-        for net in nets.prior.passes:  # type: ignore[union-attr]
+        for net in nets.prior.networks:  # type: ignore[union-attr]
             net.out_bias.table.normal_(0, 2)  # type: ignore[union-attr, operator]
             if net.has_inputs:  # type: ignore[union-attr]
                 net.out.weight.normal_(0, 0.1)  # type: ignore[union-attr, operator]
@@ -574,7 +575,7 @@ class Model(Stage):
 
     def __init__(self, seeds: list[Seed], folder: Path) -> None:
         super().__init__(seeds, folder)
-        self.data = Path(model_file.find_model(seeds[0].codec.model).path).read_bytes()
+        self.data = Path(zoo.find_model(seeds[0].codec.model).path).read_bytes()
         self.path = folder / "case.safetensors.fuzz"
         self.start = 8 + int.from_bytes(self.data[:8], "little")
         self.table = json.loads(self.data[8 : self.start])
@@ -605,7 +606,7 @@ class Model(Stage):
             table[tensor][part] = choices[int(rng.integers(len(choices)))]
         if style < 0.8:  # as a forger would: identities that fit what is said
             try:
-                arrays = model_file.load_arrays(model_file.find_model(self.seeds[0].codec.model))
+                arrays = model_file.load_arrays(zoo.find_model(self.seeds[0].codec.model))
                 vocabulary = model_file.Vocabulary.from_json(about["vocabulary"])
                 about["decoder"], about["head"] = model_file.identities(arrays, about["architecture"], vocabulary)
             except Exception:  # what cannot be hashed stays a plain fault
@@ -866,7 +867,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.replay and len(args.stage or ()) != 1:
         parser.error("--replay needs one --stage")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[model_file.SEARCH_VARIABLE] = folder
+        os.environ[zoo.SEARCH_VARIABLE] = folder
         return run(args, Path(folder))
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import machine, read_images, table
-from deepsic_codec.model.file import find_model
 from deepsic_codec.model.scheduler import get_scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.coders.residual import decode_integers, encode_integers
 
 Pixels = NDArray[np.uint8]

@@ -145,7 +145,7 @@ def pieces(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float
 
 def simulate(folder: Path, dense: NDArray[np.uint8], truth: NDArray[np.str_], codec: DeepSIC) -> tuple[Labels, int]:
     """Write an index of a million chunks of 512x512; returns it and the bytes that the archive would have."""
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
 
     vocabulary = of_model(find_model(codec.model))
     zarr.open_group(str(folder))
@@ -309,8 +309,8 @@ print(open_labels({str(folder)!r}, "image").where({QUERIES[2]!r}).count)
 
 def relabelling(array: zarr.Array, chunks: int) -> str:
     """Speed of labels from features beside decoding pixels and classifying these."""
-    from deepsic_codec.model.file import find_model
     from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import find_model
 
     side = int(np.sqrt(chunks))
     store = MemoryStore()
@@ -344,8 +344,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     print(machine(os.cpu_count() or 1), "\n", flush=True)
     tiles, classes = read_tiles(args.data)
-    from deepsic_codec.model.file import find_model
     from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import find_model
 
     codec = DeepSIC(model=args.model, quality=args.quality).resolved()
     runtime = get_scheduler(find_model(codec.model))

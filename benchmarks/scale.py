@@ -138,8 +138,8 @@ def stages(args: argparse.Namespace) -> str:
     """Networks alone, entropy coder alone, and all together, on batches of 512x512 chunks."""
     import torch
 
-    from deepsic_codec.model.file import find_model
     from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import find_model
 
     _prepare(args.device, args.threads)
     edge, cuda = 512, torch.device(args.device).type == "cuda"

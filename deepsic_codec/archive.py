@@ -249,7 +249,7 @@ def _check_array(
 
 
 def _vocabulary(decoder: str, head: str | None) -> dict[str, Any]:
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
 
     info = find_model(decoder, head=head)
     parents = {parent: list(children) for parent, children in info.vocabulary.parents.items()}

@@ -373,7 +373,7 @@ def _check_existing(
 
 
 def _check_model(config: CodecParams) -> None:
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
 
     decoder, head = config.identity()
     find_model(decoder, head=head)

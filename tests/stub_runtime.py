@@ -1,4 +1,6 @@
-"""A lossless stand-in for model.file and model.scheduler, without torch: whatever garbles a chunk shows exactly.
+"""A lossless stand-in for model.file, model.zoo and model.scheduler, without torch.
+
+Whatever garbles a chunk shows exactly.
 
 Features are the pixels, deflated; with `RUNTIME.lossy`, they are rounded first, by more the lower the quality. Labels
 tell how bright a cell of 64x64 pixels is. An image that is 13 everywhere makes the call that it is part of fail, as a
@@ -30,7 +32,7 @@ class ModelInfo:
     decoder: str
     head: str
     vocabulary: Vocabulary = Vocabulary()
-    architecture: dict = field(default_factory=lambda: {"latents": 768, "integer": True})
+    architecture: dict = field(default_factory=lambda: {"family": "deepsic", "latents": 768})
 
 
 MODELS = (ModelInfo("base", "ab" * 32, "cd" * 32), ModelInfo("other", "12" * 32, "34" * 32))
@@ -50,6 +52,11 @@ def find_model(name_or_hash="base", *, head=None, preferred=None):
         if (info.name == name_or_hash or info.decoder.startswith(name_or_hash)) and info.head.startswith(head or ""):
             return info
     raise ModelNotFound(f"no model {name_or_hash!r} with head {head!r}; looked in tests/stub_runtime.py")
+
+
+def resolve(name):
+    info = find_model(name)
+    return info.decoder, info.head
 
 
 def _rows_cols(size, step):
@@ -187,12 +194,14 @@ def get_scheduler(info):
 
 
 def modules():
-    """The two modules, by name, that stand in for the real ones."""
+    """The modules, by name, that stand in for the real ones."""
     file = types.ModuleType("deepsic_codec.model.file")
-    file.find_model, file.ModelInfo = find_model, ModelInfo
+    file.ModelInfo = ModelInfo
+    zoo = types.ModuleType("deepsic_codec.model.zoo")
+    zoo.find_model, zoo.resolve = find_model, resolve
     scheduler = types.ModuleType("deepsic_codec.model.scheduler")
     scheduler.get_scheduler, scheduler.Encoded = get_scheduler, Encoded
-    return {file.__name__: file, scheduler.__name__: scheduler}
+    return {module.__name__: module for module in (file, zoo, scheduler)}
 
 
 def install():

@@ -11,7 +11,7 @@ from zarr.storage import ZipStore
 
 from benchmarks.fuzz import tiny_model
 from deepsic_codec import DeepSIC
-from deepsic_codec.model import file
+from deepsic_codec.model import file, zoo
 from deepsic_codec.payload.fields import FORMAT_VERSION
 from tests.fixtures import make
 
@@ -28,24 +28,13 @@ def named(kind, suffix):
 @pytest.fixture(autouse=True)
 def models(monkeypatch, tmp_path):
     """Models have to be in the package, or embedded in the arrays."""
-    monkeypatch.setenv(file.SEARCH_VARIABLE, "")
-    monkeypatch.setenv(file.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(zoo.SEARCH_VARIABLE, "")
+    monkeypatch.setenv(zoo.CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 def test_a_frozen_format_has_fixtures():
-    assert FORMAT_VERSION == 0 or make.folder_of().is_dir(), "python -m tests.fixtures.make"
-    formats = [path.name.split("-")[0] for path in VERSIONS]
-    assert sorted(set(formats)) == [f"v{n}" for n in range(1, FORMAT_VERSION + 1)]
-
-
-def test_fixtures_of_another_model_get_a_folder_of_their_own(tmp_path):
-    (tmp_path / "v1").mkdir()
-    models = tmp_path / "v1" / "models.json"
-    models.write_text(json.dumps({"base": {"decoder": "00" * 32}}))
-    decoder = file.find_model("base").decoder
-    assert make.folder_of(1, tmp_path).name == f"v1-{decoder[:8]}"
-    models.write_text(json.dumps({"base": {"decoder": decoder}}))
-    assert make.folder_of(1, tmp_path).name == "v1" and make.folder_of(2, tmp_path).name == "v2"
+    assert make.folder_of().is_dir(), "python -m tests.fixtures.make"
+    assert [path.name for path in VERSIONS] == [f"v{n}" for n in range(1, FORMAT_VERSION + 1)]
 
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
@@ -78,7 +67,7 @@ def check_manifest(folder):
 
 def check_models(folder):
     for model in json.loads((folder / "models.json").read_text()).values():
-        info = file.find_model(model["decoder"])
+        info = zoo.find_model(model["decoder"])
         assert info.decoder == model["decoder"]
         file.load_arrays(info)
 
@@ -112,7 +101,7 @@ def made(tmp_path_factory):
     folder, small = tmp_path_factory.mktemp("fixtures") / "v9", tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         tiny_model(small)
-        patch.setenv(file.SEARCH_VARIABLE, str(small))
+        patch.setenv(zoo.SEARCH_VARIABLE, str(small))
         payloads = {name: make.PAYLOADS[name] for name in SOME_PAYLOADS}
         make.make(folder, payloads, {name: make.ARRAYS[name] for name in SOME_ARRAYS}, say=lambda text: None)
     return folder
@@ -125,14 +114,6 @@ def test_what_is_written_now_is_found_again(made):
     assert len(paths) == len(SOME_PAYLOADS) + len(SOME_ARRAYS)
     for path in paths:
         (check_payload if path.suffix == ".dsic" else check_array)(path)
-
-
-def test_never_overwritten(made):
-    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError):
-        make.make(made)
-    assert make.main(["--out", str(made)]) == 1
-    assert before == {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("field", ["symbols", "payload", "order", "quality", "labels", "decoded_order"])

@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from deepsic_codec.model.file import SEARCH_VARIABLE, find_model, read_info
+    from deepsic_codec.model.file import read_info
     from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import SEARCH_VARIABLE, find_model
     from deepsic_codec.training.data import read_images
 
     name = args.model
@@ -156,8 +157,8 @@ def evaluate(
 
 def best_label(payload: bytes, model: str) -> str:
     """Name of the highest score of any tile: from the label section or, without one, from the stored features."""
-    from deepsic_codec.model.file import find_model
     from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import find_model
     from deepsic_codec.payload.header import unpack
     from deepsic_codec.payload.sections import FEATURES, LABELS
 
@@ -193,30 +194,10 @@ def means(results: Sequence[Result]) -> list[Result]:
 
 def complexity(runtime: Any) -> dict[str, float]:
     """Thousands of multiply-accumulates per pixel of each network; decoding is prior and synthesis."""
-    from deepsic_codec.model.architecture import stored_networks
-    from deepsic_codec.model.networks import Architecture, kmac_per_pixel
-    from deepsic_codec.model.prior import input_count, schedule
+    from deepsic_codec.model.families import family_of
 
     arch = runtime.model.arch
-    if not isinstance(arch, Architecture):
-        parts = arch.kmac_per_pixel()
-        return parts | {"decoding": parts["prior"] + parts["synthesis"]}
-    share = {"A": 0.25, "B": 0.25, "C": 0.5, "1": 0.5, "2": 0.5}
-    prior = 0.0
-    for step in schedule(arch.prior_groups, arch.prior_detail):
-        inputs = input_count(step)
-        layers = arch.prior_width * (inputs + arch.prior_width + 2 * step.count) if inputs else 0
-        prior += share[step.mask] * (layers + step.signed * step.count * len(step.offsets)) / 256
-    nets = stored_networks(arch)
-    whole: Any = nets["head"]
-    head = kmac_per_pixel(whole) + (whole.hidden.weight.numel() + whole.out.weight.numel()) / 4096e3
-    parts = {name: kmac_per_pixel(nets[name]) for name in ("analysis", "synthesis")}
-    if arch.integer:  # layers of two digits multiply more than once (docs/model.md)
-        shortcut = arch.latents * 3 / 1e3
-        parts["analysis"] += shortcut
-        parts["synthesis"] += 2 * shortcut + arch.latents * arch.synthesis_widths[1] / 256e3
-        head += arch.latents * arch.head_width / 256e3
-    parts |= {"prior": prior / 1e3, "head": head}
+    parts = family_of(arch).complexity(arch)
     return parts | {"decoding": parts["prior"] + parts["synthesis"]}
 
 

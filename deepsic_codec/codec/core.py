@@ -102,11 +102,12 @@ def check_exact(config: CodecParams) -> None:
     """Raise ConfigurationError if a bound on the error is asked of a model that cannot keep it everywhere."""
     if config.max_error is None:
         return
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.families import family_of
+    from deepsic_codec.model.zoo import find_model
 
     decoder, head = config.identity()
     info = find_model(decoder, head=head)
-    if not info.architecture.get("integer", False):
+    if not family_of(info.architecture).exact:
         raise ConfigurationError(_inexact(info))
 
 
@@ -484,8 +485,8 @@ def compute_labels(job: DecodeJob, label_tile: tuple[int, int] | None = None) ->
 def _model(decoder: str, head: str | None = None, name: str | None = None) -> "tuple[ModelInfo, Scheduler]":
     """Return the model; to encode, the one of this name if there are several with the decoder and head."""
     # Here and not above: only coding needs torch, and only it may take the seconds that importing torch takes.
-    from deepsic_codec.model.file import find_model
     from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import find_model
 
     info = find_model(decoder, head=head, preferred=name)
     return info, get_scheduler(info)

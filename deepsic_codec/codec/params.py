@@ -126,7 +126,7 @@ class CodecParams:
         """
         if self.decoder is not None:
             return self.decoder, self.head
-        from deepsic_codec.model.file import find_model  # late: making and printing a codec imports no model module
+        from deepsic_codec.model.zoo import find_model  # late: making and printing a codec imports no model module
 
         info = find_model(self.model, head=self.head)
         return info.decoder, info.head

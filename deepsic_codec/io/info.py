@@ -185,7 +185,7 @@ def _outside(array: zarr.Array) -> dict[str, Any]:
 
 
 def _model(array: zarr.Array, config: CodecParams) -> dict[str, Any]:
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
 
     decoder, head = config.identity()
     about: dict[str, Any] = {"name": config.model, "decoder": decoder, "head": head}
@@ -208,7 +208,7 @@ def _embedded(array: zarr.Array, decoder: str, head: str) -> bool:
 
 
 def _has_head(config: CodecParams) -> bool:
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
 
     try:
         decoder, head = config.identity()

@@ -217,8 +217,8 @@ class Attributes:
                 self._blocks |= self._labelled({i: jobs[i] for i in members}, *key)
 
     def _labelled(self, jobs: dict[Index, core.DecodeJob], decoder: str, head: str) -> dict[Index, Any]:
-        from deepsic_codec.model.file import find_model
         from deepsic_codec.model.scheduler import get_scheduler  # with torch
+        from deepsic_codec.model.zoo import find_model
 
         info = find_model(decoder, head=head)
         cells = core.label_cells(list(jobs.values()), info, get_scheduler(info))

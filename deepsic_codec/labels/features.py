@@ -48,7 +48,7 @@ def decode_features(array: zarr.Array) -> "dask.array.Array":
     import dask
     import dask.array
 
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
 
     check_order(array)
     config = stored.codec_of(array)

@@ -89,7 +89,7 @@ def relabel(
 
 
 def _find(model: Any, array: Any, config: Any) -> "ModelInfo":
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
 
     if model is None:
         decoder, head = config.identity()

@@ -145,7 +145,7 @@ def of_head(array: Any, decoder: str, head: str | None) -> Vocabulary:
     ModelNotFound
         If it takes a model that is not there.
     """
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
     from deepsic_codec.stored import embedded as embed
 
     attribute = array.attrs.get(ATTRIBUTE)

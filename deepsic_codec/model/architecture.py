@@ -1,36 +1,97 @@
-"""Which networks an architecture's description means."""
+"""Sizes of a model's networks, as its file describes them; needs no torch."""
 
-from __future__ import annotations
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
 
-from typing import Any
-
-from torch import Tensor, nn
-
-from deepsic_codec.model import networks, paper
-from deepsic_codec.model.prior import IntegerPrior
-
-AnyArchitecture = networks.Architecture | paper.PaperArchitecture
+#: Bounds of what a model file may ask for.
+MAX_WIDTH, MAX_BLOCKS = 2048, 64
 
 
-def architecture_from(data: dict[str, Any]) -> AnyArchitecture:
-    """Architecture of a description; raises TypeError or ValueError for one that is none."""
-    family = paper.PaperArchitecture if str(data.get("name", "")).startswith("paper") else networks.Architecture
-    return family.from_json(data)
+class Sizes:
+    """Base of the frozen dataclasses that hold the sizes of one family of networks.
+
+    Attributes
+    ----------
+    family : str
+        Name of the family, a key of `families.FAMILIES`.
+    """
+
+    family: ClassVar[str]
+    classes: int
+
+    @property
+    def latents(self) -> int:
+        """Channels of the symbols."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the family and all sizes, with lists in place of tuples."""
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # of a dataclass
+        return {"family": self.family} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Inverse of `to_json`.
+
+        Raises
+        ------
+        ValueError
+            If a size is missing, unknown or out of range, or the description is of another family.
+        """
+        names = {"family", *(field.name for field in fields(cls))}  # type: ignore[arg-type]  # of a dataclass
+        if set(data) != names or data["family"] != cls.family:
+            raise ValueError(f"architecture: expected {', '.join(sorted(names))} of the family {cls.family!r}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "family"})
 
 
-def stored_networks(arch: AnyArchitecture) -> dict[str, nn.Module]:
-    """The networks that a model file holds, by name."""
-    module: Any = paper if isinstance(arch, paper.PaperArchitecture) else networks
-    return {
-        "analysis": module.Analysis(arch),
-        "gains": module.Gains(arch),
-        "synthesis": module.Synthesis(arch),
-        "head": module.SemanticHead(arch),
-    }
+@dataclass(frozen=True)
+class Architecture(Sizes):
+    """Sizes of the networks of the family `"deepsic"`, which the packaged model belongs to.
 
+    Attributes
+    ----------
+    latents : int
+        Channels of the latents.
+    analysis_widths, analysis_blocks, synthesis_widths, synthesis_blocks : (int, int)
+        Channels and number of residual blocks at 1/8 and at 1/16 of the image's resolution.
+    prior_groups : tuple of int
+        Channels that the prior codes together; they add up to the latents.
+    prior_width : int
+        Hidden features of a step of the prior.
+    prior_detail : int
+        Number of leading latents that the prior's contexts contain with their signs, and diagonally.
+    head_width, head_blocks : int
+        Channels and number of residual blocks of the semantic head.
+    classes : int
+        Scores of the semantic head, *unknown* included.
+    knots : int
+        Qualities at which the tables over quality are trained.
+    """
 
-def integer_prior(arch: AnyArchitecture, tensors: dict[str, Tensor], device: str) -> IntegerPrior:
-    """What codes the symbols."""
-    if isinstance(arch, paper.PaperArchitecture):
-        return paper.StaticPrior(arch, tensors, device)
-    return IntegerPrior(arch, tensors, device)
+    family: ClassVar[str] = "deepsic"
+
+    latents: int = 320
+    analysis_widths: tuple[int, int] = (128, 256)
+    analysis_blocks: tuple[int, int] = (7, 0)
+    synthesis_widths: tuple[int, int] = (128, 256)
+    synthesis_blocks: tuple[int, int] = (7, 5)
+    prior_groups: tuple[int, ...] = (8, 24, 64, 96, 128)
+    prior_width: int = 128
+    prior_detail: int = 32
+    head_width: int = 120
+    head_blocks: int = 3
+    classes: int = 11
+    knots: int = 9
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no model has, before anything is allocated for them."""
+        sizes = [self.latents, self.prior_width, self.prior_detail, self.head_width, self.classes, self.knots]
+        sizes += [*self.prior_groups, *self.analysis_widths, *self.synthesis_widths]
+        blocks = [*self.analysis_blocks, *self.synthesis_blocks, self.head_blocks]
+        pairs = (self.analysis_widths, self.analysis_blocks, self.synthesis_widths, self.synthesis_blocks)
+        valid = all(isinstance(n, int) and 1 <= n <= MAX_WIDTH for n in sizes)
+        valid = valid and all(isinstance(n, int) and 0 <= n <= MAX_BLOCKS for n in blocks)
+        if not valid or any(len(pair) != 2 for pair in pairs) or self.knots < 2 or self.prior_detail > self.latents:
+            raise ValueError("architecture: sizes out of range")
+        if sum(self.prior_groups) != self.latents:
+            raise ValueError("architecture: the prior's groups do not add up to the latents")

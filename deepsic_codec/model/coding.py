@@ -16,7 +16,9 @@ from torch import Tensor
 
 from deepsic_codec.model.device import Pending, download, submit_each, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder
-from deepsic_codec.model.prior import IntegerPrior, Pass, Predictions, passes
+from deepsic_codec.model.family import CodingPrior
+from deepsic_codec.model.neighbours import Predictions, iter_steps
+from deepsic_codec.model.schedule import Step
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 
@@ -25,7 +27,7 @@ EncoderFactory = Callable[[CoderTables, Symbols], SymbolEncoder]
 
 
 def encode_symbols(
-    prior: IntegerPrior,
+    prior: CodingPrior,
     tables: CoderTables,
     symbols: list[Symbols],
     qualities: Iterable[float],
@@ -36,7 +38,7 @@ def encode_symbols(
 
     Parameters
     ----------
-    prior : IntegerPrior
+    prior : CodingPrior
         Predicts the symbols.
     tables : CoderTables
         State in which the arithmetic coder starts.
@@ -54,7 +56,7 @@ def encode_symbols(
 
 
 def start_encoding(
-    prior: IntegerPrior,
+    prior: CodingPrior,
     tables: CoderTables,
     symbols: Tensor,
     chunks: int,
@@ -113,7 +115,7 @@ def start_encoding(
 
 
 @lru_cache(maxsize=64)
-def _order(steps: tuple[Pass, ...], h: int, w: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _order(steps: tuple[Step, ...], h: int, w: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the passes that have positions, as the encoder takes them, and rows and columns of their positions."""
     rows, parts, before = [], [], 0
     for step in steps:
@@ -126,17 +128,17 @@ def _order(steps: tuple[Pass, ...], h: int, w: int) -> tuple[NDArray[np.int64], 
     return np.array(rows, np.int64), ys, xs
 
 
-def predict(prior: IntegerPrior, symbols: Tensor, quality: Tensor | int) -> Predictions:
+def predict(prior: CodingPrior, symbols: Tensor, quality: Tensor | int) -> Predictions:
     """Return the prior's predictions of known symbols (S,h,w,C), at whole qualities (S,) or one quality."""
     neighbours = prior.neighbours(symbols)
     return [
         prior.run(n, neighbours, rows, _quality_of(quality, image))
-        for n, _, rows, _, image in passes(prior, neighbours)
+        for n, _, rows, _, image in iter_steps(prior, neighbours)
     ]
 
 
 def decode_symbols(
-    prior: IntegerPrior,
+    prior: CodingPrior,
     tables: CoderTables,
     features: list[bytes],
     slices: int,
@@ -155,7 +157,7 @@ def decode_symbols(
     images = len(coders) * slices
     neighbours = prior.no_neighbours(images, grid)
     quality = _per_image(qualities, slices, prior.device)
-    for n, step, rows, _, image in passes(prior, neighbours):
+    for n, step, rows, _, image in iter_steps(prior, neighbours):
         ys, xs = step.positions(*grid)
         copies = [download(v) for v in prior.run(n, neighbours, rows, _quality_of(quality, image))]
         means, indices = (wait() for wait in copies)
@@ -168,7 +170,7 @@ def decode_symbols(
 
 def _decode_pass(
     coders: list[SymbolDecoder],
-    step: Pass,
+    step: Step,
     positions: tuple[NDArray[np.int64], NDArray[np.int64]],
     rows: tuple[NDArray[Any], ...],
     chunk: int,
@@ -178,7 +180,7 @@ def _decode_pass(
 
 
 def start_decoding(
-    prior: IntegerPrior,
+    prior: CodingPrior,
     features: list[bytes],
     slices: int,
     grid: tuple[int, int],

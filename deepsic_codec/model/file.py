@@ -1,60 +1,43 @@
-"""Model files: one ``.safetensors`` with weights, integer tables, vocabulary and description.
+"""Model files: one `.safetensors` file with weights, integer tables, vocabulary and description.
 
-A model has two identities, both SHA-256 over named tensors and their description: the
-*decoder* (integer prior, coder tables, gains, synthesis: all that decoding needs) and the
-*head* (semantic head and vocabulary).  The analysis transform belongs to neither, so a
-better encoder writes the same format.  Finding a model and reading its vocabulary needs
-neither torch nor the weights, only the file's JSON header.
+A model has two identities, both SHA-256 over named tensors and their description: the *decoder* (integer prior, coder
+tables, gains, synthesis: all that decoding needs) and the *head* (semantic head and vocabulary). The analysis transform
+belongs to neither, so a better encoder writes the same format. Reading a description needs neither torch nor the
+weights, only the file's JSON header.
 
-A file may come from anywhere, since archives carry models, and so nothing in it is believed: a
-description claims no more than the tensors beside it hold, the tensors fill the file exactly,
-and no byte of them is used before the identities are found to be right.
+Archives contain models, so a file may come from anywhere, and nothing in it is trusted: the size is checked before the
+file is read, a description may claim no more than the tensors beside it hold, the tensors have to fill the file
+exactly, and no tensor is used before the identities have been verified.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from deepsic_codec.errors import ModelMismatch, ModelNotFound
+from deepsic_codec.errors import ModelMismatch
 
-#: Directories or files to look in besides the package, separated as in PATH.
-SEARCH_VARIABLE = "DEEPSIC_MODEL_PATH"
-PACKAGED = Path(__file__).resolve().parent.parent / "models"
-#: Folder for models that archives brought along (``embed.py``); ``~/.cache/deepsic_codec`` if it is not set.
-CACHE_VARIABLE = "DEEPSIC_CACHE"
-#: A description is a few kilobytes; a header beyond this is no model of ours.
+#: Bytes of a header; a description takes a few thousand.
 MAX_HEADER = 1 << 20
-#: Weights of a few million parameters; a file beyond this is refused before it is read.
+#: Bytes of a file: weights of a few million parameters.
 MAX_FILE = 1 << 28
-#: Far more than any model has; they bound what a header makes a reader do.
+#: Far above those of any model; they bound the work that a header causes.
 MAX_TENSORS, MAX_DIMENSIONS, MAX_SIZES, MAX_SIZE = 1 << 12, 8, 64, 1 << 16
 #: A class number is one byte, and 255 means none.
 MAX_CLASSES, MAX_NAME = 255, 256
-#: What tensors may be made of, by the names of the safetensors format.
-DTYPES = {
-    "I8": "<i1",
-    "U8": "<u1",
-    "I16": "<i2",
-    "U16": "<u2",
-    "I32": "<i4",
-    "U32": "<u4",
-    "I64": "<i8",
-    "F16": "<f2",
-    "F32": "<f4",
-}
+#: Types of tensors, by their names in the safetensors format.
+DTYPES = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "F16", "F32"}
 PARTS = ("decoder.", "head.", "encoder.")
 
 Arrays = dict[str, NDArray[Any]]
@@ -77,7 +60,7 @@ class Vocabulary:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Classes and, last, ``unknown``: one name per score."""
+        """Classes and, last, `unknown`: one name per score."""
         return (*self.classes, "unknown")
 
     def parents_among(self, classes: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -90,46 +73,46 @@ class Vocabulary:
         return {"classes": list(self.classes), "parents": {k: list(v) for k, v in self.parents.items()}}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Vocabulary:
-        """Inverse of :meth:`to_json`."""
+    def from_json(cls, data: Mapping[str, Any]) -> "Vocabulary":
+        """Inverse of `to_json`."""
         return cls(tuple(data["classes"]), {k: tuple(v) for k, v in data.get("parents", {}).items()})
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says of itself.
+    """Description of a model file.
 
     Attributes
     ----------
     name : str
-        Such as ``base``.
+        Such as `base-` and the first digits of the decoder.
     path : str
-        Where the file lies.
+        Path of the file.
     decoder, head : str
         The two identities, 64 hexadecimal digits each.
+    encoder : str
+        SHA-256 of the tensors that only encoding needs. The format does not depend on it; it tells files of one decoder
+        and one head apart.
     vocabulary : Vocabulary
         Names of the head's scores.
     architecture : dict
-        Sizes of the networks.
-    encoder : str
-        SHA-256 of the analysis transform and what else only encodes, empty in older files. No identity, since the
-        format does not depend on it: it tells files of one decoder and one head apart.
+        Family and sizes of the networks.
     """
 
     name: str
     path: str
     decoder: str
     head: str
+    encoder: str
     vocabulary: Vocabulary
     architecture: dict[str, Any]
-    encoder: str = ""
 
 
 def identity(arrays: Arrays, prefix: str, description: Mapping[str, Any]) -> str:
-    """SHA-256 over a canonical description and all arrays whose name starts with ``prefix``.
+    """SHA-256 over a canonical description and all arrays whose name starts with `prefix`.
 
-    Hashed are: the description as JSON with sorted keys and no spaces, then per array in
-    order of names ``name|dtype|shape|`` and the little-endian bytes, all in UTF-8.
+    Hashed are the description as JSON with sorted keys and no spaces, then for each array in the order of names
+    `name|dtype|shape|` and the little-endian bytes, all in UTF-8.
     """
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, separators=(",", ":")).encode())
     for name in sorted(k for k in arrays if k.startswith(prefix)):
@@ -161,17 +144,22 @@ def save_model(
     Parameters
     ----------
     path : path
-        Where to; replaced if it exists.
+        Path of the file; replaced if it exists.
     name : str
-        Name under which :func:`find_model` finds it.
+        Name under which `zoo.find_model` finds it.
     arrays : dict of str to ndarray
-        Named ``decoder.*``, ``head.*`` and ``encoder.*``.
+        Named `decoder.*`, `head.*` and `encoder.*`.
     architecture : mapping
-        Sizes of the networks, as JSON.
+        Family and sizes of the networks, as JSON.
     vocabulary : Vocabulary
         Names of the head's scores.
     trained : mapping
-        How it was trained, for people; not part of an identity.
+        How the model was trained, for people; not part of an identity.
+
+    Returns
+    -------
+    ModelInfo
+        Description of the file.
     """
     decoder, head = identities(arrays, architecture, vocabulary)
     about = {
@@ -185,7 +173,7 @@ def save_model(
     }
     part = Path(path).with_suffix(".part")
     save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, part, {"deepsic": json.dumps(about)})
-    part.chmod(0o644)  # safetensors writes files for the owner alone
+    part.chmod(0o644)  # safetensors writes files that only their owner may read
     os.replace(part, path)
     return read_info(path)
 
@@ -198,94 +186,77 @@ def read_info(path: str | Path) -> ModelInfo:
     ModelMismatch
         If the file is no model file of this package.
     """
-    try:
-        with open(path, "rb") as file:
-            return _describe(str(path), _read_header(file, os.fstat(file.fileno()).st_size))
-    except _NONSENSE as error:
-        if isinstance(error, ModelMismatch | OSError):
-            raise
-        raise ModelMismatch(f"{path}: not a DeepSIC model file ({type(error).__name__}: {error})") from None
+    with _opened(path) as file:
+        return _describe(str(path), file)
 
 
 def load_arrays(info: ModelInfo) -> Arrays:
-    """All arrays of a model file, after verifying both identities.
+    """All arrays of a model file, after both identities and the encoder have been verified.
 
     Raises
     ------
     ModelMismatch
-        If the file is damaged or is not the model that ``info`` describes.
+        If the file is damaged or is not the model that `info` describes.
     """
-    try:
-        with open(info.path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header = _read_header(file, size)
-            table = _tensor_table(header, size - file.tell())
-            data = file.read(size - file.tell())
-        _check_claims(_describe(info.path, header), table)
-        arrays = {
-            name: np.frombuffer(data, dtype, prod(shape), offset).reshape(shape).copy()
-            for name, (dtype, shape, offset) in table.items()
-        }
-    except _NONSENSE as error:
-        if isinstance(error, ModelMismatch):
-            raise
-        raise ModelMismatch(f"{info.path}: damaged model file: {type(error).__name__}: {error}") from None
-    found = identities(arrays, info.architecture, info.vocabulary)
-    for part, wanted, has in zip(("decoder", "head"), (info.decoder, info.head), found, strict=True):
-        if wanted != has:
+    with _opened(info.path) as file:
+        _check_claims(_describe(info.path, file).architecture, _check_tensors(file))
+        arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # no mapping
+    computed = (*identities(arrays, info.architecture, info.vocabulary), identity(arrays, "encoder.", {}))
+    stored = info.decoder, info.head, info.encoder
+    for part, actual, expected in zip(("decoder", "head", "encoder"), computed, stored, strict=True):
+        if actual != expected:
             raise ModelMismatch(
-                f"{info.path}: damaged or altered: its {part} has SHA-256 {has}, expected {wanted}; replace the file"
+                f"{info.path}: damaged or altered: its {part} has SHA-256 {actual}, expected {expected}; "
+                "replace the file"
             )
-    # no part of the format, but a damaged encoder would write damaged images; older files do not say
-    if info.encoder and info.encoder != identity(arrays, "encoder.", {}):
-        raise ModelMismatch(f"{info.path}: damaged or altered: its encoder is not the one that was stored; replace it")
     return arrays
 
 
-#: What reading a file that is no model can raise. Deep JSON ends in RecursionError.
-_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError, OSError)
-
-
-def _read_header(file: BinaryIO, size: int) -> dict[str, Any]:
-    """JSON header of a safetensors file of ``size`` bytes, tested before it is read; leaves the file at its tensors."""
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """Open a safetensors file, whose sizes are checked before it is read; all that is wrong becomes ModelMismatch."""
+    size = os.stat(path).st_size
     if size > MAX_FILE:
-        raise ModelMismatch(f"{file.name}: {size} bytes, more than the {MAX_FILE} that a model may have")
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= min(MAX_HEADER, size - 8):
-        raise ModelMismatch(f"{file.name}: not a DeepSIC model file (header of {length} bytes in a file of {size})")
-    header = _parse(file.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("a header that is no mapping")
-    return header
+        raise ModelMismatch(f"{path}: {size} bytes, expected at most {MAX_FILE} in a model file")
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if not 2 <= header <= min(MAX_HEADER, size - 8):
+        raise ModelMismatch(f"{path}: not a DeepSIC model file (header of {header} bytes in a file of {size})")
+    try:
+        with safe_open(path, "np") as tensors:
+            yield tensors
+    except ModelMismatch:
+        raise
+    # RecursionError: deeply nested JSON
+    except (SafetensorError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
+        raise ModelMismatch(f"{path}: not a DeepSIC model file, or damaged ({type(e).__name__}: {e})") from None
 
 
-def _parse(text: str | bytes) -> Any:
-    """JSON without what two readers could take for two things: names that are there twice, NaN."""
+def _parse(text: str) -> Any:
+    """Parse JSON; a name that occurs twice and NaN are refused, since readers differ in what they make of them."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError("a name is there twice")
+            raise ValueError("a name occurs twice")
         return dict(pairs)
 
-    def never(text: str) -> Any:
+    def refuse(text: str) -> Any:
         raise ValueError(f"the number {text}")
 
-    return json.loads(text, object_pairs_hook=once, parse_constant=never)
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
-def _describe(path: str, header: Mapping[str, Any]) -> ModelInfo:
-    about = _parse(header["__metadata__"]["deepsic"])
-    names = [about["name"], about["decoder"], about["head"]]
-    if not all(isinstance(name, str) and len(name) <= MAX_NAME for name in names):
-        raise ValueError("names and identities have to be short text")
-    encoder = about.get("encoder") or ""
-    if not all(re.fullmatch(r"[0-9a-f]{64}", identity) for identity in [*names[1:], *([encoder] if encoder else [])]):
+def _describe(path: str, file: Any) -> ModelInfo:
+    about = _parse(file.metadata()["deepsic"])
+    name, decoder, head, encoder = (about[key] for key in ("name", "decoder", "head", "encoder"))
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        raise ValueError(f"name: expected text of at most {MAX_NAME} characters")
+    if not all(re.fullmatch(r"[0-9a-f]{64}", digits) for digits in (decoder, head, encoder)):
         raise ValueError("an identity is no SHA-256")
     vocabulary, architecture = about["vocabulary"], about["architecture"]
     _check_vocabulary(vocabulary)
     _check_description(architecture)
-    name, decoder, head = names
-    return ModelInfo(name, path, decoder, head, Vocabulary.from_json(vocabulary), dict(architecture), encoder)
+    return ModelInfo(name, path, decoder, head, encoder, Vocabulary.from_json(vocabulary), dict(architecture))
 
 
 def _check_vocabulary(data: Any) -> None:
@@ -315,38 +286,31 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value <= MAX_SIZE
 
 
-Table = dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]
+def _check_tensors(file: Any) -> int:
+    """Return the number of elements of all tensors; raise ValueError for tensors that no model has.
 
-
-def _tensor_table(header: Mapping[str, Any], size: int) -> Table:
-    """Dtype, shape and offset of each tensor; raises ValueError unless they fill ``size`` bytes exactly."""
-    table: Table = {}
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if len(entries) > MAX_TENSORS:
-        raise ValueError(f"{len(entries)} tensors where at most {MAX_TENSORS} were expected")
-    end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype, shape, (low, high) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    That shapes fit their bytes, and that the tensors fill the file without gaps, safetensors has verified.
+    """
+    names, elements = list(file.keys()), 0
+    if len(names) > MAX_TENSORS:
+        raise ValueError(f"{len(names)} tensors, expected at most {MAX_TENSORS}")
+    for name in names:
+        tensor = file.get_slice(name)
+        shape, dtype = tensor.get_shape(), tensor.get_dtype()
         if not name.startswith(PARTS) or len(name) > MAX_NAME:
             raise ValueError(f"tensor {name[:40]!r}: expected a name that starts with one of {', '.join(PARTS)}")
-        if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and 0 <= n <= MAX_FILE for n in (*shape, low, high)):
-            raise ValueError(f"tensor {name}: shape or offsets out of range")
-        if low != end or high - low != prod(shape) * np.dtype(dtype).itemsize or high > size:
-            raise ValueError(f"tensor {name}: bytes {low} to {high} of {size} for shape {shape}, after byte {end}")
-        table[name] = np.dtype(dtype), tuple(shape), low
-        end = high
-    if end != size:
-        raise ValueError(f"{size - end} bytes after the last tensor")
-    return table
+        if len(shape) > MAX_DIMENSIONS or dtype not in DTYPES:
+            raise ValueError(f"tensor {name}: {len(shape)} dimensions of {dtype}")
+        elements += prod(shape)
+    return elements
 
 
-def _check_claims(info: ModelInfo, table: Table) -> None:
-    """Raise ValueError if networks as described would be far larger than the tensors that are there.
+def _check_claims(sizes: Mapping[str, Any], elements: int) -> None:
+    """Raise ValueError if the networks that an architecture describes would be far larger than the stored tensors.
 
     What is built before tensors are compared in detail is thus at most a small multiple of the file.
     """
-    elements = max(MAX_SIZE, sum(prod(shape) for _, shape, _ in table.values()))  # toys may be smaller than they say
-    sizes = info.architecture
+    elements = max(MAX_SIZE, elements)  # small models may claim more than they have
     for name, value in sizes.items():
         values = value if isinstance(value, list) else [value]
         numbers = [n for n in values if isinstance(n, int) and not isinstance(n, bool)]
@@ -355,95 +319,8 @@ def _check_claims(info: ModelInfo, table: Table) -> None:
         if name.endswith("_blocks"):
             stem = name.removesuffix("_blocks")
             widths = sizes.get(f"{stem}_widths", [sizes.get(f"{stem}_width")])
-            sound = isinstance(widths, list) and len(widths) == len(values) == len(numbers)
-            if not sound or not all(isinstance(w, int) for w in widths):
+            valid = isinstance(widths, list) and len(widths) == len(values) == len(numbers)
+            if not valid or not all(isinstance(w, int) for w in widths):
                 raise ValueError(f"architecture: {name} is {value} for widths {widths}")
             if sum(n * w**2 for n, w in zip(numbers, widths, strict=True)) > elements:
                 raise ValueError(f"architecture: {name} is {value} in a file of {elements} weights")
-
-
-def find_model(name: str = "base", *, head: str | None = None, preferred: str | None = None) -> ModelInfo:
-    """Look a model up along ``DEEPSIC_MODEL_PATH``, in the package, and among what archives brought, in this order.
-
-    The first file that fits is the answer, in a folder the first by file name. Several may have one decoder: any of
-    them decodes what another encoded, and to label or encode, ``head`` and ``preferred`` say which.
-
-    Parameters
-    ----------
-    name : str
-        Name of a model, or at least 8 hexadecimal digits of its decoder's identity.
-    head : str, optional
-        Leading digits of the identity of the head that it must have; any if None or all zeros.
-    preferred : str, optional
-        Name of the model to choose where several fit: with one decoder and one head, they may still encode differently.
-
-    Raises
-    ------
-    ModelNotFound
-        If there is none; names the identity and every place looked at.
-    """
-    wanted = head if head and set(head) != {"0"} else ""
-    by_hash = len(name) >= 8 and set(name) <= set("0123456789abcdef")
-    first = None
-    # what the user points to comes before what is packaged
-    for path, brought in _candidates():
-        info = _cached_info(str(path), path.stat().st_mtime_ns)
-        if info is None or not info.head.startswith(wanted):
-            continue
-        # what an archive brought answers to its identity alone: a name is the user's to give
-        if (info.name == name and not brought) or (by_hash and info.decoder.startswith(name)):
-            if preferred is None or (info.name == preferred and not brought):
-                return info
-            first = first or info
-    if first is not None:
-        return first
-    asked = f"with decoder {name}" if by_hash else f"named {name!r}"
-    asked += f" and head {wanted}" if wanted else ""
-    places = ", ".join(str(p) for p in [*_places(), *_brought()])
-    raise ModelNotFound(
-        f"no model {asked}; looked in {places}. Set {SEARCH_VARIABLE} to the folder that has it. If the archive has it "
-        "embedded, call deepsic_codec.open_archive(URL) once: from then on zarr.open and xarray.open_zarr find it too"
-    )
-
-
-def cache_folder() -> Path:
-    """Folder for models that archives brought along."""
-    given = os.environ.get(CACHE_VARIABLE, "")
-    return Path(given).expanduser() if given else Path("~/.cache/deepsic_codec").expanduser()
-
-
-def add_folder(folder: Path) -> None:
-    """Also look in a folder for models by their identity, for the rest of the process."""
-    if folder not in _added:
-        _added.append(folder)
-
-
-@lru_cache(maxsize=256)
-def _cached_info(path: str, modified: int) -> ModelInfo | None:
-    try:
-        return read_info(path)
-    except (ModelMismatch, OSError):
-        return None
-
-
-def _places() -> Iterable[Path]:
-    extra = [Path(p) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
-    return [*extra, PACKAGED]
-
-
-_added: list[Path] = []
-
-
-def _brought() -> list[Path]:
-    cache = cache_folder()
-    return [cache, *(folder for folder in _added if folder != cache)]
-
-
-def _candidates() -> Iterator[tuple[Path, bool]]:
-    """Files to look at, each with whether an archive brought it."""
-    for places, brought in ((_places(), False), (_brought(), True)):
-        for place in places:
-            if place.is_dir():
-                yield from ((path, brought) for path in sorted(place.glob("*.safetensors")))
-            elif place.is_file():
-                yield place, brought

@@ -21,75 +21,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.fixed import imitate
-from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
+from deepsic_codec.model.schedule import STARTS, schedule
+from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
 
-#: Bounds of what a model file may ask for.
-MAX_WIDTH, MAX_BLOCKS = 2048, 64
-#: Of the semantic head in model files that do not say how many it has.
-FIRST_HEAD_BLOCKS = 2
 #: Where the integer form clips streams and hidden channels of blocks.
 STREAM_MOST, HIDDEN_MOST = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of all networks; stored as JSON in the model file."""
-
-    name: str = "base"
-    latents: int = 320
-    analysis_widths: tuple[int, int] = (128, 256)  # at 1/8 and 1/16
-    analysis_blocks: tuple[int, int] = (7, 0)
-    synthesis_widths: tuple[int, int] = (128, 256)
-    synthesis_blocks: tuple[int, int] = (7, 5)
-    prior_groups: tuple[int, ...] = (8, 24, 64, 96, 128)
-    prior_width: int = 128
-    #: So many leading latents are seen by the prior's contexts in detail: with their signs, and diagonally.
-    prior_detail: int = 32
-    head_width: int = 120
-    head_blocks: int = 3
-    classes: int = 11
-    knots: int = 9  # of the quality tables
-    conditioned: bool = True  # whether the hidden biases of the transforms' blocks depend on quality
-    integer: bool = True  # whether the stored transforms are integers
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that no model has, before anything is allocated for them."""
-        sizes = [self.latents, self.prior_width, self.prior_detail, self.head_width, self.classes, self.knots]
-        sizes += [*self.prior_groups, *self.analysis_widths, *self.synthesis_widths]
-        blocks = [*self.analysis_blocks, *self.synthesis_blocks, self.head_blocks]
-        sound = all(isinstance(n, int) and 1 <= n <= MAX_WIDTH for n in sizes)
-        sound = sound and all(isinstance(n, int) and 0 <= n <= MAX_BLOCKS for n in blocks)
-        pairs = (self.analysis_widths, self.analysis_blocks, self.synthesis_widths, self.synthesis_blocks)
-        sound = sound and isinstance(self.conditioned, bool)
-        if not sound or any(len(p) != 2 for p in pairs) or sum(self.prior_groups) != self.latents or self.knots < 2:
-            raise ValueError("architecture: sizes out of range, or prior groups that do not add up to the latents")
-        object.__setattr__(self, "prior_detail", min(self.prior_detail, self.latents))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary with lists in place of tuples.
-
-        Identities are hashes of it, so that what the first model files do not say is still left
-        out: two blocks of the head, contexts that see all latents alike, unconditioned blocks.
-        """
-        first = {"head_blocks": FIRST_HEAD_BLOCKS, "prior_detail": self.latents, "conditioned": False}
-        unsaid = {k for k, v in first.items() if getattr(self, k) == v}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in unsaid}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Architecture:
-        """Inverse of :meth:`to_json`."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        first = {"integer": False, "head_blocks": FIRST_HEAD_BLOCKS, "prior_detail": values.get("latents", 0)}
-        return cls(**first | {"conditioned": False} | values)
 
 
 class QualityTable(nn.Module):
@@ -187,11 +131,6 @@ def _blocks(width: int, count: int, knots: int = 0) -> nn.ModuleList:
     return nn.ModuleList(Block(width, knots=knots) for _ in range(count))
 
 
-def _knots(arch: Architecture) -> int:
-    """Of the conditions of a transform's blocks."""
-    return arch.knots if arch.conditioned else 0
-
-
 def _through(blocks: nn.ModuleList, x: Tensor, quality: Tensor, bounded: bool = False) -> Tensor:
     if bounded:
         x = F.hardtanh(x, -STREAM_MOST, STREAM_MOST)
@@ -213,6 +152,9 @@ class Analysis(nn.Module):
     right for weights that come from there: a channel that runs away spoils a whole step.
     """
 
+    formats = fixed.ANALYSIS_LAYERS
+    block_lists, modulations = ("blocks8", "blocks16"), ("mod8", "mod16")
+
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.integer = self.bounded = False
@@ -220,9 +162,9 @@ class Analysis(nn.Module):
         n8, n16 = arch.analysis_blocks
         self.linear = nn.Conv2d(3 * LATENT_STRIDE**2, arch.latents, 1, bias=False)
         self.stem = nn.Conv2d(3 * 64, w8, 1)
-        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, _knots(arch))
+        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, arch.knots)
         self.reduce = nn.Conv2d(4 * w8, w16, 1)
-        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, _knots(arch))
+        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, arch.knots)
         self.out = nn.Conv2d(w16, arch.latents, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -266,6 +208,9 @@ class Analysis(nn.Module):
 class Synthesis(nn.Module):
     """Synthesis transform ``g_s``: dequantised latents to image; ``integer`` and ``bounded`` as for the analysis."""
 
+    formats = fixed.SYNTHESIS_LAYERS
+    block_lists, modulations = ("blocks8", "blocks16"), ("mod8", "mod16")
+
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.integer = self.bounded = False
@@ -275,9 +220,9 @@ class Synthesis(nn.Module):
         self.register_buffer("input_scale", torch.ones(arch.latents))
         self.input_scale: Tensor
         self.stem = nn.Conv2d(arch.latents, w16, 1)
-        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, _knots(arch))
+        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, arch.knots)
         self.expand = nn.Conv2d(w16, 4 * w8, 1)
-        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, _knots(arch))
+        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, arch.knots)
         self.out = nn.Conv2d(w8, 3 * 64, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -331,6 +276,9 @@ class SemanticHead(nn.Module):
     symbols do not drown small ones, and the quality.
     """
 
+    formats = fixed.HEAD_LAYERS
+    block_lists, modulations = ("blocks",), ("mod",)
+
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.integer = self.bounded = False
@@ -361,9 +309,34 @@ class SemanticHead(nn.Module):
         return imitate(self.dropout(imitate(pooled, self.hidden, fixed.UP)), self.out, fixed.TO_LOGIT)
 
 
-def kmac_per_pixel(module: nn.Module) -> float:
+def complexity(arch: Architecture) -> dict[str, float]:
+    """Thousands of multiply-accumulates per pixel of `analysis`, `prior`, `synthesis` and `head`.
+
+    Integer layers of two digits multiply more than once (`docs/model.md`).
+    """
+    prior = 0.0
+    for step in schedule(arch.prior_groups, arch.prior_detail):
+        inputs = step.input_count
+        layers = arch.prior_width * (inputs + arch.prior_width + 2 * step.count) if inputs else 0
+        prior += len(STARTS[step.mask]) / 4 * (layers + step.signed * step.count * len(step.offsets)) / LATENT_STRIDE**2
+    shortcut = arch.latents * 3 / 1e3
+    head = SemanticHead(arch)
+    linear = head.hidden.weight.numel() + head.out.weight.numel()
+    return {
+        "analysis": _kmac_per_pixel(Analysis(arch)) + shortcut,
+        "prior": prior / 1e3,
+        "synthesis": _kmac_per_pixel(Synthesis(arch))
+        + 2 * shortcut
+        + arch.latents * arch.synthesis_widths[1] / LATENT_STRIDE**2 / 1e3,
+        "head": _kmac_per_pixel(head)
+        + linear / LABEL_CELL**2 / 1e3
+        + arch.latents * arch.head_width / LATENT_STRIDE**2 / 1e3,
+    }
+
+
+def _kmac_per_pixel(module: nn.Module) -> float:
     """Multiply-accumulates per image pixel, in thousands, of a transform's convolutions."""
-    at8 = {Analysis: ("stem", "blocks8"), Synthesis: ("blocks8", "out")}.get(type(module), ())  # type: ignore[call-overload]
+    at8 = {Analysis: ("stem", "blocks8"), Synthesis: ("blocks8", "out")}.get(type(module), ())
     total = 0.0
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):

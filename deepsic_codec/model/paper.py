@@ -19,27 +19,25 @@ which is steered until the estimated rate is the one asked for.  Feature maps at
 folded to 1/16 (2x2 positions become channels), so that payloads have the usual grid.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepsic_codec.model.prior import (
-    CROSS,
-    INDEX_LEVELS,
-    MEAN_LEVELS,
-    SCALES,
-    IntegerPrior,
-    Neighbours,
-    Pass,
-    _scale_table,
-    scale_of,
-)
+from deepsic_codec.model.architecture import Sizes
+from deepsic_codec.model.device import upload
+from deepsic_codec.model.exact.transforms import FINE, analyses_in_bfloat16, grey_levels
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analysed, tensors_below
+from deepsic_codec.model.file import Arrays
+from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, log_scales, logistic_bits, scale_of
+from deepsic_codec.model.neighbours import Neighbours
+from deepsic_codec.model.schedule import CROSS, Step
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
 #: Equation 1: the quantiser's bits.
@@ -50,11 +48,26 @@ RATES = {0.25: (4, 2, 2, 1), 0.5: (4, 2, 2, 1), 1.0: (4, 2, 1, 1), 1.5: (4, 2, 1
 
 
 @dataclass(frozen=True)
-class PaperArchitecture:
-    """Sizes of the paper's networks for one rate; stored as JSON in the model file."""
+class PaperArchitecture(Sizes):
+    """Sizes of the paper's networks for one rate.
 
-    name: str = "paper-0.5"
-    rate: float = 0.5  # bits per pixel that training aims at
+    Attributes
+    ----------
+    rate : float
+        Bits per pixel that training aims at.
+    strides : tuple of int
+        Of the four convolutions of the analysis.
+    filters : int
+        Channels of the feature maps.
+    head_width : int
+        Channels of the semantic head.
+    classes : int
+        Scores of the semantic head, *unknown* included.
+    """
+
+    family: ClassVar[str] = "paper"
+
+    rate: float = 0.5
     strides: tuple[int, ...] = (4, 2, 2, 1)
     filters: int = 128
     head_width: int = 128
@@ -90,19 +103,11 @@ class PaperArchitecture:
         total = sum(stages)
         return {"analysis": total, "prior": 0.0, "synthesis": total, "head": head}
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary with lists in place of tuples."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PaperArchitecture:
-        """Inverse of :meth:`to_json`."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**fields)
-
 
 class Analysis(nn.Module):
     """Feature extraction (paper, III-A)."""
+
+    integer = bounded = False  # there is no integer form
 
     def __init__(self, arch: PaperArchitecture) -> None:
         super().__init__()
@@ -133,6 +138,8 @@ class Analysis(nn.Module):
 
 class Synthesis(nn.Module):
     """Reconstruction from features (paper, III-C): transposed convolutions beside interpolation."""
+
+    integer = bounded = False
 
     def __init__(self, arch: PaperArchitecture) -> None:
         super().__init__()
@@ -173,6 +180,8 @@ class Gains(nn.Module):
 class SemanticHead(nn.Module):
     """Semantic analysis (paper, III-D): convolutions and two fully connected layers."""
 
+    integer = bounded = False
+
     def __init__(self, arch: PaperArchitecture) -> None:
         super().__init__()
         w = arch.head_width
@@ -191,7 +200,7 @@ class ChannelPrior(nn.Module):
     def __init__(self, arch: PaperArchitecture) -> None:
         super().__init__()
         self.mean, self.index = (nn.Parameter(torch.full((arch.latents,), v)) for v in (0.5, 53.0))
-        self.register_buffer("log_scales", torch.tensor(_scale_table(), dtype=torch.float32), persistent=False)
+        self.register_buffer("log_scales", log_scales(), persistent=False)
         self.log_scales: Tensor
 
     def forward(self, symbols: Tensor, quality: Tensor, quantised: bool = False) -> tuple[Tensor, Tensor]:
@@ -201,9 +210,7 @@ class ChannelPrior(nn.Module):
 
     def bits(self, values: Tensor, mean: Tensor, index: Tensor) -> Tensor:
         """-log2 of the logistic mass in unit bins around ``values``; same shape."""
-        s, d = scale_of(index, self.log_scales), (values - mean).abs()
-        mass = torch.sigmoid((0.5 - d) / s) - torch.sigmoid((-0.5 - d) / s)
-        return -torch.log2(mass.clamp(min=1e-9))
+        return logistic_bits((values - mean).abs(), scale_of(index, self.log_scales))
 
     def export(self) -> dict[str, Tensor]:
         """Integers for :class:`StaticPrior`."""
@@ -214,35 +221,119 @@ class ChannelPrior(nn.Module):
         }
 
 
-class StaticPrior(IntegerPrior):
-    """The same mean and scale everywhere, so that all context is the adaptive coder's, as in the paper (III-B).
+class StaticPrior:
+    """Prior with the same mean and scale everywhere: all context is the adaptive coder's, as in the paper (III-B).
 
-    Takes the place of the learned integer prior, of which it uses nothing.
+    Parameters
+    ----------
+    arch : PaperArchitecture
+        Sizes.
+    tensors : mapping of str to Tensor
+        As `ChannelPrior.export` returns them.
+    device : str
+        Where to compute.
     """
 
-    optimised = False  # the quantiser is the paper's
-
-    def __init__(self, arch: PaperArchitecture, tensors: dict[str, Tensor], device: str = "cpu") -> None:
+    def __init__(self, arch: PaperArchitecture, tensors: Mapping[str, Tensor], device: str = "cpu") -> None:
         self.latents, self.device = arch.latents, device
-        # the second pass sees neighbours on all four sides
-        self.steps = [Pass(0, self.latents, "1", (), 0), Pass(0, self.latents, "2", CROSS, 0)]
+        # the second step has neighbours on all four sides
+        self.steps = [Step(0, self.latents, "1", (), 0), Step(0, self.latents, "2", CROSS, 0)]
         self.mean, self.index = tensors["mean"].to(device), tensors["index"].to(device)
         if self.mean.shape != (self.latents,) or self.index.shape != (self.latents,):
             raise ValueError("the prior has other channels than the architecture")
-        self.log_scales = torch.tensor(_scale_table(), dtype=torch.float32, device=device)
+        self.log_scales = log_scales(device)
 
     def neighbours(self, symbols: Tensor) -> Neighbours:
-        """Places of symbols (B,h,w,C); no values are needed."""
+        """Positions of symbols (N,h,w,C); their values do not matter."""
         nothing = symbols[..., :1]
         return Neighbours(nothing, nothing)
 
     def no_neighbours(self, images: int, grid: tuple[int, int]) -> Neighbours:
-        """The same."""
+        """Positions of symbols that are not decoded yet."""
         return self.neighbours(torch.zeros(images, *grid, 1, dtype=torch.int8, device=self.device))
 
-    def update(self, neighbours: Neighbours, step: Pass, rows: Tensor, symbols: Tensor) -> None:
-        """Nothing depends on decoded symbols here."""
+    def update(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor) -> None:
+        """Do nothing: no prediction depends on decoded symbols."""
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         """Means in eighths (P,C) int16 and scale indices in quarters (P,C) uint8."""
-        return tuple(v.expand(len(rows), -1).contiguous() for v in (self.mean, self.index))  # type: ignore[return-value]
+        mean, index = (v.expand(len(rows), -1).contiguous() for v in (self.mean, self.index))
+        return mean, index
+
+
+class PaperTransforms(nn.Module):
+    """The paper's networks in floating point, which rounds differently on different machines."""
+
+    analysis: nn.Module
+    gains: nn.Module
+    synthesis: nn.Module
+    head: nn.Module
+
+    def __init__(self, networks: Mapping[str, nn.Module], arrays: Arrays, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        for name, prefix in (("analysis", ANALYSIS), ("gains", GAINS), ("synthesis", SYNTHESIS), ("head", HEAD)):
+            network = networks[name]
+            network.load_state_dict({k: v.float() for k, v in tensors_below(arrays, prefix).items()})
+            self.add_module(name, network)
+        self.requires_grad_(False).eval().to(device)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
+        """See `Transforms.analyse`."""
+        q = self._quality(quality)
+        x = grey_levels(upload(images, self.device)).permute(0, 3, 1, 2)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=analyses_in_bfloat16(self.device)):
+            y = self.analysis(x, q).float()
+        gain = self.gains(q)
+        return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
+
+    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
+        """See `Transforms.synthesise`."""
+        q, unit = self._quality(quality), FINE if fine else 1
+        y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)
+        x = self.synthesis(y, q)
+        x = (x * unit + 0.5).clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
+        return x.to(torch.int16 if fine else torch.uint8).permute(0, 2, 3, 1)
+
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
+        """See `Transforms.latents`."""
+        gain = self.gains(self._quality(quality)).permute(0, 2, 3, 1)
+        return upload(symbols, self.device).float() / gain
+
+    def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
+        """See `Transforms.score`."""
+        logits = self.head(cells.permute(0, 3, 1, 2), self._quality(quality))
+        return torch.round(torch.sigmoid(logits) * 255).to(torch.uint8)
+
+    def _quality(self, quality: NDArray[np.float64]) -> Tensor:
+        return upload(torch.tensor(quality, dtype=torch.float32), self.device)
+
+
+class PaperFamily:
+    """The paper's networks: floating point, a static prior, no choice of symbols by the encoder."""
+
+    name = PaperArchitecture.family
+    exact = False
+    architecture = PaperArchitecture
+
+    def networks(self, arch: PaperArchitecture) -> dict[str, nn.Module]:
+        """See `Family.networks`."""
+        return {
+            "analysis": Analysis(arch),
+            "gains": Gains(arch),
+            "synthesis": Synthesis(arch),
+            "head": SemanticHead(arch),
+        }
+
+    def prior(self, arch: PaperArchitecture, tensors: Mapping[str, Tensor], device: str) -> StaticPrior:
+        """See `Family.prior`."""
+        return StaticPrior(arch, tensors, device)
+
+    def transforms(self, arch: PaperArchitecture, arrays: Arrays, device: torch.device) -> PaperTransforms:
+        """See `Family.transforms`."""
+        return PaperTransforms(self.networks(arch), arrays, device)
+
+    def complexity(self, arch: PaperArchitecture) -> dict[str, float]:
+        """See `Family.complexity`."""
+        return arch.kmac_per_pixel()

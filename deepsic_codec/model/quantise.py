@@ -17,20 +17,12 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model.exact.fixed import LATENT_BITS, STEP_BITS
+from deepsic_codec.model.exact.prior import LINEAR_MAX, IntegerPrior
+from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, logistic_bits, scale_of
+from deepsic_codec.model.neighbours import Neighbours, Predictions, iter_steps
 from deepsic_codec.model.networks import step_lambda
 from deepsic_codec.model.ops.tensor_ops import Compiled
-from deepsic_codec.model.prior import (
-    INDEX_LEVELS,
-    LINEAR_MAX,
-    MEAN_LEVELS,
-    SCALES,
-    IntegerPrior,
-    Neighbours,
-    Pass,
-    Predictions,
-    passes,
-    scale_of,
-)
+from deepsic_codec.model.schedule import Step
 from deepsic_codec.payload.coders._numba import kernel
 
 #: Weight of the distortion against lambda of the nominal step, by quality. Moved symbols also tell later ones less;
@@ -77,7 +69,7 @@ def make_tables(log_scales: Tensor, steps: Tensor) -> RdoTables:
     index = torch.arange((SCALES - 1) * INDEX_LEVELS + 1, dtype=torch.float64) / INDEX_LEVELS
     scale = scale_of(index, log_scales.cpu().double())[:, None]
     distance = torch.arange(DISTANCES, dtype=torch.float64) / MEAN_LEVELS
-    saved = _bits(distance, scale) - _bits((distance - 1).abs(), scale)
+    saved = logistic_bits(distance, scale) - logistic_bits((distance - 1).abs(), scale)
     quality = torch.arange(1, 101, dtype=torch.float64)
     step = steps.cpu().double() * 2.0 ** -(LATENT_BITS + STEP_BITS) * UNIT  # in grey levels
     # three samples share a pixel's bits
@@ -116,12 +108,12 @@ def quantise(
         What the prior expects, where it was asked.
     """
     nearest = torch.round(scaled).to(torch.int32)
-    if tables is None or not prior.optimised:
+    if tables is None:
         return nearest, None
     found = Symbols(scaled.flatten(0, 2), nearest.flatten(0, 2), prior.neighbours(nearest))
-    move = _move_compiled if prior.passes is Compiled else _move_tensors
+    move = _move_compiled if prior.ops is Compiled else _move_tensors
     predictions: Predictions = []
-    for number, step, padded, flat, image in passes(prior, found.neighbours):
+    for number, step, padded, flat, image in iter_steps(prior, found.neighbours):
         which = quality if isinstance(quality, int) else quality[image]
         predictions.append(prior.run(number, found.neighbours, padded, which))
         move(prior, tables, found, step, (padded, flat), predictions[-1], which)
@@ -151,13 +143,13 @@ def _move_tensors(
     prior: IntegerPrior,
     tables: RdoTables,
     found: Symbols,
-    step: Pass,
+    step: Step,
     rows: tuple[Tensor, Tensor],
     predicted: tuple[Tensor, Tensor],
     quality: Tensor | int,
 ) -> None:
     """Move the symbols of a pass at padded and plain ``rows``; nothing makes a GPU wait for the host."""
-    there: Any = prior.passes
+    there: Any = prior.ops
     symbols = there.move(
         found.chosen,
         found.latents,
@@ -177,7 +169,7 @@ def _move_compiled(
     prior: IntegerPrior,
     tables: RdoTables,
     found: Symbols,
-    step: Pass,
+    step: Step,
     rows: tuple[Tensor, Tensor],
     predicted: tuple[Tensor, Tensor],
     quality: Tensor | int,
@@ -213,9 +205,3 @@ def _move(  # type: ignore[no-untyped-def]
                 chosen[row, c] = symbol
                 linear[padded[p], c] = min(max(symbol, -LINEAR_MAX), LINEAR_MAX)
                 magnitude[padded[p], c] = compand[abs(symbol)]
-
-
-def _bits(distance: Tensor, scale: Tensor) -> Tensor:
-    """-log2 of the logistic mass of a unit bin at a distance from the mean."""
-    mass = torch.sigmoid((0.5 - distance) / scale) - torch.sigmoid((-0.5 - distance) / scale)
-    return -torch.log2(mass.clamp(min=1e-9))

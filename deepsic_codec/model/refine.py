@@ -25,11 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.distortion import Distortion, total
 from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.restore import restore_prior, restore_transform
-from deepsic_codec.model.networks import Architecture, Synthesis, step_lambda
-from deepsic_codec.model.prior import INPUT_BITS, Prior, compand, scale_of
+from deepsic_codec.model.exact.export import restore_network, restore_prior
+from deepsic_codec.model.exact.prior import INPUT_BITS
+from deepsic_codec.model.logistic import scale_of
+from deepsic_codec.model.networks import Synthesis, step_lambda
+from deepsic_codec.model.prior import Prior, compand
 from deepsic_codec.model.quantise import UNIT
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
@@ -104,7 +107,7 @@ class Refiner:
         self, arch: Architecture, synthesis: Tensors, prior: Tensors, device: torch.device, bf16: bool
     ) -> None:
         self._synthesis, self._prior = Synthesis(arch), Prior(arch)
-        restore_transform(self._synthesis, synthesis)
+        restore_network(self._synthesis, synthesis)
         restore_prior(self._prior, prior)
         self._synthesis.bounded = True  # as the integers are: without it, single images run away
         for net in (self._synthesis, self._prior):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.errors import ModelMismatch
-from deepsic_codec.model.architecture import architecture_from, integer_prior
+from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.coding import decode_symbols, start_decoding, start_encoding
 from deepsic_codec.model.device import (
     Pending,
@@ -34,20 +34,11 @@ from deepsic_codec.model.device import (
     upload,
 )
 from deepsic_codec.model.device_coder.coder import DeviceCoder, device_coder_for
-from deepsic_codec.model.exact.transforms import (
-    PRIOR,
-    RDO,
-    SYNTHESIS,
-    Analysed,
-    below,
-    grey_levels,
-    make_transforms,
-    multiplies_bfloat16,
-    whole_qualities,
-)
+from deepsic_codec.model.exact.transforms import grey_levels, multiplies_bfloat16, whole_qualities
+from deepsic_codec.model.families import architecture_from, family_of
+from deepsic_codec.model.family import PRIOR, RDO, SYNTHESIS, Analysed, below, tensors_below
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
-from deepsic_codec.model.networks import Architecture
-from deepsic_codec.model.prior import Predictions
+from deepsic_codec.model.neighbours import Predictions
 from deepsic_codec.model.quantise import RdoTables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
 from deepsic_codec.payload.coders.contexts import CoderTables
@@ -105,9 +96,9 @@ class LoadedModel:
         arrays = load_arrays(info)
         try:
             self.arch = architecture_from(info.architecture)
-            self.transforms: Any = make_transforms(self.arch, arrays, self.device)
-            prior = {name: torch.from_numpy(array) for name, array in below(arrays, PRIOR).items()}
-            self.prior = integer_prior(self.arch, prior, str(self.device))
+            self.family = family_of(self.arch)
+            self.transforms: Any = self.family.transforms(self.arch, arrays, self.device)
+            self.prior = self.family.prior(self.arch, tensors_below(arrays, PRIOR), str(self.device))
             self._rdo_tables = self._load_rdo_tables(arrays)
             self.coder_tables = CoderTables.from_arrays(below(arrays, "decoder.coder")).check(self.arch.latents)
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -121,10 +112,10 @@ class LoadedModel:
     @property
     def exact(self) -> bool:
         """Whether equal payloads give equal pixels on every machine: the synthesis computes in integers."""
-        return bool(self.transforms.exact)
+        return self.family.exact
 
     def _load_rdo_tables(self, arrays: Arrays) -> RdoTables | None:
-        tensors = {name: torch.from_numpy(array) for name, array in below(arrays, RDO).items()}
+        tensors = tensors_below(arrays, RDO)
         if not tensors:
             return None
         return RdoTables(tensors["saved"], tensors["price"]).check(self.arch.latents).to(self.device)
@@ -188,10 +179,7 @@ class LoadedModel:
         with self._on_first_use:
             if self._refiner is None:
                 arrays = load_arrays(self.info)
-                synthesis, prior = (
-                    {name: torch.from_numpy(array) for name, array in below(arrays, part).items()}
-                    for part in (SYNTHESIS, PRIOR)
-                )
+                synthesis, prior = (tensors_below(arrays, part) for part in (SYNTHESIS, PRIOR))
                 with torch.inference_mode(False):
                     bf16 = multiplies_bfloat16(self.device)
                     self._refiner = Refiner(cast(Architecture, self.arch), synthesis, prior, self.device, bf16)

@@ -25,7 +25,7 @@ from deepsic_codec.model.device import Pending, Workers, download, pipelined, st
 from deepsic_codec.model.device_coder.coder import DeviceCoder
 from deepsic_codec.model.exact.transforms import Pixels
 from deepsic_codec.model.file import ModelInfo
-from deepsic_codec.model.prior import Predictions
+from deepsic_codec.model.neighbours import Predictions
 from deepsic_codec.model.runtime import (
     DEFAULT_EFFORT,
     DEFAULT_TUNE,

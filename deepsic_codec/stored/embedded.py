@@ -61,13 +61,13 @@ def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
     ModelNotFound, ModelMismatch
         If the model is not here, or its file is damaged.
     """
-    from deepsic_codec.model import file
+    from deepsic_codec.model import file, zoo
     from deepsic_codec.stored.layout import codec_of
 
     if info is None:
         config = codec_of(array)
         decoder, head = config.identity()
-        info = file.find_model(decoder, head=head, preferred=config.model)
+        info = zoo.find_model(decoder, head=head, preferred=config.model)
     place = _beside(array, info.decoder, info.head)
     if place is None:
         raise ConfigurationError(NO_PLACE)
@@ -140,12 +140,12 @@ def use_embedded(array: zarr.Array) -> ModelInfo | None:
     ModelMismatch
         If an array with the model's name is not that model.
     """
-    from deepsic_codec.model import file
+    from deepsic_codec.model import file, zoo
     from deepsic_codec.stored.layout import codec_of
 
     decoder, head = codec_of(array).identity()
     try:
-        return file.find_model(decoder, head=head)
+        return zoo.find_model(decoder, head=head)
     except ModelNotFound:
         pass
     place = None if head is None else _beside(array, decoder, head)
@@ -209,15 +209,15 @@ def _read(stored: Any, most: int) -> bytes:
 
 def _keep(data: bytes, decoder: str, head: str, where: str) -> ModelInfo:
     """Put a model into the cache folder once it has proved to be what it is looked for as."""
-    from deepsic_codec.model import file
+    from deepsic_codec.model import file, zoo
 
-    folder = file.cache_folder()
+    folder = zoo.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
     except OSError:  # a home that cannot be written to: then for this process only
         folder = Path(tempfile.mkdtemp(prefix="deepsic-models-"))
-        file.add_folder(folder)
+        zoo.add_folder(folder)
         handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
     try:
         with os.fdopen(handle, "wb") as out:
@@ -233,4 +233,4 @@ def _keep(data: bytes, decoder: str, head: str, where: str) -> ModelInfo:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(part)
-    return file.find_model(decoder, head=head)
+    return zoo.find_model(decoder, head=head)

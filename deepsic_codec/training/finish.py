@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deepsic_codec.model.architecture import AnyArchitecture
-from deepsic_codec.model.exact.integer import export_gains, export_head, export_transform
-from deepsic_codec.model.exact.transforms import ANALYSIS, GAINS, HEAD, RDO, SYNTHESIS
+from deepsic_codec.model.architecture import Architecture, Sizes
+from deepsic_codec.model.exact.export import export_gains, export_network
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, RDO, SYNTHESIS
 from deepsic_codec.model.file import Arrays, ModelInfo, Vocabulary, load_arrays, save_model
-from deepsic_codec.model.networks import Architecture
 from deepsic_codec.model.prior import Prior
 from deepsic_codec.model.quantise import make_tables
 from deepsic_codec.payload.coders.contexts import CoderTables
@@ -53,7 +52,7 @@ def write_model(work: Work, log: Log) -> ModelInfo:
         arrays |= {f"{RDO}.saved": made.saved.numpy(), f"{RDO}.price": made.price.numpy()}
     arrays |= transforms(nets) | head(nets)
     arch = nets.arch
-    if nets.integer and isinstance(arch, Architecture):
+    if nets.integer:
         encoder, arch = _encoder(work, log)
         arrays = {k: v for k, v in arrays.items() if not k.startswith(f"{ANALYSIS}.")} | encoder
     return _save(work, arrays, arch, log)
@@ -84,7 +83,7 @@ def _encoder(work: Work, log: Log) -> tuple[Arrays, Architecture]:
         for x, q in work.calibration(IDLE_BATCHES):
             analysis(x, q)
 
-    tensors, counts = export_transform(analysis), []
+    tensors, counts = export_network(analysis), []
     for at, idle in idle_blocks(analysis, run).items():
         tensors, count = fold_blocks(tensors, at, idle)
         counts.append(count)
@@ -108,7 +107,7 @@ def _finish_head(work: Work, log: Log) -> None:
         )
 
 
-def _save(work: Work, arrays: Arrays, arch: AnyArchitecture, log: Log, vocabulary: Vocabulary = NO_WORDS) -> ModelInfo:
+def _save(work: Work, arrays: Arrays, arch: Sizes, log: Log, vocabulary: Vocabulary = NO_WORDS) -> ModelInfo:
     """Write the file; the vocabulary is that of the labelled images, if there are any.
 
     Broader names that a base model has for classes that all stay are kept unless others are given.
@@ -130,16 +129,16 @@ def transforms(nets: Networks) -> Arrays:
     if not nets.integer:
         parts = (nets.analysis, ANALYSIS), (nets.gains, GAINS), (nets.synthesis, SYNTHESIS)
         return {k: v for network, prefix in parts for k, v in weights(network, prefix).items()}
-    exported = {ANALYSIS: export_transform(nets.analysis), SYNTHESIS: export_transform(nets.synthesis)}
+    exported = {ANALYSIS: export_network(nets.analysis), SYNTHESIS: export_network(nets.synthesis)}
     exported[GAINS] = export_gains(nets.gains)
     return {f"{prefix}.{k}": v.numpy() for prefix, tensors in exported.items() for k, v in tensors.items()}
 
 
 def head(nets: Networks) -> Arrays:
     """Tensors of the semantic head by their names in a model file."""
-    if not getattr(nets.head, "integer", False):  # the paper's never are
+    if not nets.stores_integers:
         return weights(nets.head, HEAD)
-    return {f"{HEAD}.{k}": v.numpy() for k, v in export_head(nets.head).items()}
+    return {f"{HEAD}.{k}": v.numpy() for k, v in export_network(nets.head).items()}
 
 
 def weights(network: nn.Module, prefix: str) -> Arrays:

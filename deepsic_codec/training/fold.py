@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.integer import BLOCK_FORMATS, check_sums
+from deepsic_codec.model.exact.layers import check_sums
 from deepsic_codec.model.networks import Analysis
 
 #: Share of its hidden values that may be above zero in a block that counts as idle.
@@ -106,7 +106,7 @@ def fold_blocks(tensors: Tensors, at: int, idle: set[int]) -> tuple[Tensors, int
     try:
         for number in range(kept):
             parts = (out[f"{name}.{number}.down.{part}"].to(torch.int32) for part in ("weight", "bias", "shift"))
-            check_sums(f"{name}.{number}.down", *parts, BLOCK_FORMATS["down"])
+            check_sums(f"{name}.{number}.down", *parts, fixed.BLOCK_LAYERS["down"])
     except ValueError:
         return dict(tensors), len(blocks)
     if int(offset.abs().max()) > fixed.BIAS_MAX:  # beyond it float32, which adds it, could round

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.networks import Architecture
-from deepsic_codec.model.prior import Pass, PriorPass, input_names
+from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.prior import StepNetwork
+from deepsic_codec.model.schedule import Step
 from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.klt import start_scales
@@ -26,11 +27,9 @@ BATCH, EDGE, RIDGE = 8, 256, 1e-4
 #: Sizes that may differ: latents and prior groups grow, blocks come and (if they do nothing) go, the semantic head is
 #: new where its width is another, and its last layer for other classes.
 FLEXIBLE = {
-    "name",
     "latents",
     "prior_groups",
     "prior_detail",
-    "conditioned",
     "analysis_blocks",
     "synthesis_blocks",
     "head_blocks",
@@ -134,19 +133,19 @@ def _pairs(nets: Networks, old: Networks) -> list[tuple[Tensor, Tensor]]:
 
 def _contexts(nets: Networks, old: Networks) -> None:
     """First layers of the prior: each column belongs to a feature, of which there may be others now."""
-    for net, step, was, step_was in _shared_passes(nets, old):
+    for net, step, was, step_was in _shared_steps(nets, old):
         if not net.has_inputs:
             continue
-        place = {name: i for i, name in enumerate(input_names(step_was))}
-        found = [(i, place[name]) for i, name in enumerate(input_names(step)) if name in place]
+        place = {name: i for i, name in enumerate(step_was.input_names())}
+        found = [(i, place[name]) for i, name in enumerate(step.input_names()) if name in place]
         new, known = (torch.tensor(column) for column in zip(*found, strict=True))
         net.first.weight.zero_()
         net.first.weight[:, new] = was.first.weight[:, known].to(net.first.weight)
 
 
-def _shared_passes(nets: Networks, old: Networks) -> Iterator[tuple[PriorPass, Pass, PriorPass, Pass]]:
-    """Passes that both priors have, the new and the old."""
-    new, known = (list(zip(prior.passes, prior.steps, strict=True)) for prior in (nets.prior, old.prior))
+def _shared_steps(nets: Networks, old: Networks) -> Iterator[tuple[StepNetwork, Step, StepNetwork, Step]]:
+    """Steps that both priors have, the new and the old."""
+    new, known = (list(zip(prior.networks, prior.steps, strict=True)) for prior in (nets.prior, old.prior))
     for (net, step), (was, before) in zip(new, known, strict=False):
         yield net, step, was, before  # type: ignore[misc]
 
@@ -174,8 +173,6 @@ def _check(new: Architecture, old: Architecture) -> None:
     groups = old.prior_groups
     if new.prior_groups[: len(groups)] != groups:
         other.append(f"prior groups {list(new.prior_groups)} do not begin with {list(groups)}")
-    if old.conditioned and not new.conditioned:
-        other.append("conditioned false, not true")
     fewer = ["analysis_blocks"] if new.analysis_blocks[0] < old.analysis_blocks[0] else []
     if any(m < n for m, n in zip(new.synthesis_blocks, old.synthesis_blocks, strict=True)):
         fewer.append("synthesis_blocks")

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepsic_codec.model.exact.prior import SCALE_BITS
+from deepsic_codec.model.logistic import SCALES
 from deepsic_codec.model.networks import Analysis, Gains, Synthesis
-from deepsic_codec.model.prior import SCALE_BITS, SCALES, Prior
+from deepsic_codec.model.prior import Prior
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
 from deepsic_codec.training.data import Photographs
 
@@ -45,13 +47,13 @@ def linear_start(
 @torch.no_grad()
 def start_scales(prior: Prior, variances: Tensor, first: int = 0) -> None:
     """Let a prior expect of channels ``first`` and on what their variances (C,) say; the rest of it stays."""
-    knots = torch.linspace(MIN_QUALITY, MAX_QUALITY, len(prior.passes[0].out_bias.table))
+    knots = torch.linspace(MIN_QUALITY, MAX_QUALITY, len(prior.networks[0].out_bias.table))
     # logistic scale of half the standard deviation, in quantiser steps: image
     # coefficients have heavier tails than their variance tells
     scales = 0.3 * variances.sqrt() * 64 / quality_step(knots)[:, None]  # (knots, C)
     index = np.interp(scales.log().cpu().numpy(), prior.log_scales.cpu().numpy(), np.arange(SCALES))
     start = (torch.from_numpy(index).float() - SCALES / 2) / 2**SCALE_BITS
-    for net, step in zip(prior.passes, prior.steps, strict=True):
+    for net, step in zip(prior.networks, prior.steps, strict=True):
         if step.start >= first:
             own = slice(step.start - first, step.start - first + step.count)
             net.out_bias.table[:, step.count :] = start[:, own]

@@ -16,10 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepsic_codec.model.architecture import AnyArchitecture, stored_networks
-from deepsic_codec.model.networks import Analysis, Architecture, Gains, SemanticHead, Synthesis, step_lambda
-from deepsic_codec.model.paper import ChannelPrior, PaperArchitecture, StaticPrior
-from deepsic_codec.model.prior import IntegerPrior, Prior, ste_round
+from deepsic_codec.model.architecture import Architecture, Sizes
+from deepsic_codec.model.exact.export import export_prior
+from deepsic_codec.model.exact.fixed import ste_round
+from deepsic_codec.model.families import family_of
+from deepsic_codec.model.family import CodingPrior
+from deepsic_codec.model.networks import Analysis, Gains, SemanticHead, Synthesis, step_lambda
+from deepsic_codec.model.paper import ChannelPrior, PaperArchitecture
+from deepsic_codec.model.prior import Prior
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE, quality_step
 
 
@@ -38,7 +42,7 @@ class Networks(nn.Module):
     @property
     def stores_integers(self) -> bool:
         """Whether a model file of this architecture has transforms and head as integers."""
-        return bool(getattr(self.arch, "integer", False))
+        return family_of(self.arch).exact
 
     @property
     def can_be_recorded(self) -> bool:
@@ -46,9 +50,14 @@ class Networks(nn.Module):
         return True
 
     @property
+    def can_be_shared(self) -> bool:
+        """Whether processes can share out the images of a step."""
+        return True
+
+    @property
     def integer(self) -> bool:
         """Whether the transforms imitate their integer form."""
-        return bool(getattr(self.analysis, "integer", False))
+        return self.analysis.integer
 
     @integer.setter
     def integer(self, value: bool) -> None:
@@ -57,7 +66,7 @@ class Networks(nn.Module):
     @property
     def bounded(self) -> bool:
         """Whether transforms and head in floating point clip what their integer form clips."""
-        return bool(getattr(self.analysis, "bounded", False))
+        return self.analysis.bounded
 
     @bounded.setter
     def bounded(self, value: bool) -> None:
@@ -73,11 +82,11 @@ class Networks(nn.Module):
 
     def export_prior(self) -> dict[str, Tensor]:
         """Integer tensors of the prior, on the CPU, as a model file has them."""
-        return IntegerPrior.export(copy.deepcopy(self.prior).cpu())
+        return export_prior(copy.deepcopy(self.prior).cpu())
 
-    def integer_prior(self, exported: dict[str, Tensor], device: str) -> IntegerPrior:
+    def integer_prior(self, exported: dict[str, Tensor], device: str) -> CodingPrior:
         """What codes symbols with such tensors."""
-        return IntegerPrior(self.arch, exported, device)
+        return family_of(self.arch).prior(self.arch, exported, device)
 
     def groups(self, linear_lr: float, prior_lr: float) -> list[dict[str, Any]]:
         """Parameters by their factor of the learning rate."""
@@ -93,6 +102,7 @@ class PaperNetworks(Networks):
     """The paper's own networks, trained for one rate."""
 
     can_be_recorded = False  # normalisation changes on the way
+    can_be_shared = False  # and needs statistics of whole batches
 
     #: Batches that are normalised by their own statistics.
     NORMALISED = 1000
@@ -102,7 +112,7 @@ class PaperNetworks(Networks):
     def __init__(self, arch: PaperArchitecture) -> None:
         nn.Module.__init__(self)
         self.arch = arch
-        for name, network in stored_networks(arch).items():
+        for name, network in family_of(arch).networks(arch).items():
             self.add_module(name, network)
         self.prior = ChannelPrior(arch)
         # lambda1 of equation 4 is steered, so that the estimated rate comes to what is asked for
@@ -135,10 +145,6 @@ class PaperNetworks(Networks):
         """Integer mean and scale index of each channel, on the CPU."""
         return copy.deepcopy(self.prior).cpu().export()
 
-    def integer_prior(self, exported: dict[str, Tensor], device: str) -> StaticPrior:
-        """What codes symbols with such tensors."""
-        return StaticPrior(self.arch, exported, device)
-
     def groups(self, linear_lr: float, prior_lr: float) -> list[dict[str, Any]]:
         """Parameters by their factor of the learning rate; scale indices move by whole steps."""
         prior = list(self.prior.parameters())
@@ -146,9 +152,13 @@ class PaperNetworks(Networks):
         return [{"params": other, "factor": 1.0}, {"params": prior, "factor": 20 * prior_lr}]
 
 
-def make_networks(arch: AnyArchitecture) -> Networks:
+#: Networks to be trained, by family.
+TRAINED: dict[str, type[Networks]] = {Architecture.family: Networks, PaperArchitecture.family: PaperNetworks}
+
+
+def make_networks(arch: Sizes) -> Networks:
     """Networks to be trained of an architecture."""
-    return PaperNetworks(arch) if isinstance(arch, PaperArchitecture) else Networks(arch)
+    return TRAINED[arch.family](arch)
 
 
 @dataclass

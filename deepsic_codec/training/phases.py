@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.architecture import AnyArchitecture
-from deepsic_codec.model.exact.integer import export_gains
-from deepsic_codec.model.networks import Analysis, Architecture, step_lambda
+from deepsic_codec.model.architecture import Architecture, Sizes
+from deepsic_codec.model.exact.export import export_gains
+from deepsic_codec.model.family import CodingPrior
+from deepsic_codec.model.networks import step_lambda
 from deepsic_codec.model.paper import RATES, PaperArchitecture
-from deepsic_codec.model.prior import IntegerPrior
 from deepsic_codec.model.quantise import RdoTables, make_tables, quantise
 from deepsic_codec.payload.constants import LABEL_CELL, quality_step
 from deepsic_codec.training.balance import balance, balance_head
@@ -40,7 +40,6 @@ from deepsic_codec.training.loss import Networks, Terms, cell_logits, cells_of, 
 from deepsic_codec.training.settings import Settings
 
 TINY = Architecture(
-    name="tiny",
     latents=16,
     analysis_widths=(8, 16),
     analysis_blocks=(1, 1),
@@ -52,8 +51,8 @@ TINY = Architecture(
     head_width=16,
     knots=3,
 )
-ARCHITECTURES: dict[str, AnyArchitecture] = {"base": Architecture(), "tiny": TINY}
-ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(f"paper-{r}", r, strides) for r, strides in RATES.items()}
+ARCHITECTURES: dict[str, Sizes] = {"base": Architecture(), "tiny": TINY}
+ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(r, strides) for r, strides in RATES.items()}
 #: Phases whose transforms do not imitate their integer form.
 FLOATING = ("joint", "encoder")
 #: Qualities at which held-out data is measured.
@@ -381,7 +380,7 @@ class Work:
         return self.collect_symbols(max(2, self.s.symbol_batches // 25), self.s.seed + 2, self.chosen)
 
     @cached_property
-    def integer_prior(self) -> IntegerPrior:
+    def integer_prior(self) -> CodingPrior:
         """The prior that codes the symbols; not before it is trained."""
         exported = self._stored if self._stored is not None else self.nets.export_prior()
         return self.nets.integer_prior(exported, self.device)
@@ -391,8 +390,8 @@ class Work:
         """What the encoder chooses symbols by."""
         return self._make_rdo_tables(self.integer_prior)
 
-    def _make_rdo_tables(self, prior: IntegerPrior) -> RdoTables | None:
-        if not prior.optimised:
+    def _make_rdo_tables(self, prior: CodingPrior) -> RdoTables | None:
+        if not self.nets.stores_integers:
             return None
         return make_tables(prior.log_scales, export_gains(self.nets.gains)["step"]).to(self.device)
 
@@ -453,8 +452,7 @@ class Work:
 
     def _floating(self) -> AbstractContextManager[None]:
         """The analysis in floating point, where it has another form."""
-        analysis = self.nets.analysis
-        return analysis.floating() if isinstance(analysis, Analysis) else nullcontext()
+        return self.nets.analysis.floating() if self.nets.stores_integers else nullcontext()
 
     @property
     def estimates_rate(self) -> bool:
@@ -508,7 +506,7 @@ class Work:
         return right / len(self.tiles.test_labels)
 
 
-def _choose(prior: IntegerPrior, tables: RdoTables | None, scaled: Tensor, quality: Tensor) -> Tensor:
+def _choose(prior: CodingPrior, tables: RdoTables | None, scaled: Tensor, quality: Tensor) -> Tensor:
     """Symbols, as float, of latents in steps (B,C,h,w) at qualities (B,)."""
     nhwc = scaled.permute(0, 2, 3, 1).contiguous()
     whole = torch.floor(quality + 0.5).clamp(1, 100).long()
@@ -520,7 +518,7 @@ def _only(quantised: bool) -> dict[str, bool]:
     return {"quantised": True} if quantised else {}
 
 
-def architecture_of(s: Settings, classes: int) -> AnyArchitecture:
+def architecture_of(s: Settings, classes: int) -> Sizes:
     """Sizes of a named architecture for a number of classes.
 
     Raises

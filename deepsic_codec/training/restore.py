@@ -1,12 +1,11 @@
 """Networks to go on training with, from the tensors of a model file."""
 
-from __future__ import annotations
+from functools import partial
 
 import torch
-from torch import Tensor
 
-from deepsic_codec.model.exact.restore import restore_gains, restore_head, restore_prior, restore_transform
-from deepsic_codec.model.exact.transforms import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, below
+from deepsic_codec.model.exact.export import restore_gains, restore_network, restore_prior
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, tensors_below
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.training.loss import Networks
 
@@ -24,17 +23,15 @@ def restore(nets: Networks, arrays: Arrays) -> None:
     KeyError, RuntimeError, ValueError
         If the tensors do not fit the architecture.
     """
-
-    def stored(prefix: str) -> dict[str, Tensor]:
-        return {k: torch.from_numpy(v) for k, v in below(arrays, prefix).items()}
+    stored = partial(tensors_below, arrays)
 
     nets.integer = nets.stores_integers
     if nets.stores_integers:
-        restore_transform(nets.analysis, stored(ANALYSIS))
-        restore_transform(nets.synthesis, stored(SYNTHESIS))
+        restore_network(nets.analysis, stored(ANALYSIS))
+        restore_network(nets.synthesis, stored(SYNTHESIS))
         restore_gains(nets.gains, stored(GAINS))
         restore_prior(nets.prior, stored(PRIOR))
-        restore_head(nets.head, stored(HEAD))
+        restore_network(nets.head, stored(HEAD))
         return
     for prefix, network in ((ANALYSIS, nets.analysis), (SYNTHESIS, nets.synthesis), (GAINS, nets.gains)):
         network.load_state_dict({k: v.float() for k, v in stored(prefix).items()})

@@ -8,20 +8,20 @@ from dataclasses import replace
 import numpy as np
 
 from deepsic_codec.model.coding import Symbols, encode_symbols
-from deepsic_codec.model.prior import IntegerPrior
+from deepsic_codec.model.family import CodingPrior
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SymbolEncoder
 
 Sample = tuple[Symbols, float]  # int16 (S,h,w,C) and quality
 
 
-def total_bytes(prior: IntegerPrior, tables: CoderTables, samples: Sequence[Sample]) -> int:
+def total_bytes(prior: CodingPrior, tables: CoderTables, samples: Sequence[Sample]) -> int:
     """Bytes of all feature sections, each chunk on its own."""
     return sum(len(encode_symbols(prior, tables, [symbols], [quality])[0]) for symbols, quality in samples)
 
 
 def fit_tables(
-    prior: IntegerPrior,
+    prior: CodingPrior,
     start: CoderTables,
     samples: Sequence[Sample],
     check: Sequence[Sample],

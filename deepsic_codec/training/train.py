@@ -27,15 +27,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.architecture import architecture_from
-from deepsic_codec.model.file import ModelInfo, find_model, load_arrays, read_info
-from deepsic_codec.model.networks import Architecture
+from deepsic_codec.model.families import architecture_from, family_of
+from deepsic_codec.model.file import ModelInfo, load_arrays, read_info
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.training import checkpoint
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.finish import write_adapted, write_model
 from deepsic_codec.training.grow import grow
 from deepsic_codec.training.klt import linear_start
-from deepsic_codec.training.loss import Networks, PaperNetworks, make_networks
+from deepsic_codec.training.loss import Networks, make_networks
 from deepsic_codec.training.phases import FLOATING, Phase, Work, architecture_of
 from deepsic_codec.training.progress import Bar, Interrupt, Log
 from deepsic_codec.training.restore import restore
@@ -259,7 +259,7 @@ def _base(s: Settings) -> ModelInfo | None:
     if not s.base:
         return None
     info = read_info(s.base) if Path(s.base).is_file() else find_model(s.base)
-    if s.trains_encoder and not info.architecture.get("integer", False):
+    if s.trains_encoder and not family_of(info.architecture).exact:
         raise ConfigurationError(
             f"--encoder-minutes: model {info.name!r} has networks in floating point, whose analysis transform cannot "
             "be trained alone; only labels can be adapted, with --labels and without --encoder-minutes"
@@ -279,15 +279,15 @@ def _networks(
     arch = architecture_of(s, len(tiles.classes) if tiles else 0)
     if not s.start or not fresh:
         nets = make_networks(arch)
-        if fresh and isinstance(arch, Architecture):
+        if fresh and nets.stores_integers:
             linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, s.klt_crops)
         return nets
     old = _started(s)
     old.bounded |= old.integer  # without bounds, what has learned to live within some runs away on some images
     if old.arch == arch:
         return old
-    if not isinstance(arch, Architecture) or not isinstance(old.arch, Architecture) or photos is None:
-        raise ConfigurationError(f"--start {s.start}: has architecture {old.arch.name!r}, not {s.architecture!r}")
+    if arch.family != old.arch.family or not old.stores_integers or photos is None:
+        raise ConfigurationError(f"--start {s.start}: has another architecture than {s.architecture!r}")
     nets = make_networks(arch)
     old.integer, nets.bounded = False, old.bounded
     try:
@@ -302,7 +302,7 @@ def _started(s: Settings) -> Networks:
     if Path(s.start).is_dir():
         return load_networks(s.start)
     info = read_info(s.start) if Path(s.start).is_file() else find_model(s.start)
-    if not info.architecture.get("integer", False):
+    if not family_of(info.architecture).exact:
         raise ConfigurationError(
             f"--start {s.start}: model {info.name!r} has networks in floating point, whose files do not hold the prior "
             "that training goes on with; name the folder of its run"
@@ -365,7 +365,7 @@ def _check_processes(s: Settings, nets: Networks, device: str) -> None:
         return
     if device != "cpu" or not hasattr(os, "fork"):
         raise ConfigurationError("processes: they share the steps of a CPU, where processes can be forked")
-    if isinstance(nets, PaperNetworks):
+    if not nets.can_be_shared:
         raise ConfigurationError("processes: the paper's networks normalise by statistics of whole batches")
 
 

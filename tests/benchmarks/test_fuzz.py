@@ -11,7 +11,7 @@ import pytest
 from benchmarks import fuzz
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import file
+from deepsic_codec.model import zoo
 from deepsic_codec.payload import header as h
 from tests.common import ROOT
 
@@ -32,7 +32,7 @@ CASES = {
 def fuzzer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch, config.set(max_pixels=fuzz.MAX_PIXELS):
-        patch.setenv(file.SEARCH_VARIABLE, str(folder))
+        patch.setenv(zoo.SEARCH_VARIABLE, str(folder))
         yield fuzz.Fuzzer.make(folder)
 
 

@@ -89,6 +89,6 @@ def test_peers_alone(images, capsys):
 
 def test_models_of_one_rate_each_are_known_by_it(monkeypatch):
     assert rd._only_rate("base") is None
-    described = PaperArchitecture("paper-1.0", 1.0, RATES[1.0]).to_json()
-    monkeypatch.setattr("deepsic_codec.model.file.find_model", lambda name: SimpleNamespace(architecture=described))
+    described = PaperArchitecture(1.0, RATES[1.0]).to_json()
+    monkeypatch.setattr("deepsic_codec.model.zoo.find_model", lambda name: SimpleNamespace(architecture=described))
     assert rd._only_rate("paper-1.0") == 1.0

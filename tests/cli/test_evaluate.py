@@ -13,7 +13,7 @@ from deepsic_codec.cli.main import main
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.metrics import ms_ssim, psnr
-from deepsic_codec.model.file import PACKAGED
+from deepsic_codec.model.zoo import PACKAGED
 from deepsic_codec.samples import drone_frame, eurosat_classes, eurosat_mosaic
 from tests.common import check_rejects
 
@@ -46,7 +46,7 @@ def test_figures_are_those_of_the_codec():
 def test_command_writes_what_it_prints(tiles, tmp_path, capsys, semantics):
     (tiles / "broken.png").write_bytes(b"nothing")
     table = tmp_path / "r.csv"
-    model = str(PACKAGED / "base.safetensors")
+    model = str(PACKAGED / "base-89eaa6c0.safetensors")
     command = [
         "evaluate",
         str(tiles),

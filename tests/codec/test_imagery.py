@@ -341,7 +341,7 @@ def test_bounds_need_an_exact_model(stub, monkeypatch):
     monkeypatch.setattr(stub.model, "exact", False)
     check_rejects(ConfigurationError, "max_error|floating point", DeepSIC(max_error=1).encode, array)
     DeepSIC().encode(array)
-    inexact = stub_runtime.ModelInfo("inexact", "99" * 32, "88" * 32, architecture={"latents": 768})
+    inexact = stub_runtime.ModelInfo("inexact", "99" * 32, "88" * 32, architecture={"family": "paper", "latents": 768})
     monkeypatch.setattr(stub_runtime, "MODELS", (*stub_runtime.MODELS, inexact))
     codec = DeepSIC(model="inexact", max_error=1)
     check_rejects(ConfigurationError, "max_error|inexact", create_array, {}, shape=(4, 4, 3), dtype="u1", codec=codec)

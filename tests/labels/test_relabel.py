@@ -6,6 +6,7 @@ from deepsic_codec import DeepSIC, consolidate_labels, create_array, decode_feat
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
 from deepsic_codec.labels import index as label_index
 from deepsic_codec.model.file import load_arrays, save_model
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import eurosat_mosaic
 from tests import stub_runtime
 from tests.common import check_rejects
@@ -135,7 +136,7 @@ def test_real_features(tmp_path):
     assert labels.vocabulary.members("Water") and labels.summary()["features"] == 3
 
     features = decode_features(both["post"])
-    info = __import__("deepsic_codec.model.file").model.file.find_model()
+    info = find_model()
     assert features.shape == (info.architecture["latents"], 8, 24) and features.dtype == np.int16
     payload = both["post"].metadata.codecs[0]
     symbols = payload.convert(DeepSIC).encode(image[:, 128:256])

@@ -55,7 +55,7 @@ def test_other_processes_are_left_alone(monkeypatch, environment):
 
 def test_a_model_on_a_cpu_asks_for_it(monkeypatch):
     from deepsic_codec.model import runtime
-    from deepsic_codec.model.file import find_model
+    from deepsic_codec.model.zoo import find_model
 
     asked = []
     monkeypatch.setattr(runtime, "keep_freed_memory", lambda: asked.append(True))

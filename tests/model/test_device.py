@@ -11,9 +11,9 @@ import torch
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model import coding, device
-from deepsic_codec.model.file import find_model
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
 

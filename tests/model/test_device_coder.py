@@ -14,10 +14,10 @@ from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model import scheduler as schedulers
 from deepsic_codec.model.device_coder import coder as device_coder
 from deepsic_codec.model.device_coder import launch as launching
-from deepsic_codec.model.file import find_model
-from deepsic_codec.model.prior import Pass
 from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.schedule import Step
 from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -124,7 +124,7 @@ def test_chunks_of_several_slices(runtime, there, monkeypatch):
 
 
 def test_predictions_may_lie_anywhere(coder):
-    step = Pass(0, 320, "1", (), 0), Pass(0, 320, "2", ((0, -1),), 0)
+    step = Step(0, 320, "1", (), 0), Step(0, 320, "2", ((0, -1),), 0)
     symbols = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (2, 4, 4, 320)).astype(np.int16))
     wide = [(torch.full((1, 320), m, dtype=torch.int16), torch.full((1, 320), 90, dtype=torch.uint8)) for m in (4, 9)]
     spread = [tuple(t.expand(16, -1) for t in pair) for pair in wide]

@@ -3,23 +3,15 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
-from deepsic_codec.model.file import (
-    CACHE_VARIABLE,
-    PACKAGED,
-    SEARCH_VARIABLE,
-    Vocabulary,
-    find_model,
-    identities,
-    load_arrays,
-    read_info,
-    save_model,
-)
+from deepsic_codec.model.file import Vocabulary, identities, load_arrays, read_info, save_model
+from deepsic_codec.model.zoo import ALIASES, CACHE_VARIABLE, PACKAGED, SEARCH_VARIABLE, find_model, resolve
 from tests.common import check_lazy, check_rejects
 
 ARCHITECTURE = {"name": "toy", "latents": 4, "analysis_widths": [2, 2], "head_width": 3, "classes": 3}
@@ -125,7 +117,7 @@ def test_foreign_files_are_refused_and_passed_over(tmp_path, monkeypatch, conten
     path.write_bytes(content)
     check_rejects(ModelMismatch, "not a DeepSIC model", read_info, path)
     monkeypatch.setenv(SEARCH_VARIABLE, str(tmp_path))
-    assert find_model("base").name == "base"
+    assert find_model("base").name == ALIASES["base"].name
 
 
 def test_truncated_file_is_refused(toy, tmp_path):
@@ -133,11 +125,29 @@ def test_truncated_file_is_refused(toy, tmp_path):
     shutil.copy(toy.path, short)
     with open(short, "r+b") as file:
         file.truncate(short.stat().st_size - 5)
-    check_rejects(ModelMismatch, "damaged", load_arrays, read_info(short))
+    check_rejects(ModelMismatch, "damaged", read_info, short)
+    check_rejects(ModelMismatch, "damaged", load_arrays, replace(toy, path=str(short)))
+
+
+def test_an_alias_is_one_packaged_model(monkeypatch):
+    alias = ALIASES["base"]
+    info = find_model("base")
+    assert (info.name, info.decoder, info.head) == (alias.name, alias.decoder, alias.head)
+    assert alias.name == f"base-{alias.decoder[:8]}" and Path(info.path) == PACKAGED / f"{alias.name}.safetensors"
+    assert [path.name for path in PACKAGED.iterdir()] == [f"{alias.name}.safetensors"]
+    monkeypatch.setattr("deepsic_codec.model.zoo.read_info", None)  # no file is read
+    assert resolve("base") == (alias.decoder, alias.head)
+
+
+def test_an_alias_is_not_taken_by_another_file(toy, tmp_path):
+    save_model(tmp_path / "base.safetensors", "base", arrays(), ARCHITECTURE, VOCABULARY, {})
+    assert find_model("base").decoder == ALIASES["base"].decoder
+    assert find_model(ALIASES["base"].decoder, preferred="base").name == ALIASES["base"].name
+    assert resolve("toy") == (toy.decoder, toy.head)
 
 
 def test_finding_needs_no_torch():
-    check_lazy("from deepsic_codec.model.file import find_model; find_model('base').vocabulary.names")
+    check_lazy("from deepsic_codec.model.zoo import find_model; find_model('base').vocabulary.names")
 
 
 def test_broader_names_stay_with_all_their_classes():

@@ -6,7 +6,7 @@ import torch
 
 from deepsic_codec.cli.evaluate import complexity
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.architecture import architecture_from
+from deepsic_codec.model.families import architecture_from
 from deepsic_codec.model.paper import RATES, Analysis, PaperArchitecture, StaticPrior, Synthesis
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler
@@ -17,16 +17,16 @@ from deepsic_codec.training.settings import PRESETS, Settings
 from tests.common import check_rejects, psnr
 from tests.training.conftest import data  # noqa: F401  # a fixture
 
-SMALL = PaperArchitecture("paper-test", 1.0, (4, 2, 1, 1), filters=8, head_width=8, classes=4)
+SMALL = PaperArchitecture(1.0, (4, 2, 1, 1), filters=8, head_width=8, classes=4)
 
 
 @pytest.mark.parametrize("rate", RATES)
 def test_published_sizes(rate):
-    arch = PaperArchitecture(f"paper-{rate}", rate, RATES[rate], filters=4, head_width=4)
+    arch = PaperArchitecture(rate, RATES[rate], filters=4, head_width=4)
     x, quality = torch.zeros(2, 3, 64, 96), torch.tensor([1.0, 50.0])
     y = Analysis(arch)(x, quality)
     assert y.shape == (2, arch.latents, 4, 6) and Synthesis(arch)(y, quality).shape == x.shape
-    published = PaperArchitecture(f"paper-{rate}", rate, RATES[rate])
+    published = PaperArchitecture(rate, RATES[rate])
     shapes = [tuple(c.weight.shape) for c in Analysis(published).convs]
     assert shapes == [(128, 3, 7, 7), (128, 128, 5, 5), (128, 128, 3, 3), (128, 128, 3, 3)]
     assert architecture_from(published.to_json()) == published
@@ -98,7 +98,7 @@ def test_descriptions_that_no_model_has():
     for changes in ({"strides": [4, 2, 2]}, {"strides": [4, 4, 2, 1]}, {"filters": 0}, {"rate": 0}):
         with pytest.raises(ValueError, match="architecture"):
             architecture_from(PaperArchitecture().to_json() | changes)
-    with pytest.raises(TypeError):
-        architecture_from({"name": "paper", "latents": 3})
+    for wrong in ({"family": "paper", "latents": 3}, {"name": "paper"}, {"family": ["paper"]}):
+        check_rejects(ValueError, "architecture", architecture_from, wrong)
     tensors = {"mean": torch.zeros(3), "index": torch.zeros(3)}
     check_rejects(ValueError, "other channels", StaticPrior, SMALL, tensors)

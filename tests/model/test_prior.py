@@ -6,11 +6,16 @@ import torch
 
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model import prior as prior_module
+from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.coding import decode_symbols, encode_symbols
 from deepsic_codec.model.exact import matrix as exact
-from deepsic_codec.model.file import find_model, load_arrays
-from deepsic_codec.model.networks import Architecture
-from deepsic_codec.model.prior import IntegerPrior, Prior, _check_sums, passes, schedule
+from deepsic_codec.model.exact.export import export_prior
+from deepsic_codec.model.exact.prior import IntegerPrior, check_prior_sums
+from deepsic_codec.model.file import load_arrays
+from deepsic_codec.model.neighbours import iter_steps
+from deepsic_codec.model.prior import Prior
+from deepsic_codec.model.schedule import schedule
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.coders.contexts import CoderTables
 
 ARCH = Architecture(latents=16, prior_groups=(2, 6, 8), prior_width=24, knots=3, prior_detail=4)
@@ -29,7 +34,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def integer(trained):
-    return IntegerPrior(ARCH, IntegerPrior.export(trained))
+    return IntegerPrior(ARCH, export_prior(trained))
 
 
 def symbols(*shape, seed=0):
@@ -40,7 +45,7 @@ def everything(prior, values, quality):
     """Means and scale indices of all passes."""
     neighbours = prior.neighbours(torch.from_numpy(values).float())
     q = torch.tensor(quality)
-    return [prior.run(n, neighbours, rows, q[image]) for n, _, rows, _, image in passes(prior, neighbours)]
+    return [prior.run(n, neighbours, rows, q[image]) for n, _, rows, _, image in iter_steps(prior, neighbours)]
 
 
 def test_schedule_covers_every_symbol_once():
@@ -60,7 +65,7 @@ def test_equals_what_training_imitates(trained, integer):
         mean, index = trained(nchw, torch.tensor(quality, dtype=torch.float32), quantised=True)
     agree = []
     neighbours = integer.neighbours(torch.from_numpy(values).float())
-    for n, step, rows, _, image in passes(integer, neighbours):
+    for n, step, rows, _, image in iter_steps(integer, neighbours):
         means, scales = integer.run(n, neighbours, rows, torch.tensor(quality)[image])
         ys, xs = step.positions(6, 5)
         own = slice(step.start, step.start + step.count)
@@ -119,12 +124,12 @@ def test_callers_settings_do_not_matter(integer):
 
 
 def test_sums_too_large_to_be_exact_are_refused():
-    wide = Prior(Architecture(latents=96, prior_groups=(48, 48), prior_width=16, knots=3))
-    _check_sums(IntegerPrior.export(wide))
+    wide = Prior(Architecture(latents=96, prior_groups=(48, 48), prior_detail=32, prior_width=16, knots=3))
+    check_prior_sums(export_prior(wide))
     with torch.no_grad():
-        wide.passes[3].first.weight.fill_(1e4)
+        wide.networks[3].first.weight.fill_(1e4)
     with pytest.raises(ValueError, match="too large"):
-        IntegerPrior.export(wide)
+        export_prior(wide)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +158,7 @@ def test_tensors_of_other_shapes_or_ranges_are_refused(trained, change, words):
 def test_bounds_hold_for_the_bundled_model():
     arrays = load_arrays(find_model("base"))
     prefix = "decoder.prior."
-    _check_sums({k[len(prefix) :]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)})
+    check_prior_sums({k[len(prefix) :]: torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)})
 
 
 TABLES = CoderTables.untrained(16, np.linspace(np.log(0.05), np.log(100), 64))
@@ -195,13 +200,13 @@ def test_training_reads_the_contexts_that_coding_reads(integer, grid):
         t.reshape(2, grid[0] + 2, grid[1] + 2, 16)[:, 1:-1, 1:-1].float()
         for t in (neighbours.linear, neighbours.magnitude)
     )
-    found = iter(prior_module._Contexts.apply(integer.steps, linear, magnitude))
-    for _, step, rows, flat, image in passes(integer, neighbours):
-        wanted, _ = neighbours.gather(step, rows)
+    found = iter(prior_module._Features.apply(integer.steps, linear, magnitude))
+    for _, step, rows, flat, image in iter_steps(integer, neighbours):
+        wanted = neighbours.gather(step, rows)
         if wanted is None:
             continue
         features, places = next(found), []
-        for y, x, height, width in prior_module._grids(step.mask, *grid):
+        for y, x, height, width in step.grids(*grid):
             place = (y + 2 * torch.arange(height))[:, None] * grid[1] + x + 2 * torch.arange(width)
             places.append(place.reshape(-1))
         order = torch.cat(places) + image.unique()[:, None] * grid[0] * grid[1]
@@ -215,10 +220,10 @@ def test_gradients_of_contexts_and_places():
     steps = schedule((2, 3), 1)
     shape = (2, 3, 4, 5)
     source = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda a, b: prior_module._Contexts.apply(steps, a, b), source)
-    counts = [(s, prior_module._count(s, shape)) for s in steps]
+    assert torch.autograd.gradcheck(lambda a, b: prior_module._Features.apply(steps, a, b), source)
+    counts = [(s, s.position_count(3, 4)) for s in steps]
     found = [torch.randn(2, n, s.count, dtype=torch.float64, requires_grad=True) for s, n in counts for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda *parts: prior_module._Places.apply(steps, shape, *parts), found)
+    assert torch.autograd.gradcheck(lambda *parts: prior_module._Assembled.apply(steps, shape, *parts), found)
 
 
 def test_bfloat16_is_for_training_only(trained):

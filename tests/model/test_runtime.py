@@ -12,10 +12,12 @@ import torch
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload, ModelMismatch
-from deepsic_codec.model.file import find_model, load_arrays, save_model
-from deepsic_codec.model.networks import Architecture, step_lambda
+from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.file import load_arrays, save_model
+from deepsic_codec.model.networks import step_lambda
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import CONCURRENT_BATCHES, get_scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 from tests.common import check_rejects, psnr
 

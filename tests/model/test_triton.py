@@ -11,14 +11,13 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from deepsic_codec import config
-from deepsic_codec.model import prior
-from deepsic_codec.model.exact import integer
-from deepsic_codec.model.file import find_model
+from deepsic_codec.model.exact import layers, prior, transforms
 from deepsic_codec.model.ops import select as passes
 from deepsic_codec.model.ops.tensor_ops import Compiled, Tensors
 from deepsic_codec.model.ops.triton import Fused
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,9 +80,9 @@ def runtimes():
         return
     # the interpreter runs one kernel at a time
     with config.set(threads=1), pytest.MonkeyPatch.context() as patch:
-        for module in (integer, prior):
+        for module in (layers, prior, transforms):
             patch.setattr(module, "passes_on", lambda device: Fused)
-            patch.setattr(module, "fused_on", lambda device: Fused)
+            patch.setattr(module, "fused_on", lambda device: Fused, raising=False)
         yield Scheduler(LoadedModel(find_model("base"), "cpu")), plain
 
 

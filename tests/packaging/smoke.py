@@ -18,7 +18,7 @@ from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import eurosat_mosaic
 
 CONTENTS = (
-    "deepsic_codec/models/base.safetensors",
+    "deepsic_codec/models/base-89eaa6c0.safetensors",
     "deepsic_codec/model/coder.cu",
     "deepsic_codec/py.typed",
     "deepsic_codec/data/ATTRIBUTION.md",

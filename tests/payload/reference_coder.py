@@ -155,7 +155,7 @@ def decode(model, architecture, data, slices, grid, quality):
     """Symbols (slices, rows, columns, channels) of a feature section; ``model`` are the arrays of a model file."""
     groups = architecture["prior_groups"]
     latents = sum(groups)
-    detail = architecture.get("prior_detail", latents)
+    detail = architecture["prior_detail"]
     tables = {k.split(".")[2]: v for k, v in model.items() if k.startswith("decoder.coder.")}
     prior = {k[len("decoder.prior.") :]: v for k, v in model.items() if k.startswith("decoder.prior.")}
     bits, contexts = Bits(data), Contexts(tables, latents)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from deepsic_codec.model.file import find_model, load_arrays
+from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.scheduler import get_scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 from tests.payload import reference_coder
 

@@ -24,7 +24,7 @@ from deepsic_codec import (
 )
 from deepsic_codec import dask as bulk
 from deepsic_codec.errors import ConfigurationError, ModelMismatch, ModelNotFound
-from deepsic_codec.model import file
+from deepsic_codec.model import file, zoo
 from deepsic_codec.model import runtime as model_runtime
 from deepsic_codec.stored import embedded as embed
 from tests.codec.test_entry_points import installed  # noqa: F401  # a fixture
@@ -41,14 +41,14 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def here(tiny, tmp_path, monkeypatch):
     """A machine that has the model; returns what makes it one that does not."""
-    monkeypatch.setenv(file.SEARCH_VARIABLE, str(Path(tiny.path).parent))
-    monkeypatch.setenv(file.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(zoo.SEARCH_VARIABLE, str(Path(tiny.path).parent))
+    monkeypatch.setenv(zoo.CACHE_VARIABLE, str(tmp_path / "cache"))
 
     def gone():
-        monkeypatch.setenv(file.SEARCH_VARIABLE, "")
+        monkeypatch.setenv(zoo.SEARCH_VARIABLE, "")
         monkeypatch.setattr(model_runtime, "_loaded", {})
         with pytest.raises(ModelNotFound):
-            file.find_model(tiny.decoder)
+            zoo.find_model(tiny.decoder)
 
     return gone
 
@@ -206,7 +206,7 @@ def test_a_damaged_model_is_not_handed_on(at, tiny, here, tmp_path, monkeypatch)
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "m.safetensors").write_bytes(broken)
-    monkeypatch.setenv(file.SEARCH_VARIABLE, str(folder))
+    monkeypatch.setenv(zoo.SEARCH_VARIABLE, str(folder))
     check_rejects(ModelMismatch, "damaged", write, {})
 
 
@@ -280,8 +280,8 @@ def test_what_an_archive_brought_does_not_answer_to_a_name(tiny, here):
     write(store)
     here()
     open_archive(store, "group/image")
-    assert file.find_model(tiny.decoder[:16]).head == tiny.head
-    check_rejects(ModelNotFound, "'fuzz-tiny'", file.find_model, "fuzz-tiny")
+    assert zoo.find_model(tiny.decoder[:16]).head == tiny.head
+    check_rejects(ModelNotFound, "'fuzz-tiny'", zoo.find_model, "fuzz-tiny")
 
 
 def test_a_home_that_cannot_be_written_to(tiny, here, tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_a_home_that_cannot_be_written_to(tiny, here, tmp_path, monkeypatch):
     expected = write(store)[...]
     here()
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv(file.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(zoo.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(file, "_added", [])
     np.testing.assert_array_equal(open_archive(store, "group/image")[...], expected)
 
@@ -377,7 +377,7 @@ def test_other_processes(tiny, here, installed, tmp_path):  # noqa: F811
         f"print(hashlib.sha256(zarr.open_array({str(path)!r}, path={where!r}, mode='r')[:].tobytes()).hexdigest())"
     )
     assert run_python(plain).strip() == hashlib.sha256(Path(tiny.path).read_bytes()).hexdigest()
-    environment = {file.CACHE_VARIABLE: str(tmp_path / "fresh"), file.SEARCH_VARIABLE: ""}
+    environment = {zoo.CACHE_VARIABLE: str(tmp_path / "fresh"), zoo.SEARCH_VARIABLE: ""}
     code = f"import zarr, deepsic_codec as d\nz = d.open_archive({str(path)!r}, 'group/image')\n"
     code += f"print(zarr.open({str(path)!r}, mode='r')['group/image'][...].sum(dtype='i8'))"
     assert run_python(code, installed, **environment).strip() == str(total)

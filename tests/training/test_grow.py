@@ -9,9 +9,8 @@ from torch import nn
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.networks import STREAM_MOST
-from deepsic_codec.model.prior import input_count, input_names
 from deepsic_codec.training.data import Photographs
-from deepsic_codec.training.grow import _shared_passes, grow, residual_transform
+from deepsic_codec.training.grow import _shared_steps, grow, residual_transform
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import cells_of, make_networks
 from deepsic_codec.training.phases import TINY, Work
@@ -20,10 +19,9 @@ from tests.common import check_rejects
 from tests.training.test_train import settings
 
 #: Grows into the other; nothing of it depends on what later architectures have.
-FIRST = replace(TINY, prior_detail=16, conditioned=False)
+FIRST = replace(TINY, prior_detail=16)
 LARGER = replace(
     TINY,
-    name="larger",
     latents=40,
     prior_groups=(4, 12, 24),
     analysis_blocks=(2, 0),
@@ -79,15 +77,15 @@ def test_old_latents_stay_and_new_ones_take_what_was_left_out(small, photos):
 
 def test_contexts_that_see_less_keep_the_weights_of_what_they_see(small, photos):
     nets = grown(small, photos, replace(LARGER, prior_detail=2))
-    for net, step, was, before in _shared_passes(nets, small):
-        known = {name: was.first.weight[:, i] for i, name in enumerate(input_names(before))} if was.has_inputs else {}
-        names = input_names(step)
-        assert len(names) == input_count(step) and set(names) <= set(known)
+    for net, step, was, before in _shared_steps(nets, small):
+        known = {name: was.first.weight[:, i] for i, name in enumerate(before.input_names())} if was.has_inputs else {}
+        names = step.input_names()
+        assert len(names) == step.input_count and set(names) <= set(known)
         for i, name in enumerate(names):
             assert torch.equal(net.first.weight[:, i], known[name])
-        assert hasattr(net, "direct") == step.signed
+        assert (net.direct is not None) == step.signed
     last = small.prior.steps[-1]
-    assert len(known) == input_count(last) > len(names)
+    assert len(known) == last.input_count > len(names)
 
 
 def test_head_of_another_width_is_new(small, photos):
@@ -107,7 +105,7 @@ def test_everything_that_is_new_learns(small, photos):
         nets.analysis.blocks8[1].down.weight.grad,
         nets.gains.log2.table.grad[:, 16:],
         nets.synthesis.blocks8[1].down.weight.grad,
-        nets.prior.passes[-1].out.weight.grad,
+        nets.prior.networks[-1].out.weight.grad,
     ):
         assert gradient.abs().amax() > 0
 
@@ -132,13 +130,7 @@ def test_what_does_not_fit_is_refused(small, photos, change, reason):
     check_rejects(ConfigurationError, reason, grown, small, photos, replace(LARGER, **change))
 
 
-def test_conditions_stay(photos):
-    old = make_networks(TINY)
-    check_rejects(ConfigurationError, "conditioned false, not true", grown, old, photos, FIRST)
-
-
-def test_refusal_names_sizes_that_files_leave_out(photos):
-    """Two blocks of a head are not in a description."""
+def test_fewer_blocks_of_the_head_are_refused(photos):
     old = make_networks(replace(TINY, head_blocks=2))
     words = "head_blocks 1 are fewer than 2"
     check_rejects(ConfigurationError, words, grown, old, photos, replace(LARGER, head_blocks=1))

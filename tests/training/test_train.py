@@ -13,12 +13,13 @@ import torch
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.integer import IntegerAnalysis, check_sums, export_transform
-from deepsic_codec.model.exact.restore import restore_prior
-from deepsic_codec.model.file import SEARCH_VARIABLE, Vocabulary, find_model, load_arrays, read_info, save_model
-from deepsic_codec.model.prior import IntegerPrior
+from deepsic_codec.model.exact.export import export_network, export_prior, restore_prior
+from deepsic_codec.model.exact.layers import check_sums
+from deepsic_codec.model.exact.transforms import IntegerAnalysis
+from deepsic_codec.model.file import Vocabulary, load_arrays, read_info, save_model
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
+from deepsic_codec.model.zoo import SEARCH_VARIABLE, find_model
 from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training import balance as balance_module
 from deepsic_codec.training import checkpoint, phases, train
@@ -381,7 +382,7 @@ def test_idle_blocks_are_left_out_and_nothing_changes(idle8, idle16):
     images, quality = torch.randint(0, 256, (3, 3, 64, 48)).float(), torch.tensor([10.0, 50.0, 90.0])
     found = idle_blocks(analysis, lambda: analysis(images, quality))
     assert found == {8: idle8, 16: idle16}
-    tensors = export_transform(analysis)
+    tensors = export_network(analysis)
     folded, n8 = fold_blocks(tensors, 8, idle8)
     folded, n16 = fold_blocks(folded, 16, idle16)
     assert (n8, n16) == (2 - len(idle8), 3 - len(idle16)) and len(folded) < len(tensors)
@@ -397,7 +398,7 @@ def test_idle_blocks_are_left_out_and_nothing_changes(idle8, idle16):
 def test_a_block_whose_constant_fits_nowhere_stays():
     analysis = make_networks(phases.TINY).eval().requires_grad_(False).analysis
     analysis.integer = True
-    tensors = export_transform(analysis)
+    tensors = export_network(analysis)
     tensors["blocks16.0.down.bias"][:] = 2**26
     tensors["blocks16.0.down.shift"][:] = 1
     kept, count = fold_blocks(tensors, 16, {0})
@@ -486,7 +487,7 @@ def test_any_weights_and_biases_are_stored_in_the_range_of_exact_sums(form, size
 def test_restored_prior_exports_what_is_stored(whole, released):
     base = find_model("base") if released else whole[1]
     nets = train._from_model(base, len(base.vocabulary.classes))
-    stored, again = train._prior_of(base), IntegerPrior.export(nets.prior)
+    stored, again = train._prior_of(base), export_prior(nets.prior)
     assert stored.keys() == again.keys() and stored["1.first"].any() and stored["1.second"].any()
     # a row that rounding left just below a bound may come out with twice its integers, which is the same row
     finer = {k: again[k].long() - shift.long() for k, shift in stored.items() if k.endswith("_shift")}

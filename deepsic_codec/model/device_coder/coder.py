@@ -20,7 +20,9 @@ from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model.device import Pending, current_stream_context, download, synchronize, upload
 from deepsic_codec.model.device_coder import launch as launching
 from deepsic_codec.model.device_coder.launch import GENERAL, LANES, MAX_PASSES, PASS_FIELDS, STATE, Launch
-from deepsic_codec.model.prior import IntegerPrior, Pass, Predictions, passes
+from deepsic_codec.model.family import CodingPrior
+from deepsic_codec.model.neighbours import Predictions, iter_steps
+from deepsic_codec.model.schedule import Step
 from deepsic_codec.payload.coders import interval as bits
 from deepsic_codec.payload.coders import symbols as arithmetic
 from deepsic_codec.payload.coders.contexts import CoderTables
@@ -63,13 +65,13 @@ class DeviceCoder:
         self._numbers = start.limit, start.rate, start.single, latents
 
     def encode(
-        self, steps: Sequence[Pass], symbols: Tensor, chunks: int, predictions: Predictions, batch_total: int = 0
+        self, steps: Sequence[Step], symbols: Tensor, chunks: int, predictions: Predictions, batch_total: int = 0
     ) -> Pending[list[bytes | None]]:
         """Start to encode symbols.
 
         Parameters
         ----------
-        steps : sequence of Pass
+        steps : sequence of Step
             The prior's passes.
         symbols : Tensor
             int16 (S chunks,h,w,C), all chunks stacked.
@@ -116,7 +118,7 @@ class DeviceCoder:
 
     def decode(
         self,
-        prior: IntegerPrior,
+        prior: CodingPrior,
         features: Sequence[bytes],
         slices: int,
         grid: tuple[int, int],
@@ -127,7 +129,7 @@ class DeviceCoder:
 
         Parameters
         ----------
-        prior : IntegerPrior
+        prior : CodingPrior
             On this device.
         features : sequence of bytes
             One section for each chunk.
@@ -156,7 +158,7 @@ class DeviceCoder:
         rows, shared = _rows(tuple(prior.steps), h, w), max(chunks, batch_total) <= self.max_shared
         job = self._job(work, positions, rows[:1], (slices, h, w), work[0], data, bounds)
         neighbours = prior.no_neighbours(chunks * slices, grid)
-        for number, step, padded, _, image in passes(prior, neighbours):
+        for number, step, padded, _, image in iter_steps(prior, neighbours):
             means, indices = (t.contiguous() for t in prior.run(number, neighbours, padded, quality_of(image)))
             decoded = torch.empty_like(means)
             rows[number, ADDRESSES:] = means.data_ptr(), indices.data_ptr(), decoded.data_ptr()
@@ -210,7 +212,7 @@ class DeviceCoder:
 
 
 def device_coder_for(
-    start: CoderTables, latents: int, steps: Sequence[Pass], device: torch.device | str
+    start: CoderTables, latents: int, steps: Sequence[Step], device: torch.device | str
 ) -> DeviceCoder | None:
     """Return the coder of a device for symbols of this number of channels in these passes.
 
@@ -240,7 +242,7 @@ def matches_host(coder: DeviceCoder, start: CoderTables, batch_total: int = 0) -
     rng = np.random.default_rng(0)
     chunks, grid, latents = 3, (5, 6), coder.latents
     count = min(latents, LANES + 3)
-    steps = [Pass(0, count, "1", (), 0), Pass(0, count, "2", ((0, -1),), 0)]
+    steps = [Step(0, count, "1", (), 0), Step(0, count, "2", ((0, -1),), 0)]
     symbols = np.zeros((chunks, *grid, latents), np.int16)
     spread = rng.choice([0.2, 2, 30, 3000], (chunks, *grid, count), p=[0.7, 0.2, 0.08, 0.02])
     symbols[..., :count] = np.rint(rng.standard_normal((chunks, *grid, count)) * spread)
@@ -274,20 +276,20 @@ def matches_host(coder: DeviceCoder, start: CoderTables, batch_total: int = 0) -
 class _FixedPrior:
     """A prior with fixed predictions; has the methods that decoding calls."""
 
-    def __init__(self, steps: list[Pass], predictions: Predictions, symbols: Tensor) -> None:
+    def __init__(self, steps: list[Step], predictions: Predictions, symbols: Tensor) -> None:
         self.steps, self._predictions, self._symbols = steps, predictions, symbols
 
     def no_neighbours(self, images: int, grid: tuple[int, int]) -> Self:
         return self
 
-    def rows(self, step: Pass) -> tuple[Tensor, Tensor, Tensor]:
+    def rows(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         rows = torch.zeros(len(self._symbols) * len(step.positions(*self._symbols.shape[1:3])[0]), dtype=torch.int64)
         return rows, rows, rows
 
     def run(self, number: int, neighbours: Any, rows: Tensor, quality: Any) -> Any:
         return self._predictions[number]
 
-    def update(self, neighbours: Any, step: Pass, rows: Tensor, symbols: Tensor) -> None:
+    def update(self, neighbours: Any, step: Step, rows: Tensor, symbols: Tensor) -> None:
         """Do nothing: no prediction depends on the symbols."""
 
 
@@ -295,13 +297,13 @@ def _bytes(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8).copy())
 
 
-def _rows(steps: tuple[Pass, ...], h: int, w: int) -> NDArray[np.int64]:
+def _rows(steps: tuple[Step, ...], h: int, w: int) -> NDArray[np.int64]:
     """Return `Step` of `coder.cu` for every pass, without addresses."""
     return _rows_without_addresses(steps, h, w).copy()
 
 
 @lru_cache(maxsize=64)
-def _rows_without_addresses(steps: tuple[Pass, ...], h: int, w: int) -> NDArray[np.int64]:
+def _rows_without_addresses(steps: tuple[Step, ...], h: int, w: int) -> NDArray[np.int64]:
     rows, before = np.zeros((len(steps), PASS_FIELDS), np.int64), 0
     for row, step in zip(rows, steps, strict=True):
         positions = len(step.positions(h, w)[0])
@@ -311,7 +313,7 @@ def _rows_without_addresses(steps: tuple[Pass, ...], h: int, w: int) -> NDArray[
 
 
 @lru_cache(maxsize=64)
-def _positions(steps: tuple[Pass, ...], h: int, w: int, device: torch.device) -> Tensor:
+def _positions(steps: tuple[Step, ...], h: int, w: int, device: torch.device) -> Tensor:
     """Return rows and columns, int32 (positions, 2), of all passes in order."""
     array = np.concatenate([np.stack(step.positions(h, w), 1) for step in steps]).astype(np.int32)
     with torch.inference_mode(False):

@@ -42,6 +42,8 @@ SPATIAL_BIAS_MAX, SPATIAL_EXPONENT_MAX = 2**18, 15
 EXPONENT_MAX = 20
 #: Fraction bits of modulation factors, and their largest integers.
 MODULATION_BITS, MODULATION_MAX = 8, 2047
+#: Whole qualities, each of which has entries of its own in tables.
+QUALITIES = 100
 #: Fraction bits of dequantiser steps, in units of latents.
 STEP_BITS = 8
 
@@ -119,6 +121,12 @@ COMPANDED_STEM = Format(COMPAND_BITS, WIDE_MAX, STREAM_BITS, -STEM_MAX, STEM_MAX
 TO_LOGIT = Format(HIDDEN_BITS, HIDDEN_HIGH, LOGIT_BITS, -LOGIT_MAX, LOGIT_MAX)
 LINEAR_IN = Format(PIXEL_BITS, -READ_LOW, LATENT_BITS, -(2.0**20), 2.0**20, wide_weight=True)
 LINEAR_OUT = Format(LATENT_BITS, WIDE_MAX, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX, wide_input=True, wide_weight=True)
+
+#: Formats of the layers of each network, by name; those of residual blocks are in a table of their own.
+ANALYSIS_LAYERS = {"linear": LINEAR_IN, "stem": STEM, "reduce": INNER, "out": TO_LATENT}
+SYNTHESIS_LAYERS = {"linear": LINEAR_OUT, "stem": LATENT_STEM, "expand": INNER, "out": TO_PIXEL}
+HEAD_LAYERS = {"stem": COMPANDED_STEM, "hidden": UP, "out": TO_LOGIT}
+BLOCK_LAYERS = {"spatial": SPATIAL, "up": UP, "down": DOWN}
 
 
 def exponents(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
@@ -202,3 +210,11 @@ def export_layer(weight: Tensor, bias: Tensor | None, form: Format) -> dict[str,
         "bias": (start + half).to(torch.int32).cpu(),
         "shift": shift.to(torch.uint8).cpu(),
     }
+
+
+def restore_layer(weight: Tensor, bias: Tensor, shift: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """Inverse of `export_layer`: weights in their stored shape, and biases (outputs,) or (N,outputs), float64."""
+    exponent = shift.double() - form.in_bits + form.out_bits
+    half = torch.floor(torch.exp2(shift.double() - 1))
+    weights = weight.double() * torch.exp2(-exponent).reshape(-1, *[1] * (weight.ndim - 1))
+    return weights, (bias.double() - half) * torch.exp2(-exponent - form.in_bits)

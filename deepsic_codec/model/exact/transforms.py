@@ -1,94 +1,202 @@
-"""The networks of a model file on a device: images to latents in quantiser steps, to label scores, and back.
-
-Two kinds with one interface: integers (:class:`IntegerTransforms`), which give the same
-result everywhere, and float networks (:class:`FloatTransforms`), which round differently on
-different machines: the paper's own networks, and models from before integers.
-"""
+"""The integer transforms of a model file on a device: images to latents, to label scores, and back."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepsic_codec import config
-from deepsic_codec.model.architecture import AnyArchitecture, stored_networks
+from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.device import upload
 from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.integer import (
-    IntegerAnalysis,
-    IntegerGains,
-    IntegerHead,
-    IntegerSynthesis,
-    dequantise,
-    in_steps,
-)
+from deepsic_codec.model.exact.layers import Blocks, Layer, Modulation, Tensors, read, rows_of
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analysed, tensors_below
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.networks import Architecture
+from deepsic_codec.model.ops.select import passes_on
+from deepsic_codec.model.ops.tensor_ops import scatter
+from deepsic_codec.payload.constants import LATENT_STRIDE
 
+#: Units per whole quality of the qualities in payloads.
+HUNDREDTHS = 100
 #: Units per grey level of images in int16.
 FINE = 1 << fixed.PIXEL_BITS
 
 Pixels = NDArray[np.uint8] | NDArray[np.int16]
-#: Where the encoder's, decoder's and head's tensors are in a model file.
-ANALYSIS, RDO, GAINS, SYNTHESIS, HEAD = "encoder.analysis", "encoder.rdo", "decoder.gains", "decoder.synthesis", "head"
-PRIOR = "decoder.prior"
 
 
-@dataclass
-class Analysed:
-    """What the analysis transform made of a batch.
+class IntegerGains:
+    """Dequantiser steps of each channel and quality."""
 
-    Attributes
-    ----------
-    scaled : Tensor
-        Latents in quantiser steps, float32 (N,h,w,C).
-    latents : Tensor
-        Latents for the semantic head, (N,h,w,C), as this kind of transforms has them.
-    """
+    def __init__(self, tensors: Tensors, device: torch.device) -> None:
+        self.table = tensors["step"].to(torch.int64)
+        self.device = device
 
-    scaled: Tensor
-    latents: Tensor
+    def steps(self, hundredths: Tensor) -> Tensor:
+        """Qualities in hundredths, int64 (N,) -> steps int32 (N,C) in 2^-STEP_BITS units of latents."""
+        low = (hundredths // HUNDREDTHS).clamp(1, fixed.QUALITIES - 1)
+        part = (hundredths - low * HUNDREDTHS)[:, None]
+        sum_ = self.table[low - 1] * (HUNDREDTHS - part) + self.table[low] * part
+        return ((sum_ + HUNDREDTHS // 2) // HUNDREDTHS).to(device=self.device, dtype=torch.int32)
 
 
-class Transforms(Protocol):
-    """What a runtime asks of either kind."""
+def dequantise(symbols: Tensor, steps: Tensor) -> Tensor:
+    """Symbols (N,h,w,C) and steps int32 (N,C) -> latents int32."""
+    return passes_on(symbols.device).dequantise(rows_of(symbols), steps).view(symbols.shape)
 
-    #: Whether equal payloads give equal pixels on every machine.
-    exact: bool
 
-    def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
-        """Images uint8 or int16 (N,H,W,3), of whole latents, at qualities (N,)."""
+def in_steps(latents: Tensor, steps: Tensor) -> Tensor:
+    """Latents int32 (N,h,w,C) in units of the quantiser's step, float32: one division, rounded alike everywhere."""
+    return (latents.float() * 2.0**fixed.STEP_BITS) / steps[:, None, None, :].float()
 
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
-        """Symbols (N,h,w,C) -> uint8 (N,16h,16w,3), or int16 in 64ths of a grey level."""
 
-    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
-        """Symbols (N,h,w,C) -> latents for the semantic head."""
+class IntegerAnalysis:
+    """Analysis transform of a model file."""
 
-    def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
-        """Cells of latents (N,h,w,C) at qualities (N,) -> scores uint8 (N,classes) in 1/255."""
+    def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
+        tensors = dict(tensors)
+        w8 = arch.analysis_widths[0]
+        _columns(tensors, "linear", 3, LATENT_STRIDE)
+        _columns(tensors, "stem", 3, 8)
+        _columns(tensors, "reduce", w8, 2)
+        layers = {name: Layer(tensors, name, form, device) for name, form in fixed.ANALYSIS_LAYERS.items()}
+        self.linear, self.stem, self.reduce, self.out = (layers[n] for n in ("linear", "stem", "reduce", "out"))
+        self.mod8, self.mod16 = (
+            Modulation(tensors, name, stem, device) for name, stem in (("mod8", self.stem), ("mod16", self.reduce))
+        )
+        self.blocks8, self.blocks16 = (
+            Blocks(tensors, f"blocks{at}", n, device, conditioned=True)
+            for at, n in zip((8, 16), arch.analysis_blocks, strict=True)
+        )
+
+    def __call__(self, grey: Tensor, rest: Tensor | None, quality: Tensor) -> Tensor:
+        """Analyse images.
+
+        Parameters
+        ----------
+        grey : int8 (N,H,W,3)
+            Grey levels less 128, H and W multiples of 16.
+        rest : int8 (N,H,W,3) or None
+            64ths of a grey level, -32..31, on top.
+        quality : int64 (N,)
+            Whole qualities, 1..100.
+
+        Returns
+        -------
+        Tensor
+            Latents int32 (N,H/16,W/16,C).
+        """
+        n, height, width, _ = grey.shape
+        h, w = height // LATENT_STRIDE, width // LATENT_STRIDE
+        latents = self.linear.of_pixels(
+            _gather(grey, LATENT_STRIDE), None if rest is None else _gather(rest, LATENT_STRIDE)
+        )
+        stream = self.mod8(self.stem.sums(_gather(grey, 8)), quality).view(n, 2 * h, 2 * w, -1)
+        stream = self.blocks8(stream, quality)
+        stream = self.mod16(self.reduce.sums(_gather(read(stream), 2)), quality).view(n, h, w, -1)
+        stream = self.blocks16(stream, quality)
+        latents.add_(self.out.of(rows_of(read(stream)))).clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
+        return latents.view(n, h, w, -1)
+
+
+class IntegerSynthesis:
+    """Synthesis transform of a model file."""
+
+    def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
+        tensors = dict(tensors)
+        w8 = arch.synthesis_widths[0]
+        _outputs(tensors, "linear", 3, LATENT_STRIDE)
+        _outputs(tensors, "expand", w8, 2)
+        _outputs(tensors, "out", 3, 8)
+        layers = {name: Layer(tensors, name, form, device) for name, form in fixed.SYNTHESIS_LAYERS.items()}
+        self.linear, self.stem, self.expand, self.out = (layers[n] for n in ("linear", "stem", "expand", "out"))
+        self.mod8, self.mod16 = (
+            Modulation(tensors, name, stem, device) for name, stem in (("mod8", self.expand), ("mod16", self.stem))
+        )
+        self.blocks8, self.blocks16 = (
+            Blocks(tensors, f"blocks{at}", n, device, conditioned=True)
+            for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
+        )
+        # as a multiplication by a power of two, rounded, of integers below 2^15
+        exponent = tensors["normaliser"].float() + (fixed.NORMAL_BITS - fixed.LATENT_BITS)
+        self.normaliser = torch.exp2(exponent).to(device)
+
+    def __call__(self, latents: Tensor, quality: Tensor, fine: bool = True) -> Tensor:
+        """Latents int32 (N,h,w,C), whole qualities (N,) -> int16 (N,16h,16w,3), 64ths of a grey level, 0..16320.
+
+        Without ``fine`` in grey levels, uint8.
+        """
+        n, h, w, _ = latents.shape
+        flat, passes = rows_of(latents), passes_on(latents.device)
+        linear = self.linear.sums(*passes.digits(flat))
+        stream = self.mod16(self.stem.sums(*passes.digits(flat, self.normaliser)), quality).view(n, h, w, -1)
+        stream = self.blocks16(stream, quality)
+        stream = self.mod8(self.expand.sums(rows_of(read(stream))), quality).view(n, h, w, -1)
+        stream = self.blocks8(scatter(stream, 2), quality)
+        rest = self.out.sums(rows_of(read(stream)))
+        return passes.pixels(self.linear.of_sums(linear), self.out.of_sums(rest), (n, h, w), fine)
+
+
+class IntegerHead:
+    """Semantic head of a model file."""
+
+    def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
+        self.stem, self.hidden, self.out = (Layer(tensors, n, form, device) for n, form in fixed.HEAD_LAYERS.items())
+        self.mod = Modulation(tensors, "mod", self.stem, device)
+        self.blocks = Blocks(tensors, "blocks", arch.head_blocks, device)
+        self.compand = tensors["compand"].to(device=device, dtype=torch.int32)
+        self.score = tensors["score"].to(device=device)
+        if self.compand.shape != (fixed.WIDE_MAX + 1,) or self.score.shape != (2 * fixed.LOGIT_MAX + 1,):
+            raise ValueError("the head's tables have other sizes")
+        if int(self.compand.abs().max()) > fixed.WIDE_MAX:
+            raise ValueError("the head's table of companded latents is out of range")
+
+    def __call__(self, latents: Tensor, quality: Tensor) -> Tensor:
+        """Cells of latents int32 (N,h,w,C) and whole qualities (N,) -> scores uint8 (N,classes) in 1/255."""
+        n, h, w, _ = latents.shape
+        flat = rows_of(latents)
+        digits = passes_on(flat.device).companded(flat, self.compand)
+        stream = self.mod(self.stem.sums(*digits), quality).clamp_(min=0)
+        stream = self.blocks(stream.view(n, h, w, -1), quality)
+        # the mean of integers, rounded to nearest
+        total, count = stream.sum((1, 2)).to(torch.int32), h * w
+        mean = (2 * total + count) // (2 * count)
+        pooled = read(torch.cat([mean.float(), stream.amax((1, 2))], 1))
+        hidden = self.hidden.of(pooled).to(torch.int8)
+        return self.score[(self.out.of(hidden) + fixed.LOGIT_MAX).long()]
+
+
+def _gather(x: Tensor, edge: int) -> Tensor:
+    """(N,H,W,C) -> rows of squares (N H/edge W/edge, edge edge C)."""
+    n, h, w, c = x.shape
+    squares = x.view(n, h // edge, edge, w // edge, edge * c).permute(0, 1, 3, 2, 4)
+    return squares.reshape(-1, edge * edge * c)
+
+
+def _columns(tensors: dict[str, Tensor], name: str, channels: int, edge: int) -> None:
+    """Reorder the inputs of a layer that follows a pixel-unshuffle: from (C,y,x) to (y,x,C)."""
+    weight = tensors[f"{name}.weight"]
+    weight = weight.reshape(weight.shape[0], channels, edge, edge).permute(0, 2, 3, 1)
+    tensors[f"{name}.weight"] = weight.reshape(weight.shape[0], -1)
+
+
+def _outputs(tensors: dict[str, Tensor], name: str, channels: int, edge: int) -> None:
+    """Reorder the outputs of a layer that a pixel-shuffle follows."""
+    order = torch.arange(channels * edge * edge).reshape(channels, edge, edge).permute(1, 2, 0).reshape(-1)
+    for part in ("weight", "bias", "shift"):
+        tensors[f"{name}.{part}"] = tensors[f"{name}.{part}"][order]
 
 
 class IntegerTransforms:
     """Transforms in integers."""
 
-    exact = True
-
     def __init__(self, arch: Architecture, arrays: Arrays, device: torch.device) -> None:
-        def tensors(prefix: str) -> dict[str, Tensor]:
-            return {k: torch.from_numpy(v) for k, v in below(arrays, prefix).items()}
-
         self.device = device
-        self._analysis = IntegerAnalysis(arch, tensors(ANALYSIS), device)
-        self._synthesis = IntegerSynthesis(arch, tensors(SYNTHESIS), device)
-        self._gains = IntegerGains(tensors(GAINS), torch.device("cpu"))
-        self._head = IntegerHead(arch, tensors(HEAD), device)
+        self._analysis = IntegerAnalysis(arch, tensors_below(arrays, ANALYSIS), device)
+        self._synthesis = IntegerSynthesis(arch, tensors_below(arrays, SYNTHESIS), device)
+        self._gains = IntegerGains(tensors_below(arrays, GAINS), torch.device("cpu"))
+        self._head = IntegerHead(arch, tensors_below(arrays, HEAD), device)
 
     def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
         """See :class:`Transforms`."""
@@ -128,56 +236,6 @@ class IntegerTransforms:
         return upload(whole, self.device), upload(self._gains.steps(hundredths), self.device)
 
 
-class FloatTransforms(nn.Module):
-    """Transforms in floating point."""
-
-    exact = False
-    analysis: nn.Module
-    gains: nn.Module
-    synthesis: nn.Module
-    head: nn.Module
-
-    def __init__(self, arch: AnyArchitecture, arrays: Arrays, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-        networks = stored_networks(arch)
-        for name, prefix in (("analysis", ANALYSIS), ("gains", GAINS), ("synthesis", SYNTHESIS), ("head", HEAD)):
-            self.add_module(name, load_weights(networks[name], arrays, prefix))
-        self.requires_grad_(False).eval().to(device)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
-        """See :class:`Transforms`."""
-        q = self._quality(quality)
-        x = upload(images, self.device).permute(0, 3, 1, 2).float()
-        x = x / FINE if images.dtype == torch.int16 else x
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=analyses_in_bfloat16(self.device)):
-            y = self.analysis(x, q).float()
-        gain = self.gains(q)
-        return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
-
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
-        """See :class:`Transforms`."""
-        q, unit = self._quality(quality), FINE if fine else 1
-        y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)
-        x = self.synthesis(y, q)
-        x = (x * unit + 0.5).clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
-        return x.to(torch.int16 if fine else torch.uint8).permute(0, 2, 3, 1)
-
-    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
-        """See :class:`Transforms`."""
-        gain = self.gains(self._quality(quality)).permute(0, 2, 3, 1)
-        return upload(symbols, self.device).float() / gain
-
-    def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
-        """See :class:`Transforms`."""
-        logits = self.head(cells.permute(0, 3, 1, 2), self._quality(quality))
-        return torch.round(torch.sigmoid(logits) * 255).to(torch.uint8)
-
-    def _quality(self, quality: Sequence[float] | NDArray[np.float64]) -> Tensor:
-        return upload(torch.tensor(quality, dtype=torch.float32), self.device)
-
-
 def analyses_in_bfloat16(device: torch.device) -> bool:
     """Whether to run a floating-point analysis in bfloat16: symbols near a tie may fall otherwise, nothing else."""
     return _bfloat16(device, "_is_amx_tile_supported")
@@ -205,21 +263,3 @@ def whole_qualities(quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
     """Qualities as hundredths, as payloads have them, and rounded to whole ones, int64 (N,)."""
     hundredths = torch.from_numpy(np.floor(np.asarray(quality, np.float64) * 100 + 0.5).astype(np.int64))
     return hundredths, ((hundredths + 50) // 100).clamp(1, 100)
-
-
-def make_transforms(arch: AnyArchitecture, arrays: Arrays, device: torch.device) -> Transforms:
-    """Transforms of a model file of the kind that its architecture says."""
-    if isinstance(arch, Architecture) and arch.integer:
-        return IntegerTransforms(arch, arrays, device)
-    return FloatTransforms(arch, arrays, device)
-
-
-def below(arrays: Arrays, prefix: str) -> Arrays:
-    """Arrays whose names start with a prefix and a dot, without them."""
-    return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + ".")}
-
-
-def load_weights(network: Any, arrays: Arrays, prefix: str) -> nn.Module:
-    """Give a network its float weights from the arrays of a model file."""
-    network.load_state_dict({k: torch.from_numpy(v).float() for k, v in below(arrays, prefix).items()})
-    return network

@@ -6,22 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact import matrix as exact
-from deepsic_codec.model.exact.integer import (
-    Blocks,
-    IntegerGains,
-    IntegerSynthesis,
-    dequantise,
-    export_transform,
-    in_steps,
-)
-from deepsic_codec.model.exact.restore import restore_transform
-from deepsic_codec.model.exact.transforms import ANALYSIS, GAINS, HEAD, SYNTHESIS, IntegerTransforms, below
-from deepsic_codec.model.file import find_model, load_arrays
-from deepsic_codec.model.networks import Architecture, Synthesis
+from deepsic_codec.model.exact.export import export_network, restore_network
+from deepsic_codec.model.exact.layers import Blocks
+from deepsic_codec.model.exact.transforms import IntegerGains, IntegerSynthesis, IntegerTransforms, dequantise, in_steps
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, below
+from deepsic_codec.model.file import load_arrays
+from deepsic_codec.model.networks import Synthesis
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import eurosat_mosaic
 from tests.model import reference_transforms as reference
 
@@ -163,11 +159,11 @@ def test_exported_sums_stay_exact():
     """However large trained weights are, exported ones keep sums in the range that float32 holds."""
     torch.manual_seed(1)
     sizes = {"synthesis_widths": (8, 16), "synthesis_blocks": (1, 1), "prior_groups": (16,), "knots": 3}
-    network = Synthesis(Architecture(latents=16, **sizes))
+    network = Synthesis(Architecture(latents=16, prior_detail=16, **sizes))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn_like(parameter) * 30)
-    tensors = export_transform(network)
+    tensors = export_network(network)
     for name, weight in tensors.items():
         if name.endswith("spatial.weight"):
             total = weight.double().abs().sum((1, 2, 3)) * fixed.STREAM_MAX
@@ -187,7 +183,7 @@ def conditioned():
         block.condition.offset.table.normal_(0, 0.5)
     network.out.weight.normal_(0, 0.1)
     network.integer = True
-    return network, export_transform(network)
+    return network, export_network(network)
 
 
 def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(conditioned):
@@ -216,9 +212,9 @@ def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(con
 def test_conditioned_blocks_come_back_from_a_file(conditioned):
     network, tensors = conditioned
     again = Synthesis(network_arch()).eval().requires_grad_(False)
-    restore_transform(again, tensors)
+    restore_network(again, tensors)
     again.integer = True
-    for name, wanted in export_transform(again).items():
+    for name, wanted in export_network(again).items():
         assert (wanted.double() - tensors[name].double()).abs().max() <= 1, name
 
 
@@ -229,17 +225,15 @@ def test_biases_for_qualities_fit_their_layer_and_architecture(conditioned):
         with pytest.raises(ValueError, match="out of the range"):
             IntegerSynthesis(network_arch(), tensors | {name: crafted}, torch.device("cpu"))
     one = tensors | {name: tensors[name][0]}
-    for arch, given in ((network_arch(conditioned=False), tensors), (network_arch(), one)):
-        with pytest.raises(ValueError, match="unlike described"):
-            IntegerSynthesis(arch, given, torch.device("cpu"))
-    plain = Synthesis(network_arch(conditioned=False))
-    with pytest.raises(ValueError, match="without them"):
-        restore_transform(plain, tensors)
+    with pytest.raises(ValueError, match="unlike described"):
+        IntegerSynthesis(network_arch(), one, torch.device("cpu"))
+    with pytest.raises(ValueError, match="of another shape"):
+        restore_network(Synthesis(network_arch()), one)
 
 
-def network_arch(conditioned=True):
+def network_arch():
     sizes = {"synthesis_widths": (8, 16), "synthesis_blocks": (1, 2), "prior_groups": (16,), "knots": 3}
-    return Architecture(latents=16, conditioned=conditioned, **sizes)
+    return Architecture(latents=16, prior_detail=16, **sizes)
 
 
 def test_packaged_weights_are_integers():

@@ -1,0 +1,206 @@
+"""Tensors of a model file from trained networks, and trained networks from these tensors.
+
+Both directions walk over the same layers (`_layers`, `_steps`). Networks that come back from a file estimate rates and
+go on training, but do not decode: their tables over quality pass through fewer points than are stored, so that results
+may differ by the last bit.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact.fixed import QUALITIES
+from deepsic_codec.model.exact.prior import (
+    COMPANDED,
+    DIRECT_BITS,
+    HIDDEN_BITS,
+    INPUT_BITS,
+    check_prior_sums,
+)
+from deepsic_codec.model.networks import Analysis, Condition, Gains, Modulate, QualityTable, SemanticHead, Synthesis
+from deepsic_codec.model.prior import IntLinear, Prior, StepNetwork, compand
+from deepsic_codec.payload.constants import quality_step
+
+Tensors = Mapping[str, Tensor]
+Network = Analysis | Synthesis | SemanticHead
+#: Bounds of a bias of the prior.
+PRIOR_BIAS_MAX = 2**22
+
+
+class _Layer(NamedTuple):
+    """A layer of a network, its name in the file, and what its bias depends on."""
+
+    name: str
+    layer: nn.Conv2d | nn.Linear
+    form: fixed.Format
+    condition: Condition | None
+
+
+def _layers(network: Network) -> Iterator[_Layer]:
+    for name, form in network.formats.items():
+        yield _Layer(name, getattr(network, name), form, None)
+    for blocks in network.block_lists:
+        for i, block in enumerate(getattr(network, blocks)):
+            for part, form in fixed.BLOCK_LAYERS.items():
+                condition = block.condition if part == "up" and block.condition.offset is not None else None
+                yield _Layer(f"{blocks}.{i}.{part}", getattr(block, part), form, condition)
+
+
+@torch.no_grad()
+def export_network(network: Network) -> dict[str, Tensor]:
+    """Integer tensors of a transform or of the semantic head, on the CPU."""
+    out: dict[str, Tensor] = {}
+    for name, layer, form, condition in _layers(network):
+        bias = layer.bias
+        if condition is not None and condition.offset is not None:
+            bias = bias + condition.offset(_qualities(bias.device))
+        out |= {f"{name}.{k}": v for k, v in fixed.export_layer(layer.weight, bias, form).items()}
+    for name in network.modulations:
+        out |= {f"{name}.{k}": v for k, v in _export_modulation(getattr(network, name)).items()}
+    if isinstance(network, Synthesis):
+        out["normaliser"] = torch.log2(network.normaliser()).to(torch.int8).cpu()
+    if isinstance(network, SemanticHead):
+        latents = torch.arange(fixed.WIDE_MAX + 1, dtype=torch.float64) * 2.0**-fixed.LATENT_BITS
+        out["compand"] = torch.floor(torch.asinh(2 * latents) * 2**fixed.COMPAND_BITS + 0.5).to(torch.int16)
+        logits = torch.arange(-fixed.LOGIT_MAX, fixed.LOGIT_MAX + 1, dtype=torch.float64) * 2.0**-fixed.LOGIT_BITS
+        out["score"] = torch.floor(torch.sigmoid(logits) * 255 + 0.5).to(torch.uint8)
+    return out
+
+
+@torch.no_grad()
+def restore_network(network: Network, tensors: Tensors) -> None:
+    """Give a network the weights of a model file; a head's last layer stays as it is where the classes differ.
+
+    Raises
+    ------
+    KeyError, RuntimeError, ValueError
+        If the tensors do not fit the architecture.
+    """
+    for name, layer, form, condition in _layers(network):
+        weight, bias, shift = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
+        if isinstance(network, SemanticHead) and name == "out" and len(weight) != len(layer.weight):
+            continue
+        if weight.shape != layer.weight.shape or (bias.ndim > 1) != (condition is not None):
+            raise ValueError(f"{name}: weights or biases of another shape, expected {tuple(layer.weight.shape)}")
+        weights, biases = fixed.restore_layer(weight, bias, shift, form)
+        layer.weight.copy_(weights)
+        if condition is not None and condition.offset is not None:
+            _fit(condition.offset, biases)
+            layer.bias.zero_()
+        elif layer.bias is not None:
+            layer.bias.copy_(biases)
+    for name in network.modulations:
+        _restore_modulation(getattr(network, name), tensors[f"{name}.scale"], tensors[f"{name}.offset"])
+    if isinstance(network, Synthesis):
+        network.input_scale.copy_(torch.exp2(tensors["normaliser"].float()))
+
+
+def _export_modulation(modulate: Modulate) -> dict[str, Tensor]:
+    quality = _qualities(modulate.scale.table.device)
+    bits, largest = fixed.MODULATION_BITS, fixed.MODULATION_MAX
+    scale = torch.floor((1 + modulate.scale(quality)) * 2**bits + 0.5).clamp(-largest, largest)
+    offset = torch.floor(modulate.offset(quality) * 2 ** (fixed.STREAM_BITS + bits) + 0.5)
+    offset = offset.clamp(-fixed.BIAS_MAX, fixed.BIAS_MAX) + 2 ** (bits - 1)
+    return {"scale": scale.to(torch.int16).cpu(), "offset": offset.to(torch.int32).cpu()}
+
+
+def _restore_modulation(modulate: Modulate, scale: Tensor, offset: Tensor) -> None:
+    bits = fixed.MODULATION_BITS
+    _fit(modulate.scale, scale.double() * 2.0**-bits - 1)
+    _fit(modulate.offset, (offset.double() - 2 ** (bits - 1)) * 2.0 ** -(fixed.STREAM_BITS + bits))
+
+
+@torch.no_grad()
+def export_gains(gains: Gains) -> dict[str, Tensor]:
+    """Dequantiser steps int32 (QUALITIES,C) in 2^-STEP_BITS units of latents."""
+    quality = _qualities(gains.log2.table.device)
+    step = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / gains(quality)[:, :, 0, 0].double()
+    return {"step": torch.floor(step + 0.5).clamp(1, 2.0**22).to(torch.int32).cpu()}
+
+
+@torch.no_grad()
+def restore_gains(gains: Gains, tensors: Tensors) -> None:
+    """Give gains the dequantiser steps of a model file."""
+    gain = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / tensors["step"].double()
+    nominal = 64 / quality_step(_qualities(torch.device("cpu")).double())
+    _fit(gains.log2, torch.log2(gain) - torch.log2(nominal)[:, None])
+
+
+def _steps(prior: Prior) -> Iterator[tuple[str, StepNetwork, dict[str, tuple[IntLinear, int]]]]:
+    """Prefix of the names, network, and layers with the fraction bits of their input, of each step."""
+    for i, step in enumerate(prior.networks):
+        assert isinstance(step, StepNetwork)
+        bits = {"first": INPUT_BITS, "second": HIDDEN_BITS, "out": HIDDEN_BITS} if step.has_inputs else {}
+        yield f"{i}.", step, {name: (getattr(step, name), unit) for name, unit in bits.items()}
+
+
+@torch.no_grad()
+def export_prior(prior: Prior) -> dict[str, Tensor]:
+    """Integer tensors of a prior on the CPU: weights int8, shifts uint8, biases int32, for each whole quality.
+
+    Raises
+    ------
+    ValueError
+        If weights are too large for sums to be exact.
+    """
+    out: dict[str, Tensor] = {}
+    quality = _qualities(torch.device("cpu"))
+    for prefix, step, layers in _steps(prior):
+        biases = {"out": step.out_bias(quality)}
+        shifts = {"out": torch.full((2 * step.count,), 8.0)}  # of a step without inputs
+        if layers:
+            biases |= {"first": step.first_bias(quality), "second": step.second_bias}
+        units = {"out": HIDDEN_BITS}
+        for name, (layer, unit) in layers.items():
+            shifts[name], units[name] = layer.shifts(), unit
+            out[prefix + name] = layer.quantised().to(torch.int8)
+        for name, bias in biases.items():
+            integers = torch.floor(bias * torch.exp2(shifts[name] + units[name]) + 0.5)
+            out[f"{prefix}{name}_bias"] = integers.clamp(-PRIOR_BIAS_MAX, PRIOR_BIAS_MAX).to(torch.int32)
+            out[f"{prefix}{name}_shift"] = shifts[name].to(torch.uint8)
+        if step.direct is not None:
+            direct = torch.floor(step.direct * 2**DIRECT_BITS + 0.5).clamp(-127, 127)
+            out[f"{prefix}direct"] = direct.to(torch.int8)
+    check_prior_sums(out)
+    out["compand"] = torch.floor(compand(torch.arange(float(COMPANDED))) + 0.5).to(torch.uint8)
+    return out
+
+
+@torch.no_grad()
+def restore_prior(prior: Prior, tensors: Tensors) -> None:
+    """Give a prior the weights of a model file.
+
+    Raises
+    ------
+    KeyError, RuntimeError, ValueError
+        If the tensors do not fit the architecture.
+    """
+    for prefix, step, layers in _steps(prior):
+        exponents = {name: -tensors[f"{prefix}{name}_shift"].double() for name in (*layers, "out")}
+        for name, (layer, _) in layers.items():
+            layer.weight.copy_(tensors[prefix + name] * torch.exp2(exponents[name])[:, None])
+        _fit(step.out_bias, tensors[f"{prefix}out_bias"].double() * torch.exp2(exponents["out"] - HIDDEN_BITS))
+        if layers:
+            first, second = (tensors[f"{prefix}{name}_bias"].double() for name in ("first", "second"))
+            _fit(step.first_bias, first * torch.exp2(exponents["first"] - INPUT_BITS))
+            step.second_bias.copy_(second * torch.exp2(exponents["second"] - HIDDEN_BITS))
+        if step.direct is not None:
+            step.direct.copy_(tensors[f"{prefix}direct"].double() * 2.0**-DIRECT_BITS)
+
+
+def _qualities(device: torch.device) -> Tensor:
+    return torch.arange(1, QUALITIES + 1, dtype=torch.float32, device=device)
+
+
+def _fit(table: QualityTable, values: Tensor) -> None:
+    """Set the knots that come nearest to values (QUALITIES,C) at whole qualities."""
+    knots, channels = table.table.shape
+    if values.shape != (QUALITIES, channels):
+        raise ValueError(f"a table over quality of shape {tuple(values.shape)}, expected ({QUALITIES}, {channels})")
+    probe = QualityTable(knots, knots)
+    probe.table.copy_(torch.eye(knots))
+    weights = probe(_qualities(torch.device("cpu"))).double()
+    table.table.copy_(torch.linalg.lstsq(weights, values.double()).solution.float())

@@ -1,0 +1,96 @@
+"""Registry of the families of networks.
+
+A family is one object that has what `family.Family` asks for. To add one, write it in a module of its own, as
+`paper` does, and `register` it before a model of the family is loaded.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from deepsic_codec.model.architecture import Architecture, Sizes
+from deepsic_codec.model.exact.prior import IntegerPrior
+from deepsic_codec.model.exact.transforms import IntegerTransforms
+from deepsic_codec.model.family import CodingPrior, Family, Transforms
+from deepsic_codec.model.file import Arrays
+from deepsic_codec.model.networks import Analysis, Gains, SemanticHead, Synthesis, complexity
+from deepsic_codec.model.paper import PaperFamily
+
+AnyFamily = TypeVar("AnyFamily", bound=Family)
+
+#: Families by the name that architectures give.
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: AnyFamily) -> AnyFamily:
+    """Add a family, and return it.
+
+    Raises
+    ------
+    ValueError
+        If there is one of its name.
+    """
+    if family.name in FAMILIES:
+        raise ValueError(f"a family named {family.name!r} is already registered")
+    FAMILIES[family.name] = family
+    return family
+
+
+class DeepSICFamily:
+    """Networks with integer transforms and a learned prior (`networks`, `exact`)."""
+
+    name = Architecture.family
+    exact = True
+    architecture = Architecture
+
+    def networks(self, arch: Architecture) -> dict[str, nn.Module]:
+        """See `Family.networks`."""
+        return {
+            "analysis": Analysis(arch),
+            "gains": Gains(arch),
+            "synthesis": Synthesis(arch),
+            "head": SemanticHead(arch),
+        }
+
+    def prior(self, arch: Architecture, tensors: Mapping[str, Tensor], device: str) -> CodingPrior:
+        """See `Family.prior`."""
+        return IntegerPrior(arch, tensors, device)
+
+    def transforms(self, arch: Architecture, arrays: Arrays, device: torch.device) -> Transforms:
+        """See `Family.transforms`."""
+        return IntegerTransforms(arch, arrays, device)
+
+    def complexity(self, arch: Architecture) -> dict[str, float]:
+        """See `Family.complexity`."""
+        return complexity(arch)
+
+
+register(DeepSICFamily())
+register(PaperFamily())
+
+
+def family_of(architecture: Sizes | Mapping[str, Any]) -> Family:
+    """Family of an architecture, or of its JSON.
+
+    Raises
+    ------
+    ValueError
+        If the family is not registered.
+    """
+    name = architecture.family if isinstance(architecture, Sizes) else architecture.get("family")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"architecture: no family {name!r}, known are {', '.join(FAMILIES)}: `register` it")
+    return FAMILIES[name]
+
+
+def architecture_from(data: Mapping[str, Any]) -> Sizes:
+    """Architecture of a model file's description.
+
+    Raises
+    ------
+    ValueError
+        If the family is not registered, or its sizes are not those that the description has.
+    """
+    return family_of(data).architecture.from_json(dict(data))

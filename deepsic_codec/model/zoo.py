@@ -1,0 +1,148 @@
+"""Where models are: the packaged ones, folders that the user names, and models that archives contained."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from deepsic_codec.errors import ModelMismatch, ModelNotFound
+from deepsic_codec.model.file import ModelInfo, read_info
+
+#: Environment variable with folders or files that are searched before the package, separated as in PATH.
+SEARCH_VARIABLE = "DEEPSIC_MODEL_PATH"
+#: Environment variable with the folder for models that archives contained; default `~/.cache/deepsic_codec`.
+CACHE_VARIABLE = "DEEPSIC_CACHE"
+#: Folder of the packaged models.
+PACKAGED = Path(__file__).resolve().parent.parent / "models"
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name of a packaged model.
+
+    Attributes
+    ----------
+    name : str
+        Name of the model: `<alias>-<first 8 digits of the decoder>`. Its file is `<name>.safetensors` in `PACKAGED`.
+    decoder, head : str
+        The two identities, 64 hexadecimal digits each.
+    """
+
+    name: str
+    decoder: str
+    head: str
+
+
+#: Names that stand for one packaged model each, whatever files there are.
+ALIASES: dict[str, Alias] = {
+    "base": Alias(
+        "base-89eaa6c0",
+        "89eaa6c038d2e8b8c368c15f14847cbb8199f4cd134a3b603317de7a5fdbf6d9",
+        "6b2b2c15d0a9193c971835e0eb73a99c3e481e8dcc74d1f4c4bc1c69b88cf48e",
+    ),
+}
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """Identities of the decoder and the head of a model; reads no file if the name is an alias.
+
+    Raises
+    ------
+    ModelNotFound
+        If there is no such model.
+    """
+    alias = ALIASES.get(name) or find_model(name)
+    return alias.decoder, alias.head
+
+
+def find_model(name: str = "base", *, head: str | None = None, preferred: str | None = None) -> ModelInfo:
+    """Find a model along `DEEPSIC_MODEL_PATH`, in the package, and among models from archives, in this order.
+
+    The first file that fits is returned; files of a folder are tried in the order of their names. Several files may
+    have one decoder, and any of them decodes what another one encoded. `head` and `preferred` choose between them for
+    labels and for encoding.
+
+    Parameters
+    ----------
+    name : str
+        Alias or name of a model, or at least 8 hexadecimal digits of its decoder's identity.
+    head : str, optional
+        Leading digits of the identity of its head; by default that of the alias, otherwise any. All zeros mean any.
+    preferred : str, optional
+        Name or alias of the model to choose where several fit: models with one decoder and head may still encode
+        differently.
+
+    Raises
+    ------
+    ModelNotFound
+        If there is none; the message has the identity and every place that was searched.
+    """
+    if (alias := ALIASES.get(name)) is not None:
+        name, head, preferred = alias.decoder, head or alias.head, preferred or alias.name
+    if preferred in ALIASES:
+        preferred = ALIASES[preferred].name
+    head = head if head and set(head) != {"0"} else ""
+    by_hash = len(name) >= 8 and set(name) <= set("0123456789abcdef")
+    first = None
+    for path, from_archive in _candidates():
+        info = _cached_info(str(path), path.stat().st_mtime_ns)
+        if info is None or not info.head.startswith(head):
+            continue
+        # embedded models are found by hash only, never by name
+        if (info.name == name and not from_archive) or (by_hash and info.decoder.startswith(name)):
+            if preferred is None or (info.name == preferred and not from_archive):
+                return info
+            first = first or info
+    if first is not None:
+        return first
+    subject = f"with decoder {name}" if by_hash else f"named {name!r}"
+    subject += f" and head {head}" if head else ""
+    places = ", ".join(str(place) for place in [*_user_places(), *_archive_folders()])
+    raise ModelNotFound(
+        f"no model {subject}; looked in {places}. Set {SEARCH_VARIABLE} to the folder that has it. If the archive has "
+        "it embedded, call deepsic_codec.open_archive(URL) once: from then on zarr.open and xarray.open_zarr find it "
+        "too"
+    )
+
+
+def cache_folder() -> Path:
+    """Folder for models that archives contained."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/deepsic_codec").expanduser()
+
+
+def add_folder(folder: Path) -> None:
+    """Also search a folder for models by their identity, for the rest of the process."""
+    if folder not in _added:
+        _added.append(folder)
+
+
+_added: list[Path] = []
+
+
+@lru_cache(maxsize=256)
+def _cached_info(path: str, modified: int) -> ModelInfo | None:
+    try:
+        return read_info(path)
+    except (ModelMismatch, OSError):
+        return None
+
+
+def _user_places() -> Iterable[Path]:
+    extra = [Path(p) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
+    return [*extra, PACKAGED]
+
+
+def _archive_folders() -> list[Path]:
+    cache = cache_folder()
+    return [cache, *(folder for folder in _added if folder != cache)]
+
+
+def _candidates() -> Iterator[tuple[Path, bool]]:
+    """Files to try, and whether each comes from an archive."""
+    for places, from_archive in ((_user_places(), False), (_archive_folders(), True)):
+        for place in places:
+            if place.is_dir():
+                yield from ((path, from_archive) for path in sorted(place.glob("*.safetensors")))
+            elif place.is_file():
+                yield place, from_archive
