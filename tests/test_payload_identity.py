@@ -25,9 +25,6 @@ NAN = float("nan")
 
 def codec_of(**parameters):
     """Return the codec of these flat parameters."""
-    effort = parameters.pop("effort", None)
-    if effort is not None:
-        parameters["encode"] = {"effort": effort}
     return DeepSIC(**parameters)
 
 
