@@ -138,17 +138,17 @@ def test_sums_too_large_to_be_exact_are_refused():
         (lambda t: t["compand"].__setitem__(5, 128), "companded"),
         (lambda t: t["compand"].__setitem__(-1, 255), "companded"),
         (lambda t: t.update(compand=t["compand"][:-1]), "companded"),
-        (lambda t: t.pop("0.out_bias"), "pass 0"),
-        (lambda t: t.update({"1.first": t["1.first"][:, :-1]}), "pass 1"),
-        (lambda t: t.update({"2.second": t["2.second"][:-1]}), "pass 2"),
-        (lambda t: t.update({"3.out_shift": t["3.out_shift"][:-1]}), "pass 3"),
-        (lambda t: t.update({"4.direct": t["4.direct"].T.contiguous()}), "pass 4"),
-        (lambda t: t.update({"4.more": t["3.out_shift"]}), "pass 4"),
+        (lambda t: t.pop("0.out_bias"), "step 0"),
+        (lambda t: t.update({"1.first": t["1.first"][:, :-1]}), "step 1"),
+        (lambda t: t.update({"2.second": t["2.second"][:-1]}), "step 2"),
+        (lambda t: t.update({"3.out_shift": t["3.out_shift"][:-1]}), "step 3"),
+        (lambda t: t.update({"4.direct": t["4.direct"].T.contiguous()}), "step 4"),
+        (lambda t: t.update({"4.more": t["3.out_shift"]}), "step 4"),
     ],
 )
 def test_tensors_of_other_shapes_or_ranges_are_refused(trained, change, words):
     """Before anything is computed with them: magnitudes above 127 would be negative in 8 bits."""
-    tensors = {name: tensor.clone() for name, tensor in IntegerPrior.export(trained).items()}
+    tensors = {name: tensor.clone() for name, tensor in export_prior(trained).items()}
     IntegerPrior(ARCH, dict(tensors))
     change(tensors)
     with pytest.raises(ValueError, match=words):
