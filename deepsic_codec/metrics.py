@@ -1,6 +1,4 @@
-"""How far decoded images are from their originals: PSNR and MS-SSIM (numpy only)."""
-
-from __future__ import annotations
+"""Differences between original and decoded images: PSNR and MS-SSIM. Needs NumPy only."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +12,19 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(original: ArrayLike, decoded: ArrayLike, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB over all samples together; infinity for equal arrays.
+    """Return the peak signal-to-noise ratio over all samples together.
+
+    Parameters
+    ----------
+    original, decoded : array
+        Of equal shape.
+    peak : float
+        Largest sample value.
+
+    Returns
+    -------
+    float
+        In dB; infinity for equal arrays.
 
     Raises
     ------
@@ -27,20 +37,20 @@ def psnr(original: ArrayLike, decoded: ArrayLike, peak: float = 255.0) -> float:
 
 
 def luma(rgb: ArrayLike) -> Floats:
-    """Luma (BT.601, full range, not rounded) of RGB samples (..., 3); float32 (...), on the scale of the input."""
+    """Return the luma (BT.601, full range, not rounded) of RGB samples (..., 3): float32 (...), scaled as the input."""
     return np.asarray(rgb, np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def ms_ssim(original: ArrayLike, decoded: ArrayLike, peak: float = 255.0) -> float:
-    """Multi-scale structural similarity, from 0 to 1 for equal images.
+    """Return the multi-scale structural similarity of two images, from 0 to 1, which means equal.
 
-    Each channel on its own, then their mean, as the learned-compression literature does; windows lie within the image
-    (no padding), and an odd last row or column is left out when the scale is halved.
+    The similarity is computed for each channel and then averaged, as is usual in learned compression. Windows lie
+    within the image, without padding. An odd last row or column is left out when the scale is halved.
 
     Parameters
     ----------
     original, decoded : array (H, W) or (H, W, C)
-        Both edges at least 176 pixels, so that the window fits the fifth scale.
+        Both edges have at least 176 pixels, so that the window fits the fifth scale.
     peak : float
         Largest sample value.
 
@@ -74,7 +84,7 @@ def _pair(original: ArrayLike, decoded: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _ssim_terms(a: Floats, b: Floats, peak: float) -> tuple[Floats, Floats]:
-    """Luminance and contrast-structure maps (H-10, W-10, C)."""
+    """Return the maps of luminance and of contrast and structure, (H-10, W-10, C) each."""
     c1, c2 = (K1 * peak) ** 2, (K2 * peak) ** 2
     mean_a, mean_b = _blur(a), _blur(b)
     square_a, square_b, product = mean_a * mean_a, mean_b * mean_b, mean_a * mean_b
@@ -85,7 +95,7 @@ def _ssim_terms(a: Floats, b: Floats, peak: float) -> tuple[Floats, Floats]:
 
 
 def _blur(x: Floats) -> Floats:
-    """Gaussian mean over the window, valid positions only."""
+    """Return the Gaussian mean over the window, at positions where the window lies within the image."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     taps = np.exp(-(offsets**2) / (2 * SIGMA**2))
     taps = (taps / taps.sum()).astype(np.float32)

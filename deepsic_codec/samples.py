@@ -1,6 +1,7 @@
-"""Small real images that ship with the package; ``data/ATTRIBUTION.md`` has their sources and terms."""
+"""Small real images that ship with the package. Their sources and licences are in `data/ATTRIBUTION.md`.
 
-from __future__ import annotations
+Reading them needs Pillow, which the extra `deepsic-codec[cli]` brings.
+"""
 
 import json
 from importlib.resources import files
@@ -8,7 +9,8 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from deepsic_codec.io.require import require
 
 _DATA = files("deepsic_codec") / "data"
 TILE = 64  # edge of a EuroSAT tile in pixels
@@ -20,7 +22,12 @@ def eurosat_mosaic() -> NDArray[np.uint8]:
     Returns
     -------
     uint8 array (768, 1024, 3)
-        RGB.  The tiles are JPEG-sourced, so no figure for lossless imagery can be taken from them.
+        RGB. The tiles were JPEG files once, so they tell nothing about lossless compression.
+
+    Raises
+    ------
+    MissingPackage
+        If Pillow is not installed.
 
     Notes
     -----
@@ -30,18 +37,23 @@ def eurosat_mosaic() -> NDArray[np.uint8]:
 
 
 def eurosat_classes() -> list[list[str]]:
-    """Class of every tile of `eurosat_mosaic`: 12 rows of 16 names, as EuroSAT labels them."""
+    """Return the EuroSAT class of each tile of `eurosat_mosaic`: 12 rows of 16 names."""
     classes: list[list[str]] = json.loads((_DATA / "eurosat-mosaic.json").read_text())["classes"]
     return classes
 
 
 def drone_frame() -> NDArray[np.uint8]:
-    """Part of a frame from an aerial survey: road, grass, trees, shadows.
+    """Part of a photograph from an aerial survey: road, grass, trees, shadows.
 
     Returns
     -------
     uint8 array (1536, 2048, 3)
-        RGB, from the camera's JPEG.
+        RGB, from the camera's JPEG file.
+
+    Raises
+    ------
+    MissingPackage
+        If Pillow is not installed.
 
     Notes
     -----
@@ -51,5 +63,8 @@ def drone_frame() -> NDArray[np.uint8]:
 
 
 def _pixels(name: str) -> NDArray[np.uint8]:
+    require("cli", "PIL")
+    from PIL import Image
+
     with Image.open(BytesIO((_DATA / name).read_bytes())) as image:
         return np.asarray(image.convert("RGB"))

@@ -13,6 +13,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "deepsic_codec"
 MODULES = {"google_crc32c": "google-crc32c", "PIL": "pillow"}  # imported by another name than that of the package
 EXTRAS = {"distributed": "dask", "botocore": "s3"}  # come with a package of this extra
+GUESTS = {"dask", "xarray"}  # checked for, or imported where arrays of these packages come in
 WITH_TORCH = {"triton"}  # comes with builds for CUDA, and is done without elsewhere
 
 
@@ -51,14 +52,30 @@ def test_everything_imported_is_declared():
                 continue
             package = MODULES.get(top, top).lower()
             assert package in declared | optional | WITH_TORCH or top in EXTRAS, f"{path.name} imports {top}"
-    for name in imported(PACKAGE / "archive.py") | imported(PACKAGE / "codec" / "core.py"):
-        top = name.split(".")[0]
-        assert top in sys.stdlib_module_names or top == "deepsic_codec" or MODULES.get(top, top) in declared, top
+
+
+def test_extras():
+    """Archives are written and read with the dependencies alone; `all` has what any extra for users has."""
+    declared = requirements(PROJECT["dependencies"])
+    for path in PACKAGE.rglob("*.py"):
+        if FLOOR.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), 0) <= FLOOR["archive"]:
+            for top in {name.split(".")[0] for name in imported(path)} - WITH_TORCH - {"deepsic_codec"}:
+                package = MODULES.get(top, top)
+                assert top in sys.stdlib_module_names or package in declared or top in GUESTS, f"{path} imports {top}"
+    extras = PROJECT["optional-dependencies"]
+    (line,) = extras["all"]
+    assert set(re.search(r"\[(.*)\]", line)[1].split(",")) == extras.keys() - {"all", "bench", "docs", "test"}
+    text = "".join(
+        path.read_text() for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
+    )
+    named = {name for names in re.findall(r"deepsic-codec\[([\w,]+)\]", text) for name in names.split(",")}
+    assert named <= extras.keys()
+    assert set(re.findall(r'require\("(\w+)", ', text)) <= extras.keys()
 
 
 # From the ground up. A module imports its own room and rooms below, nowhere what is above, in functions neither.
 LAYERS = (
-    "errors config axes _compat progress samples metrics",
+    "errors config axes _compat progress metrics",
     "payload",
     "model",
     "codec",
@@ -67,7 +84,7 @@ LAYERS = (
     "bulk",
     "archive",
     "dask xarray",
-    "io",
+    "io samples",
     "training",
     "cli",
 )
