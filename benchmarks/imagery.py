@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bound", type=int, nargs="*", default=BOUNDS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    config.set(threads=1)
+    config.set_defaults(threads=1)
     scenes = read_scenes(args.scenes, args.only, args.crop)
     print(machine(1))
     for scene in scenes:

@@ -306,7 +306,7 @@ def _store(source: Any, target: Any, **kwargs: Any) -> Any:
 def _prepare(device: str, threads: int = 1) -> None:
     import torch
 
-    config.set(device=device, threads=threads)
+    config.set_defaults(device=device, threads=threads)
     torch.set_num_threads(threads)
 
 

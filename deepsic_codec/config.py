@@ -1,4 +1,4 @@
-"""How this process runs the codec: device, batch size, threads. Never stored: metadata describes data, not machines.
+"""Settings of this process: device, threads, limits, where models lie. Array metadata never has them.
 
 >>> from deepsic_codec import config
 >>> config.get().threads is None
@@ -7,28 +7,42 @@ True
 ...     config.get().threads
 1
 
-`config.set(...)` alone changes the settings for the rest of the process, in all its threads. Defaults come from the
-environment: DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION, DEEPSIC_MAX_PIXELS,
-DEEPSIC_KERNELS.
+`config.set(...)` changes settings for this thread and for the threads in which Zarr, Dask and this package run its
+calls; other threads keep theirs. `config.set_defaults(...)` changes them for all threads of the process. Without
+either, a setting comes from the environment (DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION,
+DEEPSIC_MAX_PIXELS, DEEPSIC_KERNELS, DEEPSIC_MODEL_PATH, DEEPSIC_CACHE) or from a YAML file in ~/.config/deepsic_codec.
+Both are read when this module is imported.
 """
 
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextvars import ContextVar, copy_context
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+import donfig
 
 from deepsic_codec.errors import ConfigurationError
 
-#: Pixels that a CPU takes at a time unless `batch_pixels` says otherwise.
-PIXELS_PER_CALL = 1 << 21
-#: The same elsewhere, where a call should take longer than to ask for it (measured on an H200), and so many calls are
-#: joined, as entropy coding there takes about as long for one chunk as for hundreds.
-PIXELS_ELSEWHERE, CALLS_PER_BATCH = 1 << 25, 8
-#: Pixels that are joined for each of its threads, so that none is without for long: twice what it takes at a time.
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Pixels of one model call on a CPU, unless `batch_pixels` is set.
+CPU_CALL_PIXELS = 1 << 21
+#: The same on a GPU, where a call should take longer than its launch (measured on an H200 by benchmarks/scale.py).
+GPU_CALL_PIXELS = 1 << 25
+#: Model calls of one batch on a GPU, whose entropy coder takes about as long for one chunk as for hundreds.
+GPU_CALLS_PER_BATCH = 8
+#: Pixels of a batch for each thread of a CPU: twice what a thread takes at a time, so that none waits for long.
 PIXELS_PER_THREAD = 1 << 20
+
+_CHOICES = {"precision": ("auto", "float32", "bfloat16"), "kernels": ("auto", "plain")}
 
 
 @dataclass(frozen=True)
@@ -38,25 +52,29 @@ class Settings:
     Parameters
     ----------
     device : str
-        Where networks run: "auto" (CUDA if there is one, else CPU) or what `torch.device` takes.
+        Where networks run: "auto" (CUDA if there is one, else CPU) or a device name that `torch.device` takes.
     batch_pixels : int or None
-        Most pixels (slices x height x width) joined into one model call; one larger chunk still goes alone. None is
-        2 Mpx on a CPU, 8 chunks of 512x512, or 1 Mpx for each thread, past which it gains nothing and memory grows,
-        and 32 Mpx elsewhere. There chunks are joined up to 8 such calls, parts of which are entropy-coded while the
-        device is at the next.
+        Maximum of pixels (slices x height x width) in one model call; a larger chunk goes alone. None is 2 Mpx on a
+        CPU (8 chunks of 512x512) or 1 Mpx for each thread, beyond which only memory grows, and 32 Mpx on a GPU. On a
+        GPU up to 8 such calls are joined to a batch, and one is entropy-coded while the device computes the next.
     threads : int or None
-        Threads of network and entropy coder; None leaves the libraries' defaults.
+        Threads of networks and entropy coder; None leaves the defaults of the libraries.
     precision : str
         Arithmetic of the analysis transform: "float32", "bfloat16", or "auto", which is bfloat16 where the processor
         multiplies matrices in it (AMX, CUDA). Decoding does not depend on it.
     max_pixels : int
-        Most pixels (as `batch_pixels` counts them, a border of 16 around each image included) of one chunk; larger ones
-        are neither written nor read. A hundred bytes from a stranger can announce a chunk of 2**31 samples, which takes
-        tens of gigabytes to decode; the default, 2**29, takes a few.
+        Maximum of pixels of one chunk, counted as for `batch_pixels` with a border of 16 around each image. Larger
+        chunks are neither written nor read. A hundred bytes from a stranger can announce a chunk of 2**31 samples,
+        which takes tens of gigabytes to decode; the default, 2**29, takes a few.
     kernels : str
-        What CUDA computes with: "auto" takes Triton's kernels where Triton is installed and they give the right
-        integers, and an entropy coder of its own, "plain" torch's own operations and the CPU's coder, for which nothing
-        has to be compiled. Results are the same.
+        How CUDA computes: "auto" uses Triton's kernels, where Triton is installed and they give the right integers,
+        and the entropy coder on the device. "plain" uses torch's own operations and the coder of the CPU, for which
+        nothing is compiled. Results are the same.
+    model_path : tuple of str
+        Files and folders where models are looked for before the package itself. Environment and files have a string
+        with the separator of PATH.
+    cache : str
+        Folder for models that archives bring along.
     """
 
     device: str = "auto"
@@ -65,66 +83,97 @@ class Settings:
     precision: str = "auto"
     max_pixels: int = 1 << 29
     kernels: str = "auto"
+    model_path: tuple[str, ...] = ()
+    cache: str = "~/.cache/deepsic_codec"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.device, str) or not self.device:
-            raise ConfigurationError(f"device: expected a name such as 'auto', 'cpu' or 'cuda:0', got {self.device!r}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ConfigurationError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
-        if self.kernels not in ("auto", "plain"):
-            raise ConfigurationError(f"kernels: expected auto or plain, got {self.kernels!r}")
-        for name in ("batch_pixels", "threads", "max_pixels"):
-            value = getattr(self, name)
-            if value is None and name != "max_pixels":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name}: expected an integer of at least 1, got {value!r}")
+        for item in fields(self):
+            object.__setattr__(self, item.name, _check(item.name, getattr(self, item.name)))
 
     def pixels_per_call(self, kind: str) -> int:
-        """Most pixels of one model call on a kind of device, "cpu" or another."""
-        return self.batch_pixels or (PIXELS_PER_CALL if kind == "cpu" else PIXELS_ELSEWHERE)
+        """Return the maximum of pixels of one model call on a kind of device, "cpu" or another."""
+        return self.batch_pixels or (CPU_CALL_PIXELS if kind == "cpu" else GPU_CALL_PIXELS)
 
     def pixels_per_batch(self, kind: str, threads: int = 1) -> int:
-        """Most pixels that are joined: a CPU's threads share them out, elsewhere many calls follow one another."""
+        """Return the maximum of pixels of a batch, which a CPU's threads share and a GPU takes in several calls."""
         if kind != "cpu":
-            return CALLS_PER_BATCH * self.pixels_per_call(kind)
-        return self.batch_pixels or max(PIXELS_PER_CALL, threads * PIXELS_PER_THREAD)
+            return GPU_CALLS_PER_BATCH * self.pixels_per_call(kind)
+        return self.batch_pixels or max(CPU_CALL_PIXELS, threads * PIXELS_PER_THREAD)
 
 
-def _from_environment() -> Settings:
-    values: dict[str, str | int] = {}
-    for name in ("device", "batch_pixels", "threads", "precision", "max_pixels", "kernels"):
-        text = os.environ.get(f"DEEPSIC_{name.upper()}", "").strip()
-        if text:
-            values[name] = int(text) if name in ("batch_pixels", "threads", "max_pixels") and text.isdecimal() else text
-    return Settings(**values)  # type: ignore[arg-type]  # Settings checks them
+def _check(name: str, value: Any) -> Any:
+    """Return a setting in its one form.
+
+    Raises
+    ------
+    ConfigurationError
+        If the value is none that the setting can have. The message names the setting.
+    """
+    if name in _CHOICES:
+        if not isinstance(value, str) or value not in _CHOICES[name]:
+            raise ConfigurationError(f"{name}: expected one of {', '.join(_CHOICES[name])}, got {value!r}")
+    elif name in ("batch_pixels", "threads", "max_pixels"):
+        if value is None and name != "max_pixels":
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigurationError(f"{name}: expected an integer of at least 1, got {value!r}")
+    elif name == "model_path":
+        paths = value.split(os.pathsep) if isinstance(value, str) else value
+        paths = [paths] if isinstance(paths, os.PathLike) else paths
+        if not isinstance(paths, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in paths):
+            raise ConfigurationError(f"{name}: expected files and folders, or a string of them, got {value!r}")
+        return tuple(os.fspath(path) for path in paths if os.fspath(path))
+    elif name == "cache":
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise ConfigurationError(f"cache: expected a folder, got {value!r}")
+        return os.fspath(value)
+    elif not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{name}: expected a name such as 'auto', 'cpu' or 'cuda:0', got {value!r}")
+    return value
 
 
-_settings = _from_environment()
+_NAMES = tuple(item.name for item in fields(Settings))
+#: Defaults, configuration files and environment, and above them `set_defaults`; the same for all threads.
+_process = donfig.Config(
+    "deepsic_codec",
+    defaults=[asdict(Settings())],
+    env_prefix="DEEPSIC_",
+    env_var="DEEPSIC_CONFIG",
+    root_env_var="DEEPSIC_ROOT_CONFIG",
+)
+_defaults: Settings | None = None
+_changing = threading.Lock()
+#: What `set` changed in this context.
+_overrides: ContextVar[Mapping[str, Any]] = ContextVar("deepsic_codec.config", default={})  # noqa: B039  # never changed
 
 
 def get() -> Settings:
-    """Return the settings in force."""
-    return _settings
+    """Return the settings in force in this thread.
 
-
-def device_in_use(loading: bool = False) -> str:
-    """Name of the device that this process runs networks on, "auto" resolved.
-
-    For that torch is asked, which takes seconds to import: only where it is already, or with `loading`. Without it
-    there is no GPU in use.
+    Raises
+    ------
+    ConfigurationError
+        If the environment or a configuration file has a value out of range.
     """
-    if _settings.device != "auto":
-        return _settings.device
-    if loading:
-        with suppress(ImportError):
-            import_module("torch")
-    torch: Any = sys.modules.get("torch")
-    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    global _defaults
+    if _defaults is None:
+        with _changing:
+            _defaults = _defaults or _read_defaults()
+    overrides = _overrides.get()
+    return replace(_defaults, **overrides) if overrides else _defaults
+
+
+def _read_defaults() -> Settings:
+    values = {name: _process.get(name) for name in _NAMES}
+    values = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+    return Settings(**{name: value for name, value in values.items() if value != ""})  # "" counts as not set
 
 
 class set:  # noqa: N801  # read as a call: config.set(device="cpu")
-    """Change settings, until the end of the `with` block if there is one, otherwise for good.
+    """Change settings of this thread, until the end of the `with` block if there is one.
+
+    Threads in which Zarr, Dask and this package run a call of this thread have the same settings during that call. No
+    other thread has them.
 
     Parameters
     ----------
@@ -134,21 +183,68 @@ class set:  # noqa: N801  # read as a call: config.set(device="cpu")
     Raises
     ------
     ConfigurationError
-        For a setting that does not exist or a value out of range; nothing is changed then.
+        For an unknown setting or a value out of range; nothing is changed then.
     """
 
-    def __init__(self, **changes: str | int | None) -> None:
-        global _settings
-        unknown = sorted(changes.keys() - Settings.__dataclass_fields__.keys())
-        if unknown:
-            known = ", ".join(Settings.__dataclass_fields__)
-            raise ConfigurationError(f"no setting {', '.join(unknown)}; the settings are {known}")
-        self._before = _settings
-        _settings = replace(_settings, **changes)  # type: ignore[arg-type]
+    def __init__(self, **changes: Any) -> None:
+        _check_names(changes)
+        self._before = _overrides.get()
+        _overrides.set({**self._before, **{name: _check(name, value) for name, value in changes.items()}})
 
     def __enter__(self) -> Settings:
-        return _settings
+        return get()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        global _settings
-        _settings = self._before
+        _overrides.set(self._before)
+
+
+def set_defaults(**changes: Any) -> None:
+    """Change settings of all threads of this process, but for what `set` changed in a thread.
+
+    Parameters
+    ----------
+    **changes
+        Fields of `Settings`.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown setting or a value out of range; nothing is changed then.
+    """
+    global _defaults
+    _check_names(changes)
+    checked = {name: _check(name, value) for name, value in changes.items()}
+    with _changing:
+        _process.set(checked)
+        _defaults = _read_defaults()
+
+
+def _check_names(changes: Mapping[str, Any]) -> None:
+    unknown = sorted(changes.keys() - {*_NAMES})
+    if unknown:
+        raise ConfigurationError(f"no setting {', '.join(unknown)}; the settings are {', '.join(_NAMES)}")
+
+
+def pool_map(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Call `pool.map(function, items)` so that the threads of the pool have the settings of this thread."""
+    contexts_and_items = [(copy_context(), item) for item in items]  # a context runs in one thread at a time
+    return pool.map(lambda pair: pair[0].run(function, pair[1]), contexts_and_items)
+
+
+def device_in_use(loading: bool = False) -> str:
+    """Return the name of the device that networks run on, "auto" resolved.
+
+    Parameters
+    ----------
+    loading : bool
+        Import torch, which takes seconds, to find out whether there is a GPU. Otherwise "auto" is the CPU until torch
+        is imported.
+    """
+    device = get().device
+    if device != "auto":
+        return device
+    if loading:
+        with suppress(ImportError):
+            import_module("torch")
+    torch: Any = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"

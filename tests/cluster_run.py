@@ -26,7 +26,7 @@ def encoded():
 
 
 def settings():
-    """In a worker: what its environment and `config.set` made of the settings."""
+    """In a worker: what its environment and `config.set_defaults` made of the settings."""
     return config.get().device, config.get().threads
 
 
@@ -44,11 +44,11 @@ def main(folder: Path) -> None:
     save(folder / "undisturbed.zarr")
     # Settings are the worker's own: from its environment, or set there; what is set here stays here.
     os.environ["DEEPSIC_DEVICE"] = "cpu"
-    config.set(threads=7)
+    config.set_defaults(threads=7)
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         client.register_plugin(Prepare())
-        client.run(config.set, threads=3)
+        client.run(config.set_defaults, threads=3)
         assert set(client.run(settings).values()) == {("cpu", 3)}
         delayed = save(folder / "a.zarr", compute=False, batch_size=4)
         future = client.compute(delayed)

@@ -12,9 +12,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
+
+from deepsic_codec import config
 
 # A leader that expects others waits for at most this share of what the last batch took, and never longer than this.
 GATHER_SHARE, GATHER_SECONDS = 1 / 16, 0.005
@@ -36,10 +39,18 @@ class Job(Protocol):
         """What the job adds to the size of a batch."""
 
 
+class _Caller:
+    """Who submitted jobs: its settings, and the context that has them in force."""
+
+    def __init__(self) -> None:
+        self.settings, self.context = config.get(), copy_context()
+
+
 @dataclass(eq=False)
 class _Item:
     job: Any
-    caller: object
+    caller: _Caller
+    call: object = None  # the call of `submit` that brought it
     done: bool = False
     result: Any = None  # what the job gave, or the exception that it raised
 
@@ -72,7 +83,7 @@ class Batcher:
         self._busy = False
         self._callers = 0  # calls of submit now in progress
         self._expected, self._took, self._ended = 1, 0.0, 0.0  # about the last batch: callers at its end, seconds, when
-        self._gathering: WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[Sequence[Any], asyncio.Future]]]
+        self._gathering: WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[list[_Item], asyncio.Future]]]
         self._gathering = WeakKeyDictionary()
         self._tasks: set[asyncio.Task] = set()  # the loop itself keeps only weak references
 
@@ -84,8 +95,13 @@ class Batcher:
         list
             For each job its result, or the Exception that it raised.
         """
-        caller = object()
-        mine = [_Item(job, caller) for job in jobs]
+        caller = _Caller()
+        return self._submit([_Item(job, caller) for job in jobs])
+
+    def _submit(self, mine: list[_Item]) -> list[Any]:
+        call = object()
+        for item in mine:
+            item.call = call
         with self._finished:
             self._callers += 1
             self._queue += mine
@@ -97,7 +113,7 @@ class Batcher:
             with self._finished:
                 self._callers -= 1
                 if not all(item.done for item in mine):  # interrupted, by Ctrl-C for one
-                    self._queue = [item for item in self._queue if item.caller is not caller]
+                    self._queue = [item for item in self._queue if item.call is not call]
         return [item.result for item in mine]
 
     def _lead(self, mine: list[_Item]) -> list[_Item]:
@@ -113,7 +129,7 @@ class Batcher:
             try:
                 if self._expected > 1 and time.monotonic() - self._ended < GATHER_MEMORY_SECONDS:
                     self._arrived.wait_for(
-                        lambda: len({item.caller for item in self._queue}) >= self._expected,
+                        lambda: len({item.call for item in self._queue}) >= self._expected,
                         timeout=min(GATHER_SECONDS, GATHER_SHARE * self._took),
                     )
                 return self._take()
@@ -122,11 +138,12 @@ class Batcher:
                 raise
 
     def _take(self) -> list[_Item]:
-        """Take the oldest job from the queue, and of the following with its key as many as the limit allows."""
-        first, room = self._queue[0], self._limit()
+        """Take the oldest job from the queue, and of those with its key and settings as many as the limit allows."""
+        first = self._queue[0]
+        room = first.caller.context.run(self._limit)
         batch: list[_Item] = []
         for item in self._queue:
-            if item.job.key == first.job.key:
+            if item.job.key == first.job.key and item.caller.settings == first.caller.settings:
                 room -= item.job.pixels
                 if batch and room < 0:
                     break
@@ -143,9 +160,9 @@ class Batcher:
         began = time.monotonic()
         try:
             try:
-                results = self._call([item.job for item in batch])
+                results = self._call(batch)
             except Exception as error:
-                results = [error] if len(batch) == 1 else [self._alone(item.job) for item in batch]
+                results = [error] if len(batch) == 1 else [self._alone(item) for item in batch]
             for item, result in zip(batch, results, strict=True):
                 item.result, item.done = result, True
         finally:
@@ -156,15 +173,15 @@ class Batcher:
                 self._took = self._ended - began
                 self._release()
 
-    def _call(self, jobs: list[Any]) -> Sequence[Any]:
-        results = self._run(jobs)
-        if len(results) != len(jobs):  # to give somebody another's pixels would be worse than any error
-            raise RuntimeError(f"{len(results)} results for {len(jobs)} jobs")
+    def _call(self, batch: list[_Item]) -> Sequence[Any]:
+        results = batch[0].caller.context.run(self._run, [item.job for item in batch])
+        if len(results) != len(batch):  # to give somebody another's pixels would be worse than any error
+            raise RuntimeError(f"{len(results)} results for {len(batch)} jobs")
         return results
 
-    def _alone(self, job: Job) -> Any:
+    def _alone(self, item: _Item) -> Any:
         try:
-            return self._call([job])[0]
+            return self._call([item])[0]
         except Exception as error:
             return error
 
@@ -173,31 +190,30 @@ class Batcher:
         loop = asyncio.get_running_loop()
         calls = self._gathering.setdefault(loop, [])
         future = loop.create_future()
-        calls.append((jobs, future))
+        caller = _Caller()
+        calls.append(([_Item(job, caller) for job in jobs], future))
         if len(calls) == 1:
             task = loop.create_task(self._flush(calls))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return await future
 
-    async def _flush(self, gathering: list[tuple[Sequence[Any], asyncio.Future]]) -> None:
+    async def _flush(self, gathering: list[tuple[list[_Item], asyncio.Future]]) -> None:
         seen = 0
         while seen != len(gathering):  # every coroutine that can run does so before the loop comes back to this one
             seen = len(gathering)
             await asyncio.sleep(0)
         calls = gathering.copy()
         gathering.clear()
-        jobs = [job for some, _ in calls for job in some]
+        items = [item for mine, _ in calls for item in mine]
         try:
             try:
-                results = await asyncio.to_thread(self.submit, jobs)
-            except RuntimeError:  # no new threads while the interpreter shuts down; `submit` raises none
-                results = self.submit(jobs)
-            rest = iter(results)
-            for some, future in calls:
-                mine = [next(rest) for _ in some]
+                await asyncio.to_thread(self._submit, items)
+            except RuntimeError:  # no new threads while the interpreter shuts down; `_submit` raises none
+                self._submit(items)
+            for mine, future in calls:
                 if not future.done():
-                    future.set_result(mine)
+                    future.set_result([item.result for item in mine])
         finally:
             for _, future in calls:
                 future.cancel()  # does nothing to those that are done

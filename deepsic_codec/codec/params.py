@@ -126,8 +126,10 @@ class CodecParams:
         """
         if self.decoder is not None:
             return self.decoder, self.head
-        from deepsic_codec.model.zoo import find_model  # late: making and printing a codec imports no model module
+        from deepsic_codec.model.zoo import find_model, resolve  # late: making a codec imports no module of models
 
+        if self.head is None:
+            return resolve(self.model)
         info = find_model(self.model, head=self.head)
         return info.decoder, info.head
 

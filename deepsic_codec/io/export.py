@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from deepsic_codec import config
 from deepsic_codec.axes import Axes, Index, Region, chunk_region, chunks_covering, grid_shape, iter_grid
 from deepsic_codec.errors import ConfigurationError, LabelIndexError, UnsupportedArray, WriteError
 from deepsic_codec.io import georeference
@@ -227,7 +228,7 @@ class ExportRequest:
             values[to] = np.asarray(self.array[common])
 
         with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(read_chunk, (index for index in iter_grid(start, stop) if self.mask[index])))
+            list(config.pool_map(pool, read_chunk, (index for index in iter_grid(start, stop) if self.mask[index])))
         return values
 
     def attributes(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from deepsic_codec import config
 from deepsic_codec.axes import Axes, Index
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
 from deepsic_codec.io import draw
@@ -326,7 +327,7 @@ def _parts(
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for start in range(0, len(cells), IN_FLIGHT):
             some = cells[start : start + IN_FLIGHT]
-            yield from zip(some, pool.map(one, some), strict=True)
+            yield from zip(some, config.pool_map(pool, one, some), strict=True)
 
 
 def _pixels(

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import copy_context
 from functools import lru_cache
 from itertools import cycle
 from typing import Any, TypeVar
@@ -202,7 +203,7 @@ def submit(pool: ThreadPoolExecutor | None, function: Callable[..., Result], *ar
     """
     if pool is not None:
         with suppress(RuntimeError):
-            return pool.submit(function, *args).result
+            return pool.submit(copy_context().run, function, *args).result
     result = function(*args)
     return lambda: result
 
@@ -219,7 +220,7 @@ def submit_each(
     if pool is not None:
         with suppress(RuntimeError):
             for i in range(count):
-                futures.append(pool.submit(function, i))
+                futures.append(pool.submit(copy_context().run, function, i))
 
     def wait() -> list[Result]:
         rest = [function(i) for i in range(len(futures), count)]
@@ -284,7 +285,7 @@ class Workers:
         futures: list[Future[Result]] = []
         with suppress(RuntimeError):  # the interpreter shuts down and takes no more work: the rest runs below
             for task in tasks:
-                futures.append(self._pool.submit(task))
+                futures.append(self._pool.submit(copy_context().run, task))
         results: list[Result] = []
         errors: list[BaseException] = []
         for number, task in enumerate(tasks):

@@ -124,9 +124,7 @@ class Scheduler:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.device = model.device
-        threads = config.get().threads or os.cpu_count() or 1
-        self._coder_pool = ThreadPoolExecutor(threads, "deepsic-coder")
-        self._device_coder_from = min(DEVICE_CODER_MIN_CHUNKS, DEVICE_CODER_MIN_PER_THREAD * threads)
+        self._coder_pools: dict[int, ThreadPoolExecutor] = {}  # by their number of threads
         # The networks use every core already: two calls at a time would only compete.
         self._networks = threading.Lock()
         self._workers: Workers | None = None
@@ -334,7 +332,8 @@ class Scheduler:
 
     def device_coder(self, chunks: int) -> DeviceCoder | None:
         """Return the device's entropy coder, if it has one and codes this number of chunks faster than the host."""
-        return None if chunks < self._device_coder_from else self.model.device_coder()
+        least = min(DEVICE_CODER_MIN_CHUNKS, DEVICE_CODER_MIN_PER_THREAD * _host_threads())
+        return None if chunks < least else self.model.device_coder()
 
     def _run(self, keys: Sequence[tuple[Any, ...]], pipeline: Pipeline[Any]) -> list[Any]:
         """Run a pipeline over a batch and return its results in order.
@@ -395,7 +394,12 @@ class Scheduler:
 
     def _pool(self) -> ThreadPoolExecutor | None:
         """Return the threads for entropy coding; a worker codes its own chunks."""
-        return None if Workers.is_worker() else self._coder_pool
+        if Workers.is_worker():
+            return None
+        threads = _host_threads()
+        if threads not in self._coder_pools:
+            self._coder_pools[threads] = ThreadPoolExecutor(threads, "deepsic-coder")
+        return self._coder_pools[threads]
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -403,9 +407,15 @@ class Scheduler:
         worker, threads = Workers.is_worker(), config.get().threads
         lock = nullcontext() if worker else self._networks  # a worker's caller holds the networks
         with lock, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            if threads and threads != torch.get_num_threads() and not worker and not _forked:
-                torch.set_num_threads(threads)
-            yield
+            before = torch.get_num_threads()
+            if not threads or threads == before or worker or _forked:
+                yield
+                return
+            torch.set_num_threads(threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
 
     def _pieces(self, images: int, shape: Shape) -> Iterator[slice]:
         """Yield slices of a group of images: within the batch limit and, on a CPU, small enough for its caches.
@@ -462,6 +472,11 @@ class Scheduler:
                 pixels = self.model.synthesise(symbols[part], quality[part], q6)
                 started.append(download(pixels[:, :height, :width]))
         return _split(started, chunks)
+
+
+def _host_threads() -> int:
+    """Return the number of threads for work on the host, such as entropy coding."""
+    return config.get().threads or os.cpu_count() or 1
 
 
 def _split(pending: list[Pending[NDArray[Any]]], chunks: int) -> Pending[list[NDArray[Any]]]:
