@@ -374,4 +374,6 @@ def test_written_while_the_interpreter_shuts_down():
 
 
 def test_create_array_is_a_drop_in():
-    assert create_array({}, shape=(8, 8, 3), dtype="u1", chunks=(8, 8, 3)).metadata.codecs == (DeepSICCodec(),)
+    assert create_array({}, shape=(8, 8, 3), dtype="u1", chunks=(8, 8, 3)).metadata.codecs == (
+        DeepSICCodec().resolved(),
+    )
