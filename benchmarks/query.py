@@ -33,13 +33,13 @@ from benchmarks import s3
 from benchmarks.common import machine, table
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, iter_chunk_attrs, open_labels, relabel
 from deepsic_codec._compat import default_buffer_prototype, sync
-from deepsic_codec.labels.attributes import Reader
 from deepsic_codec.labels.expression import Expression, parse
 from deepsic_codec.labels.index import HEADER, Entries, Writer
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import Vocabulary, of_model
+from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.location import Place
+from deepsic_codec.stored.location import IndexLocation
 
 TILE = 64
 QUERIES = ("Forest > 0.6", "Water", "Forest > 0.6 & ~Water", "River & Residential", "~Vegetation & ~Agriculture")
@@ -167,7 +167,7 @@ def simulate(folder: Path, dense: NDArray[np.uint8], truth: NDArray[np.str_], co
         here = cover == number
         chosen[here] = rng.choice(np.flatnonzero(truth == name), int(here.sum()))
     about = {"name": "image", "decoder": codec.decoder}
-    writer = Writer(Place(LocalStore(folder), "image_labels", 3), geometry, vocabulary, about)
+    writer = Writer(IndexLocation(LocalStore(folder), "image_labels", 3), geometry, vocabulary, about)
     total = 0
     for start, stop in writer.layout.units(geometry.grid):
         entries = Entries(geometry, len(vocabulary.names), start, stop)
@@ -264,7 +264,7 @@ def over_s3(array: zarr.Array, latency: float) -> Iterator[str]:
 
     slow = zarr.open_array(LatencyStore(copy, get_latency=latency), path="image", mode="r+")
     start = time.perf_counter()
-    read = sum(head is not None for _, head in Reader(slow).heads(np.ndindex(*slow.cdata_shape)))
+    read = sum(one is not None for _, one in StoredArray(slow).reader.starts(np.ndindex(*slow.cdata_shape)))
     yield (
         f"Headers of {read:,} chunks from a store in memory that answers after {latency * 1e3:.0f} ms: "
         f"{time.perf_counter() - start:.2f} s"

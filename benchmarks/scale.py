@@ -36,7 +36,7 @@ from zarr.storage import MemoryStore, WrapperStore
 from benchmarks.common import machine, median_time, table
 from deepsic_codec import DeepSIC, config, open_labels
 from deepsic_codec import dask as bulk
-from deepsic_codec.bulk.write import Written
+from deepsic_codec.bulk.write import BlockReport
 from deepsic_codec.io.images import read_rgb
 from deepsic_codec.samples import drone_frame
 
@@ -402,7 +402,7 @@ class _Watch(Callback):
         self.began = self.told = time.perf_counter()
 
     def _posttask(self, key: Any, value: Any, *rest: Any) -> None:
-        if not isinstance(value, Written):
+        if not isinstance(value, BlockReport):
             return
         self.done += value.samples
         share, now = self.done / self.samples, time.perf_counter()

@@ -1,25 +1,23 @@
-"""The everyday API: create and open arrays stored with DeepSIC, and ask a chunk what it shows."""
+"""The everyday API: create and open arrays stored with DeepSIC, and read the labels of a chunk."""
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
 
 from deepsic_codec._compat import native_dtype
+from deepsic_codec.axes import Axes, Index
 from deepsic_codec.codec import core
 from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
-from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
-from deepsic_codec.labels import attributes as headers
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.labels import attributes as label_attributes
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
-from deepsic_codec.stored import embedded as embed
-from deepsic_codec.stored import layout as stored
-
-if TYPE_CHECKING:
-    pass
+from deepsic_codec.stored import embedded
+from deepsic_codec.stored.location import Mode, open_array
 
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
 
@@ -42,8 +40,9 @@ def create_array(
 ) -> zarr.Array:
     """Create an array whose chunks are stored with DeepSIC.
 
-    Takes what `zarr.create_array` takes, for either format, but for the codecs, which are `codec` alone. The axes are
-    also recorded as dimension names, as xarray reads them in either format, and the model's vocabulary as an attribute.
+    Takes the arguments of `zarr.create_array`, for either format. Only the codecs differ: `codec` is the only one. The
+    axes are also recorded as dimension names, where xarray reads them in either format, and the vocabulary of the
+    model as an attribute.
 
     Parameters
     ----------
@@ -69,8 +68,8 @@ def create_array(
     dimension_names : sequence of str, optional
         Names of the axes; the letters of `codec.axes` by default.
     embed_model : bool
-        Store the model beside the array, once for each group, as a plain uint8 array: the archive can then be read
-        wherever this package is, with or without the model. Needs a `name` (or a path in the store).
+        Store the model beside the array, once for each group, as a plain uint8 array. The archive can then be read
+        wherever this package is installed, also without the model. Needs a `name` (or a path in the store).
     **kwargs
         More for `zarr.create_array`: `fill_value` (by default the codec's `nodata`), `overwrite`,
         `storage_options`, ...
@@ -83,12 +82,12 @@ def create_array(
     Raises
     ------
     UnsupportedArray
-        If dtype, axes or channels are not what the codec takes; nothing is written then.
+        If the codec does not take the dtype, axes or channels; nothing is written then.
     ConfigurationError
-        If `codec` is no codec of DeepSIC, or other codecs are asked for beside it; if its `value_range`, `nodata` or
-        `max_error` do not fit the dtype, or the model cannot keep a `max_error`.
+        If `codec` is no codec of DeepSIC, or other codecs are passed too; if its `value_range`, `nodata` or `max_error`
+        do not fit the dtype, or the model cannot keep a `max_error`.
     ModelNotFound
-        If the model of `codec` is not there.
+        If the model of `codec` is not installed.
     """
     codec = DeepSIC() if codec is None else codec
     if not isinstance(codec, CodecParams):
@@ -123,72 +122,64 @@ def create_array(
         dtype = native_dtype(dtype).newbyteorder("=")  # format 3 has no byte order, and zarr 3.0 refuses another
         # Not "auto": zarr then appends Zstd, and the header of a chunk can no longer be read alone.
         kwargs |= {"serializer": codec.convert(DeepSICCodec), "compressors": None, "dimension_names": names}
+    # Data are written below: zarr 3.0.8 writes them in parts of shards, one over the other.
     write = kwargs.pop("write_data", True) and data is not None
-    kwargs |= {
-        "shape": shape,
-        "dtype": dtype,
-    }  # not data: zarr 3.0.8 writes that in parts of shards, one over the other
-    kwargs |= {"name": name, "chunks": chunks, "shards": shards, "zarr_format": zarr_format, "attributes": attributes}
+    kwargs |= {"shape": shape, "dtype": dtype, "chunks": chunks, "shards": shards}
+    kwargs |= {"name": name, "zarr_format": zarr_format, "attributes": attributes}
     if embed_model:
-        embed.check_place(store, name, zarr_format, kwargs.get("storage_options"))
+        embedded.check_location(store, name, zarr_format, kwargs.get("storage_options"))
     array = zarr.create_array(store, **kwargs)
     if embed_model:
-        embed.embed_model(array)
+        embedded.embed_model(array)
     if write:
         array[...] = data
     return array
 
 
 def open_archive(
-    store: Any, name: str | None = None, *, mode: Literal["r", "r+", "a"] = "r", **kwargs: Any
+    store: Any,
+    name: str | None = None,
+    *,
+    mode: Mode = "r",
+    storage_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> zarr.Array:
     """Open an array stored with DeepSIC, to read it unless `mode` says otherwise.
 
-    A model that is not installed here and is embedded in the archive is put into the cache folder (DEEPSIC_CACHE, by
-    default ~/.cache/deepsic_codec), where `zarr.open` then finds it too.
+    If the model is not installed here but embedded in the archive, it is copied into the cache folder (DEEPSIC_CACHE,
+    by default ~/.cache/deepsic_codec), where `zarr.open` then finds it too.
 
     Parameters
     ----------
     store
-        A path, URL or store, as for `zarr.open`: of the array, or of a group that has it.
+        The array, or a group that has it: a path, URL or store, as for `zarr.open`, or an array or group of Zarr.
     name : str, optional
         Path of the array in the group; needed if the group has more than one such array.
-    mode : str
-        As for `zarr.open`. Writing a part of a chunk decodes and encodes the whole, at a loss.
+    mode : {"r", "r+", "a"}
+        As for `zarr.open`. Writing a part of a chunk decodes and encodes the whole chunk, at a loss.
+    storage_options : dict, optional
+        For fsspec, if `store` is a URL.
     **kwargs
-        More for `zarr.open`: `storage_options`, `zarr_format`, ...
+        More for `zarr.open`: `zarr_format`, ...
 
     Raises
     ------
     UnsupportedArray
         If there is no such array, or more than one and no name.
+    UnsupportedPayload
+        If the array is stored with other codecs.
     ModelMismatch
-        If the model is not installed here, and what is embedded under its name is not that model.
+        If the model is not installed here, and the array embedded under its name is not that model.
     """
-    found: Any = zarr.open(store, mode=mode, **kwargs)
-    if isinstance(found, zarr.Group):
-        if name is not None:
-            if name not in found:
-                raise UnsupportedArray(f"group {found.path!r} has no array {name!r}")
-            found = found[name]
-        else:
-            arrays = [node for _, node in found.members(max_depth=None) if _is_deepsic(node)]
-            if len(arrays) != 1:
-                names = ", ".join(sorted(array.path for array in arrays)) or "none"
-                raise UnsupportedArray(f"expected one array stored with DeepSIC, found {names}; pass its name")
-            found = arrays[0]
-    elif name is not None:
-        raise UnsupportedArray(f"{found.store_path} is an array, not a group with an array {name!r}")
-    if not _is_deepsic(found):
-        raise UnsupportedArray(f"{found.store_path} is not an array stored with DeepSIC")
-    embed.use_embedded(found)
-    return found
+    array = open_array(store, name, mode=mode, options=storage_options, **kwargs)
+    embedded.use_embedded(array)
+    return array
 
 
 def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
-    """Tell what a chunk is and shows, from one read of 256 bytes in most cases.
+    """Return the labels of a chunk and how it is stored, in most cases from one read of 256 bytes.
 
-    Only for `semantics="post"` is the whole chunk read, to compute labels from its features.
+    With `semantics="post"` the whole chunk is read, to compute labels from its features.
 
     Parameters
     ----------
@@ -200,12 +191,18 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
     Returns
     -------
     dict
-        In JSON types: `labels`, a list of label tiles, slice by slice and row by row, each a dict of class name to
-        score (0 to 1, best first; the class "unknown" among them), empty for a tile wholly outside of the array; None
-        for a chunk without labels. `tile_shape`, height and width of a tile in pixels. `model`, its name, or the
-        first digits of the decoder's identity if the chunk was not written by the model in the metadata; `quality`;
-        `nbytes`; `bpp`, bits per pixel (slices x height x width); `format_version`. For a missing chunk, which holds
-        no data, `labels` is empty and the rest None.
+        In JSON types:
+
+        - `labels`: a list of label tiles, slice by slice and row by row. Each is a dict of class name to score (0 to
+          1, best first, with the class "unknown"), empty for a tile wholly outside of the array. None for a chunk
+          without labels.
+        - `tile_shape`: height and width of a tile in pixels.
+        - `model`: its name, or the first digits of the decoder's identity if another model than that in the metadata
+          wrote the chunk.
+        - `quality`, `nbytes`, `format_version`: of the payload.
+        - `bpp`: bits per pixel (slices x height x width).
+
+        For a missing chunk, which holds no data, `labels` is empty and all others are None.
 
     Raises
     ------
@@ -216,35 +213,34 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
     IndexError
         If the array has no such chunk.
     ModelNotFound
-        If labels cannot be named or computed without a model that is not there.
+        If labels cannot be named or computed because the model is not installed.
     """
-    return headers.chunk_attrs(array, index)
+    return label_attributes.chunk_attrs(array, index)
 
 
-def _check_array(
-    codec: CodecParams, shape: tuple[int, ...], dtype: np.dtype, chunks: Sequence[int] | str
-) -> tuple[int, ...]:
+def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks: Sequence[int] | str) -> Index:
+    """Check that a codec can store an array, and return the shape of its chunks."""
     core.check_axes(shape, codec.axes)
+    axes = Axes(codec.axes)
     if isinstance(chunks, str):
         if chunks != "auto":
             raise ConfigurationError(f"chunks: expected a shape or 'auto', got {chunks!r}")
-        sizes = dict(zip(codec.axes, shape, strict=True))
-        auto = {axis: min(size, AUTO_CHUNK) for axis, size in sizes.items() if axis in "yx"}
-        chunks = [max(1, auto.get(axis, size if axis == "c" else 1)) for axis, size in sizes.items()]
+        sizes = {"y": min(axes.height(shape), AUTO_CHUNK), "x": min(axes.width(shape), AUTO_CHUNK)}
+        sizes["c"] = axes.bands(shape)
+        chunks = [max(1, sizes.get(axis, 1)) for axis in axes]
     chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(int(size) for size in chunks)
     core.check_chunk(chunks, dtype, codec)
-    for axis, size, chunk in zip(codec.axes, shape, chunks, strict=True):
-        if axis == "c" and size % chunk:
-            raise UnsupportedArray(f"{size} channels in chunks of {chunk}: the last chunk would be padded; choose 1")
-        if axis == "c" and size != chunk and isinstance(codec.value_range, tuple) and len(codec.value_range) > 1:
-            raise ConfigurationError(f"value_range: a range for each of {chunk} bands, and the array has {size}")
-        if axis == "c" and chunks[codec.axes.index("y")] <= 4 < chunk:  # it would work, and be poor in every way
-            rows = chunks[codec.axes.index("y")]
-            warnings.warn(
-                f"axes={codec.axes!r} makes chunks {chunks} images of {chunk} bands and {rows} rows: if they are not, "
-                "pass the codec other axes, such as 'cyx'",
-                stacklevel=3,
-            )
+    bands, per_chunk, rows = axes.bands(shape), axes.bands(chunks), axes.height(chunks)
+    if bands % per_chunk:
+        raise UnsupportedArray(f"{bands} channels in chunks of {per_chunk}: the last chunk would be padded; choose 1")
+    if bands != per_chunk and isinstance(codec.value_range, tuple) and len(codec.value_range) > 1:
+        raise ConfigurationError(f"value_range: a range for each of {per_chunk} bands, and the array has {bands}")
+    if rows <= 4 < per_chunk:  # this would work, but compress poorly
+        warnings.warn(
+            f"axes={codec.axes!r} makes chunks {chunks} images of {per_chunk} bands and {rows} rows: if they are not, "
+            "pass the codec other axes, such as 'cyx'",
+            stacklevel=3,
+        )
     return chunks
 
 
@@ -254,13 +250,3 @@ def _vocabulary(decoder: str, head: str | None) -> dict[str, Any]:
     info = find_model(decoder, head=head)
     parents = {parent: list(children) for parent, children in info.vocabulary.parents.items()}
     return {"head": info.head, "classes": list(info.vocabulary.classes), "parents": parents}
-
-
-def _is_deepsic(node: Any) -> bool:
-    if not isinstance(node, zarr.Array):
-        return False
-    try:
-        stored.codec_of(node)
-    except DeepSICError:
-        return False
-    return True

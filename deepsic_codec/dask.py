@@ -1,11 +1,9 @@
 """Write and read archives with Dask: each task encodes or decodes a block of many chunks as one batch.
 
-Dask schedules; nothing here does. Where tasks run is chosen as for any other Dask computation: the threads of this
-process by default, or the workers of a `distributed.Client`. Each process takes device, batch limit and threads from
-its own `deepsic_codec.config`, that is from the DEEPSIC_* variables of its environment.
+Dask alone schedules tasks. As in any Dask computation, they run in threads of this process by default, or on the
+workers of a `distributed.Client`. Each process takes device, batch limit and threads from its own
+`deepsic_codec.config`, which reads the DEEPSIC_* variables of its environment.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +16,18 @@ import zarr
 
 from deepsic_codec import config as settings
 from deepsic_codec.archive import create_array, open_archive
-from deepsic_codec.axes import Index, Region, chunks_covering, grid_shape, iter_grid
-from deepsic_codec.bulk.index import index_place, write_index
-from deepsic_codec.bulk.layout import Layout
-from deepsic_codec.bulk.plan import block_shape, check_region, usual_batch
-from deepsic_codec.bulk.read import Source
+from deepsic_codec.axes import Index, Region, chunks_covering, iter_grid
+from deepsic_codec.bulk.index import index_location, write_index
+from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
+from deepsic_codec.bulk.read import BatchedArray
 from deepsic_codec.bulk.resume import complete_chunks
-from deepsic_codec.bulk.write import Heads, Options, Written, write_block
+from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, write_block
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
-from deepsic_codec.stored import embedded as embed
-from deepsic_codec.stored.location import given
-from deepsic_codec.stored.location import storage_options as for_many_requests
+from deepsic_codec.stored import embedded
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.location import IndexLocation, to_store_path
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -86,44 +83,46 @@ def store(
 ) -> Any:
     """Write an array to an archive, many chunks at a time, and then its label index.
 
-    Each task encodes a block of whole chunks and sets their keys; nothing is read before it is written, and no two
-    tasks write one shard. Pixels beyond the edge of the array get no labels.
+    Each task encodes a block of whole chunks and stores them; nothing is read before it is written, and no two tasks
+    write to the same shard. Pixels beyond the edge of the array get no labels.
 
     Parameters
     ----------
     source : dask.array.Array, xarray.DataArray or array_like
-        Of a dtype that the codec takes. Of a DataArray, the names of dimensions and the attributes go along.
+        Of a dtype that the codec takes. The dimension names and attributes of a DataArray are stored too.
     target : str, Path, store, zarr.Group or zarr.Array
-        Where to. An array that exists is written to if it is given as one, or with `region`, `resume` or `overwrite`.
+        Where to. An existing array is written to if it is passed as an array, or with `region`, `resume` or
+        `overwrite`.
     name : str, optional
-        Path of the array in the group that `target` is or becomes. An array without one is at the root of its store,
-        where no index can be beside it.
+        Path of the array in the group `target`, which is created if it does not exist. Without a name, the array is at
+        the root of its store, where no index can be beside it.
     codec : DeepSIC or DeepSICCodec, optional
         `DeepSIC()` by default, or that of the array.
     chunks, shards : tuple of int, optional
         As for `create_array`.
     batch_size : int, optional
-        Chunks encoded in one call. A task gets as many, up to double, or a shard if that has more. By default 16, and
-        256, of 64 Mpx together at most, if this process has a GPU (or is told so, `config.set(device="cuda")`, where
-        only its workers have one).
+        Chunks encoded in one call. A task gets this number, up to double, or a shard if that has more. The default is
+        16, or 256 (fewer if they have more than 64 Mpx) if this process has a GPU. Where only the workers have one,
+        set it here too: `config.set(device="cuda")`.
     region : tuple of slice, optional
-        Part of an existing array that `source` is for; whole chunks (or shards).
+        Part of an existing array that `source` is written to; whole chunks (or shards).
     resume : bool or "verify"
-        Go on with a run that was interrupted: chunks stored whole by this codec are neither computed nor encoded
-        again. That is seen from header and length of a payload; "verify" reads all of it and checks all checksums.
+        Go on with a run that was interrupted: chunks that this codec stored completely are neither computed nor
+        encoded again. True reads the header of each payload and compares its length; "verify" reads all of each
+        payload and checks all checksums.
     compute : bool
-        False returns a `dask.delayed.Delayed` that gives the report. The array is created now in any case.
+        False returns a `dask.delayed.Delayed` whose result is the report. The array is created now in any case.
     index : "auto", bool or location
-        Where the label index goes: beside the array if there can be one ("auto"), there or an error (True), nowhere
-        (False), or where `zarr.open_group` is told.
+        Where the label index goes: "auto" is beside the array if possible, else no index; True is beside the array or
+        an error; False is no index; any other is a location as `zarr.open_group` takes.
     retries : int
         How often a failing write is tried again.
     backoff : float
         Seconds before the first retry; doubled for each further one.
     overwrite : bool
-        Delete what is there.
+        Delete an existing array first.
     embed_model : bool
-        Store the model beside the array, as `create_array` does; also beside one that exists.
+        Store the model beside the array, as `create_array` does; also beside an existing array.
     storage_options : dict, optional
         For fsspec, if `target` is a URL.
     **kwargs
@@ -137,14 +136,14 @@ def store(
     Raises
     ------
     UnsupportedArray
-        If the source has a dtype that the codec does not take or another shape than its place, or the region cuts
-        chunks.
+        If the codec does not take the dtype of the source, its shape is not that of the array or region, or the region
+        cuts chunks.
     ConfigurationError
-        If the array that exists has another codec or model.
+        If an existing array has another codec or model.
     ModelNotFound
-        If the model is not there.
+        If the model is not installed.
     LabelIndexError
-        If the index has no place. Nothing has been written when one of these is raised.
+        If there is no location for the index. After this error and those above, nothing has been written.
     WriteError
         If the store would not take some of the chunks. All others are written, but no index.
     """
@@ -156,29 +155,28 @@ def store(
         values,
         target,
         name,
-        codec,
-        chunks,
-        shards,
+        {"codec": codec, "chunks": chunks, "shards": shards, "embed_model": embed_model, **kwargs},
         storage_options=storage_options,
-        region=region,
-        resume=resume,
+        must_exist=region is not None,
+        may_exist=bool(resume) or region is not None,
         overwrite=overwrite,
-        more=kwargs | ({"embed_model": True} if embed_model else {}),
     )
     if embed_model:
-        embed.embed_model(array)  # does nothing if it is there
-    config = Layout(array).config
-    _check_model(config)
-    where = check_region(array, region)
-    shape = tuple(part.stop - part.start for part in where)
+        embedded.embed_model(array)  # also beside an array that existed
+    stored = StoredArray(array)
+    stored.layout.check_writable()
+    _check_model(stored.params)
+    target_region = check_region(array, region)
+    shape = tuple(part.stop - part.start for part in target_region)
     if values.shape != shape:
         raise UnsupportedArray(f"source {values.shape} for a region of {shape} of array {array.shape}")
-    place = index_place(array, index)
+    location = index_location(stored, index)
     if batch_size is None:
-        batch_size = usual_batch(array, config.axes, settings.device_in_use(loading=True).startswith("cuda"))
-    options = Options(batch_size=batch_size, retries=retries, backoff=backoff)
-    values, blocks, skipped = _plan(array, config, values, where, batch_size, resume)
-    report = _report(array, values, blocks, options, skipped, place)
+        gpu = settings.device_in_use(loading=True).startswith("cuda")
+        batch_size = default_batch_size(array, stored.axes, gpu)
+    options = WriteOptions(batch_size=batch_size, retries=retries, backoff=backoff)
+    values, blocks, skipped = _plan(stored, values, target_region, batch_size, resume)
+    report = _report(stored, values, blocks, options, skipped, location)
     return report.compute() if compute else report
 
 
@@ -190,7 +188,7 @@ def open(
     batch_size: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
-) -> da.Array:
+) -> "da.Array":
     """Open an array stored with DeepSIC as a Dask array, each block of which is decoded as one batch.
 
     Parameters
@@ -200,11 +198,11 @@ def open(
     name : str, optional
         Path of the array in the group; needed if the group has more than one stored with DeepSIC.
     chunks : "auto" or as for `dask.array.from_array`
-        Blocks of the Dask array. "auto" makes them of `batch_size` chunks, up to double. Others work too, but those
-        that cut chunks decode them more than once.
+        Blocks of the Dask array. "auto" makes blocks of `batch_size` chunks, up to double. Blocks that cut chunks work
+        too, but those chunks are decoded more than once.
     batch_size : int, optional
-        Chunks decoded in one call; a larger block takes several. The default is that of `store`, where torch has been
-        imported or the device is set.
+        Chunks decoded in one call; a larger block takes several calls. The default is that of `store` once torch has
+        been imported or the device is set, else 16.
     storage_options : dict, optional
         For fsspec, if `source` is a URL.
     **kwargs
@@ -217,21 +215,17 @@ def open(
     """
     _check_options(batch_size, 0, False)
     da = _dask()
-    if not isinstance(source, zarr.Array):
-        if isinstance(source, zarr.Group):
-            source = source.store_path
-        else:
-            kwargs["storage_options"] = for_many_requests(source, storage_options)
-        source = open_archive(source, name, **kwargs)
-    axes = Layout(source).config.axes
+    stored = StoredArray(open_archive(source, name, storage_options=storage_options, **kwargs))
+    array = stored.array
     if batch_size is None:
-        batch_size = usual_batch(source, axes, settings.device_in_use().startswith("cuda"))
+        batch_size = default_batch_size(array, stored.axes, settings.device_in_use().startswith("cuda"))
     if isinstance(chunks, str) and chunks == "auto":
-        chunks = block_shape(source, axes, source.chunks, batch_size)
-    empty = np.empty((0,) * source.ndim, source.dtype)
-    # A name of its own: chunks may be written again, and equal names would mean equal values. With fancy=False, Dask
-    # would no longer join a slice with the reading of its block, and decode all of the block.
-    return da.from_array(Source(source, batch_size), chunks=chunks, name=False, fancy=True, lock=False, meta=empty)
+        chunks = block_shape(array, stored.axes, array.chunks, batch_size)
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    # A name of its own: equal names would mean equal values, and chunks may be written again. With fancy=False, Dask
+    # would not join a slice with the reading of its block, and decode all of the block.
+    source = BatchedArray(stored, batch_size)
+    return da.from_array(source, chunks=chunks, name=False, fancy=True, lock=False, meta=meta)
 
 
 def _dask() -> Any:
@@ -251,21 +245,20 @@ def _check_options(batch_size: int | None, retries: int, resume: bool | str) -> 
         raise ConfigurationError(f"resume: expected True, False or 'verify', got {resume!r}")
 
 
-def _is_labelled(source: Any) -> bool:
-    """Tell a DataArray without importing xarray."""
+def _is_data_array(source: Any) -> bool:
+    """Tell whether a source is an xarray.DataArray, without importing xarray."""
     return all(hasattr(source, name) for name in ("dims", "attrs", "data", "coords"))
 
 
-def _as_dask(source: Any, da: Any) -> da.Array:
+def _as_dask(source: Any, da: Any) -> "da.Array":
     if hasattr(source, "data_vars"):
         raise UnsupportedArray("source: a Dataset; pass one of its variables, dataset[name]")
     if isinstance(source, zarr.Array):
         source = da.from_zarr(source)
-    if _is_labelled(source):
+    if _is_data_array(source):
         # Without Dask, `data` would load what may be a whole file.
         source = (source.chunk("auto") if source.chunks is None else source).data
-    values = source
-    values = values if isinstance(values, da.Array) else da.from_array(np.asarray(values))
+    values = source if isinstance(source, da.Array) else da.from_array(np.asarray(source))
     if any(np.isnan(size) for size in values.shape):
         raise UnsupportedArray("source: a Dask array of unknown shape; call its compute_chunk_sizes() first")
     return values
@@ -273,98 +266,78 @@ def _as_dask(source: Any, da: Any) -> da.Array:
 
 def _open_target(
     source: Any,
-    values: da.Array,
+    values: "da.Array",
     target: Any,
     name: str | None,
-    codec: CodecParams | None,
-    chunks: Sequence[int] | str,
-    shards: Sequence[int] | None,
+    creation: dict[str, Any],
     *,
     storage_options: Mapping[str, Any] | None,
-    region: Any,
-    resume: bool | str,
+    must_exist: bool,
+    may_exist: bool,
     overwrite: bool,
-    more: dict[str, Any],
 ) -> zarr.Array:
-    """Return the array to write to, created if need be."""
-    if isinstance(target, zarr.Array) and name is not None:
-        raise ConfigurationError(f"name: the target is an array, which has no array {name!r} in it")
+    """Return the array to write to, created with the arguments `creation` of `create_array` if need be."""
     if isinstance(target, zarr.Array):
-        existing: zarr.Array | None = target
-    else:
-        options = for_many_requests(target, storage_options)
-        place = given(target, 3, options, write=True)
-        path = "/".join(part for part in (place.path, (name or "").strip("/")) if part)
-        existing = _existing(place.store, path)
-        if existing is not None and not (overwrite or resume or region is not None):
+        if name is not None:
+            raise ConfigurationError(f"name: the target is an array, which has no array {name!r} in it")
+        if overwrite:
+            raise ConfigurationError("overwrite: an open array cannot be replaced; pass its location")
+        _check_existing(target, values, creation)
+        return target
+    group = to_store_path(target, storage_options, write=True)
+    path = "/".join(part for part in (group.path, (name or "").strip("/")) if part)
+    existing = _existing(group.store, path)
+    if existing is not None and not overwrite:
+        if not may_exist:
             raise ConfigurationError(
                 f"array {existing.store_path} exists: pass resume=True to complete it, region=... to write a part of "
                 "it, overwrite=True to delete it first, or another name"
             )
-    if existing is not None and not overwrite:
-        _check_existing(existing, values, codec, chunks, shards, more)
+        _check_existing(existing, values, creation)
         return existing
-    if isinstance(target, zarr.Array):
-        raise ConfigurationError("overwrite: an open array cannot be replaced; pass the place where it is")
-    if region is not None:
-        raise UnsupportedArray(f"region: there is no array {path!r} yet in {place.store} that it could be a part of")
-    codec = DeepSIC() if codec is None else codec
+    if must_exist:
+        raise UnsupportedArray(f"region: there is no array {path!r} in {group.store}; create it first")
+    codec = creation["codec"] = creation["codec"] or DeepSIC()
     if not isinstance(codec, CodecParams):
         raise ConfigurationError(f"codec: expected DeepSIC(...) or DeepSICCodec(...), got {codec!r}")
     _check_model(codec)
-    if _is_labelled(source):
-        more.setdefault("dimension_names", [str(dimension) for dimension in source.dims])
-        more["attributes"] = {**_plain(source.attrs), **(more.get("attributes") or {})}
+    if _is_data_array(source):
+        creation.setdefault("dimension_names", [str(dimension) for dimension in source.dims])
+        creation["attributes"] = {**_to_json(source.attrs), **(creation.get("attributes") or {})}
     return create_array(
-        place.store,
-        name=path or None,
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=chunks,
-        shards=shards,
-        codec=codec,
-        overwrite=overwrite,
-        **more,
+        group.store, name=path or None, shape=values.shape, dtype=values.dtype, overwrite=overwrite, **creation
     )
 
 
 def _existing(store: Any, path: str) -> zarr.Array | None:
     try:
-        found = zarr.open(store, path=path, mode="r+")
+        node = zarr.open(store, path=path, mode="r+")
     except FileNotFoundError:
         return None
-    if isinstance(found, zarr.Group):
-        if not path and not any(True for _ in found.members()):
+    if isinstance(node, zarr.Group):
+        if not path and not any(True for _ in node.members()):
             return None  # an empty group, which the array then replaces
-        raise ConfigurationError(f"{found.store_path} is a group; pass the name of the array in it")
-    return found
+        raise ConfigurationError(f"{node.store_path} is a group; pass the name of the array in it")
+    return node
 
 
-def _check_existing(
-    array: zarr.Array,
-    values: da.Array,
-    codec: CodecParams | None,
-    chunks: Sequence[int] | str,
-    shards: Sequence[int] | None,
-    more: Mapping[str, Any],
-) -> None:
-    """Raise unless what is asked for is what the array is."""
-    config = Layout(array).config
-    if codec is not None:
-        asked, has = codec.to_json(), config.to_json()
-        different = [
-            key for key in has | asked if asked.get(key) != has.get(key) and key != "model"
-        ]  # a name; decoder is the model
+def _check_existing(array: zarr.Array, values: "da.Array", creation: Mapping[str, Any]) -> None:
+    """Raise unless an array is what `creation` asks for."""
+    params = StoredArray(array).params
+    if creation["codec"] is not None:
+        requested, stored = creation["codec"].to_json(), params.to_json()
+        # Not the model's name: the decoder identifies the model.
+        different = [key for key in stored if requested[key] != stored[key] and key != "model"]
         if different:
-            texts = ", ".join(f"{key} {has.get(key)!r}, not {asked.get(key)!r}" for key in different)
+            texts = ", ".join(f"{key} {stored[key]!r}, not {requested[key]!r}" for key in different)
             raise ConfigurationError(
                 f"array {array.store_path} has another codec: {texts}; its chunks would be of two kinds. Write to "
-                "another place, or without `codec`"
+                "another array, or without `codec`"
             )
-    for what, given_shape, has_shape in (("chunks", chunks, array.chunks), ("shards", shards, array.shards)):
-        if given_shape not in (None, "auto") and tuple(given_shape) != has_shape:
-            raise ConfigurationError(f"array {array.store_path} has {what} {has_shape}, not {tuple(given_shape)}")
-    if more.get("zarr_format", array.metadata.zarr_format) != array.metadata.zarr_format:
+    for key, shape in (("chunks", array.chunks), ("shards", array.shards)):
+        if creation[key] not in (None, "auto") and tuple(creation[key]) != shape:
+            raise ConfigurationError(f"array {array.store_path} has {key} {shape}, not {tuple(creation[key])}")
+    if creation.get("zarr_format", array.metadata.zarr_format) != array.metadata.zarr_format:
         raise ConfigurationError(f"array {array.store_path} is of Zarr format {array.metadata.zarr_format}")
     if values.dtype != array.dtype:
         raise UnsupportedArray(f"source of {values.dtype} for array {array.store_path} of {array.dtype}")
@@ -379,52 +352,63 @@ def _check_model(config: CodecParams) -> None:
     find_model(decoder, head=head)
 
 
-def _plain(attributes: Mapping[Any, Any]) -> dict[str, Any]:
+def _to_json(attributes: Mapping[Any, Any]) -> dict[str, Any]:
     """Return attributes as JSON can hold them, numpy's scalars and arrays as numbers and lists."""
     return {str(key): value.tolist() if hasattr(value, "tolist") else value for key, value in attributes.items()}
 
 
-Block = tuple[Index, Index, tuple[Index, ...] | None]
+@dataclass(frozen=True)
+class _Block:
+    """A part of the source that one task writes: its position in the source, its first chunk, the chunks to encode."""
+
+    position: Index
+    first: Index
+    pending: tuple[Index, ...] | None
 
 
 def _plan(
-    array: zarr.Array, config: CodecParams, values: da.Array, where: Region, batch_size: int, resume: bool | str
-) -> tuple[da.Array, list[Block], int]:
+    stored: StoredArray, values: "da.Array", region: Region, batch_size: int, resume: bool | str
+) -> tuple["da.Array", list[_Block], int]:
     """Cut the source into blocks and leave out what is complete.
 
     Returns
     -------
-    (dask.array.Array, list, int)
-        The source in blocks; for each block to be written its place among them, its first chunk, and the chunks to
-        encode (None for all); and the number of complete chunks.
+    (dask.array.Array, list of _Block, int)
+        The source in blocks; the blocks to be written; and the number of complete chunks.
     """
-    shape = block_shape(array, config.axes, [max(sizes) for sizes in values.chunks], batch_size)
+    shape = block_shape(stored.array, stored.axes, [max(sizes) for sizes in values.chunks], batch_size)
     values = values.rechunk(shape)
-    done: set[Index] = set()
+    complete: set[Index] = set()
     if resume:
-        done = complete_chunks(
-            array, list(iter_grid(*chunks_covering(where, array.chunks))), read_all=resume == "verify"
-        )
-    blocks: list[Block] = []
-    for place in np.ndindex(*values.numblocks):
-        starts = [part.start + i * size for part, i, size in zip(where, place, shape, strict=True)]
-        stops = [min(start + size, part.stop) for start, size, part in zip(starts, shape, where, strict=True)]
-        region = tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
-        first, last = chunks_covering(region, array.chunks)
-        todo = None
-        if done:
-            missing = tuple(index for index in iter_grid(first, last) if index not in done)
-            if not missing:
+        indices = list(iter_grid(*chunks_covering(region, stored.chunks)))
+        complete = complete_chunks(stored, indices, read_all=resume == "verify")
+    blocks = []
+    for position in np.ndindex(*values.numblocks):
+        starts = [part.start + i * size for part, i, size in zip(region, position, shape, strict=True)]
+        stops = [min(start + size, part.stop) for start, size, part in zip(starts, shape, region, strict=True)]
+        first, last = chunks_covering(tuple(map(slice, starts, stops)), stored.chunks)
+        pending = None
+        if complete:
+            pending = tuple(index for index in iter_grid(first, last) if index not in complete)
+            if not pending:
                 continue
-            todo = missing
-        blocks.append((place, first, todo))
-    return values, blocks, len(done)
+        blocks.append(_Block(position, first, pending))
+    return values, blocks, len(complete)
 
 
 def _report(
-    array: zarr.Array, values: da.Array, blocks: Sequence[Block], options: Options, skipped: int, place: Any
+    stored: StoredArray,
+    values: "da.Array",
+    blocks: Sequence[_Block],
+    options: WriteOptions,
+    skipped: int,
+    location: IndexLocation | None,
 ) -> Any:
-    """Put the tasks into one graph; by hand, as a Delayed for each of many blocks takes ten times the memory."""
+    """Return a Delayed of the report.
+
+    The graph is made by hand. A Delayed for each of many blocks takes ten times the memory, and `map_blocks` would
+    also compute the source of blocks that are complete.
+    """
     import dask
     from dask.delayed import Delayed
     from dask.highlevelgraph import HighLevelGraph
@@ -434,35 +418,37 @@ def _report(
     target, report = f"target-{run}", f"report-{run}"
     # One node for the array, so that a worker gets it once. The rest is bound to the functions: Dask would take tuples
     # among the arguments for keys.
-    graph: dict[Any, Any] = {target: array}
-    for number, (at, first, todo) in enumerate(blocks):
-        write = partial(write_block, first=first, todo=todo, options=options)
-        graph[f"write_block-{run}-{number}"] = (write, (values.name, *at), target)
+    graph: dict[Any, Any] = {target: stored}
+    for number, block in enumerate(blocks):
+        write = partial(write_block, first=block.first, pending=block.pending, options=options)
+        graph[f"write_block-{run}-{number}"] = (write, (values.name, *block.position), target)
     results = [key for key in graph if key != target]
-    graph[report] = (partial(_finish, skipped=skipped, place=place), target, results)
+    graph[report] = (partial(_finish, skipped=skipped, location=location), target, results)
     sources: Any = [values] if blocks else []
     return Delayed(report, HighLevelGraph.from_collections(report, graph, dependencies=sources))
 
 
-def _finish(array: zarr.Array, results: Sequence[Written], skipped: int, place: Any) -> Report:
+def _finish(
+    stored: StoredArray, results: Sequence[BlockReport], skipped: int, location: IndexLocation | None
+) -> Report:
     """Report what the tasks did, and write the index."""
     failed = {key: reason for result in results for key, reason in result.failed.items()}
     if failed:
-        some = ", ".join(f"{key} ({reason})" for key, reason in list(failed.items())[:5])
+        examples = ", ".join(f"{key} ({reason})" for key, reason in list(failed.items())[:5])
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise WriteError(
-            f"the store would not take {len(failed)} keys: {some}{more}. All else is written; mend the store and write "
-            "again with resume=True",
+            f"the store would not take {len(failed)} keys: {examples}{more}. All else is written; mend the store and "
+            "write again with resume=True",
             sorted(failed),
         )
-    heads = Heads.join(grid_shape(array.shape, array.chunks), [result.heads for result in results])
-    if place is not None:
-        write_index(array, place, heads)
+    starts = PackedStarts.join(stored.grid, [result.starts for result in results])
+    if location is not None:
+        write_index(stored, location, starts)
     return Report(
-        array=array,
-        written=len(heads),
+        array=stored.array,
+        written=len(starts),
         skipped=skipped,
         empty=sum(result.empty for result in results),
         nbytes=sum(result.nbytes for result in results),
-        index=None if place is None else str(place),
+        index=None if location is None else str(location),
     )

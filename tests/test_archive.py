@@ -8,7 +8,7 @@ from zarr.codecs import Crc32cCodec
 
 from deepsic_codec import DeepSIC, DeepSICCodec, chunk_attrs, create_array, errors, open_archive
 from deepsic_codec._compat import sync
-from deepsic_codec.stored import layout as stored
+from deepsic_codec.stored.array import StoredArray
 from tests import stub_runtime
 from tests.common import check_rejects, photograph
 
@@ -184,13 +184,16 @@ def test_open(tmp_path, zarr_format):
     assert open_archive(tmp_path / "many").path == "a/img"
     assert open_archive(tmp_path / "many", "a/img").read_only
     check_rejects(errors.UnsupportedArray, "no array 'b'", open_archive, tmp_path / "many", "b")
-    check_rejects(errors.UnsupportedArray, "other|not", open_archive, tmp_path / "many", "other")
-    check_rejects(errors.UnsupportedArray, "not", open_archive, tmp_path / "many" / "other")
-    check_rejects(errors.UnsupportedArray, "not a group", open_archive, tmp_path / "one", "img")
+    check_rejects(errors.UnsupportedPayload, "other|not with DeepSIC", open_archive, tmp_path / "many", "other")
+    check_rejects(errors.UnsupportedPayload, "not with DeepSIC", open_archive, tmp_path / "many" / "other")
+    check_rejects(errors.UnsupportedArray, "no array 'img'", open_archive, tmp_path / "one", "img")
+    check_rejects(errors.UnsupportedArray, "no array or group", open_archive, tmp_path / "none")
     create_array(tmp_path / "many", name="b", **UINT8, zarr_format=zarr_format)
     check_rejects(errors.UnsupportedArray, "a/img, b", open_archive, tmp_path / "many")
     open_archive(tmp_path / "many", "b", mode="r+")[...] = 1
-    check_rejects(errors.UnsupportedArray, "none", open_archive, zarr.open_group({}, mode="w").store)
+    check_rejects(
+        errors.UnsupportedArray, "no array stored with DeepSIC", open_archive, zarr.open_group({}, mode="w").store
+    )
 
 
 # chunk_attrs
@@ -386,12 +389,13 @@ def test_codec_as_filter_of_format_2():
     assert best(chunk_attrs(z, (0, 0, 0))["labels"]) == ["Dark", "Dim", "Bright"] * 2
 
 
-def test_reading_coroutines_take_async_arrays():
+def test_chunks_of_shards_are_read_alone():
     z = create_array({}, data=scene(), chunks=(64, 64, 3), shards=(128, 192, 3))
-    index = sync(stored.read_shard_index(z._async_array, (0, 0, 0)))
+    reader = StoredArray(z).reader
+    index = sync(reader.read_shard_index((0, 0, 0)))
     assert index.shape == (2, 3, 1, 2) and index[..., 1].min() > 50
-    header, _ = sync(stored.read_head(z._async_array, (1, 2, 0)))
-    assert sync(stored.read_payload(z._async_array, (1, 2, 0))) == DeepSIC().encode(scene()[64:, 128:])
+    header = reader.start((1, 2, 0)).header
+    assert reader.payload((1, 2, 0)) == DeepSIC().encode(scene()[64:, 128:])
     assert header.shape == (64, 64, 3)
 
 

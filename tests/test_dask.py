@@ -473,7 +473,7 @@ def test_open_decodes_blocks_as_batches(stub, kwargs):
 def test_batches_are_larger_beside_a_gpu(stub, monkeypatch):
     store = MemoryStore()
     monkeypatch.setattr(settings, "device_in_use", lambda loading=False: "cuda:1")
-    monkeypatch.setattr(bulk, "usual_batch", lambda array, axes, gpu: 40 if gpu else 16)
+    monkeypatch.setattr(bulk, "default_batch_size", lambda array, axes, gpu: 40 if gpu else 16)
     save(store)
     assert stub.sizes("encode") == [40] and bulk.open(store, "image").numblocks == (1, 1, 1)
     assert bulk.open(store, "image", batch_size=16).numblocks == (2, 2, 1)

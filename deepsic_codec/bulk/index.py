@@ -1,84 +1,60 @@
-"""The label index of what was just written: from the headers in memory, and those in the store for all other chunks."""
+"""The label index of an array that was just written, from payload starts in memory and in the store."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import zarr
-
 from deepsic_codec.axes import Index
 from deepsic_codec.errors import LabelIndexError
-from deepsic_codec.labels import index_writer as consolidate
-from deepsic_codec.labels.attributes import Attributes, Head, Reader
-from deepsic_codec.labels.index import replace
-from deepsic_codec.labels.vocabulary import of_head
-from deepsic_codec.payload.header import read_header
-from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.location import Place
+from deepsic_codec.labels.index_writer import location_for, update_index
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.location import IndexLocation
+from deepsic_codec.stored.reader import PayloadStart
 
 
-def index_place(array: zarr.Array, index: Any) -> Place | None:
+def index_location(stored: StoredArray, index: Any) -> IndexLocation | None:
     """Return where the index of an array goes, None for nowhere.
 
     Parameters
     ----------
-    array : zarr.Array
+    stored : StoredArray
         The array.
     index : bool, "auto" or location
-        False for none; "auto" for a place beside the array if there can be one; True insists on that.
+        False for none; "auto" for the location beside the array if there can be one; True requires that location.
 
     Raises
     ------
     LabelIndexError
-        If there is no such place, or it cannot be written to.
+        If there is no such location, or it cannot be written to.
     """
     if index is False:
         return None
     try:
-        return consolidate.place_for(array, None if index in (True, "auto") else index, None)
+        return location_for(stored.array, None if index in (True, "auto") else index, None)
     except LabelIndexError:
         if isinstance(index, str) and index == "auto":
             return None
         raise
 
 
-def write_index(array: zarr.Array, place: Place, heads: Mapping[Index, bytes]) -> None:
+def write_index(stored: StoredArray, location: IndexLocation, starts: Mapping[Index, bytes]) -> None:
     """Write the index of an array, equal to the one that `consolidate_labels` makes.
 
     Parameters
     ----------
-    array : zarr.Array
+    stored : StoredArray
         The array.
-    place : Place
-        Where the index goes; one that is there stays valid until the new one is.
-    heads : mapping of tuple of int to bytes
-        Starts of the payloads, to the end of their labels, for chunks just written. Those of other chunks are read.
+    location : IndexLocation
+        Where the index goes. An earlier index stays valid until the new one is.
+    starts : mapping of tuple of int to bytes
+        Starts of the payloads, to the end of their labels, of chunks that were just written. Those of other chunks
+        are read.
     """
-    attributes = Attributes(array)
-    attributes.reader = _Known(array, heads)
-    config = attributes.reader.config
-    geometry = Geometry.of(array, config.axes, config.label_tile)
-    old = consolidate._old_index(place, True)
-    if old is not None and (old.geometry.axes, old.geometry.chunks, old.geometry.tile) != (
-        geometry.axes,
-        geometry.chunks,
-        geometry.tile,
-    ):
-        old = None
-    vocabulary = of_head(array, *config.identity()) if old is None else old.vocabulary
-    fill = consolidate._FromHeaders(attributes, geometry, vocabulary, old)
-    replace(place, lambda to: consolidate.fill_index(array, to, geometry, vocabulary, fill))
 
+    def all_starts(indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, PayloadStart | None]]:
+        positions = [tuple(index) for index in indices]
+        read = stored.reader.starts(index for index in positions if index not in starts)
+        for index in positions:
+            data = starts.get(index)
+            yield next(read) if data is None else (index, PayloadStart.of(data))
 
-class _Known(Reader):
-    """A reader that does not go to the store for what is known."""
-
-    def __init__(self, array: zarr.Array, heads: Mapping[Index, bytes]) -> None:
-        super().__init__(array)
-        self._known = heads
-
-    def heads(self, indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, Head | None]]:
-        places = [tuple(index) for index in indices]
-        read = super().heads(place for place in places if place not in self._known)
-        for place in places:
-            data = self._known.get(place)
-            yield next(read) if data is None else (place, Head(read_header(data), data))
+    update_index(stored, location, starts=all_starts)

@@ -1,31 +1,33 @@
-"""Which chunks a task gets, and which regions can be written without touching what lies beside them."""
+"""Which chunks a task writes, and which regions can be written without touching chunks beside them."""
 
 from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from deepsic_codec.axes import Index, Region, ceil_div, grid_shape
+from deepsic_codec.axes import Axes, Index, Region, ceil_div, grid_shape
 from deepsic_codec.errors import UnsupportedArray
 
-#: Chunks in a batch, and about as many in a task; on a GPU, and most pixels of so many. Two such batches are at work
-#: there at a time, and the threads of Dask hold one each.
-BATCH, GPU_BATCH, GPU_PIXELS = 16, 256, 1 << 26
+#: Chunks in a batch; a task gets about as many.
+BATCH_SIZE = 16
+#: On a GPU, where chunks are coded faster the more of them are in a batch: chunks, and pixels of all of them. Two
+#: batches are at work there at a time, and each thread of Dask holds one.
+GPU_BATCH_SIZE, GPU_BATCH_PIXELS = 256, 1 << 26
 
 
-def unit_of(array: Any) -> Index:
-    """Return the shape of what one task has to write as a whole: a shard, or a chunk where there are no shards."""
+def write_unit(array: Any) -> Index:
+    """Return the shape of what one task has to write as a whole: a shard, or a chunk if there are no shards."""
     return tuple(array.shards or array.chunks)
 
 
 def check_region(array: Any, region: Any) -> Region:
-    """Check where values are to be written.
+    """Check a region that values are to be written to.
 
     Parameters
     ----------
     array : zarr.Array
         The array.
     region : tuple of slice, slice, Ellipsis or None
-        None is all of the array; missing axes are whole.
+        None is all of the array; axes that are left out are whole.
 
     Returns
     -------
@@ -35,29 +37,29 @@ def check_region(array: Any, region: Any) -> Region:
     Raises
     ------
     UnsupportedArray
-        If the region cuts a chunk (or a shard): the message names the smallest region around it that does not.
+        If the region cuts a chunk (or a shard). The message names the smallest region around it that does not.
     """
     parts = list(region) if isinstance(region, tuple | list) else [slice(None) if region is None else region]
     if Ellipsis in parts:
-        place = parts.index(Ellipsis)
-        parts[place : place + 1] = [slice(None)] * (len(array.shape) - len(parts) + 1)
+        number = parts.index(Ellipsis)
+        parts[number : number + 1] = [slice(None)] * (len(array.shape) - len(parts) + 1)
     parts += [slice(None)] * (len(array.shape) - len(parts))
     if len(parts) != len(array.shape) or not all(isinstance(part, slice) for part in parts):
         raise UnsupportedArray(f"region: expected one slice for each of {len(array.shape)} axes, got {region!r}")
-    given, aligned = [], []
-    for part, size, unit in zip(parts, array.shape, unit_of(array), strict=True):
+    bounds, aligned = [], []
+    for part, size, unit in zip(parts, array.shape, write_unit(array), strict=True):
         start, stop, step = part.indices(size)
         if step != 1 or start >= stop:
             raise UnsupportedArray(f"region: expected slices of step 1 that are not empty, got {part} of {size}")
-        given.append(slice(start, stop))
+        bounds.append(slice(start, stop))
         aligned.append(slice(start // unit * unit, min(ceil_div(stop, unit) * unit, size)))
-    if given != aligned:
+    if bounds != aligned:
         what = "shards" if array.shards else "chunks"
         raise UnsupportedArray(
-            f"region ({_text(given)}) cuts {what} of {unit_of(array)}, whose other pixels would be encoded a second "
-            f"time, at a loss; the aligned region around it is ({_text(aligned)})"
+            f"region ({_text(bounds)}) cuts {what} of {write_unit(array)}, whose other pixels would be encoded a "
+            f"second time, at a loss; the aligned region around it is ({_text(aligned)})"
         )
-    return tuple(given)
+    return tuple(bounds)
 
 
 def _text(region: Sequence[slice]) -> str:
@@ -65,25 +67,26 @@ def _text(region: Sequence[slice]) -> str:
 
 
 def block_shape(array: Any, axes: str, source_chunks: Sequence[int], batch_size: int) -> Index:
-    """Choose the part of an array that one task gets.
+    """Choose the shape of the part of an array that one task writes.
 
     Parameters
     ----------
     array : zarr.Array
         The array.
     axes : str
-        Roles of its axes.
+        Letter of each axis.
     source_chunks : sequence of int
-        Largest chunk of the source along each axis: where it can, a block grows along what lies together there.
+        Largest chunk of the source along each axis. A block first grows within chunks of the source.
     batch_size : int
-        Chunks in a block, at least as many if the array has them and at most double, unless a shard has more.
+        Chunks in a block: at least this number if the array has so many, and less than double, unless a shard has
+        more.
 
     Returns
     -------
     tuple of int
         A multiple of a shard, or of a chunk, along each axis.
     """
-    unit = unit_of(array)
+    unit = write_unit(array)
     per_unit = prod(size // chunk for size, chunk in zip(unit, array.chunks, strict=True))
     limits = grid_shape(array.shape, unit)
     counts = [1] * len(unit)
@@ -101,9 +104,8 @@ def block_shape(array: Any, axes: str, source_chunks: Sequence[int], batch_size:
     return tuple(count * size for count, size in zip(counts, unit, strict=True))
 
 
-def usual_batch(array: Any, axes: str, gpu: bool) -> int:
-    """Return how many chunks of an array are coded in one call if nobody says: on a GPU it takes many to gain by it."""
+def default_batch_size(array: Any, axes: str, gpu: bool) -> int:
+    """Return the number of chunks of an array that are coded in one call by default."""
     if not gpu:
-        return BATCH
-    pixels = prod(size for size, axis in zip(array.chunks, axes, strict=True) if axis != "c")
-    return min(GPU_BATCH, max(BATCH, GPU_PIXELS // pixels))
+        return BATCH_SIZE
+    return min(GPU_BATCH_SIZE, max(BATCH_SIZE, GPU_BATCH_PIXELS // Axes(axes).pixels(array.chunks)))

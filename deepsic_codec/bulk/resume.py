@@ -1,99 +1,68 @@
-"""Which chunks of an array are stored already, whole and as they would be written now."""
+"""Which chunks of an array are stored completely, and as its codec would write them now."""
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any
 
-from deepsic_codec._compat import sync
 from deepsic_codec.axes import Index
-from deepsic_codec.bulk.layout import Layout
 from deepsic_codec.errors import DeepSICError
-from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.header import unpack
 from deepsic_codec.payload.sections import LABELS
-from deepsic_codec.stored import layout as stored
-
-CONCURRENCY = 256  # reads in flight
-BATCH = 4096  # chunks asked for at once; bounds memory
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.layout import PayloadLocation
 
 
-def complete_chunks(array: Any, indices: Sequence[Index], *, read_all: bool = False) -> set[Index]:
+def complete_chunks(stored: StoredArray, indices: Sequence[Index], *, read_all: bool = False) -> set[Index]:
     """Find the chunks whose payload is complete and as the array's codec would write it.
 
-    A chunk that is missing is not among them: it was not written yet, or it is the fill value everywhere.
+    A missing chunk does not count as complete: it was not written yet, or it is the fill value everywhere.
 
     Parameters
     ----------
-    array : zarr.Array
-        Stored with DeepSIC.
+    stored : StoredArray
+        The array.
     indices : sequence of tuple of int
-        The chunks in question.
+        Positions of the chunks to look at.
     read_all : bool
         Read payloads whole and verify the checksums of all sections. Otherwise only the header is read and verified,
-        and the stored length compared with what it says; a payload cut short by a crash fails that too.
+        and the length that it states compared with the stored length; this also detects a payload that a crash cut
+        short.
     """
-    check = _Check(array, read_all)
-    found: set[Index] = set()
-    for k in range(0, len(indices), BATCH):
-        batch = indices[k : k + BATCH]
-        found.update(index for index, good in zip(batch, sync(check.all(batch)), strict=True) if good)
-    return found
+    reader, layout = stored.reader, stored.layout
+    configured = _Configured(stored)
 
-
-class _Check:
-    def __init__(self, array: Any, read_all: bool) -> None:
-        self.array, self.read_all, self.layout = array, read_all, Layout(array)
-        self.config = self.layout.config
-        decoder, head = self.config.identity()
-        head = head if self.config.semantics != "none" else None
-        self.identities = bytes.fromhex(decoder)[:8], bytes.fromhex(head or "0" * 8)[:4]
-
-    async def all(self, indices: Sequence[Index]) -> list[bool]:
-        limit = asyncio.Semaphore(CONCURRENCY)
-        tables: dict[Index, asyncio.Task[Any]] = {}
-
-        async def one(index: Index) -> bool:
-            try:
-                return await self.one(index, limit, tables)
-            except (DeepSICError, FileNotFoundError):
-                return False
-
-        return await asyncio.gather(*map(one, indices))
-
-    async def one(self, index: Index, limit: asyncio.Semaphore, tables: dict[Index, asyncio.Task[Any]]) -> bool:
-        if self.array.shards is None:
-            place: stored.Location | None = stored.Location(self.layout.key(index))
-        else:
-            shard = stored.shard_of(self.array, index)
-            if shard not in tables:
-                tables[shard] = asyncio.ensure_future(stored.read_shard_index(self.array, shard))
-            table = await tables[shard]
-            place = None if table is None else stored.locate_in(self.array, index, table)
-        if place is None:
+    async def is_complete(location: PayloadLocation) -> bool:
+        start = await reader.read_start(location)
+        if start is None or not configured.matches(start.header):
             return False
-        async with limit:
-            found = await stored.read_head(self.array, index, place)
-            if found is None or not self.as_configured(found[0]):
+        if await reader.stored_length(location) != layout.stored_length(start.header.nbytes):
+            return False
+        if read_all:
+            payload = await reader.read_payload(location)
+            if payload is None:
                 return False
-            length = place.length
-            if length is None:
-                length = await self.array.store.getsize(place.key)
-            if length != self.layout.stored_length(found[0].nbytes):
-                return False
-            if self.read_all:
-                payload = await stored.read_payload(self.array, index, place)
-                if payload is None:
-                    return False
-                payload_header.unpack(payload)
+            unpack(payload)
         return True
 
-    def as_configured(self, header: Header) -> bool:
+    damaged = (DeepSICError, FileNotFoundError)
+    return {index for index, complete in reader.map(indices, is_complete, ignore=damaged) if complete}
+
+
+class _Configured:
+    """Compares headers with the codec of an array."""
+
+    def __init__(self, stored: StoredArray) -> None:
+        self._params, self._layout = stored.params, stored.layout
+        head = stored.head if self._params.semantics != "none" else None
+        self._identities = bytes.fromhex(stored.decoder)[:8], bytes.fromhex(head or "0" * 8)[:4]
+
+    def matches(self, header: Header) -> bool:
+        """Tell whether the codec writes payloads with such a header."""
         labelled = header.entry(LABELS.kind) is not None
         return (
-            header.shape == tuple(self.array.chunks)
-            and header.axes == self.config.axes
-            and header.order == self.layout.order
-            and self.config.quality in (None, header.quality)  # None: searched for each chunk
-            and (header.decoder, header.head) == self.identities
-            and labelled == (self.config.semantics == "pre")
+            header.shape == self._layout.chunks
+            and header.axes == self._params.axes
+            and header.order == self._layout.order
+            and self._params.quality in (None, header.quality)  # None: searched for each chunk
+            and (header.decoder, header.head) == self._identities
+            and labelled == (self._params.semantics == "pre")
         )

@@ -23,8 +23,8 @@ from deepsic_codec.io.zarr_target import write_array
 from deepsic_codec.labels.query import open_labels
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.progress import Progress
+from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
-from deepsic_codec.stored.layout import codec_of
 from deepsic_codec.stored.location import open_array
 
 BLOCK = 1 << 24  # samples that are read, decoded and written at once; bounds memory
@@ -272,7 +272,7 @@ class ExportRequest:
 
 
 def _request(array: zarr.Array, parts: Mapping[str, Part], where: str | None, crop: bool, index: Any) -> ExportRequest:
-    config = codec_of(array)
+    config = StoredArray(array).params
     axes = Axes(config.axes)
     region = to_region(array, axes, parts)
     if where is None:
@@ -457,7 +457,7 @@ def _write_tiff(path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]]
             metadata=None,
         )
     attributes = image.attributes()
-    nodata = codec_of(image.array).nodata
+    nodata = StoredArray(image.array).params.nodata
     georeference.write(path, attributes if nodata is None else {**attributes, "nodata": nodata})
 
 

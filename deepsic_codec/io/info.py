@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import zarr
 
-from deepsic_codec._compat import setting, sync
 from deepsic_codec.axes import Index
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, LabelIndexError, ModelNotFound
-from deepsic_codec.labels.attributes import Attributes, Head, all_chunks
+from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
 from deepsic_codec.labels.index import MISSING, LabelIndex
-from deepsic_codec.labels.query import LARGE, Labels, dimension_names
+from deepsic_codec.labels.query import LARGE, Labels
 from deepsic_codec.payload.constants import quality_step
 from deepsic_codec.payload.header import read_section
 from deepsic_codec.payload.sections import VALUE_RANGE, section_name
-from deepsic_codec.stored import embedded as embed
-from deepsic_codec.stored import layout as stored
-from deepsic_codec.stored import location as places
+from deepsic_codec.stored import embedded
+from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.location import Counter
+from deepsic_codec.stored.layout import codec_names
+from deepsic_codec.stored.location import Counter, IndexLocation, is_deepsic, open_node
+from deepsic_codec.stored.reader import PayloadStart
 
 SAMPLE = 1024  # headers read where there are more chunks, unless all are asked for
 LARGE_INDEX = 1 << 24  # chunks: the columns of an index of more are not read for a summary
@@ -67,7 +67,7 @@ def describe(
         If there is no such array or group.
     """
     counter = Counter()
-    node = places.open_node(source, name, options=storage_options, counter=counter)
+    node = open_node(source, name, options=storage_options, counter=counter)
     if isinstance(node, zarr.Array):
         return {"kind": "array", **_array(node, index, everything, counter)}
     described: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ def describe(
     for path, member in sorted(node.members(max_depth=None)):
         if isinstance(member, zarr.Group):
             indices += [path] if INDEX in member.attrs else []
-        elif embed.ATTRIBUTE in member.attrs:
+        elif embedded.ATTRIBUTE in member.attrs:
             models.append(path)
         elif not any(path.startswith(f"{place}/") for place in indices):
             one = _array(member, index, everything, Counter())
@@ -94,7 +94,7 @@ def describe(
 
 
 def _array(array: zarr.Array, index: Any, everything: bool, counter: Counter) -> dict[str, Any]:
-    if places.is_deepsic(array):
+    if is_deepsic(array):
         return describe_array(array, index=index, everything=everything, counter=counter)
     return _outside(array)
 
@@ -114,21 +114,21 @@ def describe_array(
         in how many chunks a class scores 0.5 at least, and where that comes from; `read`, what it took.
     """
     counter = counter or Counter()
-    config = stored.codec_of(array)
-    geometry = Geometry.of(array, config.axes, config.label_tile)
+    stored = StoredArray(array, counter=counter)
+    config, geometry = stored.params, stored.geometry
     result: dict[str, Any] = _outline(array)
     result |= {
         "axes": config.axes,
-        "dimension_names": dimension_names(array, config.axes),
+        "dimension_names": stored.dimension_names,
         "codec": "deepsic",
         "codec_parameters": config.parameters(),
         "quality": config.quality,
         "semantics": config.semantics,
         "label_tile": list(geometry.tile),
-        "model": _model(array, config),
+        "model": _model(stored),
     }
-    labels, why = _labels(array, index, geometry, counter)
-    heads = list(_heads(array, geometry, everything, counter))
+    labels, why = _labels(stored, index, counter)
+    heads = list(_heads(stored, everything))
     stats = _of_heads(array, geometry, heads)
     exact = len(heads) == geometry.count
     if labels is not None and not exact:
@@ -150,7 +150,7 @@ def describe_array(
             "classes": summary["classes"],
         }
     else:
-        result["labels"] = _shown(array, config, heads, why)
+        result["labels"] = _shown(stored, heads, why)
     result["read"] = {"bytes": counter.bytes, "requests": counter.requests}
     return result
 
@@ -175,36 +175,21 @@ def _plain(value: Any) -> Any:
 
 
 def _outside(array: zarr.Array) -> dict[str, Any]:
-    metadata: Any = array.metadata
-    if metadata.zarr_format == 2:
-        chain = [*(metadata.filters or ()), metadata.compressor]
-        names = [codec.codec_id for codec in chain if codec is not None]
-    else:
-        names = [codec.to_dict().get("name", type(codec).__name__) for codec in metadata.codecs]
-    return {**_outline(array), "codec": ", ".join(map(str, map(setting, names))) or "none"}
+    return {**_outline(array), "codec": codec_names(array)}
 
 
-def _model(array: zarr.Array, config: CodecParams) -> dict[str, Any]:
+def _model(stored: StoredArray) -> dict[str, Any]:
     from deepsic_codec.model.zoo import find_model
 
-    decoder, head = config.identity()
+    config, decoder, head = stored.params, stored.decoder, stored.head
     about: dict[str, Any] = {"name": config.model, "decoder": decoder, "head": head}
-    about["embedded"] = head is not None and _embedded(array, decoder, head)
+    about["embedded"] = head is not None and embedded.is_embedded(stored.array, decoder, head)
     try:
         info = find_model(decoder)
         heads = head is None or info.head.startswith(head) or _has_head(config)
         return {**about, "here": True, "head_here": heads, "file": getattr(info, "path", "")}
     except ModelNotFound:
         return {**about, "here": False, "head_here": False, "file": None}
-
-
-def _embedded(array: zarr.Array, decoder: str, head: str) -> bool:
-    """Tell whether the model's file is in the archive, beside the array."""
-    parent, _ = places.split(array)
-    if parent is None:
-        return False
-    node = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
-    return bool(sync((parent / embed.array_name(decoder, head) / node).exists()))
 
 
 def _has_head(config: CodecParams) -> bool:
@@ -218,34 +203,35 @@ def _has_head(config: CodecParams) -> bool:
     return True
 
 
-def _labels(array: zarr.Array, index: Any, geometry: Geometry, counter: Counter) -> tuple[Labels | None, str]:
-    """Open the label index, or say why there is none to be had."""
-    if geometry.count > LARGE_INDEX:
+def _labels(stored: StoredArray, index: Any, counter: Counter) -> tuple[Labels | None, str]:
+    """Open the label index, or say why it cannot be opened."""
+    if stored.geometry.count > LARGE_INDEX:
         return None, "too many chunks to read the index for a summary"
-    place = places.beside(array) if index is None else places.given(index, array.metadata.zarr_format)
-    if place is None:
+    array = stored.array
+    try:
+        if index is None:
+            location = IndexLocation.sibling_of(array)
+        else:
+            location = IndexLocation.from_user(index, array.metadata.zarr_format)
+    except LabelIndexError:
         return None, "no index"
     try:
-        return Labels(array, LabelIndex(place, counter)), ""
+        return Labels(stored, LabelIndex(location, counter)), ""
     except LabelIndexError as error:
         stale = "no label index" not in str(error)
         return None, str(error) if stale else "no index"
 
 
-def _heads(
-    array: zarr.Array, geometry: Geometry, everything: bool, counter: Counter
-) -> Iterator[tuple[Index, Head | None]]:
-    total = geometry.count
-    indices: Iterable[Index] = all_chunks(array)
+def _heads(stored: StoredArray, everything: bool) -> Iterator[tuple[Index, PayloadStart | None]]:
+    total = stored.geometry.count
+    indices: Iterable[Index] = stored.indices()
     if total > SAMPLE and not everything:
         picked = np.sort(np.random.default_rng(0).choice(total, SAMPLE, replace=False))
-        indices = zip(*(part.tolist() for part in np.unravel_index(picked, geometry.grid)), strict=True)
-    reader = Attributes(array).reader
-    reader.array = places.counted(array, counter)
-    return reader.heads(indices)
+        indices = zip(*(part.tolist() for part in np.unravel_index(picked, stored.grid)), strict=True)
+    return stored.reader.starts(indices)
 
 
-def _of_heads(array: zarr.Array, geometry: Geometry, heads: list[tuple[Index, Head | None]]) -> dict[str, Any]:
+def _of_heads(array: zarr.Array, geometry: Geometry, heads: list[tuple[Index, PayloadStart | None]]) -> dict[str, Any]:
     """Sum up headers; what stands for more chunks than were read is scaled up."""
     present = [(index, head.header) for index, head in heads if head is not None]
     part = geometry.count / max(1, len(heads))
@@ -291,11 +277,11 @@ def _sizes(array: zarr.Array, geometry: Geometry, nbytes: int, samples: float) -
     }
 
 
-def _shown(array: zarr.Array, config: CodecParams, heads: list[tuple[Index, Head | None]], why: str) -> dict[str, Any]:
+def _shown(stored: StoredArray, heads: list[tuple[Index, PayloadStart | None]], why: str) -> dict[str, Any]:
     """Count classes in headers, by the rule of `Labels.summary`."""
-    if config.semantics == "none":
+    if stored.params.semantics == "none":
         return {"from": None, "note": "stored without labels (semantics none)"}
-    attributes = Attributes(array)
+    attributes = Attributes(stored)
     counts: Tally[str] = Tally()
     known: dict[str, None] = {}
     labelled = 0
@@ -320,7 +306,7 @@ def _shown(array: zarr.Array, config: CodecParams, heads: list[tuple[Index, Head
 
 
 def error_of(
-    config: CodecParams, dtype: np.dtype, heads: Iterable[Head] = (), quality: float | None = None
+    config: CodecParams, dtype: np.dtype, heads: Iterable[PayloadStart] = (), quality: float | None = None
 ) -> dict[str, Any]:
     """Say what error to expect, as far as metadata and headers tell.
 
@@ -330,7 +316,7 @@ def error_of(
         Of the array.
     dtype : numpy.dtype
         Of the array.
-    heads : iterable of Head
+    heads : iterable of PayloadStart
         Of chunks, for value ranges that were measured per chunk.
     quality : float, optional
         Where the configuration has none, such as the median over headers.
@@ -362,7 +348,7 @@ def error_of(
     }
 
 
-def _unit(value_range: Any, dtype: np.dtype, heads: Iterable[Head]) -> float | list[float] | None:
+def _unit(value_range: Any, dtype: np.dtype, heads: Iterable[PayloadStart]) -> float | list[float] | None:
     """Units of the data in a grey level."""
     if isinstance(value_range, list):
         ends = np.asarray(value_range, np.float64)
@@ -381,7 +367,7 @@ def _unit(value_range: Any, dtype: np.dtype, heads: Iterable[Head]) -> float | l
     return float(units[0]) if (units == units[0]).all() else units.tolist()
 
 
-def _ranges(head: Head) -> np.ndarray | None:
+def _ranges(head: PayloadStart) -> np.ndarray | None:
     """Value ranges of a chunk, float64 (bands, 2), if its header's read had them."""
     entry = head.header.entry(VALUE_RANGE.kind)
     if entry is None or entry.offset + entry.length > len(head.data):

@@ -181,7 +181,7 @@ def _reported(delayed: Any, progress: Progress | None) -> Iterator[None]:
     """Report the blocks that Dask writes during a `with` block."""
     from dask.callbacks import Callback
 
-    from deepsic_codec.bulk.write import Written
+    from deepsic_codec.bulk.write import BlockReport
 
     if progress is None:
         yield
@@ -191,7 +191,7 @@ def _reported(delayed: Any, progress: Progress | None) -> Iterator[None]:
 
     def posttask(key: Any, value: Any, *rest: Any) -> None:
         nonlocal done
-        if isinstance(value, Written):
+        if isinstance(value, BlockReport):
             done += 1
             progress(done, total)
 
@@ -242,9 +242,9 @@ def _psnr(source: "ImageSource", array: zarr.Array) -> float:
 
 def _without_data(values: np.ndarray, array: zarr.Array) -> np.ndarray:
     from deepsic_codec.codec.scaled import nodata_value
-    from deepsic_codec.stored.layout import codec_of
+    from deepsic_codec.stored.array import StoredArray
 
-    config = codec_of(array)
+    config = StoredArray(array).params
     if config.nodata is None:
         return np.zeros(values.shape, bool)
     value = nodata_value(config, values.dtype.newbyteorder("="))

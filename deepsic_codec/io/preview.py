@@ -19,10 +19,9 @@ from deepsic_codec.io import draw
 from deepsic_codec.io.region import axis_number, to_region
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import MISSING
-from deepsic_codec.labels.query import Labels, Selection, dimension_names, open_labels
-from deepsic_codec.stored import embedded as embed
-from deepsic_codec.stored import layout as stored
-from deepsic_codec.stored import location as places
+from deepsic_codec.labels.query import Labels, Selection, open_labels
+from deepsic_codec.stored import embedded
+from deepsic_codec.stored.array import StoredArray, dimension_names
 from deepsic_codec.stored.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -126,17 +125,16 @@ def preview(
     """
     if size < 16:
         raise ConfigurationError(f"size: expected at least 16 pixels, got {size}")
-    array = places.open_array(source, name)
-    embed.use_embedded(array)
-    config = stored.codec_of(array)
+    stored = StoredArray.open(source, name)
+    array, config, geometry = stored.array, stored.params, stored.geometry
+    embedded.use_embedded(array)
     plane = _Plane(array, config.axes, select or {}, bands)
-    geometry = Geometry.of(array, config.axes, config.label_tile)
     labels = where is None if labels is None else labels
     opened = _index(array, geometry, index)
     found = None if where is None else _query(array, where, opened, geometry)
     cells, step = _choose(plane, geometry, size, everything, _candidates(plane, geometry, opened, found))
-    attributes = Attributes(array)
-    heads = dict(attributes.reader.heads([cell.index for cell in cells]))
+    attributes = Attributes(stored)
+    heads = dict(stored.reader.starts([cell.index for cell in cells]))
     height, width = plane.picture(size)
     values = np.full((height, width, len(plane.bands)), np.nan, np.float32)
     there = [cell for cell in cells if heads[cell.index] is not None]

@@ -6,7 +6,7 @@ import zarr
 
 from deepsic_codec.axes import Region
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.labels.query import dimension_names
+from deepsic_codec.stored.array import dimension_names
 
 Part = slice | int
 

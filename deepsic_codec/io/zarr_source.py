@@ -11,7 +11,7 @@ from deepsic_codec.codec.scaled import DTYPES
 from deepsic_codec.errors import SourceError, UnsupportedArray
 from deepsic_codec.io.images import ImageSource, check_dtype
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
-from deepsic_codec.stored.layout import codec_of
+from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import is_deepsic
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
@@ -81,7 +81,7 @@ def _source(array: zarr.Array, location: str, name: str, axes: str | None) -> Im
     check_dtype(location, array.dtype)
     attributes = {key: value for key, value in array.attrs.items() if key not in (ATTRIBUTE, "_ARRAY_DIMENSIONS")}
     if is_deepsic(array):
-        return ImageSource(name, deepsic_dask.open(array), codec_of(array).axes, attributes)
+        return ImageSource(name, deepsic_dask.open(array), StoredArray(array).axes, attributes)
     dimensions: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
     letters = [DIMENSIONS.get(str(dimension).lower(), "") for dimension in dimensions]
     if axes is None and len(letters) == array.ndim == len(set(letters) - {""}):

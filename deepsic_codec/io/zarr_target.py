@@ -13,7 +13,7 @@ from zarr.storage import StorePath
 
 from deepsic_codec._compat import default_buffer_prototype, make_store_path, sync
 from deepsic_codec.errors import ConfigurationError, WriteError
-from deepsic_codec.stored.location import storage_options
+from deepsic_codec.stored.location import fsspec_options
 
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
@@ -89,7 +89,7 @@ def _write_local(path: Path, template: zarr.Array, overwrite: bool, source: str)
 def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: str) -> Iterator[zarr.Array]:
     if source.rstrip("/") == target.rstrip("/"):
         raise WriteError(f"{target}: the target is the source: choose another target", [target])
-    location = sync(make_store_path(target, mode="a", storage_options=storage_options(target, None)))
+    location = sync(make_store_path(target, mode="a", storage_options=fsspec_options(target, None)))
     documents = {key: data for key in METADATA if (data := _read(location / key)) is not None}
     if documents:
         _check_replaceable(target, documents, overwrite)

@@ -6,17 +6,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from deepsic_codec.axes import Index
+from deepsic_codec.axes import Index, ceil_div
 from deepsic_codec.codec import core
 from deepsic_codec.codec.bands import grouping_of
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.labels.attributes import Reader
-from deepsic_codec.labels.query import check_order
 from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.payload.fields import image_count
-from deepsic_codec.stored import embedded as embed
-from deepsic_codec.stored import layout as stored
-from deepsic_codec.stored.geometry import Geometry
+from deepsic_codec.stored import embedded
+from deepsic_codec.stored.array import StoredArray
 
 if TYPE_CHECKING:
     import dask.array
@@ -50,39 +47,37 @@ def decode_features(array: zarr.Array) -> "dask.array.Array":
 
     from deepsic_codec.model.zoo import find_model
 
-    check_order(array)
-    config = stored.codec_of(array)
-    embed.use_embedded(array)
-    geometry = Geometry.of(array, config.axes, config.label_tile)
-    if "c" in config.axes and geometry.grid[config.axes.index("c")] > 1:
+    stored = StoredArray(array)
+    stored.layout.check_first()
+    embedded.use_embedded(array)
+    axes, chunks, grid = stored.axes, stored.chunks, stored.grid
+    if axes.bands(grid) > 1:
         raise ConfigurationError("chunks part the channels of the array: there are features for each of the parts")
-    bands = geometry.chunks[config.axes.index("c")] if "c" in config.axes else 1
-    images = image_count(bands, grouping_of(bands, config.bands))
-    latents = images * int(find_model(config.identity()[0]).architecture["latents"])
-    slices = [axis for axis in config.axes if axis not in "yxc"]
-    sizes = {axis: geometry.chunks[config.axes.index(axis)] for axis in (*slices, "y", "x")}
-    rows, columns = (-(-sizes[axis] // LATENT_STRIDE) for axis in "yx")
-    shape = (*(sizes[axis] for axis in slices), latents, rows, columns)
-    order = [config.axes.index(axis) for axis in (*slices, "y", "x")]
+    bands = axes.bands(chunks)
+    images = image_count(bands, grouping_of(bands, stored.params.bands))
+    latents = images * int(find_model(stored.decoder).architecture["latents"])
+    rows, columns = (ceil_div(size, LATENT_STRIDE) for size in (axes.height(chunks), axes.width(chunks)))
+    shape = (*axes.slice_shape(chunks), latents, rows, columns)
+    order = [axes.index(axis) for axis in axes.slice_axes + "yx"]
     read = dask.delayed(_read, pure=True)
 
-    blocks = np.empty([geometry.grid[axis] for axis in order], object)
+    blocks = np.empty([grid[axis] for axis in order], object)
     for place in np.ndindex(*blocks.shape):
-        index = [0] * len(config.axes)
+        index = [0] * len(axes)
         for axis, number in zip(order, place, strict=True):
             index[axis] = number
         blocks[place] = dask.array.from_delayed(read(array, tuple(index), shape), shape, np.int16)
     # An axis of one block for the latents, between the slices and the image.
-    return dask.array.block(np.expand_dims(blocks, len(slices)).tolist())
+    return dask.array.block(np.expand_dims(blocks, len(axes.slice_axes)).tolist())
 
 
 def _read(array: zarr.Array, index: Index, shape: Index) -> NDArray[np.int16]:
-    embed.use_embedded(array)  # where this runs, which may be another machine
-    reader = Reader(array)
-    ((_, payload),) = reader.payloads([index])
+    embedded.use_embedded(array)  # where this runs, which may be another machine
+    stored = StoredArray(array)
+    payload = stored.reader.payload(index)
     if payload is None:
         return np.zeros(shape, np.int16)
-    with reader.named(index):
-        job = core.decode_job(payload, tuple(array.chunks))
+    with stored.reader.error_context(index):
+        job = core.decode_job(payload, stored.chunks)
         features: Any = core.decode_features(job)
     return features.reshape(shape)

@@ -17,7 +17,7 @@ from deepsic_codec.axes import Axes, Index, Region, grid_shape
 from deepsic_codec.errors import LabelIndexError, StaleIndex
 from deepsic_codec.labels.vocabulary import Vocabulary
 from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.location import Counter, Place, counted
+from deepsic_codec.stored.location import Counter, CountingStore, IndexLocation, counting_array
 
 ATTRIBUTE = "deepsic_labels"  # of the group
 FORMAT = 1
@@ -127,7 +127,7 @@ class Writer:
 
     Parameters
     ----------
-    place : Place
+    place : IndexLocation
         Where to; what is there is replaced.
     geometry : Geometry
         Of the array.
@@ -137,7 +137,9 @@ class Writer:
         Name and decoder of the array.
     """
 
-    def __init__(self, place: Place, geometry: Geometry, vocabulary: Vocabulary, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self, place: IndexLocation, geometry: Geometry, vocabulary: Vocabulary, about: Mapping[str, Any]
+    ) -> None:
         self.place, self.geometry, self.vocabulary = place, geometry, vocabulary
         self.layout = Layout.of(geometry, len(vocabulary.known))
         self._about = dict(about)
@@ -252,11 +254,11 @@ def _word(name: str) -> str:
     return "_".join(name.split()) or "_"  # CF separates the meanings by blanks
 
 
-def _format(place: Place) -> Any:
+def _format(place: IndexLocation) -> Any:
     return place.zarr_format
 
 
-def _consolidate(place: Place) -> None:
+def _consolidate(place: IndexLocation) -> None:
     """Put the metadata of all arrays into that of the group, where the store can: one request opens the index."""
     if not getattr(place.store, "supports_consolidated_metadata", True):
         return
@@ -270,7 +272,7 @@ class LabelIndex:
 
     Parameters
     ----------
-    place : Place
+    place : IndexLocation
         Where it is.
     counter : Counter, optional
         Counts what opening it reads.
@@ -281,12 +283,14 @@ class LabelIndex:
         If there is none, or it is no index of this version.
     """
 
-    def __init__(self, place: Place, counter: Counter | None = None) -> None:
+    def __init__(self, place: IndexLocation, counter: Counter | None = None) -> None:
         group = _open(place, counter)
         about: Any = group.attrs.get(ATTRIBUTE)
         if isinstance(about, Mapping) and about.get("current"):
             # It is being replaced: what it points to is whole, what lies here may not be.
-            group = _open(Place(place.store, _sibling(place.path, str(about["current"])), place.zarr_format), counter)
+            group = _open(
+                IndexLocation(place.store, _sibling(place.path, str(about["current"])), place.zarr_format), counter
+            )
             about = group.attrs.get(ATTRIBUTE)
         if not isinstance(about, Mapping) or "array" not in about:
             raise LabelIndexError(f"{place}: no label index, or one that was never finished; run consolidate_labels")
@@ -346,7 +350,7 @@ class LabelIndex:
         counter = counter or Counter()
 
         async def gather() -> list[Any]:
-            return await asyncio.gather(*(counted(array, counter).getitem(part) for array, part in wanted))
+            return await asyncio.gather(*(counting_array(array, counter).getitem(part) for array, part in wanted))
 
         return [np.asarray(values) for values in sync(gather())]
 
@@ -359,7 +363,7 @@ class LabelIndex:
         counter = counter or Counter()
 
         async def gather() -> list[Any]:
-            chosen = (counted(array, counter) for array in arrays)
+            chosen = (counting_array(array, counter) for array in arrays)
             return await asyncio.gather(*(read_points(array, parts) for array in chosen))
 
         source, crc = sync(gather())
@@ -377,11 +381,9 @@ class LabelIndex:
         return entries
 
 
-def _open(place: Place, counter: Counter | None) -> zarr.Group:
+def _open(place: IndexLocation, counter: Counter | None) -> zarr.Group:
     store: Store = place.store
     if counter is not None:
-        from deepsic_codec.stored.location import CountingStore
-
         store = CountingStore(store, counter)
     try:
         # Mode "r" would reopen a store that can write, which a zip file being written cannot bear.
@@ -399,7 +401,7 @@ def _sibling(path: str, name: str) -> str:
     return f"{parent}/{name}" if parent else name
 
 
-def replace(place: Place, write: Any) -> None:
+def replace(place: IndexLocation, write: Any) -> None:
     """Write an index and put it in place of an earlier one, which stays whole and in use until the new one is.
 
     The new index is written beside the old under another name. Then an attribute of the old group points to it, its
@@ -408,10 +410,10 @@ def replace(place: Place, write: Any) -> None:
 
     Parameters
     ----------
-    place : Place
+    place : IndexLocation
         Where the index is to be.
     write : callable
-        Writes an index into a Place and finishes it.
+        Writes an index into a IndexLocation and finishes it.
 
     Raises
     ------
@@ -428,20 +430,20 @@ def replace(place: Place, write: Any) -> None:
         about = dict(old.attrs[ATTRIBUTE])  # type: ignore[call-overload, arg-type]
         name = place.path.rpartition("/")[2]
         suffix = next(suffix for suffix in NEXT if about.get("current") != f"{name}{suffix}")
-        new = place.other(suffix)
+        new = place.with_suffix(suffix)
         _write(new, write)
         group = zarr.open_group(place.store, path=place.path, mode="r+", zarr_format=_format(place))
         group.attrs[ATTRIBUTE] = {**about, "current": f"{name}{suffix}"}
         _consolidate(place)
         sync(_move(place, new))
         for other in NEXT:
-            sync(place.store.delete_dir(place.other(other).path))
+            sync(place.store.delete_dir(place.with_suffix(other).path))
     except (PermissionError, NotImplementedError) as error:
         raise LabelIndexError(f"{place}: cannot be written to ({error}); give the index another place") from error
     return None
 
 
-def _earlier(place: Place) -> zarr.Group | None:
+def _earlier(place: IndexLocation) -> zarr.Group | None:
     """Return the index that is there, finished or not pointed past; raises LabelIndexError for anything else."""
     try:
         group = _open(place, None)
@@ -457,7 +459,7 @@ def _earlier(place: Place) -> zarr.Group | None:
     return group if "array" in about else None
 
 
-def _write(place: Place, write: Any) -> None:
+def _write(place: IndexLocation, write: Any) -> None:
     try:
         write(place)
     except BaseException:
@@ -466,7 +468,7 @@ def _write(place: Place, write: Any) -> None:
         raise
 
 
-async def _move(place: Place, new: Place) -> None:
+async def _move(place: IndexLocation, new: IndexLocation) -> None:
     """Copy what is in a group over another, its metadata last."""
     metadata = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
     store, prototype = place.store, default_buffer_prototype()

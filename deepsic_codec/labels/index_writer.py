@@ -1,25 +1,23 @@
 """Make an index from the headers of all chunks."""
 
 import warnings
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import zarr
 
-from deepsic_codec.axes import Index
+from deepsic_codec.axes import Index, iter_grid
 from deepsic_codec.errors import LabelIndexError, UnsupportedPayload
-from deepsic_codec.labels.attributes import CONCURRENCY, Attributes, Head
+from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex, Writer, replace
-from deepsic_codec.labels.query import Labels, check_order
+from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import Vocabulary, of_head
 from deepsic_codec.progress import Progress
-from deepsic_codec.stored import layout as stored
-from deepsic_codec.stored import location as places
-from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.location import Counter, Place
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.location import IndexLocation, arrays_in, open_node, parent_and_name
+from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart
 
+Starts = Callable[[Iterable[Index]], Iterator[tuple[Index, PayloadStart | None]]]
 Fill = Callable[[Entries, list[Index]], None]
 
 
@@ -71,119 +69,121 @@ def consolidate_labels(
     UnsupportedArray
         If there is no array stored with DeepSIC.
     """
-    node = places.open_node(source, name, mode="r" if index is not None else "r+", options=storage_options)
-    arrays = places.arrays_in(node)
+    node = open_node(source, name, mode="r" if index is not None else "r+", options=storage_options)
+    arrays = arrays_in(node)
     if index is not None and len(arrays) > 1:
-        raise LabelIndexError(f"index: one place for {len(arrays)} arrays; pass the name of one of them")
-    made = {}
+        raise LabelIndexError(f"index: one location for {len(arrays)} arrays; pass the name of one of them")
+    result = {}
     for array in arrays:
-        place = place_for(array, index, storage_options)
-        old = _old_index(place, keep)
-        replace(
-            place,
-            lambda to, array=array, old=old: write_index(
-                array, to, old=old, progress=progress, concurrency=concurrency
-            ),
-        )
-        made[array.path] = Labels(array, LabelIndex(place))
-    return next(iter(made.values())) if isinstance(node, zarr.Array) else made
+        stored = StoredArray(array, concurrency=concurrency)
+        location = location_for(array, index, storage_options)
+        update_index(stored, location, keep=keep, progress=progress)
+        result[array.path] = Labels(stored, LabelIndex(location))
+    return next(iter(result.values())) if isinstance(node, zarr.Array) else result
 
 
-def place_for(array: zarr.Array, index: Any, options: Mapping[str, Any] | None) -> Place:
+def location_for(array: zarr.Array, index: Any, options: Mapping[str, Any] | None) -> IndexLocation:
     """Return where the index of an array is to be written; raises LabelIndexError if it cannot be."""
     if index is not None:
-        place = places.given(index, array.metadata.zarr_format, options, write=True)
+        location = IndexLocation.from_user(index, array.metadata.zarr_format, options, write=True)
     else:
-        places.check_parent(array)
-        beside = places.beside(array)
-        assert beside is not None
-        place = beside
-    if place.store.read_only:
+        location = IndexLocation.sibling_of(array, check=True)
+    if location.store.read_only:
         raise LabelIndexError(
-            f"{place}: open for reading only, so no index can be written there; give it another place "
+            f"{location}: open for reading only, so no index can be written there; give it another place "
             "(index=...), or scan the headers (open_labels(array, scan=True))"
         )
-    return place
+    return location
 
 
-def _old_index(place: Place, keep: bool) -> LabelIndex | None:
-    try:
-        index = LabelIndex(place)
-    except LabelIndexError:
-        return None
-    return index if keep and index.counts.get("features") else None
-
-
-def write_index(
-    array: zarr.Array,
-    place: Place,
+def update_index(
+    stored: StoredArray,
+    location: IndexLocation,
     *,
-    old: LabelIndex | None = None,
+    keep: bool = True,
+    starts: Starts | None = None,
     progress: Progress | None = None,
-    concurrency: int = CONCURRENCY,
-    counter: Counter | None = None,
 ) -> None:
-    """Write the index of an array, from the headers of its chunks, into an empty place.
+    """Write the index of an array, from the headers of its chunks; an earlier one stays valid until it is complete.
 
     Parameters
     ----------
-    array : zarr.Array
+    stored : StoredArray
         The array.
-    place : Place
+    location : IndexLocation
         Where the index goes.
-    old : LabelIndex, optional
-        Entries made from features are taken from it where the chunk is still the same.
+    keep : bool
+        Keep entries made from features where the chunk is still the same.
+    starts : callable, optional
+        Yields the starts of payloads, as `stored.reader.starts` does, which is the default.
     progress : callable, optional
         Called with the number of chunks done and of all chunks.
-    concurrency : int
-        Reads in flight.
-    counter : Counter, optional
-        Counts what is read of the chunks.
     """
-    attributes = Attributes(array, concurrency)
-    config = attributes.reader.config
-    if counter is not None:
-        attributes.reader.array = places.counted(array, counter)
-    geometry = Geometry.of(array, config.axes, config.label_tile)
+    old = _features_index(location) if keep else None
+    replace(location, lambda target: write_index(stored, target, old=old, starts=starts, progress=progress))
+
+
+def _features_index(location: IndexLocation) -> LabelIndex | None:
+    """Open an index with entries made from features, None for any other."""
+    try:
+        index = LabelIndex(location)
+    except LabelIndexError:
+        return None
+    return index if index.counts.get("features") else None
+
+
+def write_index(
+    stored: StoredArray,
+    location: IndexLocation,
+    *,
+    old: LabelIndex | None = None,
+    starts: Starts | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the index of an array, from the headers of its chunks, where there is none.
+
+    Parameters
+    ----------
+    stored, location, starts, progress
+        As for `update_index`.
+    old : LabelIndex, optional
+        Entries made from features are taken from it where the chunk is still the same.
+    """
+    geometry = stored.geometry
     if old is not None and (old.geometry.axes, old.geometry.chunks, old.geometry.tile) != (
         geometry.axes,
         geometry.chunks,
         geometry.tile,
     ):
         old = None
-    vocabulary = of_head(array, *config.identity()) if old is None else old.vocabulary
-    filler = _FromHeaders(attributes, geometry, vocabulary, old)
-    fill_index(array, place, geometry, vocabulary, filler, progress)
+    vocabulary = of_head(stored.array, stored.decoder, stored.head) if old is None else old.vocabulary
+    filler = _FromHeaders(stored, starts or stored.reader.starts, vocabulary, old)
+    fill_index(stored, location, vocabulary, filler, progress)
     if filler.foreign:
         warnings.warn(
             f"{filler.foreign} chunks have labels of another vocabulary than the index, which comes from features; "
             "they count as unlabelled until relabel is run",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
 def fill_index(
-    array: zarr.Array,
-    place: Place,
-    geometry: Geometry,
-    vocabulary: Vocabulary,
-    fill: Fill,
-    progress: Progress | None = None,
+    stored: StoredArray, location: IndexLocation, vocabulary: Vocabulary, fill: Fill, progress: Progress | None = None
 ) -> None:
-    """Write an index unit by unit; `fill` sets the entries of the chunks given."""
-    check_order(array)
-    config = stored.codec_of(array)
-    writer = Writer(place, geometry, vocabulary, {"name": places.array_name(array), "decoder": config.identity()[0]})
-    done, total = 0, prod(geometry.grid)
+    """Write an index unit by unit; `fill` sets the entries of the chunks that it gets."""
+    stored.layout.check_first()
+    geometry = stored.geometry
+    name = parent_and_name(stored.array.store_path)[1]
+    writer = Writer(location, geometry, vocabulary, {"name": name, "decoder": stored.decoder})
+    done = 0
     for start, stop in writer.layout.units(geometry.grid):
         entries = Entries(geometry, len(vocabulary.names), start, stop)
-        shape = tuple(b - a for a, b in zip(start, stop, strict=True))
-        chunks = [tuple(a + i for a, i in zip(start, place, strict=True)) for place in np.ndindex(*shape)]
+        chunks = list(iter_grid(start, stop))
         for k in range(0, len(chunks), 1024):
             fill(entries, chunks[k : k + 1024])
             done += len(chunks[k : k + 1024])
             if progress is not None:
-                progress(done, total)
+                progress(done, geometry.count)
         writer.write(entries)
     writer.finish()
 
@@ -191,15 +191,14 @@ def fill_index(
 class _FromHeaders:
     """Sets entries from the headers of chunks, and from an earlier index what came from features."""
 
-    def __init__(
-        self, attributes: Attributes, geometry: Geometry, vocabulary: Vocabulary, old: LabelIndex | None
-    ) -> None:
-        self.attributes, self.geometry, self.vocabulary, self.old = attributes, geometry, vocabulary, old
+    def __init__(self, stored: StoredArray, starts: Starts, vocabulary: Vocabulary, old: LabelIndex | None) -> None:
+        self.stored, self.starts, self.vocabulary, self.old = stored, starts, vocabulary, old
+        self.geometry, self.attributes = stored.geometry, Attributes(stored)
         self.foreign = 0
         self._old_unit: Entries | None = None
 
     def __call__(self, entries: Entries, chunks: list[Index]) -> None:
-        for index, head in self.attributes.reader.heads(chunks):
+        for index, head in self.starts(chunks):
             if head is None:
                 continue
             common = {"crc": head.crc, "nbytes": head.header.nbytes}
@@ -207,12 +206,12 @@ class _FromHeaders:
             if kept is not None:
                 entries.set(index, kept[0], source=FEATURES, head=kept[1], **common)
                 continue
-            with self.attributes.reader.named(index):
+            with self.stored.reader.error_context(index):
                 scores = self._scores(index, head)
             source = UNLABELLED if scores is None else HEADER
-            entries.set(index, scores, source=source, head=0 if scores is None else head.head, **common)
+            entries.set(index, scores, source=source, head=0 if scores is None else head.head_id, **common)
 
-    def _scores(self, index: Index, head: Head) -> Any:
+    def _scores(self, index: Index, head: PayloadStart) -> Any:
         block = head.labels()
         if block is None:
             return None
@@ -222,7 +221,7 @@ class _FromHeaders:
                 self.foreign += 1
                 return None
             raise LabelIndexError(
-                f"chunk {index} of array {self.attributes.array.path!r} was labelled by head "
+                f"chunk {index} of array {self.stored.path!r} was labelled by head "
                 f"{head.header.head.hex()}, which names other classes than head {self.vocabulary.head[:8]} of the "
                 "array; write it again, or relabel the array"
             )
@@ -233,7 +232,7 @@ class _FromHeaders:
             )
         return self.geometry.arrange(block.dense(len(names)), index)
 
-    def _kept(self, entries: Entries, index: Index, head: Head) -> tuple[Any, int] | None:
+    def _kept(self, entries: Entries, index: Index, head: PayloadStart) -> tuple[Any, int] | None:
         if self.old is None:
             return None
         if self._old_unit is None or self._old_unit.start != entries.start:

@@ -7,22 +7,20 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from deepsic_codec.axes import Index, Region
+from deepsic_codec.axes import Index, Region, ceil_div
 from deepsic_codec.codec import core
-from deepsic_codec.errors import ConfigurationError, StaleIndex, UnsupportedArray
-from deepsic_codec.labels.attributes import Attributes, Head, all_chunks
+from deepsic_codec.errors import ConfigurationError, StaleIndex
+from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.expression import Expression, Name, parse
 from deepsic_codec.labels.index import FEATURES, HEADER, MISSING, SOURCES, LabelIndex
-from deepsic_codec.payload import header as payload_header
-from deepsic_codec.stored import embedded as embed
-from deepsic_codec.stored import layout as stored
-from deepsic_codec.stored import location as places
+from deepsic_codec.stored import embedded
+from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry, any_of
-from deepsic_codec.stored.location import Counter, Place
+from deepsic_codec.stored.location import Counter, IndexLocation, parent_and_name
+from deepsic_codec.stored.reader import PayloadStart
 
 if TYPE_CHECKING:
     import dask.array
@@ -65,13 +63,11 @@ class Labels:
         What it took to open the index, or to scan the headers.
     """
 
-    def __init__(self, array: zarr.Array, index: LabelIndex, counter: Counter | None = None) -> None:
-        config = stored.codec_of(array)
+    def __init__(self, stored: StoredArray, index: LabelIndex, counter: Counter | None = None) -> None:
         # The tile comes from the index: it was made from what the chunks say, which is what the codec was told.
-        index.check(
-            places.array_name(array), config.identity()[0], Geometry.of(array, config.axes, index.geometry.tile)
-        )
-        self.array, self.index = array, index
+        geometry = Geometry.of(stored.array, stored.axes, index.geometry.tile)
+        index.check(parent_and_name(stored.array.store_path)[1], stored.decoder, geometry)
+        self.stored, self.array, self.index = stored, stored.array, index
         self.vocabulary = index.vocabulary
         self.geometry = index.geometry
         self._opened = counter or Counter()
@@ -156,7 +152,7 @@ class Labels:
         """Evaluate the tiles of blocks that have one of `chunks`: first chunk, one past the last, tiles."""
         unit = self.index.tile_unit
         rows = np.argwhere(any_of(chunks, unit))
-        for group in np.array_split(rows, -(-len(rows) // BLOCKS)):
+        for group in np.array_split(rows, ceil_div(len(rows), BLOCKS)):
             blocks, wanted = [], []
             for row in group.tolist():
                 start = tuple(i * n for i, n in zip(row, unit, strict=True))
@@ -178,28 +174,22 @@ class Labels:
         """Correct `mask` for chunks that were written again; returns which of their tiles satisfy the expression."""
         everything = np.argwhere(np.ones(mask.shape, np.bool_))
         source, crc = self.index.entries(everything, counter)
-        attributes = self._attributes(counter)
+        attributes = Attributes(self.stored.counting(counter))
         fresh: dict[Index, Grid] = {}
         entries = zip(source.tolist(), crc.tolist(), strict=True)
-        for (index, head), entry in zip(attributes.reader.heads(all_chunks(self.array)), entries, strict=True):
+        for (index, head), entry in zip(attributes.stored.reader.starts(self.stored.indices()), entries, strict=True):
             if is_current(head, *entry):
                 continue
             fresh[index] = self._judge(attributes, expression, index, head)
             mask[index] = fresh[index].any()
         return fresh
 
-    def _attributes(self, counter: Counter | None = None) -> Attributes:
-        attributes = Attributes(self.array)
-        if counter is not None:
-            attributes.reader.array = places.counted(self.array, counter)
-        return attributes
-
-    def _judge(self, attributes: Attributes, expression: Expression, index: Index, head: Head | None) -> Grid:
+    def _judge(self, attributes: Attributes, expression: Expression, index: Index, head: PayloadStart | None) -> Grid:
         """Evaluate the tiles of a chunk that was written again, from its header."""
         inside = self.geometry.tiles_of(index, [i + 1 for i in index])
         if head is None:
             return np.zeros(tuple(part.stop - part.start for part in inside), np.bool_)
-        with attributes.reader.named(index):
+        with attributes.stored.reader.error_context(index):
             block = head.labels()
         names = self.vocabulary.names
         if block is None or block.tile != self.geometry.tile or attributes.vocabulary(head.header).names != names:
@@ -243,11 +233,11 @@ class Labels:
         scores, source = self.index.read(wanted)
         labelled = self.geometry.spread((source == HEADER) | (source == FEATURES))
         values = np.where(labelled, scores / np.float32(255), np.float32(np.nan)).astype(np.float32)
-        channel = self.geometry.axes.find("c")
-        return values.squeeze(channel) if channel >= 0 and values.shape[channel] == 1 else values
+        channel = self.geometry.axes.c
+        return values.squeeze(channel) if channel is not None and values.shape[channel] == 1 else values
 
 
-def is_current(head: Head | None, source: int, crc: int) -> bool:
+def is_current(head: PayloadStart | None, source: int, crc: int) -> bool:
     """Tell whether an entry of the index was made from the chunk as it is now."""
     return source == MISSING if head is None else source != MISSING and head.crc == crc
 
@@ -329,8 +319,7 @@ class Selection:
         """Whether the array ends within the tile, bool, for each of `tiles`: padding had a say in its scores."""
         geometry, tiles = self.labels.geometry, self.tiles
         result = np.zeros(len(tiles), np.bool_)
-        for axis in "yx":
-            number = geometry.axes.index(axis)
+        for number in (geometry.axes.y, geometry.axes.x):
             result |= geometry.straddles(number)[tiles[:, number]]
         return result
 
@@ -366,18 +355,17 @@ class Selection:
     def _fetch(self, indices: NDArray[np.int64], keep: bool = False) -> Iterator[Match]:
         """Fetch, verify and decode; a chunk that no longer matches is left out, or with `keep` an error."""
         labels = self.labels
-        embed.use_embedded(labels.array)  # not before: a query needs no model, and one is megabytes
-        attributes = labels._attributes()
-        reader = attributes.reader
+        embedded.use_embedded(labels.array)  # not before: a query needs no model, and one is megabytes
+        attributes, reader = Attributes(labels.stored), labels.stored.reader
         payloads = dict(reader.payloads(indices.tolist()))
         if self._verify is not None:
             self._verify_payloads(attributes, payloads, indices, keep)
         jobs = []
         for index, payload in payloads.items():
-            with reader.named(index):
+            with reader.error_context(index):
                 jobs.append(core.decode_job(payload, labels.geometry.chunks))
         for (index, _), array in zip(payloads.items(), core.DECODER.submit(jobs), strict=True):
-            with reader.named(index):
+            with reader.error_context(index):
                 core.results([array])
             region = labels.geometry.chunk_region(index)
             yield Match(index, region, array[tuple(slice(part.stop - part.start) for part in region)])
@@ -389,8 +377,8 @@ class Selection:
         for index, *entry in zip(list(payloads), source.tolist(), crc.tolist(), strict=True):
             payload, head = payloads[index], None
             if payload is not None:
-                with attributes.reader.named(index):
-                    head = Head(payload_header.read_header(payload), payload)
+                with attributes.stored.reader.error_context(index):
+                    head = PayloadStart.of(payload)
             if is_current(head, *entry):
                 continue
             if not self.labels._judge(attributes, self.expression, index, head).any():
@@ -417,7 +405,7 @@ class Selection:
         """Return `to_dask` with names: dimension "match" and those of the array; coordinates say where chunks start."""
         import xarray
 
-        names = dimension_names(self.labels.array, self.labels.geometry.axes)
+        names = self.labels.stored.dimension_names
         starts = self.indices * np.array(self.labels.geometry.chunks)
         coordinates = {f"{name}_start": ("match", starts[:, axis]) for axis, name in enumerate(names)}
         return xarray.DataArray(
@@ -437,17 +425,11 @@ class _Stack:
         first, *rest = key
         single = isinstance(first, int | np.integer)  # Dask merges a slice of the result into this one
         indices = self._selection.indices[[first] if single else first]
-        fill = self._selection.labels.array.fill_value
-        stack = np.full((len(indices), *self.shape[1:]), 0 if fill is None else fill, self.dtype)
+        fill = self._selection.labels.stored.fill_value
+        stack = np.full((len(indices), *self.shape[1:]), fill, self.dtype)
         for place, match in zip(stack, self._selection._fetch(indices, keep=True), strict=True):
             place[tuple(slice(n) for n in match.array.shape)] = match.array
         return stack[(0 if single else slice(None), *rest)]
-
-
-def dimension_names(array: zarr.Array, axes: str) -> list[str]:
-    """Return the names of an array's dimensions: its own, or the letters of the axes."""
-    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or axes
-    return [str(name or axis) for name, axis in zip(names, axes, strict=True)]
 
 
 def open_labels(
@@ -486,33 +468,15 @@ def open_labels(
         If there is no such array.
     """
     counter = Counter()
-    array = places.open_array(source, name, options=storage_options, counter=counter)
+    stored = StoredArray.open(source, name, options=storage_options, counter=counter)
     if scan:
         from deepsic_codec.labels.index_writer import write_index
 
-        place = Place(MemoryStore(), "", 3)
-        write_index(array, place, counter=counter)
-        return Labels(array, LabelIndex(place), counter)
+        location = IndexLocation(MemoryStore(), "", 3)
+        write_index(stored, location)
+        return Labels(stored, LabelIndex(location), counter)
     if index is not None:
-        place = places.given(index, array.metadata.zarr_format, storage_options)
+        location = IndexLocation.from_user(index, stored.array.metadata.zarr_format, storage_options)
     else:
-        beside = places.beside(array)
-        if beside is None:
-            places.check_parent(array)
-        assert beside is not None
-        place = beside
-    return Labels(array, LabelIndex(place, counter), counter)
-
-
-def check_order(array: zarr.Array) -> None:
-    """Raise UnsupportedArray if codecs change the axes before DeepSIC: headers then do not tell where tiles are."""
-    metadata: Any = array.metadata
-    if metadata.zarr_format == 2:
-        codecs = (*(metadata.filters or ()), metadata.compressor)
-        chain: Sequence[Any] = [codec for codec in codecs if codec is not None]
-    else:
-        chain = metadata.codecs
-        chain = getattr(chain[0], "codecs", chain)
-    if chain[0] != stored.codec_of(array):
-        names = ", ".join(type(codec).__name__ for codec in chain)
-        raise UnsupportedArray(f"array {array.path!r} is stored with {names}: labels need DeepSIC to come first")
+        location = IndexLocation.sibling_of(stored.array)
+    return Labels(stored, LabelIndex(location, counter), counter)

@@ -9,17 +9,16 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import Index
 from deepsic_codec.codec import core
 from deepsic_codec.errors import ModelMismatch
-from deepsic_codec.labels.attributes import Head, Reader
+from deepsic_codec.labels.attributes import label_batch_size
 from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex, replace
-from deepsic_codec.labels.index_writer import fill_index, place_for
+from deepsic_codec.labels.index_writer import fill_index, location_for
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import of_model
-from deepsic_codec.payload import header as payload_header
 from deepsic_codec.payload import labels as payload_labels
 from deepsic_codec.progress import Progress
-from deepsic_codec.stored import embedded as embed
-from deepsic_codec.stored import location as places
-from deepsic_codec.stored.geometry import Geometry
+from deepsic_codec.stored import embedded
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.reader import PayloadStart
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
@@ -69,31 +68,25 @@ def relabel(
     CorruptPayload, UnsupportedPayload
         If a chunk is damaged or of another codec.
     """
-    array = places.open_array(source, name, mode="r" if index is not None else "r+", options=storage_options)
-    reader = Reader(array)
-    info = _find(model, array, reader.config)
-    decoder, _ = reader.config.identity()
-    if info.decoder != decoder:
+    stored = StoredArray.open(source, name, mode="r" if index is not None else "r+", options=storage_options)
+    info = _find(model, stored)
+    if info.decoder != stored.decoder:
         raise ModelMismatch(
-            f"model {info.name!r} has decoder {info.decoder[:16]}, the array {decoder[:16]}: a head "
+            f"model {info.name!r} has decoder {info.decoder[:16]}, the array {stored.decoder[:16]}: a head "
             "labels only the features that it was trained on"
         )
-    place = place_for(array, index, storage_options)
-    geometry = Geometry.of(array, reader.config.axes, reader.config.label_tile)
-    labeller = _Labeller(reader, geometry, info)
-    replace(
-        place,
-        lambda to: fill_index(array, to, geometry, of_model(info), labeller, progress),
-    )
-    return Labels(array, LabelIndex(place))
+    location = location_for(stored.array, index, storage_options)
+    labeller = _Labeller(stored, info)
+    replace(location, lambda target: fill_index(stored, target, of_model(info), labeller, progress))
+    return Labels(stored, LabelIndex(location))
 
 
-def _find(model: Any, array: Any, config: Any) -> "ModelInfo":
+def _find(model: Any, stored: StoredArray) -> "ModelInfo":
     from deepsic_codec.model.zoo import find_model
 
     if model is None:
-        decoder, head = config.identity()
-        return embed.use_embedded(array) or find_model(decoder, head=head)  # which says what is missing
+        info = embedded.use_embedded(stored.array)
+        return info or find_model(stored.decoder, head=stored.head)  # raises ModelNotFound, which names the model
     if isinstance(model, Path) or str(model).endswith(".safetensors"):
         from deepsic_codec.model.file import read_info
 
@@ -104,15 +97,15 @@ def _find(model: Any, array: Any, config: Any) -> "ModelInfo":
 class _Labeller:
     """Sets entries from the features of chunks."""
 
-    def __init__(self, reader: Reader, geometry: Geometry, info: "ModelInfo") -> None:
+    def __init__(self, stored: StoredArray, info: "ModelInfo") -> None:
         from deepsic_codec.model.scheduler import get_scheduler  # with torch
 
-        self.reader, self.geometry, self.info = reader, geometry, info
+        self.stored, self.reader, self.geometry, self.info = stored, stored.reader, stored.geometry, info
         self.runtime = get_scheduler(info)
-        self.head = int(info.head[:8], 16)
+        self.head_id = int(info.head[:8], 16)
 
     def __call__(self, entries: Entries, chunks: list[Index]) -> None:
-        count = self.reader.together
+        count = label_batch_size(self.stored)
         for k in range(0, len(chunks), count):
             payloads = [
                 (index, payload)
@@ -120,17 +113,19 @@ class _Labeller:
                 if payload is not None
             ]
             for (index, payload), scores in zip(payloads, self._scores(payloads), strict=True):
-                head = Head(payload_header.read_header(payload), payload)
-                entries.set(index, scores, source=FEATURES, head=self.head, crc=head.crc, nbytes=head.header.nbytes)
+                start = PayloadStart.of(payload)
+                entries.set(
+                    index, scores, source=FEATURES, head=self.head_id, crc=start.crc, nbytes=start.header.nbytes
+                )
 
     def _scores(self, payloads: list[tuple[Index, bytes]]) -> list[NDArray[Any]]:
         jobs = []
         for index, payload in payloads:
-            with self.reader.named(index):
+            with self.reader.error_context(index):
                 job = core.decode_job(payload, self.geometry.chunks)
             if job.header.decoder != bytes.fromhex(self.info.decoder)[:8]:
                 raise ModelMismatch(
-                    f"chunk {index} of array {self.reader.array.path!r} has decoder {job.header.decoder.hex()}, the "
+                    f"chunk {index} of array {self.stored.path!r} has decoder {job.header.decoder.hex()}, the "
                     f"model {self.info.decoder[:16]}"
                 )
             jobs.append(job)

@@ -5,15 +5,12 @@ is called `deepsic-model-<decoder>-<head>`, with the first digits of the two ide
 uncompressed, so that any Zarr reader gives the bytes of the `.safetensors` file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,15 +18,16 @@ import zarr
 from zarr.storage import StorePath
 
 from deepsic_codec._compat import make_store_path, native_dtype, sync
-from deepsic_codec.errors import ConfigurationError, LabelIndexError, ModelMismatch, ModelNotFound
-from deepsic_codec.stored.location import check_parent, split
+from deepsic_codec.errors import ConfigurationError, ModelMismatch, ModelNotFound
+from deepsic_codec.stored.layout import StoredLayout
+from deepsic_codec.stored.location import is_in_group, parent_and_name
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
 
 PREFIX = "deepsic-model"
 ATTRIBUTE = "deepsic_model"
-NO_PLACE = "embed_model: an array at the root of its store has no group for the model to be in; pass a name for it"
+NO_GROUP = "embed_model: an array at the root of its store has no group for the model to be in; pass a name for it"
 CHUNK = 1 << 22  # bytes: a model is fetched in a few requests, in parallel
 
 
@@ -38,7 +36,7 @@ def array_name(decoder: str, head: str) -> str:
     return f"{PREFIX}-{decoder[:16]}-{head[:8]}"
 
 
-def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
+def embed_model(array: zarr.Array, info: "ModelInfo | None" = None) -> zarr.Array:
     """Store the model of an array beside it, once for all arrays of a group.
 
     Parameters
@@ -62,15 +60,14 @@ def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
         If the model is not here, or its file is damaged.
     """
     from deepsic_codec.model import file, zoo
-    from deepsic_codec.stored.layout import codec_of
 
     if info is None:
-        config = codec_of(array)
-        decoder, head = config.identity()
-        info = zoo.find_model(decoder, head=head, preferred=config.model)
+        params = StoredLayout(array).params
+        decoder, head = params.identity()
+        info = zoo.find_model(decoder, head=head, preferred=params.model)
     place = _beside(array, info.decoder, info.head)
     if place is None:
-        raise ConfigurationError(NO_PLACE)
+        raise ConfigurationError(NO_GROUP)
     file.load_arrays(info)  # what is damaged is not handed on
     data = np.fromfile(info.path, np.uint8)
     digest = hashlib.sha256(data.tobytes()).hexdigest()
@@ -113,16 +110,14 @@ def embed_model(array: zarr.Array, info: ModelInfo | None = None) -> zarr.Array:
 _seen: set[tuple[str, str]] = set()
 
 
-def check_place(store: Any, name: str | None, zarr_format: int, options: Any = None) -> None:
+def check_location(store: Any, name: str | None, zarr_format: int, options: Any = None) -> None:
     """Raise ConfigurationError if an array that is to be created will have no group that a model can be in."""
-    place = sync(make_store_path(store, path=name or "", mode="a", storage_options=options))
-    try:
-        check_parent(SimpleNamespace(store_path=place, metadata=SimpleNamespace(zarr_format=zarr_format)))
-    except LabelIndexError:
-        raise ConfigurationError(NO_PLACE) from None
+    path = sync(make_store_path(store, path=name or "", mode="a", storage_options=options))
+    if not is_in_group(path, zarr_format):
+        raise ConfigurationError(NO_GROUP)
 
 
-def use_embedded(array: zarr.Array) -> ModelInfo | None:
+def use_embedded(array: zarr.Array) -> "ModelInfo | None":
     """Make the model of an array known to this process and, through the cache folder, to later ones, if it is not.
 
     Parameters
@@ -141,9 +136,8 @@ def use_embedded(array: zarr.Array) -> ModelInfo | None:
         If an array with the model's name is not that model.
     """
     from deepsic_codec.model import file, zoo
-    from deepsic_codec.stored.layout import codec_of
 
-    decoder, head = codec_of(array).identity()
+    decoder, head = StoredLayout(array).params.identity()
     try:
         return zoo.find_model(decoder, head=head)
     except ModelNotFound:
@@ -155,9 +149,16 @@ def use_embedded(array: zarr.Array) -> ModelInfo | None:
     return _keep(_read(stored, file.MAX_FILE), decoder, head, str(place))
 
 
+def is_embedded(array: zarr.Array, decoder: str, head: str) -> bool:
+    """Tell whether the model with this decoder and head is beside an array."""
+    path = _beside(array, decoder, head)
+    node = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+    return path is not None and bool(sync((path / node).exists()))
+
+
 def _beside(array: Any, decoder: str, head: str) -> StorePath | None:
     """Return where the model of an array is or is to be, None if there is nothing beside the array."""
-    parent, _ = split(array)
+    parent, _ = parent_and_name(array.store_path)
     return None if parent is None else parent / array_name(decoder, head)
 
 
@@ -169,7 +170,7 @@ def _existing(place: StorePath, zarr_format: Any) -> Any:
     return None
 
 
-def _serves(stored: Any, about: Any, info: ModelInfo) -> bool:
+def _serves(stored: Any, about: Any, info: "ModelInfo") -> bool:
     """Tell whether an embedded model reads what another encodes: it has its decoder and head, and is undamaged."""
     from deepsic_codec.model import file
 
@@ -207,7 +208,7 @@ def _read(stored: Any, most: int) -> bytes:
     return data
 
 
-def _keep(data: bytes, decoder: str, head: str, where: str) -> ModelInfo:
+def _keep(data: bytes, decoder: str, head: str, where: str) -> "ModelInfo":
     """Put a model into the cache folder once it has proved to be what it is looked for as."""
     from deepsic_codec.model import file, zoo
 

@@ -1,197 +1,265 @@
-"""Find a chunk of an array in its store and read as little of it as a question needs, in both formats and in shards.
+"""How the chunks of an array lie in its store: keys, codecs around the payloads, and shards, read and written."""
 
-Coroutines, so that a scan can have many reads in flight; `array` is a `zarr.Array` or `zarr.AsyncArray`.
-"""
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 from google_crc32c import value as crc32c
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
-from deepsic_codec._compat import default_buffer_prototype, read_part, setting
-from deepsic_codec.axes import grid_shape
+from deepsic_codec._compat import setting
+from deepsic_codec.axes import Index, grid_shape
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.codec.v2 import DeepSIC
-from deepsic_codec.codec.v3 import DeepSICCodec
-from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
-from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload.fields import Header
-from deepsic_codec.payload.sections import LABELS
+from deepsic_codec.errors import CorruptPayload, UnsupportedArray, UnsupportedPayload
 
-FIRST_READ = 256  # bytes: header and labels of any chunk with up to 16 label tiles lie within
-EMPTY = np.iinfo(np.uint64).max  # offset and length of a chunk that a shard does not have
+MISSING = np.iinfo(np.uint64).max  # offset and length in a shard index of a chunk that is not stored
 
 
 @dataclass(frozen=True)
-class Location:
-    """Where a payload is: bytes from `offset` on of what the store has under `key`, `length` of them if known."""
+class PayloadLocation:
+    """Where a payload is in a store: from byte `offset` of the value of `key` on; `length` is None if unknown."""
 
     key: str
     offset: int = 0
     length: int | None = None
 
 
-def codec_of(array: Any) -> CodecParams:
-    """Return the DeepSIC codec of an array, its model resolved.
+class StoredLayout:
+    """Keys and bytes of an array whose chunks are payloads of DeepSIC.
 
-    Raises UnsupportedPayload if the chunks of the array are not payloads of DeepSIC.
+    The codecs of such an array are, in this order: any that change arrays, DeepSIC, and any number of CRC-32C
+    checksums; perhaps all in shards.
+
+    Parameters
+    ----------
+    array : zarr.Array or zarr.AsyncArray
+        The array. Only its metadata and path are used.
+
+    Attributes
+    ----------
+    params : CodecParams
+        The codec, its model resolved.
+    chunks : tuple of int
+        Shape of a chunk.
+    grid : tuple of int
+        Chunks along each axis.
+    shard_grid : tuple of int or None
+        Chunks of a shard along each axis, None without shards.
+    order : {"C", "F"}
+        Memory order of chunks.
+
+    Raises
+    ------
+    UnsupportedPayload
+        If the array is stored otherwise.
     """
-    if array.metadata.zarr_format == 2:
-        filters = array.metadata.filters or ()
-        chain = [codec for codec in (*filters, array.metadata.compressor) if codec is not None]
+
+    def __init__(self, array: Any) -> None:
+        metadata = array.metadata
+        self._metadata, self._prefix = metadata, array.store_path.path
+        self.name = f"array {array.path!r}"
+        self._sharding: ShardingCodec | None = None
+        self._outer: Sequence[Any] = ()
+        self.order: str = "C"
+        if metadata.zarr_format == 2:
+            self.order = metadata.order
+            self._chain = [codec for codec in (*(metadata.filters or ()), metadata.compressor) if codec is not None]
+        else:
+            self._chain = list(metadata.codecs)
+            if self._chain and isinstance(self._chain[0], ShardingCodec):
+                self._sharding, *self._outer = self._chain
+                self._chain = list(self._sharding.codecs)
+        self.params = self._codec()
+        self.chunks: Index = tuple(array.chunks)
+        self.grid = grid_shape(array.shape, self.chunks)
+        self.shard_grid: Index | None = None
+        if self._sharding is not None:
+            self.shard_grid = tuple(size // chunk for size, chunk in zip(array.shards, self.chunks, strict=True))
+
+    def _codec(self) -> CodecParams:
+        number = next((i for i, codec in enumerate(self._chain) if isinstance(codec, CodecParams)), None)
+        names = ", ".join(map(_name, self._chain)) or "no codec"
+        if number is None:
+            raise UnsupportedPayload(f"{self.name} is stored with {names}, not with DeepSIC")
+        self._before, trailing = self._chain[:number], self._chain[number + 1 :]
+        if not all(isinstance(codec, Crc32cCodec) for codec in trailing):
+            raise UnsupportedPayload(
+                f"{self.name} is stored with {names}: what follows DeepSIC hides its headers and saves nothing; "
+                "rewrite the array through deepsic_codec.create_array, or with compressors=None"
+            )
+        self._checksums = len(trailing)
+        codec: CodecParams = self._chain[number]
+        return codec.resolved()
+
+    def check_first(self) -> None:
+        """Raise UnsupportedArray if DeepSIC is not the first codec: others may move the tiles that headers describe."""
+        if self._before:
+            names = ", ".join(map(_name, self._chain))
+            raise UnsupportedArray(f"{self.name} is stored with {names}: labels need DeepSIC to come first")
+
+    def check_writable(self) -> None:
+        """Raise UnsupportedArray if `stored_bytes` and `build_shard` cannot make what the array stores."""
+        if self._before or self._outer:
+            names = ", ".join(map(_name, self._before or self._outer))
+            raise UnsupportedArray(
+                f"{self.name} has other codecs around DeepSIC ({names}), which the bulk writer does not run; write it "
+                "through zarr, or create it with create_array"
+            )
+        if self._sharding is not None and not self._plain_index():
+            raise UnsupportedArray(f"{self.name}: shard index stored with {self._sharding.index_codecs}")
+
+    def check_index(self, index: Sequence[int]) -> None:
+        """Raise IndexError unless the array has a chunk at this position."""
+        if len(index) != len(self.grid) or not all(0 <= i < n for i, n in zip(index, self.grid, strict=True)):
+            raise IndexError(f"chunk {tuple(index)}: {self.name} has a grid of {self.grid} chunks")
+
+    def key(self, index: Index) -> str:
+        """Return the key of a shard at a position in the grid of shards, or of a chunk if there are no shards."""
+        key: str = self._metadata.encode_chunk_key(index)
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    def shard_of(self, index: Index) -> Index:
+        """Return the position of the shard that has a chunk."""
+        return tuple(i // n for i, n in zip(index, self._shards, strict=True))
+
+    @property
+    def _shards(self) -> Index:
+        if self.shard_grid is None:
+            raise ValueError(f"{self.name} has no shards")
+        return self.shard_grid
+
+    # What is stored of a payload.
+
+    def stored_length(self, payload_length: int) -> int:
+        """Return the number of bytes that a payload of this length has with its checksums."""
+        return payload_length + 4 * self._checksums
+
+    def stored_bytes(self, payload: bytes) -> bytes:
+        """Return a payload with its checksums."""
+        return _with_checksums(payload, self._checksums)
+
+    # Shards.
+
+    def _plain_index(self) -> bool:
+        assert self._sharding is not None
+        numbers, *checks = self._sharding.index_codecs
+        return isinstance(numbers, BytesCodec) and all(isinstance(codec, Crc32cCodec) for codec in checks)
+
+    def _index_format(self) -> tuple[str, int, bool]:
+        """Return dtype of the numbers of a shard index, number of its checksums, and whether it comes first."""
+        sharding = self._sharding
+        if sharding is None:
+            raise ValueError(f"{self.name} has no shards")
+        if not self._plain_index():
+            raise UnsupportedPayload(f"{self.name}: shard index stored with {sharding.index_codecs}")
+        numbers, *checks = sharding.index_codecs
+        dtype = ">u8" if setting(numbers.endian) == "big" else "<u8"
+        return dtype, len(checks), setting(sharding.index_location) == "start"
+
+    def shard_index_range(self) -> ByteRequest:
+        """Return the part of a shard that holds its index."""
+        _, checksums, first = self._index_format()
+        size = 16 * prod(self._shards) + 4 * checksums
+        return RangeByteRequest(0, size) if first else SuffixByteRequest(size)
+
+    def parse_shard_index(self, data: bytes, shard: Index) -> NDArray[np.uint64]:
+        """Read a shard index.
+
+        Parameters
+        ----------
+        data : bytes
+            `shard_index_range` of a shard.
+        shard : tuple of int
+            Position of the shard, for messages.
+
+        Returns
+        -------
+        ndarray
+            uint64 (chunks of a shard along each axis, 2): offset and length in bytes, both `MISSING` for a missing
+            chunk.
+
+        Raises
+        ------
+        CorruptPayload
+            If it is truncated or does not match its checksums.
+        """
+        dtype, checksums, _ = self._index_format()
+        if len(data) != 16 * prod(self._shards) + 4 * checksums:
+            raise CorruptPayload(f"shard {shard} of {self.name}: truncated index")
+        for _ in range(checksums):
+            data, checksum = data[:-4], data[-4:]
+            if crc32c(data) != int.from_bytes(checksum, "little"):
+                raise CorruptPayload(f"shard {shard} of {self.name}: index does not match its checksum")
+        return np.frombuffer(data, dtype).reshape(*self._shards, 2)
+
+    def locate(self, index: Index, table: NDArray[np.uint64] | None) -> PayloadLocation | None:
+        """Find a chunk.
+
+        Parameters
+        ----------
+        index : tuple of int
+            Position in the grid of chunks of the array.
+        table : ndarray or None
+            The index of its shard; None for a missing shard, or an array without shards.
+
+        Returns
+        -------
+        PayloadLocation or None
+            None for a chunk that is not stored. Without shards, only reading it tells that.
+        """
+        if self.shard_grid is None:
+            return PayloadLocation(self.key(index))
+        if table is None:
+            return None
+        offset, length = table[tuple(i % n for i, n in zip(index, self.shard_grid, strict=True))].tolist()
+        if offset == MISSING and length == MISSING:
+            return None
+        return PayloadLocation(self.key(self.shard_of(index)), offset, length)
+
+    def build_shard(self, payloads: Mapping[Index, bytes]) -> bytes:
+        """Put a shard together.
+
+        Parameters
+        ----------
+        payloads : mapping of tuple of int to bytes
+            By position in the grid of chunks of the array. Chunks that are left out read as the fill value.
+
+        Returns
+        -------
+        bytes
+            The whole shard: payloads in the order of the grid, and the index of their offsets and lengths.
+        """
+        dtype, checksums, first = self._index_format()
+        table = np.full((*self._shards, 2), MISSING, dtype)
+        parts, offset = [], table.nbytes + 4 * checksums if first else 0
+        for index, payload in sorted(payloads.items()):
+            data = self.stored_bytes(payload)
+            table[tuple(i % n for i, n in zip(index, self._shards, strict=True))] = offset, len(data)
+            parts.append(data)
+            offset += len(data)
+        numbers = _with_checksums(table.tobytes(), checksums)
+        return b"".join([numbers, *parts] if first else [*parts, numbers])
+
+
+def codec_names(array: Any) -> str:
+    """Return the names of the codecs in the metadata of any array, in their order, "none" without any."""
+    metadata = array.metadata
+    if metadata.zarr_format == 2:
+        names = [codec.codec_id for codec in (*(metadata.filters or ()), metadata.compressor) if codec is not None]
     else:
-        sharding = _sharding(array)
-        chain = [*(sharding.codecs if sharding else array.metadata.codecs)]
-    found = next((codec for codec in chain if isinstance(codec, DeepSIC | DeepSICCodec)), None)
-    names = ", ".join(type(codec).__name__ for codec in chain) or "no codec"
-    if found is None:
-        raise UnsupportedPayload(f"array {array.path!r} is stored with {names}, not with DeepSIC")
-    after = chain[chain.index(found) + 1 :]
-    if not all(isinstance(codec, Crc32cCodec) for codec in after):  # four bytes at the end, in nobody's way
-        raise UnsupportedPayload(
-            f"array {array.path!r} is stored with {names}: what follows DeepSIC hides its headers and saves nothing; "
-            "rewrite the array through deepsic_codec.create_array, or with compressors=None"
-        )
-    return found.resolved()
+        names = [codec.to_dict().get("name", _name(codec)) for codec in metadata.codecs]
+    return ", ".join(map(setting, names)) or "none"
 
 
-def check_index(array: Any, index: tuple[int, ...]) -> None:
-    """Raise IndexError unless the array has a chunk at this position."""
-    grid = grid_shape(array.shape, array.chunks)
-    if len(index) != len(grid) or not all(0 <= i < n for i, n in zip(index, grid, strict=True)):
-        raise IndexError(f"chunk {tuple(index)}: array {array.path!r} has a grid of {grid} chunks")
+def _with_checksums(data: bytes, count: int) -> bytes:
+    for _ in range(count):
+        data += crc32c(data).to_bytes(4, "little")
+    return data
 
 
-async def locate(array: Any, index: tuple[int, ...]) -> Location | None:
-    """Find a chunk.
-
-    Parameters
-    ----------
-    array : zarr.Array or zarr.AsyncArray
-        Stored with DeepSIC.
-    index : tuple of int
-        Position in the grid of chunks; in sharded arrays that of the chunks inside the shards.
-
-    Returns
-    -------
-    Location or None
-        None for a chunk that a shard lacks. Outside of shards the store knows only when it is read.
-    """
-    check_index(array, index)
-    if _sharding(array) is None:
-        return Location(_key(array, index))
-    table = await read_shard_index(array, shard_of(array, index))
-    return None if table is None else locate_in(array, index, table)
-
-
-def shard_of(array: Any, index: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the position of the shard that has a chunk."""
-    return tuple(i // (shard // chunk) for i, shard, chunk in zip(index, array.shards, array.chunks, strict=True))
-
-
-def locate_in(array: Any, index: tuple[int, ...], table: np.ndarray) -> Location | None:
-    """Find a chunk, given what `read_shard_index` read of its shard."""
-    offset, length = table[tuple(i % n for i, n in zip(index, table.shape[:-1], strict=True))].tolist()
-    if offset == EMPTY and length == EMPTY:
-        return None
-    return Location(_key(array, shard_of(array, index)), offset, length)
-
-
-async def read_shard_index(array: Any, shard: tuple[int, ...]) -> np.ndarray | None:
-    """Read where a shard has its chunks.
-
-    Returns
-    -------
-    ndarray or None
-        uint64, the shard's grid of chunks and a last axis of offset and length in bytes, both 2**64 - 1 for a missing
-        chunk; None if the store has no such shard.
-    """
-    sharding = _sharding(array)
-    if sharding is None:
-        raise ValueError(f"array {array.path!r} has no shards")
-    numbers, *checks = sharding.index_codecs
-    if not isinstance(numbers, BytesCodec) or not all(isinstance(codec, Crc32cCodec) for codec in checks):
-        raise UnsupportedPayload(f"array {array.path!r}: shard index stored with {sharding.index_codecs}")
-    grid = tuple(shard_size // chunk for shard_size, chunk in zip(array.shards, array.chunks, strict=True))
-    size = 16 * prod(grid) + 4 * len(checks)
-    at_start = setting(sharding.index_location) == "start"
-    data = await _get(array, _key(array, shard), RangeByteRequest(0, size) if at_start else SuffixByteRequest(size))
-    if data is None:
-        return None
-    if len(data) != size:
-        raise CorruptPayload(f"shard {shard} of array {array.path!r}: truncated index")
-    for _ in checks:
-        data, stored = data[:-4], data[-4:]
-        if crc32c(data) != int.from_bytes(stored, "little"):
-            raise CorruptPayload(f"shard {shard} of array {array.path!r}: index does not match its checksum")
-    order = ">" if setting(numbers.endian) == "big" else "<"
-    return np.frombuffer(data, f"{order}u8").reshape(*grid, 2)
-
-
-async def read_head(array: Any, index: tuple[int, ...], place: Location | None = None) -> tuple[Header, bytes] | None:
-    """Read header and labels of a chunk: one request of 256 bytes, a second one only for more labels than usual.
-
-    Parameters
-    ----------
-    array : zarr.Array or zarr.AsyncArray
-        Stored with DeepSIC.
-    index : tuple of int
-        Position in the grid of chunks.
-    place : Location, optional
-        Where it is, if that is known.
-
-    Returns
-    -------
-    (Header, bytes) or None
-        The header and the start of the payload, up to the end of its labels at least. None for a missing chunk, which
-        reads as the fill value everywhere.
-    """
-    place = place or await locate(array, index)
-    data = None if place is None else await _read(array, place, FIRST_READ)
-    if place is None or data is None:
-        return None
-    needed = payload_header.header_size(data)
-    if needed > len(data):
-        data = await _read(array, place, needed) or b""
-    header = payload_header.read_header(data)
-    labels = header.entry(LABELS.kind)
-    needed = 0 if labels is None else labels.offset + labels.length
-    if needed > len(data):
-        data = await _read(array, place, needed) or b""
-    return header, data
-
-
-async def read_payload(array: Any, index: tuple[int, ...], place: Location | None = None) -> bytes | None:
-    """Read the whole payload of a chunk, None if it is missing; `place` is where it is, if that is known."""
-    place = place or await locate(array, index)
-    data = None if place is None else await _read(array, place, place.length)
-    # What follows the payload is the checksum of a Crc32cCodec.
-    return None if data is None else data[: payload_header.read_header(data).nbytes]
-
-
-async def _read(array: Any, place: Location, size: int | None) -> bytes | None:
-    if size is None:
-        return await _get(array, place.key, OffsetByteRequest(place.offset))
-    size = size if place.length is None else min(size, place.length)
-    return await _get(array, place.key, RangeByteRequest(place.offset, place.offset + size))
-
-
-async def _get(array: Any, key: str, part: ByteRequest) -> bytes | None:
-    # Not get_partial_values: stores differ in what that does for a missing key.
-    data = await read_part(array.store_path.store, key, default_buffer_prototype(), part)
-    return None if data is None else data.to_bytes()
-
-
-def _key(array: Any, index: tuple[int, ...]) -> str:
-    key = array.metadata.encode_chunk_key(index)
-    path = array.store_path.path
-    return f"{path}/{key}" if path else key
-
-
-def _sharding(array: Any) -> ShardingCodec | None:
-    codecs = getattr(array.metadata, "codecs", ())
-    return codecs[0] if codecs and isinstance(codecs[0], ShardingCodec) else None
+def _name(codec: Any) -> str:
+    return type(codec).__name__

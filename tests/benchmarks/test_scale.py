@@ -7,14 +7,14 @@ import pytest
 
 from benchmarks import scale
 from deepsic_codec import config
-from deepsic_codec.bulk.write import Heads, Written
+from deepsic_codec.bulk.write import BlockReport, PackedStarts
 
 
 def test_progress_is_told_with_memory_at_each_tenth(monkeypatch, capsys):
     monkeypatch.setattr(scale, "TELL", 0)
     watch = scale._Watch(4000)
     for _ in range(40):
-        watch._posttask("block", Written(Heads((1,)), samples=100))
+        watch._posttask("block", BlockReport(PackedStarts((1,)), samples=100))
         watch._posttask("other", "no block")
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 40 and told[9].startswith(" 25%") and "s left" in told[9] and "the index" in told[-1]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsic_codec.bulk.plan import block_shape, check_region, usual_batch
+from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
 from deepsic_codec.errors import UnsupportedArray
 from tests.common import check_rejects
 
@@ -84,4 +84,4 @@ def test_blocks_follow_the_chunks_of_the_source():
     ],
 )
 def test_a_gpu_gets_larger_batches(chunks, axes, gpu, count):
-    assert usual_batch(array((0,), chunks), axes, gpu) == count
+    assert default_batch_size(array((0,), chunks), axes, gpu) == count

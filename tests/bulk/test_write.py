@@ -10,14 +10,13 @@ from zarr.storage import MemoryStore
 from deepsic_codec import DeepSIC, DeepSICCodec, create_array
 from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.axes import iter_grid
-from deepsic_codec.bulk.layout import Layout
 from deepsic_codec.bulk.resume import complete_chunks
-from deepsic_codec.bulk.write import Heads, Options, put, write_block
+from deepsic_codec.bulk.write import PackedStarts, WriteOptions, put, write_block
 from deepsic_codec.codec.memory import in_halves
 from deepsic_codec.errors import UnsupportedArray, UnsupportedPayload
-from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload.sections import LABELS
-from deepsic_codec.stored import layout as stored
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.location import Counter
+from deepsic_codec.stored.reader import PayloadStart
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")
@@ -29,7 +28,7 @@ def empty(shape=(200, 300, 3), chunks=(64, 64, 3), **kwargs):
 
 
 def write(array, values, **kwargs):
-    return write_block(values, array, (0,) * array.ndim, None, Options(**kwargs))
+    return write_block(values, StoredArray(array), (0,) * array.ndim, None, WriteOptions(**kwargs))
 
 
 def keys_of(array):
@@ -62,7 +61,7 @@ def test_values_come_back(kwargs):
     values, array = photograph(200, 300, 3), empty(**kwargs)
     result = write(array, values)
     np.testing.assert_array_equal(array[:], values)
-    assert len(result.heads) == 20 and not result.failed and result.empty == 0
+    assert len(result.starts) == 20 and not result.failed and result.empty == 0
     assert result.nbytes == sum(len(raw(array, key)) for key in keys_of(array))
 
 
@@ -107,9 +106,9 @@ def test_shards_are_those_that_zarr_reads(location):
     result = write(array, values)
     np.testing.assert_array_equal(array[:], values)
     assert result.empty == 3 and len(keys_of(array)) == 5
-    assert sync(stored.read_head(array, (0, 1, 0))) is None
+    assert StoredArray(array).reader.start((0, 1, 0)) is None
     everything = list(iter_grid((0, 0, 0), (4, 5, 1)))
-    assert complete_chunks(array, everything, read_all=True) == set(result.heads)
+    assert complete_chunks(StoredArray(array), everything, read_all=True) == set(result.starts)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"shards": (128, 128, 3)}], ids=str)
@@ -122,7 +121,7 @@ def test_fill_is_stored_as_zarr_would(kwargs, keep):
     result = write(arrays[0], values)
     arrays[1][:] = values
     assert keys_of(arrays[0]) == keys_of(arrays[1])
-    assert result.empty == (0 if keep else 5) and len(result.heads) == (6 if keep else 1)
+    assert result.empty == (0 if keep else 5) and len(result.starts) == (6 if keep else 1)
     np.testing.assert_array_equal(arrays[0][:], values)
 
 
@@ -130,27 +129,21 @@ def test_padding_has_no_labels():
     dark = np.full((200, 300, 3), 1, "u1")  # nearest to it, padding with zeros would be Dark as well: pad is not
     array = empty((70, 100, 3), (256, 256, 3), codec=DeepSIC(label_tile=64))
     result = write(array, dark[:70, :100])
-    head = next(iter(result.heads.values()))
-    header = payload_header.read_header(head)
-    block = payload_header.read_section(head, header, LABELS)
+    block = PayloadStart.of(next(iter(result.starts.values()))).labels()
     assert (block.scores.max(axis=-1)[0] > 0).tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2
 
 
 def test_padding_along_slices_has_no_labels():
     array = empty((3, 64, 64), (2, 64, 64), codec=DeepSIC(axes="tyx"))
     result = write(array, photograph(3, 64, 64))
-    head = result.heads[1, 0, 0]
-    header = payload_header.read_header(head)
-    block = payload_header.read_section(head, header, LABELS)
+    block = PayloadStart.of(result.starts[1, 0, 0]).labels()
     assert (block.scores.max(axis=-1).ravel() > 0).tolist() == [True, False]
 
 
 def test_padding_continues_the_image():
     bright = np.full((70, 100, 3), 250, "u1")  # fill value 0 in the last cells would make them Dim
     result = write(empty((70, 100, 3), (128, 128, 3)), bright)
-    head = next(iter(result.heads.values()))
-    header = payload_header.read_header(head)
-    block = payload_header.read_section(head, header, LABELS)
+    block = PayloadStart.of(next(iter(result.starts.values()))).labels()
     assert (block.classes[..., 0] == 2).all()
 
 
@@ -171,9 +164,9 @@ def test_other_codecs_around_are_refused():
         serializer=DeepSICCodec(),
         compressors=None,
     )
-    check_rejects(UnsupportedArray, "TransposeCodec|through zarr", Layout, array)
+    check_rejects(UnsupportedArray, "TransposeCodec|through zarr", StoredArray(array).layout.check_writable)
     plain = zarr.create_array(MemoryStore(), shape=(64, 64), chunks=(64, 64), dtype="u1")
-    check_rejects(UnsupportedPayload, "not with DeepSIC", Layout, plain)
+    check_rejects(UnsupportedPayload, "not with DeepSIC", StoredArray, plain)
 
 
 def test_blocks_that_are_not_as_announced_are_refused():
@@ -218,7 +211,7 @@ def test_writes_are_tried_again(failures, error, calls, fails):
     flaky = Flaky(failures, error)
 
     async def run():
-        return await put(flaky, "key", b"x", Options(retries=3, backoff=0.001), asyncio.Semaphore(1))
+        return await put(flaky, "key", b"x", WriteOptions(retries=3, backoff=0.001), asyncio.Semaphore(1))
 
     reason = asyncio.run(run())
     assert flaky.calls == calls
@@ -242,21 +235,21 @@ EVERYTHING = list(iter_grid((0, 0, 0), (4, 5, 1)))
 
 def test_truncated_payloads_are_not_complete():
     array = empty()
-    assert complete_chunks(array, EVERYTHING) == set()
+    assert complete_chunks(StoredArray(array), EVERYTHING) == set()
     write(array, photograph(200, 300, 3))
-    assert complete_chunks(array, EVERYTHING) == set(EVERYTHING)
+    assert complete_chunks(StoredArray(array), EVERYTHING) == set(EVERYTHING)
     truncate(array, "image/c/1/2/0")
     raw(array, "image/c/0/0/0", b"")
     raw(array, "image/c/0/1/0", b"nonsense" * 20)
-    assert complete_chunks(array, EVERYTHING) == set(EVERYTHING) - {(1, 2, 0), (0, 0, 0), (0, 1, 0)}
+    assert complete_chunks(StoredArray(array), EVERYTHING) == set(EVERYTHING) - {(1, 2, 0), (0, 0, 0), (0, 1, 0)}
 
 
 def test_damage_inside_is_found_by_reading_all():
     array = empty()
     write(array, photograph(200, 300, 3))
     flip(array, "image/c/1/2/0")
-    assert complete_chunks(array, EVERYTHING) == set(EVERYTHING)
-    assert complete_chunks(array, EVERYTHING, read_all=True) == set(EVERYTHING) - {(1, 2, 0)}
+    assert complete_chunks(StoredArray(array), EVERYTHING) == set(EVERYTHING)
+    assert complete_chunks(StoredArray(array), EVERYTHING, read_all=True) == set(EVERYTHING) - {(1, 2, 0)}
 
 
 @pytest.mark.parametrize("other", [{"quality": 51}, {"semantics": "none"}, {"model": "other"}], ids=str)
@@ -265,27 +258,35 @@ def test_payloads_of_another_codec_are_not_complete(other):
     write(another, photograph(200, 300, 3))
     for key in keys_of(another)[:5]:
         raw(array, key, raw(another, key))
-    assert complete_chunks(array, EVERYTHING) == set()
+    assert complete_chunks(StoredArray(array), EVERYTHING) == set()
 
 
 def test_a_cut_shard_is_not_complete():
     array = empty(shards=(128, 128, 3))
     write(array, photograph(200, 300, 3))
-    assert complete_chunks(array, EVERYTHING) == set(EVERYTHING)
+    assert complete_chunks(StoredArray(array), EVERYTHING) == set(EVERYTHING)
     truncate(array, "image/c/0/0/0")
-    assert set(EVERYTHING) - complete_chunks(array, EVERYTHING) == {(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)}
+    assert set(EVERYTHING) - complete_chunks(StoredArray(array), EVERYTHING) == {
+        (0, 0, 0),
+        (0, 1, 0),
+        (1, 0, 0),
+        (1, 1, 0),
+    }
 
 
 def test_what_is_whole_in_a_shard_is_kept(stub):
     array, values = empty((128, 128, 3), shards=(128, 128, 3)), photograph(128, 128, 3)
     write(array, values)
-    before = {index: sync(stored.read_payload(array, index)) for index in iter_grid((0, 0, 0), (2, 2, 1))}
+    before = StoredArray(array).reader.payload((1, 1, 0))
     stub.batches.clear()
-    result = write_block(255 - values, array, (0, 0, 0), [(0, 1, 0)], Options())
-    assert stub.sizes("encode") == [1] and set(result.heads) == {(0, 1, 0)}
+    counter = Counter()
+    stored = StoredArray(array, counter=counter)
+    result = write_block(255 - values, stored, (0, 0, 0), [(0, 1, 0)], WriteOptions())
+    assert counter.requests == 1 + 3, "the index of the shard once, for three payloads"
+    assert stub.sizes("encode") == [1] and set(result.starts) == {(0, 1, 0)}
     values[:64, 64:] = 255 - values[:64, 64:]
     np.testing.assert_array_equal(array[:], values)
-    assert sync(stored.read_payload(array, (1, 1, 0))) == before[1, 1, 0]
+    assert StoredArray(array).reader.payload((1, 1, 0)) == before
 
 
 FULL = [MemoryError(), RuntimeError("CUDA out of memory."), RuntimeError("can't allocate memory")]
@@ -338,11 +339,13 @@ def test_the_writer_halves(stub):
     np.testing.assert_array_equal(array[:], values)
 
 
-def test_heads_are_packed_by_position():
-    counts = (3, 4)
+def test_starts_are_packed_by_position():
+    grid = (3, 4)
     first, second = {(2, 1): b"abc", (0, 3): b""}, {(1, 0): b"de"}
-    heads = Heads.join(counts, [Heads.pack(counts, first), Heads(counts), Heads.pack(counts, second)])
-    assert dict(heads) == first | second and len(heads) == 3
-    assert list(heads) == [(0, 3), (1, 0), (2, 1)]
-    assert heads.get((2, 2)) is None and heads.get((2, 3)) is None and (0, 0) not in heads
-    assert dict(Heads.join(counts, [])) == {}
+    starts = PackedStarts.join(
+        grid, [PackedStarts.pack(grid, first), PackedStarts(grid), PackedStarts.pack(grid, second)]
+    )
+    assert dict(starts) == first | second and len(starts) == 3
+    assert list(starts) == [(0, 3), (1, 0), (2, 1)]
+    assert starts.get((2, 2)) is None and starts.get((2, 3)) is None and (0, 0) not in starts
+    assert dict(PackedStarts.join(grid, [])) == {}

@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from deepsic_codec import DeepSIC, DeepSICCodec, create_array
-from deepsic_codec.stored.layout import codec_of
+from deepsic_codec.stored.array import StoredArray
 from examples.migrate import migrate
 from tests.common import photograph
 
@@ -32,7 +32,7 @@ def test_to_zarr_and_open_zarr(tmp_path, zarr_format):
     options = {"zarr_format": zarr_format, "consolidated": zarr_format == 2}
     dataset().to_zarr(url, encoding={"image": encoding(zarr_format)}, **options)
     stored = zarr.open_group(url, mode="r")["image"]
-    assert codec_of(stored).axes == "tyxc" and stored.chunks == (1, 32, 32, 3)
+    assert StoredArray(stored).axes == "tyxc" and stored.chunks == (1, 32, 32, 3)
     for chunks in (None, {}):
         opened = xr.open_zarr(url, consolidated=zarr_format == 2, chunks=chunks)
         assert opened["image"].dtype == np.uint8 and opened["image"].attrs["long_name"] == "reflectance"
@@ -51,7 +51,7 @@ def test_append_keeps_the_codec(tmp_path, zarr_format):
     after = zarr.open_group(url, mode="r")["image"]
     np.testing.assert_array_equal(after[:2], before)
     np.testing.assert_array_equal(after[2], IMAGE[2])
-    assert codec_of(after).axes == "tyxc"
+    assert StoredArray(after).axes == "tyxc"
 
 
 def test_another_format_needs_the_encoding_dropped(tmp_path):

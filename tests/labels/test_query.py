@@ -300,7 +300,7 @@ def test_labels_of_features_and_stored_ones_side_by_side(stub, monkeypatch):
     stub.batches.clear()
     assert dict(iter_chunk_attrs(array)) == alone
     assert stub.sizes("decode") == [len(indices) - 3, 1], "one call for each model"
-    monkeypatch.setattr(headers, "TOGETHER_PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr(headers, "BATCH_PIXELS", 3 * 64 * 64)
     assert dict(iter_chunk_attrs(array)) == alone
     assert list(iter_chunk_attrs(array, [indices[2], indices[0], indices[2]]))[2] == (indices[2], alone[indices[2]])
 

@@ -1,0 +1,128 @@
+"""An array stored with DeepSIC, with all that follows from its metadata."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import zarr
+
+from deepsic_codec.axes import Axes, Index
+from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.stored.geometry import Geometry
+from deepsic_codec.stored.layout import StoredLayout
+from deepsic_codec.stored.location import Counter, CountingStore, Mode, open_array
+from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
+
+
+class StoredArray:
+    """An array whose chunks are payloads of DeepSIC.
+
+    Functions make one at the door and pass it on, so that the codec chain, the axes and the keys of an array are
+    worked out once.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        The array.
+    counter : Counter, optional
+        Counts what `reader` reads.
+    concurrency : int
+        Reads in flight of `reader`.
+
+    Attributes
+    ----------
+    array : zarr.Array
+        The array.
+    layout : StoredLayout
+        Its keys and codecs.
+    params : CodecParams
+        Its DeepSIC codec.
+    axes : Axes
+        Letter of each axis.
+    decoder, head : str
+        SHA-256 of decoder and semantic head, hexadecimal; `head` may be None.
+
+    Raises
+    ------
+    UnsupportedPayload
+        If the array is not stored with DeepSIC.
+    """
+
+    def __init__(self, array: zarr.Array, *, counter: Counter | None = None, concurrency: int = CONCURRENCY) -> None:
+        self.array = array
+        self.layout = StoredLayout(array)
+        self.params: CodecParams = self.layout.params
+        self.axes = Axes(self.params.axes)
+        self.decoder, self.head = self.params.identity()
+        self._counter, self._concurrency = counter, concurrency
+
+    @classmethod
+    def open(
+        cls,
+        source: Any,
+        name: str | None = None,
+        *,
+        mode: Mode = "r",
+        options: Mapping[str, Any] | None = None,
+        counter: Counter | None = None,
+    ) -> "StoredArray":
+        """Open the one array stored with DeepSIC of a source; the parameters are those of `location.open_array`."""
+        return cls(open_array(source, name, mode=mode, options=options, counter=counter), counter=counter)
+
+    def counting(self, counter: Counter) -> "StoredArray":
+        """Return the same array with a `reader` whose reads are counted."""
+        return StoredArray(self.array, counter=counter, concurrency=self._concurrency)
+
+    @property
+    def path(self) -> str:
+        """Path of the array in its store."""
+        return self.array.path
+
+    @property
+    def shape(self) -> Index:
+        """Shape of the array."""
+        return self.array.shape
+
+    @property
+    def chunks(self) -> Index:
+        """Shape of a chunk."""
+        return self.layout.chunks
+
+    @property
+    def grid(self) -> Index:
+        """Chunks along each axis."""
+        return self.layout.grid
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Chunks and label tiles."""
+        return Geometry.of(self.array, self.axes, self.params.label_tile)
+
+    @cached_property
+    def reader(self) -> PayloadReader:
+        """Reads payloads."""
+        store = self.array.store_path.store
+        if self._counter is not None:
+            store = CountingStore(store, self._counter)
+        return PayloadReader(store, self.layout, self._concurrency)
+
+    @property
+    def dimension_names(self) -> list[str]:
+        """Names of the dimensions: those in the metadata, or the letters of the axes."""
+        return dimension_names(self.array, self.axes)
+
+    @property
+    def fill_value(self) -> Any:
+        """Value of missing chunks: 0 where format 2 has none, as zarr reads it."""
+        return 0 if self.array.fill_value is None else self.array.fill_value
+
+    def indices(self) -> Iterator[Index]:
+        """Iterate over the positions of all chunks, the last axis fastest."""
+        return np.ndindex(*self.grid)
+
+
+def dimension_names(array: zarr.Array, axes: str) -> list[str]:
+    """Return the names of the dimensions of any array: those in its metadata, or the letters of its axes."""
+    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or axes
+    return [str(name or axis) for name, axis in zip(names, axes, strict=True)]

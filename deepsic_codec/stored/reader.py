@@ -1,0 +1,224 @@
+"""Read payloads, or as little of them as a question needs: many at a time, in both Zarr formats and in shards."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
+
+from deepsic_codec._compat import default_buffer_prototype, read_part, sync
+from deepsic_codec.axes import Index
+from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.payload.fields import PREFIX, Header
+from deepsic_codec.payload.header import header_size, read_header, read_section
+from deepsic_codec.payload.labels import LabelBlock
+from deepsic_codec.payload.sections import LABELS
+from deepsic_codec.stored.layout import PayloadLocation, StoredLayout
+
+FIRST_READ = 256  # bytes: header and labels of any chunk with up to 16 label tiles lie within
+CONCURRENCY = 256  # reads in flight: at 40 ms each, 6,400 a second
+BATCH = 4096  # chunks read before any is handed on; bounds memory
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PayloadStart:
+    """The header of a payload and its first bytes, at least to the end of its labels."""
+
+    header: Header
+    data: bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> "PayloadStart":
+        """Parse the start of a payload, or all of it."""
+        return cls(read_header(data), data)
+
+    @property
+    def crc(self) -> int:
+        """Checksum of the header. It covers the checksums of all sections, so payloads of equal `crc` are equal."""
+        return int.from_bytes(self.data[8:PREFIX], "little")
+
+    @property
+    def head_id(self) -> int:
+        """The first 32 bits of the identity of the semantic head, 0 for none."""
+        return int.from_bytes(self.header.head, "big")
+
+    def trim(self) -> bytes:
+        """Return the bytes up to the end of the labels."""
+        return self.data[: label_end(self.header)]
+
+    def labels(self) -> LabelBlock | None:
+        """Decode the stored labels, None if there are none."""
+        return read_section(self.data, self.header, LABELS)
+
+
+def label_end(header: Header) -> int:
+    """Return the number of bytes up to the end of a payload's header and labels."""
+    labels = header.entry(LABELS.kind)
+    return header.size if labels is None else labels.offset + labels.length
+
+
+class PayloadReader:
+    """Reads chunks of an array concurrently. Chunks of a shard share one read of its index.
+
+    Parameters
+    ----------
+    store : zarr.abc.store.Store
+        The store.
+    layout : StoredLayout
+        Layout of the array in it.
+    concurrency : int
+        Reads in flight.
+    """
+
+    def __init__(self, store: Store, layout: StoredLayout, concurrency: int = CONCURRENCY) -> None:
+        self.store, self.layout = store, layout
+        self._concurrency = concurrency
+
+    def start(self, index: Sequence[int]) -> PayloadStart | None:
+        """Read the start of one payload, None for a missing chunk."""
+        ((_, start),) = self.starts([index])
+        return start
+
+    def payload(self, index: Sequence[int]) -> bytes | None:
+        """Read one payload, None for a missing chunk."""
+        ((_, payload),) = self.payloads([index])
+        return payload
+
+    def starts(self, indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, PayloadStart | None]]:
+        """Yield position and start of payloads in the order of `indices`, None for a missing chunk.
+
+        Takes one request of 256 bytes for a chunk; a second one if header and labels are longer.
+
+        Raises
+        ------
+        IndexError
+            If the array has no such chunk.
+        CorruptPayload, UnsupportedPayload
+            If a payload cannot be read. The message names the chunk.
+        """
+        return self.map(indices, self.read_start)
+
+    def payloads(self, indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, bytes | None]]:
+        """Yield position and payload of chunks in the order of `indices`, None for a missing chunk.
+
+        Raises the errors of `starts`.
+        """
+        return self.map(indices, self.read_payload)
+
+    def map(
+        self,
+        indices: Iterable[Sequence[int]],
+        read: Callable[[PayloadLocation], Awaitable[T]],
+        ignore: tuple[type[Exception], ...] = (),
+    ) -> Iterator[tuple[Index, T | None]]:
+        """Locate chunks and run a coroutine for each, many at a time.
+
+        Parameters
+        ----------
+        indices : iterable of sequences of int
+            Positions in the grid of chunks.
+        read : callable
+            Gets the location of a payload; where there are no shards, the payload may be missing.
+        ignore : tuple of exception classes
+            Errors, of the shard index too, after which the result is None.
+
+        Yields
+        ------
+        (tuple of int, T or None)
+            Position and result in the order of `indices`, None for a chunk that its shard does not have.
+        """
+        remaining = (tuple(int(i) for i in index) for index in indices)
+        while batch := list(islice(remaining, BATCH)):
+            yield from zip(batch, sync(self._gather(batch, read, ignore)), strict=True)
+
+    async def _gather(
+        self, batch: list[Index], read: Callable[[PayloadLocation], Awaitable[T]], ignore: tuple[type[Exception], ...]
+    ) -> list[T | None]:
+        limit = asyncio.Semaphore(self._concurrency)
+        tables: dict[Index, asyncio.Task[NDArray[np.uint64] | None]] = {}
+
+        async def table(shard: Index) -> NDArray[np.uint64] | None:
+            async with limit:
+                return await self.read_shard_index(shard)
+
+        async def one(index: Index) -> T | None:
+            self.layout.check_index(index)
+            shard_index = None
+            with self.error_context(index), suppress(*ignore):
+                if self.layout.shard_grid is not None:
+                    shard = self.layout.shard_of(index)
+                    if shard not in tables:
+                        tables[shard] = asyncio.ensure_future(table(shard))
+                    shard_index = await tables[shard]
+                location = self.layout.locate(index, shard_index)
+                if location is None:
+                    return None
+                async with limit:
+                    return await read(location)
+            return None
+
+        tasks = [asyncio.ensure_future(one(index)) for index in batch]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in (*tasks, *tables.values()):
+                task.cancel()
+            raise
+
+    async def read_shard_index(self, shard: Index) -> NDArray[np.uint64] | None:
+        """Read the index of a shard, as `StoredLayout.parse_shard_index` returns it; None for a missing shard."""
+        data = await self._get(self.layout.key(shard), self.layout.shard_index_range())
+        return None if data is None else self.layout.parse_shard_index(data, shard)
+
+    async def read_start(self, location: PayloadLocation) -> PayloadStart | None:
+        """Read the start of a payload, None if it is missing."""
+        data = await self._read(location, FIRST_READ)
+        if data is None:
+            return None
+        size = header_size(data)
+        if size > len(data):
+            data = await self._read(location, size) or b""
+        header = read_header(data)
+        chunks = self.layout.chunks
+        if header.shape != chunks:
+            raise CorruptPayload(f"header: payload of a chunk {header.shape} in an array of chunks {chunks}")
+        if label_end(header) > len(data):
+            data = await self._read(location, label_end(header)) or b""
+        return PayloadStart(header, data)
+
+    async def read_payload(self, location: PayloadLocation) -> bytes | None:
+        """Read a payload without the checksums that follow it, None if it is missing."""
+        data = await self._read(location, location.length)
+        return None if data is None else data[: read_header(data).nbytes]
+
+    async def stored_length(self, location: PayloadLocation) -> int:
+        """Return the number of bytes stored of a payload, checksums included."""
+        return await self.store.getsize(location.key) if location.length is None else location.length
+
+    async def _read(self, location: PayloadLocation, size: int | None) -> bytes | None:
+        if size is None:
+            return await self._get(location.key, OffsetByteRequest(location.offset))
+        size = size if location.length is None else min(size, location.length)
+        return await self._get(location.key, RangeByteRequest(location.offset, location.offset + size))
+
+    async def _get(self, key: str, part: ByteRequest) -> bytes | None:
+        # Not get_partial_values: stores differ in what it does for a missing key.
+        data = await read_part(self.store, key, default_buffer_prototype(), part)
+        return None if data is None else data.to_bytes()
+
+    @contextmanager
+    def error_context(self, index: Sequence[int]) -> Iterator[None]:
+        """Put the chunk in front of messages of CorruptPayload and UnsupportedPayload that are raised within."""
+        try:
+            yield
+        except (CorruptPayload, UnsupportedPayload) as error:
+            if str(error).startswith("chunk ("):
+                raise
+            raise type(error)(f"chunk {tuple(index)} of {self.layout.name}: {error}") from error
