@@ -24,8 +24,7 @@ from deepsic_codec import (
 )
 from deepsic_codec import dask as bulk
 from deepsic_codec.errors import ConfigurationError, ModelMismatch, ModelNotFound
-from deepsic_codec.model import file, zoo
-from deepsic_codec.model import runtime as model_runtime
+from deepsic_codec.model import file, scheduler, zoo
 from deepsic_codec.stored import embedded as embed
 from tests.codec.test_entry_points import installed  # noqa: F401  # a fixture
 from tests.common import check_lazy, check_rejects, photograph, run_python
@@ -46,7 +45,7 @@ def here(tiny, tmp_path, monkeypatch):
 
     def gone():
         monkeypatch.setenv(zoo.SEARCH_VARIABLE, "")
-        monkeypatch.setattr(model_runtime, "_loaded", {})
+        monkeypatch.setattr(scheduler, "_schedulers", {})
         with pytest.raises(ModelNotFound):
             zoo.find_model(tiny.decoder)
 
