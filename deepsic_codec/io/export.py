@@ -455,6 +455,7 @@ def _write_tiff(path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]]
             planarconfig="contig" if bands > 1 else None,
             photometric="rgb" if bands == 3 and dtype.kind == "u" else "minisblack",
             metadata=None,
+            software=False,
         )
     attributes = image.attributes()
     nodata = StoredArray(image.array).params.nodata
