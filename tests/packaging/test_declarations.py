@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from tests.common import ROOT
+from tests.common import ROOT, run_python
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "deepsic_codec"
@@ -104,6 +104,27 @@ def layer_violations():
             top = room(target)
             if top in FLOOR and FLOOR[top] > FLOOR[room(name)]:
                 yield name, target
+
+
+def test_archives_need_no_extra():
+    code = """
+        import sys
+        for name in ("PIL", "rich", "dask", "imagecodecs", "matplotlib", "rasterio", "tifffile", "xarray"):
+            sys.modules[name] = None
+        import numpy as np
+        import deepsic_codec.codec.core, deepsic_codec.labels.relabel, deepsic_codec.model.runtime
+        from deepsic_codec import DeepSIC, create_array, open_archive, open_labels
+        from deepsic_codec.samples import eurosat_mosaic
+        try:
+            eurosat_mosaic()
+        except ImportError as error:
+            print(type(error).__name__, error)
+        z = create_array("memory://a", name="b", shape=(64, 64, 3), dtype="u1", chunks=(64, 64, 3), codec=DeepSIC())
+        print(open_archive("memory://a").shape, z[...].shape, open_labels(z, scan=True).where("Forest >= 0").count)
+    """
+    missing, shapes = run_python(code).splitlines()
+    assert missing == "MissingPackage pillow not installed: pip install 'deepsic-codec[cli]'"
+    assert shapes == "(64, 64, 3) (64, 64, 3) 0"
 
 
 def test_every_module_has_a_layer():
