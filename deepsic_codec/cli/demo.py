@@ -121,9 +121,7 @@ def run_demo(args: argparse.Namespace) -> None:
     say(f"Before and after: {picture}")
 
 
-def _store(
-    path: Path, name: str, pixels: "NDArray[np.uint8]", edge: int, codec: Any, zarr_format: int
-) -> Stored:
+def _store(path: Path, name: str, pixels: "NDArray[np.uint8]", edge: int, codec: Any, zarr_format: int) -> Stored:
     """Write an image a row of chunks at a time and read it back the same way."""
     import numpy as np
 
@@ -235,6 +233,6 @@ def _print_query(answer: dict[str, Any]) -> None:
         say(f"  {source + ':':<14}{len(chunks)} of {answer['of']}: {names}")
     times = answer["bytes"] / answer["bytes_read"]
     say(
-        f"  Found by reading {answer['bytes_read']:,} bytes of chunk headers, decoding nothing. The chunks hold "
-        f"{answer['bytes']:,} bytes, {times:.0f} times as many.\n"
+        f"  Found by reading {answer['bytes_read']:,} bytes of metadata and chunk headers, decoding nothing. "
+        f"The chunks hold {answer['bytes']:,} bytes, {times:.0f} times as many.\n"
     )

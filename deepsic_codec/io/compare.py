@@ -335,11 +335,11 @@ def picture(
     y, x = busiest(original) if crop is None else crop
     y, x = min(y, original.shape[0] - height), min(x, original.shape[1] - width)
 
-    def enlarged(pixels: Pixels) -> PillowImage.Image:
+    def enlarged(pixels: Pixels) -> Image.Image:
         part = np.ascontiguousarray(pixels[y : y + height, x : x + width])
         return Image.fromarray(part).resize(size, Image.Resampling.NEAREST)
 
-    def panel(image: PillowImage.Image, title: str, note: str) -> PillowImage.Image:
+    def panel(image: Image.Image, title: str, note: str) -> Image.Image:
         return draw.panel(image, title, note, size)
 
     whole = Image.fromarray(original)

@@ -100,89 +100,59 @@ def evaluate(
 
 
 def best_label(payload: bytes, model: str) -> str:
-    """Name of the highest score of any tile: from the label section or, without one, from the stored features."""
-    from deepsic_codec.model.file import find_model
-    from deepsic_codec.model.runtime import get_runtime
-    from deepsic_codec.payload.header import FEATURES, LABELS, read_header, read_section
-    from deepsic_codec.payload.labels import decode_labels
+    """Return the class with the highest score of any tile, from the label section or else from the features."""
+    from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import find_model
+    from deepsic_codec.payload.header import unpack
+    from deepsic_codec.payload.sections import FEATURES, LABELS
 
-    header = read_header(payload)
+    unpacked = unpack(payload)
+    header, labels = unpacked.header, unpacked.read(LABELS)
     info = find_model(model)
     names = info.vocabulary.names
-    section = read_section(payload, header, LABELS)
-    if section is None:
-        features, runtime = read_section(payload, header, FEATURES), get_runtime(info)
+    if labels is None:
+        features, runtime = unpacked.read(FEATURES), get_scheduler(info)
         shape, quality = (header.slices, header.height, header.width), [header.quality]
         symbols = runtime.decode_symbols([features or b""], [shape], quality)
-        scores = runtime.label_symbols(symbols, [shape], quality)[0]
+        scores = runtime.score(symbols, [shape], quality)[0]
     else:
-        scores = decode_labels(section, header).dense(len(names))
+        scores = labels.dense(len(names))
     best = scores.reshape(-1, len(names)).max(0)
     return names[int(best.argmax())] if best.any() else "unknown"
 
 
 def means(results: Sequence[Result]) -> list[Result]:
-    """Mean over the images at each quality."""
-    out = []
+    """Return the mean over the images at each quality; NaN does not count."""
+    averages = []
     for quality in dict.fromkeys(r.quality for r in results):
         part = [r for r in results if r.quality == quality]
         numbers: dict[str, Any] = {}
         for name in ("nbytes", "bpp", "psnr", "psnr_luma", "ms_ssim", "top1"):
             known = [v for v in (getattr(r, name) for r in part) if not np.isnan(v)]
-            numbers[name] = float(np.mean(known)) if known else float("nan")
-        out.append(
-            Result(image=f"mean of {len(part)}", quality=quality, label="all" if part[0].label else "", **numbers)
-        )
-    return out
+            numbers[name] = float(np.mean(known)) if known else nan
+        label = "all" if part[0].label else ""
+        averages.append(Result(image=f"mean of {len(part)}", quality=quality, label=label, **numbers))
+    return averages
 
 
-def complexity(runtime: Any) -> dict[str, float]:
-    """Thousands of multiply-accumulates per pixel of each network; decoding is prior and synthesis."""
-    from deepsic_codec.model.architecture import stored_networks
-    from deepsic_codec.model.networks import Architecture, kmac_per_pixel
-    from deepsic_codec.model.prior import input_count, schedule
+def complexity(scheduler: Any) -> dict[str, float]:
+    """Return kMAC per pixel (thousands of multiply-accumulates) of each network of a loaded model, and of decoding."""
+    from deepsic_codec.model.families import family_of
 
-    arch = runtime.arch
-    if not isinstance(arch, Architecture):
-        parts = arch.kmac_per_pixel()
-        return parts | {"decoding": parts["prior"] + parts["synthesis"]}
-    share = {"A": 0.25, "B": 0.25, "C": 0.5, "1": 0.5, "2": 0.5}
-    prior = 0.0
-    for step in schedule(arch.prior_groups, arch.prior_detail):
-        inputs = input_count(step)
-        layers = arch.prior_width * (inputs + arch.prior_width + 2 * step.count) if inputs else 0
-        prior += share[step.mask] * (layers + step.signed * step.count * len(step.offsets)) / 256
-    nets = stored_networks(arch)
-    whole: Any = nets["head"]
-    head = kmac_per_pixel(whole) + (whole.hidden.weight.numel() + whole.out.weight.numel()) / 4096e3
-    parts = {name: kmac_per_pixel(nets[name]) for name in ("analysis", "synthesis")}
-    if arch.integer:  # layers of two digits multiply more than once (docs/model.md)
-        shortcut = arch.latents * 3 / 1e3
-        parts["analysis"] += shortcut
-        parts["synthesis"] += 2 * shortcut + arch.latents * arch.synthesis_widths[1] / 256e3
-        head += arch.latents * arch.head_width / 256e3
-    parts |= {"prior": prior / 1e3, "head": head}
+    architecture = scheduler.model.arch
+    parts = family_of(architecture).complexity(architecture)
     return parts | {"decoding": parts["prior"] + parts["synthesis"]}
 
 
-def _batches(images: Sequence[tuple[str, NDArray[np.uint8]]]) -> Iterator[list[tuple[str, NDArray[np.uint8]]]]:
-    part: list[tuple[str, NDArray[np.uint8]]] = []
+def _batches(images: Sequence[Image]) -> Iterator[list[Image]]:
+    batch: list[Image] = []
     pixels = 0
     for image in images:
         size = image[1].shape[0] * image[1].shape[1]
-        if part and pixels + size > BATCH_PIXELS:
-            yield part
-            part, pixels = [], 0
-        part.append(image)
+        if batch and pixels + size > BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+        batch.append(image)
         pixels += size
-    if part:
-        yield part
-
-
-def _plain(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Plain dictionaries; NaN is not JSON and becomes None."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
-    return [{k: plain(v) for k, v in asdict(r).items()} for r in results]
+    if batch:
+        yield batch

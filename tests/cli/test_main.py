@@ -1,15 +1,15 @@
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import zarr
 from PIL import Image
 
-from deepsic_codec.cli.main import main
+from deepsic_codec.cli.console import say, say_table
+from deepsic_codec.cli.main import COMMANDS, main
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import drone_frame, eurosat_classes, eurosat_mosaic
+from tests.common import check_lazy, run_python
 
 METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup"}
 
@@ -48,7 +48,7 @@ def test_demo_stores_what_it_prints(zarr_format, tmp_path, capsys):
         (row,) = [line for line in printed.splitlines() if f"{image.nbytes:,}" in line]
         assert name in row and f"{stored:,}" in row and f"{psnr(image, array[:]):.2f}" in row
     with Image.open(tmp_path / "before-after.png") as picture:
-        assert picture.width > 1500 and len(np.unique(np.asarray(picture)[::8, ::8])) > 100
+        assert picture.width > 1400 and len(np.unique(np.asarray(picture)[::8, ::8])) > 100
 
 
 def test_demo_finds_most_labels_and_answers_its_query_from_headers(tmp_path, capsys):
@@ -57,7 +57,7 @@ def test_demo_finds_most_labels_and_answers_its_query_from_headers(tmp_path, cap
     (agreeing,) = re.findall(r"true classes on (\d+) of 192 tiles", printed)
     assert int(agreeing) > 0.7 * 192
     (read,) = re.findall(r"Found by reading ([\d,]+) bytes", printed)
-    assert int(read.replace(",", "")) <= 12 * 256
+    assert int(read.replace(",", "")) <= 12 * 256 + 3000  # and metadata
     found, water = (
         {w for w in line.split() if w[0].isdigit() and "." in w}
         for line in printed.splitlines()
@@ -72,6 +72,50 @@ def test_demo_finds_most_labels_and_answers_its_query_from_headers(tmp_path, cap
     assert len(found & water) >= len(water) - 1 and len(found) < 12
 
 
-def test_help_and_version_do_not_import_torch():
-    code = "import sys; from deepsic_codec.cli.main import _parser; _parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_help_imports_next_to_nothing():
+    code = """
+        from deepsic_codec.cli.main import main
+        try:
+            main(["--help"])
+        except SystemExit:
+            pass
+    """
+    check_lazy(code, unwanted=("torch", "zarr", "numpy", "rich", "PIL"))
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_the_help_of_a_command_imports_nothing_large(command):
+    code = f"""
+        from deepsic_codec.cli.main import main
+        try:
+            main([{command!r}, "--help"])
+        except SystemExit:
+            pass
+    """
+    check_lazy(code, unwanted=("torch", "zarr", "rich", "PIL", "dask", "imagecodecs", "matplotlib"))
+
+
+def test_commands_work_without_rich(tmp_path):
+    """A terminal, and no rich: plain text, and no bar."""
+    code = f"""
+        import sys
+        sys.modules["rich"] = None
+        sys.stderr.isatty = lambda: True
+        from deepsic_codec.cli import console
+        console.find_spec = lambda name: None
+        from deepsic_codec.cli.main import main
+        assert main(["demo", "--out", {str(tmp_path)!r}]) == 0
+        assert main(["index", {str(tmp_path / "demo.zarr")!r}]) == 0
+    """
+    assert "chunks: 12 labelled in their headers" in run_python(code)
+
+
+def test_control_characters_are_escaped(capsys):
+    say("a\x1b[31mb\r\nc")
+    say_table(["name", "n"], [["\x07", "1"]])
+    assert capsys.readouterr().out == "a\\x1b[31mb\\r\nc\nname  n\n\\x07  1\n"
+
+
+def test_tables_are_aligned(capsys):
+    say_table(["name", "bytes", "labels"], [["a", "1,234", "x"], ["longer", "5", "yy"]], left=["labels"])
+    assert capsys.readouterr().out == "name    bytes  labels\na       1,234  x\nlonger      5  yy\n"

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from deepsic_codec.cli.evaluate import complexity
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.families import architecture_from
 from deepsic_codec.model.paper import RATES, Analysis, PaperArchitecture, StaticPrior, Synthesis
@@ -12,6 +11,7 @@ from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame
 from deepsic_codec.training import train
+from deepsic_codec.training.evaluate import complexity
 from deepsic_codec.training.loss import PaperNetworks, Terms
 from deepsic_codec.training.settings import PRESETS, Settings
 from tests.common import check_rejects, psnr
