@@ -61,7 +61,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     images = [pair for source in args.images for pair in read_images(source, skipped)][: args.limit]
     if not images:
         raise ConfigurationError(f"no readable image in {', '.join(args.images)}")
-    cost = complexity(get_scheduler(info))
+    cost = complexity(get_scheduler(info).model.arch)
     options = encoder_options(args)
     results: list[Result] = []
     with progress_bar("evaluating") as progress:

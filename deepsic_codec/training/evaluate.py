@@ -135,11 +135,10 @@ def means(results: Sequence[Result]) -> list[Result]:
     return averages
 
 
-def complexity(scheduler: Any) -> dict[str, float]:
-    """Return kMAC per pixel (thousands of multiply-accumulates) of each network of a loaded model, and of decoding."""
+def complexity(architecture: Any) -> dict[str, float]:
+    """Return kMAC per pixel (thousands of multiply-accumulates) of each network of an architecture, and of decoding."""
     from deepsic_codec.model.families import family_of
 
-    architecture = scheduler.model.arch
     parts = family_of(architecture).complexity(architecture)
     return parts | {"decoding": parts["prior"] + parts["synthesis"]}
 

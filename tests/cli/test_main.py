@@ -1,3 +1,5 @@
+import contextlib
+import io
 import re
 
 import numpy as np
@@ -35,25 +37,32 @@ def test_failure_is_one_line_and_a_traceback_only_with_debug(tmp_path, capsys):
         main(["--debug", "demo", "--out", str(occupied)])
 
 
-@pytest.mark.parametrize("zarr_format", [2, 3])
-def test_demo_stores_what_it_prints(zarr_format, tmp_path, capsys):
-    assert main(["demo", "--format", str(zarr_format), "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module", params=[2, 3])
+def demo(request, tmp_path_factory):
+    """Folder and output of `deepsic demo` in a format."""
+    folder = tmp_path_factory.mktemp(f"demo{request.param}")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main(["demo", "--format", str(request.param), "--out", str(folder)]) == 0
+    return request.param, folder, output.getvalue()
+
+
+def test_demo_stores_what_it_prints(demo):
+    zarr_format, folder, printed = demo
     for name, image in {"mosaic": eurosat_mosaic(), "drone": drone_frame()}.items():
-        array = zarr.open(tmp_path / "demo.zarr" / name, mode="r")
+        array = zarr.open(folder / "demo.zarr" / name, mode="r")
         assert array.metadata.zarr_format == zarr_format
-        files = [f for f in (tmp_path / "demo.zarr" / name).rglob("*") if f.is_file() and f.name not in METADATA]
+        files = [f for f in (folder / "demo.zarr" / name).rglob("*") if f.is_file() and f.name not in METADATA]
         stored = sum(f.stat().st_size for f in files)
         assert len(files) == 12 and stored < image.nbytes / 8
         (row,) = [line for line in printed.splitlines() if f"{image.nbytes:,}" in line]
         assert name in row and f"{stored:,}" in row and f"{psnr(image, array[:]):.2f}" in row
-    with Image.open(tmp_path / "before-after.png") as picture:
+    with Image.open(folder / "before-after.png") as picture:
         assert picture.width > 1400 and len(np.unique(np.asarray(picture)[::8, ::8])) > 100
 
 
-def test_demo_finds_most_labels_and_answers_its_query_from_headers(tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
+def test_demo_finds_most_labels_and_answers_its_query_from_headers(demo):
+    _, _, printed = demo
     (agreeing,) = re.findall(r"true classes on (\d+) of 192 tiles", printed)
     assert int(agreeing) > 0.7 * 192
     (read,) = re.findall(r"Found by reading ([\d,]+) bytes", printed)
@@ -70,6 +79,24 @@ def test_demo_finds_most_labels_and_answers_its_query_from_headers(tmp_path, cap
         if name in ("River", "SeaLake")
     }
     assert len(found & water) >= len(water) - 1 and len(found) < 12
+
+
+def test_commands_work_without_rich(demo):
+    """On a terminal: plain text, and no bar."""
+    _, folder, _ = demo
+    code = f"""
+        import sys
+        sys.modules["rich"] = None
+        sys.stderr.isatty = lambda: True
+        from deepsic_codec.cli import console
+        console.find_spec = lambda name: None
+        from deepsic_codec.cli.main import main
+        for command in ("index", "info"):
+            assert main([command, {str(folder / "demo.zarr")!r}]) == 0
+        assert main(["labels", {str(folder / "demo.zarr")!r}, "--name", "mosaic"]) == 0
+    """
+    printed = run_python(code)
+    assert "12 chunks: 12 labelled in their headers" in printed and "River" in printed and "12 of 12 stored" in printed
 
 
 def test_help_imports_next_to_nothing():
@@ -93,21 +120,6 @@ def test_the_help_of_a_command_imports_nothing_large(command):
             pass
     """
     check_lazy(code, unwanted=("torch", "zarr", "rich", "PIL", "dask", "imagecodecs", "matplotlib"))
-
-
-def test_commands_work_without_rich(tmp_path):
-    """A terminal, and no rich: plain text, and no bar."""
-    code = f"""
-        import sys
-        sys.modules["rich"] = None
-        sys.stderr.isatty = lambda: True
-        from deepsic_codec.cli import console
-        console.find_spec = lambda name: None
-        from deepsic_codec.cli.main import main
-        assert main(["demo", "--out", {str(tmp_path)!r}]) == 0
-        assert main(["index", {str(tmp_path / "demo.zarr")!r}]) == 0
-    """
-    assert "chunks: 12 labelled in their headers" in run_python(code)
 
 
 def test_control_characters_are_escaped(capsys):

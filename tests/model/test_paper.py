@@ -89,7 +89,7 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
         assert symbols.shape == (1, 32, 11, 9) and symbols.min() >= -31 and symbols.max() <= 32
         (decoded,) = runtime.decode([encoded.features], shapes, [quality])
         assert psnr(decoded, image) > 9
-    assert complexity(runtime)["decoding"] == SMALL.kmac_per_pixel()["synthesis"]
+    assert complexity(runtime.model.arch)["decoding"] == SMALL.kmac_per_pixel()["synthesis"]
     again = Settings(**tiny, images=[data.photos], labels=[data.tiles], start=info.path, run=str(tmp_path / "again"))
     check_rejects(ConfigurationError, "files do not hold the prior", train.train, again)
 
