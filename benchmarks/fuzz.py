@@ -47,7 +47,7 @@ from google_crc32c import value as crc32c
 from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec.archive import chunk_attrs
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.codec import core
+from deepsic_codec.codec.decode import compute_labels, decode_payloads, parse_payload
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
 from deepsic_codec.model import file as model_file
 from deepsic_codec.model import zoo
@@ -247,7 +247,7 @@ class Stage:
 
 def decoded(job: Any) -> str:
     """Decode a verified payload and check what comes back."""
-    (array,) = core.run_decode([job])
+    (array,) = decode_payloads([job])
     if array.shape != job.header.shape or array.dtype != job.header.dtype:
         raise Wrong(f"{array.dtype} {array.shape} of a payload of {job.header.dtype} {job.header.shape}")
     return "decoded"
@@ -260,7 +260,7 @@ class Bytes(Stage):
 
     def run(self, case: bytes) -> str:  # noqa: D102
         seed, payload = self.split(case)
-        core.decode_job(payload, shape=seed.header.shape)
+        parse_payload(payload, shape=seed.header.shape)
         if payload not in self.payloads:
             raise Wrong("a damaged payload passed all checks")
         return "sound"
@@ -286,7 +286,7 @@ class HeaderStage(Stage):
         if h.header_size(start) > 256:
             raise Wrong("a header of more than 256 bytes")
         h.read_section(payload, h.read_header(start), LABELS)
-        job = core.decode_job(payload)
+        job = parse_payload(payload)
         # other sizes and qualities, or another byte order, on the same stream: seldom, as it takes long
         return decoded(job) if payload in self.payloads or crc32c(case) % 8 == 0 else "verified"
 
@@ -348,9 +348,9 @@ class Section(Stage):
 
     def run(self, case: bytes) -> str:  # noqa: D102
         seed, payload = self.split(case)
-        job = core.decode_job(payload, shape=seed.header.shape)
+        job = parse_payload(payload, shape=seed.header.shape)
         if case[-1] % 8 == 0:
-            core.compute_labels(job)
+            compute_labels(job)
         return decoded(job)
 
 

@@ -9,7 +9,7 @@ import zarr
 
 from deepsic_codec._compat import native_dtype
 from deepsic_codec.axes import Axes, Index
-from deepsic_codec.codec import core
+from deepsic_codec.codec.chunk import check_axes, check_chunk, check_exact
 from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
@@ -107,7 +107,7 @@ def create_array(
         raise TypeError("create_array() needs shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
-    core.check_exact(codec)
+    check_exact(codec)
     if codec.nodata is not None:  # what is missing, and what pads the last chunks, is no data either
         kwargs.setdefault("fill_value", float("nan") if codec.nodata == NAN else codec.nodata)
     attributes = dict(attributes or {})
@@ -220,7 +220,7 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
 
 def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks: Sequence[int] | str) -> Index:
     """Check that a codec can store an array, and return the shape of its chunks."""
-    core.check_axes(shape, codec.axes)
+    check_axes(shape, codec.axes)
     axes = Axes(codec.axes)
     if isinstance(chunks, str):
         if chunks != "auto":
@@ -229,7 +229,7 @@ def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks:
         sizes["c"] = axes.bands(shape)
         chunks = [max(1, sizes.get(axis, 1)) for axis in axes]
     chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(int(size) for size in chunks)
-    core.check_chunk(chunks, dtype, codec)
+    check_chunk(chunks, dtype, codec)
     bands, per_chunk, rows = axes.bands(shape), axes.bands(chunks), axes.height(chunks)
     if bands % per_chunk:
         raise UnsupportedArray(f"{bands} channels in chunks of {per_chunk}: the last chunk would be padded; choose 1")

@@ -144,8 +144,8 @@ class Scheduler:
         assert all((one.dtype == np.int16) == q6 for one in symbols)
         return symbols
 
-    def map(self, function, items):
-        return list(map(function, items))
+    def map(self, function, *columns):
+        return list(map(function, *columns))
 
     def _rounded(self, image, quality):
         if not self.lossy:
@@ -201,7 +201,9 @@ def modules():
     zoo.find_model, zoo.resolve = find_model, resolve
     scheduler = types.ModuleType("deepsic_codec.model.scheduler")
     scheduler.get_scheduler, scheduler.Encoded = get_scheduler, Encoded
-    return {module.__name__: module for module in (file, zoo, scheduler)}
+    families = types.ModuleType("deepsic_codec.model.families")
+    families.family_of = lambda architecture: types.SimpleNamespace(exact=architecture["family"] != "paper")
+    return {module.__name__: module for module in (file, zoo, families, scheduler)}
 
 
 def install():

@@ -13,7 +13,7 @@ import pytest
 
 from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec import dask as bulk
-from deepsic_codec.codec import core
+from deepsic_codec.codec.batching import batch_limit
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.io.preview import preview
 from tests.common import check_rejects, run_python
@@ -152,9 +152,9 @@ def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
     assert config.Settings().pixels_per_call("cuda") == 1 << 25
     for device, threads, pixels in (("cpu", 1, 1 << 21), ("cpu", 16, 1 << 24), ("cuda:1", 1, 1 << 28)):
         with config.set(device=device, threads=threads):
-            assert core._limit() == pixels
+            assert batch_limit() == pixels
     with config.set(device="cpu", threads=16, batch_pixels=9):
-        assert core._limit() == 9
+        assert batch_limit() == 9
     assert {config.Settings(batch_pixels=9).pixels_per_call(kind) for kind in ("cpu", "cuda")} == {9}
 
 

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index, Region, chunks_covering, iter_grid
-from deepsic_codec.codec import core
-from deepsic_codec.codec.memory import in_halves
+from deepsic_codec.codec.batching import in_halves
+from deepsic_codec.codec.decode import PayloadToDecode, decode_payloads, parse_payload
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.reader import PayloadReader
 
-Decode = Callable[[list[core.DecodeJob]], list[Any]]
+Decode = Callable[[list[PayloadToDecode]], list[Any]]
 
 
 def read_region(stored: StoredArray, region: Region, batch_size: int) -> NDArray[Any]:
@@ -38,21 +38,21 @@ def read_region(stored: StoredArray, region: Region, batch_size: int) -> NDArray
         If a chunk cannot be decoded. The message names the chunk.
     """
     result = np.full([part.stop - part.start for part in region], stored.fill_value, stored.array.dtype)
-    reader, decode = stored.reader, in_halves(core.run_decode)
+    reader, decode = stored.reader, in_halves(decode_payloads)
     indices = list(iter_grid(*chunks_covering(region, stored.chunks)))
     for k in range(0, len(indices), batch_size):
-        jobs: dict[Index, core.DecodeJob] = {}
+        jobs: dict[Index, PayloadToDecode] = {}
         for index, payload in reader.payloads(indices[k : k + batch_size]):
             if payload is not None:
                 with reader.error_context(index):
-                    jobs[index] = core.decode_job(payload, shape=stored.chunks)
+                    jobs[index] = parse_payload(payload, shape=stored.chunks)
         for index, values in _decoded(jobs, decode, reader):
             _copy_overlap(result, region, index, values)
     return result
 
 
 def _decoded(
-    jobs: dict[Index, core.DecodeJob], decode: Decode, reader: PayloadReader
+    jobs: dict[Index, PayloadToDecode], decode: Decode, reader: PayloadReader
 ) -> Iterator[tuple[Index, NDArray[Any]]]:
     by_model: dict[bytes, list[Index]] = {}
     for index, job in jobs.items():  # an array can have chunks of several models

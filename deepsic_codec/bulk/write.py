@@ -15,8 +15,9 @@ from zarr.storage import MemoryStore
 
 from deepsic_codec._compat import default_buffer_prototype, sync, write_empty_chunks
 from deepsic_codec.axes import Index, ceil_div, iter_grid
-from deepsic_codec.codec import core
-from deepsic_codec.codec.memory import in_halves
+from deepsic_codec.codec.batching import in_halves
+from deepsic_codec.codec.chunk import ChunkToEncode, prepare_chunk
+from deepsic_codec.codec.encode import encode_chunks
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.reader import PayloadStart
@@ -175,7 +176,7 @@ class _BlockWriter:
         self.skip_empty = not write_empty_chunks(stored.array)
         self.starts: dict[Index, bytes] = {}
         self.report = BlockReport(PackedStarts(stored.grid))
-        self.encode = in_halves(core.run_encode)
+        self.encode = in_halves(encode_chunks)
 
     def write(self, indices: list[Index], pending: Sequence[Index]) -> BlockReport:
         if self.layout.shard_grid is None:
@@ -215,7 +216,7 @@ class _BlockWriter:
     def _encoded(self, pending: Sequence[Index]) -> Iterator[dict[Index, bytes | None]]:
         """Yield the payloads of chunks in batches, None for chunks that are the fill value everywhere."""
         for batch in _batches(pending, self.options.batch_size):
-            jobs: dict[Index, core.EncodeJob] = {}
+            jobs: dict[Index, ChunkToEncode] = {}
             payloads: dict[Index, bytes | None] = dict.fromkeys(batch)
             for index in batch:
                 values = self._values(index)
@@ -240,13 +241,13 @@ class _BlockWriter:
         starts = (i * chunk - start for i, chunk, start in zip(index, self.stored.chunks, self.origin, strict=True))
         return self.block[tuple(slice(a, a + n) for a, n in zip(starts, self.stored.chunks, strict=True))]
 
-    def _job(self, values: NDArray[Any]) -> core.EncodeJob:
+    def _job(self, values: NDArray[Any]) -> ChunkToEncode:
         padding = [chunk - size for chunk, size in zip(self.stored.chunks, values.shape, strict=True)]
-        inside = values.shape if any(padding) else None
-        if inside is not None:
+        valid_shape = values.shape if any(padding) else None
+        if valid_shape is not None:
             # The last samples repeated cost few bits, where the fill value would make an edge that shows in labels.
             values = np.pad(values, [(0, count) for count in padding], mode="edge")
-        return core.encode_job(self.stored.params, values, order=self.layout.order, inside=inside)
+        return prepare_chunk(self.stored.params, values, order=self.layout.order, valid_shape=valid_shape)
 
     def _record(self, payloads: Mapping[Index, bytes | None]) -> None:
         """Keep the starts of payloads that were stored."""

@@ -1,11 +1,9 @@
-"""Axes: from chunks to images and back.
+"""Bands to the images that networks see, and back.
 
-Between the two stands one layout of samples, (slices, height, width, bands), where every axis but y, x and c counts
-slices. Networks see images of three channels: three bands as they are, two with the second repeated, or one thrice.
-Bands beside each other are worth joining only if they are alike, as colours are.
+Networks see images of three channels: three bands, two bands of which the second is repeated, or one band three times.
+Joining bands pays only if they are alike, as colours are.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,26 +12,11 @@ from numpy.typing import NDArray
 from deepsic_codec.payload.fields import FIRST_TRIPLE, PLANES, TRIPLES
 
 
-def samples_of(array: NDArray[Any], axes: str) -> NDArray[Any]:
-    """Arrange a chunk with these axes, of any strides, as samples (slices, height, width, bands); may be a view."""
-    samples = array.transpose([axes.index(axis) for axis in _image_axes(axes)])
-    if "c" not in axes:
-        samples = samples[..., None]
-    return samples.reshape(-1, *samples.shape[-3:])
-
-
-def chunk_of(samples: NDArray[Any], shape: Sequence[int], axes: str, order: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Copy samples into a contiguous chunk of this shape, dtype and memory order "C" or "F"."""
-    target = _image_axes(axes)
-    chunk = samples.reshape([shape[axes.index(axis)] for axis in target])
-    return np.array(chunk.transpose([target.index(axis) for axis in axes]), dtype, order="F" if order == "F" else "C")
-
-
-def grouping_of(bands: int, wanted: str | None) -> int:
-    """Return how so many bands are joined to images: as the parameter `bands` of the codec says, or by default."""
-    if bands == 1 or (wanted == "triples") or (wanted is None and bands == 3):
+def grouping_of(bands: int, joining: str | None) -> int:
+    """Return how N bands are joined to images; `joining` is the codec's parameter `bands`."""
+    if bands == 1 or (joining == "triples") or (joining is None and bands == 3):
         return TRIPLES
-    return PLANES if wanted == "planes" or bands == 2 else FIRST_TRIPLE
+    return PLANES if joining == "planes" or bands == 2 else FIRST_TRIPLE
 
 
 def _groups(bands: int, grouping: int) -> list[tuple[int, int]]:
@@ -60,12 +43,12 @@ def to_images(samples: NDArray[Any], grouping: int) -> NDArray[Any]:
 
 
 def from_images(images: NDArray[Any], bands: int, grouping: int) -> NDArray[Any]:
-    """Take bands from images; a band that an image has several times, as the mean, rounded, halves up.
+    """Take bands from images; a band that was repeated is the mean of its copies, rounded half up.
 
     Returns
     -------
     ndarray
-        (slices, height, width, bands) of the dtype of `images`; a view where it can be.
+        (slices, height, width, bands) of the dtype of `images`; a view where possible.
     """
     groups = _groups(bands, grouping)
     if groups == [(0, 3)]:
@@ -74,14 +57,9 @@ def from_images(images: NDArray[Any], bands: int, grouping: int) -> NDArray[Any]
     samples = np.empty((len(shaped), *images.shape[1:3], bands), images.dtype)
     for number, (first, count) in enumerate(groups):
         copies = 4 - count
-        alone = count if copies == 1 else count - 1
-        samples[..., first : first + alone] = shaped[:, number, ..., :alone]
+        unrepeated = count if copies == 1 else count - 1
+        samples[..., first : first + unrepeated] = shaped[:, number, ..., :unrepeated]
         if copies > 1:
-            total = shaped[:, number, ..., alone:].sum(axis=-1, dtype=np.int32)
-            samples[..., first + alone] = (2 * total + copies) // (2 * copies)
+            total = shaped[:, number, ..., unrepeated:].sum(axis=-1, dtype=np.int32)
+            samples[..., first + unrepeated] = (2 * total + copies) // (2 * copies)
     return samples
-
-
-def _image_axes(axes: str) -> str:
-    """Return the axes in the order of samples: slices first, in the order that the array has them."""
-    return "".join(axis for axis in axes if axis not in "yxc") + "yx" + ("c" if "c" in axes else "")

@@ -9,6 +9,7 @@ to the batcher, and nobody waits for a thread that still has to start, so a full
 import asyncio
 import atexit
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -217,6 +218,70 @@ class Batcher:
         finally:
             for _, future in calls:
                 future.cancel()  # does nothing to those that are done
+
+
+# torch has an error class for CUDA only. Its CPU allocator raises RuntimeError with one of these messages.
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def in_halves(run: Callable[[Sequence[Any]], Sequence[Any]]) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return `run` for batches that may not fit into memory: if memory runs out, each half runs by itself.
+
+    Parameters
+    ----------
+    run : callable
+        Takes a sequence of jobs, returns their results in order.
+
+    Returns
+    -------
+    callable
+        Like `run`; raises for lack of memory only if a single job does not fit.
+    """
+
+    def halves(jobs: Sequence[Any]) -> list[Any]:
+        try:
+            return list(run(jobs))
+        except Exception as error:
+            if len(jobs) < 2 or not is_out_of_memory(error):
+                raise
+        # Here and not above: while the exception lives, its traceback holds the tensors that filled the memory.
+        release_memory()
+        middle = (len(jobs) + 1) // 2
+        return halves(jobs[:middle]) + halves(jobs[middle:])
+
+    return halves
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the device or the machine has no more memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
+    )
+
+
+def release_memory() -> None:
+    """Release the device memory that torch caches: its small pieces have no room for a large tensor."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def batch_limit() -> int:
+    """Return the maximum pixels of a batch on this process's device."""
+    settings = config.get()
+    torch: Any = sys.modules.get("torch")  # not imported for this; from the first batch on it is there
+    threads = settings.threads
+    if threads is None:
+        threads = os.cpu_count() or 1 if torch is None else torch.get_num_threads()
+    return settings.pixels_per_batch(config.device_in_use().split(":")[0], threads)
+
+
+def raise_first(outcomes: list[Any]) -> list[Any]:
+    """Return the results of `Batcher.submit`, or raise the first exception among them."""
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return outcomes
 
 
 _batchers: WeakSet[Batcher] = WeakSet()

@@ -1,141 +1,324 @@
-"""Find how to encode a chunk so that it has the size or the PSNR asked for, by encoding it.
+"""Search the quality of a chunk that has a target: `psnr` or `bpp`.
 
-First the quality is searched. Features have a ceiling, though: what they leave of fine detail, more of them hardly
-brings back, and a residual does. If the quality comes out high, or short of what is asked, and the model decodes
-exactly, the step of a residual is searched as well, and the better of the two kept.
+First the quality is searched. Features have a ceiling: beyond it more of them hardly bring back fine detail, but a
+residual does. If the quality is high, or the target is out of reach, and the model decodes exactly, the step of a
+residual is searched, too, and the better of the two results is kept.
+
+A trial computes only what its target needs. PSNR is that of pixels synthesised from the symbols; nothing that was coded
+is decoded again, and for `psnr` only the results are coded.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from math import log, log2, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.codec.params import BOUNDED_QUALITY, DEFAULT_QUALITY, CodecParams
+from deepsic_codec.codec.scaled import Decoded, unscale
 
-LEAST, MOST = 100, 10000  # hundredths of quality
-ENOUGH = 5000  # up to this quality no residual is tried
-OCTAVE = 100  # steps of a residual in between one and its double
-COARSEST = 1  # so many steps make the range
-TRIALS = 12  # at most, of either kind
-NEAR_BYTES, NEAR_DECIBELS = 0.01, 0.05  # near enough to stop: a share of the bytes, dB
-HIT_BYTES, HIT_DECIBELS = 0.03, 0.2  # near enough to count as found
-# A first guess, until two are met, of how log(bytes) and dB rise from one quality or residual to the next.
-RISE_BYTES, RISE_DECIBELS = (4e-4, 5e-3), (1.5e-3, 6 / OCTAVE)
+if TYPE_CHECKING:
+    from deepsic_codec.codec.chunk import EncodeTask
+    from deepsic_codec.model.scheduler import Encoded, Scheduler
+
+MIN_INDEX, MAX_INDEX = 100, 10000  # quality in hundredths
+RESIDUAL_ABOVE = 5000  # up to this quality no residual is tried
+PER_OCTAVE = 100  # steps of a residual between a step and its double; step 0 is the whole value range
+MAX_TRIALS = 12  # of the quality, and of the step
+STOP_BYTES, STOP_DECIBELS = 0.01, 0.05  # a trial this close ends the search: share of the bytes, dB
+ACCEPT_BYTES, ACCEPT_DECIBELS = 0.03, 0.2  # a trial this close reaches the target
+# Slope of log(bytes) and of dB against the index of quality and of step, as a first guess before two trials are known.
+SLOPE_BYTES, SLOPE_DECIBELS = (4e-4, 5e-3), (1.5e-3, 6 / PER_OCTAVE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
-    """What came of encoding a chunk: anything to keep, its bytes, its PSNR in dB."""
+    """One way to encode a chunk, with what is known of it.
 
-    result: Any
-    nbytes: int
-    decibels: float
+    Attributes
+    ----------
+    quality : float
+        Quality of the features.
+    step : float or None
+        Step of the residual; None for no residual.
+    decibels : float or None
+        PSNR in dB.
+    payload : bytes or None
+        The whole payload.
+    encoded : Encoded or None
+        Symbols and label cells.
+    """
+
+    quality: float
+    step: float | None = None
+    decibels: float | None = None
+    payload: bytes | None = None
+    encoded: "Encoded | None" = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload."""
+        assert self.payload is not None
+        return len(self.payload)
 
 
 @dataclass
-class Search:
-    """The search for one chunk; a chunk of fixed quality is found at the first trial.
+class RateSearch:
+    """The search for one chunk: which quality or step to try next, and which trials are good.
 
     Parameters
     ----------
-    config : CodecParams
-        Its `psnr` or `bpp` is what is looked for.
+    params : CodecParams
+        `psnr` or `bpp` is the target.
     pixels : int
         Slices x height x width of the chunk.
     extent : float
-        Of the value range.
-    finest : float or None
+        Size of the value range.
+    min_step : float or None
         The smallest step of a residual; None if there can be no residual.
     """
 
-    config: CodecParams
+    params: CodecParams
     pixels: int
     extent: float
-    finest: float | None
+    min_step: float | None
     done: bool = False
-    _residual: bool = False  # whether the step of a residual is searched by now
-    _number: int = 0  # what to try next: hundredths of quality, or how fine the residual is
-    _met: dict[int, float] = field(default_factory=dict)  # how much too much there was
-    _best: dict[bool, tuple[float, Trial]] = field(default_factory=dict)  # the nearest, without and with a residual
-
-    def __post_init__(self) -> None:
-        self._number = round(100 * (DEFAULT_QUALITY if self.config.quality is None else self.config.quality))
+    _with_residual: bool = False  # whether the step of a residual is searched
+    _index: int = round(100 * DEFAULT_QUALITY)  # the next trial: hundredths of quality, or index of the step
+    _excess: dict[int, float] = field(default_factory=dict)  # by index: result minus target, in dB or log(bytes)
+    _closest: dict[bool, tuple[float, Trial]] = field(default_factory=dict)  # without and with a residual
 
     @property
     def quality(self) -> float:
         """The quality to try next."""
-        return BOUNDED_QUALITY if self._residual else self._number / 100
+        return BOUNDED_QUALITY if self._with_residual else self._index / 100
 
     @property
     def step(self) -> float | None:
         """The step of the residual to try next; None for no residual."""
-        return self.extent / COARSEST * 2 ** (-self._number / OCTAVE) if self._residual else None
+        return self.extent * 2 ** (-self._index / PER_OCTAVE) if self._with_residual else None
 
     @property
-    def best(self) -> Any:
-        """The result to keep: what is better than asked, and costs less, is as good as a hit."""
-        nearest = min(self._best.values(), key=lambda pair: pair[0])[1]
-        trials = [trial for _, trial in self._best.values()]
-        if self.config.psnr is not None:
-            good = [trial for trial in trials if trial.decibels >= self.config.psnr - HIT_DECIBELS]
-            return min(good, key=lambda trial: trial.nbytes, default=nearest).result
-        most = (self.config.bpp or 0) * self.pixels / 8 * (1 + HIT_BYTES)
-        good = [trial for trial in trials if trial.nbytes <= most]
-        return max(good, key=lambda trial: trial.decibels, default=nearest).result
+    def candidates(self) -> list[Trial]:
+        """The trials to choose from: those that reach the target or are better, else the closest one."""
+        trials = [trial for _, trial in self._closest.values()]
+        if self.params.psnr is not None:
+            limit = self.params.psnr - ACCEPT_DECIBELS
+            acceptable = [trial for trial in trials if trial.decibels is not None and trial.decibels >= limit]
+        else:
+            max_bytes = (self.params.bpp or 0) * self.pixels / 8 * (1 + ACCEPT_BYTES)
+            acceptable = [trial for trial in trials if trial.nbytes <= max_bytes]
+        return acceptable or [min(self._closest.values(), key=lambda pair: pair[0])[1]]
 
     def add(self, trial: Trial) -> None:
-        """Take in what the trial gave."""
-        if self.config.psnr is not None:
-            excess, near = min(trial.decibels, 999.0) - self.config.psnr, NEAR_DECIBELS
-            rise = RISE_DECIBELS[self._residual]
-        elif self.config.bpp is not None:
-            excess, near = log(8 * trial.nbytes / (self.config.bpp * self.pixels)), NEAR_BYTES
-            rise = RISE_BYTES[self._residual]
+        """Take the result of the trial that was to be next."""
+        if self.params.psnr is not None:
+            assert trial.decibels is not None
+            excess, stop = min(trial.decibels, 999.0) - self.params.psnr, STOP_DECIBELS
+            slope = SLOPE_DECIBELS[self._with_residual]
         else:
-            self._best[False], self.done = (0.0, trial), True
-            return
+            assert self.params.bpp is not None
+            excess, stop = log(8 * trial.nbytes / (self.params.bpp * self.pixels)), STOP_BYTES
+            slope = SLOPE_BYTES[self._with_residual]
         miss = abs(excess)
-        if self._residual not in self._best or miss < self._best[self._residual][0]:
-            self._best[self._residual] = miss, trial
-        self._met[self._number] = excess
-        self._number = self._next(rise)
-        found = self._best[self._residual][0] <= near or self._number in self._met or len(self._met) >= TRIALS
-        if found and not self._residual and self.finest is not None:
-            nearest = min(self._met, key=lambda number: abs(self._met[number]))
-            if nearest > ENOUGH:
-                self._begin_residual()
+        if self._with_residual not in self._closest or miss < self._closest[self._with_residual][0]:
+            self._closest[self._with_residual] = miss, trial
+        self._excess[self._index] = excess
+        self._index = self._next(slope)
+        close = self._closest[self._with_residual][0] <= stop
+        finished = close or self._index in self._excess or len(self._excess) >= MAX_TRIALS
+        if finished and not self._with_residual and self.min_step is not None:
+            closest = min(self._excess, key=lambda index: abs(self._excess[index]))
+            if closest > RESIDUAL_ABOVE:
+                self._start_residual()
                 return
-        self.done = found
+        self.done = finished
 
-    def _begin_residual(self) -> None:
-        self._residual, self._met = True, {}
+    def _start_residual(self) -> None:
+        self._with_residual, self._excess = True, {}
         step = self.extent / 16
-        if self.config.psnr is not None:
-            step = sqrt(12) * self.extent * 10 ** (-self.config.psnr / 20)
-        self._number = min(self._most, max(0, round(OCTAVE * log2(self.extent / COARSEST / step))))
+        if self.params.psnr is not None:
+            step = sqrt(12) * self.extent * 10 ** (-self.params.psnr / 20)
+        self._index = min(self._max_index, max(0, round(PER_OCTAVE * log2(self.extent / step))))
 
     @property
-    def _most(self) -> int:
-        if not self._residual:
-            return MOST
-        assert self.finest is not None
-        return max(0, round(OCTAVE * log2(self.extent / COARSEST / self.finest)))
+    def _max_index(self) -> int:
+        if not self._with_residual:
+            return MAX_INDEX
+        assert self.min_step is not None
+        return max(0, round(PER_OCTAVE * log2(self.extent / self.min_step)))
 
-    def _next(self, rise: float) -> int:
-        below = max((number for number, excess in self._met.items() if excess < 0), default=None)
-        over = (n for n, excess in self._met.items() if excess >= 0 and (below is None or n > below))
+    def _next(self, slope: float) -> int:
+        """Return the index of the next trial, by interpolation between the closest ones on both sides."""
+        below = max((index for index, excess in self._excess.items() if excess < 0), default=None)
+        over = (n for n, excess in self._excess.items() if excess >= 0 and (below is None or n > below))
         above = min(over, default=None)
-        if below is None or above is None:  # on one side of it so far: go on as steeply as it went
+        if below is None or above is None:  # all trials lie on one side: extrapolate with the last slope
             edge = above if below is None else below
             assert edge is not None
-            others = [number for number in self._met if number != edge]
+            others = [index for index in self._excess if index != edge]
             if others:
-                other = min(others, key=lambda number: abs(number - edge))
-                rise = max(rise / 4, (self._met[edge] - self._met[other]) / (edge - other))
-            step = -1.2 * self._met[edge] / rise  # a little beyond, to have it between two
-            return int(min(self._most, max(0 if self._residual else LEAST, round(edge + step))))
+                other = min(others, key=lambda index: abs(index - edge))
+                slope = max(slope / 4, (self._excess[edge] - self._excess[other]) / (edge - other))
+            distance = -1.2 * self._excess[edge] / slope  # a little beyond the target, to enclose it
+            return int(min(self._max_index, max(0 if self._with_residual else MIN_INDEX, round(edge + distance))))
         if above - below == 1:
             return below
-        low, high = self._met[below], self._met[above]
+        low, high = self._excess[below], self._excess[above]
         share = -low / (high - low)
         share = min(0.9, max(0.1, share)) if above - below > 20 else share
         return min(above - 1, max(below + 1, round(below + share * (above - below))))
+
+
+@dataclass(frozen=True, eq=False)
+class _ResidualBase:
+    """Features at the low quality that a residual adds to, and the samples that they decode to."""
+
+    encoded: "Encoded"
+    decoded: Decoded
+
+
+def search_rate(tasks: Sequence["EncodeTask"], scheduler: "Scheduler") -> list[bytes]:
+    """Encode chunks so that each has the PSNR or the size that its parameters ask for.
+
+    Returns
+    -------
+    list of bytes
+        Payloads. A chunk that cannot reach its target gets the closest result.
+    """
+    exact = scheduler.model.exact
+    searches = {
+        task: RateSearch(
+            task.params,
+            task.chunk.axes.pixels(task.chunk.array.shape),
+            task.scaled.extent,
+            task.scaled.min_step if exact else None,
+        )
+        for task in tasks
+    }
+    bases: dict[EncodeTask, _ResidualBase] = {}
+    while active := [task for task in tasks if not searches[task].done]:
+        qualities = {task: searches[task].quality for task in active if searches[task].step is None}
+        steps = {task: step for task in active if (step := searches[task].step) is not None}
+        new = {task: BOUNDED_QUALITY for task in steps if task not in bases}
+        if new:
+            bases |= zip(new, _encode(new, scheduler, _residual_base, features=True, pixels=True), strict=True)
+        trials: dict[EncodeTask, Trial] = {}
+        for_psnr = {task: quality for task, quality in qualities.items() if task.params.psnr is not None}
+        for_bpp = {task: quality for task, quality in qualities.items() if task.params.psnr is None}
+        if for_psnr:
+            trials |= zip(for_psnr, _encode(for_psnr, scheduler, _psnr_trial, pixels=True), strict=True)
+        if for_bpp:
+            trials |= zip(for_bpp, _encode(for_bpp, scheduler, _bpp_trial, features=True), strict=True)
+        residual_trials = scheduler.map(_residual_trial, steps, [bases[task] for task in steps], steps.values())
+        trials |= zip(steps, residual_trials, strict=True)
+        for task, trial in trials.items():
+            searches[task].add(trial)
+    return _best({task: searches[task].candidates for task in tasks}, bases, scheduler)
+
+
+def _encode(
+    qualities: dict["EncodeTask", float],
+    scheduler: "Scheduler",
+    finish: Callable[["EncodeTask", float, "Encoded"], object],
+    features: bool = False,
+    pixels: bool = False,
+) -> list[Any]:
+    """Analyse chunks and choose their symbols at these qualities; `finish` is the last function of each."""
+    tasks = list(qualities)
+    return scheduler.encode(
+        [task.images() for task in tasks],
+        list(qualities.values()),
+        [task.params.effort for task in tasks],
+        [task.params.tune for task in tasks],
+        features=features,
+        labels=any(task.params.semantics == "pre" for task in tasks),
+        symbols=True,
+        pixels=pixels,
+        finish=[partial(finish, task, quality) for task, quality in qualities.items()],
+    )
+
+
+def _psnr_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
+    decoded = _decoded(task, encoded)
+    return Trial(quality, decibels=task.scaled.psnr(decoded.samples), encoded=replace(encoded, pixels=None))
+
+
+def _bpp_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
+    return Trial(quality, payload=task.pack(encoded, quality), encoded=encoded)
+
+
+def _residual_base(task: "EncodeTask", quality: float, encoded: "Encoded") -> _ResidualBase:
+    return _ResidualBase(replace(encoded, pixels=None, symbols=None), _decoded(task, encoded))
+
+
+def _decoded(task: "EncodeTask", encoded: "Encoded") -> Decoded:
+    assert encoded.pixels is not None
+    return unscale(task.bands(encoded.pixels), task.scaled.ranges)
+
+
+def _residual_trial(task: "EncodeTask", base: _ResidualBase, step: float) -> Trial:
+    trial = Trial(BOUNDED_QUALITY, step)
+    return _with_decibels(task, base, trial) if task.params.psnr is not None else _with_payload(task, base, trial)
+
+
+def _with_decibels(task: "EncodeTask", base: _ResidualBase, trial: Trial) -> Trial:
+    """Return a trial that has a residual with its PSNR."""
+    assert trial.step is not None
+    residual = task.scaled.stepped_residual(base.decoded, trial.step)
+    return replace(trial, decibels=task.scaled.psnr(residual.apply(base.decoded.samples)))
+
+
+def _with_payload(task: "EncodeTask", base: _ResidualBase, trial: Trial) -> Trial:
+    """Return a trial that has a residual with its payload."""
+    assert trial.step is not None
+    residual = task.scaled.stepped_residual(base.decoded, trial.step).encode(base.decoded.context())
+    return replace(trial, payload=task.pack(base.encoded, trial.quality, residual))
+
+
+def _best(
+    candidates: dict["EncodeTask", list[Trial]], bases: dict["EncodeTask", _ResidualBase], scheduler: "Scheduler"
+) -> list[bytes]:
+    """Return the payload of the best candidate of each chunk: the smallest for a PSNR, the most exact for a size."""
+    pairs = [
+        (task, trial)
+        for task, trials in candidates.items()
+        for trial in trials
+        if trial.payload is None or len(trials) > 1
+    ]
+    coded = [(task, trial) for task, trial in pairs if trial.step is None and trial.payload is None]
+    decoded = [(task, trial) for task, trial in pairs if trial.step is None and trial.decibels is None]
+    completed: dict[Trial, Trial] = {}
+    if coded:
+        features = scheduler.encode_symbols(*_symbol_columns(coded))
+        for (task, trial), data in zip(coded, features, strict=True):
+            assert trial.encoded is not None
+            payload = task.pack(replace(trial.encoded, features=data), trial.quality)
+            completed[trial] = replace(trial, payload=payload)
+    for q6 in (False, True):
+        part = [(task, trial) for task, trial in decoded if task.q6 == q6]
+        if part:
+            for (task, trial), pixels in zip(part, scheduler.synthesise(*_symbol_columns(part), q6), strict=True):
+                samples = unscale(task.bands(pixels), task.scaled.ranges).samples
+                completed[trial] = replace(trial, decibels=task.scaled.psnr(samples))
+    for task, trial in pairs:
+        if trial.step is not None:
+            complete = _with_payload if trial.payload is None else _with_decibels
+            completed[trial] = complete(task, bases[task], trial)
+    payloads = []
+    for task, trials in candidates.items():
+        known = [completed.get(trial, trial) for trial in trials]
+        if task.params.psnr is not None:
+            best = min(known, key=lambda trial: trial.nbytes)
+        else:
+            best = max(known, key=lambda trial: trial.decibels or 0.0)
+        assert best.payload is not None
+        payloads.append(best.payload)
+    return payloads
+
+
+def _symbol_columns(
+    pairs: Sequence[tuple["EncodeTask", Trial]],
+) -> tuple[list, list[tuple[int, int, int]], list[float]]:
+    symbols = [None if trial.encoded is None else trial.encoded.symbols for _, trial in pairs]
+    return symbols, [task.image_shape for task, _ in pairs], [trial.quality for _, trial in pairs]

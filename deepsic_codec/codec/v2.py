@@ -8,7 +8,10 @@ from numcodecs.abc import Codec
 from numcodecs.compat import ensure_ndarray
 from numcodecs.registry import register_codec
 
-from deepsic_codec.codec import core
+from deepsic_codec.codec.batching import raise_first
+from deepsic_codec.codec.chunk import prepare_chunk
+from deepsic_codec.codec.decode import DECODER, decode_symbols, parse_payload
+from deepsic_codec.codec.encode import ENCODER
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import UnsupportedArray
 
@@ -90,15 +93,15 @@ class DeepSIC(CodecParams, Codec):
 
     def encode_batch(self, bufs: Sequence[Any]) -> list[bytes]:
         """Encode chunks in one call, which a GPU needs to be fast; the shapes may differ."""
-        return core.results(core.ENCODER.submit([core.encode_job(self, _as_array(buf)) for buf in bufs]))
+        return raise_first(ENCODER.submit([prepare_chunk(self, _as_array(buf)) for buf in bufs]))
 
     def decode_batch(self, bufs: Sequence[Any]) -> list[np.ndarray]:
         """Decode payloads in one call."""
-        return core.results(core.DECODER.submit([core.decode_job(ensure_ndarray(buf).data) for buf in bufs]))
+        return raise_first(DECODER.submit([parse_payload(ensure_ndarray(buf).data) for buf in bufs]))
 
     def decode_features(self, buf: Any) -> np.ndarray:
         """Decode a payload to its symbols, int16 (slices, images x latents, rows, columns), and not to pixels."""
-        return core.decode_features(core.decode_job(ensure_ndarray(buf).data))
+        return decode_symbols(parse_payload(ensure_ndarray(buf).data))
 
     def to_zarr3(self) -> "DeepSICCodec":
         """Return the same configuration as the codec of Zarr format 3."""

@@ -8,8 +8,12 @@ from zarr.abc.codec import ArrayBytesCodec
 from zarr.registry import register_codec
 
 from deepsic_codec._compat import Buffer, NDBuffer, native_dtype
-from deepsic_codec.codec import core
+from deepsic_codec.codec.batching import raise_first
+from deepsic_codec.codec.chunk import ChunkToEncode, check_axes, check_chunk, prepare_chunk
+from deepsic_codec.codec.decode import DECODER, PayloadToDecode, parse_payload
+from deepsic_codec.codec.encode import ENCODER
 from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.codec.scaled import check_values
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
 
@@ -42,7 +46,7 @@ class DeepSICCodec(CodecParams, ArrayBytesCodec):
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
         """Raise for an array that cannot be coded; zarr asks when one is created and when one is opened."""
-        core.check_chunk(getattr(chunk_grid, "chunk_shape", shape), native_dtype(dtype), self)
+        check_chunk(getattr(chunk_grid, "chunk_shape", shape), native_dtype(dtype), self)
 
     def evolve_from_array_spec(self, array_spec: Any) -> Self:
         """Return this codec with its model resolved, as the metadata of the array has it.
@@ -50,28 +54,28 @@ class DeepSICCodec(CodecParams, ArrayBytesCodec):
         Raises for what zarr 3.1 does not show to `validate` inside of shards.
         """
         # Depending on the version of zarr, the shape here is the chunk's or the array's: only dtype and axes are sure.
-        core.check_values(native_dtype(array_spec.dtype), self)
-        core.check_axes(array_spec.shape, self.axes)
+        check_values(native_dtype(array_spec.dtype), self)
+        check_axes(array_spec.shape, self.axes)
         return self.resolved()
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
         """Raise NotImplementedError: the size depends on the content."""
         raise NotImplementedError
 
-    def _encode_job(self, chunk: NDBuffer, spec: Any) -> core.EncodeJob:
+    def _encode_job(self, chunk: NDBuffer, spec: Any) -> ChunkToEncode:
         # zarr may pass the user's own array here, strided and in another byte order. Memory order is no property of
         # a format 3 array, so the payload says C whatever it was: equal pixels give equal bytes.
         array = chunk.as_numpy_array().astype(native_dtype(spec.dtype), copy=False)
-        return core.encode_job(self, array, order="C")
+        return prepare_chunk(self, array, order="C")
 
-    def _decode_job(self, data: Buffer, spec: Any) -> core.DecodeJob:
-        return core.decode_job(data.to_bytes(), shape=spec.shape)
+    def _decode_job(self, data: Buffer, spec: Any) -> PayloadToDecode:
+        return parse_payload(data.to_bytes(), shape=spec.shape)
 
     def _encode_sync(self, chunk: NDBuffer, spec: Any) -> Buffer | None:
-        return _buffer(core.results(core.ENCODER.submit([self._encode_job(chunk, spec)]))[0], spec)
+        return _buffer(raise_first(ENCODER.submit([self._encode_job(chunk, spec)]))[0], spec)
 
     def _decode_sync(self, data: Buffer, spec: Any) -> NDBuffer:
-        return _ndbuffer(core.results(core.DECODER.submit([self._decode_job(data, spec)]))[0], spec)
+        return _ndbuffer(raise_first(DECODER.submit([self._decode_job(data, spec)]))[0], spec)
 
     async def _encode_single(self, chunk: NDBuffer, spec: Any) -> Buffer | None:
         return (await self.encode([(chunk, spec)]))[0]
@@ -85,14 +89,14 @@ class DeepSICCodec(CodecParams, ArrayBytesCodec):
         """Encode chunks in one call; None stays None."""
         pairs = list(chunks_and_specs)
         jobs = [self._encode_job(chunk, spec) for chunk, spec in pairs if chunk is not None]
-        payloads = iter(core.results(await core.ENCODER.submit_async(jobs)))
+        payloads = iter(raise_first(await ENCODER.submit_async(jobs)))
         return [None if chunk is None else _buffer(next(payloads), spec) for chunk, spec in pairs]
 
     async def decode(self, chunks_and_specs: Iterable[tuple[Buffer | None, Any]]) -> list[NDBuffer | None]:
         """Decode payloads in one call; None stays None."""
         pairs = list(chunks_and_specs)
         jobs = [self._decode_job(data, spec) for data, spec in pairs if data is not None]
-        arrays = iter(core.results(await core.DECODER.submit_async(jobs)))
+        arrays = iter(raise_first(await DECODER.submit_async(jobs)))
         return [None if data is None else _ndbuffer(next(arrays), spec) for data, spec in pairs]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import zarr
 
 from deepsic_codec.axes import Axes, Index
-from deepsic_codec.codec import core
-from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.codec.decode import PayloadToDecode, compute_cells, compute_labels, parse_payload
+from deepsic_codec.codec.labels import tile_labels
 from deepsic_codec.errors import CorruptPayload, DeepSICError
 from deepsic_codec.labels.vocabulary import Vocabulary, of_head
 from deepsic_codec.payload import labels as payload_labels
@@ -86,9 +86,7 @@ class Attributes:
                 return
             embedded.use_embedded(self.stored.array)
             jobs = {
-                i: core.decode_job(payload)
-                for i, payload in self.stored.reader.payloads(indices)
-                if payload is not None
+                i: parse_payload(payload) for i, payload in self.stored.reader.payloads(indices) if payload is not None
             }
             groups: dict[tuple[str, str], list[Index]] = {}
             for i, job in jobs.items():
@@ -96,14 +94,17 @@ class Attributes:
             for key, members in groups.items():
                 self._blocks |= self._labelled({i: jobs[i] for i in members}, *key)
 
-    def _labelled(self, jobs: dict[Index, core.DecodeJob], decoder: str, head: str) -> dict[Index, Any]:
+    def _labelled(self, jobs: dict[Index, PayloadToDecode], decoder: str, head: str) -> dict[Index, Any]:
         from deepsic_codec.model.scheduler import get_scheduler  # with torch
         from deepsic_codec.model.zoo import find_model
 
         info = find_model(decoder, head=head)
-        cells = core.label_cells(list(jobs.values()), info, get_scheduler(info))
-        blocks = [_block(job.header, one, self.stored.params) for job, one in zip(jobs.values(), cells, strict=True)]
-        return dict(zip(jobs, blocks, strict=True))
+        cells = compute_cells(list(jobs.values()), info, get_scheduler(info))
+        tile = self.stored.params.label_tile
+        return {
+            index: tile_labels(scores, job.header.height, job.header.width, tile)
+            for (index, job), scores in zip(jobs.items(), cells, strict=True)
+        }
 
     def _is_post(self, header: Header) -> bool:
         return self.stored.params.semantics == "post" and any(header.head)
@@ -113,7 +114,7 @@ class Attributes:
         payload = self.stored.reader.payload(index)
         if payload is None:  # deleted since its header was read
             return None
-        return core.compute_labels(core.decode_job(payload), self.stored.params.label_tile)
+        return compute_labels(parse_payload(payload), self.stored.params.label_tile)
 
     def _tiles(self, index: Index, header: Header, block: payload_labels.LabelBlock) -> list[dict[str, float]]:
         names = self.vocabulary(header).names
@@ -137,12 +138,6 @@ class Attributes:
                     scores[names[number]] = round(score / 255, 4)
             tiles.append(scores)
         return tiles
-
-
-def _block(header: Header, cells: Any, config: CodecParams) -> payload_labels.LabelBlock:
-    """Make the scores of label cells what labels in headers are."""
-    tile = config.label_tile or payload_labels.default_tile(header.height, header.width)
-    return payload_labels.best_labels(payload_labels.tile_scores(cells, tile), tile)
 
 
 def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import zarr
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index, ceil_div
-from deepsic_codec.codec import core
 from deepsic_codec.codec.bands import grouping_of
+from deepsic_codec.codec.decode import decode_symbols, parse_payload
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.payload.fields import image_count
@@ -78,6 +78,6 @@ def _read(array: zarr.Array, index: Index, shape: Index) -> NDArray[np.int16]:
     if payload is None:
         return np.zeros(shape, np.int16)
     with stored.reader.error_context(index):
-        job = core.decode_job(payload, stored.chunks)
-        features: Any = core.decode_features(job)
+        job = parse_payload(payload, stored.chunks)
+        features: Any = decode_symbols(job)
     return features.reshape(shape)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
 from deepsic_codec.axes import Index, Region, ceil_div
-from deepsic_codec.codec import core
+from deepsic_codec.codec.batching import raise_first
+from deepsic_codec.codec.decode import DECODER, parse_payload
 from deepsic_codec.errors import ConfigurationError, StaleIndex
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.expression import Expression, Name, parse
@@ -363,10 +364,10 @@ class Selection:
         jobs = []
         for index, payload in payloads.items():
             with reader.error_context(index):
-                jobs.append(core.decode_job(payload, labels.geometry.chunks))
-        for (index, _), array in zip(payloads.items(), core.DECODER.submit(jobs), strict=True):
+                jobs.append(parse_payload(payload, labels.geometry.chunks))
+        for (index, _), array in zip(payloads.items(), DECODER.submit(jobs), strict=True):
             with reader.error_context(index):
-                core.results([array])
+                raise_first([array])
             region = labels.geometry.chunk_region(index)
             yield Match(index, region, array[tuple(slice(part.stop - part.start) for part in region)])
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index
-from deepsic_codec.codec import core
+from deepsic_codec.codec.decode import PayloadToDecode, compute_cells, parse_payload
+from deepsic_codec.codec.labels import tile_labels
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.labels.attributes import label_batch_size
 from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex, replace
 from deepsic_codec.labels.index_writer import fill_index, location_for
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import of_model
-from deepsic_codec.payload import labels as payload_labels
+from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -122,7 +123,7 @@ class _Labeller:
         jobs = []
         for index, payload in payloads:
             with self.reader.error_context(index):
-                job = core.decode_job(payload, self.geometry.chunks)
+                job = parse_payload(payload, self.geometry.chunks)
             if job.header.decoder != bytes.fromhex(self.info.decoder)[:8]:
                 raise ModelMismatch(
                     f"chunk {index} of array {self.stored.path!r} has decoder {job.header.decoder.hex()}, the "
@@ -131,11 +132,12 @@ class _Labeller:
             jobs.append(job)
         if not jobs:
             return []
-        cells = core.label_cells(jobs, self.info, self.runtime)
-        return [self._arranged(*one) for one in zip(payloads, jobs, cells, strict=True)]
+        cells = compute_cells(jobs, self.info, self.runtime)
+        labels = (self._labels(job, scores) for job, scores in zip(jobs, cells, strict=True))
+        return [
+            self.geometry.arrange(block.dense(scores.shape[-1]), index)
+            for (index, _), block, scores in zip(payloads, labels, cells, strict=True)
+        ]
 
-    def _arranged(self, item: tuple[Index, bytes], job: core.DecodeJob, cells: NDArray[Any]) -> NDArray[Any]:
-        # Through a label block, so that what counts as a label is the same as for labels in headers.
-        tile = self.geometry.tile
-        block = payload_labels.best_labels(payload_labels.tile_scores(cells, tile), tile)
-        return self.geometry.arrange(block.dense(cells.shape[-1]), item[0])
+    def _labels(self, payload: PayloadToDecode, cells: NDArray[Any]) -> LabelBlock:
+        return tile_labels(cells, payload.header.height, payload.header.width, self.geometry.tile)

@@ -53,7 +53,6 @@ CONCURRENT_BATCHES = 2
 # Threads that copy images to and from pinned memory: one does not keep up with a GPU.
 COPY_THREADS = 4
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -326,9 +325,10 @@ class Scheduler:
 
         return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Apply a function of the host to each item, on several threads."""
-        return submit_each(self._pool() if len(items) > 1 else None, lambda i: function(items[i]), len(items))()
+    def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
+        """Apply a function of the host to each row of some columns, on several threads."""
+        rows = list(zip(*columns, strict=True))
+        return submit_each(self._pool() if len(rows) > 1 else None, lambda i: function(*rows[i]), len(rows))()
 
     def device_coder(self, chunks: int) -> DeviceCoder | None:
         """Return the device's entropy coder, if it has one and codes this number of chunks faster than the host."""

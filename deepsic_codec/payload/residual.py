@@ -68,7 +68,46 @@ class Residual:
             integers = _join_halves(decode_integers(self.coded, context.shape, context))
         else:
             integers = decode_integers(self.coded, decoded.shape, context)
-        return _add(self.layout, self.step, integers, decoded)
+        return UncodedResidual(self.layout, self.step, integers).apply(decoded)
+
+
+@dataclass(frozen=True, eq=False)
+class UncodedResidual:
+    """Integers, one for each sample, and how they are applied.
+
+    Attributes
+    ----------
+    layout, step
+        As in `Residual`.
+    integers : ndarray
+        int32 (slices, height, width, bands).
+    """
+
+    layout: int
+    step: float
+    integers: NDArray[np.int32]
+
+    def apply(self, decoded: NDArray[Any]) -> NDArray[Any]:
+        """Return new samples: decoded ones plus the residual."""
+        if self.layout == FLOAT_BITS:
+            # Wraps around in 32 bits, as the difference did.
+            order = _ordered(decoded) + self.integers
+            return (order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
+        if self.layout == FLOAT_STEPS:
+            values = self.integers * np.float64(self.step) + decoded
+            return np.clip(values, -FLOAT_MAX, FLOAT_MAX).astype(np.float32)
+        info = np.iinfo(decoded.dtype)
+        values = decoded + self.integers.astype(np.int64) * int(self.step)
+        return np.clip(values, info.min, info.max).astype(decoded.dtype)
+
+    def encode(self, context: NDArray[np.int32]) -> Residual:
+        """Code the integers; `context` is that of `Residual.apply`."""
+        from deepsic_codec.payload.coders.residual import encode_integers
+
+        integers = self.integers
+        if self.layout == FLOAT_BITS:
+            integers, context = _split_halves(integers), _twice(context)
+        return Residual(self.layout, self.step, encode_integers(integers, context))
 
 
 def bounded_residual(
@@ -87,37 +126,31 @@ def bounded_residual(
     nodata : NoData or None
         Applied after the residual. Samples under its mask need no bound.
     """
-    from deepsic_codec.payload.coders.residual import encode_integers
-
     mask = None if nodata is None else nodata.mask
     if mask is not None:
         samples = np.where(mask, decoded, samples)
-    for layout, step, integers in _candidates(samples, decoded, max_error):
-        result = _add(layout, step, integers, decoded)
+    for residual in _candidates(samples, decoded, max_error):
+        result = residual.apply(decoded)
         if nodata is not None:
             nodata.apply(result)
         if _within(samples, result, max_error, mask):
-            if layout == FLOAT_BITS:
-                integers, context = _split_halves(integers), _twice(context)
-            return Residual(layout, step, encode_integers(integers, context))
+            return residual.encode(context)
     raise AssertionError(f"no residual keeps the error below {max_error}")
 
 
 def stepped_residual(
-    samples: NDArray[Any], decoded: NDArray[Any], context: NDArray[np.int32], step: float, nodata: NoData | None
-) -> Residual:
+    samples: NDArray[Any], decoded: NDArray[Any], step: float, nodata: NoData | None
+) -> UncodedResidual:
     """Choose a residual that brings samples nearer to the original, in fewer bytes than a bound takes.
 
     Parameters
     ----------
-    samples, decoded, context, nodata
+    samples, decoded, nodata
         As for `bounded_residual`.
     step : float
         In units of the samples. For integers its whole part is the step; the fraction widens the range of differences
         that become 0.
     """
-    from deepsic_codec.payload.coders.residual import encode_integers
-
     layout, whole = FLOAT_STEPS, step
     if samples.dtype.kind != "f":
         layout, whole = STEPS, min(max(1, int(step)), MAX_STEP)
@@ -128,7 +161,7 @@ def stepped_residual(
     if nodata is not None and nodata.mask is not None:
         np.copyto(steps, 0, where=nodata.mask)
     integers = np.clip(np.rint(steps), -MAX_INTEGER, MAX_INTEGER).astype(np.int32)
-    return Residual(layout, whole, encode_integers(integers, context))
+    return UncodedResidual(layout, whole, integers)
 
 
 def encode_residual(residual: Residual) -> bytes:
@@ -175,17 +208,15 @@ def decode_residual(data: bytes, header: Header) -> Residual:
     return Residual(layout, step, data[end:])
 
 
-def _candidates(
-    samples: NDArray[Any], decoded: NDArray[Any], max_error: float
-) -> Iterator[tuple[int, float, NDArray[np.int32]]]:
-    """Yield layouts, steps and integers, those of fewer bytes first; the last keeps any bound."""
+def _candidates(samples: NDArray[Any], decoded: NDArray[Any], max_error: float) -> Iterator[UncodedResidual]:
+    """Yield residuals, those of fewer bytes first; the last keeps any bound."""
     if samples.dtype.kind != "f":
         bound = min(int(max_error), 65535)
         # The second step is for data on both sides of a NoData value: moving off that value may add 1 to the error.
         for step in (2 * bound + 1, 2 * bound - 1):
             if step > 0:
                 difference = samples.astype(np.int32) - decoded
-                yield STEPS, step, (2 * difference + step) // (2 * step)
+                yield UncodedResidual(STEPS, step, (2 * difference + step) // (2 * step))
         return
     largest = np.float32(min(FLOAT_MAX, float(np.abs(samples).max(initial=0)) + max_error))
     room = max_error - float(np.spacing(largest)) / 2  # less the error of rounding to float32
@@ -193,20 +224,8 @@ def _candidates(
         width = 2 * room * (1 - 2**-40)
         steps = np.rint((samples.astype(np.float64) - decoded) / width)
         if np.abs(steps).max(initial=0) <= MAX_INTEGER:
-            yield FLOAT_STEPS, width, steps.astype(np.int32)
-    yield FLOAT_BITS, 1.0, _ordered(samples) - _ordered(decoded)
-
-
-def _add(layout: int, step: float, integers: NDArray[np.int32], decoded: NDArray[Any]) -> NDArray[Any]:
-    if layout == FLOAT_BITS:
-        # Wraps around in 32 bits, as the difference did.
-        order = _ordered(decoded) + integers
-        return (order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
-    if layout == FLOAT_STEPS:
-        values = integers * np.float64(step) + decoded
-        return np.clip(values, -FLOAT_MAX, FLOAT_MAX).astype(np.float32)
-    info = np.iinfo(decoded.dtype)
-    return np.clip(decoded + integers.astype(np.int64) * int(step), info.min, info.max).astype(decoded.dtype)
+            yield UncodedResidual(FLOAT_STEPS, width, steps.astype(np.int32))
+    yield UncodedResidual(FLOAT_BITS, 1.0, _ordered(samples) - _ordered(decoded))
 
 
 def _twice(context: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.axes import iter_grid
 from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import PackedStarts, WriteOptions, put, write_block
-from deepsic_codec.codec.memory import in_halves
+from deepsic_codec.codec.batching import in_halves
 from deepsic_codec.errors import UnsupportedArray, UnsupportedPayload
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import Counter

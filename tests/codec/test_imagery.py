@@ -209,11 +209,11 @@ def test_filling_is_smooth():
     scene = (60 + y * 0.5 + x * 0.3)[None, ..., None].astype("u1")
     mask = ((y - 100) ** 2 + (x - 70) ** 2 < 45**2)[None, ..., None]
     holed = np.where(mask, 0, scene)
-    filled = values.fill(holed, mask)
+    filled = values.fill_nodata(holed, mask)
     np.testing.assert_array_equal(filled[~mask], scene[~mask])
     assert np.abs(filled.astype(int) - scene)[mask].max() <= 12
     assert np.abs(np.diff(filled[0, ..., 0].astype(int), axis=0)).max() <= 8
-    assert (values.fill(holed, np.ones_like(mask)) == 128).all()
+    assert (values.fill_nodata(holed, np.ones_like(mask)) == 128).all()
 
 
 def test_constant_chunks_come_back():

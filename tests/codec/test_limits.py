@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deepsic_codec import DeepSIC, config
-from deepsic_codec.codec import core
+from deepsic_codec.codec.chunk import check_size
+from deepsic_codec.codec.decode import parse_payload
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import FEATURES
@@ -41,7 +42,7 @@ def test_a_huge_chunk_in_a_hundred_bytes(shape, known):
     assert len(payload) < 100
     tracemalloc.start()
     try:
-        message = check_rejects(UnsupportedPayload, "max_pixels", core.decode_job, payload, shape if known else None)
+        message = check_rejects(UnsupportedPayload, "max_pixels", parse_payload, payload, shape if known else None)
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
@@ -65,4 +66,4 @@ def test_the_limit_can_be_changed():
 
 @pytest.mark.parametrize("shape", [(1, 16384, 16384, 1), (1, 512, 512, 3), (1000, 64, 64, 3), (8000, 64, 64, 3)])
 def test_chunks_of_any_sensible_size_are_within(shape):
-    core.check_size(shape[0], shape[1], shape[2], UnsupportedArray)
+    check_size(shape[0], shape[1], shape[2], UnsupportedArray)

@@ -93,7 +93,6 @@ SCRIPTS = {
         print("end")
     """,
     "sys.exit in a batch": """
-        from deepsic_codec.codec import core
         def work():
             codec.decode(payload)
         thread = threading.Thread(target=work)

@@ -1,0 +1,277 @@
+"""A chunk on its way to a payload: checks, scaled samples, sections, and the model that encodes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec import config
+from deepsic_codec.axes import Axes, ceil_div
+from deepsic_codec.codec.bands import from_images, grouping_of, to_images
+from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
+from deepsic_codec.codec.params import DEFAULT_QUALITY, CodecParams
+from deepsic_codec.codec.scaled import DTYPES, ScaledChunk, check_finite, check_values, scale_chunk
+from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
+from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.payload.fields import MAX_BANDS, MAX_SAMPLES, image_count
+from deepsic_codec.payload.header import pack
+from deepsic_codec.payload.residual import Residual
+from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, RESIDUAL, VALUE_RANGE, Section
+
+if TYPE_CHECKING:
+    from deepsic_codec.model.file import ModelInfo
+    from deepsic_codec.model.scheduler import Encoded, Scheduler
+
+
+def check_chunk(shape: Sequence[int], dtype: np.dtype[Any], params: CodecParams) -> None:
+    """Raise UnsupportedArray or ConfigurationError unless chunks of this shape and dtype can be encoded."""
+    axes = Axes(params.axes)
+    if len(shape) == 1 and np.dtype(dtype).newbyteorder("=") in DTYPES:
+        raise UnsupportedArray(
+            f"flat chunk of {shape[0]} samples where axes {params.axes!r} were expected: a filter before DeepSIC lost "
+            "the shape; use DeepSIC without filters"
+        )
+    bands = axes.bands(shape) if len(shape) == len(axes) else 1
+    check_values(dtype, params, bands)
+    check_axes(shape, params.axes)
+    if bands > MAX_BANDS:
+        raise UnsupportedArray(
+            f"chunk {tuple(shape)} with axes {params.axes!r} has {bands} bands: choose chunks of at most {MAX_BANDS}"
+        )
+    if not 0 < prod(shape) <= MAX_SAMPLES:
+        raise UnsupportedArray(f"chunk {tuple(shape)}: expected 1 to {MAX_SAMPLES} samples; choose other chunks")
+
+
+def check_axes(shape: Sequence[int], axes: str) -> None:
+    """Raise UnsupportedArray unless `axes` names every axis of this shape."""
+    if len(shape) != len(axes):
+        raise UnsupportedArray(
+            f"shape {tuple(shape)} has {len(shape)} axes, but axes={str(axes)!r} names {len(axes)}; pass "
+            "DeepSIC(axes=...) with one letter for each axis of the array"
+        )
+
+
+def check_size(images: int, height: int, width: int, error: type[DeepSICError]) -> None:
+    """Raise an error unless the pixels of a chunk, with a border of one latent, are within `max_pixels`."""
+    rows, columns = ceil_div(height, LATENT_STRIDE) + 2, ceil_div(width, LATENT_STRIDE) + 2
+    limit = config.get().max_pixels
+    if images * rows * columns * LATENT_STRIDE**2 > limit:
+        raise error(
+            f"chunk of {images} images of {height} x {width} pixels: with their borders more than the limit of {limit} "
+            "pixels; if the chunk is meant to be so large, raise it with deepsic_codec.config.set(max_pixels=...)"
+        )
+
+
+def check_exact(params: CodecParams) -> None:
+    """Raise ConfigurationError if `max_error` is set and the model cannot keep a bound on every machine."""
+    if params.max_error is None:
+        return
+    from deepsic_codec.model.architecture import Architecture
+    from deepsic_codec.model.zoo import find_model
+
+    decoder, head = params.identity()
+    info = find_model(decoder, head=head)
+    if info.architecture["family"] == Architecture.family:  # exact; this needs no torch
+        return
+    from deepsic_codec.model.families import family_of
+
+    if not family_of(info.architecture).exact:
+        raise inexact_model(info)
+
+
+def inexact_model(info: "ModelInfo") -> ConfigurationError:
+    """Return the error for a bound that a model cannot keep."""
+    return ConfigurationError(
+        f"max_error: model {info.name!r} decodes in floating point, which differs between machines, so it cannot keep "
+        "a bound; use a model with integer synthesis, or no max_error"
+    )
+
+
+def load_model(decoder: str, head: str | None = None, name: str | None = None) -> "tuple[ModelInfo, Scheduler]":
+    """Return a model and its scheduler; `name` chooses among several models with this decoder and head."""
+    # Late: only encoding and decoding need torch, which takes seconds to import.
+    from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import find_model
+
+    info = find_model(decoder, head=head, preferred=name)
+    return info, get_scheduler(info)
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkToEncode:
+    """A chunk that passed all checks.
+
+    Attributes
+    ----------
+    params : CodecParams
+        With the identity of the model.
+    array : ndarray
+        The chunk.
+    order : str
+        "C" or "F": memory order in which decoding returns the chunk.
+    valid_shape : tuple of int or None
+        Samples along each axis that are data, from the first; the rest is padding and gets no labels. None if all
+        samples are data.
+    """
+
+    params: CodecParams
+    array: NDArray[Any]
+    order: str
+    valid_shape: tuple[int, ...] | None = None
+
+    @cached_property
+    def axes(self) -> Axes:
+        """Axes of the array."""
+        return Axes(self.params.axes)
+
+    @property
+    def key(self) -> tuple[str, str | None, str]:
+        """Chunks of one model are encoded together, whatever their quality and semantics."""
+        return *self.params.identity(), self.params.model
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all images that the networks see."""
+        return self.axes.pixels(self.array.shape) * self.images
+
+    @property
+    def bands(self) -> int:
+        """Samples of a pixel."""
+        return self.axes.bands(self.array.shape)
+
+    @property
+    def grouping(self) -> int:
+        """How bands are joined to images."""
+        return grouping_of(self.bands, self.params.bands)
+
+    @property
+    def images(self) -> int:
+        """Images of a slice."""
+        return image_count(self.bands, self.grouping)
+
+
+def prepare_chunk(
+    params: CodecParams,
+    array: NDArray[Any],
+    order: str | None = None,
+    valid_shape: Sequence[int] | None = None,
+) -> ChunkToEncode:
+    """Check a chunk that is to be encoded.
+
+    Parameters
+    ----------
+    params : CodecParams
+        How to encode it.
+    array : ndarray
+        The chunk; not copied before it is encoded, never written to, and not kept afterwards.
+    order : {"C", "F"}, optional
+        Memory order in which decoding returns the chunk; the array's order by default.
+    valid_shape : sequence of int, optional
+        Samples along each axis that are data, from the first; the rest is padding and gets no labels.
+
+    Raises
+    ------
+    UnsupportedArray
+        For a dtype, a shape, or values that cannot be encoded.
+    ConfigurationError
+        For parameters that do not fit the array.
+    """
+    check_chunk(array.shape, array.dtype, params)
+    check_finite(array, params)
+    if order is None:  # either name fits an array that is contiguous in both orders
+        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    chunk = ChunkToEncode(params.resolved(), array, order, None if valid_shape is None else tuple(valid_shape))
+    height, width = chunk.axes.height(array.shape), chunk.axes.width(array.shape)
+    check_size(chunk.pixels // (height * width), height, width, UnsupportedArray)
+    return chunk
+
+
+class EncodeTask:
+    """A chunk, scaled, and the model that encodes it.
+
+    Parameters
+    ----------
+    chunk : ChunkToEncode
+        The chunk.
+    info : ModelInfo
+        The model.
+    """
+
+    def __init__(self, chunk: ChunkToEncode, info: "ModelInfo") -> None:
+        self.chunk, self.info, self.params = chunk, info, chunk.params
+        self.scaled: ScaledChunk = scale_chunk(chunk.axes.to_samples(chunk.array), chunk.params)
+
+    @property
+    def quality(self) -> float:
+        """Quality of the features; where a search starts, for a chunk that has a target instead."""
+        return DEFAULT_QUALITY if self.params.quality is None else self.params.quality
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Number, height and width of the images that the networks see."""
+        slices, height, width, _ = self.scaled.samples.shape
+        return slices * self.chunk.images, height, width
+
+    @property
+    def q6(self) -> bool:
+        """Whether the networks see 64ths of a grey level."""
+        return self.scaled.ranges is not None
+
+    def images(self) -> NDArray[Any]:
+        """Return the images that the networks see, (images, height, width, 3)."""
+        return to_images(self.scaled.bands, self.chunk.grouping)
+
+    def bands(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Return the bands (slices, height, width, bands) of decoded images."""
+        return from_images(images, self.chunk.bands, self.chunk.grouping)
+
+    def pack(self, encoded: "Encoded | None", quality: float, residual: Residual | None = None) -> bytes:
+        """Return the payload.
+
+        Parameters
+        ----------
+        encoded : Encoded or None
+            Features and label cells; None for a chunk without data.
+        quality : float
+            Quality of the features.
+        residual : Residual, optional
+            Added to decoded samples.
+        """
+        chunk, params, info = self.chunk, self.params, self.info
+        _, height, width, _ = self.scaled.samples.shape
+        sections: dict[Section[Any], Any] = {
+            LABELS: self._labels(encoded),
+            VALUE_RANGE: self.scaled.ranges,
+            FEATURES: None if encoded is None else encoded.features,
+            NODATA: self.scaled.nodata,
+            RESIDUAL: residual,
+        }
+        return pack(
+            dtype=chunk.array.dtype,
+            shape=chunk.array.shape,
+            order=chunk.order,
+            axes=params.axes,
+            decoder=bytes.fromhex(info.decoder)[:8],
+            # Without semantics no head scored the chunk, and readers look for no labels.
+            head=bytes.fromhex(info.head)[:4] if info.head and params.semantics != "none" else bytes(4),
+            quality=quality,
+            grid=(ceil_div(height, LATENT_STRIDE), ceil_div(width, LATENT_STRIDE)),
+            sections={section: content for section, content in sections.items() if content is not None},
+            grouping=chunk.grouping,
+        )
+
+    def _labels(self, encoded: "Encoded | None") -> Any:
+        if self.params.semantics != "pre" or (encoded is not None and encoded.cells is None):
+            return None
+        slices, height, width, _ = self.scaled.samples.shape
+        if encoded is None or encoded.cells is None:
+            cells = no_scores(slices, height, width, classes=1)
+        else:
+            cells = cells_with_data(encoded.cells[:: self.chunk.images], self.scaled.mask)
+        if self.chunk.valid_shape is not None:
+            cells = cells_within(cells, self.chunk.axes, self.chunk.array.shape, self.chunk.valid_shape)
+        return tile_labels(cells, height, width, self.params.label_tile)

@@ -1,0 +1,220 @@
+"""Decode payloads to chunks, to symbols, or to labels."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.axes import ceil_div
+from deepsic_codec.codec.bands import from_images
+from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
+from deepsic_codec.codec.chunk import check_size, load_model
+from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
+from deepsic_codec.codec.scaled import UINT8, unscale
+from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.header import unpack
+from deepsic_codec.payload.labels import LabelBlock
+from deepsic_codec.payload.nodata import NoData, decode_nodata, is_empty
+from deepsic_codec.payload.residual import Residual
+from deepsic_codec.payload.sections import FEATURES, NODATA, RESIDUAL, VALUE_RANGE
+from deepsic_codec.payload.value_range import Ranges
+
+if TYPE_CHECKING:
+    from deepsic_codec.model.file import ModelInfo
+    from deepsic_codec.model.scheduler import Scheduler
+
+
+@dataclass(frozen=True, eq=False)
+class PayloadToDecode:
+    """A payload with verified header and checksums.
+
+    Attributes
+    ----------
+    header : Header
+        Its header.
+    features : bytes or None
+        None for a chunk without data.
+    ranges : ndarray or None
+        The value range; None for uint8 that is not scaled.
+    nodata_section : bytes or None
+        The coded nodata section.
+    residual : Residual or None
+        Added to decoded samples.
+    """
+
+    header: Header
+    features: bytes | None
+    ranges: Ranges | None = None
+    nodata_section: bytes | None = None
+    residual: Residual | None = None
+
+    @property
+    def key(self) -> bytes:
+        """Payloads of one decoder are decoded together."""
+        return self.header.decoder
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all images that the networks see."""
+        return prod(self.image_shape)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Number, height and width of the images that the networks see."""
+        return self.header.images, self.header.height, self.header.width
+
+    def nodata(self) -> NoData | None:
+        """Decode the nodata section."""
+        return None if self.nodata_section is None else decode_nodata(self.nodata_section, self.header)
+
+
+def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> PayloadToDecode:
+    """Verify a payload that is to be decoded.
+
+    Parameters
+    ----------
+    payload : bytes-like
+        A whole payload; not kept.
+    shape : tuple of int, optional
+        The chunk shape, if the caller knows it.
+
+    Raises
+    ------
+    CorruptPayload
+        If a checksum does not match, a section is missing, or the payload is not that of a chunk of this shape.
+    UnsupportedPayload
+        If it is no payload of DeepSIC, is larger than the limit `max_pixels`, or needs a newer version.
+    """
+    unpacked = unpack(payload)
+    header = unpacked.header
+    if shape is not None and tuple(shape) != tuple(header.shape):
+        raise CorruptPayload(f"header: payload of a chunk {tuple(header.shape)} where the array has {tuple(shape)}")
+    grid = ceil_div(header.height, LATENT_STRIDE), ceil_div(header.width, LATENT_STRIDE)
+    if tuple(header.grid) != grid:
+        raise CorruptPayload(f"header: symbol grid {tuple(header.grid)} where images of this size have {grid}")
+    check_size(header.images, header.height, header.width, UnsupportedPayload)
+    features, nodata_section = unpacked.read(FEATURES), unpacked.sections.get(NODATA.kind)
+    ranges, residual = unpacked.read(VALUE_RANGE), unpacked.read(RESIDUAL)
+    if features is None and not is_empty(nodata_section, header):
+        raise CorruptPayload("section table: there is no feature section")
+    if ranges is None and header.dtype != UINT8:
+        raise CorruptPayload(f"section table: there is no value range section, and samples are {header.dtype}")
+    if features is None and residual is not None:
+        raise CorruptPayload("section table: a residual section without features")
+    return PayloadToDecode(header, features, ranges, nodata_section, residual)
+
+
+def decode_payloads(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
+    """Decode payloads of one key to chunks, in one call on this thread.
+
+    For callers that have whole batches; `DECODER` joins the payloads of several callers.
+
+    Raises
+    ------
+    CorruptPayload
+        If a section is damaged.
+    """
+    with_data = [payload for payload in payloads if payload.features is not None]
+    chunks: Iterator[NDArray[Any]] = iter(())
+    if with_data:
+        _, scheduler = load_model(payloads[0].key.hex())
+        q6 = [payload.ranges is not None for payload in with_data]
+        finish = [partial(_restore_chunk, payload) for payload in with_data]
+        chunks = iter(scheduler.decode(*_columns(with_data), q6, finish))
+    return [_empty_chunk(payload) if payload.features is None else next(chunks) for payload in payloads]
+
+
+def _empty_chunk(payload: PayloadToDecode) -> NDArray[Any]:
+    header, nodata = payload.header, payload.nodata()
+    assert nodata is not None  # `parse_payload` saw to it
+    return np.full(header.shape, nodata.value, header.dtype, order="F" if header.order == "F" else "C")
+
+
+def _restore_chunk(payload: PayloadToDecode, images: NDArray[Any]) -> NDArray[Any]:
+    """Turn decoded images into a contiguous chunk."""
+    header, nodata = payload.header, payload.nodata()
+    bands = from_images(images, header.channels, header.grouping)
+    decoded = unscale(bands, payload.ranges)
+    samples = decoded.samples
+    if payload.residual is not None:
+        samples = payload.residual.apply(samples, decoded.context())
+    if nodata is not None:
+        samples = samples if samples.flags.writeable and samples is not bands else samples.copy()
+        nodata.apply(samples)
+    chunk = header.axes.from_samples(samples, header.shape)
+    return np.array(chunk, header.dtype, order="F" if header.order == "F" else "C")
+
+
+def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tuple[int, int, int]], list[float]]:
+    """Return features, shapes and qualities of payloads with data."""
+    features = [payload.features or b"" for payload in payloads]
+    return features, [payload.image_shape for payload in payloads], [payload.header.quality for payload in payloads]
+
+
+def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
+    """Decode a payload to its symbols.
+
+    Returns
+    -------
+    ndarray
+        int16 (slices, latents, grid rows, grid columns), the latents of all images of a slice one after the other.
+        Zeros for a chunk without data.
+    """
+    header = payload.header
+    info, scheduler = load_model(payload.key.hex())
+    if payload.features is None:
+        latents = int(info.architecture["latents"])
+        return np.zeros((header.slices, header.images // header.slices * latents, *header.grid), np.int16)
+    symbols = scheduler.decode_symbols(*_columns([payload]))[0]
+    return symbols.reshape(header.slices, -1, *symbols.shape[2:])
+
+
+def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", scheduler: "Scheduler") -> list[Scores]:
+    """Compute the scores of label cells from stored features.
+
+    Parameters
+    ----------
+    payloads : sequence of PayloadToDecode
+        Payloads of the model's decoder.
+    info, scheduler : ModelInfo, Scheduler
+        The model with the head that scores.
+
+    Returns
+    -------
+    list of ndarray
+        For each payload uint8 (slices, rows, columns, classes), 0 in cells without data.
+    """
+    with_data = [payload for payload in payloads if payload.features is not None]
+    scores: Iterator[Scores] = iter(())
+    if with_data:
+        features, shapes, qualities = _columns(with_data)
+        symbols = scheduler.decode_symbols(features, shapes, qualities)
+        # The head sees the first image of each slice.
+        first = [one[:: len(one) // payload.header.slices] for payload, one in zip(with_data, symbols, strict=True)]
+        slices = [(payload.header.slices, *payload.image_shape[1:]) for payload in with_data]
+        scores = iter(scheduler.score(first, slices, qualities))
+    cells = []
+    for payload in payloads:
+        header = payload.header
+        if payload.features is None:
+            classes = len(info.vocabulary.classes) + 1
+            cells.append(no_scores(header.slices, header.height, header.width, classes))
+        else:
+            nodata = payload.nodata()
+            cells.append(cells_with_data(next(scores), None if nodata is None else nodata.mask))
+    return cells
+
+
+def compute_labels(payload: PayloadToDecode, label_tile: tuple[int, int] | None = None) -> LabelBlock:
+    """Compute labels from stored features, with the head that the header names, for tiles of this size in pixels."""
+    (cells,) = compute_cells([payload], *load_model(payload.key.hex(), payload.header.head.hex()))
+    return tile_labels(cells, payload.header.height, payload.header.width, label_tile)
+
+
+DECODER = Batcher(in_halves(decode_payloads), batch_limit)

@@ -1,0 +1,75 @@
+"""From the scores of label cells to the labels of tiles.
+
+A cell is a square of 64 x 64 pixels that the semantic head scores. Scores are uint8 (slices, rows, columns, classes) in
+1/255. Cells without data and cells in padding score 0.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.axes import Axes, ceil_div
+from deepsic_codec.payload.constants import LABEL_CELL
+from deepsic_codec.payload.labels import LabelBlock, best_labels, default_tile, tile_scores
+
+Scores = NDArray[np.uint8]
+
+
+def no_scores(slices: int, height: int, width: int, classes: int) -> Scores:
+    """Return cells that score 0 in all classes."""
+    return np.zeros((slices, ceil_div(height, LABEL_CELL), ceil_div(width, LABEL_CELL), classes), np.uint8)
+
+
+def cells_with_data(cells: Scores, mask: NDArray[np.bool_] | None) -> Scores:
+    """Return cells that score 0 where no pixel has data.
+
+    Parameters
+    ----------
+    cells : ndarray
+        Scores.
+    mask : ndarray or None
+        bool (slices, height, width, bands), True where a sample holds no data; None if all samples are data.
+    """
+    if mask is None:
+        return cells
+    data = ~mask.all(axis=-1)
+    for axis in (1, 2):
+        data = np.logical_or.reduceat(data, np.arange(0, data.shape[axis], LABEL_CELL), axis=axis)
+    return cells * np.broadcast_to(data, cells.shape[:3])[..., None]
+
+
+def cells_within(cells: Scores, axes: Axes, shape: Sequence[int], valid_shape: Sequence[int]) -> Scores:
+    """Return cells that score 0 where they lie wholly in padding.
+
+    Parameters
+    ----------
+    cells : ndarray
+        Scores.
+    axes : Axes
+        Axes of the chunk.
+    shape, valid_shape : sequence of int
+        Shape of the chunk, and of its first samples, which are data.
+    """
+    by_axis = cells.reshape(*axes.slice_shape(shape), *cells.shape[1:])
+    rows, columns = (ceil_div(size(valid_shape), LABEL_CELL) for size in (axes.height, axes.width))
+    region = tuple(slice(count) for count in (*axes.slice_shape(valid_shape), rows, columns))
+    result = np.zeros_like(by_axis)
+    result[region] = by_axis[region]
+    return result.reshape(cells.shape)
+
+
+def tile_labels(cells: Scores, height: int, width: int, tile: tuple[int, int] | None = None) -> LabelBlock:
+    """Return the labels of a chunk.
+
+    Parameters
+    ----------
+    cells : ndarray
+        Scores.
+    height, width : int
+        Of the chunk, in pixels.
+    tile : (int, int), optional
+        Height and width of a label tile in pixels, multiples of 64; see `default_tile` for the default.
+    """
+    tile = tile or default_tile(height, width)
+    return best_labels(tile_scores(cells, tile), tile)
