@@ -56,7 +56,7 @@ def main() -> None:
 
     # Before and after, with a part enlarged.
     decoded = new[:]
-    outcome = compare.measure(compare.OURS, args.quality, "drone frame", image, size["bytes"], decoded)
+    outcome = compare.Outcome.measure(compare.OURS, "drone frame", args.quality, image, decoded, size["bytes"])
     print(f"PSNR {outcome.psnr:.2f} dB, MS-SSIM {outcome.ms_ssim:.4f}")
     compare.picture("drone frame", image, [(outcome, decoded)]).save(args.out / "before-after.png")
 

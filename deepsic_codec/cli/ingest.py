@@ -6,14 +6,14 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
-from deepsic_codec.cli.encoder_options import add_encoder_options, encoder_options
+from deepsic_codec.cli.options import add_encoder_options, add_json, add_quality, encoder_options
 
 if TYPE_CHECKING:
     from deepsic_codec.io.images import ImageSource
     from deepsic_codec.io.ingest import Ingested
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_ingest(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `deepsic ingest`."""
     add = parser.add_argument
     text = "image files (TIFF and GeoTIFF included), folders of them, Zarr arrays or groups"
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("url", metavar="URL", help="the archive, a Zarr group: a path or s3://...; made if needed")
     add("--stack", metavar="NAME", help="one array of all images, which must have the same size")
     add("--name", help="name of the array, if there is one source")
-    add("--quality", type=float, help="1 (smallest) to 100 (best) (default: 50, with --max-error 20)")
+    add_quality(parser, None, " (default: 50, with --max-error 20)")
     add("--psnr", type=float, metavar="DB", help="PSNR of each chunk in dB, instead of a quality")
     add("--bpp", type=float, metavar="BITS", help="bits per pixel of each chunk, instead of a quality")
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--drop-alpha", action="store_true", help="leave out the transparency of images")
     add("--batch-size", type=int, default=16, metavar="N", help="chunks encoded at once (default: 16)")
     add("--workers", type=int, metavar="N", help="threads (default: one for each core)")
-    add("--json", action="store_true", help="print JSON instead of a table")
+    add_json(parser)
 
 
 def _value_range(text: str) -> Any:
@@ -68,7 +68,7 @@ def _nodata(text: str) -> float | None:
         raise argparse.ArgumentTypeError(f"expected a number, nan or none, got {text!r}") from None
 
 
-def run(args: argparse.Namespace) -> None:
+def run_ingest(args: argparse.Namespace) -> None:
     """Write the sources to the archive and print the results."""
     from deepsic_codec.io.ingest import ingest, ingest_pyramid
 

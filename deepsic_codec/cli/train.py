@@ -36,7 +36,7 @@ HELP = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_train(parser: argparse.ArgumentParser) -> None:
     """Every field of Settings is an option; only those that are given reach :func:`run`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "examples and what was measured: docs/training.md"
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def run(args: argparse.Namespace) -> None:
+def run_train(args: argparse.Namespace) -> None:
     """Train; raises ConfigurationError for what cannot be trained with."""
     names = {f.name for f in fields(Settings)}
     settings = resolve({k: v for k, v in vars(args).items() if k in names}, args.preset, args.resume)

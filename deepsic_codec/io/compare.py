@@ -1,9 +1,7 @@
-"""Images through DeepSIC and other codecs at equal bytes: figures, pictures with enlarged parts, curves."""
-
-from __future__ import annotations
+"""Compare DeepSIC with other codecs on images at equal bytes: figures, pictures with an enlarged part, curves."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,54 +12,52 @@ from numpy.typing import NDArray
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.io import draw
 from deepsic_codec.io.images import read_rgb
-from deepsic_codec.io.peers import PEERS, Peer, match_bytes, require
+from deepsic_codec.io.peers import PEERS, Peer, match_bytes
+from deepsic_codec.io.require import require
 from deepsic_codec.metrics import ms_ssim, psnr
+from deepsic_codec.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
-
-    from deepsic_codec.codec.v2 import DeepSIC
 
 Pixels = NDArray[np.uint8]
 
 OURS = "DeepSIC"
 DEFAULT = ("JPEG 4:2:0", "JPEG 2000 ratio", "WebP", "AVIF 4:4:4 s6", "JPEG XL e7")
-CHUNK = 1024  # pixels: a larger image is stored in chunks of at most this edge, as an archive would
+CHUNK = 1024  # pixels: edge of the chunks in which DeepSIC stores a larger image, as an archive would
 QUALITIES = (10, 25, 40, 55, 70, 85)  # of the curve
-STEPS = 6  # settings of a peer in the curve
+CURVE_POINTS = 6  # settings of a peer in a curve
+MIN_EDGE = 32  # pixels: smaller images say nothing about a codec
+MIN_MS_SSIM_EDGE = 176  # pixels: MS-SSIM has five scales
 PART = (160, 120)  # width and height of the part that is enlarged
-ENLARGED = 3
-SMALLEST = 176  # pixels: MS-SSIM has five scales
+ZOOM = 3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a codec made of an image.
+    """Result of storing an image with a codec.
 
     Attributes
     ----------
-    codec : str
-        Name.
+    codec, image : str
+        Names.
     setting : float
-        Quality, ratio or distance, as the codec has it.
-    image : str
-        Name.
+        Quality, ratio or distance, in the codec's own units.
     nbytes : int
-        Everything that is stored: of DeepSIC header and labels, too.
+        Bytes of everything that is stored; for DeepSIC this includes header and labels.
     bpp : float
         Bits per pixel.
     psnr : float
-        Over RGB, in dB.
+        PSNR over RGB in dB.
     ms_ssim : float
-        NaN for images with an edge under 176 pixels.
+        MS-SSIM; NaN for images with an edge below 176 pixels.
     encode_seconds, decode_seconds : float
-        One call each, after one that is not counted for DeepSIC (it loads the model), peers on one thread. NaN if not
-        measured.
+        Times of one call each; NaN if not measured.
     """
 
     codec: str
-    setting: float
     image: str
+    setting: float
     nbytes: int
     bpp: float
     psnr: float
@@ -69,8 +65,25 @@ class Outcome:
     encode_seconds: float
     decode_seconds: float
 
+    @classmethod
+    def measure(
+        cls,
+        codec: str,
+        image: str,
+        setting: float,
+        original: Pixels,
+        decoded: Pixels,
+        nbytes: int,
+        seconds: tuple[float, float] = (float("nan"), float("nan")),
+    ) -> "Outcome":
+        """Compare a decoded image (uint8 (H, W, 3)) with its original."""
+        height, width = original.shape[:2]
+        similarity = ms_ssim(original, decoded) if min(height, width) >= MIN_MS_SSIM_EDGE else float("nan")
+        bpp = 8 * nbytes / (height * width)
+        return cls(codec, image, float(setting), nbytes, bpp, psnr(original, decoded), similarity, *seconds)
+
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, None for NaN and infinity."""
+        """Return JSON types, with None for NaN and infinity."""
         return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
 
 
@@ -80,81 +93,79 @@ def read_image(path: str | Path) -> Pixels:
     Raises
     ------
     SourceError
-        If it cannot be read, naming the file.
+        If it cannot be read.
     UnsupportedArray
         If it is smaller than 32 pixels along an edge.
     """
     pixels = read_rgb(path)
-    if min(pixels.shape[:2]) < 32:
-        raise UnsupportedArray(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels are too few to compare codecs on")
+    if min(pixels.shape[:2]) < MIN_EDGE:
+        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise UnsupportedArray(f"{path}: {size} pixels are too few to compare codecs; take at least 32 x 32")
     return pixels
 
 
-class Ours:
-    """DeepSIC as a codec of whole images.
+@dataclass(frozen=True)
+class Chunked:
+    """An image stored with DeepSIC; its `len()` is the number of bytes of all payloads.
+
+    Attributes
+    ----------
+    payloads : list of bytes
+        The chunks, row by row.
+    shape : tuple of int
+        Shape of the image.
+    """
+
+    payloads: list[bytes]
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.payloads))
+
+
+def deepsic(model: str = "base", chunk: int = CHUNK, **parameters: Any) -> Peer:
+    """Return DeepSIC as a codec of whole images.
 
     Parameters
     ----------
     model : str
         Name of a model.
     chunk : int
-        Largest edge of a chunk in pixels; larger images are stored in several.
-    **options
+        Largest edge of a chunk in pixels; larger images are stored in several chunks.
+    **parameters
         Further parameters of `DeepSIC`, such as `effort`.
     """
+    from deepsic_codec.codec.v2 import DeepSIC
 
-    def __init__(self, model: str = "base", chunk: int = CHUNK, **options: Any) -> None:
-        if chunk < 1:
-            raise ConfigurationError(f"chunk: expected a number of pixels, got {chunk}")
-        self.model, self.chunk, self.options = model, chunk, options
-        self._warm: set[tuple[int, ...]] = set()
+    if chunk < 1:
+        raise ConfigurationError(f"chunk: expected a positive number of pixels, got {chunk}")
 
-    def warm_up(self, image: Pixels, quality: float) -> None:
-        """Code an image once for each shape, so that times do not have the loading of the model in them."""
-        if image.shape not in self._warm:
-            self._warm.add(image.shape)
-            self.decode(self.encode(image, quality), image.shape, quality)
+    def regions(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
+        rows, columns = ([slice(a, a + chunk) for a in range(0, size, chunk)] for size in shape[:2])
+        return [(row, column) for row in rows for column in columns]
 
-    def _codec(self, quality: float) -> DeepSIC:
-        from deepsic_codec.codec.v2 import DeepSIC
+    def encode(image: Pixels, quality: float) -> Chunked:
+        codec = DeepSIC(model=model, quality=round(quality, 2), **parameters)
+        return Chunked(codec.encode_batch([image[region] for region in regions(image.shape)]), image.shape)
 
-        return DeepSIC(model=self.model, quality=quality, **self.options)
-
-    def encode(self, image: Pixels, quality: float) -> list[bytes]:
-        """Encode the chunks of an image, row by row."""
-        return self._codec(quality).encode_batch([image[part] for part in self._parts(image.shape)])
-
-    def decode(self, payloads: list[bytes], shape: tuple[int, ...], quality: float) -> Pixels:
-        """Put the image together again."""
-        image = np.empty(shape, np.uint8)
-        decoded = self._codec(quality).decode_batch(payloads)
-        for part, pixels in zip(self._parts(shape), decoded, strict=True):
-            image[part] = pixels
+    def decode(chunked: Chunked) -> Pixels:
+        image = np.empty(chunked.shape, np.uint8)
+        decoded = DeepSIC(model=model).decode_batch(chunked.payloads)
+        for region, pixels in zip(regions(chunked.shape), decoded, strict=True):
+            image[region] = pixels
         return image
 
-    def _parts(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-        for y in range(0, shape[0], self.chunk):
-            for x in range(0, shape[1], self.chunk):
-                yield slice(y, min(y + self.chunk, shape[0])), slice(x, min(x + self.chunk, shape[1]))
-
-    def quality_for(self, image: Pixels, nbytes: int, tolerance: float = 0.01) -> float:
-        """Search the quality at which an image takes so many bytes; the nearest end if none does."""
-        peer = Peer(OURS, QUALITIES, (1, 100), lambda x, q: b"".join(self.encode(x, round(q, 2))), _never, whole=False)
-        return round(match_bytes(peer, image, nbytes, tolerance)[0], 2)
-
-
-def _never(data: bytes) -> Pixels:
-    raise NotImplementedError
+    return Peer(OURS, QUALITIES, (1, 100), encode, decode)
 
 
 def at_equal_bytes(
     images: Sequence[tuple[str, Pixels]],
     *,
-    quality: float | None = 50,
+    quality: float = 50,
     bpp: float | None = None,
     codecs: Sequence[str] = DEFAULT,
-    ours: Ours | None = None,
-    progress: Callable[[str], None] | None = None,
+    ours: Peer | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[str, Pixels, list[tuple[Outcome, Pixels]]]]:
     """Store images with DeepSIC, then with each peer in as many bytes.
 
@@ -162,106 +173,87 @@ def at_equal_bytes(
     ----------
     images : sequence of (str, uint8 array (H, W, 3))
         Names and pixels.
-    quality : float, optional
-        Of DeepSIC.
+    quality : float
+        Quality of DeepSIC.
     bpp : float, optional
-        Bits per pixel for all of them, instead of a quality.
+        Bits per pixel for all codecs, instead of a quality.
     codecs : sequence of str
         Names in `deepsic_codec.io.peers.PEERS`.
-    ours : Ours, optional
-        DeepSIC.
+    ours : Peer, optional
+        DeepSIC as `deepsic` returns it.
     progress : callable, optional
-        Gets a text for each step.
+        Called with the number of encoded images, over all codecs, and of all to encode.
 
     Yields
     ------
     (str, uint8 array, list of (Outcome, uint8 array))
-        Name, original, and what each codec made of it, DeepSIC first.
+        Name, original, and the outcome and the decoded image of each codec, DeepSIC first.
 
     Raises
     ------
     ConfigurationError
-        For a codec that there is not.
+        For an unknown codec.
     MissingPackage
-        Without imagecodecs.
+        If imagecodecs is not installed.
     """
-    check_codecs(codecs)
-    ours = ours or Ours()
-    say = progress or (lambda text: None)
+    peers = [ours or deepsic(), *find_peers(codecs)]
+    done, total = 0, len(images) * len(peers)
     for name, image in images:
-        say(f"{name}: {OURS}")
+        _warm_up(peers[0], image)
         target = None if bpp is None else round(bpp * image.shape[0] * image.shape[1] / 8)
-        setting = float(quality or 50) if target is None else ours.quality_for(image, target)
-        results = [_ours(ours, name, image, setting)]
-        nbytes = results[0][0].nbytes if target is None else target
-        for codec in codecs:
-            say(f"{name}: {codec}")
-            peer = PEERS[codec]
-            found, _ = match_bytes(peer, image, nbytes)
-            results.append(_through(peer, name, image, found))
+        results: list[tuple[Outcome, Pixels]] = []
+        for peer in peers:
+            setting = quality if target is None else match_bytes(peer, image, target)[0]
+            results.append(_store(peer, name, image, setting))
+            target = target or results[0][0].nbytes
+            done += 1
+            if progress is not None:
+                progress(done, total)
         yield name, image, results
 
 
-def check_codecs(codecs: Sequence[str]) -> None:
-    """Raise ConfigurationError for a name that no peer has, MissingPackage if peers cannot run here."""
+def find_peers(codecs: Sequence[str]) -> list[Peer]:
+    """Return peers by name.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown name.
+    MissingPackage
+        If imagecodecs is not installed.
+    """
     for codec in codecs:
         if codec not in PEERS:
-            raise ConfigurationError(f"no codec {codec!r} to compare with; known are {', '.join(PEERS)}")
+            raise ConfigurationError(f"unknown codec {codec!r}; known are {', '.join(PEERS)}")
     if codecs:
-        require("imagecodecs")
+        require("compare", "imagecodecs")
+    return [PEERS[codec] for codec in codecs]
 
 
-def _ours(ours: Ours, name: str, image: Pixels, quality: float) -> tuple[Outcome, Pixels]:
-    ours.warm_up(image, quality)
-    start = time.perf_counter()
-    payloads = ours.encode(image, quality)
-    middle = time.perf_counter()
-    decoded = ours.decode(payloads, image.shape, quality)
-    end = time.perf_counter()
-    nbytes = sum(map(len, payloads))
-    return measure(OURS, quality, name, image, nbytes, decoded, middle - start, end - middle), decoded
+def _warm_up(peer: Peer, image: Pixels) -> None:
+    """Code an image once, so that times do not include loading the model."""
+    peer.decode(peer.encode(image, 50))
 
 
-def _through(peer: Peer, name: str, image: Pixels, setting: float) -> tuple[Outcome, Pixels]:
+def _store(peer: Peer, name: str, image: Pixels, setting: float) -> tuple[Outcome, Pixels]:
     start = time.perf_counter()
     data = peer.encode(image, setting)
     middle = time.perf_counter()
     decoded = peer.decode(data)
-    end = time.perf_counter()
-    return measure(peer.name, setting, name, image, len(data), decoded, middle - start, end - middle), decoded
-
-
-def measure(
-    codec: str,
-    setting: float,
-    name: str,
-    image: Pixels,
-    nbytes: int,
-    decoded: Pixels,
-    encode_seconds: float = float("nan"),
-    decode_seconds: float = float("nan"),
-) -> Outcome:
-    """Compare a decoded image with its original; the names are those of `Outcome`."""
-    height, width = image.shape[:2]
-    similarity = ms_ssim(image, decoded) if min(height, width) >= SMALLEST else float("nan")
-    bits = 8 * nbytes / (height * width)
-    error = psnr(image, decoded)
-    return Outcome(codec, float(setting), name, nbytes, bits, error, similarity, encode_seconds, decode_seconds)
+    seconds = middle - start, time.perf_counter() - middle
+    return Outcome.measure(peer.name, name, setting, image, decoded, len(data), seconds), decoded
 
 
 def means(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Average over images, codec by codec in the order of their first appearance."""
     groups: dict[str, list[Outcome]] = {}
-    for one in outcomes:
-        groups.setdefault(one.codec, []).append(one)
+    for outcome in outcomes:
+        groups.setdefault(outcome.codec, []).append(outcome)
     averages = []
-    for codec, some in groups.items():
-        values = {
-            key: float(np.mean([getattr(one, key) for one in some]))
-            for key in ("setting", "bpp", "psnr", "ms_ssim", "encode_seconds", "decode_seconds")
-        }
-        nbytes = round(float(np.mean([one.nbytes for one in some])))
-        averages.append(replace(some[0], codec=codec, image="mean", nbytes=nbytes, **values))
+    for group in groups.values():
+        names = ("setting", "nbytes", "bpp", "psnr", "ms_ssim", "encode_seconds", "decode_seconds")
+        values = {name: float(np.mean([getattr(outcome, name) for outcome in group])) for name in names}
+        averages.append(replace(group[0], image="mean", **{**values, "nbytes": round(values["nbytes"])}))
     return averages
 
 
@@ -269,35 +261,36 @@ def curves(
     images: Sequence[tuple[str, Pixels]],
     *,
     codecs: Sequence[str] = DEFAULT,
-    ours: Ours | None = None,
-    progress: Callable[[str], None] | None = None,
+    ours: Peer | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, list[Outcome]]:
-    """Measure rate-distortion curves: the mean over images at each of some settings, by codec."""
-    check_codecs(codecs)
-    ours = ours or Ours()
-    say = progress or (lambda text: None)
+    """Measure rate-distortion curves: by codec, the mean over images at each of several settings.
+
+    The parameters are those of `at_equal_bytes`; `progress` counts settings.
+    """
+    peers = [ours or deepsic(), *find_peers(codecs)]
+    settings = {peer.name: _spread(peer.settings) for peer in peers}
+    done, total = 0, sum(map(len, settings.values()))
     result: dict[str, list[Outcome]] = {}
-    for codec in (OURS, *codecs):
-        settings = QUALITIES if codec == OURS else _some(PEERS[codec].settings)
-        rows = []
-        for setting in settings:
-            say(f"curve: {codec} at {setting:g}")
-            for_one = (
-                (_ours(ours, name, image, setting) if codec == OURS else _through(PEERS[codec], name, image, setting))
-                for name, image in images
-            )
-            rows += means([outcome for outcome, _ in for_one])
-        result[codec] = sorted(rows, key=lambda row: row.bpp)
+    _warm_up(peers[0], images[0][1])
+    for peer in peers:
+        points = []
+        for setting in settings[peer.name]:
+            points += means([_store(peer, name, image, setting)[0] for name, image in images])
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        result[peer.name] = sorted(points, key=lambda point: point.bpp)
     return result
 
 
-def _some(settings: Sequence[float]) -> list[float]:
-    picked = np.unique(np.linspace(0, len(settings) - 1, STEPS).round().astype(int))
-    return [settings[k] for k in picked]
+def _spread(settings: Sequence[float]) -> list[float]:
+    numbers = np.unique(np.linspace(0, len(settings) - 1, CURVE_POINTS).round().astype(int))
+    return [settings[number] for number in numbers]
 
 
 def busiest(image: Pixels, part: tuple[int, int] = PART) -> tuple[int, int]:
-    """Find the part of an image with the most detail that is not all noise: where codecs differ.
+    """Find the part of an image with the most detail that is not all noise: there codecs differ.
 
     Returns
     -------
@@ -306,7 +299,7 @@ def busiest(image: Pixels, part: tuple[int, int] = PART) -> tuple[int, int]:
     """
     width, height = min(part[0], image.shape[1]), min(part[1], image.shape[0])
     grey = image.mean(axis=-1, dtype=np.float32)
-    best, place = -1.0, (0, 0)
+    best, corner = -1.0, (0, 0)
     for y in range(0, image.shape[0] - height + 1, max(1, height // 2)):
         for x in range(0, image.shape[1] - width + 1, max(1, width // 2)):
             block = grey[y : y + height, x : x + width]
@@ -314,14 +307,14 @@ def busiest(image: Pixels, part: tuple[int, int] = PART) -> tuple[int, int]:
             # Edges among smooth areas: neither all slopes small nor all large.
             interest = float(slopes.var() / (slopes.mean() + 4))
             if interest > best:
-                best, place = interest, (y, x)
-    return place
+                best, corner = interest, (y, x)
+    return corner
 
 
 def picture(
     name: str, original: Pixels, results: Sequence[tuple[Outcome, Pixels]], crop: tuple[int, int] | None = None
-) -> PillowImage.Image:
-    """Draw the original with a frame around a part, and that part enlarged as each codec leaves it.
+) -> "PillowImage.Image":
+    """Draw an image with a frame around a part, and that part enlarged, original and as stored by each codec.
 
     Parameters
     ----------
@@ -330,80 +323,71 @@ def picture(
     original : uint8 array (H, W, 3)
         The image.
     results : sequence of (Outcome, uint8 array)
-        What codecs made of it.
+        Outcomes and decoded images.
     crop : (int, int), optional
         Row and column of the part; the busiest one by default.
     """
+    require("cli", "PIL")
     from PIL import Image, ImageDraw
 
+    width, height = min(PART[0], original.shape[1]), min(PART[1], original.shape[0])
+    size = width * ZOOM, height * ZOOM
     y, x = busiest(original) if crop is None else crop
-    height, width = min(PART[1], original.shape[0]), min(PART[0], original.shape[1])
     y, x = min(y, original.shape[0] - height), min(x, original.shape[1] - width)
-    size = width * ENLARGED, height * ENLARGED
 
-    def panel(pixels: Pixels, title: str, note: str) -> PillowImage.Image:
-        part = Image.fromarray(np.ascontiguousarray(pixels[y : y + height, x : x + width]))
-        image = Image.new("RGB", (size[0], size[1] + 44), draw.PAPER)
-        paint = ImageDraw.Draw(image)
-        paint.text((0, 0), title, draw.INK, draw.font(17))
-        paint.text((0, 22), note, draw.FAINT, draw.font(14))
-        image.paste(part.resize(size, Image.Resampling.NEAREST), (0, 44))
-        return image
+    def enlarged(pixels: Pixels) -> Image.Image:
+        part = np.ascontiguousarray(pixels[y : y + height, x : x + width])
+        return Image.fromarray(part).resize(size, Image.Resampling.NEAREST)
 
-    raw = original.nbytes
-    panels = [panel(original, "Original, this part", f"{raw:,} bytes")]
+    def panel(image: Image.Image, title: str, note: str) -> Image.Image:
+        return draw.panel(image, title, note, size)
+
+    whole = Image.fromarray(original)
+    scale = min(size[0] / whole.width, size[1] / whole.height)
+    whole = whole.resize(
+        (max(1, round(whole.width * scale)), max(1, round(whole.height * scale))), Image.Resampling.LANCZOS
+    )
+    frame = [round(edge * scale) for edge in (x, y, x + width, y + height)]
+    ImageDraw.Draw(whole).rectangle(frame, outline=draw.FRAME, width=2)
+    panels = [
+        panel(whole, f"{name}, {original.shape[1]} x {original.shape[0]}", "the frame shows the enlarged part"),
+        panel(enlarged(original), "Original, enlarged part", f"{original.nbytes:,} bytes"),
+    ]
     for outcome, pixels in results:
         note = f"{outcome.nbytes:,} bytes, {outcome.bpp:.2f} bpp, {outcome.psnr:.2f} dB"
         note += f", MS-SSIM {outcome.ms_ssim:.4f}" if np.isfinite(outcome.ms_ssim) else ""
-        panels.append(panel(pixels, outcome.codec, note))
-    whole = Image.fromarray(original)
-    scale = min(size[0] / whole.width, size[1] / whole.height)
-    edges = max(1, round(whole.width * scale)), max(1, round(whole.height * scale))
-    whole = whole.resize(edges, Image.Resampling.LANCZOS)
-    frame = [round(edge * scale) for edge in (x, y, x + width, y + height)]
-    ImageDraw.Draw(whole).rectangle(frame, outline=(255, 220, 0), width=2)
-    first = Image.new("RGB", (size[0], size[1] + 44), draw.PAPER)
-    ImageDraw.Draw(first).text((0, 0), f"{name}, {original.shape[1]} x {original.shape[0]}", draw.INK, draw.font(17))
-    ImageDraw.Draw(first).text((0, 22), "whole; framed: the part enlarged", draw.FAINT, draw.font(14))
-    first.paste(whole, (0, 44))
-    cells = [first, *panels]
-    columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}.get(len(cells), 4)
-    rows = [draw.side_by_side(cells[k : k + columns]) for k in range(0, len(cells), columns)]
+        panels.append(panel(enlarged(pixels), outcome.codec, note))
+    columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}.get(len(panels), 4)
+    rows = [draw.side_by_side(panels[k : k + columns]) for k in range(0, len(panels), columns)]
     return draw.sheet(rows, max(row.width for row in rows))
 
 
-def plot(path: str | Path, measured: dict[str, list[Outcome]], title: str) -> None:
-    """Draw PSNR and MS-SSIM over bits per pixel.
+def plot(path: str | Path, curves: dict[str, list[Outcome]], title: str) -> None:
+    """Plot PSNR and MS-SSIM over bits per pixel.
 
     Raises
     ------
     MissingPackage
-        Without matplotlib.
+        If matplotlib is not installed.
     """
-    require("matplotlib")
+    require("compare", "matplotlib")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")  # past pyplot, which would keep it and pick a window system
+    figure = Figure(figsize=(12, 5), layout="constrained")  # pyplot would keep the figure and open a window system
+    measures = {"psnr": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, -10 log10(1 - x), dB"}
+    max_bpp = max(point.bpp for points in ([curves[OURS]] if OURS in curves else curves.values()) for point in points)
     axes = figure.subplots(1, 2)
-    for axis, measure, label in zip(
-        axes, ("psnr", "ms_ssim"), ("PSNR (RGB), dB", "MS-SSIM, -10 log10(1 - x), dB"), strict=True
-    ):
-        for codec, rows in measured.items():
-            values = [getattr(row, measure) for row in rows]
+    for axis, (measure, label) in zip(axes, measures.items(), strict=True):
+        for codec, points in curves.items():
+            values = [getattr(point, measure) for point in points]
             if measure == "ms_ssim":
                 values = [-10 * np.log10(1 - value) if value < 1 else np.nan for value in values]
             style: dict[str, Any] = {"lw": 1.3, "ms": 3}
             if codec == OURS:
                 style = {"color": "black", "lw": 2.6, "ms": 5, "zorder": 3}
-            axis.plot([row.bpp for row in rows], values, "o-", label=codec, **style)
-        axis.set(xlabel="bits per pixel", ylabel=label, xlim=(0, min(3.0, 1.05 * _longest(measured))))
+            axis.plot([point.bpp for point in points], values, "o-", label=codec, **style)
+        axis.set(xlabel="bits per pixel", ylabel=label, xlim=(0, min(3.0, 1.05 * max_bpp)))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=9)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-
-
-def _longest(measured: dict[str, list[Outcome]]) -> float:
-    """Rate up to which DeepSIC was measured."""
-    rows = measured.get(OURS) or [row for some in measured.values() for row in some]
-    return max(row.bpp for row in rows)

@@ -55,6 +55,7 @@ COVER: dict[str, Colour] = {
     "city": (190, 50, 60),
 }
 INK, PAPER, FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
+FRAME = (255, 220, 0)  # around a part of an image
 GAP = 10  # pixels
 
 
@@ -168,7 +169,7 @@ def dim(image: Pixels, shown: NDArray[np.bool_]) -> Pixels:
         for step in (-2, -1, 1, 2):
             inside &= np.roll(shown, step, axis)
     edge = shown & ~inside
-    return np.where(edge[..., None], (255, 220, 0), result).round().astype(np.uint8)
+    return np.where(edge[..., None], FRAME, result).round().astype(np.uint8)
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -232,6 +233,17 @@ def sheet(parts: Iterable[PillowImage.Image | tuple[str, int, Colour]], width: i
         else:
             image.paste(part, (GAP, y))
     return image
+
+
+def panel(image: PillowImage.Image, title: str, note: str, size: tuple[int, int]) -> PillowImage.Image:
+    """Put an image below a title and a note, on white; `size` is the width and height left for the image."""
+    from PIL import Image, ImageDraw
+
+    sheet = Image.new("RGB", (size[0], size[1] + 44), PAPER)
+    ImageDraw.Draw(sheet).text((0, 0), title, INK, font(17))
+    ImageDraw.Draw(sheet).text((0, 22), note, FAINT, font(14))
+    sheet.paste(image, (0, 44))
+    return sheet
 
 
 def side_by_side(images: Sequence[PillowImage.Image]) -> PillowImage.Image:

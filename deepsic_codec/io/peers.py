@@ -1,59 +1,48 @@
 """Other image codecs, to compare with: JPEG, JPEG 2000, WebP, AVIF, JPEG XL, through imagecodecs and Pillow."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.errors import MissingPackage
+from deepsic_codec.io.require import require
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another codec: RGB image (H, W, 3) -> bytes at a setting -> image, on the calling thread alone.
+    """A codec of RGB images that runs on the calling thread alone.
 
     Attributes
     ----------
     name : str
-        With what makes a difference: chroma subsampling, effort.
+        Name, with the options that matter: chroma subsampling, effort.
     settings : tuple of float
-        From few bits to many, for curves.
-    reach : (float, float)
-        The settings of fewest and most bits that a search may try.
-    encode, decode : callable
-        Image and setting to bytes, and bytes to the image; raise MissingPackage without imagecodecs.
-    whole : bool
-        Whether a setting is a whole number.
+        Settings for a curve, from low to high rate.
+    limits : (float, float)
+        Settings of the lowest and the highest rate, between which `match_bytes` searches.
+    encode : callable
+        (uint8 array (H, W, 3), setting) -> bytes, or any object whose `len()` is a number of bytes.
+    decode : callable
+        What `encode` returned -> uint8 array (H, W, 3).
+    integer : bool
+        Whether settings are integers.
     """
 
     name: str
     settings: tuple[float, ...]
-    reach: tuple[float, float]
-    encode: Callable[[Pixels, float], bytes]
-    decode: Callable[[bytes], Pixels]
-    whole: bool = False
+    limits: tuple[float, float]
+    encode: Callable[[Any, float], Any]
+    decode: Callable[[Any], Any]
+    integer: bool = False
 
 
-def require(*packages: str) -> None:
-    """Raise MissingPackage unless these packages are installed, without importing them."""
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise MissingPackage(
-            f"comparing codecs needs {' and '.join(missing)}: pip install 'deepsic-codec[compare]', "
-            f"or pip install {' '.join(missing)}"
-        )
-
-
-def match_bytes(peer: Peer, image: Pixels, target: int, tolerance: float = 0.01) -> tuple[float, bytes]:
-    """Search the setting at which a peer takes as many bytes as another codec.
+def match_bytes(peer: Peer, image: Any, target: int, tolerance: float = 0.01) -> tuple[float, Any]:
+    """Search the setting at which a codec takes a number of bytes.
 
     Parameters
     ----------
@@ -64,55 +53,60 @@ def match_bytes(peer: Peer, image: Pixels, target: int, tolerance: float = 0.01)
     target : int
         Bytes.
     tolerance : float
-        Part of `target` that is near enough to stop early.
+        Relative deviation at which the search stops early.
 
     Returns
     -------
     (float, bytes)
-        Setting and the image encoded with it, the nearest that was found: whole-numbered settings may have none that
-        is nearer, and a codec may not go as low or as high.
+        The setting that came closest, and the image encoded with it. Integer settings may have none within the
+        tolerance, and no codec reaches every rate.
     """
-    tried: dict[float, bytes] = {}
+    tried: dict[float, Any] = {}
 
     def size(setting: float) -> int:
         if setting not in tried:
             tried[setting] = peer.encode(image, setting)
         return len(tried[setting])
 
-    few, many = peer.reach
-    if size(few) < target < size(many):
+    low, high = peer.limits
+    if size(low) < target < size(high):
         for _ in range(20):
-            middle = _between(few, many, np.log(target / size(few)) / np.log(size(many) / size(few)), peer.whole)
-            if middle in (few, many) or abs(size(middle) - target) <= tolerance * target:
+            middle = _between(low, high, np.log(target / size(low)) / np.log(size(high) / size(low)), peer.integer)
+            if middle in (low, high) or abs(size(middle) - target) <= tolerance * target:
                 break
-            few, many = (middle, many) if size(middle) < target else (few, middle)
+            low, high = (middle, high) if size(middle) < target else (low, middle)
     best = min(tried, key=lambda setting: abs(len(tried[setting]) - target))
     return best, tried[best]
 
 
-def _between(few: float, many: float, part: float, whole: bool) -> float:
-    """Interpolate between settings, not too near to either, so that the interval shrinks whatever the curve is."""
+def _between(low: float, high: float, part: float, integer: bool) -> float:
+    """Interpolate between settings, not too close to either, so that the interval shrinks with every step."""
     part = float(np.clip(part, 0.1, 0.9))
-    return float(round(few + part * (many - few))) if whole else float(few * (many / few) ** part)
+    return float(round(low + part * (high - low))) if integer else float(low * (high / low) ** part)
 
 
-def _codecs() -> Any:
-    require("imagecodecs")
+def _imagecodecs() -> Any:
+    require("compare", "imagecodecs")
     import imagecodecs
 
     return imagecodecs
 
 
-def _jpeg(subsampling: str) -> Callable[[Pixels, float], bytes]:
-    return lambda x, level: bytes(_codecs().jpeg8_encode(x, level=int(level), subsampling=subsampling, optimize=True))
+def _through_imagecodecs(name: str, setting: str, decode: dict[str, Any] | None = None, **options: Any) -> Any:
+    """Return how to encode and decode with a codec of imagecodecs, given the name of its setting and fixed options."""
+
+    def encode_image(x: Pixels, value: float) -> bytes:
+        return bytes(getattr(_imagecodecs(), f"{name}_encode")(x, **{setting: value}, **options))
+
+    def decode_image(data: bytes) -> Pixels:
+        return getattr(_imagecodecs(), f"{name}_decode")(data, **(decode or {}))
+
+    return encode_image, decode_image
 
 
-def _jpeg_decode(data: bytes) -> Pixels:
-    return _codecs().jpeg8_decode(data)
-
-
-def _jpeg2000_ratio(x: Pixels, ratio: float) -> bytes:
-    """OpenJPEG told how many bytes to use; imagecodecs has only the other way, so this goes through Pillow."""
+def _jpeg2000_at_ratio(x: Pixels, ratio: float) -> bytes:
+    """Encode with OpenJPEG at a compression ratio, which imagecodecs does not offer and Pillow does."""
+    require("compare", "PIL")
     from PIL import Image
 
     out = io.BytesIO()
@@ -121,53 +115,31 @@ def _jpeg2000_ratio(x: Pixels, ratio: float) -> bytes:
     return out.getvalue()
 
 
-def _jpeg2000_psnr(x: Pixels, level: float) -> bytes:
-    """OpenJPEG told which PSNR to reach."""
-    return bytes(_codecs().jpeg2k_encode(x, level=level, codecformat="j2k", reversible=False, mct=True, numthreads=1))
+_ONE_THREAD = {"numthreads": 1}
+_jpeg420 = _through_imagecodecs("jpeg8", "level", subsampling="420", optimize=True)
+_jpeg444 = _through_imagecodecs("jpeg8", "level", subsampling="444", optimize=True)
+_jpeg2000 = _through_imagecodecs(
+    "jpeg2k", "level", _ONE_THREAD, codecformat="j2k", reversible=False, mct=True, **_ONE_THREAD
+)
+_webp = _through_imagecodecs("webp", "level", method=6, lossless=False)
+_avif = _through_imagecodecs("avif", "level", _ONE_THREAD, speed=6, pixelformat="yuv444", **_ONE_THREAD)
+_jpegxl3 = _through_imagecodecs("jpegxl", "distance", _ONE_THREAD, effort=3, **_ONE_THREAD)
+_jpegxl7 = _through_imagecodecs("jpegxl", "distance", _ONE_THREAD, effort=7, **_ONE_THREAD)
 
-
-def _jpeg2000_decode(data: bytes) -> Pixels:
-    return _codecs().jpeg2k_decode(data, numthreads=1)
-
-
-def _webp(x: Pixels, level: float) -> bytes:
-    return bytes(_codecs().webp_encode(x, level=level, method=6, lossless=False))
-
-
-def _webp_decode(data: bytes) -> Pixels:
-    return _codecs().webp_decode(data)
-
-
-def _avif(x: Pixels, level: float) -> bytes:
-    return bytes(_codecs().avif_encode(x, level=int(level), speed=6, pixelformat="yuv444", numthreads=1))
-
-
-def _avif_decode(data: bytes) -> Pixels:
-    return _codecs().avif_decode(data, numthreads=1)
-
-
-def _jpegxl(effort: int) -> Callable[[Pixels, float], bytes]:
-    return lambda x, distance: bytes(_codecs().jpegxl_encode(x, distance=distance, effort=effort, numthreads=1))
-
-
-def _jpegxl_decode(data: bytes) -> Pixels:
-    return _codecs().jpegxl_decode(data, numthreads=1)
-
-
-_JPEG = (5, 10, 15, 25, 35, 50, 65, 75, 85, 90)
+_JPEG_LEVELS = (5, 10, 15, 25, 35, 50, 65, 75, 85, 90)
 _DISTANCES = (15, 11, 8, 6, 4, 3, 2, 1.5, 1, 0.6)
 _RATIOS = (240, 160, 120, 80, 60, 48, 40, 30, 24, 20, 16, 12)
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
-        Peer("JPEG 4:2:0", _JPEG, (1, 100), _jpeg("420"), _jpeg_decode, whole=True),
-        Peer("JPEG 4:4:4", _JPEG, (1, 100), _jpeg("444"), _jpeg_decode, whole=True),
-        Peer("JPEG 2000 ratio", _RATIOS, (2000, 3), _jpeg2000_ratio, _jpeg2000_decode),
-        Peer("JPEG 2000 PSNR", tuple(range(25, 41)), (15, 60), _jpeg2000_psnr, _jpeg2000_decode),
-        Peer("WebP", (1, 5, 15, 30, 45, 60, 75, 85, 92), (0, 100), _webp, _webp_decode, whole=True),
-        Peer("AVIF 4:4:4 s6", (15, 25, 35, 45, 55, 65, 75, 85), (1, 99), _avif, _avif_decode, whole=True),
-        Peer("JPEG XL e3", _DISTANCES, (25, 0.1), _jpegxl(3), _jpegxl_decode),
-        Peer("JPEG XL e7", _DISTANCES, (25, 0.1), _jpegxl(7), _jpegxl_decode),
+        Peer("JPEG 4:2:0", _JPEG_LEVELS, (1, 100), *_jpeg420, integer=True),
+        Peer("JPEG 4:4:4", _JPEG_LEVELS, (1, 100), *_jpeg444, integer=True),
+        Peer("JPEG 2000 ratio", _RATIOS, (2000, 3), _jpeg2000_at_ratio, _jpeg2000[1]),
+        Peer("JPEG 2000 PSNR", tuple(range(25, 41)), (15, 60), *_jpeg2000),
+        Peer("WebP", (1, 5, 15, 30, 45, 60, 75, 85, 92), (0, 100), *_webp, integer=True),
+        Peer("AVIF 4:4:4 s6", (15, 25, 35, 45, 55, 65, 75, 85), (1, 99), *_avif, integer=True),
+        Peer("JPEG XL e3", _DISTANCES, (25, 0.1), *_jpegxl3),
+        Peer("JPEG XL e7", _DISTANCES, (25, 0.1), *_jpegxl7),
     )
 }

@@ -12,9 +12,9 @@ from deepsic_codec.errors import DeepSICError
 def main() -> int:
     """Train; 0 for success, 1 for an error, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m deepsic_codec.training")
-    cli.add_arguments(parser)
+    cli.add_train(parser)
     try:
-        cli.run(parser.parse_args())
+        cli.run_train(parser.parse_args())
     except KeyboardInterrupt:
         return 130
     except DeepSICError as error:

@@ -18,7 +18,7 @@ def test_code_in_the_document_runs(stub, tmp_path, monkeypatch, capsys):
 
 
 def test_commands_in_the_document_parse():
-    from deepsic_codec.cli.main import _parser
+    from deepsic_codec.cli.main import build_parser
 
     for line in re.findall(r"^    deepsic (.*)$", TEXT, re.M):
-        _parser().parse_args(line.split())
+        build_parser().parse_args(line.split())

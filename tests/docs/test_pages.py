@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsic_codec.cli.main import _parser, main
+from deepsic_codec.cli.main import build_parser, main
 from tests.common import ROOT
 
 DOCS = ROOT / "docs"
@@ -82,7 +82,7 @@ def test_what_a_page_tells_to_do_works(path, tmp_path, monkeypatch, request):
 def test_commands_and_modules_exist(path):
     for block in blocks(path):
         for arguments in commands(block["code"]) if block["kind"] == "bash" else []:
-            _parser().parse_args(arguments)
+            build_parser().parse_args(arguments)
     for module in re.findall(r"python -m ((?:benchmarks|deepsic_codec)\.[\w.]+)", path.read_text()):
         place = ROOT / module.replace(".", "/")
         assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module

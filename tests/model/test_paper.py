@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from deepsic_codec.cli.evaluate import complexity
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.families import architecture_from
 from deepsic_codec.model.paper import RATES, Analysis, PaperArchitecture, StaticPrior, Synthesis
@@ -12,6 +11,7 @@ from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame
 from deepsic_codec.training import train
+from deepsic_codec.training.evaluate import complexity
 from deepsic_codec.training.loss import PaperNetworks, Terms
 from deepsic_codec.training.settings import PRESETS, Settings
 from tests.common import check_rejects, psnr
@@ -89,7 +89,7 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
         assert symbols.shape == (1, 32, 11, 9) and symbols.min() >= -31 and symbols.max() <= 32
         (decoded,) = runtime.decode([encoded.features], shapes, [quality])
         assert psnr(decoded, image) > 9
-    assert complexity(runtime)["decoding"] == SMALL.kmac_per_pixel()["synthesis"]
+    assert complexity(runtime.model.arch)["decoding"] == SMALL.kmac_per_pixel()["synthesis"]
     again = Settings(**tiny, images=[data.photos], labels=[data.tiles], start=info.path, run=str(tmp_path / "again"))
     check_rejects(ConfigurationError, "files do not hold the prior", train.train, again)
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from deepsic_codec.errors import ConfigurationError, MissingPackage, SourceError, UnsupportedArray
-from deepsic_codec.io import compare, peers
+from deepsic_codec.io import compare, require
 from deepsic_codec.io.peers import PEERS, Peer, match_bytes
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import eurosat_mosaic
@@ -35,25 +35,25 @@ def test_bytes_are_matched(name, image):
     target = 8000
     setting, data = match_bytes(PEERS[name], image, target)
     assert data == PEERS[name].encode(image, setting)
-    assert abs(len(data) - target) <= (0.06 if PEERS[name].whole else 0.015) * target
+    assert abs(len(data) - target) <= (0.06 if PEERS[name].integer else 0.015) * target
 
 
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("reach", [(1, 100), (100, 1)])
-def test_the_search_finds_the_nearest(reach, whole):
-    rising = reach[0] < reach[1]
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("limits", [(1, 100), (100, 1)])
+def test_the_search_finds_the_nearest(limits, integer):
+    rising = limits[0] < limits[1]
     tried = []
 
     def encode(x, setting):
         tried.append(setting)
         return bytes(round(setting**2 if rising else 10_000 / setting**2))
 
-    peer = Peer("p", (1, 2), reach, encode, compare._never, whole)
+    peer = Peer("p", (1, 2), limits, encode, len, integer)
     for target in (1, 7, 100, 2500, 9999, 20_000):
         tried.clear()
         setting, data = match_bytes(peer, np.zeros((1, 1, 3), "u1"), target, tolerance=0)
         assert len(tried) <= 22 and len(set(tried)) == len(tried)
-        if whole:
+        if integer:
             sizes = {s: len(encode(None, s)) for s in range(1, 101)}
             assert abs(len(data) - target) == min(abs(size - target) for size in sizes.values())
         else:
@@ -62,7 +62,9 @@ def test_the_search_finds_the_nearest(reach, whole):
 
 def test_equal_bytes_side_by_side(stub, image):
     names = ["JPEG 4:2:0", "WebP"]
-    ((name, original, results),) = compare.at_equal_bytes([("one", image)], codecs=names, ours=compare.Ours(chunk=128))
+    ((name, original, results),) = compare.at_equal_bytes(
+        [("one", image)], codecs=names, ours=compare.deepsic(chunk=128)
+    )
     assert name == "one" and original is image
     assert [outcome.codec for outcome, _ in results] == [compare.OURS, *names]
     # The stand-in for the model is lossless: its bytes are more than a JPEG can use.
@@ -77,30 +79,40 @@ def test_equal_bytes_side_by_side(stub, image):
 
 def test_our_chunks_make_the_image(stub):
     values = photograph(100, 130, 3)
-    ours = compare.Ours(chunk=64)
-    payloads = ours.encode(values, 50)
-    assert len(payloads) == 6
-    np.testing.assert_array_equal(ours.decode(payloads, values.shape, 50), values)
+    ours = compare.deepsic(chunk=64)
+    chunked = ours.encode(values, 50)
+    assert len(chunked.payloads) == 6 and len(chunked) == sum(map(len, chunked.payloads))
+    np.testing.assert_array_equal(ours.decode(chunked), values)
 
 
 def test_options_reach_the_encoder(image):
     part = image[:96, :96]
-    sizes = [len(compare.Ours(**options).encode(part, 40)[0]) for options in ({}, {"effort": 0})]
+    sizes = [len(compare.deepsic(**options).encode(part, 40)) for options in ({}, {"effort": 0})]
     assert sizes[0] < sizes[1]
 
 
 def test_a_rate_is_found(image):
     """With the model itself: the stand-in has one rate."""
-    ours = compare.Ours()
-    quality = ours.quality_for(image, 4000, tolerance=0.02)
-    assert abs(sum(map(len, ours.encode(image, quality))) - 4000) <= 0.04 * 4000
+    quality, chunked = match_bytes(compare.deepsic(), image, 4000, tolerance=0.02)
+    assert abs(len(chunked) - 4000) <= 0.04 * 4000 and 1 < quality < 100
+
+
+def test_progress_counts_codecs_and_settings(stub, image):
+    steps = []
+    images = [("a", image), ("b", image)]
+    options = {"codecs": ["WebP"], "progress": lambda *step: steps.append(step)}
+    list(compare.at_equal_bytes(images, **options))
+    assert steps == [(n, 4) for n in range(1, 5)]
+    steps.clear()
+    compare.curves(images, **options)
+    assert steps == [(n, 12) for n in range(1, 13)]
 
 
 def test_pictures_show_the_same_part(stub, image):
     _, _, results = next(compare.at_equal_bytes([("a", image)], codecs=["WebP"]))
     picture = np.asarray(compare.picture("a", image, results, crop=(20, 30)))
     part = image[20 : 20 + compare.PART[1], 30 : 30 + compare.PART[0]]
-    enlarged = part.repeat(compare.ENLARGED, axis=0).repeat(compare.ENLARGED, axis=1)
+    enlarged = part.repeat(compare.ZOOM, axis=0).repeat(compare.ZOOM, axis=1)
     # Original and lossless stand-in: found twice in the sheet.
     windows = np.lib.stride_tricks.sliding_window_view(picture[..., 0], enlarged.shape[:2])
     corners = np.argwhere((windows[..., 0, 0] == enlarged[0, 0, 0]) & (windows[..., -1, -1] == enlarged[-1, -1, 0]))
@@ -120,7 +132,7 @@ def test_curves_and_plot(stub, image, tmp_path):
     found = compare.curves([("a", image)], codecs=["JPEG 4:2:0"])
     assert list(found) == [compare.OURS, "JPEG 4:2:0"]
     rates = [row.bpp for row in found["JPEG 4:2:0"]]
-    assert len(rates) == compare.STEPS and rates == sorted(rates)
+    assert len(rates) == compare.CURVE_POINTS and rates == sorted(rates)
     compare.plot(tmp_path / "c.png", found, "title")
     with Image.open(tmp_path / "c.png") as plot:
         assert plot.width > 1000 and len(np.unique(np.asarray(plot.convert("L")))) > 20
@@ -142,11 +154,12 @@ def test_images_of_any_kind(tmp_path):
 
 
 def test_what_cannot_be_compared(image, monkeypatch):
-    check_rejects(ConfigurationError, "'BPG'|WebP", compare.check_codecs, ["BPG"])
-    check_rejects(ConfigurationError, "chunk", compare.Ours, chunk=0)
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    check_rejects(MissingPackage, "imagecodecs|deepsic-codec[compare]", compare.check_codecs, ["WebP"])
+    check_rejects(ConfigurationError, "'BPG'|WebP", compare.find_peers, ["BPG"])
+    check_rejects(ConfigurationError, "chunk", compare.deepsic, chunk=0)
+    monkeypatch.setattr(require, "find_spec", lambda name: None)
+    check_rejects(MissingPackage, "imagecodecs|deepsic-codec[compare]", compare.find_peers, ["WebP"])
     check_rejects(MissingPackage, "matplotlib|pip install", compare.plot, "x.png", {}, "x")
+    check_rejects(MissingPackage, "pillow|deepsic-codec[cli]", compare.picture, "x", image, [])
     check_rejects(MissingPackage, "imagecodecs", PEERS["WebP"].encode, image, 50)
 
 

@@ -1,0 +1,157 @@
+"""Measure a model on images, from real payloads."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.metrics import luma, ms_ssim, psnr
+
+BATCH_PIXELS = 1 << 22  # images that are encoded at once; bounds memory
+MIN_MS_SSIM_EDGE = 176  # pixels: MS-SSIM has five scales
+
+Image = tuple[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One image at one quality, or the mean over all images at one quality.
+
+    Attributes
+    ----------
+    image : str
+        Name.
+    quality : float
+        1 to 100.
+    nbytes : float
+        Bytes of the payload, header and labels included.
+    bpp : float
+        Bits per pixel.
+    psnr, psnr_luma : float
+        PSNR in dB over RGB, and of luma.
+    ms_ssim : float
+        MS-SSIM; NaN for images with an edge below 176 pixels.
+    label : str
+        True class of a labelled image.
+    predicted : str
+        Class with the highest score; empty without labels.
+    top1 : float
+        1 if `predicted` is `label`, else 0; NaN without labels. The mean is over labelled images.
+    """
+
+    image: str
+    quality: float
+    nbytes: float
+    bpp: float
+    psnr: float
+    psnr_luma: float
+    ms_ssim: float
+    label: str = ""
+    predicted: str = ""
+    top1: float = nan
+
+
+def evaluate(
+    images: Sequence[Image], model: str, quality: float, semantics: str = "pre", labelled: bool = False, **options: Any
+) -> Iterator[Result]:
+    """Encode and decode images at one quality, each as one chunk.
+
+    Parameters
+    ----------
+    images : sequence of (str, uint8 array (H, W, 3))
+        Names and pixels.
+    model : str
+        Name of a model.
+    quality : float
+        1 to 100.
+    semantics : {"pre", "post", "none"}
+        When labels are computed.
+    labelled : bool
+        Whether the folder in the name of an image is its true class.
+    **options
+        Further parameters of `DeepSIC`, such as `effort`.
+    """
+    from deepsic_codec.codec.v2 import DeepSIC
+
+    codec = DeepSIC(model=model, quality=quality, semantics=semantics, **options)
+    for batch in _batches(images):
+        payloads = codec.encode_batch([pixels for _, pixels in batch])
+        decoded = codec.decode_batch(payloads)
+        for (name, pixels), payload, output in zip(batch, payloads, decoded, strict=True):
+            height, width = pixels.shape[:2]
+            label = Path(name).parent.name if labelled else ""
+            predicted = best_label(payload, model) if labelled and semantics != "none" else ""
+            yield Result(
+                image=name,
+                quality=quality,
+                nbytes=len(payload),
+                bpp=8 * len(payload) / (height * width),
+                psnr=psnr(pixels, output),
+                psnr_luma=psnr(luma(pixels), luma(output)),
+                ms_ssim=ms_ssim(pixels, output) if min(height, width) >= MIN_MS_SSIM_EDGE else nan,
+                label=label,
+                predicted=predicted,
+                top1=float(predicted == label) if predicted else nan,
+            )
+
+
+def best_label(payload: bytes, model: str) -> str:
+    """Return the class with the highest score of any tile, from the label section or else from the features."""
+    from deepsic_codec.model.scheduler import get_scheduler
+    from deepsic_codec.model.zoo import find_model
+    from deepsic_codec.payload.header import unpack
+    from deepsic_codec.payload.sections import FEATURES, LABELS
+
+    unpacked = unpack(payload)
+    header, labels = unpacked.header, unpacked.read(LABELS)
+    info = find_model(model)
+    names = info.vocabulary.names
+    if labels is None:
+        features, runtime = unpacked.read(FEATURES), get_scheduler(info)
+        shape, quality = (header.slices, header.height, header.width), [header.quality]
+        symbols = runtime.decode_symbols([features or b""], [shape], quality)
+        scores = runtime.score(symbols, [shape], quality)[0]
+    else:
+        scores = labels.dense(len(names))
+    best = scores.reshape(-1, len(names)).max(0)
+    return names[int(best.argmax())] if best.any() else "unknown"
+
+
+def means(results: Sequence[Result]) -> list[Result]:
+    """Return the mean over the images at each quality; NaN does not count."""
+    averages = []
+    for quality in dict.fromkeys(r.quality for r in results):
+        part = [r for r in results if r.quality == quality]
+        numbers: dict[str, Any] = {}
+        for name in ("nbytes", "bpp", "psnr", "psnr_luma", "ms_ssim", "top1"):
+            known = [v for v in (getattr(r, name) for r in part) if not np.isnan(v)]
+            numbers[name] = float(np.mean(known)) if known else nan
+        label = "all" if part[0].label else ""
+        averages.append(Result(image=f"mean of {len(part)}", quality=quality, label=label, **numbers))
+    return averages
+
+
+def complexity(architecture: Any) -> dict[str, float]:
+    """Return kMAC per pixel (thousands of multiply-accumulates) of each network of an architecture, and of decoding."""
+    from deepsic_codec.model.families import family_of
+
+    parts = family_of(architecture).complexity(architecture)
+    return parts | {"decoding": parts["prior"] + parts["synthesis"]}
+
+
+def _batches(images: Sequence[Image]) -> Iterator[list[Image]]:
+    batch: list[Image] = []
+    pixels = 0
+    for image in images:
+        size = image[1].shape[0] * image[1].shape[1]
+        if batch and pixels + size > BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+        batch.append(image)
+        pixels += size
+    if batch:
+        yield batch

@@ -1,0 +1,26 @@
+"""Measures of a model: those of the codec, and what its networks cost."""
+
+from deepsic_codec.codec.v2 import DeepSIC
+from deepsic_codec.metrics import ms_ssim, psnr
+from deepsic_codec.samples import drone_frame
+from deepsic_codec.training.evaluate import complexity, evaluate, means
+from deepsic_codec.training.phases import ARCHITECTURES
+
+
+def test_figures_are_those_of_the_codec():
+    image = drone_frame()[:192, :256]
+    (result,) = evaluate([("a.png", image)], "base", 40.0)
+    codec = DeepSIC(quality=40.0)
+    payload = codec.encode(image)
+    decoded = codec.decode(payload)
+    assert result.nbytes == len(payload) and result.bpp == 8 * len(payload) / (192 * 256)
+    assert result.psnr == psnr(image, decoded) and result.ms_ssim == ms_ssim(image, decoded)
+    small = means(list(evaluate([("b.png", image[:64, :64]), ("a.png", image)], "base", 40.0)))
+    assert len(small) == 1 and small[0].ms_ssim == result.ms_ssim, "an image too small for MS-SSIM is left out of it"
+
+
+def test_the_architecture_stays_within_the_budget():
+    """Decoding in 20 kMAC/px, the semantic head in 1, the second look at each digit counted."""
+    cost = complexity(ARCHITECTURES["base"])
+    assert cost["decoding"] == cost["prior"] + cost["synthesis"]
+    assert 8 < cost["decoding"] <= 20 and cost["head"] <= 1
