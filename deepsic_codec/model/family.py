@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepsic_codec.model.architecture import Sizes
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.neighbours import Neighbours
+from deepsic_codec.model.ops.protocol import RateTables, SymbolState
 from deepsic_codec.model.schedule import Step
 
 #: Prefixes of tensor names in a model file, by part of the model.
@@ -41,7 +42,7 @@ class Transforms(Protocol):
     def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
         """Images uint8 or int16 (N,H,W,3), H and W multiples of 16, at qualities (N,) -> latents."""
 
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
+    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
         """Symbols (N,h,w,C) -> uint8 (N,16h,16w,3), or int16 in 64ths of a grey level."""
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
@@ -85,6 +86,17 @@ class CodingPrior(Protocol):
 
         `quality` holds the whole quality 1..100 of each row, int64 (P,), or is that of all rows.
         """
+
+    def move_symbols(
+        self,
+        state: SymbolState,
+        step: Step,
+        rows: tuple[Tensor, Tensor],
+        predicted: tuple[Tensor, Tensor],
+        tables: RateTables,
+        quality: Tensor | int,
+    ) -> None:
+        """Move symbols towards their means where that saves more bits than it costs (`Ops.move_symbols`)."""
 
 
 class Family(Protocol):

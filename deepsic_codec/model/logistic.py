@@ -11,7 +11,12 @@ from torch import Tensor
 SCALES = 64
 #: The integer prior gives means in units of 1 / MEAN_LEVELS and scale indices in units of 1 / INDEX_LEVELS.
 MEAN_LEVELS, INDEX_LEVELS = 8, 4
+MEAN_MAX = 32767
 INDEX_MAX = (SCALES - 1) * INDEX_LEVELS
+#: Scale index of an output of zero.
+INDEX_MIDDLE = SCALES // 2 * INDEX_LEVELS
+#: Tables of bits are in units of 2^-RATE_BITS.
+RATE_BITS = 8
 
 
 @cache

@@ -10,6 +10,8 @@ from torch import Tensor
 from deepsic_codec.model.device import synchronize
 from deepsic_codec.model.schedule import LINEAR, MAGNITUDE, Offsets, Step
 
+#: Features are symbols clipped to +-LINEAR_MAX, and companded magnitudes.
+LINEAR_MAX = 127
 #: Of every step that has positions: means in eighths int16 and scale indices in quarters uint8, (P,count).
 Predictions = list[tuple[Tensor, Tensor]]
 

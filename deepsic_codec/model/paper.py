@@ -37,6 +37,7 @@ from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analyse
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, log_scales, logistic_bits, scale_of
 from deepsic_codec.model.neighbours import Neighbours
+from deepsic_codec.model.ops.protocol import RateTables, SymbolState
 from deepsic_codec.model.schedule import CROSS, Step
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
@@ -255,6 +256,17 @@ class StaticPrior:
     def update(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor) -> None:
         """Do nothing: no prediction depends on decoded symbols."""
 
+    def move_symbols(
+        self,
+        state: SymbolState,
+        step: Step,
+        rows: tuple[Tensor, Tensor],
+        predicted: tuple[Tensor, Tensor],
+        tables: RateTables,
+        quality: Tensor | int,
+    ) -> None:
+        """Do nothing: the quantiser is the paper's."""
+
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         """Means in eighths (P,C) int16 and scale indices in quarters (P,C) uint8."""
         mean, index = (v.expand(len(rows), -1).contiguous() for v in (self.mean, self.index))
@@ -288,13 +300,13 @@ class PaperTransforms(nn.Module):
         gain = self.gains(q)
         return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
+    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
         """See `Transforms.synthesise`."""
-        q, unit = self._quality(quality), FINE if fine else 1
+        q, unit = self._quality(quality), FINE if q6 else 1
         y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)
         x = self.synthesis(y, q)
         x = (x * unit + 0.5).clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
-        return x.to(torch.int16 if fine else torch.uint8).permute(0, 2, 3, 1)
+        return x.to(torch.int16 if q6 else torch.uint8).permute(0, 2, 3, 1)
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
         """See `Transforms.latents`."""

@@ -17,10 +17,10 @@ from deepsic_codec.model.exact.prior import (
     HIDDEN_BITS,
     HIDDEN_MAX,
     INPUT_BITS,
-    LINEAR_MAX,
     SCALE_BITS,
 )
 from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, log_scales, logistic_bits, scale_of
+from deepsic_codec.model.neighbours import LINEAR_MAX
 from deepsic_codec.model.networks import QualityTable
 from deepsic_codec.model.schedule import Step, schedule
 

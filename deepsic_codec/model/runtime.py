@@ -39,7 +39,8 @@ from deepsic_codec.model.families import architecture_from, family_of
 from deepsic_codec.model.family import PRIOR, RDO, SYNTHESIS, Analysed, below, tensors_below
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.neighbours import Predictions
-from deepsic_codec.model.quantise import RdoTables, quantise
+from deepsic_codec.model.ops.protocol import RateTables
+from deepsic_codec.model.quantise import load_tables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
@@ -99,7 +100,7 @@ class LoadedModel:
             self.family = family_of(self.arch)
             self.transforms: Any = self.family.transforms(self.arch, arrays, self.device)
             self.prior = self.family.prior(self.arch, tensors_below(arrays, PRIOR), str(self.device))
-            self._rdo_tables = self._load_rdo_tables(arrays)
+            self._rate_tables = self._load_rate_tables(arrays)
             self.coder_tables = CoderTables.from_arrays(below(arrays, "decoder.coder")).check(self.arch.latents)
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
@@ -114,11 +115,9 @@ class LoadedModel:
         """Whether equal payloads give equal pixels on every machine: the synthesis computes in integers."""
         return self.family.exact
 
-    def _load_rdo_tables(self, arrays: Arrays) -> RdoTables | None:
+    def _load_rate_tables(self, arrays: Arrays) -> RateTables | None:
         tensors = tensors_below(arrays, RDO)
-        if not tensors:
-            return None
-        return RdoTables(tensors["saved"], tensors["price"]).check(self.arch.latents).to(self.device)
+        return load_tables(tensors, self.arch.latents, self.device) if tensors else None
 
     def analyse(self, images: Tensor, quality: Qualities) -> Analysed:
         """Transform images to latents.
@@ -158,8 +157,8 @@ class LoadedModel:
         scaled = scaled.clamp(-SYMBOL_MAX, SYMBOL_MAX).contiguous()
         whole = whole_qualities(quality)[1]
         prior_quality = int(whole[0]) if bool((whole == whole[0]).all()) else upload(whole, self.device)
-        symbols, predictions = quantise(self.prior, self._rdo_tables if effort else None, scaled, prior_quality)
-        if effort in SCHEDULES and self._rdo_tables is not None and self.exact and images is not None:
+        symbols, predictions = quantise(self.prior, self._rate_tables if effort else None, scaled, prior_quality)
+        if effort in SCHEDULES and self._rate_tables is not None and self.exact and images is not None:
             symbols, predictions = self._refined(images, symbols, quality, effort, tune), None
         return Chosen(symbols.to(torch.int16), predictions)
 

@@ -49,7 +49,7 @@ def write_model(work: Work, log: Log) -> ModelInfo:
     arrays |= {f"decoder.coder.{k}": v for k, v in tables.arrays().items()}
     if work.rdo_tables is not None:
         made = make_tables(work.integer_prior.log_scales, export_gains(nets.gains)["step"])
-        arrays |= {f"{RDO}.saved": made.saved.numpy(), f"{RDO}.price": made.price.numpy()}
+        arrays |= {f"{RDO}.{name}": table.numpy() for name, table in made.items()}
     arrays |= transforms(nets) | head(nets)
     arch = nets.arch
     if nets.integer:

@@ -30,8 +30,9 @@ from deepsic_codec.model.architecture import Architecture, Sizes
 from deepsic_codec.model.exact.export import export_gains
 from deepsic_codec.model.family import CodingPrior
 from deepsic_codec.model.networks import step_lambda
+from deepsic_codec.model.ops.protocol import RateTables
 from deepsic_codec.model.paper import RATES, PaperArchitecture
-from deepsic_codec.model.quantise import RdoTables, make_tables, quantise
+from deepsic_codec.model.quantise import load_tables, make_tables, quantise
 from deepsic_codec.payload.constants import LABEL_CELL, quality_step
 from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.data import LabelledTiles, Photographs
@@ -386,14 +387,15 @@ class Work:
         return self.nets.integer_prior(exported, self.device)
 
     @cached_property
-    def rdo_tables(self) -> RdoTables | None:
+    def rdo_tables(self) -> RateTables | None:
         """What the encoder chooses symbols by."""
         return self._make_rdo_tables(self.integer_prior)
 
-    def _make_rdo_tables(self, prior: CodingPrior) -> RdoTables | None:
+    def _make_rdo_tables(self, prior: CodingPrior) -> RateTables | None:
         if not self.nets.stores_integers:
             return None
-        return make_tables(prior.log_scales, export_gains(self.nets.gains)["step"]).to(self.device)
+        tables = make_tables(prior.log_scales, export_gains(self.nets.gains)["step"])
+        return load_tables(tables, self.nets.arch.latents, self.device)
 
     def chosen(self, scaled: Tensor, gain: Tensor, quality: Tensor) -> Tensor:
         """What the encoder makes of latents in steps (B,C,h,w), at its usual effort."""
@@ -506,7 +508,7 @@ class Work:
         return right / len(self.tiles.test_labels)
 
 
-def _choose(prior: CodingPrior, tables: RdoTables | None, scaled: Tensor, quality: Tensor) -> Tensor:
+def _choose(prior: CodingPrior, tables: RateTables | None, scaled: Tensor, quality: Tensor) -> Tensor:
     """Symbols, as float, of latents in steps (B,C,h,w) at qualities (B,)."""
     nhwc = scaled.permute(0, 2, 3, 1).contiguous()
     whole = torch.floor(quality + 0.5).clamp(1, 100).long()

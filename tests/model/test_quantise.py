@@ -11,7 +11,7 @@ from deepsic_codec.model.exact.transforms import IntegerTransforms
 from deepsic_codec.model.families import architecture_from
 from deepsic_codec.model.family import PRIOR, RDO, tensors_below
 from deepsic_codec.model.file import load_arrays
-from deepsic_codec.model.ops.tensor_ops import Tensors
+from deepsic_codec.model.ops.torch import TorchOps
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
@@ -22,7 +22,7 @@ def parts():
     info = find_model("base")
     arch, arrays = architecture_from(info.architecture), load_arrays(info)
     prior = IntegerPrior(arch, tensors_below(arrays, PRIOR))
-    tables = rdo.RdoTables(**tensors_below(arrays, RDO)).to("cpu")
+    tables = rdo.load_tables(tensors_below(arrays, RDO), arch.latents, "cpu")
     frame, quality = drone_frame(), np.array([12.0, 50.0, 88.0])
     crops = np.stack([frame[128 * i : 128 * i + 96, :144] for i in range(3)])
     scaled = IntegerTransforms(arch, arrays, torch.device("cpu")).analyse(torch.from_numpy(crops), quality).scaled
@@ -34,7 +34,7 @@ def test_compiled_loop_and_tensors_agree(parts, monkeypatch, one):
     prior, tables, scaled, quality = parts
     quality = 50 if one else quality
     few, predictions = rdo.quantise(prior, tables, scaled, quality)
-    monkeypatch.setattr(prior, "ops", Tensors)
+    monkeypatch.setattr(prior, "ops", TorchOps())
     again, others = rdo.quantise(prior, tables, scaled, quality)
     assert torch.equal(again, few)
     for one, other in ((predictions, others), (predictions, predict(prior, few, quality))):

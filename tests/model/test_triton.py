@@ -12,16 +12,15 @@ pytest.importorskip("triton")
 
 from deepsic_codec import config
 from deepsic_codec.model.exact import layers, prior, transforms
-from deepsic_codec.model.ops import select as passes
-from deepsic_codec.model.ops.tensor_ops import Compiled, Tensors
-from deepsic_codec.model.ops.triton import Fused
+from deepsic_codec.model.ops import select
+from deepsic_codec.model.ops.triton import TritonOps
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CHECKS = list(passes.checks(Fused, DEVICE))
+CHECKS = list(select.checks(TritonOps(), DEVICE))
 
 
 @pytest.mark.parametrize("same", [same for _, same in CHECKS], ids=[name for name, _ in CHECKS])
@@ -32,43 +31,42 @@ def test_each_gives_the_integers_of_tensor_operations(same):
 @pytest.fixture
 def untried():
     """What was found out about devices is forgotten, before and after."""
-    passes._fused.cache_clear()
+    select._triton.cache_clear()
     yield
-    passes._fused.cache_clear()
+    select._triton.cache_clear()
 
 
 def test_a_wrong_integer_is_noticed(monkeypatch, caplog, untried):
-    class Wrong(Fused):
-        @staticmethod
-        def read(values, bits):
-            out = Fused.read(values, bits)
+    class Wrong(TritonOps):
+        def read(self, values, bits):
+            out = super().read(values, bits)
             out[-1, -1] ^= 1
             return out
 
-    wrong = [name for name, same in passes.checks(Wrong, DEVICE) if not same()]
-    assert wrong == ["read", "read as it is"]
-    monkeypatch.setattr("deepsic_codec.model.ops.triton.Fused", Wrong)
-    assert passes._fused(DEVICE) is None
-    assert "read as it is" in caplog.text
+    wrong = [name for name, same in select.checks(Wrong(), DEVICE) if not same()]
+    assert wrong == ["read", "read rounded down"]
+    monkeypatch.setattr("deepsic_codec.model.ops.triton.TritonOps", Wrong)
+    assert select._triton(DEVICE) is None
+    assert "read rounded down" in caplog.text
 
 
 def test_what_fails_to_compile_is_done_without(monkeypatch, caplog, untried):
-    class Broken(Fused):
-        @staticmethod
-        def digits(values, unit=None):
+    class Broken(TritonOps):
+        def digits(self, values, unit=None):
             raise RuntimeError("ptxas is not there")
 
-    monkeypatch.setattr("deepsic_codec.model.ops.triton.Fused", Broken)
-    assert passes._fused(DEVICE) is None
+    monkeypatch.setattr("deepsic_codec.model.ops.triton.TritonOps", Broken)
+    assert select._triton(DEVICE) is None
     assert "ptxas is not there" in caplog.text
 
 
 def test_who_gets_them(monkeypatch):
-    monkeypatch.setattr(passes, "_fused", lambda device: Fused)
-    assert passes.passes_on("cpu") is Compiled and passes.fused_on("cpu") is None
-    assert passes.passes_on("cuda:0") is Fused and passes.passes_on("meta") is Tensors
+    kernels = TritonOps()
+    monkeypatch.setattr(select, "_triton", lambda device: kernels)
+    assert select.ops_for("cpu") is select.NUMBA
+    assert select.ops_for("cuda:0") is kernels and select.ops_for("meta") is select.TORCH
     with config.set(kernels="plain"):
-        assert passes.passes_on("cuda:0") is Tensors and passes.fused_on("cuda:0") is None
+        assert select.ops_for("cuda:0") is select.TORCH
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +77,10 @@ def runtimes():
         yield Scheduler(LoadedModel(find_model("base"), "cuda")), plain
         return
     # the interpreter runs one kernel at a time
+    kernels = TritonOps()
     with config.set(threads=1), pytest.MonkeyPatch.context() as patch:
         for module in (layers, prior, transforms):
-            patch.setattr(module, "passes_on", lambda device: Fused)
-            patch.setattr(module, "fused_on", lambda device: Fused, raising=False)
+            patch.setattr(module, "ops_for", lambda device: kernels)
         yield Scheduler(LoadedModel(find_model("base"), "cpu")), plain
 
 

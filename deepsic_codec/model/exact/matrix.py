@@ -26,7 +26,7 @@ class Matrix:
         if self.int8.device.type == "cuda" and len(values) % 8:
             self._whole = F.pad(self.int8, (0, 0, 0, -len(values) % 8))
 
-    def of(self, rows: Tensor) -> Tensor:
+    def matmul(self, rows: Tensor) -> Tensor:
         """int8 (P,K) -> int32 (P,N); sums are to stay below 2^24."""
         device = self.int8.device
         if self._fits(len(rows)) and _has_int8(device.type):

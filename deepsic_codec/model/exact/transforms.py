@@ -14,8 +14,8 @@ from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.layers import Blocks, Layer, Modulation, Tensors, read, rows_of
 from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analysed, tensors_below
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.ops.select import passes_on
-from deepsic_codec.model.ops.tensor_ops import scatter
+from deepsic_codec.model.ops.select import ops_for
+from deepsic_codec.model.ops.torch import scatter
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
 #: Units per whole quality of the qualities in payloads.
@@ -43,7 +43,7 @@ class IntegerGains:
 
 def dequantise(symbols: Tensor, steps: Tensor) -> Tensor:
     """Symbols (N,h,w,C) and steps int32 (N,C) -> latents int32."""
-    return passes_on(symbols.device).dequantise(rows_of(symbols), steps).view(symbols.shape)
+    return ops_for(symbols.device).dequantise(rows_of(symbols), steps).view(symbols.shape)
 
 
 def in_steps(latents: Tensor, steps: Tensor) -> Tensor:
@@ -89,14 +89,14 @@ class IntegerAnalysis:
         """
         n, height, width, _ = grey.shape
         h, w = height // LATENT_STRIDE, width // LATENT_STRIDE
-        latents = self.linear.of_pixels(
+        latents = self.linear.forward_pixels(
             _gather(grey, LATENT_STRIDE), None if rest is None else _gather(rest, LATENT_STRIDE)
         )
-        stream = self.mod8(self.stem.sums(_gather(grey, 8)), quality).view(n, 2 * h, 2 * w, -1)
+        stream = self.mod8(quality, _gather(grey, 8)).view(n, 2 * h, 2 * w, -1)
         stream = self.blocks8(stream, quality)
-        stream = self.mod16(self.reduce.sums(_gather(read(stream), 2)), quality).view(n, h, w, -1)
+        stream = self.mod16(quality, _gather(read(stream), 2)).view(n, h, w, -1)
         stream = self.blocks16(stream, quality)
-        latents.add_(self.out.of(rows_of(read(stream)))).clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
+        latents.add_(self.out.forward(rows_of(read(stream)))).clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
         return latents.view(n, h, w, -1)
 
 
@@ -122,20 +122,19 @@ class IntegerSynthesis:
         exponent = tensors["normaliser"].float() + (fixed.NORMAL_BITS - fixed.LATENT_BITS)
         self.normaliser = torch.exp2(exponent).to(device)
 
-    def __call__(self, latents: Tensor, quality: Tensor, fine: bool = True) -> Tensor:
-        """Latents int32 (N,h,w,C), whole qualities (N,) -> int16 (N,16h,16w,3), 64ths of a grey level, 0..16320.
+    def __call__(self, latents: Tensor, quality: Tensor, q6: bool = True) -> Tensor:
+        """Latents int32 (N,h,w,C) at whole qualities (N,) -> images (N,16h,16w,3).
 
-        Without ``fine`` in grey levels, uint8.
+        With `q6` int16 in 64ths of a grey level, 0..16320, otherwise uint8 in grey levels.
         """
         n, h, w, _ = latents.shape
-        flat, passes = rows_of(latents), passes_on(latents.device)
-        linear = self.linear.sums(*passes.digits(flat))
-        stream = self.mod16(self.stem.sums(*passes.digits(flat, self.normaliser)), quality).view(n, h, w, -1)
+        flat, ops = rows_of(latents), ops_for(latents.device)
+        linear = self.linear.sums(*ops.digits(flat))
+        stream = self.mod16(quality, *ops.digits(flat, self.normaliser)).view(n, h, w, -1)
         stream = self.blocks16(stream, quality)
-        stream = self.mod8(self.expand.sums(rows_of(read(stream))), quality).view(n, h, w, -1)
+        stream = self.mod8(quality, rows_of(read(stream))).view(n, h, w, -1)
         stream = self.blocks8(scatter(stream, 2), quality)
-        rest = self.out.sums(rows_of(read(stream)))
-        return passes.pixels(self.linear.of_sums(linear), self.out.of_sums(rest), (n, h, w), fine)
+        return ops.pixels(linear, self.out.sums(rows_of(read(stream))), (n, h, w), q6)
 
 
 class IntegerHead:
@@ -156,15 +155,15 @@ class IntegerHead:
         """Cells of latents int32 (N,h,w,C) and whole qualities (N,) -> scores uint8 (N,classes) in 1/255."""
         n, h, w, _ = latents.shape
         flat = rows_of(latents)
-        digits = passes_on(flat.device).companded(flat, self.compand)
-        stream = self.mod(self.stem.sums(*digits), quality).clamp_(min=0)
+        digits = ops_for(flat.device).companded_digits(flat, self.compand)
+        stream = self.mod(quality, *digits).clamp_(min=0)
         stream = self.blocks(stream.view(n, h, w, -1), quality)
         # the mean of integers, rounded to nearest
         total, count = stream.sum((1, 2)).to(torch.int32), h * w
         mean = (2 * total + count) // (2 * count)
         pooled = read(torch.cat([mean.float(), stream.amax((1, 2))], 1))
-        hidden = self.hidden.of(pooled).to(torch.int8)
-        return self.score[(self.out.of(hidden) + fixed.LOGIT_MAX).long()]
+        hidden = self.hidden.forward(pooled).to(torch.int8)
+        return self.score[(self.out.forward(hidden) + fixed.LOGIT_MAX).long()]
 
 
 def _gather(x: Tensor, edge: int) -> Tensor:
@@ -199,7 +198,7 @@ class IntegerTransforms:
         self._head = IntegerHead(arch, tensors_below(arrays, HEAD), device)
 
     def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
-        """See :class:`Transforms`."""
+        """See `family.Transforms`."""
         whole, steps = self._qualities(quality)
         x = upload(images, self.device)
         rest = None
@@ -212,18 +211,18 @@ class IntegerTransforms:
         found = self._analysis(grey, rest, whole)
         return Analysed(in_steps(found, steps), found)
 
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], fine: bool) -> Tensor:
-        """See :class:`Transforms`."""
+    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
+        """See `family.Transforms`."""
         whole, steps = self._qualities(quality)
-        return self._synthesis(dequantise(upload(symbols, self.device), steps), whole, fine)
+        return self._synthesis(dequantise(upload(symbols, self.device), steps), whole, q6)
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
-        """See :class:`Transforms`."""
+        """See `family.Transforms`."""
         _, steps = self._qualities(quality)
         return dequantise(upload(symbols, self.device), steps)
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
-        """See :class:`Transforms`."""
+        """See `family.Transforms`."""
         return self._head(cells, upload(whole_qualities(quality)[1], self.device))
 
     def steps(self, quality: NDArray[np.float64]) -> Tensor:

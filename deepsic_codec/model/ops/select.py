@@ -1,10 +1,8 @@
-"""Which form of :mod:`deepsic_codec.model.ops.tensor_ops` a device gets, and whether its kernels can be relied on.
+"""Which operations a device gets, and whether its kernels can be relied on.
 
-A CPU has compiled loops, CUDA has Triton's kernels where Triton is installed, and any other device, or one
-on which a kernel fails or gives as much as one other integer, has tensor operations.
+A CPU has Numba loops, CUDA has Triton kernels if Triton is installed. Any other device, and a device on which a kernel
+fails or gives one different integer, has torch operations.
 """
-
-from __future__ import annotations
 
 import importlib
 import logging
@@ -13,58 +11,114 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deepsic_codec import config
 from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.ops.tensor_ops import Compiled, Contexts, PassTensors, Residual, Sums, Tensors
+from deepsic_codec.model.exact.matrix import Matrix
+from deepsic_codec.model.neighbours import Neighbours
+from deepsic_codec.model.ops.numba import NumbaOps
+from deepsic_codec.model.ops.protocol import (
+    BlockTensors,
+    Direct,
+    Hidden,
+    Ops,
+    RateTables,
+    StepTensors,
+    Sums,
+    SymbolState,
+)
+from deepsic_codec.model.ops.torch import TorchOps
+from deepsic_codec.model.schedule import CROSS, Step
 
 log = logging.getLogger(__name__)
+TORCH, NUMBA = TorchOps(), NumbaOps()
 
 
-def passes_on(device: torch.device | str) -> type[Tensors] | type[Compiled]:
-    """What is fastest there."""
+def ops_for(device: torch.device | str) -> Ops:
+    """The fastest operations of a device."""
     device = torch.device(device)
     if device.type == "cpu":
-        return Compiled
-    return fused_on(device) or Tensors
-
-
-def fused_on(device: torch.device | str) -> Any:
-    """Triton's kernels (``kernels.Fused``) for a device, or None."""
-    device = torch.device(device)
+        return NUMBA
     if device.type != "cuda" or config.get().kernels == "plain":
-        return None
-    return _fused(device)
+        return TORCH
+    return _triton(device) or TORCH
 
 
 @lru_cache(maxsize=8)
-def _fused(device: torch.device) -> Any:
+def _triton(device: torch.device) -> Ops | None:
     try:
-        fused = importlib.import_module("deepsic_codec.model.ops.triton").Fused
+        ops: Ops = importlib.import_module("deepsic_codec.model.ops.triton").TritonOps()
         with torch.inference_mode():
-            wrong = [name for name, same in checks(fused, device) if not same()]
-    except Exception as error:  # a compiler, a driver: whatever fails there, there is another way
+            wrong = [name for name, same in checks(ops, device) if not same()]
+    except Exception as error:  # a compiler, a driver: whatever fails, torch operations work
         if not isinstance(error, ImportError):
             log.warning("kernels for %s: %s: %s; using slower operations", device, type(error).__name__, error)
         return None
     if wrong:
         log.warning("kernels for %s give other integers (%s); using slower operations", device, ", ".join(wrong))
         return None
-    return fused
+    return ops
 
 
-def checks(fused: Any, device: torch.device) -> Iterator[tuple[str, Callable[[], bool]]]:
-    """Names of kernels, and what compares each with tensor operations on random integers."""
-    chance = torch.Generator().manual_seed(0)
+class _Chance:
+    """Random tensors on a device, the same in every process."""
 
-    def ints(low: int, high: int, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.randint(low, high + 1, shape, generator=chance).to(device, dtype)
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.generator = device, torch.Generator().manual_seed(0)
 
+    def ints(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        """Integers low..high."""
+        return torch.randint(low, high + 1, shape, generator=self.generator).to(self.device, dtype)
+
+    def block(self, c: int, conditioned: bool) -> BlockTensors:
+        """Tensors of a residual block of c channels."""
+        hidden, qualities = 2 * c, (fixed.QUALITIES,) if conditioned else ()
+        weight = self.ints(-20, 20, c, 1, 3, 3).float() / 64
+        return BlockTensors(
+            weight,
+            weight.flatten(1).t().contiguous(),
+            self.ints(-20, 20, c).float() / 8,
+            Matrix(self.ints(-127, 127, hidden, c), self.device),
+            self.ints(-9999, 9999, *qualities, hidden),
+            self.ints(6, 10, hidden),
+            Matrix(self.ints(-127, 127, c, hidden), self.device),
+            self.ints(-9999, 9999, c),
+            self.ints(4, 9, c),
+            (-128, 127),
+        )
+
+    def step(self, step: Step, width: int = 128) -> StepTensors:
+        """Tensors of a step of the prior."""
+        hidden = direct = None
+        if step.input_count:
+            hidden = Hidden(
+                Matrix(self.ints(-127, 127, width, step.input_count), self.device),
+                self.ints(-9999, 9999, fixed.QUALITIES, width),
+                self.ints(6, 10, width),
+                Matrix(self.ints(-127, 127, width, width), self.device),
+                self.ints(-9999, 9999, width),
+                self.ints(6, 10, width),
+                Matrix(self.ints(-127, 127, 2 * step.count, width), self.device),
+            )
+        if step.signed:
+            direct = Direct(self.ints(-99, 99, len(step.offsets), step.count), self.ints(0, 6, step.count))
+        bias = self.ints(-9999, 9999, fixed.QUALITIES, 2 * step.count)
+        return StepTensors(hidden, direct, bias, self.ints(3, 8, step.count), self.ints(6, 9, step.count))
+
+    def neighbours(self, latents: int) -> Neighbours:
+        """Features of symbols (2,5,7,latents)."""
+        linear, magnitude = (self.ints(-127, 127, 2, 5, 7, latents, dtype=torch.int8) for _ in range(2))
+        return Neighbours(linear, magnitude)
+
+
+def checks(ops: Any, device: torch.device) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Names of operations, each with a function that compares it with torch operations on random integers."""
+    chance = _Chance(device)
+    ints = chance.ints
     rows, n, images = 3 * 35, 24, 3
     total, bias, shift = ints(-(2**23), 2**23, rows, n), ints(-(2**22), 2**22, n), ints(0, 20, n)
-    own = ints(-(2**22), 2**22, images, n)
+    biases = ints(-(2**22), 2**22, images, n)
     stream = ints(-2047, 2047, rows, n).float()
     symbols = ints(-32767, 32767, rows, n, dtype=torch.int16)
     companded = ints(0, 127, 32769, dtype=torch.int8)
@@ -72,162 +126,83 @@ def checks(fused: Any, device: torch.device) -> Iterator[tuple[str, Callable[[],
     wide = ints(-fixed.WIDE_MAX, fixed.WIDE_MAX, rows, n)
     unit = torch.exp2(ints(-6, 2, n).float())
     steps = ints(1, 2**22, images, n)
-    grid = 2, 2, 3
     linear = Sums(ints(-(2**23), 2**23, 12, 768), ints(-(2**22), 2**22, 768), ints(4, 16, 768))
     rest = Sums(ints(-(2**23), 2**23, 48, 192), ints(-(2**22), 2**22, 192), ints(4, 16, 192))
+    quality = ints(1, 100, 2, dtype=torch.int64)
 
-    def alike(name: str, *given: Any) -> Callable[[], bool]:
+    def alike(name: str, *arguments: Any) -> Callable[[], bool]:
+        """Compare results, and the first argument, which may be changed in place."""
+
         def same() -> bool:
-            found, wanted = (getattr(kind, name)(*_copied(given)) for kind in (fused, Tensors))
-            return _equal(found, wanted)
+            pairs = []
+            for form in (ops, TORCH):
+                copies = [_copied(argument) for argument in arguments]
+                result = getattr(form, name)(*copies)
+                pairs.append(copies[0] if result is None else result)
+            return _equal(*pairs)
 
         return same
 
-    def against(name: str, wanted: Callable[..., Any], *given: Any) -> Callable[[], bool]:
-        return lambda: _equal(getattr(fused, name)(*given), wanted(*given))
+    def moved(by_quality: bool) -> bool:
+        step, latents = (
+            Step(3, n, "2", CROSS, 9),
+            torch.rand(70, n + 5, generator=chance.generator).to(device) * 40 - 20,
+        )
+        near = chance.neighbours(n + 5)
+        padded, flat, _ = near.rows(step)
+        row_quality = ints(1, 100, len(flat), dtype=torch.int64) if by_quality else 33
+        predicted = ints(-200, 200, len(flat), n, dtype=torch.int16), ints(0, 252, len(flat), n, dtype=torch.uint8)
+        tables = RateTables(ints(-(2**11), 2**13, 253, 256), ints(0, 2**13, 100, n + 5))
+        states = [SymbolState(latents, torch.round(latents).int(), _copied(near)) for _ in range(2)]
+        for form, state in zip((ops, TORCH), states, strict=True):
+            form.move_symbols(state, step, (padded, flat), predicted, tables, companded, row_quality)
+        changed = bool((states[0].symbols != torch.round(latents)).any())
+        return changed and _equal(states[0].symbols, states[1].symbols) and _equal(*(s.neighbours for s in states))
 
-    def added() -> bool:
-        found, wanted = stream.clone(), stream.clone()
-        fused.add(found, total.clone(), bias, shift)
-        Tensors.add(wanted, total.clone(), bias, shift)
-        return _equal(found, wanted)
-
-    def entered() -> bool:
-        places = torch.randperm(2 * rows, generator=chance)[:rows].to(device)
-        features = [[ints(-9, 9, 2 * rows, n + 5, dtype=torch.int8) for _ in range(2)]]
-        features.append([t.clone() for t in features[0]])
-        for kind, (seen, other) in zip((fused, Tensors), features, strict=True):
-            kind.enter(symbols, companded, seen, other, places, 2, 127)
-        return _equal(tuple(features[0]), tuple(features[1]))
-
-    def moved(quality: Tensor | int) -> bool:
-        exact = torch.rand(2 * rows, n + 5, generator=chance).to(device) * 40 - 20
-        chosen = [torch.round(exact).int() for _ in range(2)]
-        predicted = ints(-200, 200, rows, n, dtype=torch.int16), ints(0, 252, rows, n, dtype=torch.uint8)
-        places = torch.randperm(2 * rows, generator=chance)[:rows].to(device)
-        tables = ints(-(2**11), 2**13, 253, 256), ints(0, 2**13, 100, n + 5)
-        found = [
-            kind.move(own, exact, predicted, places, 3, *tables, quality, 8, 8)
-            for kind, own in zip((fused, Tensors), chosen, strict=True)
-        ]
-        return _equal(*found) and _equal(*chosen) and bool((chosen[0] != exact.round()).any())
-
-    yield "enter", entered
-    yield "move", lambda: moved(33)
-    yield "move by quality", lambda: moved(ints(1, 100, rows, dtype=torch.int64))
+    entered = Step(2, n, "2", CROSS, 9)
+    near = chance.neighbours(n + 5)
+    padded = near.rows(entered)[0]
+    yield "enter", alike("enter", near, entered, padded, symbols[: len(padded)], companded)
+    yield "move_symbols", lambda: moved(False)
+    yield "move_symbols by quality", lambda: moved(True)
     yield "narrow", alike("narrow", total, bias, shift, -128, 127)
-    yield "narrow by image", alike("narrow", total, own, shift, -128, 127)
-    yield "add", added
+    yield "narrow by image", alike("narrow", total, biases, shift, -128, 127)
+    yield "add", alike("add", stream, total, bias, shift)
     yield "read", alike("read", stream, 4)
-    yield "read as it is", alike("read", stream / 8, 0)
-    yield "modulate", alike("modulate", total, bias, shift, 4095, scale, offset)
-    yield "contexts", alike("contexts", symbols, companded, 127)
-    yield "expected", alike("expected", total, bias, shift[: n // 2], shift[n // 2 :], 32767, 252)
+    yield "read rounded down", alike("read", stream / 8, 0)
+    yield "modulate", alike("modulate", total, bias, shift, scale, offset)
+    yield "features", alike("features", symbols, companded)
+    yield "means_and_indices", alike("means_and_indices", total, bias, shift[: n // 2], shift[n // 2 :])
     yield "dequantise", alike("dequantise", symbols, steps)
     yield "digits", alike("digits", wide)
     yield "digits normalised", alike("digits", wide, unit)
-    yield "pixels", alike("pixels", linear, rest, grid, False)
-    yield "fine pixels", alike("pixels", linear, rest, grid, True)
+    yield "pixels", alike("pixels", linear, rest, (2, 2, 3), False)
+    yield "pixels in 64ths", alike("pixels", linear, rest, (2, 2, 3), True)
     for c, conditioned in ((24, True), (128, True), (256, False)):
-        block = _random_block(ints, c, conditioned)
         area = ints(-2047, 2047, 2, 7, 9, c).float()
-        image = ints(0, 99, 2, dtype=torch.int64) if conditioned else None
-        yield f"block of {c}", against("block", block_of, area, block, image)
-    for count, k, others in ((8, 0, 0), (8, 70, 4), (96, 130, 0)):
-        yield f"pass of {count}, {k}", against("predict", pass_of, *_random_pass(ints, count, k, others))
+        yield f"block of {c}", alike("blocks", area, [chance.block(c, conditioned)], quality)
+    for step in (Step(0, 8, "A", (), 32), Step(0, 8, "2", CROSS, 32), Step(8, 96, "1", (), 4)):
+        near = chance.neighbours(104)
+        padded, _, image = near.rows(step)
+        row_quality = quality[image] if step.signed else 77
+        tensors = chance.step(step)
+        yield f"step of {step.count}, {step.input_count}", alike("predict", near, step, padded, tensors, row_quality)
 
 
-def block_of(stream: Tensor, part: Residual, image: Tensor | None) -> Tensor:
-    """What :meth:`Fused.block` computes, in double precision."""
-    c = stream.shape[3]
-    weight = part.taps.t().reshape(c, 1, 3, 3).double()
-    x = F.conv2d(stream.permute(0, 3, 1, 2).double(), weight, part.spatial_bias.double(), padding=1, groups=c)
-    narrow = x.permute(0, 2, 3, 1).floor().clamp(fixed.READ_LOW, fixed.READ_HIGH)
-    bias = part.up_bias if image is None else part.up_bias[image][:, None, None]
-    hidden = ((narrow @ part.up.double().t()).int() + bias) >> part.up_shift
-    hidden = hidden.clamp(*part.bounds).double()
-    moved = ((hidden @ part.down.double().t()).int() + part.down_bias) >> part.down_shift
-    return (stream + moved).clamp(-fixed.STREAM_MAX, fixed.STREAM_MAX)
+def _copied(argument: Any) -> Any:
+    """A copy of what operations may change in place."""
+    if isinstance(argument, Sums):
+        return Sums(*(t.clone() for t in argument))
+    if isinstance(argument, Neighbours):
+        shape = (2, *(k + 2 if i in (1, 2) else k for i, k in enumerate(argument.shape)))
+        magnitude, linear = (t[:, 1:-1, 1:-1] for t in argument.both.view(shape))
+        return Neighbours(linear, magnitude)
+    return argument.clone() if isinstance(argument, Tensor) else argument
 
 
-def pass_of(
-    seen: Tensor,
-    rows: Tensor,
-    own: tuple[int, int],
-    at: Contexts,
-    part: PassTensors,
-    quality: Tensor | int,
-    mean_max: int,
-    index_max: int,
-) -> tuple[Tensor, Tensor]:
-    """What :meth:`Fused.predict` computes, in double precision."""
-    (start, count), latents = own, seen.shape[2]
-    flat, plane = seen.reshape(-1), seen.shape[1] * latents
-    which = (quality if isinstance(quality, Tensor) else torch.full_like(rows, quality)) - 1
-    total = part.out_bias[which].clone()
-    hidden: Any = part  # with these layers, or without all of them
-    if part.first is not None:
-        x = flat[(at.kinds.long() * plane + at.offsets) + (rows * latents)[:, None]].double()
-        first = ((x @ hidden.first.double().t()).int() + hidden.first_bias[which]) >> hidden.first_shift
-        first = first.clamp(-128, 127).double()
-        second = ((first @ hidden.second.double().t()).int() + hidden.second_bias) >> hidden.second_shift
-        total += (second.clamp(-128, 127).double() @ hidden.out.double().t()).int()
-    if part.direct is not None and part.direct_shift is not None:
-        channel = torch.arange(count, device=rows.device)
-        near = flat[plane + (rows * latents)[:, None, None] + at.around[:, None] + (start + channel)]
-        total[:, :count] += (near.int() * part.direct).sum(1, dtype=torch.int32) << part.direct_shift
-    return Tensors.expected(total, torch.zeros_like(total[0]), part.mean_shift, part.index_shift, mean_max, index_max)
-
-
-def _random_block(ints: Callable[..., Tensor], c: int, conditioned: bool) -> Residual:
-    hidden, rows = 2 * c, (100,) if conditioned else ()
-    return Residual(
-        ints(-20, 20, 9, c).float() / 64,
-        ints(-20, 20, c).float() / 8,
-        ints(-127, 127, hidden, c, dtype=torch.int8),
-        ints(-9999, 9999, *rows, hidden),
-        ints(6, 10, hidden),
-        ints(-127, 127, c, hidden, dtype=torch.int8),
-        ints(-9999, 9999, c),
-        ints(4, 9, c),
-        (-128, 127),
-    )
-
-
-def _random_pass(ints: Callable[..., Tensor], count: int, k: int, others: int) -> tuple[Any, ...]:
-    width, latents, plane = 128, 104, 90
-    seen = ints(-127, 127, 2, plane, latents, dtype=torch.int8)
-    rows = ints(20, 60, 75, dtype=torch.int64)
-    places = ints(-20 * latents, 21 * latents, k, dtype=torch.int64)
-    at = Contexts(ints(0, 1, k), places, ints(-20, 20, others, dtype=torch.int64) * latents)
-    weights = [ints(-127, 127, n, m, dtype=torch.int8) for n, m in ((width, k), (width, width), (2 * count, width))]
-    out = [ints(-9999, 9999, 100, 2 * count), ints(3, 8, count), ints(6, 9, count)]
-    direct: list[Any] = [ints(-99, 99, others, count), ints(0, 6, count)] if others else [None, None]
-    hidden: list[Tensor | None] = [None] * 7
-    if not k:
-        return seen, rows, (8, count), at, PassTensors(*hidden, *out, *direct), 40, 32767, 252  # type: ignore[arg-type]
-    hidden = [
-        weights[0],
-        ints(-9999, 9999, 100, width),
-        ints(6, 10, width),
-        weights[1],
-        ints(-9999, 9999, width),
-        ints(6, 10, width),
-        weights[2],
-    ]
-    quality = ints(1, 100, 75, dtype=torch.int64) if others else 77
-    return seen, rows, (8, count), at, PassTensors(*hidden, *out, *direct), quality, 32767, 252  # type: ignore[arg-type]
-
-
-def _copied(given: tuple[Any, ...]) -> list[Any]:
-    """Tensor operations work in place."""
-    return [
-        Sums(*(t.clone() for t in v)) if isinstance(v, Sums) else v.clone() if isinstance(v, Tensor) else v
-        for v in given
-    ]
-
-
-def _equal(found: Any, wanted: Any) -> bool:
-    if isinstance(found, tuple):
-        return all(_equal(a, b) for a, b in zip(found, wanted, strict=True))
-    return found.dtype == wanted.dtype and bool((found == wanted).all())
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Neighbours):
+        return _equal(one.both, other.both)
+    if isinstance(one, tuple):
+        return all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    return one.dtype == other.dtype and bool((one == other).all())
