@@ -25,7 +25,6 @@ from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
-from deepsic_codec.stored.location import open_array
 
 BLOCK = 1 << 24  # samples that are read, decoded and written at once; bounds memory
 PNG_LIMIT = 1 << 28  # samples of a PNG file, which is in memory as a whole
@@ -142,13 +141,13 @@ def export(
         )
     if crop and where is None:
         raise ConfigurationError("crop: expected a query (where) that selects the chunks to crop to")
-    array = open_array(source, name)
-    use_embedded(array)
+    stored = StoredArray.open(source, name)
+    use_embedded(stored.array)
     start = time.perf_counter()
-    request = _request(array, region or {}, where, crop, index)
+    request = _request(stored, region or {}, where, crop, index)
     report = progress or (lambda done, total: None)
     if kind == "zarr":
-        _write_zarr(request, str(target), codec, zarr_format or array.metadata.zarr_format, overwrite, report)
+        _write_zarr(request, str(target), codec, zarr_format or stored.array.metadata.zarr_format, overwrite, report)
         targets = [str(target)]
     else:
         targets = _write_files(request, str(target), kind, codec, overwrite, report)
@@ -157,11 +156,11 @@ def export(
         kind,
         targets,
         request.shape,
-        str(array.dtype),
+        str(request.dtype),
         [[part.start, part.stop] for part in request.region],
         copied,
         left_out,
-        prod(request.shape) * array.dtype.itemsize,
+        prod(request.shape) * request.dtype.itemsize,
         time.perf_counter() - start,
     )
 
@@ -172,34 +171,36 @@ class ExportRequest:
 
     Attributes
     ----------
-    array : zarr.Array
+    stored : StoredArray
         The source.
-    axes : Axes
-        Its axes.
     region : tuple of slice
         Part to copy.
     mask : bool array, optional
         For each chunk of the array, whether to copy it. Without a mask, all chunks are copied.
     """
 
-    array: zarr.Array
-    axes: Axes
+    stored: StoredArray
     region: Region
     mask: NDArray[np.bool_] | None = None
+
+    @property
+    def axes(self) -> Axes:
+        """Axes of the copy."""
+        return self.stored.axes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples."""
+        return np.dtype(self.stored.array.dtype)
 
     @property
     def shape(self) -> Index:
         """Shape of the copy."""
         return tuple(part.stop - part.start for part in self.region)
 
-    @property
-    def fill_value(self) -> Any:
-        """Value of samples that are not copied."""
-        return 0 if self.array.fill_value is None else self.array.fill_value
-
     def count_chunks(self) -> tuple[int, int]:
         """Return the number of chunks in the region that are copied, and of those that are not."""
-        start, stop = chunks_covering(self.region, self.array.chunks)
+        start, stop = chunks_covering(self.region, self.stored.chunks)
         total = prod(last - first for first, last in zip(start, stop, strict=True))
         copied = total if self.mask is None else int(self.mask[_slices(start, stop)].sum())
         return copied, total - copied
@@ -216,16 +217,16 @@ class ExportRequest:
             slice(inner.start + outer.start, inner.stop + outer.start)
             for inner, outer in zip(part, self.region, strict=True)
         )
-        start, stop = chunks_covering(region, self.array.chunks)
+        start, stop = chunks_covering(region, self.stored.chunks)
         if self.mask is None or self.mask[_slices(start, stop)].all():
-            return np.asarray(self.array[region])
-        values = np.full([item.stop - item.start for item in region], self.fill_value, self.array.dtype)
+            return np.asarray(self.stored.array[region])
+        values = np.full([item.stop - item.start for item in region], self.stored.fill_value, self.dtype)
 
         def read_chunk(index: Index) -> None:
-            chunk = chunk_region(index, self.array.chunks, self.array.shape)
+            chunk = chunk_region(index, self.stored.chunks, self.stored.shape)
             common = _intersection(region, chunk)
             to = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, region, strict=True))
-            values[to] = np.asarray(self.array[common])
+            values[to] = np.asarray(self.stored.array[common])
 
         with ThreadPoolExecutor(READERS) as pool:
             list(config.pool_map(pool, read_chunk, (index for index in iter_grid(start, stop) if self.mask[index])))
@@ -233,7 +234,7 @@ class ExportRequest:
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the copy: those of the source without labels, `transform` moved to the region."""
-        attributes = {key: value for key, value in self.array.attrs.asdict().items() if key != ATTRIBUTE}
+        attributes = {key: value for key, value in self.stored.array.attrs.asdict().items() if key != ATTRIBUTE}
         transform = georeference.transform_of(attributes)
         if transform is not None:
             row, column = self.region[self.axes.y].start, self.region[self.axes.x].start
@@ -248,7 +249,7 @@ class ExportRequest:
             for axis, offset in zip(axes, position, strict=True):
                 start = self.region[axis].start + offset
                 region[axis] = slice(start, start + 1)
-                text += f"_{self.axes[axis]}{start:0{len(str(self.array.shape[axis] - 1))}d}"
+                text += f"_{self.axes[axis]}{start:0{len(str(self.stored.shape[axis] - 1))}d}"
             yield text, replace(self, region=tuple(region))
 
     @property
@@ -259,8 +260,8 @@ class ExportRequest:
     def row_blocks(self) -> list[range]:
         """Cut the rows of a slice into blocks of whole chunks, of about `BLOCK` samples to decode each."""
         height, width, bands = self.image_shape
-        chunk = self.axes.height(self.array.chunks)
-        pixel = max(bands, prod(self.array.chunks) // (chunk * self.axes.width(self.array.chunks)))
+        chunk = self.axes.height(self.stored.chunks)
+        pixel = max(bands, prod(self.stored.chunks) // (chunk * self.axes.width(self.stored.chunks)))
         rows = chunk * max(1, BLOCK // (chunk * width * pixel))
         return [range(top, min(top + rows, height)) for top in range(0, height, rows)]
 
@@ -271,31 +272,29 @@ class ExportRequest:
         return self.axes.to_samples(self.read(tuple(part)))[0]
 
 
-def _request(array: zarr.Array, parts: Mapping[str, Part], where: str | None, crop: bool, index: Any) -> ExportRequest:
-    config = StoredArray(array).params
-    axes = Axes(config.axes)
-    region = to_region(array, axes, parts)
+def _request(
+    stored: StoredArray, parts: Mapping[str, Part], where: str | None, crop: bool, index: Any
+) -> ExportRequest:
+    region = to_region(stored.array, stored.axes, parts)
     if where is None:
-        return ExportRequest(array, axes, region)
+        return ExportRequest(stored, region)
     try:
-        labels = open_labels(array, index=index)
+        labels = open_labels(stored.array, index=index)
     except LabelIndexError:
         if index is not None:
             raise
-        labels = open_labels(array, scan=True)
-    selected = _slices(*chunks_covering(region, array.chunks))
-    mask = np.zeros(grid_shape(array.shape, array.chunks), np.bool_)
+        labels = open_labels(stored.array, scan=True)
+    selected = _slices(*chunks_covering(region, stored.chunks))
+    mask = np.zeros(stored.grid, np.bool_)
     mask[selected] = labels.where(where).mask[selected]
     if not mask.any():
-        raise UnsupportedArray(f"nothing to export: no chunk of array {array.path!r} in this region satisfies {where}")
+        raise UnsupportedArray(f"nothing to export: no chunk of array {stored.path!r} in this region satisfies {where}")
     if crop:
         indices = np.argwhere(mask)
-        first, last = (
-            chunk_region(end, array.chunks, array.shape) for end in (indices.min(axis=0), indices.max(axis=0))
-        )
-        bounds = tuple(slice(int(a.start), int(b.stop)) for a, b in zip(first, last, strict=True))
+        first, last = (stored.geometry.chunk_region(end.tolist()) for end in (indices.min(axis=0), indices.max(axis=0)))
+        bounds = tuple(slice(a.start, b.stop) for a, b in zip(first, last, strict=True))
         region = _intersection(region, bounds)
-    return ExportRequest(array, axes, region, mask)
+    return ExportRequest(stored, region, mask)
 
 
 def _slices(start: Index, stop: Index) -> Region:
@@ -321,27 +320,25 @@ def _blocks(shape: Index, chunks: Index) -> list[Region]:
 def _write_zarr(
     request: ExportRequest, target: str, codec: str, zarr_format: int, overwrite: bool, progress: Progress
 ) -> None:
-    source = request.array
-    chunks = tuple(min(chunk, size) for chunk, size in zip(source.chunks, request.shape, strict=True))
+    stored = request.stored
+    chunks = tuple(min(chunk, size) for chunk, size in zip(stored.chunks, request.shape, strict=True))
     attributes = request.attributes()
-    stored_names: Any = attributes.pop("_ARRAY_DIMENSIONS", None)
-    names = list(getattr(source.metadata, "dimension_names", None) or stored_names or request.axes)
-    options: dict[str, Any] = {"dimension_names": names} if zarr_format == 3 else {}
+    attributes.pop("_ARRAY_DIMENSIONS", None)
     if zarr_format == 2:
-        attributes["_ARRAY_DIMENSIONS"] = names
+        attributes["_ARRAY_DIMENSIONS"] = stored.dimension_names
     template = zarr.create_array(
         zarr.storage.MemoryStore(),
         shape=request.shape,
         chunks=chunks,
-        dtype=source.dtype,
-        fill_value=request.fill_value if zarr_format == 3 else source.fill_value,
+        dtype=request.dtype,
+        fill_value=stored.fill_value if zarr_format == 3 else stored.array.fill_value,
         compressors=_compressor(codec, zarr_format),
         zarr_format=2 if zarr_format == 2 else 3,
         attributes=attributes,
-        **options,
+        dimension_names=stored.dimension_names if zarr_format == 3 else None,
     )
     blocks = _blocks(request.shape, chunks)
-    with write_array(target, template, overwrite=overwrite, source=str(source.store_path)) as copy:
+    with write_array(target, template, overwrite=overwrite, source=str(stored.array.store_path)) as copy:
         progress(0, len(blocks))
         for number, block in enumerate(blocks, 1):
             copy[block] = request.read(block)
@@ -403,9 +400,9 @@ def _write_files(
 
 def _check_png(request: ExportRequest) -> None:
     height, width, bands = request.image_shape
-    if bands not in (1, 3) or request.array.dtype not in (np.uint8, np.uint16):
+    if bands not in (1, 3) or request.dtype not in (np.uint8, np.uint16):
         raise UnsupportedArray(
-            f"{bands} bands of {request.array.dtype}: PNG has 1 or 3 bands of uint8 or uint16: select bands with "
+            f"{bands} bands of {request.dtype}: PNG has 1 or 3 bands of uint8 or uint16: select bands with "
             "--region c=0:3, or write TIFF"
         )
     if height * width * bands > PNG_LIMIT:
@@ -413,7 +410,7 @@ def _check_png(request: ExportRequest) -> None:
             f"{height} x {width} pixels are too many for PNG, which is written as a whole (limit: {PNG_LIMIT:,} "
             "samples): write TIFF, or select a part with --region"
         )
-    require("images", *(("imagecodecs",) if bands == 3 and request.array.dtype == np.uint16 else ("PIL",)))
+    require("images", *(("imagecodecs",) if bands == 3 and request.dtype == np.uint16 else ("PIL",)))
 
 
 def _write_png(path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]]) -> None:
@@ -433,8 +430,8 @@ def _write_tiff(path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]]
     import tifffile
 
     height, width, bands = image.image_shape
-    dtype = np.dtype(image.array.dtype)
-    rows, columns = (_tile_edge(image.array.chunks[axis]) for axis in (image.axes.y, image.axes.x))
+    dtype = image.dtype
+    rows, columns = (_tile_edge(image.stored.chunks[axis]) for axis in (image.axes.y, image.axes.x))
 
     def tiles() -> Iterator[NDArray[Any]]:
         for values in _regrouped(blocks, rows):
@@ -458,7 +455,7 @@ def _write_tiff(path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]]
             software=False,
         )
     attributes = image.attributes()
-    nodata = StoredArray(image.array).params.nodata
+    nodata = image.stored.params.nodata
     georeference.write(path, attributes if nodata is None else {**attributes, "nodata": nodata})
 
 

@@ -117,6 +117,7 @@ def open_image(path: str | Path, *, drop_alpha: bool = False) -> ImageSource:
     MissingPackage
         If the package that reads the format is not installed.
     """
+    require("images", "dask")
     import dask.array as da
 
     path = Path(path)

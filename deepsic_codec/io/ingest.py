@@ -5,16 +5,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
 
+from deepsic_codec import dask as deepsic_dask
+from deepsic_codec.axes import chunk_region, grid_shape
+from deepsic_codec.bulk.write import BlockReport
+from deepsic_codec.codec.scaled import nodata_value
+from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.io import georeference, ome
+from deepsic_codec.io.images import ImageSource
+from deepsic_codec.labels.query import open_labels
+from deepsic_codec.metrics import psnr
 from deepsic_codec.progress import Progress
-
-if TYPE_CHECKING:
-    from deepsic_codec.io.images import ImageSource
+from deepsic_codec.stored.array import StoredArray
 
 PSNR_CHUNKS = 4  # chunks that are read back to measure PSNR
 TOP_LABELS = 3  # classes of an array that are reported
@@ -55,7 +62,7 @@ class Ingested:
 
 
 def ingest(
-    source: "ImageSource",
+    source: ImageSource,
     url: Any,
     *,
     codec: Mapping[str, Any] | None = None,
@@ -74,8 +81,8 @@ def ingest(
     url
         The archive, a group of Zarr: a path, URL or store. It is made if needed.
     codec : mapping, optional
-        Parameters of `DeepSIC`. `nodata` is the source's own unless given, and `value_range` is "chunk" for samples of
-        more than 8 bits: images hardly ever use all of 16 bits, and quality is spent on the range.
+        Parameters of `DeepSIC`. The default of `nodata` is the value that the source declares. The default of
+        `value_range` for samples of more than 8 bits is "chunk": few images use all of 16 bits.
     chunk, shard : int, optional
         Edges of chunks and shards in pixels.
     workers : int, optional
@@ -87,15 +94,12 @@ def ingest(
     """
     import dask
 
-    from deepsic_codec import DeepSIC
-    from deepsic_codec import dask as bulk
-
     parameters = {"nodata": declared_nodata(source), **(codec or {})}
     if source.values.dtype.itemsize > 1:
         parameters.setdefault("value_range", "chunk")
     shape = source.values.shape
     start = time.perf_counter()
-    delayed = bulk.store(
+    delayed = deepsic_dask.store(
         source.values,
         url,
         name=source.name,
@@ -125,7 +129,7 @@ def ingest(
 
 
 def ingest_pyramid(
-    source: "ImageSource",
+    source: ImageSource,
     url: Any,
     *,
     codec: Mapping[str, Any] | None = None,
@@ -135,16 +139,13 @@ def ingest_pyramid(
 ) -> list[Ingested]:
     """Store one source as an OME-Zarr pyramid; only its first level has labels.
 
-    The group gets its description last, so that nobody takes it for a pyramid before it is complete. The parameters are
-    those of `ingest`.
+    The parameters are those of `ingest`. The group gets its metadata when all levels are complete.
 
     Raises
     ------
     ConfigurationError
         For Zarr format 2.
     """
-    from deepsic_codec.io import ome
-
     if zarr_format != 3:
         raise ConfigurationError(f"OME-NGFF {ome.VERSION} needs Zarr format 3, got format {zarr_format}")
     parameters = {"nodata": declared_nodata(source), **(codec or {})}
@@ -160,15 +161,15 @@ def ingest_pyramid(
     return results
 
 
-def declared_nodata(source: "ImageSource") -> Any:
-    """Return the NoData value that a source declares, or None if there is none that its samples can have."""
-    value, dtype = source.attributes.get("nodata"), source.values.dtype
-    if value is None or dtype.kind == "f":
-        return "NaN" if value == "NaN" else value if isinstance(value, int | float) else None
-    # Files often declare a value that their samples cannot have, left from another dtype.
-    info = np.iinfo(dtype)
-    fits = isinstance(value, int | float) and value == int(value) and info.min <= value <= info.max
-    return value if fits else None
+def declared_nodata(source: ImageSource) -> Any:
+    """Return the NoData value that a source declares, None without one or if its samples cannot have this value.
+
+    Files often declare a value of another dtype from which they were converted.
+    """
+    value = georeference.number(source.attributes.get("nodata"))
+    if value is None or not georeference.fits(value, source.values.dtype):
+        return None
+    return "NaN" if np.isnan(value) else value
 
 
 def _edges(axes: str, shape: Sequence[int], edge: int, clip: bool) -> tuple[int, ...]:
@@ -180,8 +181,6 @@ def _edges(axes: str, shape: Sequence[int], edge: int, clip: bool) -> tuple[int,
 def _reported(delayed: Any, progress: Progress | None) -> Iterator[None]:
     """Report the blocks that Dask writes during a `with` block."""
     from dask.callbacks import Callback
-
-    from deepsic_codec.bulk.write import BlockReport
 
     if progress is None:
         yield
@@ -201,8 +200,6 @@ def _reported(delayed: Any, progress: Progress | None) -> Iterator[None]:
 
 def _contents(report: Any) -> tuple[int, dict[str, int]]:
     """Return the bytes of all payloads of an array, and its most frequent labels."""
-    from deepsic_codec.labels.query import open_labels
-
     if report.index is None:
         return report.nbytes, {}
     labels = open_labels(report.array)
@@ -213,20 +210,18 @@ def _contents(report: Any) -> tuple[int, dict[str, int]]:
     return int(np.asarray(sizes[...]).sum(dtype=np.int64)), {name: count for count, name in best if count}
 
 
-def _psnr(source: "ImageSource", array: zarr.Array) -> float:
+def _psnr(source: ImageSource, array: zarr.Array) -> float:
     """Return the PSNR in dB over a few chunks, the same ones in every run.
 
     The peak is 255 for uint8, otherwise the range of the samples in these chunks.
     """
-    from deepsic_codec.metrics import psnr
-
-    grid = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    grid = grid_shape(array.shape, array.chunks)
     total = prod(grid)
-    picked = np.random.default_rng(0).choice(total, min(PSNR_CHUNKS, total), replace=False)
+    sample = np.random.default_rng(0).choice(total, min(PSNR_CHUNKS, total), replace=False)
     pairs = []
-    for number in sorted(picked.tolist()):
-        index = np.unravel_index(number, grid)
-        region = tuple(slice(int(i) * n, (int(i) + 1) * n) for i, n in zip(index, array.chunks, strict=True))
+    for number in sorted(sample.tolist()):
+        index = [int(position) for position in np.unravel_index(number, grid)]
+        region = chunk_region(index, array.chunks, array.shape)
         original = np.asarray(source.values[region].compute())
         pairs.append((original.ravel(), np.asarray(array[region]).ravel()))
     if not pairs:
@@ -241,11 +236,8 @@ def _psnr(source: "ImageSource", array: zarr.Array) -> float:
 
 
 def _without_data(values: np.ndarray, array: zarr.Array) -> np.ndarray:
-    from deepsic_codec.codec.scaled import nodata_value
-    from deepsic_codec.stored.array import StoredArray
-
-    config = StoredArray(array).params
-    if config.nodata is None:
+    params = StoredArray(array).params
+    if params.nodata is None:
         return np.zeros(values.shape, bool)
-    value = nodata_value(config, values.dtype.newbyteorder("="))
+    value = nodata_value(params, values.dtype.newbyteorder("="))
     return np.isnan(values) if value != value else values == value

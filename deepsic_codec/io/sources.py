@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deepsic_codec.errors import ConfigurationError, DeepSICError, SourceError, UnsupportedArray
 from deepsic_codec.io.images import SUFFIXES, ImageSource, open_image
+from deepsic_codec.io.require import require
 from deepsic_codec.io.zarr_source import is_zarr, open_zarr
 
 
@@ -45,6 +46,7 @@ def open_sources(
     ConfigurationError
         If two sources have the same name.
     """
+    require("images", "dask")
     names: dict[str, Path | str] = {}
     for location, name in _expand(locations):
         try:

@@ -53,8 +53,8 @@ def test_any_region(data):
     from tests import stub_runtime
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, found in stub_runtime.modules().items():
-            patch.setitem(__import__("sys").modules, name, found)
+        for name, stub in stub_runtime.modules().items():
+            patch.setitem(__import__("sys").modules, name, stub)
         patch.setattr(module, "BLOCK", data.draw(st.sampled_from([1, 20_000, 1 << 24])))
         values = photograph(3, 70, 90)
         array = create_array({}, data=values, chunks=(2, 32, 32), codec=DeepSIC(axes="tyx"))
@@ -223,6 +223,7 @@ def test_tiles_divide_chunks(chunk, edge):
     assert module._tile_edge(chunk) == edge
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_what_a_tiff_cannot_say_is_left_out(stub, tmp_path):
     rasterio = pytest.importorskip("rasterio")
     attributes = {"crs": "no such system", "transform": [1, 0, 0], "nodata": -9999}

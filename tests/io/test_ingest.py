@@ -196,11 +196,12 @@ def test_georeferences_of_other_kinds(tmp_path):
 @pytest.mark.parametrize("package, name", [("rasterio", "geo.tif"), ("tifffile", "geo.tif"), ("PIL", "a.png")])
 def test_a_missing_package_is_named(folder, tmp_path, monkeypatch, package, name):
     write_geotiff(folder / "geo.tif", photograph(20, 30))
-    monkeypatch.setattr("deepsic_codec.io.require.find_spec", lambda found: None if found == package else True)
+    monkeypatch.setattr("deepsic_codec.io.require.find_spec", lambda name: None if name == package else True)
     text = "pillow" if package == "PIL" else package
     check_rejects(MissingPackage, f"{text}|deepsic-codec[images]", opened, folder / name)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 @pytest.mark.parametrize("dtype, nodata", [("uint16", 0), ("int16", -9999), ("float32", float("nan"))])
 def test_deep_images_of_many_bands(tmp_path, capsys, dtype, nodata):
     rasterio = pytest.importorskip("rasterio")
@@ -219,6 +220,7 @@ def test_deep_images_of_many_bands(tmp_path, capsys, dtype, nodata):
     assert ingest(tmp_path / "deep.tif", tmp_path / "plain.zarr", "--nodata", "none") == (nodata != nodata)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_value_that_samples_cannot_have_is_no_nodata(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     values = photograph(70, 90)
@@ -370,9 +372,9 @@ def test_rgb_of_any_file(tmp_path):
     assert stretched.dtype == np.uint8 and stretched.shape == values.shape and np.ptp(stretched) == 255
     tifffile.imwrite(tmp_path / "planar.tif", np.moveaxis(deep, -1, 0), photometric="rgb", planarconfig="separate")
     np.testing.assert_array_equal(read_rgb(tmp_path / "planar.tif"), stretched)
-    many = np.concatenate([deep, deep[..., :2]], axis=2)
-    tifffile.imwrite(tmp_path / "many.tif", many, photometric="minisblack", planarconfig="contig")
-    np.testing.assert_array_equal(read_rgb(tmp_path / "many.tif"), stretched)
+    bands = np.concatenate([deep, deep[..., :2]], axis=2)
+    tifffile.imwrite(tmp_path / "bands.tif", bands, photometric="minisblack", planarconfig="contig")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "bands.tif"), stretched)
     (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(deep))
     np.testing.assert_array_equal(read_rgb(tmp_path / "deep.png"), stretched)
     Image.fromarray(deep[..., 1]).save(tmp_path / "grey.png")
