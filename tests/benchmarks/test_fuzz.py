@@ -28,6 +28,23 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def bounds_checked(tmp_path_factory):
+    """The run under bounds checking, which compiles all kernels anew: beside the other tests, which use one core."""
+    stages = [text for stage in ("coder", "parts", "section") for text in ("--stage", stage)]
+    run = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.fuzz", "--count", "300", *stages],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("kernels"))},
+    )
+    yield run
+    run.kill()
+    run.communicate()
+
+
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
@@ -97,29 +114,8 @@ def test_repaired_payloads_are_sound(fuzzer):
         assert fuzz.with_sections(seed.payload, seed.header, fuzz.sections_of(seed)) == seed.payload
 
 
-def test_kernels_under_bounds_checking(tmp_path):
+def test_kernels_under_bounds_checking(bounds_checked):
     """Numba checks no index unless told to: mutated streams, mask and residual sections, with checks compiled in."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "benchmarks.fuzz",
-            "--count",
-            "300",
-            "--stage",
-            "coder",
-            "--stage",
-            "parts",
-            "--stage",
-            "section",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "300 cases in" in done.stdout
+    printed, _ = bounds_checked.communicate(timeout=600)
+    assert bounds_checked.returncode == 0, printed[-3000:]
+    assert "300 cases in" in printed

@@ -1,8 +1,17 @@
 """The interpreter ends while work is in flight: it exits, neither hanging nor crashing."""
 
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
 import pytest
 
-from tests.concurrency.common import finish
+from tests.common import ROOT
+from tests.concurrency.common import LIMIT
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 START = """
     import sys, threading, asyncio, atexit, time
@@ -15,6 +24,19 @@ START = """
 """
 
 SCRIPTS = {
+    "keyboard interrupt": """
+        import os, signal
+        codec.decode(payload)  # compiled now: what interrupts a compiler is lost in its callbacks
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        try:
+            while True:
+                codec.decode(codec.encode(array))
+        except KeyboardInterrupt:
+            print("interrupted")
+        print(codec.decode(payload).shape)
+        print("end")
+    """,
     "daemon threads": """
         def work():
             while True:
@@ -103,34 +125,33 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_the_interpreter_ends(name):
-    import textwrap
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Exit status, stdout and stderr of every script."""
+    scripts = {name: textwrap.dedent(START) + textwrap.dedent(code) for name, code in SCRIPTS.items()}
+    job = {"scripts": scripts, "seconds": LIMIT, "folder": str(tmp_path_factory.mktemp("scripts"))}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-X", "faulthandler", str(ROOT / "tests" / "concurrency" / "forker.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT * len(scripts),
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
-    out, errors = finish(textwrap.dedent(START) + textwrap.dedent(SCRIPTS[name]))
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_interpreter_ends(ended, name):
+    status, out, errors = ended[name]
+    assert status is not None, f"hangs\n{out}\n{errors}"
+    assert status == 0, f"status {status}\n{out}\n{errors}"
     assert "end" in out.split()
     assert "Fatal Python error" not in errors and "Segmentation" not in errors
     if name == "threads":
         assert out.count("done") == 4, "work that was begun is finished"
     if name in ("at exit", "a thread that outlives the main one"):
         assert "(128, 128, 3)" in out
-
-
-def test_keyboard_interrupt_ends_it():
-    """Ctrl-C during a batch raises KeyboardInterrupt in the main thread, and the process ends."""
-    import textwrap
-
-    code = textwrap.dedent(START) + textwrap.dedent("""
-        import os, signal
-        codec.decode(payload)  # compiled now: what interrupts a compiler is lost in its callbacks
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        try:
-            while True:
-                codec.decode(codec.encode(array))
-        except KeyboardInterrupt:
-            print("interrupted")
-        print(codec.decode(payload).shape)
-    """)
-    out, _ = finish(code)
-    assert out.split("\n")[:2] == ["interrupted", "(128, 128, 3)"]
+    if name == "keyboard interrupt":
+        assert out.split("\n")[:2] == ["interrupted", "(128, 128, 3)"]
