@@ -1,7 +1,9 @@
-"""What was written by released versions decodes to the stored digests, for ever."""
+"""The committed fixtures decode to the stored digests, and are what the current code makes."""
 
 import hashlib
 import json
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,12 @@ import pytest
 import zarr
 from zarr.storage import ZipStore
 
-from benchmarks.fuzz import tiny_model
 from deepsic_codec import DeepSIC
 from deepsic_codec.model import file, zoo
 from deepsic_codec.payload.fields import FORMAT_VERSION
 from tests.fixtures import make
 
 VERSIONS = sorted(path for path in make.HERE.glob("v*") if path.is_dir())
-SOME_PAYLOADS = ("colour-q50", "labels-pre", "labels-post", "fortran", "pixel")
-SOME_ARRAYS = ("format-2", "shards", "embedded")
 
 
 def named(kind, suffix):
@@ -97,23 +96,50 @@ def close(found, wanted):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Some fixtures as the current version writes them."""
-    folder, small = tmp_path_factory.mktemp("fixtures") / "v9", tmp_path_factory.mktemp("models")
+    """All fixtures as the current code writes them."""
+    folder = tmp_path_factory.mktemp("fixtures") / "made"
     with pytest.MonkeyPatch.context() as patch:
-        tiny_model(small)
-        patch.setenv(zoo.SEARCH_VARIABLE, str(small))
-        payloads = {name: make.PAYLOADS[name] for name in SOME_PAYLOADS}
-        make.make(folder, payloads, {name: make.ARRAYS[name] for name in SOME_ARRAYS}, say=lambda text: None)
+        patch.setenv(zoo.SEARCH_VARIABLE, "")  # which `make_all` sets
+        make.make_all(folder)
     return folder
+
+
+def test_fixtures_are_what_the_current_code_makes(made):
+    assert make.differences(make.folder_of(), made) == [], "python -m tests.fixtures.make"
 
 
 def test_what_is_written_now_is_found_again(made):
     check_manifest(made)
     check_models(made)
-    paths = [*made.glob("payloads/*.dsic"), *made.glob("arrays/*.zip")]
-    assert len(paths) == len(SOME_PAYLOADS) + len(SOME_ARRAYS)
-    for path in paths:
-        (check_payload if path.suffix == ".dsic" else check_array)(path)
+    for name in ("colour-q50", "labels-pre", "labels-post", "fortran", "pixel"):
+        check_payload(made / "payloads" / f"{name}.dsic")
+    for name in ("format-2", "shards", "embedded"):
+        check_array(made / "arrays" / f"{name}.zarr.zip")
+
+
+def test_other_fixtures_than_the_code_makes_are_named(made, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "v1"
+    shutil.copytree(made, folder)
+    monkeypatch.setattr(make, "make_all", lambda place: bool(shutil.copytree(made, place)))
+    assert make.main(["--check", "--out", str(folder)]) == 0
+    payload, text = (folder / "payloads" / name for name in ("pixel.dsic", "colour-q50.json"))
+    payload.write_bytes(payload.read_bytes()[:-1] + b"x")
+    held = json.loads(text.read_text())
+    text.write_text(json.dumps({**held, "symbols": "0" * 64}))
+    labels = folder / "payloads" / "labels-post.json"
+    held = json.loads(labels.read_text())
+    labels.write_text(json.dumps({**held, "computed": [score + 9 for score in held["computed"]]}))
+    (folder / "arrays" / "edges.zarr.json").unlink()
+    archive = folder / "arrays" / "shards.zarr.zip"
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("group/image/more", b"x")
+    assert make.main(["--check", "--out", str(folder)]) == 1
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(names) == [
+        "arrays/edges.zarr.json", "arrays/shards.zarr.zip", "payloads/colour-q50.json", "payloads/labels-post.json",
+        "payloads/pixel.dsic",
+    ]  # fmt: skip
+    assert make.main(["--out", str(folder)]) == 0 and make.differences(folder, made) == []
 
 
 @pytest.mark.parametrize("field", ["symbols", "payload", "order", "quality", "labels", "decoded_order"])
@@ -129,8 +155,6 @@ def test_a_difference_is_found(made, tmp_path, field):
 
 
 def test_a_changed_file_is_found(made, tmp_path):
-    import shutil
-
     folder = tmp_path / "v9"
     shutil.copytree(made, folder)
     check_manifest(folder)
