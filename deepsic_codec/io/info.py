@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from deepsic_codec.axes import Index
+from deepsic_codec.axes import Index, ceil_div
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, LabelIndexError, ModelNotFound
 from deepsic_codec.labels.attributes import Attributes
@@ -260,14 +260,14 @@ def _of_index(array: zarr.Array, labels: Labels, geometry: Geometry) -> dict[str
     there = np.asarray(source[...]) != MISSING
     covered = there.astype(np.float64)
     for size, chunk in zip(reversed(array.shape), reversed(array.chunks), strict=True):
-        covered = covered @ np.minimum(chunk, size - np.arange(-(-size // chunk)) * chunk)
+        covered = covered @ np.minimum(chunk, size - np.arange(ceil_div(size, chunk)) * chunk)
     stored_bytes = int(np.asarray(nbytes[...])[there].sum(dtype=np.int64))
     return {"found": int(there.sum()), **_sizes(array, geometry, stored_bytes, float(covered))}
 
 
 def _sizes(array: zarr.Array, geometry: Geometry, nbytes: int, samples: float) -> dict[str, Any]:
     """Bytes, and what they are per pixel and sample; `samples` are those of the array in stored chunks."""
-    channels = array.shape[geometry.axes.index("c")] if "c" in geometry.axes else 1
+    channels = geometry.axes.bands(array.shape)
     return {
         "bytes": nbytes,
         "array_bytes": prod(array.shape) * array.dtype.itemsize,

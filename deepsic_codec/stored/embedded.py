@@ -1,8 +1,8 @@
-"""A model inside an archive: the model file as a plain uint8 array beside the images, found by identity.
+"""A model inside an archive: the model file as a plain uint8 array beside the images, found by its identity.
 
-With it, an archive can be read by this package and nothing else, wherever the model is no longer to be had. The array
-is called `deepsic-model-<decoder>-<head>`, with the first digits of the two identities as payloads have them; it is
-uncompressed, so that any Zarr reader gives the bytes of the `.safetensors` file.
+With it, an archive can be read where only this package is installed, even if the model is no longer available
+elsewhere. The array is called `deepsic-model-<decoder>-<head>`, with the first digits of the two identities as payloads
+have them. It is uncompressed: any Zarr reader returns the bytes of the `.safetensors` file.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from zarr.storage import StorePath
 
 from deepsic_codec._compat import make_store_path, native_dtype, sync
 from deepsic_codec.errors import ConfigurationError, ModelMismatch, ModelNotFound
-from deepsic_codec.stored.layout import StoredLayout
+from deepsic_codec.stored.layout import StoredLayout, codec_names
 from deepsic_codec.stored.location import is_in_group, parent_and_name
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ CHUNK = 1 << 22  # bytes: a model is fetched in a few requests, in parallel
 
 
 def array_name(decoder: str, head: str) -> str:
-    """Return what the array of a model is called."""
+    """Return the name of the array that holds a model."""
     return f"{PREFIX}-{decoder[:16]}-{head[:8]}"
 
 
@@ -44,20 +44,20 @@ def embed_model(array: zarr.Array, info: "ModelInfo | None" = None) -> zarr.Arra
     array : zarr.Array
         Stored with DeepSIC, in a group.
     info : ModelInfo, optional
-        The model; by default the one in the array's metadata, which has to be installed here.
+        The model; by default the one in the metadata of the array, which has to be installed here.
 
     Returns
     -------
     zarr.Array
-        The model file: uint8, one axis, uncompressed, in the Zarr format of `array`. Left as it is if it is there, or
-        another with its decoder and head, which decodes the same.
+        The model file: uint8, one axis, uncompressed, in the Zarr format of `array`. An earlier array is left as it is
+        if it holds this model, or another one with the same decoder and head, which decodes the same.
 
     Raises
     ------
     ConfigurationError
-        If the array is at the root of its store, or something else has the name.
+        If the array is at the root of its store, or another node has the name.
     ModelNotFound, ModelMismatch
-        If the model is not here, or its file is damaged.
+        If the model is not installed here, or its file is damaged.
     """
     from deepsic_codec.model import file, zoo
 
@@ -65,49 +65,59 @@ def embed_model(array: zarr.Array, info: "ModelInfo | None" = None) -> zarr.Arra
         params = StoredLayout(array).params
         decoder, head = params.identity()
         info = zoo.find_model(decoder, head=head, preferred=params.model)
-    place = _beside(array, info.decoder, info.head)
-    if place is None:
+    path = _path_beside(array, info.decoder, info.head)
+    if path is None:
         raise ConfigurationError(NO_GROUP)
-    file.load_arrays(info)  # what is damaged is not handed on
+    file.load_arrays(info)  # raises for a damaged file, which must not be stored
     data = np.fromfile(info.path, np.uint8)
     digest = hashlib.sha256(data.tobytes()).hexdigest()
     about = {"name": info.name, "decoder": info.decoder, "head": info.head, "sha256": digest, "format": "safetensors"}
-    there = _existing(place, array.metadata.zarr_format)
-    if there is not None:
-        has = there.attrs.get(ATTRIBUTE) if isinstance(there, zarr.Array) else None
-        same = isinstance(has, Mapping) and dict(has) == about and there.shape == data.shape
-        if not same and not _serves(there, has, info):
-            raise ConfigurationError(
-                f"{place} is there and is not this model; it is never overwritten: delete it, or write to another group"
-            )
-        if same and (str(place), digest) not in _seen and not np.array_equal(there[:], data):  # it was interrupted
-            there[:] = data
-        _seen.add((str(place), digest))
-        return there
-    options: dict[str, Any] = {"compressors": None, "filters": None, "chunks": (min(CHUNK, data.size),)}
-    attributes: dict[str, Any] = {ATTRIBUTE: about}
-    if array.metadata.zarr_format == 2:
-        attributes["_ARRAY_DIMENSIONS"] = [f"{ATTRIBUTE}_byte"]  # xarray opens no group without names
+    existing = _open(path, array.metadata.zarr_format)
+    if existing is None:
+        embedded = _create(path, data, about, array.metadata.zarr_format)
     else:
-        options["dimension_names"] = [f"{ATTRIBUTE}_byte"]
-    created = zarr.create_array(
-        place.store,
-        name=place.path,
+        embedded = existing
+        attribute = existing.attrs.get(ATTRIBUTE) if isinstance(existing, zarr.Array) else None
+        same = isinstance(attribute, Mapping) and dict(attribute) == about and existing.shape == data.shape
+        if not same and not _holds(existing, attribute, info):
+            raise ConfigurationError(
+                f"{path} exists and is not this model; it is never overwritten: delete it, or write to another group"
+            )
+        # Different bytes under the right attribute: writing them was interrupted.
+        if same and (str(path), digest) not in _complete and not np.array_equal(existing[:], data):
+            existing[:] = data
+    _complete.add((str(path), digest))
+    return embedded
+
+
+#: Paths and contents that this process wrote or compared: an archive may get a thousand arrays in a row.
+_complete: set[tuple[str, str]] = set()
+
+
+def _create(path: StorePath, data: np.ndarray[Any, Any], about: dict[str, str], zarr_format: Any) -> zarr.Array:
+    attributes: dict[str, Any] = {ATTRIBUTE: about}
+    options: dict[str, Any] = {}
+    names = [f"{ATTRIBUTE}_byte"]  # without dimension names, xarray cannot open the group
+    if zarr_format == 2:
+        attributes["_ARRAY_DIMENSIONS"] = names
+    else:
+        options["dimension_names"] = names
+    array = zarr.create_array(
+        path.store,
+        name=path.path,
         shape=data.shape,
         dtype=np.uint8,
-        zarr_format=array.metadata.zarr_format,
+        chunks=(min(CHUNK, data.size),),
+        compressors=None,
+        filters=None,
+        zarr_format=zarr_format,
         attributes=attributes,
         fill_value=0,
         config={"write_empty_chunks": True},
         **options,
     )
-    created[:] = data
-    _seen.add((str(place), digest))
-    return created
-
-
-#: Places and contents that this process wrote or compared: an archive may get a thousand arrays in a row.
-_seen: set[tuple[str, str]] = set()
+    array[:] = data
+    return array
 
 
 def check_location(store: Any, name: str | None, zarr_format: int, options: Any = None) -> None:
@@ -118,7 +128,7 @@ def check_location(store: Any, name: str | None, zarr_format: int, options: Any 
 
 
 def use_embedded(array: zarr.Array) -> "ModelInfo | None":
-    """Make the model of an array known to this process and, through the cache folder, to later ones, if it is not.
+    """Make the model of an array available to this process and, through the cache folder, to later ones.
 
     Parameters
     ----------
@@ -128,12 +138,12 @@ def use_embedded(array: zarr.Array) -> "ModelInfo | None":
     Returns
     -------
     ModelInfo or None
-        The model; None if it is neither here nor in the group.
+        The model; None if it is neither installed nor in the group.
 
     Raises
     ------
     ModelMismatch
-        If an array with the model's name is not that model.
+        If an array with the name of the model is not that model.
     """
     from deepsic_codec.model import file, zoo
 
@@ -142,81 +152,81 @@ def use_embedded(array: zarr.Array) -> "ModelInfo | None":
         return zoo.find_model(decoder, head=head)
     except ModelNotFound:
         pass
-    place = None if head is None else _beside(array, decoder, head)
-    stored = None if place is None else _existing(place, array.metadata.zarr_format)
-    if head is None or stored is None:
+    path = None if head is None else _path_beside(array, decoder, head)
+    embedded = None if path is None else _open(path, array.metadata.zarr_format)
+    if head is None or embedded is None:
         return None
-    return _keep(_read(stored, file.MAX_FILE), decoder, head, str(place))
+    return _cache(_read(embedded, file.MAX_FILE), decoder, head, str(path))
 
 
 def is_embedded(array: zarr.Array, decoder: str, head: str) -> bool:
     """Tell whether the model with this decoder and head is beside an array."""
-    path = _beside(array, decoder, head)
+    path = _path_beside(array, decoder, head)
     node = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     return path is not None and bool(sync((path / node).exists()))
 
 
-def _beside(array: Any, decoder: str, head: str) -> StorePath | None:
-    """Return where the model of an array is or is to be, None if there is nothing beside the array."""
+def _path_beside(array: Any, decoder: str, head: str) -> StorePath | None:
+    """Return where the model of an array is or is to be, None if nothing can be beside the array."""
     parent, _ = parent_and_name(array.store_path)
     return None if parent is None else parent / array_name(decoder, head)
 
 
-def _existing(place: StorePath, zarr_format: Any) -> Any:
-    """Open a node by its own metadata, which metadata that was consolidated earlier does not have."""
+def _open(path: StorePath, zarr_format: Any) -> Any:
+    """Open a node, None if there is none.
+
+    Its own metadata is read: metadata of the group that was consolidated earlier does not have it.
+    """
     with suppress(FileNotFoundError, KeyError):
-        # "r" would reopen a store that is open for writing
-        return zarr.open(place, mode="r" if place.store.read_only else "r+", zarr_format=zarr_format)
+        # "r" would reopen a store that is open for writing.
+        return zarr.open(path, mode="r" if path.store.read_only else "r+", zarr_format=zarr_format)
     return None
 
 
-def _serves(stored: Any, about: Any, info: "ModelInfo") -> bool:
-    """Tell whether an embedded model reads what another encodes: it has its decoder and head, and is undamaged."""
+def _holds(node: Any, attribute: Any, info: "ModelInfo") -> bool:
+    """Tell whether a node holds an undamaged model with the decoder and head of `info`."""
     from deepsic_codec.model import file
 
-    if not isinstance(about, Mapping) or (about.get("decoder"), about.get("head")) != (info.decoder, info.head):
+    if not isinstance(attribute, Mapping):
+        return False
+    if (attribute.get("decoder"), attribute.get("head")) != (info.decoder, info.head):
         return False
     with suppress(ModelMismatch):
-        _read(stored, file.MAX_FILE)
+        _read(node, file.MAX_FILE)
         return True
     return False
 
 
-def _read(stored: Any, most: int) -> bytes:
-    """Bytes of a model's array; everything that could make them more than `most` is refused before they are read."""
-    where = getattr(stored, "path", "")
-    if not isinstance(stored, zarr.Array) or stored.ndim != 1 or native_dtype(stored.dtype) != np.uint8:
-        raise ModelMismatch(f"{where}: expected an array of uint8 with one axis, as embed_model=True writes it")
-    metadata: Any = stored.metadata
-    if metadata.zarr_format == 2:
-        codecs = [codec for codec in (*(metadata.filters or ()), metadata.compressor) if codec is not None]
-    else:
-        codecs = [codec for codec in metadata.codecs if type(codec).__name__ != "BytesCodec"]
-    if codecs:
-        raise ModelMismatch(f"{where}: stored with {type(codecs[0]).__name__}; models are stored as they are")
-    if not 0 < stored.size <= most or stored.chunks[0] > most:
-        raise ModelMismatch(f"{where}: {stored.size} bytes in chunks of {stored.chunks[0]}, expected at most {most}")
-    about = stored.attrs.get(ATTRIBUTE)
-    wanted = about.get("sha256") if isinstance(about, Mapping) else None
+def _read(node: Any, max_size: int) -> bytes:
+    """Read the array of a model. An array that could expand to more than `max_size` bytes is refused before that."""
+    name = getattr(node, "path", "")
+    if not isinstance(node, zarr.Array) or node.ndim != 1 or native_dtype(node.dtype) != np.uint8:
+        raise ModelMismatch(f"{name}: expected an array of uint8 with one axis, as embed_model=True writes it")
+    if codec_names(node) not in ("none", "bytes"):
+        raise ModelMismatch(f"{name}: stored with {codec_names(node)}; models are stored uncompressed")
+    if not 0 < node.size <= max_size or node.chunks[0] > max_size:
+        raise ModelMismatch(f"{name}: {node.size} bytes in chunks of {node.chunks[0]}, expected at most {max_size}")
+    attribute = node.attrs.get(ATTRIBUTE)
+    expected = attribute.get("sha256") if isinstance(attribute, Mapping) else None
     try:
-        data = np.asarray(stored[:]).tobytes()
+        data = np.asarray(node[:]).tobytes()
     except (ValueError, TypeError, KeyError) as error:  # chunks of another size than the metadata says
-        raise ModelMismatch(f"{where}: damaged: {error}") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != wanted:
-        raise ModelMismatch(f"{where}: damaged: its bytes have SHA-256 {found}, its attributes say {wanted}")
+        raise ModelMismatch(f"{name}: damaged: {error}") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != expected:
+        raise ModelMismatch(f"{name}: damaged: its bytes have SHA-256 {digest}, its attributes say {expected}")
     return data
 
 
-def _keep(data: bytes, decoder: str, head: str, where: str) -> "ModelInfo":
-    """Put a model into the cache folder once it has proved to be what it is looked for as."""
+def _cache(data: bytes, decoder: str, head: str, source: str) -> "ModelInfo":
+    """Put a model into the cache folder, once it is verified to have this decoder and head."""
     from deepsic_codec.model import file, zoo
 
     folder = zoo.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
-    except OSError:  # a home that cannot be written to: then for this process only
+    except OSError:  # the home cannot be written to: keep the model for this process only
         folder = Path(tempfile.mkdtemp(prefix="deepsic-models-"))
         zoo.add_folder(folder)
         handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
@@ -226,11 +236,11 @@ def _keep(data: bytes, decoder: str, head: str, where: str) -> "ModelInfo":
         info = file.read_info(part)
         if (info.decoder, info.head) != (decoder, head):
             raise ModelMismatch(
-                f"{where}: holds the model with decoder {info.decoder} and head {info.head}, expected {decoder}, {head}"
+                f"{source}: holds the model with decoder {info.decoder} and head {info.head}, "
+                f"expected {decoder}, {head}"
             )
         file.load_arrays(info)
-        path = folder / f"{decoder[:32]}-{head[:16]}.safetensors"
-        os.replace(part, path)
+        os.replace(part, folder / f"{decoder[:32]}-{head[:16]}.safetensors")
     finally:
         with suppress(FileNotFoundError):
             os.unlink(part)

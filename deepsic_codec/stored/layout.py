@@ -102,15 +102,15 @@ class StoredLayout:
             raise UnsupportedArray(f"{self.name} is stored with {names}: labels need DeepSIC to come first")
 
     def check_writable(self) -> None:
-        """Raise UnsupportedArray if `stored_bytes` and `build_shard` cannot make what the array stores."""
+        """Raise UnsupportedArray or UnsupportedPayload if `stored_bytes` and `build_shard` do not know all codecs."""
         if self._before or self._outer:
             names = ", ".join(map(_name, self._before or self._outer))
             raise UnsupportedArray(
                 f"{self.name} has other codecs around DeepSIC ({names}), which the bulk writer does not run; write it "
                 "through zarr, or create it with create_array"
             )
-        if self._sharding is not None and not self._plain_index():
-            raise UnsupportedArray(f"{self.name}: shard index stored with {self._sharding.index_codecs}")
+        if self._sharding is not None:
+            self._index_format()
 
     def check_index(self, index: Sequence[int]) -> None:
         """Raise IndexError unless the array has a chunk at this position."""
@@ -144,19 +144,14 @@ class StoredLayout:
 
     # Shards.
 
-    def _plain_index(self) -> bool:
-        assert self._sharding is not None
-        numbers, *checks = self._sharding.index_codecs
-        return isinstance(numbers, BytesCodec) and all(isinstance(codec, Crc32cCodec) for codec in checks)
-
     def _index_format(self) -> tuple[str, int, bool]:
         """Return dtype of the numbers of a shard index, number of its checksums, and whether it comes first."""
         sharding = self._sharding
         if sharding is None:
             raise ValueError(f"{self.name} has no shards")
-        if not self._plain_index():
-            raise UnsupportedPayload(f"{self.name}: shard index stored with {sharding.index_codecs}")
         numbers, *checks = sharding.index_codecs
+        if not isinstance(numbers, BytesCodec) or not all(isinstance(codec, Crc32cCodec) for codec in checks):
+            raise UnsupportedPayload(f"{self.name}: shard index stored with {sharding.index_codecs}")
         dtype = ">u8" if setting(numbers.endian) == "big" else "<u8"
         return dtype, len(checks), setting(sharding.index_location) == "start"
 

@@ -52,10 +52,19 @@ class Counter:
 
 
 class CountingStore(WrapperStore[Store]):
-    """A store that counts what is read of it."""
+    """A store that counts what is read of it.
+
+    Attributes
+    ----------
+    wrapped : Store
+        The store that it reads.
+    counter : Counter
+        Its count.
+    """
 
     def __init__(self, store: Store, counter: Counter | None = None) -> None:
         super().__init__(store)
+        self.wrapped = store
         self.counter = counter or Counter()
 
     def _with_store(self, store: Store) -> Self:
@@ -63,9 +72,9 @@ class CountingStore(WrapperStore[Store]):
 
     async def get(self, key: str, prototype: Any, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read a value, or part of it."""
-        if byte_range is None and isinstance(self._store, FsspecStore):
+        if byte_range is None and isinstance(self.wrapped, FsspecStore):
             byte_range = WHOLE
-        data = await read_part(self._store, key, prototype, byte_range)
+        data = await read_part(self.wrapped, key, prototype, byte_range)
         self.counter.requests += 1
         self.counter.bytes += 0 if data is None else len(data)
         return data
@@ -74,7 +83,7 @@ class CountingStore(WrapperStore[Store]):
 def counting_array(array: Any, counter: Counter) -> zarr.AsyncArray[Any]:
     """Return an array that reads through a counter, for any array of Zarr."""
     path = array.store_path
-    store = path.store._store if isinstance(path.store, CountingStore) else path.store
+    store = path.store.wrapped if isinstance(path.store, CountingStore) else path.store
     return zarr.AsyncArray(array.metadata, StorePath(CountingStore(store, counter), path.path))
 
 
@@ -123,14 +132,15 @@ def open_node(
         mode = "r+"  # "r" would reopen the store, which a zip file being written cannot bear
     try:
         path = sync(make_store_path(source, path=name or "", mode=mode, storage_options=options))
-        counting = StorePath(CountingStore(path.store, counter), path.path)
+        store = path.store
+        counting = StorePath(CountingStore(store, counter), path.path)
         # With a name straight to the array: the group need not be looked at, which saves requests.
         node = (zarr.open if name is None else zarr.open_array)(counting, mode=mode, **kwargs)
     except FileNotFoundError as error:
         what = "array or group of Zarr" if name is None else f"array {name!r}"
         raise UnsupportedArray(f"{source} has no {what} ({error})") from None
     # What is read later is not counted here.
-    path = StorePath(node.store_path.store._store, node.store_path.path)
+    path = StorePath(store, node.store_path.path)
     if isinstance(node, zarr.Group):
         return zarr.Group(zarr.AsyncGroup(node.metadata, path))
     return zarr.Array(zarr.AsyncArray(node.metadata, path))

@@ -289,7 +289,7 @@ def test_a_home_that_cannot_be_written_to(tiny, here, tmp_path, monkeypatch):
     here()
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv(zoo.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(file, "_added", [])
+    monkeypatch.setattr(zoo, "_added", [])
     np.testing.assert_array_equal(open_archive(store, "group/image")[...], expected)
 
 
