@@ -23,11 +23,6 @@ IMAGES = Path(__file__).parent.parent / "deepsic_codec" / "data"
 NAN = float("nan")
 
 
-def codec_of(**parameters):
-    """Return the codec of these flat parameters."""
-    return DeepSIC(**parameters)
-
-
 @cache
 def picture(name):
     image = pytest.importorskip("PIL.Image")
@@ -147,7 +142,7 @@ def digest(array):
 def observed(name):
     make, parameters = CASES[name]
     samples = make()
-    codec = codec_of(**parameters)
+    codec = DeepSIC(**parameters)
     payload = codec.encode(samples)
     return {
         "samples": digest(samples),
@@ -170,7 +165,7 @@ def test_payload_and_pixels_are_those_that_are_stored(name):
 
 
 def test_identities_and_checksum_are_all_that_is_blanked():
-    payload = codec_of(effort=0).encode(mosaic(64, 64))
+    payload = DeepSIC(effort=0).encode(mosaic(64, 64))
     blank = blanked(payload)
     other = [i for i, (one, two) in enumerate(zip(payload, blank, strict=True)) if one != two]
     assert len(payload) == len(blank) and set(other) <= {*range(8, 12), *range(20, 32)} and len(other) > 10
