@@ -38,7 +38,7 @@ def fit_tables(
     last: list[SymbolEncoder] = []
 
     def going_on(tables: CoderTables, symbols: Symbols) -> SymbolEncoder:
-        coder = SymbolEncoder(tables, symbols, before=last[-1] if last else None)
+        coder = SymbolEncoder(tables, symbols, continued=last[-1] if last else None)
         last[:] = [coder]
         return coder
 
@@ -46,7 +46,7 @@ def fit_tables(
     order = np.random.default_rng(0).permutation(len(samples))
     for i in np.concatenate([order, order]):
         encode_symbols(prior, slow, [samples[i][0]], [samples[i][1]], coder=going_on)
-    contexts, weights = last[0].learned()
+    contexts, weights = last[0].adaptive_state()
     seen = (contexts & 1023).astype(np.uint16)
     best = replace(
         start, probabilities=(contexts >> 16).astype(np.uint16), weights=weights.astype(np.int32), confidence=seen

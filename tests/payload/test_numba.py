@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 
-from deepsic_codec.payload.coders import _numba as compiled
+from deepsic_codec.payload.coders import numba_jit
 
 
 def test_nothing_is_counted():
-    @compiled.kernel
+    @numba_jit.jit
     def total(values):
         found = 0
         for row in range(len(values)):
@@ -22,6 +22,6 @@ def test_nothing_is_counted():
 
 
 def test_without_the_option_all_is_compiled_as_usual(monkeypatch):
-    assert compiled._options()["_nrt"] is False
+    assert numba_jit._options()["_nrt"] is False
     monkeypatch.setitem(sys.modules, "numba.core.cpu", None)
-    assert compiled._options() == {"nogil": True, "cache": True}
+    assert numba_jit._options() == {"nogil": True, "cache": True}

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.payload.coders import symbols as arithmetic
-from deepsic_codec.payload.coders.contexts import MIXERS, SCALES, CoderTables, Layout
+from deepsic_codec.payload.coders import binary
+from deepsic_codec.payload.coders import symbols as symbol_coder
+from deepsic_codec.payload.coders.contexts import MIXERS, SCALES, CoderTables, ContextLayout
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX, SymbolDecoder, SymbolEncoder
 from tests.common import guarded
 
@@ -128,7 +129,7 @@ def test_all_passes_at_once_are_those_one_by_one(room, chunk, other):
 
 def test_zeros_that_were_foreseen_cost_almost_nothing():
     shape = (1, 16, 16, LATENTS)
-    tables = replace(LEVELS, probabilities=np.full(Layout(LATENTS).size, 100, np.uint16))
+    tables = replace(LEVELS, probabilities=np.full(ContextLayout(LATENTS).size, 100, np.uint16))
     data = roundtrip(tables, np.zeros(shape, np.int16), np.zeros(shape, np.int16), np.zeros(shape, np.uint8))
     assert len(data) <= 4
 
@@ -219,12 +220,12 @@ PINNED = (79, "6822255bf03bdc52")
 def test_logistic_tables_do_not_depend_on_the_machine():
     """Tables are rounded from floating point: no entry may lie so near a tie that a last bit could turn it."""
     p = (np.arange(16384) + 0.5) / 16384
-    x = (np.arange(2 * arithmetic.STRETCH_MAX + 1) - arithmetic.STRETCH_MAX) / arithmetic.STRETCH_ONE
+    x = (np.arange(2 * binary.STRETCH_MAX + 1) - binary.STRETCH_MAX) / binary.STRETCH_ONE
     reciprocals = 65536 / (np.arange(1024) + 1.5)
-    for values in (np.log(p / (1 - p)) * arithmetic.STRETCH_ONE, 65536 / (1 + np.exp(-x)), reciprocals):
+    for values in (np.log(p / (1 - p)) * binary.STRETCH_ONE, 65536 / (1 + np.exp(-x)), reciprocals):
         distance = np.abs(values - np.floor(values) - 0.5)
         assert distance.min() > 1e-7
     digest = hashlib.sha256()
-    for table in (arithmetic.STRETCH, arithmetic.SQUASH, arithmetic.RECIPROCAL, arithmetic.NEIGHBOUR):
+    for table in (binary.STRETCH, binary.SQUASH, binary.RECIPROCAL, symbol_coder.NEIGHBOUR):
         digest.update(np.asarray(table, "<i8").tobytes())
     assert digest.hexdigest()[:16] == "7aa37f93a2ae0657"

@@ -60,7 +60,7 @@ class DeviceCoder:
         self.device, self.latents, self.max_shared, self._launch = device, latents, max_shared, launch
         arrays = launching.lookup_tables(), arithmetic.NEIGHBOUR, start.levels, start.low_bits
         self._constant = [_bytes(array).to(device) for array in arrays]
-        self._contexts = torch.from_numpy(arithmetic.first_contexts(start).view(np.int32)).to(device)
+        self._contexts = torch.from_numpy(arithmetic.initial_contexts(start).view(np.int32)).to(device)
         self._weights = torch.from_numpy(start.weights.astype(np.int64).ravel()).to(device)
         self._numbers = start.limit, start.rate, start.single, latents
 
@@ -172,7 +172,7 @@ class DeviceCoder:
             for end, size in zip(end_states(), sizes, strict=True):
                 if end[4]:
                     raise CorruptPayload(arithmetic.OUT_OF_RANGE)
-                bits.check_end(int(end[3]), int(size), "features", last="symbol")
+                bits.check_end(int(end[3]), int(size), "features", unit="symbol")
 
         return symbols, check
 

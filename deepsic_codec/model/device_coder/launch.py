@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepsic_codec.payload.coders import binary
 from deepsic_codec.payload.coders import contexts as tables
 from deepsic_codec.payload.coders import interval as bits
 from deepsic_codec.payload.coders import symbols as arithmetic
-from deepsic_codec.payload.coders.contexts import Layout
+from deepsic_codec.payload.coders.contexts import ContextLayout
 
 # A launch takes at most MAX_PASSES passes. Its job has GENERAL numbers, then PASS_FIELDS numbers for each pass.
 MAX_PASSES, GENERAL, PASS_FIELDS = 32, 21, 8
@@ -72,17 +73,17 @@ def fits_shared(device: torch.device, latents: int) -> bool:
 def shared_bytes(latents: int) -> int:
     """Return the bytes of shared memory of a chunk that has its contexts there."""
     working = LANES * (16 + 4 + 4) + 16
-    return working + 4 * (Layout(latents).size + 2 * tables.MIXERS * tables.INPUTS) + lookup_tables().nbytes
+    return working + 4 * (ContextLayout(latents).size + 2 * tables.MIXERS * tables.INPUTS) + lookup_tables().nbytes
 
 
 def source(latents: int, shared: bool, lanes: int = LANES) -> str:
     """Return `coder.cu` with the format's constants in front, for contexts in shared or in global memory."""
-    layout = Layout(latents)
+    layout = ContextLayout(latents)
     constants = {
         "CODE_BITS": bits.CODE_BITS,
         "CODE_MAX": f"{bits.CODE_MAX}ULL",
-        "STRETCH_ONE": arithmetic.STRETCH_ONE,
-        "STRETCH_MAX": arithmetic.STRETCH_MAX,
+        "STRETCH_ONE": binary.STRETCH_ONE,
+        "STRETCH_MAX": binary.STRETCH_MAX,
         "SYMBOL_MAX": arithmetic.SYMBOL_MAX,
         "FRACTIONS": tables.FRACTIONS,
         "NEIGHBOURS": tables.NEIGHBOURS,
@@ -106,8 +107,8 @@ def source(latents: int, shared: bool, lanes: int = LANES) -> str:
         "STATE": STATE,
         "LANES": lanes,
         "WARPS": 1 if shared else WARPS,
-        "SQUASH_AT": arithmetic.STRETCH.size,
-        "RECIPROCAL_AT": arithmetic.STRETCH.size + arithmetic.SQUASH.size,
+        "SQUASH_AT": binary.STRETCH.size,
+        "RECIPROCAL_AT": binary.STRETCH.size + binary.SQUASH.size,
         "TABLE_WORDS": lookup_tables().size // 2,
         "IN_SHARED": int(shared),
     }
@@ -139,7 +140,7 @@ def compile_cuda(text: str, capability: tuple[int, int]) -> bytes:
 
 def lookup_tables() -> NDArray[np.uint16]:
     """Return the coder's larger tables in one array of an even size."""
-    parts = [np.asarray(t).astype(np.int64) for t in (arithmetic.STRETCH, arithmetic.SQUASH, arithmetic.RECIPROCAL)]
+    parts = [np.asarray(t).astype(np.int64) for t in (binary.STRETCH, binary.SQUASH, binary.RECIPROCAL)]
     joined = np.concatenate(parts).astype(np.uint16)  # all values have 16 bits, with a sign or without
     return np.pad(joined, (0, joined.size % 2))
 

@@ -21,7 +21,7 @@ from deepsic_codec.model.neighbours import LINEAR_MAX, Neighbours
 from deepsic_codec.model.ops.protocol import RateTables, Sums, SymbolState
 from deepsic_codec.model.ops.torch import TorchOps
 from deepsic_codec.model.schedule import Step
-from deepsic_codec.payload.coders._numba import kernel
+from deepsic_codec.payload.coders.numba_jit import jit
 
 #: Number of values from which on another thread is worth waking.
 MIN_SHARED_VALUES = 1 << 18
@@ -151,7 +151,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
 # Sums of 32 bits: numba computes in 64 bits unless told that the upper ones are not needed, at half the speed.
 
 
-@kernel
+@jit
 def _narrow(first, last, total, bias, per, shift, low, high, out):
     low_, high_ = int32(low), int32(high)
     for p in range(first, last):
@@ -160,7 +160,7 @@ def _narrow(first, last, total, bias, per, shift, low, high, out):
             o[c] = min(max(int32(int32(t[c] + b[c]) >> int32(shift[c] & 31)), low_), high_)
 
 
-@kernel
+@jit
 def _add(first, last, total, bias, shift, stream):
     limit = np.float32(fixed.STREAM_MAX)
     for p in range(first, last):
@@ -170,7 +170,7 @@ def _add(first, last, total, bias, shift, stream):
             s[c] = min(max(moved, -limit), limit)
 
 
-@kernel
+@jit
 def _read(first, last, values, unit, half, out):
     low, high = np.float32(fixed.READ_LOW), np.float32(fixed.READ_HIGH)
     for p in range(first, last):
@@ -179,7 +179,7 @@ def _read(first, last, values, unit, half, out):
             o[c] = np.int8(min(max(np.floor(v[c] * unit + half), low), high))
 
 
-@kernel
+@jit
 def _modulate(first, last, total, bias, shift, scale, offset, per, out):
     low, high = int32(-fixed.STEM_MAX), int32(fixed.STEM_MAX)
     end, unit = np.float32(fixed.STREAM_MAX), np.float32(2.0**-fixed.MODULATION_BITS)
@@ -191,7 +191,7 @@ def _modulate(first, last, total, bias, shift, scale, offset, per, out):
             o[c] = min(max(np.floor((np.float32(value) * s[c] + f[c]) * unit), -end), end)
 
 
-@kernel
+@jit
 def _features(first, last, symbols, companded, linear, magnitude):
     for p in range(first, last):
         s, x, m = symbols[p], linear[p], magnitude[p]
@@ -201,7 +201,7 @@ def _features(first, last, symbols, companded, linear, magnitude):
             m[c] = companded[abs(value)]
 
 
-@kernel
+@jit
 def _enter(first, last, symbols, companded, rows, start, linear, magnitude):
     for p in range(first, last):
         s, x, m = symbols[p], linear[rows[p], start:], magnitude[rows[p], start:]
@@ -211,7 +211,7 @@ def _enter(first, last, symbols, companded, rows, start, linear, magnitude):
             m[c] = companded[abs(value)]
 
 
-@kernel
+@jit
 def _means_and_indices(first, last, total, bias, per, shift, mean, index):
     end, top, middle = int32(MEAN_MAX), int32(INDEX_MAX), int32(INDEX_MIDDLE)
     for p in range(first, last):
@@ -224,7 +224,7 @@ def _means_and_indices(first, last, total, bias, per, shift, mean, index):
             k[c] = min(max(value, int32(0)), top)
 
 
-@kernel
+@jit
 def _dequantise(first, last, symbols, steps, per, out):
     end, half, limit = int32(fixed.WIDE_MAX), 1 << (fixed.STEP_BITS - 1), 2 << (14 + fixed.STEP_BITS)
     for p in range(first, last):
@@ -234,7 +234,7 @@ def _dequantise(first, last, symbols, steps, per, out):
             o[c] = min(max(int32(int32(product + half) >> fixed.STEP_BITS), -end), end)
 
 
-@kernel
+@jit
 def _digits(first, last, values, unit, high, low):
     end = np.float32(fixed.WIDE_MAX)
     for p in range(first, last):
@@ -247,7 +247,7 @@ def _digits(first, last, values, unit, high, low):
             k[c] = value - int32(digit << 7)
 
 
-@kernel
+@jit
 def _companded_digits(first, last, values, table, high, low):
     for p in range(first, last):
         v, h, k = values[p], high[p], low[p]
@@ -260,7 +260,7 @@ def _companded_digits(first, last, values, table, high, low):
             k[c] = value - int32(digit << 7)
 
 
-@kernel
+@jit
 def _pixels(first, last, linear, bias, shift, rest, rest_bias, rest_shift, bits, out):
     limit, half = int32(fixed.PIXEL_MAX), int32(128 << fixed.PIXEL_BITS)
     top, rounding = int32(255 << fixed.PIXEL_BITS), int32((1 << bits) >> 1)
@@ -279,7 +279,7 @@ def _pixels(first, last, linear, bias, shift, rest, rest_bias, rest_shift, bits,
                         out[r, y, at + k] = int32(value + rounding) >> bits
 
 
-@kernel
+@jit
 def _move_symbols(
     chosen, latents, linear, magnitude, compand, padded, flat, means, indices, saved, price, quality, start
 ):

@@ -1,35 +1,35 @@
 """The entropy coder's trained start: probabilities, confidences, mixer weights.
 
-They ship as integers inside the model file and belong to the decoder's identity.  The
-layout of the context array is fixed by the format; only the numbers in it are trained.
+They are stored as integers in the model file and belong to the decoder's identity. The layout of the context array is
+fixed by the format; only the numbers in it are trained.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Scale levels of the coder, and folded fractions of its mean (in eighths: 0..4).
+# Scale levels of the coder, and folded fractions of its mean (in eighths: 0..4).
 SCALES, FRACTIONS = 128, 5
-#: Levels of the quantised neighbourhood and of the previous channels' magnitude.
+# Levels of the quantised neighbourhood and of the previous channels' magnitude.
 NEIGHBOURS, PREVIOUS = 10, 6
-#: Unary bins of a magnitude before the Exp-Golomb escape, and bits that an escape may have.
+# Unary bins of a magnitude before the Exp-Golomb escape, and bits that an escape may have.
 UNARY, ESCAPE_BITS = 12, 17
-#: Inputs of a mixer (one per context, and a constant).
+# Inputs of a mixer (one per context, and a constant).
 INPUTS = 4
-#: Mixers: one per scale level for the zero flag, and 4 x 16 for magnitude bins.
+# Mixers: one per scale level for the zero flag, and 4 x 16 for magnitude bins.
 MIXERS = SCALES + 64
-#: The prior's scale indices come in quarters of 0..63; levels are finer where scales are large.
+# The prior's scale indices come in quarters of 0..63; levels are finer where scales are large.
 INDICES = 256
-#: Confidence has ten bits; the others only have to stay far from overflow.
+# Confidence has ten bits; the other limits keep sums far from overflow.
 MAX_CONFIDENCE, MAX_LOW_BITS, MAX_RATE = 1023, 8, 64
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where each family of contexts starts in the flat context array."""
+class ContextLayout:
+    """Where each family of contexts starts in the context array."""
 
     latents: int
 
@@ -93,7 +93,7 @@ class CoderTables:
     probabilities : uint16 (layout.size,)
         Probability of a one bit, in 1/65536, at the start of each chunk.
     confidence : uint16 (layout.size,)
-        Observations that the start is worth; the first updates move by 1 / (confidence + 1.5).
+        Observations that the start counts for; the first updates move by 1 / (confidence + 1.5).
     limit : int
         Confidence stops growing here, so that a context keeps following the data.
     weights : int32 (MIXERS, INPUTS)
@@ -101,12 +101,12 @@ class CoderTables:
     rate : int
         Learning rate of the mixers; 0 keeps them fixed.
     low_bits : uint8 (SCALES,)
-        Bits of a magnitude that are coded plainly at each scale level.
+        Bits of a magnitude that are coded as they are at each scale level.
     levels : uint8 (INDICES,)
         Scale level of each of the prior's scale indices (in quarters).
     single : int
-        Below this scale level the zero flag is coded under one context alone: there it
-        is nearly always one, and speed matters more than the last bit.
+        Below this scale level the zero flag is coded under one context alone: there almost all symbols are zero, and
+        speed matters more than the last bit.
     """
 
     probabilities: NDArray[np.uint16]
@@ -119,16 +119,21 @@ class CoderTables:
     single: int
 
     @classmethod
-    def untrained(cls, latents: int, log_scales: NDArray[np.float64]) -> CoderTables:
-        """Neutral start: even odds, equal weights.
+    def untrained(cls, latents: int, log_scales: NDArray[np.float64]) -> Self:
+        """Return a neutral start: even odds, equal weights.
 
-        ``log_scales`` (64,) are the logarithms of the logistic scales at the whole indices.
+        Parameters
+        ----------
+        latents : int
+            Channels.
+        log_scales : ndarray
+            float64 (64,), logarithms of the logistic scales at the whole indices.
         """
-        size = Layout(latents).size
+        size = ContextLayout(latents).size
         index = np.arange(INDICES) / 4
         # whole steps up to 32, halves up to 48, quarters above: 33 + 32 + 61 levels
-        fine = np.where(index < 48, 32 + 2 * (index - 32), 4 * index - 128)
-        levels = np.where(index < 32, np.floor(index + 0.5), fine)
+        upper = np.where(index < 48, 32 + 2 * (index - 32), 4 * index - 128)
+        levels = np.where(index < 32, np.floor(index + 0.5), upper)
         levels = np.floor(levels + 0.5)
         logs = np.interp(index, np.arange(len(log_scales)), log_scales)
         of_level = np.bincount(levels.astype(int), weights=logs, minlength=SCALES)
@@ -144,9 +149,9 @@ class CoderTables:
             single=28,
         )
 
-    def check(self, latents: int) -> CoderTables:
+    def check(self, latents: int) -> Self:
         """Return self, or raise ValueError if a table does not fit: the coder itself checks no index."""
-        size = Layout(latents).size
+        size = ContextLayout(latents).size
         sound = (
             self.probabilities.shape == self.confidence.shape == (size,)
             and self.weights.shape == (MIXERS, INPUTS)
@@ -161,13 +166,13 @@ class CoderTables:
             raise ValueError("coder tables have other sizes or values than the format allows")
         return self
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Named arrays for the model file."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return named arrays for the model file."""
         return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> CoderTables:
-        """Inverse of :meth:`arrays`."""
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Make tables of the arrays that `arrays` returns."""
         return cls(
             probabilities=np.ascontiguousarray(arrays["probabilities"], np.uint16),
             confidence=np.ascontiguousarray(arrays["confidence"], np.uint16),

@@ -1,25 +1,23 @@
-"""Beginning and end of an arithmetic-coded stream: what the coders of a payload's sections share."""
-
-from __future__ import annotations
+"""Start and end of an arithmetic-coded stream, for all coders."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
 
-#: The interval [low, high] has 48 bits: at 32 bits of slack over the 16-bit probabilities,
-#: an interval that straddles a byte boundary costs nothing measurable.
+# Bits of the interval [low, high]: 32 more than those of probabilities, so that an interval that straddles a byte
+# boundary costs nothing measurable.
 CODE_BITS = 48
 CODE_MAX = (1 << CODE_BITS) - 1
 
 
 def begin_encoding() -> NDArray[np.int64]:
-    """State of an encoder: low, high, value (unused), bytes put out."""
+    """Return the state of an encoder: low, high, value (unused), bytes written."""
     return np.array([0, CODE_MAX, 0, 0], np.int64)
 
 
 def finish_encoding(state: NDArray[np.int64], data: NDArray[np.uint8]) -> bytes:
-    """The stream: the fewest bytes that lie in the final interval when continued by zeros."""
+    """Return the stream: the fewest bytes that lie in the final interval when continued by zeros."""
     low, high, _, position = (int(v) for v in state)
     out = data[:position].tobytes()
     for n in range(1, CODE_BITS // 8 + 1):
@@ -31,7 +29,7 @@ def finish_encoding(state: NDArray[np.int64], data: NDArray[np.uint8]) -> bytes:
 
 
 def begin_decoding(data: bytes, section: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """State of a decoder, with 6 bytes read, and the stream as an array; for sections that end in one way only.
+    """Return the state of a decoder, with 6 bytes read, and the stream as an array; refuse zero bytes at its end.
 
     Raises
     ------
@@ -45,24 +43,33 @@ def begin_decoding(data: bytes, section: str) -> tuple[NDArray[np.int64], NDArra
 
 
 def read_first(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """State of a decoder, with 6 bytes read, and the stream as an array, whatever it ends in."""
+    """Return the state of a decoder, with 6 bytes read, and the stream as an array."""
     stream = np.frombuffer(data, np.uint8).copy()
     first = int.from_bytes(stream[: CODE_BITS // 8].tobytes().ljust(CODE_BITS // 8, b"\0"), "big")
     return np.array([0, CODE_MAX, first, CODE_BITS // 8], np.int64), stream
 
 
-def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: str, last: str = "sample") -> None:
-    """Check that the stream was read to its end; ``last`` is what it ends with.
+def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: str, unit: str = "sample") -> None:
+    """Check that the stream was read to its end.
+
+    Parameters
+    ----------
+    state, data : ndarray
+        Of the decoder.
+    section : str
+        For the message.
+    unit : str
+        What the stream codes: "sample" or "symbol".
 
     Raises
     ------
     CorruptPayload
-        If bytes were left over.
+        If bytes are left over.
     """
-    check_end(int(state[3]), data.size, section, last)
+    check_end(int(state[3]), data.size, section, unit)
 
 
-def check_end(position: int, size: int, section: str, last: str = "sample") -> None:
-    """The same of a stream of ``size`` bytes that was read up to ``position``."""
+def check_end(position: int, size: int, section: str, unit: str = "sample") -> None:
+    """Check that a stream of `size` bytes was read to its end, as `finish_decoding` does."""
     if position < size:
-        raise CorruptPayload(f"{section}: bytes left over after the last {last}")
+        raise CorruptPayload(f"{section}: bytes left over after the last {unit}")

@@ -1,30 +1,26 @@
-"""Lossless coding of the NoData mask of a chunk: binary images under a context of decoded neighbours.
+"""Lossless coding of the NoData mask of a chunk: binary images under contexts of decoded neighbours.
 
-A slice that is empty, full, or equal to the one before costs a small part of a bit.  In any
-other, each pixel is coded under an adaptive probability chosen by ten neighbours, as JBIG
-does, and by the same pixel of the slice before.  ``docs/residual.md`` is normative.
+A slice that is empty, full, or equal to the one before costs a small part of a bit. In any other slice, each pixel is
+coded under an adaptive probability chosen by ten neighbours, as in JBIG, and by the same pixel of the slice before.
+`docs/residual.md` is normative.
 """
 
-from __future__ import annotations
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from deepsic_codec.payload.coders.binary import code_single
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, finish_decoding, finish_encoding
-from deepsic_codec.payload.coders.symbols import _adapt, _code
+from deepsic_codec.payload.coders.numba_jit import array_jit, inline
 
-#: Observations after which a probability stops slowing down.
-LIMIT = 255
-#: Contexts of pixels: the same pixel of the slice before, 3 + 5 + 2 neighbours.  Three more code a slice's kind.
+LIMIT = 255  # observations that a context counts
+# Contexts of pixels: the same pixel of the slice before, 3 + 5 + 2 neighbours. Three more code the kind of a slice.
 PIXEL_CONTEXTS = 1 << 11
 SAME, CONSTANT, VALUE = PIXEL_CONTEXTS, PIXEL_CONTEXTS + 1, PIXEL_CONTEXTS + 2
-#: Bytes that a bit can need at the very most.
-BIT_BYTES = 3
+BIT_BYTES = 3  # limit for one bit
 
 
 def _start_table() -> NDArray[np.uint32]:
-    """Probabilities before the first observation: a vote of the nearest neighbours, with some doubt."""
+    """Return probabilities before the first observation: the nearest neighbours vote, none is certain."""
     index = np.arange(PIXEL_CONTEXTS)
     west, north, north_west, north_east = index & 1, index >> 4 & 1, index >> 5 & 1, index >> 3 & 1
     votes = 2 * west + 2 * north + north_west + north_east
@@ -35,22 +31,19 @@ def _start_table() -> NDArray[np.uint32]:
 START = _start_table()
 
 
-@njit(inline="always")
-def _bit(decoding, bit, a, contexts, low, high, value, position, data):  # type: ignore[no-untyped-def]
-    """Code one bit under one context; a pixel may cost as little as 1/45000 bit."""
-    p = min(max(np.int64(contexts[a] >> 16), 1), 65535)
-    bit, low, high, value, position = _code(decoding, bit, p, low, high, value, position, data)
-    _adapt(contexts, a, bit, LIMIT)
-    return bit, low, high, value, position
+@inline
+def _code(decoding, bit, index, contexts, low, high, value, position, data):
+    """Code a bit under one context; a pixel may cost as little as 1/45000 bit."""
+    return code_single(decoding, bit, index, 1, LIMIT, contexts, low, high, value, position, data)
 
 
-@njit(nogil=True, cache=True)
-def _code_mask(decoding, mask, contexts, state, data):  # type: ignore[no-untyped-def]
-    """Code ``mask`` uint8 (S,H,W), which a decoder fills; returns the stream."""
+@array_jit
+def _code_mask(decoding, mask, contexts, state, data):
+    """Code `mask` uint8 (S, H, W), which a decoder fills; returns the stream."""
     low, high, value, position = state[0], state[1], state[2], state[3]
     slices, height, width = mask.shape
-    # two rows above, two columns on either side, all zero: what lies outside counts as 0
-    before = np.zeros((height + 2, width + 4), np.uint8)
+    # two rows above and two columns on either side are 0
+    previous = np.zeros((height + 2, width + 4), np.uint8)
     plane = np.zeros((height + 2, width + 4), np.uint8)
     for s in range(slices):
         if not decoding and position + 64 > data.size:
@@ -59,21 +52,21 @@ def _code_mask(decoding, mask, contexts, state, data):  # type: ignore[no-untype
         if not decoding:
             for y in range(height):
                 for x in range(width):
-                    same = same and mask[s, y, x] == before[y + 2, x + 2]
+                    same = same and mask[s, y, x] == previous[y + 2, x + 2]
                     constant = constant and mask[s, y, x] == mask[s, 0, 0]
-        same, low, high, value, position = _bit(decoding, same, SAME, contexts, low, high, value, position, data)
+        same, low, high, value, position = _code(decoding, same, SAME, contexts, low, high, value, position, data)
         if not same:
-            constant, low, high, value, position = _bit(
+            constant, low, high, value, position = _code(
                 decoding, constant, CONSTANT, contexts, low, high, value, position, data
             )
             if constant:
-                kind, low, high, value, position = _bit(
+                kind, low, high, value, position = _code(
                     decoding, kind, VALUE, contexts, low, high, value, position, data
                 )
         for y in range(height):
-            row, up, upper, old = plane[y + 2], plane[y + 1], plane[y], before[y + 2]
+            row, up, upper, previous_row = plane[y + 2], plane[y + 1], plane[y], previous[y + 2]
             if same:
-                row[:] = old
+                row[:] = previous_row
             elif constant:
                 row[2 : width + 2] = kind
             else:
@@ -82,25 +75,27 @@ def _code_mask(decoding, mask, contexts, state, data):  # type: ignore[no-untype
                 a = np.int64(upper[2])
                 b = np.int64(up[2]) << 1 | np.int64(up[3])
                 c = np.int64(0)
-                wanted = mask[s, y]
+                target = mask[s, y]
                 for x in range(width):
                     a = (a << 1 | np.int64(upper[x + 3])) & 7
                     b = (b << 1 | np.int64(up[x + 4])) & 31
-                    i = np.int64(old[x + 2]) << 10 | a << 7 | b << 2 | c
-                    bit = wanted[x] != 0
-                    bit, low, high, value, position = _bit(decoding, bit, i, contexts, low, high, value, position, data)
+                    i = np.int64(previous_row[x + 2]) << 10 | a << 7 | b << 2 | c
+                    bit = target[x] != 0
+                    bit, low, high, value, position = _code(
+                        decoding, bit, i, contexts, low, high, value, position, data
+                    )
                     row[x + 2] = bit
                     c = (c << 1 | np.int64(bit)) & 3
             if decoding:
                 mask[s, y] = row[2 : width + 2]
-        before, plane = plane, before
+        previous, plane = plane, previous
     state[0], state[1], state[2], state[3] = low, high, value, position
     return data
 
 
-@njit
-def _grown(data, position, room):  # type: ignore[no-untyped-def]
-    """The output, with room for more bytes."""
+@array_jit
+def _grown(data, position, room):
+    """Return the output with room for `room` more bytes."""
     grown = np.empty(2 * data.size + room, np.uint8)
     grown[:position] = data[:position]
     return grown
@@ -112,7 +107,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> bytes:
     Parameters
     ----------
     mask : bool (S, H, W)
-        Where there is no data.
+        True where there is no data.
     """
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.ndim != 3 or not mask.size:
@@ -123,7 +118,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def decode_mask(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Decode a mask of the given (S, H, W).
+    """Decode a mask of shape (S, H, W).
 
     Raises
     ------
