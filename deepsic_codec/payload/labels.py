@@ -1,6 +1,7 @@
 """The labels section of a payload: the best classes of each tile of a chunk and their scores. See `docs/format.md`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ def best_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> LabelBlock:
     return _block(tile, (best * kept)[..., :k])
 
 
-def _block(tile: tuple[int, int], keys: NDArray[np.uint16]) -> LabelBlock:
+def _block(tile: tuple[int, int], keys: NDArray[Any]) -> LabelBlock:
     """Make a block of keys: score in the upper byte, 255 - class in the lower, 0 for an unused pair."""
     return LabelBlock(tile, (keys & 255 ^ 255).astype(np.uint8), (keys >> 8).astype(np.uint8))
 

@@ -78,8 +78,8 @@ def test_second_decoder_agrees_on_what_the_encoder_chose(noise, bands, fades):
     """Large enough for weights, which three of four bands have, or slopes far above the residuals."""
     residual, context = picture((1, 24, 30, 4), noise=noise)
     weights = residual_filter.fit(residual, context)
-    assert weights[:, : residual_filter.FADE].any(axis=1).sum() == bands
-    assert weights[:, residual_filter.FADE].any() == fades
+    assert weights[:, : residual_filter.SLOPE_SHIFT].any(axis=1).sum() == bands
+    assert weights[:, residual_filter.SLOPE_SHIFT].any() == fades
     found = reference_residual.decode_residual(roundtrip(residual, context), residual.shape, context.tolist())
     assert all(found[place] == residual[place] for place in np.ndindex(residual.shape))
 

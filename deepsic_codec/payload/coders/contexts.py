@@ -136,8 +136,8 @@ class CoderTables:
         levels = np.where(index < 32, np.floor(index + 0.5), upper)
         levels = np.floor(levels + 0.5)
         logs = np.interp(index, np.arange(len(log_scales)), log_scales)
-        of_level = np.bincount(levels.astype(int), weights=logs, minlength=SCALES)
-        of_level = of_level / np.maximum(1, np.bincount(levels.astype(int), minlength=SCALES))
+        totals = np.bincount(levels.astype(int), weights=logs, minlength=SCALES)
+        of_level = totals / np.maximum(1, np.bincount(levels.astype(int), minlength=SCALES))
         return cls(
             probabilities=np.full(size, 32768, np.uint16),
             confidence=np.zeros(size, np.uint16),

@@ -7,6 +7,8 @@ the same position (paper, section III-B, with its trained classifier). All arith
 give the same symbols on every machine. `docs/entropy-coder.md` is normative and has the bounds.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -143,9 +145,10 @@ def _code_pass(
             if flip:
                 fraction = -fraction
             level = np.int64(NEIGHBOUR[neighbourhood[c]])
-            previous = np.int64(0)
+            previous: Any = np.int64(0)
             if c > 0:
-                previous += 2 * min(abs(np.int64(current[c - 1])), 2)
+                left: Any = abs(np.int64(current[c - 1]))
+                previous += 2 * min(left, 2)
             if c > 1:
                 previous += min(abs(np.int64(current[c - 2])), 1)
             nonzero_mean = np.int64(1) if centre != 0 else np.int64(0)
@@ -184,7 +187,7 @@ def _code_pass(
                 low_count = np.int64(low_bits[scale])
                 magnitude = abs(difference) - 1
                 coarse = magnitude >> low_count
-                v = np.int64(0)
+                v: Any = np.int64(0)
                 while v < UNARY:
                     a = unary_scale + scale * UNARY + v
                     b = unary_near + ((scale >> 3) * NEIGHBOURS + level) * UNARY + v
@@ -340,9 +343,8 @@ OUT_OF_RANGE = "features: the stream holds a symbol outside the allowed range"
 
 def initial_contexts(tables: CoderTables) -> NDArray[np.uint32]:
     """Return the contexts at the start of a chunk."""
-    p22 = tables.probabilities.astype(np.uint32) << 6
-    contexts: NDArray[np.uint32] = (p22 << 10) | np.minimum(tables.confidence, tables.limit).astype(np.uint32)
-    return contexts
+    p22 = tables.probabilities.astype(np.uint32) << np.uint32(6)
+    return (p22 << np.uint32(10)) | np.minimum(tables.confidence, tables.limit).astype(np.uint32)
 
 
 class _Coder:
@@ -550,7 +552,7 @@ class SymbolDecoder(_Coder):
         indices: NDArray[np.uint8],
         out: NDArray[np.int16] | None = None,
     ) -> None:
-        """Decode a pass as `SymbolEncoder.encode_pass` encodes it, into `symbols` and, if given, `out` (P, channels)."""
+        """Decode a pass, as `SymbolEncoder.encode_pass` encodes it, to `symbols` and, if given, `out` (P, channels)."""
         self._run(True, ys, xs, start, second, means, indices, np.empty_like(means) if out is None else out)
 
     def finish(self) -> NDArray[np.int16]:
