@@ -112,7 +112,7 @@ def test_archives_need_no_extra():
         for name in ("PIL", "rich", "dask", "imagecodecs", "matplotlib", "rasterio", "tifffile", "xarray"):
             sys.modules[name] = None
         import numpy as np
-        import deepsic_codec.codec.core, deepsic_codec.labels.relabel, deepsic_codec.model.runtime
+        import deepsic_codec.codec.encode, deepsic_codec.labels.relabel, deepsic_codec.model.scheduler
         from deepsic_codec import DeepSIC, create_array, open_archive, open_labels
         from deepsic_codec.samples import eurosat_mosaic
         try:
