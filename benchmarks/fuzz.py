@@ -63,7 +63,7 @@ from deepsic_codec.payload.sections import LABELS
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
 from deepsic_codec.training.loss import make_networks
-from deepsic_codec.training.phases import TINY
+from deepsic_codec.training.run import TINY
 
 MAX_PIXELS = 1 << 17  # of a crafted chunk: readers of what strangers wrote can set this too
 MEMORY = 2 << 30  # bytes beyond those at the start, after which the system refuses

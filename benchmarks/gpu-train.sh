@@ -37,7 +37,7 @@ start)
   [ -d "$run/checkpoint" ] && resume=(--resume)
   tar cf - deepsic_codec | tar xf - -C "$work"  # the checkout may be replaced by the next call
   cd "$work"
-  PYTHONUNBUFFERED=1 setsid nohup python3 -m deepsic_codec.training --run "$run" --out "$work/model/base.safetensors" \
+  PYTHONUNBUFFERED=1 setsid nohup python3 -m deepsic_codec.cli.train --run "$run" --out "$work/model/base.safetensors" \
     --plot "${resume[@]}" "${arguments[@]}" >>"$work/train.log" 2>&1 &
   echo $! >"$work/pid"
   sleep 20

@@ -1,100 +1,93 @@
-"""Arguments of ``deepsic train``; torch is imported only when it runs."""
-
-from __future__ import annotations
+"""Arguments of `deepsic train`. Torch is imported only when training begins."""
 
 import argparse
 import json
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepsic_codec.cli.console import progress_bar, say, say_json
+from deepsic_codec.errors import DeepSICError
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
 
-#: What help says of the settings that most users need; the others are named for what they are.
-HELP = {
-    "images": "unlabelled images: folders, zip files, image files or Zarr arrays of uint8",
-    "labels": "labelled images: folders or zip files with <Class>/<image> inside, or CSV files of file,label",
-    "label_root": "folder or zip file that names in a CSV are relative to (default: the CSV's folder)",
-    "out": "the model file; its stem is the model's name",
-    "run": "folder for checkpoints and log (default: runs/<name>)",
-    "start": "run's folder, or name or file of a model, whose networks to begin with; smaller ones grow",
-    "architecture": "base, tiny, or paper-0.25, paper-0.5, paper-1.0, paper-1.5",
-    "minutes": "for the joint phase; each phase ends by its minutes or its steps",
-    "encoder_minutes": "with --from: train the analysis transform too, for the decoder as it is",
-    "quality_low": "lowest quality that is trained; equal to the highest: a model for one rate",
-    "device": "auto, cpu, cuda or cuda:<n>",
-    "data_device": "where decoded images lie: auto, cpu or cuda",
-    "optimiser": "soap, or adam, which needs more steps for the same",
-    "graphs": "record steps of the joint loss as CUDA graphs (CUDA only)",
-    "compile": "compile the transforms (CUDA only; goes on without where it fails)",
-    "processes": "on a CPU: processes of one thread that share out each step's images; as many as there are cores",
-    "plot": "draw log.png at every checkpoint",
-}
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+class HelpAll(argparse.Action):
+    """Print the help of all settings and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Put the texts of settings that the short help leaves out into the help, and print it."""
+        texts = {f.name: _text(f) for f in fields(Settings)}
+        for action in parser._actions:
+            if action.help == argparse.SUPPRESS:
+                action.help = texts.get(action.dest, "")
+        parser.print_help()
+        parser.exit()
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    """Every field of Settings is an option; only those that are given reach :func:`run`."""
+    """Add an option for every field of `Settings`; only options that are given reach `run_train`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "examples and what was measured: docs/training.md"
-    parser.add_argument("--preset", choices=list(PRESETS), default="", help="named settings that others override")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint, with its settings")
-    text = "name or file of a model whose decoder stays: trains its labels (--labels), its encoder, or both"
-    parser.add_argument("--from", dest="base", metavar="MODEL", default=argparse.SUPPRESS, help=text)
-    parser.add_argument(
-        "--parents",
-        metavar="JSON",
-        default=argparse.SUPPRESS,
-        type=_parents,
-        help='broader names, such as {"Water": ["River", "SeaLake"]}, or a file of that',
-    )
-    text = "print what the model file holds and the last held-out figures as JSON; progress goes to standard error"
+    parser.epilog = "More settings: deepsic train --help-all. Examples and results: docs/training.md"
+    parser.add_argument("--help-all", action=HelpAll, nargs=0, help="show all settings")
+    parser.add_argument("--preset", default="", help=f"{', '.join(PRESETS)}, or a JSON file of settings")
+    parser.add_argument("--resume", action="store_true", help="continue from the run's checkpoint, with its settings")
+    text = "print the model file's content and the last held-out figures as JSON; progress goes to standard error"
     parser.add_argument("--json", action="store_true", help=text)
-    for f in fields(Settings):
-        if f.name in ("base", "parents"):
-            continue
-        default: Any = f.default if f.default is not MISSING else []
-        option = "--" + f.name.replace("_", "-")
-        help_ = HELP.get(f.name, "") + ("" if default in ("", [], False) else f" (default: {default})")
-        if isinstance(default, list):
-            parser.add_argument(option, nargs="+", default=argparse.SUPPRESS, help=help_, metavar="PATH")
-        elif isinstance(default, bool):
-            parser.add_argument(
-                option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=HELP.get(f.name, "")
-            )
-        else:
-            kind = type(default)
-            parser.add_argument(
-                option,
-                type=kind,
-                default=argparse.SUPPRESS,
-                help=help_.strip(),
-                metavar={int: "N", float: "X", str: "TEXT"}[kind],
-            )
+    for setting in fields(Settings):
+        _add_setting(parser, setting)
+
+
+def _add_setting(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
+    name, default = setting.name, _default(setting)
+    text = _text(setting) if setting.metadata["common"] or name == "base" else argparse.SUPPRESS
+    option = "--from" if name == "base" else "--" + name.replace("_", "-")
+    add = partial(parser.add_argument, option, dest=name, default=argparse.SUPPRESS, help=text)
+    if name == "base":
+        add(metavar="MODEL")
+    elif name == "parents":
+        add(metavar="JSON", type=_parents)
+    elif isinstance(default, list):
+        add(nargs="+", metavar="PATH")
+    elif isinstance(default, bool):
+        add(action=argparse.BooleanOptionalAction)
+    else:
+        add(type=type(default), metavar=METAVARS[type(default)])
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default is not MISSING else setting.default_factory()  # type: ignore[misc]
+
+
+def _text(setting: Field[Any]) -> str:
+    text, default = setting.metadata["help"], _default(setting)
+    if isinstance(default, bool):
+        return f"{text} (default: {'yes' if default else 'no'})"
+    return text if default in ("", [], {}) else f"{text} (default: {default})".replace("%", "%%")
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train; raises ConfigurationError for what cannot be trained with."""
+    """Train; raises ConfigurationError for settings or data that cannot be trained with."""
     names = {f.name for f in fields(Settings)}
     settings = resolve({k: v for k, v in vars(args).items() if k in names}, args.preset, args.resume)
-    from rich.console import Console
 
-    from deepsic_codec.training.progress import Log
+    from deepsic_codec.training.log import Log
     from deepsic_codec.training.train import train
 
-    info = train(
-        settings, args.resume, Console(stderr=True, width=None if sys.stderr.isatty() else 200) if args.json else None
-    )
+    with progress_bar(f"training {settings.name}") as progress:
+        info = train(settings, args.resume, report=partial(say, error=args.json), progress=progress)
     if args.json:
-        rows = Log(settings.folder).last_held_out()
-        print(json.dumps(summary(info, rows)))
+        say_json(summary(info, Log(settings.folder).last_held_out()))
 
 
-def summary(info: ModelInfo, held_out: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a model file holds and the last measures on held-out images, in JSON types."""
+def summary(info: "ModelInfo", held_out: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a model file holds and the last figures on held-out images, in JSON types."""
     figures = [
         {k: v if k == "phase" else int(v) if k == "step" else float(v) for k, v in row.items() if v not in (None, "")}
         for row in held_out
@@ -114,7 +107,31 @@ def summary(info: ModelInfo, held_out: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _parents(text: str) -> dict[str, list[str]]:
     try:
-        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
-        return {str(k): [str(c) for c in v] for k, v in found.items()}
+        data = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+        return {str(k): [str(c) for c in v] for k, v in data.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise argparse.ArgumentTypeError(f"expected JSON of names and lists, got {text!r} ({error})") from None
+
+
+def main() -> int:
+    """Run `python -m deepsic_codec.cli.train`: training where Zarr is not installed.
+
+    Returns
+    -------
+    int
+        0 for success, 1 for an error, 130 when interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="python -m deepsic_codec.cli.train")
+    add_train(parser)
+    try:
+        run_train(parser.parse_args())
+    except KeyboardInterrupt:
+        return 130
+    except DeepSICError as error:
+        say(f"error: {error}", error=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,9 +16,11 @@ from deepsic_codec.model.prior import Prior
 from deepsic_codec.model.quantise import make_tables
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.training.fold import fold_blocks, idle_blocks
+from deepsic_codec.training.log import Log
 from deepsic_codec.training.loss import Networks
-from deepsic_codec.training.phases import BATCH, CHECKED, Work
-from deepsic_codec.training.progress import Log
+from deepsic_codec.training.measure import QUALITIES, accuracy
+from deepsic_codec.training.phases import integer_head
+from deepsic_codec.training.run import BATCH, Run
 from deepsic_codec.training.tables import Sample, fit_tables, total_bytes
 
 #: Vocabulary of a model that was trained without labels.
@@ -27,17 +29,18 @@ NO_WORDS = Vocabulary((), {})
 IDLE_BATCHES = 48
 
 
-def write_model(work: Work, log: Log) -> ModelInfo:
+def write_model(run: Run, log: Log) -> ModelInfo:
     """Fit the coder's tables to the trained networks and write the model file; prints what each step is worth."""
-    s, nets = work.s, work.nets
-    _finish_head(work, log)
+    s, nets = run.settings, run.nets
+    _finish_head(run, log)
     if hasattr(nets, "prior"):
-        promised = estimate(nets.prior, *work.checked_symbols, True)
+        held_out = run.collect_symbols(max(2, s.symbol_batches // 25), s.seed + 2)
+        promised = estimate(nets.prior, *held_out, True)
         log.say(f"integer prior: {promised:.4f} bpp promised, on crops that it was not fitted to")
-    exported, log_scales = nets.export_prior(), work.integer_prior.log_scales.double().cpu().numpy()
+    exported, log_scales = nets.export_prior(), run.integer_prior.log_scales.double().cpu().numpy()
     prior = nets.integer_prior(exported, "cpu")
     fitted, checked = (
-        samples(work.collect_symbols(-(-count // BATCH), s.seed + seed, work.chosen), count)
+        samples(run.collect_symbols(-(-count // BATCH), s.seed + seed), count)
         for count, seed in ((s.table_samples, 4), (s.table_checks, 5))
     )
     pixels = sum(symbols.shape[1] * symbols.shape[2] * 256 for symbols, _ in checked)
@@ -47,44 +50,44 @@ def write_model(work: Work, log: Log) -> ModelInfo:
     log.say(f"coder, fitted tables: {total_bytes(prior, tables, checked) * 8 / pixels:.4f} bpp")
     arrays: Arrays = {f"decoder.prior.{k}": v.cpu().numpy() for k, v in exported.items()}
     arrays |= {f"decoder.coder.{k}": v for k, v in tables.arrays().items()}
-    if work.rdo_tables is not None:
-        made = make_tables(work.integer_prior.log_scales, export_gains(nets.gains)["step"])
+    if run.rdo_tables is not None:
+        made = make_tables(run.integer_prior.log_scales, export_gains(nets.gains)["step"])
         arrays |= {f"{RDO}.{name}": table.numpy() for name, table in made.items()}
     arrays |= transforms(nets) | head(nets)
     arch = nets.arch
     if nets.integer:
-        encoder, arch = _encoder(work, log)
+        encoder, arch = _encoder(run, log)
         arrays = {k: v for k, v in arrays.items() if not k.startswith(f"{ANALYSIS}.")} | encoder
-    return _save(work, arrays, arch, log)
+    return _save(run, arrays, arch, log)
 
 
-def write_adapted(work: Work, base: ModelInfo, log: Log) -> ModelInfo:
+def write_adapted(run: Run, base: ModelInfo, log: Log) -> ModelInfo:
     """Write a base model with what was trained, semantic head or analysis: its decoder, so its payloads, stay."""
     made: Arrays = {}
-    arch = work.nets.arch
+    arch = run.nets.arch
     replaced: tuple[str, ...] = ()
-    if work.tiles:
-        _finish_head(work, log)
-        made |= head(work.nets)
+    if run.tiles:
+        _finish_head(run, log)
+        made |= head(run.nets)
         replaced += (f"{HEAD}.",)
-    if work.s.trains_encoder:
-        encoder, arch = _encoder(work, log)
+    if run.settings.trains_encoder:
+        encoder, arch = _encoder(run, log)
         made |= encoder
         replaced += (f"{ANALYSIS}.",)
     kept = {k: v for k, v in load_arrays(base).items() if not k.startswith(replaced)}
-    return _save(work, kept | made, arch, log, base.vocabulary)
+    return _save(run, kept | made, arch, log, base.vocabulary)
 
 
-def _encoder(work: Work, log: Log) -> tuple[Arrays, Architecture]:
+def _encoder(run: Run, log: Log) -> tuple[Arrays, Architecture]:
     """Tensors of the analysis, as integers, and the architecture with the blocks that are left of it."""
-    analysis, arch = work.nets.eval().analysis, work.nets.arch
+    analysis, arch = run.nets.eval().analysis, run.nets.arch
 
-    def run() -> None:
-        for x, q in work.calibration(IDLE_BATCHES):
+    def run_analysis() -> None:
+        for x, q in run.calibration(IDLE_BATCHES):
             analysis(x, q)
 
     tensors, counts = export_network(analysis), []
-    for at, idle in idle_blocks(analysis, run).items():
+    for at, idle in idle_blocks(analysis, run_analysis).items():
         tensors, count = fold_blocks(tensors, at, idle)
         counts.append(count)
     if counts != list(arch.analysis_blocks):
@@ -93,26 +96,26 @@ def _encoder(work: Work, log: Log) -> tuple[Arrays, Architecture]:
     return arrays, replace(arch, analysis_blocks=(counts[0], counts[1]))
 
 
-def _finish_head(work: Work, log: Log) -> None:
+def _finish_head(run: Run, log: Log) -> None:
     """Make the head integers, and say what that costs on held-out tiles."""
-    nets, tiles = work.nets, work.tiles
+    nets, tiles = run.nets, run.tiles
     if not nets.stores_integers:
         return
-    quality = CHECKED[1]
-    before = work.accuracy(nets, quality, True) if tiles else 0.0
-    work.integer_head()
+    quality = QUALITIES[1]
+    before = accuracy(run, nets, quality, True) if tiles else 0.0
+    integer_head(run)
     if tiles:
         log.say(
-            f"integer head: {work.accuracy(nets, quality, True):.4f} top-1 at quality {quality:g}, {before:.4f} before"
+            f"integer head: {accuracy(run, nets, quality, True):.4f} top-1 at quality {quality:g}, {before:.4f} before"
         )
 
 
-def _save(work: Work, arrays: Arrays, arch: Sizes, log: Log, vocabulary: Vocabulary = NO_WORDS) -> ModelInfo:
+def _save(run: Run, arrays: Arrays, arch: Sizes, log: Log, vocabulary: Vocabulary = NO_WORDS) -> ModelInfo:
     """Write the file; the vocabulary is that of the labelled images, if there are any.
 
     Broader names that a base model has for classes that all stay are kept unless others are given.
     """
-    s, tiles = work.s, work.tiles
+    s, tiles = run.settings, run.tiles
     if tiles:
         parents = {k: tuple(v) for k, v in s.parents.items()} or vocabulary.parents_among(tiles.classes)
         vocabulary = Vocabulary(tuple(tiles.classes), parents)

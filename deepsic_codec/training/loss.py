@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,13 @@ from deepsic_codec.model.paper import ChannelPrior, PaperArchitecture
 from deepsic_codec.model.prior import Prior
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE, quality_step
 
+#: Factors of the learning rate: of the linear paths, whose entries are small and good from the start, and of the prior,
+#: which follows the transforms.
+LINEAR_FACTOR, PRIOR_FACTOR = 0.1, 2.0
+
 
 class Networks(nn.Module):
-    """Everything that is trained."""
+    """All networks that are trained."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -88,13 +93,17 @@ class Networks(nn.Module):
         """What codes symbols with such tensors."""
         return family_of(self.arch).prior(self.arch, exported, device)
 
-    def groups(self, linear_lr: float, prior_lr: float) -> list[dict[str, Any]]:
-        """Parameters by their factor of the learning rate."""
+    def floating(self) -> AbstractContextManager[None]:
+        """Return a context in which the analysis computes in floating point."""
+        return self.analysis.floating()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the parameters by their factor of the learning rate."""
         linear = [self.analysis.linear.weight, self.synthesis.linear.weight]
         prior = list(self.prior.parameters())
         special = {id(p) for p in linear + prior}
         other = [p for p in self.parameters() if id(p) not in special]
-        factors = ((other, 1.0), (linear, linear_lr), (prior, prior_lr))
+        factors = ((other, 1.0), (linear, LINEAR_FACTOR), (prior, PRIOR_FACTOR))
         return [{"params": params, "factor": factor} for params, factor in factors]
 
 
@@ -145,11 +154,15 @@ class PaperNetworks(Networks):
         """Integer mean and scale index of each channel, on the CPU."""
         return copy.deepcopy(self.prior).cpu().export()
 
-    def groups(self, linear_lr: float, prior_lr: float) -> list[dict[str, Any]]:
-        """Parameters by their factor of the learning rate; scale indices move by whole steps."""
+    def floating(self) -> AbstractContextManager[None]:
+        """Return a context that changes nothing: these networks have no other form."""
+        return nullcontext()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the parameters by their factor of the learning rate; scale indices move by whole steps."""
         prior = list(self.prior.parameters())
         other = [p for p in self.parameters() if all(p is not q for q in prior)]
-        return [{"params": other, "factor": 1.0}, {"params": prior, "factor": 20 * prior_lr}]
+        return [{"params": other, "factor": 1.0}, {"params": prior, "factor": 20 * PRIOR_FACTOR}]
 
 
 #: Networks to be trained, by family.
@@ -169,8 +182,8 @@ class Terms:
     distortion: Tensor
     logits: Tensor
 
-    def of(self, images: slice) -> Terms:
-        """Those of some images."""
+    def slice(self, images: slice) -> Terms:
+        """Return the terms of a part of the images."""
         return Terms(self.rate[images], self.distortion[images], self.logits[images])
 
 

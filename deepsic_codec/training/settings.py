@@ -1,95 +1,109 @@
-"""All choices of a training run, and named presets that override some of them (no torch)."""
-
-from __future__ import annotations
+"""Settings of a training run, and presets: named settings that others override. Needs no torch."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from deepsic_codec.errors import ConfigurationError
 
 
+def option(default: Any, text: str, *, common: bool = False) -> Any:
+    """Return a field of `Settings`: its default, its help text, and whether `deepsic train --help` shows it."""
+    metadata = {"help": text, "common": common}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run; stored as ``settings.json`` in its folder.
+    """Settings of a run, stored as `settings.json` in its folder.
 
-    Each phase ends when its minutes or its steps are over, whichever comes first; a phase
-    of 0 minutes or 0 steps is left out.
+    Each phase ends when its minutes or its steps are over, whichever comes first. A phase of 0 minutes or 0 steps is
+    left out. The metadata of each field holds its help text.
+
+    Raises
+    ------
+    ConfigurationError
+        For values that cannot work.
     """
 
-    images: list[str] = field(default_factory=list)  # unlabelled: folders, zip files, Zarr arrays
-    labels: list[str] = field(default_factory=list)  # labelled: the same with <Class>/<image>, or CSV of file,label
-    label_root: str = ""  # folder or zip file that the names in a CSV are relative to; default: the CSV's folder
-    parents: dict[str, list[str]] = field(default_factory=dict)  # broader name -> classes
-    out: str = "model.safetensors"  # the model file; its stem is the model's name
-    run: str = ""  # folder of checkpoints and log; default: runs/<name>
-    start: str = ""  # a run's folder, or a model, whose networks to begin with, instead of the linear start
-    base: str = ""  # --from: keep this model's decoder; train its semantic head (--labels), its analysis, or both
-    architecture: str = "base"  # a name in deepsic_codec.training.phases.ARCHITECTURES
+    images: list[str] = option([], "unlabelled images: folders, zip files, image files or Zarr arrays", common=True)
+    labels: list[str] = option(
+        [], "labelled images: folders or zip files with <Class>/<image> inside, or CSV files of file,label", common=True
+    )
+    label_root: str = option("", "folder or zip file that names in a CSV are relative to (default: the CSV's folder)")
+    parents: dict[str, list[str]] = option({}, 'JSON of broader names, such as {"Water": ["River"]}, or a file of it')
+    out: str = option("model.safetensors", "model file; its stem is the model's name", common=True)
+    run: str = option("", "folder for checkpoints and log (default: runs/<name>)", common=True)
+    start: str = option("", "folder of a run, or name or file of a model, whose networks to begin with")
+    base: str = option("", "name or file of a model whose decoder stays: trains its labels, its encoder, or both")
+    architecture: str = option("base", "base, tiny, or paper-0.25, paper-0.5, paper-1.0, paper-1.5")
 
-    klt_crops: int = 2000  # for the linear start
+    klt_crops: int = option(2000, "crops that the linear start is computed from")
 
-    minutes: float = 80.0  # phase 1: joint training of everything
-    steps: int = 1_000_000
-    photos_per_step: int = 6  # crops of unlabelled images
-    mosaics_per_step: int = 2  # of 4x4 labelled cells, or 16 times as many cells alone
-    crop: int = 256  # pixels, a multiple of 64
-    quality_low: float = 1.0  # qualities are drawn evenly between these; equal: a model for one rate
-    quality_high: float = 100.0
-    quality_power: float = 1.0  # above 1: low qualities are drawn more often
-    optimiser: str = "soap"  # or adam, which needs more steps for the same
-    lr: float = 8e-4  # cosine decay to 1 % after a short warm-up
-    linear_lr: float = 0.1  # factor for the KLT shortcuts, whose entries are small and good already
-    prior_lr: float = 2.0  # factor for the prior, which follows the transforms
-    warm_up: int = 200  # steps; less, in phases that are over before ten times as many
-    clip: float = 1.0  # largest norm of the gradient
-    ema: float = 0.999
-    semantic_weight: float = 0.1  # lambda2
-    jitter: float = 0.5  # of labelled cells: contrast, brightness, colour balance, place; 0: none
+    minutes: float = option(80.0, "minutes of the phase joint, which trains all networks", common=True)
+    steps: int = option(1_000_000, "steps of the phase joint")
+    photos_per_step: int = option(6, "crops of unlabelled images in a step")
+    mosaics_per_step: int = option(2, "mosaics of 4x4 labelled cells in a step, or 16 times as many single cells")
+    crop: int = option(256, "edge of a crop in pixels, a multiple of 64")
+    quality_low: float = option(1.0, "lowest quality to train; equal to the highest: a model for one rate")
+    quality_high: float = option(100.0, "highest quality to train")
+    quality_power: float = option(1.0, "above 1: low qualities are drawn more often")
+    optimiser: str = option("soap", "soap, or adam, which needs more steps")
+    lr: float = option(8e-4, "learning rate of joint: cosine decay to 1 % after a short warm-up")
+    warm_up: int = option(200, "steps of warm-up, or a tenth of a phase that has fewer than ten times as many")
+    clip: float = option(1.0, "largest norm of the gradient")
+    semantic_weight: float = option(0.1, "weight of the labels in the loss: the paper's lambda2")
+    jitter: float = option(0.5, "variation of light and position of labelled cells; 0: none")
 
-    integer_minutes: float = 10.0  # phase 2: everything again, imitating the integer form; 0: only brought into it
-    integer_steps: int = 1_000_000
-    integer_learning_rate: float = 1e-4
+    integer_minutes: float = option(10.0, "minutes of the phase integer, which trains with integer arithmetic")
+    integer_steps: int = option(1_000_000, "steps of the phase integer")
+    integer_learning_rate: float = option(1e-4, "learning rate of the phase integer")
 
-    encoder_minutes: float = 0.0  # with --from only: analysis (and head), for the decoder as it is; then phase 2
-    encoder_steps: int = 1_000_000
-    encoder_learning_rate: float = 2e-4
+    encoder_minutes: float = option(0.0, "with --from: minutes of the phase encoder, which trains the analysis")
+    encoder_steps: int = option(1_000_000, "steps of the phase encoder")
+    encoder_learning_rate: float = option(2e-4, "learning rate of the phase encoder")
 
-    synthesis_minutes: float = 0.0  # phase 4: synthesis alone, on symbols as the encoder chooses them
-    synthesis_steps: int = 1_000_000
-    synthesis_learning_rate: float = 2e-4
+    synthesis_minutes: float = option(0.0, "minutes of the phase synthesis, on the symbols that the encoder chooses")
+    synthesis_steps: int = option(1_000_000, "steps of the phase synthesis")
+    synthesis_learning_rate: float = option(2e-4, "learning rate of the phase synthesis")
 
-    symbol_batches: int = 400  # phase 3: integer prior, on 8 crops each of fixed symbols
-    prior_minutes: float = 12.0
-    prior_steps: int = 1_000_000
-    prior_batch: int = 16
-    prior_learning_rate: float = 6e-4
+    symbol_batches: int = option(400, "batches of 8 crops whose symbols the integer prior is trained on")
+    prior_minutes: float = option(12.0, "minutes of the phase prior")
+    prior_steps: int = option(1_000_000, "steps of the phase prior")
+    prior_batch: int = option(16, "crops in a step of the phase prior")
+    prior_learning_rate: float = option(6e-4, "learning rate of the phase prior")
 
-    head_minutes: float = 6.0  # phase 5: semantic head, on latents of fresh crops
-    head_steps: int = 1_000_000
-    head_batch: int = 128
-    head_learning_rate: float = 3e-3
-    head_weight_decay: float = 0.1
+    head_minutes: float = option(6.0, "minutes of the phase head, which trains the semantic head alone")
+    head_steps: int = option(1_000_000, "steps of the phase head")
+    head_batch: int = option(128, "cells in a step of the phase head")
+    head_learning_rate: float = option(3e-3, "learning rate of the phase head")
+    head_weight_decay: float = option(0.1, "weight decay of the phase head")
 
-    table_samples: int = 600  # phase 6: the coder's tables; crops to fit on
-    table_checks: int = 120  # and to choose on
+    table_samples: int = option(600, "crops that the coder's tables are fitted to")
+    table_checks: int = option(120, "crops that the coder's settings are chosen on")
 
-    device: str = "auto"  # CUDA if there is one, else the CPU
-    data_device: str = "auto"  # where decoded images lie: with the networks if they fit in half of the free memory
-    threads: int = 0  # 0: torch's choice
-    processes: int = 1  # of one thread each, which share out every step's images; on a CPU only
-    bf16: bool = True
-    compile: bool = False  # on CUDA only; goes on without where it fails
-    graphs: bool = True  # on CUDA: steps of the joint loss as CUDA graphs
-    every: int = 250  # steps between log rows
-    checkpoint_minutes: float = 4.0
-    checkpoint_steps: int = 0  # 0: by minutes only
-    seed: int = 0
-    plot: bool = False  # draw log.png at every checkpoint
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>", common=True)
+    data_device: str = option("auto", "where decoded images are kept: auto, cpu or cuda")
+    threads: int = option(0, "threads of torch; 0: as many as torch chooses")
+    processes: int = option(1, "CPU processes of one thread each that share the images of each step")
+    bf16: bool = option(True, "compute in bfloat16 where that is precise enough")
+    graphs: bool = option(True, "on CUDA: record the steps of the joint loss as CUDA graphs")
+    every: int = option(250, "steps between rows of the log")
+    checkpoint_minutes: float = option(4.0, "minutes between checkpoints")
+    checkpoint_steps: int = option(0, "steps between checkpoints; 0: by minutes only")
+    seed: int = option(0, "seed of all random draws")
+    plot: bool = option(False, "draw log.png at every checkpoint")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is read."""
+        """Refuse values that cannot work, before any file is read."""
+        self._check_ranges()
+        self._check_processes()
+        self._check_sources()
+
+    def _check_ranges(self) -> None:
         if self.crop < 64 or self.crop % 64:
             raise ConfigurationError(f"crop: expected a multiple of 64 pixels, got {self.crop}")
         if not 1 <= self.quality_low <= self.quality_high <= 100:
@@ -100,28 +114,21 @@ class Settings:
             raise ConfigurationError(f"quality_power: expected 0.1 to 10, got {self.quality_power}")
         if self.optimiser not in ("soap", "adam"):
             raise ConfigurationError(f"optimiser: expected soap or adam, got {self.optimiser!r}")
-        for name in (
-            "photos_per_step",
-            "mosaics_per_step",
-            "every",
-            "prior_batch",
-            "head_batch",
-            "symbol_batches",
-            "table_samples",
-            "table_checks",
-        ):
+        counts = ("photos_per_step", "mosaics_per_step", "every", "prior_batch", "head_batch", "symbol_batches")
+        for name in (*counts, "table_samples", "table_checks", "processes"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.processes < 1:
-            raise ConfigurationError(f"processes: expected at least 1, got {self.processes}")
+
+    def _check_processes(self) -> None:
         if self.processes > 1 and self.threads > 1:
             raise ConfigurationError("processes: each has one thread; leave out --threads")
-        for name in self.shared:
+        for name in self._divided:
             if getattr(self, name) % self.processes:
                 raise ConfigurationError(
-                    f"processes: {name} {getattr(self, name)} cannot be shared out to "
-                    f"{self.processes}; give a multiple of that"
+                    f"processes: {name} {getattr(self, name)} cannot be divided by {self.processes}; give a multiple"
                 )
+
+    def _check_sources(self) -> None:
         if self.base and not self.labels and not self.trains_encoder:
             raise ConfigurationError(
                 "--from adapts the semantic head and needs labelled images: add --labels, or "
@@ -137,15 +144,14 @@ class Settings:
             raise ConfigurationError("nothing to train on: add --images (folders, zip files or Zarr arrays)")
 
     @property
-    def shared(self) -> list[str]:
-        """Settings that say how much a step takes, of what is trained on."""
+    def _divided(self) -> list[str]:
+        """Settings that count the images of a step, for the data at hand."""
         names = ["photos_per_step"] * bool(self.images) + ["mosaics_per_step", "head_batch"] * bool(self.labels)
         return names + ([] if self.base else ["prior_batch"])
 
-    @property
-    def share(self) -> Settings:
-        """What each process takes of a step."""
-        return replace(self, processes=1, **{name: getattr(self, name) // self.processes for name in self.shared})
+    def per_process(self) -> Self:
+        """Return the settings of one of the processes that share a step."""
+        return replace(self, processes=1, **{name: getattr(self, name) // self.processes for name in self._divided})
 
     @property
     def trains_encoder(self) -> bool:
@@ -154,30 +160,30 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """Name of the model: that of its file."""
+        """Name of the model: the stem of its file."""
         return Path(self.out).stem
 
     @property
     def folder(self) -> Path:
-        """Where checkpoints and the log go."""
+        """Folder for checkpoints and the log."""
         return Path(self.run or Path("runs") / self.name)
 
     def public(self) -> dict[str, Any]:
-        """The settings without the places of this machine and what had no say, for the model file."""
+        """Return the settings for the model file: no paths of this machine, no settings without effect."""
         hidden = ["out", "run", "start", "device", "data_device", "plot", "label_root", "threads", "processes"]
         unused = [] if self.trains_encoder else ["encoder"]
         if self.base:
             hidden += ["architecture", "klt_crops", "minutes", "steps", "lr", "symbol_batches"]
             unused += ["prior", "synthesis", "table", *([] if self.trains_encoder else ["integer"])]
-        places = {"images": [Path(p).name for p in self.images], "labels": [Path(p).name for p in self.labels]}
-        values = asdict(self) | places | {"base": Path(self.base).stem}
+        names = {"images": [Path(p).name for p in self.images], "labels": [Path(p).name for p in self.labels]}
+        values = asdict(self) | names | {"base": Path(self.base).stem}
         return {k: v for k, v in values.items() if k not in hidden and k.split("_")[0] not in unused}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # two CPU cores, about two hours with all phases; result: not run yet as this command
+    # two CPU cores, about two hours with all phases
     "cpu-90min": {},
-    # one H100, a quarter of an hour; result: the phases joint and integer of the released base, from base-0.5
+    # one H100, a quarter of an hour
     "h100-15min": {
         "minutes": 8.2,
         "photos_per_step": 128,
@@ -199,7 +205,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoint_minutes": 2.5,
         "every": 200,
     },
-    # the paper's networks, one rate of --architecture paper-0.25, -0.5, -1.0 or -1.5; result: docs/training.md
+    # the paper's networks, one rate: --architecture paper-0.25, -0.5, -1.0 or -1.5
     "paper": {
         "architecture": "paper-0.5",
         "crop": 128,  # section IV-B: 128x128 patches, batches of 32
@@ -209,7 +215,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "prior_minutes": 1.0,
     },
-    # one CPU core, seconds; shows that everything works, its model is good for nothing
+    # one CPU core, seconds: shows that every phase runs, its model is of no use
     "tiny": {
         "architecture": "tiny",
         "klt_crops": 100,
@@ -229,26 +235,51 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def resolve(given: dict[str, Any], preset: str = "", resume: bool = False) -> Settings:
-    """Settings from a preset or, to resume, from the run's folder, with what is given on top.
+def resolve(settings: dict[str, Any], preset: str = "", resume: bool = False) -> Settings:
+    """Return settings on top of those of a preset or, to resume, on top of those of the run.
+
+    Parameters
+    ----------
+    settings : dict
+        Fields of `Settings`.
+    preset : str
+        Name of a preset, or path of a JSON file with fields of `Settings`.
+    resume : bool
+        Take the settings of the run's folder instead.
 
     Raises
     ------
     ConfigurationError
         For an unknown preset or setting, or if there is no run to resume.
     """
-    unknown = sorted(set(given) - {f.name for f in fields(Settings)})
-    if unknown:
-        raise ConfigurationError(f"no setting {', '.join(unknown)}; see deepsic train --help")
-    if preset and preset not in PRESETS:
-        raise ConfigurationError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    _check_names(settings)
     if not resume:
-        return Settings(**{**PRESETS.get(preset, {}), **given})
-    folder = Path(given.get("run") or Path("runs") / Path(given.get("out", Settings.out)).stem)
+        return Settings(**{**_preset(preset), **settings})
+    folder = Path(settings.get("run") or Path("runs") / Path(settings.get("out", Settings.out)).stem)
     try:
-        stored = json.loads((folder / "settings.json").read_text())["settings"]
-        settings = Settings(**{"optimiser": "adam"} | stored)  # what there was before there was a choice
+        stored = Settings(**json.loads((folder / "settings.json").read_text())["settings"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         message = f"{folder}: no run to resume there ({type(error).__name__}: {error}); name its folder with --run"
         raise ConfigurationError(message) from None
-    return replace(settings, **{"run": str(folder), **given})
+    return replace(stored, **{"run": str(folder), **settings})
+
+
+def _check_names(settings: dict[str, Any]) -> None:
+    unknown = sorted(set(settings) - {f.name for f in fields(Settings)})
+    if unknown:
+        raise ConfigurationError(f"no setting {', '.join(unknown)}; see deepsic train --help-all")
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if not name or name in PRESETS:
+        return PRESETS.get(name, {})
+    try:
+        settings = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"preset: expected one of {', '.join(PRESETS)}, or a JSON file of settings, got {name!r} ({error})"
+        ) from None
+    if not isinstance(settings, dict):
+        raise ConfigurationError(f"preset: {name} holds {type(settings).__name__}, expected a JSON object of settings")
+    _check_names(settings)
+    return settings

@@ -1,354 +1,327 @@
-r"""Train a DeepSIC model: data, phases, checkpoints, model file.
+"""Train a DeepSIC model: data, phases, checkpoints, model file.
 
     deepsic train --images photos.zip scenes/ --labels tiles.zip --out base.safetensors
     deepsic train --images photos.zip scenes/ --labels tiles.zip --out base.safetensors --resume
     deepsic train --from base --labels my-tiles/ --out my.safetensors
     deepsic train --from base --encoder-minutes 30 --images scenes/ --out my.safetensors
 
-Every image of a batch gets its own random quality, so one run covers all of them.  The
-same from Python: ``train(Settings(images=["photos.zip"], out="my.safetensors"))``.
+Every image of a batch has its own random quality, so that one model serves all qualities. From Python:
+`train(Settings(images=["photos.zip"], out="my.safetensors"))`.
 """
-
-from __future__ import annotations
 
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from safetensors.torch import load_file
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.families import architecture_from, family_of
-from deepsic_codec.model.file import ModelInfo, load_arrays, read_info
-from deepsic_codec.model.zoo import find_model
+from deepsic_codec.model.file import ModelInfo
+from deepsic_codec.progress import Progress
 from deepsic_codec.training import checkpoint
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.finish import write_adapted, write_model
-from deepsic_codec.training.grow import grow
-from deepsic_codec.training.klt import linear_start
-from deepsic_codec.training.loss import Networks, make_networks
-from deepsic_codec.training.phases import FLOATING, Phase, Work, architecture_of
-from deepsic_codec.training.progress import Bar, Interrupt, Log
-from deepsic_codec.training.restore import restore
+from deepsic_codec.training.interrupt import Interrupt
+from deepsic_codec.training.log import Log, Row
+from deepsic_codec.training.loss import Networks
+from deepsic_codec.training.measure import measure
+from deepsic_codec.training.phases import FLOATING, PHASES, Phase, planned
+from deepsic_codec.training.process_group import ProcessGroup
+from deepsic_codec.training.run import Run
 from deepsic_codec.training.settings import Settings
 from deepsic_codec.training.soap import Soap
-from deepsic_codec.training.team import Team
+from deepsic_codec.training.start import base_model, load_state, prior_of, starting_networks
+
+#: Weight of the past in the averages of the networks, which the next phase and the model file get.
+AVERAGE_DECAY = 0.999
+#: Steps of progress that a phase reports.
+PROGRESS_STEPS = 1000
 
 
-def train(s: Settings, resume: bool = False, console: Console | None = None) -> ModelInfo:
+def train(
+    s: Settings, resume: bool = False, report: Callable[[str], None] = print, progress: Progress | None = None
+) -> ModelInfo:
     """Run all phases and write the model file.
 
     Parameters
     ----------
     s : Settings
-        All choices.
+        Settings of the run.
     resume : bool
-        Go on from the run's checkpoint, exactly where it was.
-    console : Console, optional
-        Where to show how it goes; standard output by default.
+        Continue from the run's checkpoint, exactly where it was written.
+    report : callable
+        Takes each line of text for people.
+    progress : Progress, optional
+        Called after each step with thousandths of the whole run.
 
     Raises
     ------
     ConfigurationError
         For data, settings or a checkpoint that cannot be trained with; before training starts.
     KeyboardInterrupt
-        After Ctrl-C; the checkpoint is written.
+        After Ctrl-C, when the checkpoint is written.
     """
-    base = _base(s)
+    base = base_model(s)
     state = checkpoint.load(s.folder) if resume else None
     if not resume and (s.folder / checkpoint.FOLDER).exists():
-        raise ConfigurationError(f"{s.folder} has a checkpoint: add --resume to go on, or name another --run")
+        raise ConfigurationError(f"{s.folder} has a checkpoint: add --resume to continue, or name another --run")
     s.folder.mkdir(parents=True, exist_ok=True)
     Path(s.out).resolve().parent.mkdir(parents=True, exist_ok=True)
+    log = Log(s.folder, report)
+    run = _prepare(s, base, log, resumed=state is not None)
+    names = planned(run)
+    if state is not None:
+        _continue_log(s, state, names, log)
+    log.say(f"{s.name}: {', '.join(names)} on {run.device}; run in {s.folder}")
+    with _matmul_precision(run.device), _memory_advice(s), _threads(1 if s.processes > 1 else s.threads):
+        if s.trains_encoder and state is None:  # the figures to improve on
+            rows = measure(run, run.nets.state_dict(), quantised=True)
+            log.add_held_out([{"phase": "encoder", "step": 0} | row for row in rows])
+        for number, name in enumerate(names):
+            if state is not None and names.index(state.phase) > number:
+                continue
+            phase_state = state if state is not None and state.phase == name else None
+            if phase_state is not None:
+                load_state(run.nets, phase_state.below("net"), s.folder)
+                run.nets.integer = name not in FLOATING and run.nets.stores_integers
+                run.saved_prior = phase_state.below("given")
+                if phase_state.done:
+                    continue
+            torch.manual_seed(s.seed + number)
+            run.nets.requires_grad_(False)
+            phase = PHASES[name](run)
+            part = None if progress is None else _part(progress, number, len(names))
+            optimise(run, phase, np.random.default_rng((s.seed, number)), log, phase_state, part)
+        run.nets.requires_grad_(False).eval()
+        with _all_cores(s):
+            return write_adapted(run, base, log) if base else write_model(run, log)
+
+
+def _prepare(s: Settings, base: ModelInfo | None, log: Log, resumed: bool) -> Run:
+    """Read the data, make the networks and write the settings of the run."""
     device = _device(s)
-    log = Log(s.folder, console)
     photos = Photographs(s.images, s.crop, device=device, keep=s.data_device) if s.images else None
-    tiles = None
-    if s.labels:
-        tiles = LabelledTiles(s.labels, root=s.label_root, device=device, keep=s.data_device)
+    tiles = LabelledTiles(s.labels, root=s.label_root, device=device, keep=s.data_device) if s.labels else None
     _report_data(s, photos, tiles, log)
-    nets = _networks(s, base, photos, tiles, fresh=state is None)
+    torch.manual_seed(s.seed)
+    nets = starting_networks(s, base, photos, tiles, resumed)
     _check_processes(s, nets, device)
     nets.to(device, memory_format=torch.channels_last)
-    work = Work(s, nets, photos, tiles, device, _prior_of(base) if base else None)
-    about = {
+    description = {
         "settings": asdict(s),
         "architecture": nets.arch.to_json(),
         "classes": tiles.classes if tiles else [],
         "decoder": base.decoder if base else "",
         "bounded": nets.bounded,
     }
-    if state is not None:
-        _check_same(s, about)
-        nets.bounded = about["bounded"] = json.loads((s.folder / "settings.json").read_text()).get("bounded", False)
-    (s.folder / "settings.json").write_text(json.dumps(about, indent=1))
-    plan = work.plan()
-    names = [name for name, _ in plan]
-    if state is not None:
-        if state.phase not in names:
-            raise ConfigurationError(
-                f"{s.folder}: the checkpoint is of phase {state.phase!r}, which these settings "
-                f"leave out; phases: {', '.join(names) or 'none'}"
-            )
-        log.rewind(names, state.phase, state.step)
-        log.say(f"resuming in phase {state.phase} after step {state.step}")
-    compiled = s.compile and device.startswith("cuda") and _compile(nets)
-    log.say(f"{s.name}: {', '.join(names)} on {device}{', compiled' if compiled else ''}; run in {s.folder}")
-    with _matmul_precision(device), _memory_advice(s), _threads(1 if s.processes > 1 else s.threads):
-        if s.trains_encoder and state is None:  # what there is to improve on
-            rows = work.held_out(nets.state_dict(), quantised=True)
-            log.add_held_out([{"phase": "encoder", "step": 0} | r for r in rows])
-        for number, (name, make) in enumerate(plan):
-            if state is not None and names.index(state.phase) > number:
-                continue
-            at_this = state if state is not None and state.phase == name else None
-            if at_this is not None and at_this.done:
-                _load(nets, at_this.below("net"), s.folder)
-                nets.integer = name not in FLOATING and nets.stores_integers
-                continue
-            if at_this is not None:
-                _load(nets, at_this.below("net"), s.folder)  # what the phase leaves alone, its data depend on
-                nets.integer = name not in FLOATING and nets.stores_integers
-                work.given = at_this.below("given")
-            torch.manual_seed(s.seed + number)
-            nets.requires_grad_(False)
-            # other phases run in shapes that are not worth compiling for
-            with nullcontext() if name in FLOATING else _eager():
-                optimise(work, make(), np.random.default_rng((s.seed, number)), log, at_this)
-        nets.requires_grad_(False).eval()
-        with _eager(), _threads(s.processes if s.processes > 1 else 0):
-            return write_adapted(work, base, log) if base else write_model(work, log)
+    if resumed:
+        nets.bounded = description["bounded"] = _check_same(s, description)
+    (s.folder / "settings.json").write_text(json.dumps(description, indent=1))
+    return Run(s, nets, photos, tiles, device, prior_of(base) if base else None)
 
 
-def optimise(work: Work, phase: Phase, rng: np.random.Generator, log: Log, state: checkpoint.State | None) -> None:
-    """Run one phase from its start or from a checkpoint; leaves the averaged networks."""
-    s, nets, device = work.s, work.nets, work.device
-    parameters = [p.requires_grad_(True) for group in phase.groups for p in group["params"]]
-    optimiser = _optimiser(s, phase, device)
-    shadow = {k: v.detach().clone() for k, v in nets.state_dict().items()}
-    history: list[Tensor] = []
-    step, before, names = 0, 0.0, []
-    if state is not None:
-        checkpoint.restore(state, nets, shadow, optimiser, rng, history)
-        step, before = state.step, state.seconds
-    start = saved = window = time.monotonic()
-    window_step = step
-    row: dict[str, object] = {"step": step}
+def _continue_log(s: Settings, state: checkpoint.State, names: list[str], log: Log) -> None:
+    if state.phase not in names:
+        raise ConfigurationError(
+            f"{s.folder}: the checkpoint is of phase {state.phase!r}, which these settings "
+            f"leave out; phases: {', '.join(names) or 'none'}"
+        )
+    log.rewind(names, state.phase, state.step)
+    log.say(f"resuming in phase {state.phase} after step {state.step}")
 
-    def all_cores() -> AbstractContextManager[None]:  # of the other processes, which wait
-        return _threads(s.processes if s.processes > 1 else 0)
 
-    def measure() -> None:
-        with all_cores():
-            rows = work.held_out(shadow, quantised=_is_quantised(phase, work))
-        log.add_held_out([{"phase": phase.name, "step": step} | r for r in rows])
-
-    def keep(done: bool = False) -> None:
-        seconds = before + time.monotonic() - start
-        state = checkpoint.capture(phase.name, step, seconds, nets, shadow, optimiser, rng, history)
-        state.done = done
-        state.tensors |= {f"given.{k}": v for k, v in phase.given.items()}
-        checkpoint.save(s.folder, state)
-        log.write()
-        if s.plot:
-            log.plot()
-
-    team = Team(phase.step, parameters, s.processes, (s.seed, *phase.name.encode()))  # forks before there are threads
-    with team, Interrupt() as interrupt, Bar(log.console, phase.name) as bar:
-        while True:
-            seconds = before + time.monotonic() - start
-            progress = max(step / max(1e-9, phase.steps), seconds / max(1e-9, 60 * phase.minutes))
-            if not phase.steps or not phase.minutes or progress >= 1:
-                break
-            rate = _schedule(progress, step, s.warm_up)
-            for group in optimiser.param_groups:
-                group["lr"] = phase.lr * rate * group["factor"]
-            optimiser.zero_grad(set_to_none=True)
-            seen = team.step(step, rng)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip)
-            if torch.isfinite(norm):
-                with all_cores():
-                    optimiser.step()
-            step += 1
-            decay = min(s.ema, (1 + step) / (10 + step))
-            with torch.no_grad():
-                _average(shadow, nets.state_dict(), 1 - decay)
-            seen["grad"] = norm.detach()
-            names = list(seen)
-            history.append(torch.stack([v.float() for v in seen.values()]))
-            if step % s.every == 0 or step == phase.steps:
-                now = time.monotonic()
-                row = {"phase": phase.name, "step": step, "minutes": (before + now - start) / 60}
-                row |= _figures(dict(zip(names, torch.stack(history).mean(0).tolist(), strict=True)))
-                speed = phase.images * (step - window_step) / (now - window)
-                row |= {"lr": phase.lr * rate, "images_per_second": speed}
-                history.clear()
-                window, window_step = now, step
-                log.add(row)
-            bar.update(progress, seconds, row | {"step": step})
-            due = time.monotonic() - saved > 60 * s.checkpoint_minutes
-            if due or (s.checkpoint_steps and step % s.checkpoint_steps == 0):
-                measure()
-                keep()
-                saved = window = time.monotonic()
-                window_step = step
-            if interrupt.asked:
-                keep()
-                log.say(f"interrupted after step {step} of {phase.name}; go on with --resume --run {s.folder}")
+def optimise(
+    run: Run,
+    phase: Phase,
+    rng: np.random.Generator,
+    log: Log,
+    state: checkpoint.State | None,
+    progress: Callable[[float], None] | None = None,
+) -> None:
+    """Run one phase from its start or from a checkpoint. Leaves the averaged networks in `run.nets`."""
+    trainer = Trainer(run, phase, rng, log, state)
+    s = run.settings
+    # processes are forked here, before this process has threads
+    group = ProcessGroup(phase.step, trainer.parameters, s.processes, (s.seed, *phase.name.encode()))
+    with group, Interrupt() as interrupt:
+        while not trainer.is_done:
+            trainer.step(group)
+            if progress is not None:
+                progress(trainer.progress)
+            if trainer.checkpoint_is_due:
+                trainer.measure()
+                trainer.save()
+            if interrupt.requested:
+                trainer.save()
+                log.say(f"interrupted after step {trainer.number} of {phase.name}; continue: --resume --run {s.folder}")
                 raise KeyboardInterrupt
-    nets.load_state_dict(shadow)
-    measure()
-    keep(done=True)
+    run.nets.load_state_dict(trainer.averages)
+    trainer.measure()
+    trainer.save(done=True)
 
 
-def _schedule(progress: float, step: int, warm_up: int) -> float:
-    """Share of the learning rate: rises for some steps, or a tenth of a short phase, then half a cosine to 1 %."""
-    begun = max((step + 1) / max(1, warm_up), 10 * progress)
-    return max(0.01, 0.5 * (1 + math.cos(math.pi * progress))) * min(1.0, begun)
+class Trainer:
+    """One phase in progress: optimiser, averages, log rows, checkpoints.
+
+    Parameters
+    ----------
+    run : Run
+    phase : Phase
+    rng : Generator
+        Draws the data of each step.
+    log : Log
+    state : State or None
+        Checkpoint to continue from.
+    """
+
+    def __init__(
+        self, run: Run, phase: Phase, rng: np.random.Generator, log: Log, state: checkpoint.State | None
+    ) -> None:
+        self.run, self.phase, self.rng, self.log = run, phase, rng, log
+        self.parameters = [p.requires_grad_(True) for group in phase.groups for p in group["params"]]
+        self.optimiser = _optimiser(run.settings, phase, run.device)
+        self.averages = {name: value.detach().clone() for name, value in run.nets.state_dict().items()}
+        self.number = 0  # steps that are done
+        self._history: list[Tensor] = []  # measures of the steps since the last row of the log
+        self._seconds_before = 0.0
+        if state is not None:
+            checkpoint.restore(state, run.nets, self.averages, self.optimiser, rng, self._history)
+            self.number, self._seconds_before = state.step, state.seconds
+        self._start = self._saved = time.monotonic()
+        self._window = (self._start, self.number)  # time and step from which speed is measured
+
+    @property
+    def seconds(self) -> float:
+        """Time that the phase has taken, before a checkpoint too."""
+        return self._seconds_before + time.monotonic() - self._start
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent: of the steps or of the minutes, whichever is larger."""
+        steps, seconds = self.phase.steps, 60 * self.phase.minutes
+        return max(self.number / max(1e-9, steps), self.seconds / max(1e-9, seconds))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the budget is spent."""
+        return not self.phase.steps or not self.phase.minutes or self.progress >= 1
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """Whether the settings ask for a checkpoint after this step."""
+        s = self.run.settings
+        late = time.monotonic() - self._saved > 60 * s.checkpoint_minutes
+        return late or bool(s.checkpoint_steps and self.number % s.checkpoint_steps == 0)
+
+    def step(self, group: ProcessGroup) -> None:
+        """Take one step of the optimiser, and log it where a row is due."""
+        s, phase = self.run.settings, self.phase
+        rate = phase.lr * schedule(self.progress, self.number, s.warm_up)
+        for options in self.optimiser.param_groups:
+            options["lr"] = rate * options["factor"]
+        self.optimiser.zero_grad(set_to_none=True)
+        measures = group.step(self.number, self.rng)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip)
+        if torch.isfinite(norm):
+            with _all_cores(s):  # of the other processes, which wait
+                self.optimiser.step()
+        self.number += 1
+        decay = min(AVERAGE_DECAY, (1 + self.number) / (10 + self.number))
+        _average(self.averages, self.run.nets.state_dict(), 1 - decay)
+        measures["grad"] = norm.detach()
+        self._history.append(torch.stack([value.float() for value in measures.values()]))
+        if self.number % s.every == 0 or self.number == phase.steps:
+            self._log_row(list(measures), rate)
+
+    def _log_row(self, names: list[str], rate: float) -> None:
+        now, (since, first) = time.monotonic(), self._window
+        means = torch.stack(self._history).mean(0).tolist()
+        row: Row = {"phase": self.phase.name, "step": self.number, "minutes": self.seconds / 60}
+        row |= _figures(dict(zip(names, means, strict=True)))
+        speed = self.phase.images * (self.number - first) / (now - since)
+        self.log.add(row | {"lr": rate, "images_per_second": speed})
+        self._history.clear()
+        self._window = now, self.number
+
+    def measure(self) -> None:
+        """Log figures of the averages on held-out data."""
+        run, name = self.run, self.phase.name
+        # the prior of a model file is integers from the first step
+        quantised = run.estimates_rate if run.settings.base else name not in (*FLOATING, "integer")
+        with _all_cores(run.settings):
+            rows = measure(run, self.averages, quantised)
+        self.log.add_held_out([{"phase": name, "step": self.number} | row for row in rows])
+
+    def save(self, done: bool = False) -> None:
+        """Write a checkpoint and the log."""
+        state = checkpoint.capture(
+            self.phase.name,
+            self.number,
+            self.seconds,
+            self.run.nets,
+            self.averages,
+            self.optimiser,
+            self.rng,
+            self._history,
+        )
+        state.done = done
+        state.tensors |= {f"given.{name}": value for name, value in self.phase.saved.items()}
+        checkpoint.save(self.run.settings.folder, state)
+        self.log.write()
+        if self.run.settings.plot:
+            self.log.plot()
+        self._saved = time.monotonic()
+        self._window = self._saved, self.number
+
+
+def schedule(progress: float, step: int, warm_up: int) -> float:
+    """Return the share of the learning rate: it rises for `warm_up` steps or a tenth of the phase, then falls to 1 %.
+
+    The fall is half a cosine.
+    """
+    rise = min(1.0, max((step + 1) / max(1, warm_up), 10 * progress))
+    return max(0.01, 0.5 * (1 + math.cos(math.pi * progress))) * rise
+
+
+def _part(progress: Progress, number: int, count: int) -> Callable[[float], None]:
+    """Return a callback for the progress of one phase, each of which counts as much as any other."""
+
+    def report(share: float) -> None:
+        progress(int(PROGRESS_STEPS * (number + min(1.0, share)) / count), PROGRESS_STEPS)
+
+    return report
 
 
 def _optimiser(s: Settings, phase: Phase, device: str) -> torch.optim.Optimizer:
-    if s.optimiser == "soap" and phase.name != "head":  # whose settings were chosen with Adam
+    if s.optimiser == "soap" and phase.name != "head":  # the settings of the head were chosen with Adam
         return Soap(phase.groups, phase.lr)
     return torch.optim.AdamW(phase.groups, lr=phase.lr, weight_decay=0.0, fused=device.startswith("cuda"))
 
 
-def _is_quantised(phase: Phase, work: Work) -> bool:
-    """Whether the prior imitates its integer form by now; that of a model file does from the first."""
-    if work.s.base:
-        return work.estimates_rate
-    return phase.name not in (*FLOATING, "integer") and hasattr(work.nets, "prior")
-
-
-def load_networks(run: str | Path) -> Networks:
-    """Averaged networks of a run's folder, in evaluation mode.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is no run, or its tensors do not fit its architecture.
-    """
-    run = Path(run)
-    try:
-        about = json.loads((run / "settings.json").read_text())
-        arch = architecture_from(about["architecture"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{run}: no run there ({type(error).__name__}: {error})") from None
-    state = checkpoint.load(run)
-    plain = run / "ema.safetensors"
-    if state is None and not plain.exists():
-        raise ConfigurationError(f"{run}: has no checkpoint")
-    nets = make_networks(arch)
-    _load(nets, state.below("ema") if state is not None else load_file(plain), run)
-    nets.integer = state is not None and state.phase not in FLOATING and nets.stores_integers
-    nets.bounded = bool(about.get("bounded"))
-    return nets.eval()
-
-
-def _base(s: Settings) -> ModelInfo | None:
-    """The model of --from; before any image is read, which may take long."""
-    if not s.base:
-        return None
-    info = read_info(s.base) if Path(s.base).is_file() else find_model(s.base)
-    if s.trains_encoder and not family_of(info.architecture).exact:
-        raise ConfigurationError(
-            f"--encoder-minutes: model {info.name!r} has networks in floating point, whose analysis transform cannot "
-            "be trained alone; only labels can be adapted, with --labels and without --encoder-minutes"
-        )
-    return info
-
-
-def _networks(
-    s: Settings, base: ModelInfo | None, photos: Photographs | None, tiles: LabelledTiles | None, fresh: bool
-) -> Networks:
-    """The networks to begin with."""
-    torch.manual_seed(s.seed)
-    if base is not None:
-        nets = _from_model(base, len(tiles.classes if tiles else base.vocabulary.classes))
-        nets.bounded = nets.integer
-        return nets
-    arch = architecture_of(s, len(tiles.classes) if tiles else 0)
-    if not s.start or not fresh:
-        nets = make_networks(arch)
-        if fresh and nets.stores_integers:
-            linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, s.klt_crops)
-        return nets
-    old = _started(s)
-    old.bounded |= old.integer  # without bounds, what has learned to live within some runs away on some images
-    if old.arch == arch:
-        return old
-    if arch.family != old.arch.family or not old.stores_integers or photos is None:
-        raise ConfigurationError(f"--start {s.start}: has another architecture than {s.architecture!r}")
-    nets = make_networks(arch)
-    old.integer, nets.bounded = False, old.bounded
-    try:
-        grow(nets, old, photos, s.klt_crops)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"--start {s.start}: {error}") from None
-    return nets
-
-
-def _started(s: Settings) -> Networks:
-    """The networks of --start: a run's folder, or the name or file of a model."""
-    if Path(s.start).is_dir():
-        return load_networks(s.start)
-    info = read_info(s.start) if Path(s.start).is_file() else find_model(s.start)
-    if not family_of(info.architecture).exact:
-        raise ConfigurationError(
-            f"--start {s.start}: model {info.name!r} has networks in floating point, whose files do not hold the prior "
-            "that training goes on with; name the folder of its run"
-        )
-    return _from_model(info, len(info.vocabulary.classes), "--start").eval()
-
-
-def _from_model(info: ModelInfo, classes: int, option: str = "--from") -> Networks:
-    """Networks with the transforms and, as far as it fits the classes, the head of a model file."""
-    arrays = load_arrays(info)
-    try:
-        nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1}))
-        restore(nets, arrays)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"{option} {info.path}: tensors do not fit its architecture ({error})") from None
-    return nets
-
-
-def _prior_of(info: ModelInfo) -> dict[str, Tensor]:
-    prefix = "decoder.prior."
-    return {k[len(prefix) :]: torch.from_numpy(v) for k, v in load_arrays(info).items() if k.startswith(prefix)}
-
-
-def _load(nets: Networks, tensors: dict[str, Tensor], where: Path) -> None:
-    try:
-        nets.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ConfigurationError(f"{where}: tensors do not fit the architecture: {error}") from None
-
-
-def _average(shadow: dict[str, Tensor], current: dict[str, Tensor], weight: float) -> None:
+@torch.no_grad()
+def _average(averages: dict[str, Tensor], current: dict[str, Tensor], weight: float) -> None:
     """Move the averages towards the current values; counters (of batch normalisation) are copied."""
-    real = [k for k, v in shadow.items() if v.is_floating_point()]
-    torch._foreach_lerp_([shadow[k] for k in real], [current[k] for k in real], weight)
-    for k in shadow.keys() - set(real):
-        shadow[k].copy_(current[k])
+    real = [name for name, value in averages.items() if value.is_floating_point()]
+    torch._foreach_lerp_([averages[name] for name in real], [current[name] for name in real], weight)
+    for name in averages.keys() - set(real):
+        averages[name].copy_(current[name])
 
 
 def _figures(means: dict[str, float]) -> dict[str, float]:
-    """Columns of the log: mean squared errors as PSNR in dB."""
-    out = {}
+    """Return columns of the log: mean squared errors become PSNR in dB."""
+    figures = {}
     for name, value in means.items():
         if name.endswith("mse"):
             name, value = name.replace("mse", "psnr"), 10 * math.log10(255**2 / max(value, 1e-9))
-        out[name] = value
-    return out
+        figures[name] = value
+    return figures
 
 
 def _device(s: Settings) -> str:
@@ -360,7 +333,6 @@ def _device(s: Settings) -> str:
 
 
 def _check_processes(s: Settings, nets: Networks, device: str) -> None:
-    """Refuse to share out what cannot be."""
     if s.processes == 1:
         return
     if device != "cpu" or not hasattr(os, "fork"):
@@ -381,9 +353,11 @@ def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles |
             f"{len(tiles.labels)} labelled images of {len(tiles.classes)} classes, "
             f"{len(tiles.test_labels)} held out: {', '.join(tiles.classes)}"
         )
-        named = sorted({c for children in s.parents.values() for c in children} - set(tiles.classes))
-        if named:
-            raise ConfigurationError(f"parents: no class named {', '.join(named)}; classes: {', '.join(tiles.classes)}")
+        unknown = sorted({c for children in s.parents.values() for c in children} - set(tiles.classes))
+        if unknown:
+            raise ConfigurationError(
+                f"parents: no class named {', '.join(unknown)}; classes: {', '.join(tiles.classes)}"
+            )
         if not photos:
             log.say("no --images: nothing teaches the head what is unknown")
     elif s.parents:
@@ -396,45 +370,32 @@ def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles |
             log.say(f"  {name}")
 
 
-def _check_same(s: Settings, about: dict[str, object]) -> None:
-    """Refuse to resume with other networks or classes, or another model that they are from."""
-    stored = {"decoder": about["decoder"]} | json.loads((s.folder / "settings.json").read_text())
+def _check_same(s: Settings, description: dict[str, object]) -> bool:
+    """Refuse to resume with other networks, classes or base model; return whether the run's networks are bounded."""
+    stored = json.loads((s.folder / "settings.json").read_text())
     for key in ("architecture", "classes", "decoder"):
-        if stored.get(key) != about[key]:
+        if stored.get(key) != description[key]:
             raise ConfigurationError(
-                f"{s.folder}: {key} of the checkpoint is {stored.get(key)}, asked for: {about[key]}"
+                f"{s.folder}: {key} of the checkpoint is {stored.get(key)}, asked for: {description[key]}"
             )
-    before = stored["settings"].get("optimiser", "adam")
-    if s.optimiser != before:
-        raise ConfigurationError(f"{s.folder}: the checkpoint is of a run with --optimiser {before}")
-    if s.base and Settings(**stored["settings"]).trains_encoder != s.trains_encoder:
+    before = Settings(**stored["settings"])
+    if s.optimiser != before.optimiser:
+        raise ConfigurationError(f"{s.folder}: the checkpoint is of a run with --optimiser {before.optimiser}")
+    if s.base and before.trains_encoder != s.trains_encoder:
         raise ConfigurationError(f"{s.folder}: with --encoder-minutes or without it, a run goes on as it began")
+    return bool(stored["bounded"])
 
 
-def _compile(nets: Networks) -> bool:
-    """Compile the transforms; whatever fails there runs as it is."""
-    try:
-        import torch._dynamo
-
-        torch._dynamo.config.suppress_errors = True
-        for net in (nets.analysis, nets.synthesis):
-            net.compile(dynamic=False)
-    except (ImportError, RuntimeError, AttributeError):
-        return False
-    return True
-
-
-def _eager() -> AbstractContextManager[object]:
-    """Run compiled networks as they are; older versions of torch compile them for every shape."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    return stance("force_eager") if stance else nullcontext()
+def _all_cores(s: Settings) -> AbstractContextManager[None]:
+    """Use the cores of all processes in this one, while the others wait."""
+    return _threads(s.processes if s.processes > 1 else 0)
 
 
 @contextmanager
-def _threads(wanted: int) -> Iterator[None]:
-    """Let torch use as many threads; 0: as it did."""
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads; 0: as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(wanted or before)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
@@ -443,7 +404,7 @@ def _threads(wanted: int) -> Iterator[None]:
 
 @contextmanager
 def _matmul_precision(device: str) -> Iterator[None]:
-    """Let CUDA use TF32 while training only: elsewhere products of integers must be exact."""
+    """Let CUDA use TF32 during training only: products of integers elsewhere must be exact."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if device.startswith("cuda") else before)
     try:

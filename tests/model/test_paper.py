@@ -67,9 +67,9 @@ def test_rate_is_steered():
 
 
 def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa: F811
-    from deepsic_codec.training import phases
+    from deepsic_codec.training.run import ARCHITECTURES
 
-    monkeypatch.setitem(phases.ARCHITECTURES, "paper-test", SMALL)
+    monkeypatch.setitem(ARCHITECTURES, "paper-test", SMALL)
     tiny = PRESETS["tiny"] | {"architecture": "paper-test", "steps": 30, "lr": 1e-2, "head_batch": 16, "warm_up": 1}
     s = Settings(
         **tiny,

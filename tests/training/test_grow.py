@@ -9,12 +9,14 @@ from torch import nn
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.networks import STREAM_MOST
+from deepsic_codec.training import phases
 from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.grow import _shared_steps, grow, residual_transform
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import cells_of, make_networks
-from deepsic_codec.training.phases import TINY, Work
-from deepsic_codec.training.train import load_networks, train
+from deepsic_codec.training.run import TINY
+from deepsic_codec.training.start import load_networks
+from deepsic_codec.training.train import train
 from tests.common import check_rejects
 from tests.training.test_train import settings
 
@@ -152,15 +154,15 @@ def test_run_started_from_a_model_file(data, tmp_path):
 def test_what_came_from_integers_is_trained_within_their_bounds(data, tmp_path, monkeypatch):
     """Without them it may run away, and single images spoil whole steps."""
     info, seen = train(settings(data, tmp_path / "a", steps=2)), []
-    original = Work._joint_step
+    original = phases.joint_gradients
 
-    def step(work, number, rng):
-        seen.append((work.nets.integer, work.nets.bounded))
+    def gradients(run, *drawn):
+        seen.append((run.nets.integer, run.nets.bounded))
         if len(seen) == 2:
             raise RuntimeError("power cut")
-        return original(work, number, rng)
+        return original(run, *drawn)
 
-    monkeypatch.setattr(Work, "_joint_step", step)
+    monkeypatch.setattr(phases, "joint_gradients", gradients)
     s = settings(data, tmp_path / "b", start=info.path, steps=2, checkpoint_steps=1, integer_steps=0)
     with pytest.raises(RuntimeError, match="power cut"):
         train(s)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.export import export_network, export_prior, restore_prior
+from deepsic_codec.model.exact.export import export_network, restore_prior
 from deepsic_codec.model.exact.layers import check_sums
 from deepsic_codec.model.exact.transforms import IntegerAnalysis
 from deepsic_codec.model.file import Vocabulary, load_arrays, read_info, save_model
@@ -28,7 +29,10 @@ from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.fold import fold_blocks, idle_blocks
 from deepsic_codec.training.graphs import Graphs
 from deepsic_codec.training.loss import make_networks
+from deepsic_codec.training.measure import QUALITIES
+from deepsic_codec.training.run import ARCHITECTURES, TINY, Run, architecture_of
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
+from deepsic_codec.training.start import networks_of, prior_of
 from tests.common import check_lazy, check_rejects, psnr
 
 
@@ -86,10 +90,10 @@ def test_all_phases_end_in_a_model_that_codes_images(whole):
 
 def train_interrupted(s, monkeypatch, phase, step):
     """Train up to a Ctrl-C during a step of a phase."""
-    make = getattr(phases.Work, phase)
+    make = phases.PHASES[phase]
 
-    def interrupted(self):
-        made = make(self)
+    def interrupted(run):
+        made = make(run)
 
         def step_and_signal(number, rng):
             if number == step:
@@ -99,7 +103,7 @@ def train_interrupted(s, monkeypatch, phase, step):
         return replace(made, step=step_and_signal)
 
     with monkeypatch.context() as patch:
-        patch.setattr(phases.Work, phase, interrupted)
+        patch.setitem(phases.PHASES, phase, interrupted)
         with pytest.raises(KeyboardInterrupt):
             train.train(s)
 
@@ -117,14 +121,19 @@ def test_interrupted_and_resumed_is_the_same_run(whole, data, tmp_path, monkeypa
 def test_rows_and_steps_after_the_checkpoint_are_done_again(whole, data, tmp_path, monkeypatch):
     s = settings(data, tmp_path, checkpoint_steps=4)
 
-    def crash(self, number, rng):
-        if number == 6:
-            raise RuntimeError("power cut")
-        return original(self, number, rng)
+    def crashing(run):
+        made = original(run)
 
-    original = phases.Work._joint_step
+        def crash(number, rng):
+            if number == 6:
+                raise RuntimeError("power cut")
+            return made.step(number, rng)
+
+        return replace(made, step=crash)
+
+    original = phases.PHASES["joint"]
     with monkeypatch.context() as patch:
-        patch.setattr(phases.Work, "_joint_step", crash)
+        patch.setitem(phases.PHASES, "joint", crashing)
         with pytest.raises(RuntimeError, match="power cut"):
             train.train(s)
     assert checkpoint.load(tmp_path / "run").step == 4
@@ -182,8 +191,8 @@ def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
 
 
 def test_adapted_head_is_trained_within_the_bounds_of_its_integers(whole, data, tmp_path, monkeypatch):
-    original, seen = phases.Work.head, []
-    monkeypatch.setattr(phases.Work, "head", lambda work: seen.append(work.nets.head.bounded) or original(work))
+    original, seen = phases.PHASES["head"], []
+    monkeypatch.setitem(phases.PHASES, "head", lambda run: seen.append(run.nets.head.bounded) or original(run))
     s = Settings(
         base=whole[1].path,
         labels=[data.tiles],
@@ -346,7 +355,7 @@ def test_only_integer_networks_have_their_analysis_trained(whole, data, tmp_path
     _, base = whole
     for name, architecture in (
         ("float", base.architecture | {"integer": False}),
-        ("paper", phases.ARCHITECTURES["paper-0.5"].to_json()),
+        ("paper", ARCHITECTURES["paper-0.5"].to_json()),
     ):
         info = save_model(
             tmp_path / f"{name}.safetensors",
@@ -370,7 +379,7 @@ def some_images(nets):
 @pytest.mark.parametrize("idle8,idle16", [({0}, {0, 1, 2}), ({1}, {1}), (set(), {2}), ({0, 1}, {0, 2})])
 def test_idle_blocks_are_left_out_and_nothing_changes(idle8, idle16):
     torch.manual_seed(0)
-    arch = replace(phases.TINY, analysis_blocks=(2, 3))
+    arch = replace(TINY, analysis_blocks=(2, 3))
     analysis = make_networks(arch).eval().requires_grad_(False).analysis
     analysis.out.weight.normal_(0, 0.1)
     for blocks, idle in ((analysis.blocks8, idle8), (analysis.blocks16, idle16)):
@@ -396,7 +405,7 @@ def test_idle_blocks_are_left_out_and_nothing_changes(idle8, idle16):
 
 
 def test_a_block_whose_constant_fits_nowhere_stays():
-    analysis = make_networks(phases.TINY).eval().requires_grad_(False).analysis
+    analysis = make_networks(TINY).eval().requires_grad_(False).analysis
     analysis.integer = True
     tensors = export_network(analysis)
     tensors["blocks16.0.down.bias"][:] = 2**26
@@ -407,7 +416,7 @@ def test_a_block_whose_constant_fits_nowhere_stays():
 
 def test_balance_makes_room_and_enlarges_only_where_asked():
     torch.manual_seed(0)
-    nets = make_networks(phases.TINY).eval().requires_grad_(False)
+    nets = make_networks(TINY).eval().requires_grad_(False)
     _, run = some_images(nets)
     stem = nets.analysis.stem
     stem.weight.mul_(0.01)
@@ -423,7 +432,7 @@ def test_balance_makes_room_and_enlarges_only_where_asked():
 @pytest.mark.parametrize("largest", [1.0, 64.0])
 def test_balance_leaves_what_bounds_clip_as_it_is(largest):
     torch.manual_seed(0)
-    nets = make_networks(phases.TINY).eval().requires_grad_(False)
+    nets = make_networks(TINY).eval().requires_grad_(False)
     nets.analysis.out.weight.normal_(0, 0.1)
     x, run = some_images(nets)
     outs = []
@@ -446,9 +455,9 @@ def test_balance_leaves_what_bounds_clip_as_it_is(largest):
 def test_scores_mean_the_same_after_a_sure_head_is_rounded():
     """Logits far beyond what 8 bits can say are clipped; to scale them down would make every score a middling one."""
     torch.manual_seed(0)
-    nets = make_networks(phases.TINY).eval()
+    nets = make_networks(TINY).eval()
     nets.head.out.weight.mul_(400)
-    cells, quality = torch.randn(64, phases.TINY.latents, 4, 4), torch.full((64,), 50.0)
+    cells, quality = torch.randn(64, TINY.latents, 4, 4), torch.full((64,), 50.0)
     before = torch.sigmoid(nets.head(cells, quality))
     assert nets.head(cells, quality).abs().amax() > 30
     balance_head(nets.head, lambda: nets.head(cells, quality))
@@ -463,7 +472,7 @@ def test_low_qualities_are_drawn_more_often_if_asked(data, tmp_path):
     for power in (1.0, 2.0):
         torch.manual_seed(0)
         s = settings(data, tmp_path, quality_low=10.0, quality_high=90.0, quality_power=power)
-        drawn = phases.Work(s, make_networks(phases.TINY), None, None, "cpu").qualities(4000)
+        drawn = Run(s, make_networks(TINY), None, None, "cpu").qualities(4000)
         assert drawn.min() >= 10 and drawn.max() <= 90
         mean.append(float(drawn.mean()))
     assert mean == pytest.approx([50, 10 + 80 / 3], abs=2)
@@ -486,8 +495,8 @@ def test_any_weights_and_biases_are_stored_in_the_range_of_exact_sums(form, size
 @pytest.mark.parametrize("released", [False, True])
 def test_restored_prior_exports_what_is_stored(whole, released):
     base = find_model("base") if released else whole[1]
-    nets = train._from_model(base, len(base.vocabulary.classes))
-    stored, again = train._prior_of(base), export_prior(nets.prior)
+    nets = networks_of(base, len(base.vocabulary.classes))
+    stored, again = prior_of(base), export_prior(nets.prior)
     assert stored.keys() == again.keys() and stored["1.first"].any() and stored["1.second"].any()
     # a row that rounding left just below a bound may come out with twice its integers, which is the same row
     finer = {k: again[k].long() - shift.long() for k, shift in stored.items() if k.endswith("_shift")}
@@ -534,25 +543,25 @@ def test_resume_and_fresh_start_are_not_mixed_up(whole, data, tmp_path):
 
 
 def test_short_phases_do_not_end_while_they_warm_up():
-    rates = {n: [train._schedule(i / n, i, 200) for i in range(n)] for n in (50, 10000)}
+    rates = {n: [train.schedule(i / n, i, 200) for i in range(n)] for n in (50, 10000)}
     for n, found in rates.items():
         assert found.index(max(found)) <= n // 10 and max(found) > 0.95
         assert found[0] == pytest.approx(1 / 200) and 0.01 <= found[-1] < 0.02
     assert rates[10000][100] == pytest.approx(0.5, abs=0.01)
 
 
-def joint_work(data, folder, device="cpu"):
+def joint_run(data, folder, device="cpu"):
     """Tiny networks in their joint phase, without noise, their parameters, and what a step takes."""
     s = settings(data, folder, crop=256, bf16=False)
     tiles = LabelledTiles(s.labels, device=device)
     torch.manual_seed(0)
-    nets = make_networks(phases.architecture_of(s, len(tiles.classes))).to(device)
-    work = phases.Work(s, nets, None, tiles, device)
-    parameters = [p for group in work.joint().groups for p in group["params"]]
+    nets = make_networks(architecture_of(s, len(tiles.classes))).to(device)
+    run = Run(s, nets, None, tiles, device)
+    parameters = [p for group in phases.joint(run).groups for p in group["params"]]
     nets.eval()
     photos = torch.rand(4, 3, 256, 256, device=device) * 255
     drawn = tiles.mosaics(2, 4, np.random.default_rng(0))
-    return work, parameters, [photos, work.qualities(4), *drawn, work.qualities(2)]
+    return run, parameters, [photos, run.qualities(4), *drawn, run.qualities(2)]
 
 
 def taken(parameters):
@@ -564,11 +573,11 @@ def taken(parameters):
 
 
 def test_photographs_and_tiles_count_in_one_batch_as_they_do_apart(data, tmp_path):
-    work, parameters, (photos, q, tiles, labels, tiles_q) = joint_work(data, tmp_path)
-    together = work._joint_gradients(photos, q, tiles, labels, tiles_q)
+    run, parameters, (photos, q, tiles, labels, tiles_q) = joint_run(data, tmp_path)
+    together = phases.joint_gradients(run, photos, q, tiles, labels, tiles_q)
     gradients = taken(parameters)
-    first = work._descended([(work.nets.terms(photos, q, False), q, None)])
-    second = work._descended([(work.nets.terms(tiles, tiles_q, False), tiles_q, labels)])
+    first = phases.backward(run, [(run.nets.terms(photos, q, False), q, None)])
+    second = phases.backward(run, [(run.nets.terms(tiles, tiles_q, False), tiles_q, labels)])
     torch.testing.assert_close(together["loss"], first["loss"] + second["loss"])
     for one, other in zip(gradients, taken(parameters), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -577,11 +586,11 @@ def test_photographs_and_tiles_count_in_one_batch_as_they_do_apart(data, tmp_pat
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_recorded_step_is_the_step(data, tmp_path):
-    work, parameters, drawn = joint_work(data, tmp_path, "cuda")
-    graphs = Graphs(work._joint_gradients, parameters)
+    run, parameters, drawn = joint_run(data, tmp_path, "cuda")
+    graphs = Graphs(partial(phases.joint_gradients, run), parameters)
     for factor in (1.0, 0.5):
         drawn[0] = drawn[0] * factor
-        wanted = work._joint_gradients(*drawn)
+        wanted = phases.joint_gradients(run, *drawn)
         gradients = taken(parameters)
         seen = graphs(*drawn)
         for name, value in wanted.items():
@@ -591,10 +600,10 @@ def test_a_recorded_step_is_the_step(data, tmp_path):
 
 
 def test_out_of_memory_says_which_setting_to_lower(data, tmp_path, monkeypatch):
-    def full(self, number, rng):
+    def full(*drawn):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(phases.Work, "_joint_step", full)
+    monkeypatch.setattr(phases, "joint_gradients", full)
     words = "lower --photos-per-step (now 2)|--mosaics-per-step|--crop (now 64)|--data-device cpu"
     check_rejects(ConfigurationError, words, train.train, settings(data, tmp_path))
 
@@ -668,9 +677,7 @@ def test_json_tells_what_the_model_holds(whole, data, tmp_path, capsys):
     found, info = json.loads(printed.out), read_info(tmp_path / "mine.safetensors")
     assert (found["model"], found["decoder"], found["encoder"]) == ("mine", info.decoder, info.encoder)
     assert found["vocabulary"]["classes"] == list(data.classes) and found["nbytes"] == os.path.getsize(info.path)
-    assert [(r["phase"], r["step"], r["quality"]) for r in found["held_out"]] == [
-        ("integer", 1, q) for q in phases.CHECKED
-    ]
+    assert [(r["phase"], r["step"], r["quality"]) for r in found["held_out"]] == [("integer", 1, q) for q in QUALITIES]
     assert all(r["bpp"] > 0 and r["psnr"] > 0 for r in found["held_out"])
     assert "held out" in printed.err and "encoder" in printed.err
 
@@ -699,7 +706,7 @@ def test_needs_little_where_it_only_trains():
 
 def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):
     """Channels that hardly do anything are scaled up each time; adapting an adapted head must not run out of range."""
-    head = make_networks(phases.TINY).head.eval()
+    head = make_networks(TINY).head.eval()
     monkeypatch.setattr(
         balance_module,
         "_factor",
@@ -718,8 +725,8 @@ def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):
 def test_fresh_cells_are_of_tiles_and_of_photographs(data, tmp_path):
     s = settings(data, tmp_path)
     tiles = LabelledTiles(s.labels)
-    nets = make_networks(phases.architecture_of(s, len(tiles.classes))).eval()
-    work = phases.Work(s, nets, Photographs(s.images, s.crop), tiles, "cpu")
-    latents, labels, quality = work.cells(64, np.random.default_rng(0))
+    nets = make_networks(architecture_of(s, len(tiles.classes))).eval()
+    run = Run(s, nets, Photographs(s.images, s.crop), tiles, "cpu")
+    latents, labels, quality = run.cells(64, np.random.default_rng(0))
     assert len(latents) == len(labels) == len(quality) and latents.shape[1:] == (16, 4, 4)
     assert set(labels.tolist()) == set(range(len(tiles.classes) + 1))

@@ -9,8 +9,8 @@ import torch
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.training import train
+from deepsic_codec.training.process_group import ProcessGroup
 from deepsic_codec.training.settings import Settings
-from deepsic_codec.training.team import Team
 from tests.common import check_rejects
 from tests.training.test_train import losses, settings, train_interrupted
 
@@ -29,12 +29,12 @@ def test_gradients_are_the_mean_of_all_processes(weights):
             weights[1].grad = weights[1].detach() * 5
         return {"loss": torch.tensor(float(number))}
 
-    with Team(step, weights, 3, (7,)) as team:
+    with ProcessGroup(step, weights, 3, (7,)) as group:
         for number in (0, 1, 5):
             own = np.random.default_rng(100 + number)
             for p in weights:
                 p.grad = None
-            assert team.step(number, own)["loss"] == number
+            assert group.step(number, own)["loss"] == number
             seeds = (100 + number, (7, 1, number), (7, 2, number))
             drawn = [np.random.default_rng(seed).integers(1000) for seed in seeds]
             assert torch.allclose(weights[0].grad, torch.full((4,), sum(drawn) / 3))
@@ -53,11 +53,11 @@ def test_a_failure_elsewhere_is_told(weights):
             raise ValueError("no such image")
         return {}
 
-    with Team(step, weights, 2, (0,)) as team:
+    with ProcessGroup(step, weights, 2, (0,)) as group:
         with pytest.raises(RuntimeError, match="ValueError: no such image"):
-            team.step(0, np.random.default_rng())
+            group.step(0, np.random.default_rng())
         with pytest.raises(RuntimeError, match="exit code -9"):
-            team.step(1, np.random.default_rng())
+            group.step(1, np.random.default_rng())
 
 
 def test_alone_nothing_is_shared(weights):
@@ -65,8 +65,8 @@ def test_alone_nothing_is_shared(weights):
         weights[0].grad = torch.ones(4)
         return {}
 
-    with Team(step, weights, 1, ()) as team:
-        team.step(0, np.random.default_rng())
+    with ProcessGroup(step, weights, 1, ()) as group:
+        group.step(0, np.random.default_rng())
     assert torch.equal(weights[0].grad, torch.ones(4)) and not weights[0].is_shared()
 
 

@@ -1,0 +1,130 @@
+"""The networks that a run begins with: fresh, from a model file, or from another run."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.families import architecture_from, family_of
+from deepsic_codec.model.family import PRIOR, tensors_below
+from deepsic_codec.model.file import ModelInfo, load_arrays, read_info
+from deepsic_codec.model.zoo import find_model
+from deepsic_codec.training import checkpoint
+from deepsic_codec.training.data import LabelledTiles, Photographs
+from deepsic_codec.training.grow import grow
+from deepsic_codec.training.klt import linear_start
+from deepsic_codec.training.loss import Networks, make_networks
+from deepsic_codec.training.phases import FLOATING
+from deepsic_codec.training.restore import restore
+from deepsic_codec.training.run import architecture_of
+from deepsic_codec.training.settings import Settings
+
+
+def base_model(s: Settings) -> ModelInfo | None:
+    """Return the model of `--from`, if any. Fails before any image is read, which may take long."""
+    if not s.base:
+        return None
+    info = _model(s.base)
+    if s.trains_encoder and not family_of(info.architecture).exact:
+        raise ConfigurationError(
+            f"--encoder-minutes: model {info.name!r} has networks in floating point, whose analysis transform cannot "
+            "be trained alone; only labels can be adapted, with --labels and without --encoder-minutes"
+        )
+    return info
+
+
+def starting_networks(
+    s: Settings, base: ModelInfo | None, photos: Photographs | None, tiles: LabelledTiles | None, resumed: bool
+) -> Networks:
+    """Return the networks that a run begins with; of a resumed run, only their architecture counts."""
+    if base is not None:
+        nets = networks_of(base, len(tiles.classes if tiles else base.vocabulary.classes))
+        nets.bounded = nets.integer
+        return nets
+    arch = architecture_of(s, len(tiles.classes) if tiles else 0)
+    if not s.start or resumed:
+        nets = make_networks(arch)
+        if not resumed and nets.stores_integers:
+            linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, s.klt_crops)
+        return nets
+    old = _networks_of_start(s)
+    old.bounded |= old.integer  # trained within bounds: without them, errors of single images grow without limit
+    if old.arch == arch:
+        return old
+    if arch.family != old.arch.family or not old.stores_integers or photos is None:
+        raise ConfigurationError(f"--start {s.start}: has another architecture than {s.architecture!r}")
+    nets = make_networks(arch)
+    old.integer, nets.bounded = False, old.bounded
+    try:
+        grow(nets, old, photos, s.klt_crops)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--start {s.start}: {error}") from None
+    return nets
+
+
+def load_networks(run: str | Path) -> Networks:
+    """Return the averaged networks of a run's folder, in evaluation mode.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no run, or its tensors do not fit its architecture.
+    """
+    run = Path(run)
+    try:
+        description = json.loads((run / "settings.json").read_text())
+        arch = architecture_from(description["architecture"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{run}: no run there ({type(error).__name__}: {error})") from None
+    state = checkpoint.load(run)
+    averages = run / "ema.safetensors"
+    if state is None and not averages.exists():
+        raise ConfigurationError(f"{run}: has no checkpoint")
+    nets = make_networks(arch)
+    load_state(nets, state.below("ema") if state is not None else load_file(averages), run)
+    nets.integer = state is not None and state.phase not in FLOATING and nets.stores_integers
+    nets.bounded = bool(description.get("bounded"))
+    return nets.eval()
+
+
+def networks_of(info: ModelInfo, classes: int, option: str = "--from") -> Networks:
+    """Return networks with the transforms of a model file and, as far as it fits the classes, its head."""
+    arrays = load_arrays(info)
+    try:
+        nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1}))
+        restore(nets, arrays)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"{option} {info.path}: tensors do not fit its architecture ({error})") from None
+    return nets
+
+
+def prior_of(info: ModelInfo) -> dict[str, Tensor]:
+    """Return the integer prior of a model file."""
+    return tensors_below(load_arrays(info), PRIOR)
+
+
+def load_state(nets: Networks, tensors: dict[str, Tensor], source: Path) -> None:
+    """Load weights into networks; raises ConfigurationError, which names `source`, if they do not fit."""
+    try:
+        nets.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigurationError(f"{source}: tensors do not fit the architecture: {error}") from None
+
+
+def _networks_of_start(s: Settings) -> Networks:
+    """Return the networks of `--start`: a run's folder, or the name or file of a model."""
+    if Path(s.start).is_dir():
+        return load_networks(s.start)
+    info = _model(s.start)
+    if not family_of(info.architecture).exact:
+        raise ConfigurationError(
+            f"--start {s.start}: model {info.name!r} has networks in floating point, whose files do not hold the prior "
+            "that training goes on with; name the folder of its run"
+        )
+    return networks_of(info, len(info.vocabulary.classes), "--start").eval()
+
+
+def _model(name: str) -> ModelInfo:
+    return read_info(name) if Path(name).is_file() else find_model(name)
