@@ -14,7 +14,7 @@ import torch
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.export import export_network, restore_prior
+from deepsic_codec.model.exact.export import export_network, export_prior, restore_prior
 from deepsic_codec.model.exact.layers import check_sums
 from deepsic_codec.model.exact.transforms import IntegerAnalysis
 from deepsic_codec.model.file import Vocabulary, load_arrays, read_info, save_model
