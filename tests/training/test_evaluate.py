@@ -4,7 +4,7 @@ from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.metrics import ms_ssim, psnr
 from deepsic_codec.samples import drone_frame
 from deepsic_codec.training.evaluate import complexity, evaluate, means
-from deepsic_codec.training.phases import ARCHITECTURES
+from deepsic_codec.training.run import ARCHITECTURES
 
 
 def test_figures_are_those_of_the_codec():
