@@ -1,15 +1,12 @@
-"""The outside yardstick of the entropy coder: a learned float context model of the same symbols.
+"""A learned float context model of the same symbols, as a yardstick for the entropy coder.
 
     python -m benchmarks.context_model --images DIR_OR_ZIP ... --out context.safetensors --minutes 10
 
-A masked 5x5 convolution over all channels (Minnen 2018) followed by two 1x1 layers predicts
-mean and scale of every symbol from the 12 positions before it in raster order; trained on
-the symbols that the model makes of the given photographs, at random qualities, which it is
-told.  It is a reference for rates only: as float arithmetic it could not be decoded
-reliably, and position by position it would be far too slow.
+A masked 5x5 convolution over all channels (Minnen 2018) and two 1x1 layers predict mean and scale of each symbol from
+the 12 positions before it in raster order. The model is trained on the symbols of the given photographs at random
+qualities, which it knows. It is a reference for rates only: float arithmetic cannot be decoded reliably, and decoding
+position by position would be far too slow.
 """
-
-from __future__ import annotations
 
 import argparse
 import math
@@ -44,7 +41,7 @@ class ContextModel(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, symbols: Tensor, quality: Tensor) -> Tensor:
-        """Bits of each symbol (B,C,h,w), qualities (B,) 1..100."""
+        """Return the bits of each symbol (B, C, h, w) at qualities (B,) from 1 to 100."""
         q = ((quality - 50) / 50)[:, None, None, None].expand(-1, 1, *symbols.shape[2:])
         x = torch.cat([symbols.clamp(-64, 64) / 4, torch.log2(1 + symbols.abs()) / 2], 1)
         h = F.relu(F.conv2d(x, self.masked.weight * self.mask, self.masked.bias, padding=2))
@@ -58,7 +55,7 @@ class ContextModel(nn.Module):
 
 
 def load(path: str | Path) -> ContextModel:
-    """Model written by :func:`main`."""
+    """Load a model that `main` wrote."""
     state = load_file(path)
     model = ContextModel(state["masked.weight"].shape[1] // 2, state["masked.weight"].shape[0])
     model.load_state_dict(state)
@@ -66,7 +63,7 @@ def load(path: str | Path) -> ContextModel:
 
 
 def symbols_of(runtime: Scheduler, photos: Photographs, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Symbols int16 (count,C,16,16) of random crops at random qualities (count,)."""
+    """Return symbols int16 (count, C, 16, 16) of random crops at random qualities (count,)."""
     rng = np.random.default_rng(seed)
     quality = rng.uniform(1, 100, count).round(2)
     parts = []
@@ -109,8 +106,8 @@ def main() -> None:
         if time.monotonic() - shown > 60:
             shown = time.monotonic()
             with torch.inference_mode():
-                held = float(model(check.float(), check_quality).sum()) / (65536 * len(check))
-            print(f"step {step}, {shown - start:.0f} s: held out {held:.4f} bpp", flush=True)
+                check_bits = float(model(check.float(), check_quality).sum()) / (65536 * len(check))
+            print(f"step {step}, {shown - start:.0f} s: held out {check_bits:.4f} bpp", flush=True)
     save_file(model.state_dict(), a.out)
 
 

@@ -2,14 +2,11 @@
 
     python -m benchmarks.entropy --images DIR [--context context.safetensors] [--qualities 14 27 44]
 
-Per quality: bits per pixel of the feature sections, of the prior's own estimate (the
-training-time rate), of the ideal static code per channel (entropy of each channel's symbols
-over all images), of ``constriction``'s range coder with those tables, and, where given, of
-a learned float context model (``benchmarks.context_model``); then Mpx/s of one thread each
-way, and of the integer prior on all threads.
+Per quality: bits per pixel of the feature sections, of the prior's own estimate (the training-time rate), of the ideal
+static code per channel (entropy of each channel's symbols over all images), of `constriction`'s range coder with those
+tables, and, if given, of a learned float context model (`benchmarks.context_model`). Then Mpx/s of one thread each way,
+and of the integer prior on all threads.
 """
-
-from __future__ import annotations
 
 import argparse
 import time
@@ -33,27 +30,27 @@ from deepsic_codec.training.data import read_images
 
 @dataclass
 class Image:
-    """Symbols of one image and what the prior says of them, pass by pass."""
+    """Symbols of one image, and the predictions of the prior, step by step."""
 
     symbols: NDArray[np.int16]  # (1,h,w,C)
-    passes: list[tuple[Step, NDArray[np.int64], NDArray[np.int64], NDArray[np.int16], NDArray[np.uint8]]]
+    steps: list[tuple[Step, NDArray[np.int64], NDArray[np.int64], NDArray[np.int16], NDArray[np.uint8]]]
     estimate: float  # bits
 
 
 def analyse(runtime: Scheduler, pixels: NDArray[np.uint8], quality: float) -> tuple[Image, float]:
-    """Symbols and prior of an image; seconds that the prior took."""
+    """Return symbols and predictions of an image, and the seconds that the prior took."""
     (encoded,) = runtime.encode([pixels[None]], [quality], features=False, labels=False, symbols=True)
     symbols = encoded.symbols
     start = time.perf_counter()
     with torch.inference_mode():
         prior = runtime.model.prior
         neighbours = prior.neighbours(torch.from_numpy(symbols).float())
-        which = torch.full((symbols.shape[1] * symbols.shape[2],), int(quality + 0.5))
+        qualities = torch.full((symbols.shape[1] * symbols.shape[2],), int(quality + 0.5))
         steps = [
             (
                 step,
                 *step.positions(*symbols.shape[1:3]),
-                *(v.numpy() for v in prior.run(n, neighbours, r, which[: len(r)])),
+                *(v.numpy() for v in prior.run(n, neighbours, r, qualities[: len(r)])),
             )
             for n, step, r, _, _ in iter_steps(prior, neighbours)
         ]
@@ -61,18 +58,18 @@ def analyse(runtime: Scheduler, pixels: NDArray[np.uint8], quality: float) -> tu
     log_scales = scale_table()
     bits = 0.0
     for step, ys, xs, means, scales in steps:
-        found = symbols[0, ys, xs, step.start : step.start + step.count].astype(float)
+        coded = symbols[0, ys, xs, step.start : step.start + step.count].astype(float)
         s = np.exp(np.interp(scales / INDEX_LEVELS, np.arange(len(log_scales)), log_scales))
-        d = np.abs(found - means / 8)
+        d = np.abs(coded - means / 8)
         mass = 0.5 * (np.tanh((0.5 - d) / (2 * s)) - np.tanh((-0.5 - d) / (2 * s)))
         bits -= np.log2(np.maximum(mass, 1e-9)).sum()
     return Image(symbols, steps, bits), seconds
 
 
 def code(runtime: Scheduler, image: Image) -> tuple[int, float, float]:
-    """Bytes, and seconds of encoding and decoding on this thread; checks the round trip."""
+    """Return bytes, and seconds of encoding and decoding on this thread; check the round trip."""
     tables = runtime.model.coder_tables
-    steps = [(ys, xs, s.start, s.second, m, i) for s, ys, xs, m, i in image.passes]
+    steps = [(ys, xs, s.start, s.second, m, i) for s, ys, xs, m, i in image.steps]
     start = time.perf_counter()
     encoder = SymbolEncoder(tables, image.symbols)
     for step in steps:
@@ -90,7 +87,7 @@ def code(runtime: Scheduler, image: Image) -> tuple[int, float, float]:
 
 
 def static_code(images: list[Image]) -> tuple[float, float, float, float]:
-    """Bits of the ideal static code per channel and of constriction's coder, and its seconds each way."""
+    """Return bits of the ideal static code per channel and of constriction's coder, and its seconds each way."""
     joined = np.concatenate([i.symbols.reshape(-1, i.symbols.shape[3]) for i in images]).astype(np.int32)
     ideal, words, encode, decode = 0.0, 0, 0.0, 0.0
     for column in joined.T:
@@ -122,7 +119,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="folder of images, for example Kodak")
     parser.add_argument("--qualities", type=float, nargs="+", default=[14, 27, 44])
     parser.add_argument("--context", help="file written by benchmarks.context_model")
-    parser.add_argument("--repeat", type=int, default=3, help="timings are the fastest of so many")
+    parser.add_argument("--repeat", type=int, default=3, help="timings are the fastest of N runs", metavar="N")
     a = parser.parse_args()
     runtime = get_scheduler(find_model())
     context = None
@@ -147,7 +144,7 @@ def main() -> None:
         runs = [[code(runtime, image) for image in images] for _ in range(a.repeat)]
         ours = 8 * sum(n for n, _, _ in runs[0]) / px
         encode, decode = (sum(min(run[i][k] for run in runs) for i in range(len(images))) for k in (1, 2))
-        ideal, outside, oe, od = static_code(images)
+        ideal, peer_bits, peer_encode, peer_decode = static_code(images)
         learned = float("nan")
         if context is not None:
             with torch.inference_mode():
@@ -163,9 +160,9 @@ def main() -> None:
                     / px
                 )
         rates = (ours, sum(i.estimate for i in images) / px, ideal / px)
-        speeds = (px / seconds / 1e6 for seconds in (encode, decode, prior_seconds, oe, od))
+        speeds = (px / seconds / 1e6 for seconds in (encode, decode, prior_seconds, peer_encode, peer_decode))
         row = [f"{quality:.0f}", *(f"{r:.4f}" for r in rates), f"{100 * (ours * px / ideal - 1):+.1f} %"]
-        row += [f"{outside / px:.4f}", f"{learned:.4f}", f"{100 * (ours / learned - 1):+.1f} %", "|"]
+        row += [f"{peer_bits / px:.4f}", f"{learned:.4f}", f"{100 * (ours / learned - 1):+.1f} %", "|"]
         print(" ".join(f"{cell:>12}" for cell in row + [f"{v:.1f}" for v in speeds]), flush=True)
     print(
         "\nRates in bits per pixel, speeds in Mpx/s. vs_static: against the ideal static code per channel (target -22 %"

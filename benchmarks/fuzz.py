@@ -5,21 +5,19 @@
 
 Stages, from the outside in; each mutates one or more sound inputs:
 
-- bytes: whole payloads, checksums left as they are. Anything but the original has to be refused.
-- header: fields of the header, its checksum right again; decoded if it can be.
-- labels: label blocks, checksums right again.
-- section: any section of a payload, checksums right again; decoded to pixels or labels.
+- bytes: whole payloads with the original checksums. Everything but the original has to be refused.
+- header: fields of the header, with the right checksum; decoded if possible.
+- labels: label sections, with right checksums.
+- section: any section of a payload, with right checksums; decoded to pixels or labels.
 - coder: the arithmetic decoder alone, under random means, scales and tables.
-- parts: mask and residual coders alone.
+- parts: contents of sections, and the coders of mask and residual, alone.
 - zarr: chunks of arrays in both Zarr formats, read through zarr.
 - shard: shards and their indexes, read through zarr and through the label scan.
-- model: model files, loaded whole if nothing is wrong with them.
+- model: model files, loaded whole if they pass all checks.
 
 A small untrained model decodes, so that a case takes a millisecond or less; it has the layers and the coder of the
-real ones. The run stops at the first case that is not in order and stores it beside the log; `--replay` runs it again.
+real ones. The run stops at the first case that fails and stores it beside the log; `--replay` runs it again.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -35,6 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,15 +56,17 @@ from deepsic_codec.model.quantise import make_tables
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders.contexts import MAX_LOW_BITS, SCALES, CoderTables
+from deepsic_codec.payload.coders.mask import decode_mask, encode_mask
+from deepsic_codec.payload.coders.residual import decode_integers, encode_integers
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 from deepsic_codec.payload.fields import PREFIX
-from deepsic_codec.payload.sections import LABELS
+from deepsic_codec.payload.sections import LABELS, SECTIONS
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
 from deepsic_codec.training.loss import make_networks
 from deepsic_codec.training.run import TINY
 
-MAX_PIXELS = 1 << 17  # of a crafted chunk: readers of what strangers wrote can set this too
+MAX_PIXELS = 1 << 17  # of a crafted chunk: readers of untrusted data can set this limit, too
 MEMORY = 2 << 30  # bytes beyond those at the start, after which the system refuses
 SLOW = 60.0  # times a normal decode
 SLOW_SECONDS = 0.25  # below which a ratio is noise
@@ -73,12 +74,12 @@ INTERESTING = (0, 1, 2, 3, 15, 16, 63, 64, 127, 128, 129, 254, 255)
 INTEGERS = (0, 1, 127, 128, 255, 256, *(1 << n for n in (14, 15, 16, 21, 28, 31)), (1 << 31) - 1, (1 << 32) - 1)
 
 
-class Wrong(AssertionError):
-    """A case that is not in order."""
+class Failure(AssertionError):
+    """A case that fails."""
 
 
 def tiny_model(folder: str | Path, seed: int = 0) -> model_file.ModelInfo:
-    """Write a small untrained model whose prior gives all kinds of means and scales, and return its description."""
+    """Write a small untrained model whose prior gives a wide range of means and scales; return its description."""
     torch.manual_seed(seed)
     nets = make_networks(TINY)
     nets.integer = nets.head.integer = True
@@ -153,10 +154,10 @@ def make_seeds(model: str) -> list[Seed]:
     return seeds
 
 
-def mutate(rng: np.random.Generator, data: bytes, others: Sequence[bytes] = (), most: int = 8) -> bytes:
+def mutate(rng: np.random.Generator, data: bytes, others: Sequence[bytes] = (), max_changes: int = 8) -> bytes:
     """Change bytes in one to a few places."""
     out = bytearray(data)
-    for _ in range(1 + int(rng.integers(most) * rng.random())):
+    for _ in range(1 + int(rng.integers(max_changes) * rng.random())):
         kind, size = int(rng.integers(11)), len(out)
         at = int(rng.integers(size + 1))
         if kind < 3 and size:
@@ -213,7 +214,7 @@ def sections_of(seed: Seed) -> list[tuple[int, bytes]]:
 
 
 class Stage:
-    """Makes cases and runs them. The first byte of a case is the number of its seed.
+    """A maker and runner of cases. The first byte of a case is the number of its seed.
 
     Attributes
     ----------
@@ -241,7 +242,7 @@ class Stage:
         return self.seeds[(case[0] if case else 0) % len(self.seeds)], case[1:]
 
     def run(self, case: bytes) -> str:
-        """Run a case; returns what became of it, raises a typed error, or Wrong."""
+        """Run a case and return the outcome; raises a typed error, or Failure."""
         raise NotImplementedError
 
 
@@ -249,7 +250,7 @@ def decoded(job: Any) -> str:
     """Decode a verified payload and check what comes back."""
     (array,) = decode_payloads([job])
     if array.shape != job.header.shape or array.dtype != job.header.dtype:
-        raise Wrong(f"{array.dtype} {array.shape} of a payload of {job.header.dtype} {job.header.shape}")
+        raise Failure(f"{array.dtype} {array.shape} of a payload of {job.header.dtype} {job.header.shape}")
     return "decoded"
 
 
@@ -262,7 +263,7 @@ class Bytes(Stage):
         seed, payload = self.split(case)
         parse_payload(payload, shape=seed.header.shape)
         if payload not in self.payloads:
-            raise Wrong("a damaged payload passed all checks")
+            raise Failure("a damaged payload passed all checks")
         return "sound"
 
 
@@ -274,17 +275,17 @@ class HeaderStage(Stage):
     def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
         number = int(rng.integers(len(self.seeds)))
         seed = self.seeds[number]
-        body = mutate(rng, seed.payload[PREFIX : seed.header.size], self.payloads, most=4)
+        body = mutate(rng, seed.payload[PREFIX : seed.header.size], self.payloads, max_changes=4)
         payload = with_body(seed.payload, body, seed.payload[seed.header.size :])
         if rng.random() < 0.05:  # the prefix itself
-            payload = with_header_checksum(mutate(rng, payload[:PREFIX], most=2) + payload[PREFIX:])
+            payload = with_header_checksum(mutate(rng, payload[:PREFIX], max_changes=2) + payload[PREFIX:])
         return bytes((number,)) + payload
 
     def run(self, case: bytes) -> str:  # noqa: D102
         _, payload = self.split(case)
         start = payload[:256]
         if h.header_size(start) > 256:
-            raise Wrong("a header of more than 256 bytes")
+            raise Failure("a header of more than 256 bytes")
         h.read_section(payload, h.read_header(start), LABELS)
         job = parse_payload(payload)
         # other sizes and qualities, or another byte order, on the same stream: seldom, as it takes long
@@ -305,7 +306,7 @@ class Labels(Stage):
 
     def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
         number = int(rng.integers(len(self.seeds)))
-        return bytes((number,)) + mutate(rng, self.blocks[number], self.blocks, most=5)
+        return bytes((number,)) + mutate(rng, self.blocks[number], self.blocks, max_changes=5)
 
     def run(self, case: bytes) -> str:  # noqa: D102
         seed, block = self.split(case)
@@ -313,10 +314,10 @@ class Labels(Stage):
         unpacked = h.unpack(payload)
         header, labels = unpacked.header, unpacked.read(LABELS)
         if labels is None:
-            raise Wrong("the labels section is lost")
+            raise Failure("the labels section is lost")
         rows, columns = ceil_div(header.height, labels.tile[0]), ceil_div(header.width, labels.tile[1])
         if labels.classes.shape[:3] != (header.slices, rows, columns) or labels.scores.shape != labels.classes.shape:
-            raise Wrong(f"labels {labels.classes.shape} of {header.shape}")
+            raise Failure(f"labels {labels.classes.shape} of {header.shape}")
         labels.dense(255)
         return "decoded"
 
@@ -408,7 +409,7 @@ class Coder(Stage):
         elif style < 0.2:
             data = bytes((int(rng.choice((0, 255, 128))),)) * int(rng.integers(900)) + data
         else:
-            data = mutate(rng, data, most=4)
+            data = mutate(rng, data, max_changes=4)
         return bytes((number,)) + data
 
     def run(self, case: bytes) -> str:  # noqa: D102
@@ -417,12 +418,12 @@ class Coder(Stage):
         for step in passes:
             decoder.decode_pass(*step)
         if decoder.finish().shape != (2, *self.GRID, self.LATENTS):
-            raise Wrong("symbols of another shape")
+            raise Failure("symbols of another shape")
         return "decoded"
 
 
 class Parts(Stage):
-    """Coders of mask and residual by themselves, where this version has them."""
+    """Contents of sections and the coders of mask and residual, by themselves."""
 
     share = 5
     SHAPES = ((1, 17, 23, 3), (2, 8, 9, 1), (1, 1, 1, 1), (1, 40, 40, 2))
@@ -430,28 +431,25 @@ class Parts(Stage):
     def __init__(self, seeds: list[Seed], folder: Path) -> None:
         super().__init__(seeds, folder)
         rng = np.random.default_rng(3)
-        self.readers: list[tuple[bytes, Callable[[bytes], np.ndarray], tuple[int, ...]]] = []
+        self.readers: list[tuple[bytes, Callable[[bytes], Any]]] = []
         for shape in self.SHAPES:
             mask = rng.random(shape[:3]) < 0.3
             mask[:, : shape[1] // 2] = True
             context = rng.integers(0, 16320, shape).astype(np.int32)
-            residual = np.rint(rng.laplace(0, 4, shape)).astype(np.int32)
-            self._add("mask", "mask", (mask,), (shape[:3],), shape[:3])
-            self._add("residual", "residual", (residual, context), (shape, context), shape)
-        if not self.readers:
-            self.share = 0
-
-    def _add(self, module: str, name: str, given: tuple, then: tuple, shape: tuple[int, ...]) -> None:
-        try:
-            found: Any = import_module(f"deepsic_codec.payload.{module}")
-            data = getattr(found, f"encode_{name}")(*given)
-            decode = getattr(found, f"decode_{name}")
-        except (ImportError, AttributeError):
-            return
-        self.readers.append((data, lambda data: decode(data, *then), shape))
+            integers = np.rint(rng.laplace(0, 4, shape)).astype(np.int32)
+            self.readers.append((encode_mask(mask), partial(decode_mask, shape=shape[:3])))
+            coded = encode_integers(integers, context)
+            self.readers.append((coded, partial(decode_integers, shape=shape, context=context)))
+        for section in SECTIONS:
+            payloads = [unpacked for seed in seeds if section in (unpacked := h.unpack(seed.payload))]
+            if not payloads:
+                raise Failure(f"no seed has a {section.name} section: add one")
+            for payload in payloads:
+                read = partial(section.decode, header=payload.header)
+                self.readers.append((payload.sections[section.kind], read))
 
     def sound(self) -> list[bytes]:  # noqa: D102
-        return [bytes((i,)) + data for i, (data, _, _) in enumerate(self.readers)]
+        return [bytes((i,)) + data for i, (data, _) in enumerate(self.readers)]
 
     def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
         number = int(rng.integers(len(self.readers)))
@@ -459,9 +457,7 @@ class Parts(Stage):
         return bytes((number,)) + (rng.bytes(int(rng.integers(300))) if rng.random() < 0.2 else mutate(rng, data))
 
     def run(self, case: bytes) -> str:  # noqa: D102
-        _, read, shape = self.readers[case[0] % len(self.readers)]
-        if read(case[1:]).shape != shape:
-            raise Wrong("another shape")
+        self.readers[case[0] % len(self.readers)][1](case[1:])
         return "decoded"
 
 
@@ -506,7 +502,7 @@ class Zarr(Stage):
                 return "zarr refused another shape"
             raise
         if values.shape != array.shape or values.dtype != array.dtype:
-            raise Wrong(f"read {values.dtype} {values.shape}")
+            raise Failure(f"read {values.dtype} {values.shape}")
         return "decoded"
 
 
@@ -564,7 +560,7 @@ class Shard(Stage):
         except (ValueError, KeyError, OverflowError, TypeError) as error:
             return f"zarr's own {type(error).__name__}"  # it reads shard indexes itself, and has no types for this
         if values.shape != array.shape:
-            raise Wrong(f"read {values.shape}")
+            raise Failure(f"read {values.shape}")
         return "decoded" if not errors else "decoded, some label reads refused"
 
 
@@ -586,7 +582,7 @@ class Model(Stage):
     def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
         style = rng.random()
         if style < 0.3:
-            return b"\0" + mutate(rng, self.data[: self.start], most=4) + self.data[self.start :]
+            return b"\0" + mutate(rng, self.data[: self.start], max_changes=4) + self.data[self.start :]
         if style < 0.4:
             return b"\0" + mutate(rng, self.data)
         table = json.loads(json.dumps(self.table))
@@ -645,7 +641,7 @@ class Fuzzer:
     Attributes
     ----------
     outcomes : Counter of (str, str)
-        Cases by stage and outcome, which is the kind of a typed error and where it was seen, or what came back.
+        Cases by stage and outcome: the kind and section of a typed error, or the kind of result.
     slowest : (float, str, float)
         The largest time in multiples of a sound case of the stage, the stage, and its seconds.
     """
@@ -657,7 +653,7 @@ class Fuzzer:
     normal: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, folder: Path, names: Sequence[str] = tuple(STAGES)) -> Fuzzer:
+    def make(cls, folder: Path, names: Sequence[str] = tuple(STAGES)) -> "Fuzzer":
         """Write the model and sound inputs, and time those."""
         info = tiny_model(folder)
         seeds = make_seeds(info.name)
@@ -671,7 +667,7 @@ class Fuzzer:
                     seconds, outcome = fuzzer.timed(stage, case)
                     stage_time.append(seconds)
                 if not isinstance(outcome, str):
-                    raise Wrong(f"{name}: a sound case is refused: {outcome}") from outcome
+                    raise Failure(f"{name}: a sound case is refused: {outcome}") from outcome
                 times.append(min(stage_time))
             fuzzer.normal[name] = max(times)
         return fuzzer
@@ -687,7 +683,7 @@ class Fuzzer:
         return time.process_time() - start, outcome
 
     def step(self, name: str, case: bytes) -> None:
-        """Run a case and count its outcome; raises whatever is not in order."""
+        """Run a case and count its outcome; raises if the case fails."""
         stage = self.stages[name]
         seconds, outcome = self.timed(stage, case)
         if isinstance(outcome, DeepSICError):
@@ -704,7 +700,7 @@ class Fuzzer:
                 self.slowest = ratio, name, seconds
                 (self.folder / "slowest.bin").write_bytes(case)
             if ratio > SLOW and seconds > SLOW_SECONDS:
-                raise Wrong(f"{seconds:.3f} s, {ratio:.0f} times a sound case of stage {name}")
+                raise Failure(f"{seconds:.3f} s, {ratio:.0f} times a sound case of stage {name}")
 
     def pick(self, rng: np.random.Generator) -> str:
         """Choose a stage by the shares."""
@@ -712,7 +708,7 @@ class Fuzzer:
         return list(self.stages)[int(rng.choice(len(shares), p=shares / shares.sum()))]
 
     def report(self) -> str:
-        """What happened, as text."""
+        """Return the outcomes as text."""
         lines = []
         for name in self.stages:
             mine = sorted(((n, text) for (s, text), n in self.outcomes.items() if s == name), reverse=True)
@@ -724,7 +720,7 @@ class Fuzzer:
 
 
 def peak() -> float:
-    """Most memory of this process so far, in MB."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -768,7 +764,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
                 place = Path(args.log or folder).with_name(f"fuzz-{last}-{done}.bin")
                 place.write_bytes(case)
                 text = "".join(traceback.format_exception(error))
-                say(f"{text}\nnot in order: stage {last}, case {done}, stored as {place}")
+                say(f"{text}\nfailed: stage {last}, case {done}, stored as {place}")
             seconds = time.monotonic() - start
             say(fuzzer.report())
             say(
@@ -844,7 +840,7 @@ class Log:
         self.path = path
 
     def __call__(self, text: str) -> None:
-        """Say something."""
+        """Print a line."""
         line = f"{time.strftime('%H:%M:%S')} {text}"
         print(line, flush=True)
         if self.path:

@@ -2,12 +2,10 @@
 
     python -m benchmarks.lossless --images DIR [--limit 6] [--qualities 5 40 80] [--chunk 512]
 
-Images are RGB uint8, cut into chunks of the given size.  Per quality: bits per sample of features, residual, and
-both, and Mpx/s of the residual coder alone on one thread.  Then the same of other codecs, which
-see the same chunks.  Every round trip is checked.
+Images are RGB uint8, cut into chunks of the given size. Per quality: bits per sample of features, of the residual, and
+of both, and Mpx/s of the residual coder alone on one thread. Then the same for other codecs on the same chunks. Every
+round trip is checked.
 """
-
-from __future__ import annotations
 
 import argparse
 import time
@@ -60,12 +58,12 @@ def _ours(chunks: list[Pixels], quality: float) -> list[object]:
         encoded = runtime.encode([chunk[None]], [quality], labels=False)[0]
         decoded = runtime.decode([encoded.features], [(1, *chunk.shape[:2])], [quality])[0].astype(np.int32)
         residual = chunk[None] - decoded
-        there, data = _timed(encode_integers, residual, decoded)
-        back, found = _timed(decode_integers, data, residual.shape, decoded)
-        if not np.array_equal(found, residual):
-            raise AssertionError("the residual did not come back")
+        encode_seconds, data = _timed(encode_integers, residual, decoded)
+        decode_seconds, result = _timed(decode_integers, data, residual.shape, decoded)
+        if not np.array_equal(result, residual):
+            raise AssertionError("the residual is not restored")
         features, coded = features + len(encoded.features), coded + len(data)
-        seconds = [seconds[0] + there, seconds[1] + back]
+        seconds = [seconds[0] + encode_seconds, seconds[1] + decode_seconds]
     return _row(f"this codec, quality {quality:g}", chunks, features, coded, *seconds)
 
 
@@ -73,26 +71,28 @@ def _peer(chunks: list[Pixels], name: str) -> list[object]:
     encode, decode = PEERS[name]
     coded, seconds = 0, [0.0, 0.0]
     for chunk in chunks:
-        there, data = _timed(encode, chunk)
-        back, found = _timed(decode, data)
-        if memoryview(found).tobytes() != chunk.tobytes():
-            raise AssertionError(f"{name}: the image did not come back")
+        encode_seconds, data = _timed(encode, chunk)
+        decode_seconds, result = _timed(decode, data)
+        if memoryview(result).tobytes() != chunk.tobytes():
+            raise AssertionError(f"{name}: the image is not restored")
         coded += len(data)
-        seconds = [seconds[0] + there, seconds[1] + back]
+        seconds = [seconds[0] + encode_seconds, seconds[1] + decode_seconds]
     return _row(name, chunks, 0, coded, *seconds)
 
 
-def _row(name: str, chunks: list[Pixels], features: int, coded: int, there: float, back: float) -> list[object]:
+def _row(
+    name: str, chunks: list[Pixels], features: int, coded: int, encode_seconds: float, decode_seconds: float
+) -> list[object]:
     samples = sum(c.size for c in chunks)
     bits = [f"{8 * n / samples:.3f}" for n in (features, coded, features + coded)]
-    return [name, *bits, samples / 3e6 / there, samples / 3e6 / back]
+    return [name, *bits, samples / 3e6 / encode_seconds, samples / 3e6 / decode_seconds]
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder of lossless images")
-    parser.add_argument("--limit", type=int, help="use only so many of them")
+    parser.add_argument("--limit", type=int, help="use only the first N images", metavar="N")
     parser.add_argument("--qualities", type=float, nargs="+", default=[5, 20, 40, 60, 80, 100])
     parser.add_argument("--chunk", type=int, default=512, help="pixels along each side of a chunk")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The fuzzer itself: a short run of every stage, and that it stops at what is not in order."""
+"""The fuzzer itself: a short run of every stage, and that it stops at what is wrong."""
 
 import os
 import subprocess
@@ -81,7 +81,7 @@ def test_a_damaged_payload_that_is_decoded_stops_the_run(fuzzer, monkeypatch):
     table = fuzz.with_sections(bytes(header), h.read_header(bytes(header)), fuzz.sections_of(stage.seeds[0]))
     table = bytearray(table)
     table[8:12] = bytes(4)
-    with pytest.raises((fuzz.Wrong, CorruptPayload)):
+    with pytest.raises((fuzz.Failure, CorruptPayload)):
         stage.run(bytes(case[:1]) + bytes(table))
 
 
@@ -94,7 +94,7 @@ def test_other_errors_and_slow_cases_stop_the_run(fuzzer, monkeypatch):
     monkeypatch.setattr(stage, "run", lambda case: sum(range(10_000_000)) and "decoded")
     monkeypatch.setitem(fuzzer.normal, "labels", 1e-6)
     monkeypatch.setattr(fuzz, "SLOW_SECONDS", 0.001)
-    with pytest.raises(fuzz.Wrong, match="times a sound case"):
+    with pytest.raises(fuzz.Failure, match="times a sound case"):
         fuzzer.step("labels", case)
 
 

@@ -155,7 +155,7 @@ def decode_residual(data, shape, g):
         return 1 << 21, 0
 
     coder, plain = Coder(data[:length], start), Plain(data[length:])
-    weights, fades = decode_weights(coder, plain, bands)
+    weights, shifts = decode_weights(coder, plain, bands)
     r, e, e1 = {}, {}, {}
     filters = [[0] * 8 for _ in range(bands)]
     for s in range(slices):
@@ -164,7 +164,7 @@ def decode_residual(data, shape, g):
                 filters[c] = list(filters[c - 1])
             for y in range(height):
                 for x in range(width):
-                    sample(coder, plain, weights[c], fades[c], filters[c], g, r, e, e1, (s, y, x, c), (height, width))
+                    sample(coder, plain, weights[c], shifts[c], filters[c], g, r, e, e1, (s, y, x, c), (height, width))
     coder.finish()
     plain.finish()
     return r
@@ -172,10 +172,10 @@ def decode_residual(data, shape, g):
 
 def decode_weights(coder, plain, bands):
     """Section "Fixed filter"."""
-    weights, fades = [], []
+    weights, shifts = [], []
     for c in range(bands):
-        fades.append(plain.get(4))
-        if not coder.one(("own",)):
+        shifts.append(plain.get(4))
+        if not coder.one(("new",)):
             weights.append(list(weights[-1]) if c else [0] * 48)
             continue
         mine, last = [0] * 48, 1
@@ -191,10 +191,10 @@ def decode_weights(coder, plain, bands):
                 size = (1 << n) + (bits >> 1)
                 mine[t] = -size if bits & 1 else size
         weights.append(mine)
-    return weights, fades
+    return weights, shifts
 
 
-def sample(coder, plain, weights, fade, f, g, r, e, e1, place, size):
+def sample(coder, plain, weights, shift, f, g, r, e, e1, place, size):
     """Sections "Prediction" to "Binarisation"."""
     s, y, x, c = place
     height, width = size
@@ -220,7 +220,9 @@ def sample(coder, plain, weights, fade, f, g, r, e, e1, place, size):
     before = (5 * (2 * big(0, 0, 1) + big(0, -1, 1) + big(0, 1, 1) + big(-1, 0, 1) + big(1, 0, 1))) >> 5
     slope = sum(abs(i) for i in inputs[10:14])
     q = 2 if c else 3
-    level = min(local_level((q * (north + 2 * big(0, -1) + big(0, -2)) + 8 * before + ((16 * slope) >> fade)) >> 3), 99)
+    level = min(
+        local_level((q * (north + 2 * big(0, -1) + big(0, -2)) + 8 * before + ((16 * slope) >> shift)) >> 3), 99
+    )
     k = max(0, (level - 22) >> 2)
     centre = (m + 8) >> 4
     j = m - 16 * centre
