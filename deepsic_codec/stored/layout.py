@@ -32,7 +32,7 @@ class StoredLayout:
     """Keys and bytes of an array whose chunks are payloads of DeepSIC.
 
     The codecs of such an array are, in this order: any that change arrays, DeepSIC, and any number of CRC-32C
-    checksums; perhaps all in shards.
+    checksums. All of them may be within shards.
 
     Parameters
     ----------
@@ -63,7 +63,6 @@ class StoredLayout:
         self._metadata, self._prefix = metadata, array.store_path.path
         self.name = f"array {array.path!r}"
         self._sharding: ShardingCodec | None = None
-        self._outer: Sequence[Any] = ()
         self.order: str = "C"
         if metadata.zarr_format == 2:
             self.order = metadata.order
@@ -71,7 +70,10 @@ class StoredLayout:
         else:
             self._chain = list(metadata.codecs)
             if self._chain and isinstance(self._chain[0], ShardingCodec):
-                self._sharding, *self._outer = self._chain
+                if len(self._chain) > 1:
+                    names = ", ".join(map(_name, self._chain))
+                    raise UnsupportedPayload(f"{self.name} is stored with {names}: what follows shards hides chunks")
+                self._sharding = self._chain[0]
                 self._chain = list(self._sharding.codecs)
         self.params = self._codec()
         self.chunks: Index = tuple(array.chunks)
@@ -103,10 +105,10 @@ class StoredLayout:
 
     def check_writable(self) -> None:
         """Raise UnsupportedArray or UnsupportedPayload if `stored_bytes` and `build_shard` do not know all codecs."""
-        if self._before or self._outer:
-            names = ", ".join(map(_name, self._before or self._outer))
+        if self._before:
+            names = ", ".join(map(_name, self._before))
             raise UnsupportedArray(
-                f"{self.name} has other codecs around DeepSIC ({names}), which the bulk writer does not run; write it "
+                f"{self.name} has other codecs before DeepSIC ({names}), which the bulk writer does not run; write it "
                 "through zarr, or create it with create_array"
             )
         if self._sharding is not None:

@@ -1,10 +1,14 @@
 """Every kind of store that Zarr has: pixels, and headers read by range."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import zarr
 from packaging.version import Version
-from zarr.abc.store import RangeByteRequest
+from zarr.abc.store import RangeByteRequest, Store
 
 from deepsic_codec import chunk_attrs, consolidate_labels, create_array, open_labels
 from tests.common import photograph
@@ -42,16 +46,28 @@ def over_icechunk(folder):
     return icechunk.Repository.create(icechunk.in_memory_storage()).writable_session("main").store
 
 
-STORES = [memory, local, zipped, over_fsspec, over_obstore, over_icechunk]
+class Case(NamedTuple):
+    """How to make a kind of store in a folder, and the Zarr formats that it can hold."""
+
+    make: Callable[[Path], Store]
+    formats: tuple[int, ...] = (2, 3)
+
+
+STORES = {
+    "memory": Case(memory),
+    "local": Case(local),
+    "zip": Case(zipped),
+    "fsspec": Case(over_fsspec),
+    "obstore": Case(over_obstore),
+    "icechunk": Case(over_icechunk, formats=(3,)),
+}
+FORMATS = [(name, number) for name, case in STORES.items() for number in case.formats]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")  # a zip file keeps what is overwritten
-@pytest.mark.parametrize("zarr_format", [2, 3])
-@pytest.mark.parametrize("make", STORES, ids=lambda make: make.__name__)
-def test_pixels_and_labels(make, zarr_format, tmp_path):
-    if make is over_icechunk and zarr_format == 2:
-        pytest.skip("Icechunk has no format 2")
-    store = make(tmp_path)
+@pytest.mark.parametrize(("name", "zarr_format"), FORMATS)
+def test_pixels_and_labels(name, zarr_format, tmp_path):
+    store = STORES[name].make(tmp_path)
     z = create_array(store, name="image", data=IMAGE, chunks=(64, 64, 3), zarr_format=zarr_format)
     again = zarr.open_group(store, mode="r+")["image"]
     np.testing.assert_array_equal(again[...], IMAGE)
@@ -62,9 +78,9 @@ def test_pixels_and_labels(make, zarr_format, tmp_path):
     assert chunk_attrs(create_array(store, name="empty", shape=IMAGE.shape, dtype="u1"), (0, 0, 0))["labels"] == []
 
 
-@pytest.mark.parametrize("make", [memory, local, over_obstore, over_icechunk], ids=lambda make: make.__name__)
-def test_shards(make, tmp_path):
-    store = make(tmp_path)
+@pytest.mark.parametrize("name", ["memory", "local", "obstore", "icechunk"])
+def test_shards(name, tmp_path):
+    store = STORES[name].make(tmp_path)
     create_array(store, name="image", data=IMAGE, chunks=(32, 32, 3), shards=(128, 128, 3))
     again = zarr.open_group(store, mode="r")["image"]
     np.testing.assert_array_equal(again[90:150, 20:], IMAGE[90:150, 20:])

@@ -1,0 +1,162 @@
+"""Locations of arrays and indices, and the store that counts."""
+
+import numpy as np
+import pytest
+import zarr
+from zarr.core.buffer import cpu
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, ZipStore
+from zarr.testing.store import StoreTests
+
+from deepsic_codec import create_array
+from deepsic_codec.errors import LabelIndexError, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.stored.location import (
+    CONNECTIONS,
+    Counter,
+    CountingStore,
+    IndexLocation,
+    counting_array,
+    fsspec_options,
+    is_deepsic,
+    is_in_group,
+    open_array,
+    open_node,
+    parent_and_name,
+)
+from tests.common import check_rejects, photograph
+
+
+class TestCountingStore(StoreTests[CountingStore, cpu.Buffer]):
+    """Zarr's contract for stores."""
+
+    store_cls = CountingStore
+    buffer_cls = cpu.Buffer
+
+    async def get(self, store, key):
+        return self.buffer_cls.from_bytes((store.wrapped.root / key).read_bytes())
+
+    async def set(self, store, key, value):
+        path = store.wrapped.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(value.to_bytes())
+
+    @pytest.fixture
+    def store_kwargs(self, tmp_path):
+        return {"store": LocalStore(tmp_path)}
+
+    @pytest.fixture
+    def open_kwargs(self, tmp_path):
+        return {"store_cls": LocalStore, "root": tmp_path}
+
+    @pytest.fixture
+    def store(self, open_kwargs):
+        return sync(self.store_cls.open(**open_kwargs))
+
+    @pytest.fixture
+    def store_not_open(self, store_kwargs):
+        return self.store_cls(**store_kwargs)
+
+    def test_store_repr(self, store):
+        assert "LocalStore" in repr(store)
+
+    def test_store_supports_writes(self, store):
+        assert store.supports_writes
+
+    def test_store_supports_listing(self, store):
+        assert store.supports_listing
+
+
+@pytest.fixture
+def group(stub):
+    store = MemoryStore()
+    create_array(store, name="a/image", data=photograph(64, 64, 3), chunks=(64, 64, 3))
+    zarr.open_group(store).create_array("other", shape=(3,), dtype="f4")
+    return store
+
+
+def test_reads_are_counted_in_requests_and_bytes(group):
+    counter = Counter()
+    array = zarr.open_array(group, path="a/image")
+    values = sync(counting_array(array, counter).getitem(...))
+    np.testing.assert_array_equal(values, array[...])
+    stored = sync(group.getsize("a/image/c/0/0/0"))
+    assert (counter.requests, counter.bytes) == (1, stored)
+    again = counting_array(counting_array(array, counter), Counter())
+    sync(again.getitem(...))
+    assert counter.requests == 1, "an array that counts is not counted twice"
+
+
+def test_opening_is_counted_and_reading_afterwards_is_not(group):
+    counter = Counter()
+    array = open_array(group, "a/image", counter=counter)
+    opened = counter.requests
+    assert opened > 0 and counter.bytes > 0
+    assert array[...].shape == (64, 64, 3) and array.store is group
+    assert counter.requests == opened
+
+
+def test_nodes_of_any_kind_of_source(group, tmp_path, stub):
+    array = open_array(group)
+    assert array.path == "a/image" and is_deepsic(array)
+    assert open_node(array) is array
+    node = open_node(group)
+    assert open_node(node, "other").path == "other" and not is_deepsic(node["other"]) and not is_deepsic(node)
+    with ZipStore(tmp_path / "a.zip", mode="w") as store:
+        create_array(store, name="image", data=photograph(8, 8, 3))
+    assert open_array(tmp_path / "a.zip", "image").shape == (8, 8, 3)
+
+
+def test_no_such_node(group, tmp_path):
+    check_rejects(UnsupportedArray, "no array 'b'", open_node, group, "b")
+    check_rejects(UnsupportedArray, "no array 'b'", open_node, open_node(group), "b")
+    check_rejects(UnsupportedArray, "no array or group", open_node, tmp_path / "nothing")
+    check_rejects(UnsupportedPayload, "not with DeepSIC", open_array, group, "other")
+    create_array(group, name="b", data=photograph(8, 8, 3))
+    check_rejects(UnsupportedArray, "a/image, b|pass its name", open_array, group)
+
+
+def test_the_group_around_a_node(tmp_path):
+    memory = MemoryStore()
+    assert parent_and_name(StorePath(memory, "a/b/image")) == (StorePath(memory, "a/b"), "image")
+    assert parent_and_name(StorePath(memory, "image")) == (StorePath(memory, ""), "image")
+    assert parent_and_name(StorePath(memory)) == (None, "")
+    parent, name = parent_and_name(StorePath(LocalStore(tmp_path / "image", read_only=True)))
+    assert name == "image" and parent.store.root == tmp_path and parent.store.read_only
+    parent, name = parent_and_name(StorePath(FsspecStore.from_url("memory://folder/image")))
+    assert name == "image" and parent.store.path.strip("/") == "folder"
+    assert parent_and_name(StorePath(FsspecStore.from_url("memory://image")))[0] is None
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_array_opened_by_its_own_path_is_in_a_group_if_there_is_one(tmp_path, zarr_format):
+    path = StorePath(LocalStore(tmp_path / "image"))
+    assert not is_in_group(path, zarr_format)
+    zarr.open_group(tmp_path, mode="w", zarr_format=zarr_format)
+    assert is_in_group(path, zarr_format)
+    assert is_in_group(StorePath(MemoryStore(), "image"), zarr_format)
+    assert not is_in_group(StorePath(MemoryStore()), zarr_format)
+
+
+def test_index_locations(group, tmp_path):
+    array = open_array(group)
+    location = IndexLocation.sibling_of(array, check=True)
+    assert location == IndexLocation(group, "a/image_labels", 3)
+    assert location.with_suffix("_next") == IndexLocation(group, "a/image_labels_next", 3)
+    assert IndexLocation(group, "", 3).with_suffix("_next").path == "next"
+    assert IndexLocation.from_user(open_node(group)["a"], 2) == IndexLocation(group, "a", 2)
+    assert IndexLocation.from_user(StorePath(group, "b"), 3) == IndexLocation(group, "b", 3)
+    assert IndexLocation.from_user(tmp_path / "index", 3, write=True).store == LocalStore(tmp_path / "index")
+    check_rejects(LabelIndexError, "no label index", IndexLocation.from_user, tmp_path / "nothing", 3)
+
+
+def test_an_array_at_the_root_has_no_location_for_an_index(stub):
+    array = create_array(MemoryStore(), data=photograph(8, 8, 3))
+    check_rejects(LabelIndexError, "root of its store|index=|scan=True", IndexLocation.sibling_of, array)
+
+
+def test_many_requests_to_s3_at_once_unless_the_user_says_how_many():
+    assert fsspec_options("s3://bucket/a", None) == {"config_kwargs": {"max_pool_connections": CONNECTIONS}}
+    options = {"anon": True, "config_kwargs": {"max_pool_connections": 7}}
+    assert fsspec_options("s3a://bucket/a", options) == options
+    assert fsspec_options("file:///a", None) is None
+    assert fsspec_options("gs://a", {"token": "x"}) == {"token": "x"}
