@@ -252,7 +252,7 @@ def means(outcomes: Sequence[Outcome]) -> list[Outcome]:
     averages = []
     for group in groups.values():
         names = ("setting", "nbytes", "bpp", "psnr", "ms_ssim", "encode_seconds", "decode_seconds")
-        values = {name: float(np.mean([getattr(outcome, name) for outcome in group])) for name in names}
+        values: dict[str, Any] = {name: float(np.mean([getattr(outcome, name) for outcome in group])) for name in names}
         averages.append(replace(group[0], image="mean", **{**values, "nbytes": round(values["nbytes"])}))
     return averages
 

@@ -1,8 +1,7 @@
 """What pictures of archives are made of: colours of classes, values to grey levels, tints, legends, captions."""
 
-from __future__ import annotations
-
 import colorsys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,43 +19,32 @@ GREY: Colour = (150, 150, 150)  # "unknown"
 PERCENTILES = (1.0, 99.0)
 MIDDLE = 0.25  # median of an image that counts as dark, as a part of white
 TURN = 0.61803398875  # of the colour circle from one class to the next: the golden ratio keeps any number apart
-# Words in names of land cover, and what maps usually draw it in; a second word where two classes share the first.
+# Words in names of land cover, and the colours that maps usually give them. Each colour is given to one class.
 COVER: dict[str, Colour] = {
     "forest": (20, 110, 40),
-    "tree": (60, 140, 60),
     "herbaceous": (150, 215, 105),
-    "vegetation": (120, 190, 90),
     "grass": (170, 225, 120),
-    "shrub": (165, 175, 80),
     "pasture": (225, 225, 95),
     "annualcrop": (250, 190, 50),
     "permanentcrop": (205, 130, 35),
-    "crop": (240, 205, 90),
-    "residential": (225, 60, 50),
-    "built": (200, 40, 60),
-    "industrial": (165, 75, 190),
-    "highway": (70, 65, 75),
-    "road": (95, 85, 90),
-    "river": (75, 195, 235),
-    "sealake": (30, 85, 205),
-    "sea": (15, 60, 160),
-    "lake": (45, 120, 225),
-    "water": (60, 150, 230),
-    "snow": (225, 245, 255),
-    "ice": (200, 230, 250),
-    "bare": (190, 165, 135),
-    "sand": (235, 215, 165),
-    "cloud": (245, 245, 245),
-    "wet": (110, 175, 190),
-    "wood": (45, 125, 55),
     "field": (235, 200, 80),
+    "residential": (225, 60, 50),
     "town": (215, 60, 55),
     "urban": (205, 50, 75),
-    "city": (190, 50, 60),
+    "industrial": (165, 75, 190),
+    "highway": (70, 65, 75),
+    "river": (75, 195, 235),
+    "lake": (30, 85, 205),
+    "water": (60, 150, 230),
+    "snow": (225, 245, 255),
+    "bare": (190, 165, 135),
+    "wet": (110, 175, 190),
+    "wood": (45, 125, 55),
 }
 INK, PAPER, FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
 FRAME = (255, 220, 0)  # around a part of an image
 GAP = 10  # pixels
+CHARACTER = 0.55  # width of a character as a part of the font's size, at most on average
 
 
 def colours(names: Sequence[str]) -> dict[str, Colour]:
@@ -172,14 +160,14 @@ def dim(image: Pixels, shown: NDArray[np.bool_]) -> Pixels:
     return np.where(edge[..., None], FRAME, result).round().astype(np.uint8)
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
     """Return Pillow's own font, which is everywhere the same."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size=size)
 
 
-def legend(entries: Mapping[str, Colour], counts: Mapping[str, str], width: int) -> PillowImage.Image:
+def legend(entries: Mapping[str, Colour], counts: Mapping[str, str], width: int) -> "PillowImage.Image":
     """Draw swatches with names, and a few words on each, in as many columns as `width` pixels take."""
     from PIL import Image, ImageDraw
 
@@ -197,19 +185,7 @@ def legend(entries: Mapping[str, Colour], counts: Mapping[str, str], width: int)
     return image
 
 
-def lines_of(text: str, width: int, size: int = 15) -> list[str]:
-    """Break a text into lines of at most `width` pixels."""
-    measure, lines = font(size), [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if measure.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-def sheet(parts: Iterable[PillowImage.Image | tuple[str, int, Colour]], width: int) -> PillowImage.Image:
+def sheet(parts: Iterable["PillowImage.Image | tuple[str, int, Colour]"], width: int) -> "PillowImage.Image":
     """Put images and texts (words, size, colour) below each other, on white with a margin."""
     from PIL import Image, ImageDraw
 
@@ -218,7 +194,7 @@ def sheet(parts: Iterable[PillowImage.Image | tuple[str, int, Colour]], width: i
     for part in parts:
         if isinstance(part, tuple):
             text, size, colour = part
-            for line in lines_of(text, width, size):
+            for line in textwrap.wrap(text, round(width / (CHARACTER * size))):
                 placed.append((top, (line, size, colour)))
                 top += size + 5
             top += 2
@@ -235,7 +211,7 @@ def sheet(parts: Iterable[PillowImage.Image | tuple[str, int, Colour]], width: i
     return image
 
 
-def panel(image: PillowImage.Image, title: str, note: str, size: tuple[int, int]) -> PillowImage.Image:
+def panel(image: "PillowImage.Image", title: str, note: str, size: tuple[int, int]) -> "PillowImage.Image":
     """Put an image below a title and a note, on white; `size` is the width and height left for the image."""
     from PIL import Image, ImageDraw
 
@@ -246,7 +222,7 @@ def panel(image: PillowImage.Image, title: str, note: str, size: tuple[int, int]
     return sheet
 
 
-def side_by_side(images: Sequence[PillowImage.Image]) -> PillowImage.Image:
+def side_by_side(images: Sequence["PillowImage.Image"]) -> "PillowImage.Image":
     """Put images beside each other, a gap between them."""
     from PIL import Image
 

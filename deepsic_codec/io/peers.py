@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deepsic_codec.io.require import require
 
 Pixels = NDArray[np.uint8]
+Functions = tuple[Callable[[Pixels, float], bytes], Callable[[bytes], Pixels]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _imagecodecs() -> Any:
     return imagecodecs
 
 
-def _through_imagecodecs(name: str, setting: str, decode: dict[str, Any] | None = None, **options: Any) -> Any:
+def _through_imagecodecs(name: str, setting: str, decode: dict[str, Any] | None = None, **options: Any) -> Functions:
     """Return how to encode and decode with a codec of imagecodecs, given the name of its setting and fixed options."""
 
     def encode_image(x: Pixels, value: float) -> bytes:

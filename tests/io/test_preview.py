@@ -69,7 +69,7 @@ def test_where_dims_the_rest(stub):
 
 def test_a_large_array_is_sampled(stub, monkeypatch):
     array = create_array({}, data=photograph(640, 640, 3), chunks=(64, 64, 3))
-    monkeypatch.setattr(module, "PIXELS", 9 * 64 * 64)
+    monkeypatch.setattr(module, "MAX_PIXELS", 9 * 64 * 64)
     stub.batches.clear()
     made = preview(array, size=320)
     assert made.sampled and made.chunks == 100 and made.shown == sum(stub.sizes("decode")) == 9
@@ -83,10 +83,10 @@ def test_a_sample_of_matches_decodes_matches_only(stub, monkeypatch):
     image = np.full((640, 640, 3), 10, "u1")
     image[64:128, 512:576] = 250
     array = create_array({}, data=image, chunks=(64, 64, 3))
-    monkeypatch.setattr(module, "PIXELS", 9 * 64 * 64)
+    monkeypatch.setattr(module, "MAX_PIXELS", 9 * 64 * 64)
     made = preview(array, size=320, where="Bright")
     assert made.shown == 1 and made.sampled
-    monkeypatch.setattr(module, "SCAN", 50)
+    monkeypatch.setattr(module, "MAX_SCAN", 50)
     check_rejects(LabelIndexError, "deepsic index", preview, array, where="Bright")
 
 
