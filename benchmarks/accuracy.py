@@ -15,7 +15,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,12 +28,12 @@ from torch import Tensor, nn
 
 from benchmarks.common import Pixels, machine, read_images, table
 from benchmarks.resnet import ResNet18
-from deepsic_codec import DeepSIC
+from deepsic_codec import DeepSIC, config
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.file import read_info
 from deepsic_codec.model.networks import Analysis, SemanticHead
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
-from deepsic_codec.model.zoo import SEARCH_VARIABLE, find_model
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.training.data import LabelledTiles
 from deepsic_codec.training.data import read_images as read_tiles
 
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(machine(torch.get_num_threads()))
     name = a.model
     if Path(name).is_file():
-        os.environ[SEARCH_VARIABLE] = name
+        config.set(model_path=name)
         name = read_info(name).name
     info = find_model(name)
     classes = list(info.vocabulary.classes)

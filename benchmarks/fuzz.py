@@ -863,7 +863,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.replay and len(args.stage or ()) != 1:
         parser.error("--replay needs one --stage")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[zoo.SEARCH_VARIABLE] = folder
+        config.set_defaults(model_path=folder)
         return run(args, Path(folder))
 
 

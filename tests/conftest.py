@@ -4,6 +4,7 @@ import sys
 import hypothesis
 import pytest
 
+from deepsic_codec import config
 from tests import stub_runtime
 
 # A busy machine is no failure: nothing here is about time.
@@ -23,3 +24,10 @@ def stub(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(stub_runtime, "RUNTIME", stub_runtime.Scheduler())
     return stub_runtime.RUNTIME
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    """Settings that a test changes are those of before afterwards."""
+    with config.set():
+        yield

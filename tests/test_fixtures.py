@@ -11,7 +11,7 @@ import pytest
 import zarr
 from zarr.storage import ZipStore
 
-from deepsic_codec import DeepSIC
+from deepsic_codec import DeepSIC, config
 from deepsic_codec.model import file, zoo
 from deepsic_codec.payload.fields import FORMAT_VERSION
 from tests.fixtures import make
@@ -27,8 +27,7 @@ def named(kind, suffix):
 @pytest.fixture(autouse=True)
 def models(monkeypatch, tmp_path):
     """Models have to be in the package, or embedded in the arrays."""
-    monkeypatch.setenv(zoo.SEARCH_VARIABLE, "")
-    monkeypatch.setenv(zoo.CACHE_VARIABLE, str(tmp_path / "cache"))
+    config.set(model_path=(), cache=tmp_path / "cache")
 
 
 def test_a_frozen_format_has_fixtures():
@@ -98,9 +97,7 @@ def close(found, wanted):
 def made(tmp_path_factory):
     """All fixtures as the current code writes them."""
     folder = tmp_path_factory.mktemp("fixtures") / "made"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(zoo.SEARCH_VARIABLE, "")  # which `make_all` sets
-        make.make_all(folder)
+    make.make_all(folder)
     return folder
 
 

@@ -2,13 +2,13 @@
 
 import argparse
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepsic_codec import config
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
 from deepsic_codec.cli.options import add_encoder_options, add_json, encoder_options, quality
 
@@ -47,14 +47,14 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from deepsic_codec.errors import ConfigurationError
     from deepsic_codec.model.file import read_info
     from deepsic_codec.model.scheduler import get_scheduler
-    from deepsic_codec.model.zoo import SEARCH_VARIABLE, find_model
+    from deepsic_codec.model.zoo import find_model
     from deepsic_codec.training.data import read_images
     from deepsic_codec.training.evaluate import Result, complexity, evaluate, means
 
     name = args.model
     if Path(name).is_file():
         # Payloads name a model by its identity; readers search this path for it.
-        os.environ[SEARCH_VARIABLE] = os.pathsep.join(filter(None, [name, os.environ.get(SEARCH_VARIABLE)]))
+        config.set(model_path=(name, *config.get().model_path))
         name = read_info(name).name
     info = find_model(name)
     skipped: list[str] = []

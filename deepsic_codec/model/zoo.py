@@ -1,18 +1,14 @@
 """Where models are: the packaged ones, folders that the user names, and models that archives contained."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
 from deepsic_codec.model.file import ModelInfo, read_info
 
-#: Environment variable with folders or files that are searched before the package, separated as in PATH.
-SEARCH_VARIABLE = "DEEPSIC_MODEL_PATH"
-#: Environment variable with the folder for models that archives contained; default `~/.cache/deepsic_codec`.
-CACHE_VARIABLE = "DEEPSIC_CACHE"
 #: Folder of the packaged models.
 PACKAGED = Path(__file__).resolve().parent.parent / "models"
 
@@ -57,7 +53,7 @@ def resolve(name: str) -> tuple[str, str]:
 
 
 def find_model(name: str = "base", *, head: str | None = None, preferred: str | None = None) -> ModelInfo:
-    """Find a model along `DEEPSIC_MODEL_PATH`, in the package, and among models from archives, in this order.
+    """Find a model along the setting `model_path`, in the package, and among models from archives, in this order.
 
     The first file that fits is returned; files of a folder are tried in the order of their names. Several files may
     have one decoder, and any of them decodes what another one encoded. `head` and `preferred` choose between them for
@@ -100,7 +96,7 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
     subject += f" and head {head}" if head else ""
     places = ", ".join(str(place) for place in [*_user_places(), *_archive_folders()])
     raise ModelNotFound(
-        f"no model {subject}; looked in {places}. Set {SEARCH_VARIABLE} to the folder that has it. If the archive has "
+        f"no model {subject}; looked in {places}. Set DEEPSIC_MODEL_PATH to the folder that has it. If the archive has "
         "it embedded, call deepsic_codec.open_archive(URL) once: from then on zarr.open and xarray.open_zarr find it "
         "too"
     )
@@ -108,7 +104,7 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
 
 def cache_folder() -> Path:
     """Folder for models that archives contained."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/deepsic_codec").expanduser()
+    return Path(config.get().cache).expanduser()
 
 
 def add_folder(folder: Path) -> None:
@@ -129,8 +125,7 @@ def _cached_info(path: str, modified: int) -> ModelInfo | None:
 
 
 def _user_places() -> Iterable[Path]:
-    extra = [Path(p) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
-    return [*extra, PACKAGED]
+    return [*(Path(place).expanduser() for place in config.get().model_path), PACKAGED]
 
 
 def _archive_folders() -> list[Path]:

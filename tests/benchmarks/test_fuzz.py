@@ -11,7 +11,6 @@ import pytest
 from benchmarks import fuzz
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import zoo
 from deepsic_codec.payload import header as h
 from tests.common import ROOT
 
@@ -48,8 +47,7 @@ def bounds_checked(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
-    with pytest.MonkeyPatch.context() as patch, config.set(max_pixels=fuzz.MAX_PIXELS):
-        patch.setenv(zoo.SEARCH_VARIABLE, str(folder))
+    with config.set(max_pixels=fuzz.MAX_PIXELS, model_path=folder):
         yield fuzz.Fuzzer.make(folder)
 
 

@@ -1,7 +1,6 @@
 """Model files: identities, finding, damage."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
 from deepsic_codec.model.file import Vocabulary, identities, load_arrays, read_info, save_model
-from deepsic_codec.model.zoo import ALIASES, CACHE_VARIABLE, PACKAGED, SEARCH_VARIABLE, find_model, resolve
+from deepsic_codec.model.zoo import ALIASES, PACKAGED, find_model, resolve
 from tests.common import check_lazy, check_rejects
 
 ARCHITECTURE = {"name": "toy", "latents": 4, "analysis_widths": [2, 2], "head_width": 3, "classes": 3}
@@ -29,7 +29,7 @@ def arrays():
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    monkeypatch.setenv(SEARCH_VARIABLE, str(tmp_path))
+    config.set(model_path=tmp_path)
     return save_model(tmp_path / "toy.safetensors", "toy", arrays(), ARCHITECTURE, VOCABULARY, {"by": "a test"})
 
 
@@ -57,13 +57,13 @@ def test_the_first_of_several_files_with_one_decoder(toy, tmp_path, monkeypatch)
     assert find_model(toy.decoder, preferred="nobody") == other, "to decode, any will do"
     later = other_encoder(tmp_path / "later", name="later")
     for order in ([tmp_path, tmp_path / "later"], [tmp_path / "later", tmp_path]):
-        monkeypatch.setenv(SEARCH_VARIABLE, os.pathsep.join(map(str, order)))
+        config.set(model_path=order)
         assert find_model(toy.decoder) == (other if order[0] == tmp_path else later), "folders come in their order"
         assert find_model(toy.decoder, preferred="toy") == toy
 
 
 def test_what_an_archive_brought_comes_last_and_has_no_name(toy, tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    config.set(cache=tmp_path / "cache")
     brought = other_encoder(tmp_path / "cache")
     assert find_model(toy.decoder) == find_model(toy.decoder, preferred="other") == toy
     (tmp_path / "toy.safetensors").unlink()
@@ -88,9 +88,9 @@ def test_identities_tell_parts_apart():
 
 
 def test_missing_model_names_every_place(tmp_path, monkeypatch):
-    monkeypatch.setenv(SEARCH_VARIABLE, str(tmp_path))
+    config.set(model_path=tmp_path)
     message = check_rejects(ModelNotFound, "'nowhere'", find_model, "nowhere")
-    assert str(tmp_path) in message and str(PACKAGED) in message and SEARCH_VARIABLE in message
+    assert str(tmp_path) in message and str(PACKAGED) in message and "DEEPSIC_MODEL_PATH" in message
     check_rejects(ModelNotFound, "decoder " + "5" * 64, find_model, "5" * 64)
     check_rejects(ModelNotFound, "head 12345678", find_model, "base", head="12345678")
 
@@ -116,7 +116,7 @@ def test_foreign_files_are_refused_and_passed_over(tmp_path, monkeypatch, conten
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     check_rejects(ModelMismatch, "not a DeepSIC model", read_info, path)
-    monkeypatch.setenv(SEARCH_VARIABLE, str(tmp_path))
+    config.set(model_path=tmp_path)
     assert find_model("base").name == ALIASES["base"].name
 
 

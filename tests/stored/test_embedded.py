@@ -14,6 +14,7 @@ from benchmarks.fuzz import tiny_model
 from deepsic_codec import (
     DeepSIC,
     chunk_attrs,
+    config,
     consolidate_labels,
     create_array,
     decode_features,
@@ -40,11 +41,10 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def here(tiny, tmp_path, monkeypatch):
     """A machine that has the model; returns what makes it one that does not."""
-    monkeypatch.setenv(zoo.SEARCH_VARIABLE, str(Path(tiny.path).parent))
-    monkeypatch.setenv(zoo.CACHE_VARIABLE, str(tmp_path / "cache"))
+    config.set(model_path=Path(tiny.path).parent, cache=tmp_path / "cache")
 
     def gone():
-        monkeypatch.setenv(zoo.SEARCH_VARIABLE, "")
+        config.set(model_path=())
         monkeypatch.setattr(scheduler, "_schedulers", {})
         with pytest.raises(ModelNotFound):
             zoo.find_model(tiny.decoder)
@@ -205,7 +205,7 @@ def test_a_damaged_model_is_not_handed_on(at, tiny, here, tmp_path, monkeypatch)
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "m.safetensors").write_bytes(broken)
-    monkeypatch.setenv(zoo.SEARCH_VARIABLE, str(folder))
+    config.set(model_path=folder)
     check_rejects(ModelMismatch, "damaged", write, {})
 
 
@@ -288,7 +288,7 @@ def test_a_home_that_cannot_be_written_to(tiny, here, tmp_path, monkeypatch):
     expected = write(store)[...]
     here()
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv(zoo.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    config.set(cache=tmp_path / "file" / "cache")
     monkeypatch.setattr(zoo, "_added", [])
     np.testing.assert_array_equal(open_archive(store, "group/image")[...], expected)
 
@@ -376,7 +376,7 @@ def test_other_processes(tiny, here, installed, tmp_path):  # noqa: F811
         f"print(hashlib.sha256(zarr.open_array({str(path)!r}, path={where!r}, mode='r')[:].tobytes()).hexdigest())"
     )
     assert run_python(plain).strip() == hashlib.sha256(Path(tiny.path).read_bytes()).hexdigest()
-    environment = {zoo.CACHE_VARIABLE: str(tmp_path / "fresh"), zoo.SEARCH_VARIABLE: ""}
+    environment = {"DEEPSIC_CACHE": str(tmp_path / "fresh"), "DEEPSIC_MODEL_PATH": ""}
     code = f"import zarr, deepsic_codec as d\nz = d.open_archive({str(path)!r}, 'group/image')\n"
     code += f"print(zarr.open({str(path)!r}, mode='r')['group/image'][...].sum(dtype='i8'))"
     assert run_python(code, installed, **environment).strip() == str(total)

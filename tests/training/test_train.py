@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepsic_codec import config
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.exact import fixed
@@ -20,7 +21,7 @@ from deepsic_codec.model.exact.transforms import IntegerAnalysis
 from deepsic_codec.model.file import Vocabulary, load_arrays, read_info, save_model
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
-from deepsic_codec.model.zoo import SEARCH_VARIABLE, find_model
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training import balance as balance_module
 from deepsic_codec.training import checkpoint, phases, train
@@ -212,7 +213,7 @@ def test_head_of_other_classes(whole, data, tmp_path, monkeypatch):
 
     from PIL import Image
 
-    monkeypatch.setenv(SEARCH_VARIABLE, whole[1].path)
+    config.set(model_path=whole[1].path)
     for i, name in enumerate(("Land", "Land", "Sea", "Sea")):
         (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(data.tiles) as archive, archive.open(f"train/River/{i}.png") as file:
@@ -291,7 +292,7 @@ def test_name_decides_which_analysis_encodes(whole, encoders, monkeypatch, order
     from deepsic_codec import DeepSIC, create_array
 
     models = [whole[1], encoders[False][1]]
-    monkeypatch.setenv(SEARCH_VARIABLE, os.pathsep.join([m.path for m in models][::order]))
+    config.set(model_path=[m.path for m in models][::order])
     assert find_model(models[0].decoder) == models[::order][0]
     tile = eurosat_mosaic()[:64, :64]
     payloads = []
