@@ -1,7 +1,7 @@
 """Image files as lazy Dask arrays, and as RGB pixels: PNG, JPEG and the like, TIFF, GeoTIFF, JPEG 2000, JPEG XL."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -237,7 +237,9 @@ def _open_whole(path: Path) -> _Layout:
         if image.mode == "I":
             raise UnsupportedArray(f"{path}: the samples have 32 bits, the codec stores up to 16: convert them first")
         if _loses_bits(image):
-            return _decoded_layout(path, "png_decode") if image.format == "PNG" else _open_rasterio(path)
+            if image.format == "PNG":
+                return _decoded_layout(path, "png_decode")
+            return replace(_open_rasterio(path), attributes={})
         mode = image.mode if image.mode in DEEP_MODES else "L" if image.mode in GREY_MODES else "RGB"
         has_alpha = image.has_transparency_data
         shape: Index = (image.height, image.width) + ((3 + has_alpha,) if mode == "RGB" else (1 + has_alpha,))
@@ -280,8 +282,12 @@ def _open_tiff(path: Path) -> _Layout:
         letters = "".join(TIFF_AXES.get(axis, axis.lower()) for axis in series.axes)
         shape, dtype = series.shape, np.dtype("u1" if series.dtype == bool else series.dtype)
         has_alpha = series.axes.endswith("S") and page.extrasamples[-1:] in [(value,) for value in ALPHA]
-        with series.aszarr(level=0) as store:
-            chunks = zarr.open_array(store, mode="r").chunks
+        is_contiguous = series.dataoffset is not None  # samples lie in the file as in memory
+        if is_contiguous:
+            chunks = (1,) * len(shape)
+        else:
+            with series.aszarr(level=0) as store:
+                chunks = zarr.open_array(store, mode="r").chunks
     # Planar files have their bands first, rasterio has them last in any case.
     bands_first = series.axes.startswith("S")
     order = (*range(1, len(shape)), 0) if bands_first else tuple(range(len(shape)))
@@ -292,8 +298,13 @@ def _open_tiff(path: Path) -> _Layout:
     shape, chunks = (tuple(sizes[axis] for axis in order) for sizes in (shape, chunks))
 
     def read(region: Region) -> NDArray[Any]:
-        with tifffile.imread(path, aszarr=True, series=0, level=0) as store:
-            values = zarr.open_array(store, mode="r")[tuple(region[order.index(axis)] for axis in range(len(order)))]
+        selection = tuple(region[order.index(axis)] for axis in range(len(order)))
+        values: Any
+        if is_contiguous:
+            values = tifffile.memmap(path, mode="r", series=0)[selection]
+        else:
+            with tifffile.imread(path, aszarr=True, series=0, level=0) as store:
+                values = zarr.open_array(store, mode="r")[selection]
         return np.asarray(values).transpose(order).astype(dtype, copy=False)
 
     attributes = {}

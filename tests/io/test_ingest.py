@@ -257,14 +257,15 @@ def test_options_that_cannot_be_read(folder, tmp_path, capsys, options):
     assert stop.value.code == 2 and f"argument {options[0]}: expected" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("writer", ["rasterio", "tifffile"])
+@pytest.mark.parametrize("writer", ["rasterio", "tifffile", "contiguous"])
 def test_large_files_are_read_in_blocks(tmp_path, monkeypatch, writer):
     monkeypatch.setattr(images, "BLOCK_EDGE", 64)
     values = photograph(130, 90, 3)
     if writer == "rasterio":
         write_geotiff(tmp_path / "a.tif", values, tiled=True, blockxsize=32, blockysize=32)
     else:
-        pytest.importorskip("tifffile").imwrite(tmp_path / "a.tif", values, tile=(32, 32), photometric="rgb")
+        tile = None if writer == "contiguous" else (32, 32)
+        pytest.importorskip("tifffile").imwrite(tmp_path / "a.tif", values, tile=tile, photometric="rgb")
     array = opened(tmp_path / "a.tif")["a"].values
     assert array.chunks == ((64, 64, 2), (64, 26), (3,))
     np.testing.assert_array_equal(array, values)
@@ -289,6 +290,7 @@ TIFFS = {  # options of tifffile.imwrite, shape, axes and shape as the source ha
     "OME": ({"ome": True, "metadata": {"axes": "TCYX"}}, (2, 3, 20, 30), "tcyx", (2, 3, 20, 30)),
     "single": ({"photometric": "minisblack"}, (1, 4, 1, 20, 30), "nyx", (4, 20, 30)),
     "row": ({}, (1, 30), "yx", (1, 30)),
+    "big-endian": ({"byteorder": ">"}, (20, 30), "yx", (20, 30)),
 }
 
 
@@ -296,9 +298,10 @@ TIFFS = {  # options of tifffile.imwrite, shape, axes and shape as the source ha
 def test_axes_of_a_tiff(tmp_path, kind):
     tifffile = pytest.importorskip("tifffile")
     options, shape, axes, expected = TIFFS[kind]
-    values = photograph(*shape)
+    values = photograph(*shape).astype("u2") * 251
     tifffile.imwrite(tmp_path / "a.tif", values, **options)
     (source,) = open_sources([tmp_path / "a.tif"])
+    assert source.values.dtype == source.values[..., :1].compute().dtype == np.dtype("u2")
     assert (source.axes, source.values.shape) == (axes, expected)
     first = source.values.transpose(2, 0, 1) if kind in ("planar", "bands first") else source.values
     np.testing.assert_array_equal(first, values.reshape(first.shape))
@@ -338,7 +341,9 @@ def test_no_bits_are_lost(tmp_path):
     assert source.values.dtype == np.uint16
     np.testing.assert_array_equal(source.values, values)
     (tmp_path / "a.ppm").write_bytes(b"P6 30 20 65535\n" + values.astype(">u2").tobytes())
-    np.testing.assert_array_equal(opened(tmp_path / "a.ppm")["a"].values, values)
+    source = opened(tmp_path / "a.ppm")["a"]
+    assert source.attributes == {"source": "a.ppm"}
+    np.testing.assert_array_equal(source.values, values)
 
 
 def test_photographs_with_a_preview(tmp_path):
