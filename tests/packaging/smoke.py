@@ -22,7 +22,7 @@ OPTIONAL = ("PIL", "dask", "imagecodecs", "matplotlib", "pytest", "rasterio", "r
 
 CONTENTS = (
     "deepsic_codec/models/base-89eaa6c0.safetensors",
-    "deepsic_codec/model/coder.cu",
+    "deepsic_codec/model/device_coder/coder.cu",
     "deepsic_codec/py.typed",
     "deepsic_codec/data/ATTRIBUTION.md",
     "deepsic_codec/data/eurosat-mosaic.png",
