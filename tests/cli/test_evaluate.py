@@ -12,7 +12,7 @@ from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.zoo import PACKAGED
 from deepsic_codec.samples import drone_frame, eurosat_classes, eurosat_mosaic
-from tests.common import check_rejects
+from tests.common import check_rejects, psnr
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,26 @@ def test_effort_and_tune_are_the_codecs(tmp_path, capsys):
     assert found["nbytes"] == len(codec.encode(image)) < len(DeepSIC(quality=40).encode(image))
     assert main([*command, "--tune", "ms-ssim"]) == 2
     assert "needs an effort of 2 to 4" in capsys.readouterr().err
+
+
+def test_figures_are_those_of_the_payloads(tmp_path, capsys):
+    """Bytes, bits per pixel and PSNR of each image, and their means over images of different sizes."""
+    images = {"a": drone_frame()[:96, :128], "b": drone_frame()[300:364, 500:700]}
+    for name, image in images.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    assert main(["evaluate", str(tmp_path), "--qualities", "30", "75", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = []
+    for quality, mean in zip((30, 75), found["means"], strict=True):
+        codec = DeepSIC(quality=quality)
+        rows = [row for row in found["images"] if row["quality"] == quality]
+        for row, image in zip(rows, images.values(), strict=True):
+            payload = codec.encode(image)
+            bits = 8 * len(payload) / (image.shape[0] * image.shape[1])
+            expected.append((len(payload), bits, psnr(image, codec.decode(payload))))
+            assert (row["nbytes"], row["bpp"], row["psnr"]) == pytest.approx(expected[-1], rel=1e-4)
+        for name, values in zip(("bpp", "psnr"), list(zip(*expected[-2:], strict=True))[1:], strict=True):
+            assert mean[name] == pytest.approx(sum(values) / 2, rel=1e-4), name
 
 
 def test_a_file_for_json_is_refused(tiles):
