@@ -5,7 +5,8 @@ workers of a `distributed.Client`. Each process takes device, batch limit and th
 `deepsic_codec.config`, which reads the DEEPSIC_* variables of its environment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, wr
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
+from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import IndexLocation, to_store_path
@@ -78,6 +80,7 @@ def store(
     backoff: float = 0.2,
     overwrite: bool = False,
     embed_model: bool = False,
+    progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -123,6 +126,9 @@ def store(
         Delete an existing array first.
     embed_model : bool
         Store the model beside the array, as `create_array` does; also beside an existing array.
+    progress : callable, optional
+        Called with the number of blocks that are written and of all blocks, if this call computes and Dask runs the
+        tasks in this process. (A `distributed.Client` has a dashboard instead.)
     storage_options : dict, optional
         For fsspec, if `target` is a URL.
     **kwargs
@@ -177,7 +183,10 @@ def store(
     options = WriteOptions(batch_size=batch_size, retries=retries, backoff=backoff)
     values, blocks, skipped = _plan(stored, values, target_region, batch_size, resume)
     report = _report(stored, values, blocks, options, skipped, location)
-    return report.compute() if compute else report
+    if not compute:
+        return report
+    with _reporting(len(blocks), progress):
+        return report.compute()
 
 
 def open(
@@ -226,6 +235,23 @@ def open(
     # would not join a slice with the reading of its block, and decode all of the block.
     source = BatchedArray(stored, batch_size)
     return da.from_array(source, chunks=chunks, name=False, fancy=True, lock=False, meta=meta)
+
+
+@contextmanager
+def _reporting(total: int, progress: Progress | None) -> Iterator[None]:
+    """Report the blocks that Dask writes during a `with` block."""
+    from dask.callbacks import Callback
+
+    done = 0
+
+    def posttask(key: Any, value: Any, *rest: Any) -> None:
+        nonlocal done
+        if progress is not None and isinstance(value, BlockReport):
+            done += 1
+            progress(done, total)
+
+    with nullcontext() if progress is None else Callback(posttask=posttask):
+        yield
 
 
 def _dask() -> Any:

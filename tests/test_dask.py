@@ -604,3 +604,10 @@ def test_s3(stub, s3):
     assert (report.written, report.skipped) == (0, 40)
     save(store, image(1), overwrite=True)
     check_index(store)
+
+
+def test_progress_counts_blocks(stub):
+    calls = []
+    save(MemoryStore(), progress=lambda done, total: calls.append((done, total)), batch_size=16)
+    total = calls[0][1]
+    assert total > 1 and calls == [(done, total) for done in range(1, total + 1)]

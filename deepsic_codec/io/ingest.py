@@ -1,8 +1,7 @@
 """Store images, mosaics and Zarr arrays in an archive, and measure the result."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,7 +11,6 @@ import zarr
 
 from deepsic_codec import dask as deepsic_dask
 from deepsic_codec.axes import chunk_region, grid_shape
-from deepsic_codec.bulk.write import BlockReport
 from deepsic_codec.codec.scaled import nodata_value
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
@@ -99,19 +97,18 @@ def ingest(
         parameters.setdefault("value_range", "chunk")
     shape = source.values.shape
     start = time.perf_counter()
-    delayed = deepsic_dask.store(
-        source.values,
-        url,
-        name=source.name,
-        codec=DeepSIC(axes=source.axes, **parameters),
-        chunks="auto" if chunk is None else _edges(source.axes, shape, chunk, clip=True),
-        shards=None if shard is None else _edges(source.axes, shape, shard, clip=False),
-        attributes=source.attributes,
-        compute=False,
-        **options,
-    )
-    with _reported(delayed, progress), dask.config.set(scheduler="threads"):
-        report = delayed.compute(num_workers=workers) if workers else delayed.compute()
+    with dask.config.set(scheduler="threads", num_workers=workers):
+        report = deepsic_dask.store(
+            source.values,
+            url,
+            name=source.name,
+            codec=DeepSIC(axes=source.axes, **parameters),
+            chunks="auto" if chunk is None else _edges(source.axes, shape, chunk, clip=True),
+            shards=None if shard is None else _edges(source.axes, shape, shard, clip=False),
+            attributes=source.attributes,
+            progress=progress,
+            **options,
+        )
     seconds = time.perf_counter() - start
     stored, labels = _contents(report)
     return Ingested(
@@ -175,27 +172,6 @@ def declared_nodata(source: ImageSource) -> Any:
 def _edges(axes: str, shape: Sequence[int], edge: int, clip: bool) -> tuple[int, ...]:
     sizes = zip(axes, shape, strict=True)
     return tuple((min(edge, size) if clip else edge) if a in "yx" else size if a == "c" else 1 for a, size in sizes)
-
-
-@contextmanager
-def _reported(delayed: Any, progress: Progress | None) -> Iterator[None]:
-    """Report the blocks that Dask writes during a `with` block."""
-    from dask.callbacks import Callback
-
-    if progress is None:
-        yield
-        return
-    total = sum(str(key).startswith("write_block-") for key in dict(delayed.dask))
-    done = 0
-
-    def posttask(key: Any, value: Any, *rest: Any) -> None:
-        nonlocal done
-        if isinstance(value, BlockReport):
-            done += 1
-            progress(done, total)
-
-    with Callback(posttask=posttask):
-        yield
 
 
 def _contents(report: Any) -> tuple[int, dict[str, int]]:
