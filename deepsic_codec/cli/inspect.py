@@ -117,12 +117,12 @@ def _parameters(parameters: Mapping[str, Any]) -> str:
 
 
 def _availability(model: Mapping[str, Any]) -> str:
-    if not model["here"]:
+    if not model["installed"]:
         if model["embedded"]:
             return "in the archive"
-        return "not on this machine, so pixels cannot be decoded (DEEPSIC_MODEL_PATH names the folder of models)"
-    here = "installed" if model["head_here"] else "installed with another head"
-    return f"{here}, and in the archive" if model["embedded"] else here
+        return "not installed, so pixels cannot be decoded (DEEPSIC_MODEL_PATH names the folder of models)"
+    text = "installed" if model["head_installed"] else "installed with another head"
+    return f"{text}, and in the archive" if model["embedded"] else text
 
 
 def _writers(array: Mapping[str, Any]) -> dict[str, str]:

@@ -1,16 +1,14 @@
-"""What is in an archive, from metadata, the label index, and the headers of some or all chunks. Nothing is decoded."""
-
-from __future__ import annotations
+"""Describe an archive from its metadata, the label index, and the headers of some or all chunks, decoding nothing."""
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 import zarr
 
-from deepsic_codec.axes import Index, ceil_div
+from deepsic_codec.axes import Index
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, LabelIndexError, ModelNotFound
 from deepsic_codec.labels.attributes import Attributes
@@ -22,13 +20,14 @@ from deepsic_codec.payload.header import read_section
 from deepsic_codec.payload.sections import VALUE_RANGE, section_name
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
-from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.layout import codec_names
 from deepsic_codec.stored.location import Counter, IndexLocation, is_deepsic, open_node
 from deepsic_codec.stored.reader import PayloadStart
 
-SAMPLE = 1024  # headers read where there are more chunks, unless all are asked for
-LARGE_INDEX = 1 << 24  # chunks: the columns of an index of more are not read for a summary
+MAX_HEADERS = 1024  # that are read of an array, unless all are asked for
+MAX_INDEXED = 1 << 24  # chunks: the index of a larger array is not read for a summary
+
+Start = tuple[Index, PayloadStart | None]
 
 
 def describe(
@@ -48,18 +47,18 @@ def describe(
     name : str, optional
         Path of an array in the group.
     index : optional
-        Where the label index is, if not beside the array.
+        Location of the label index, if not beside the array.
     everything : bool
-        Read the headers of all chunks; otherwise of at most 1024, evenly at random, of each array.
+        Read the headers of all chunks; otherwise of at most 1024 of each array, a random sample of all chunks.
     storage_options : dict, optional
         For fsspec, if `source` is a URL.
 
     Returns
     -------
     dict
-        In JSON types. For an array what `describe_array` returns, with `kind` "array"; for a group `kind` "group",
-        `zarr_format`, `arrays` (those stored with DeepSIC), `others`, with their shape, dtype and codecs, and the paths
-        of `label_indices` and `embedded_models`.
+        JSON types. For an array the items of `describe_array`, and `kind` "array". For a group `kind` "group",
+        `zarr_format`, `arrays` (those stored with DeepSIC), `others` (with their shape, dtype and codecs), and the
+        paths of `label_indices` and `embedded_models`.
 
     Raises
     ------
@@ -69,8 +68,8 @@ def describe(
     counter = Counter()
     node = open_node(source, name, options=storage_options, counter=counter)
     if isinstance(node, zarr.Array):
-        return {"kind": "array", **_array(node, index, everything, counter)}
-    described: list[dict[str, Any]] = []
+        return {"kind": "array", **_describe(node, index, everything, counter)}
+    arrays: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     indices: list[str] = []
     models: list[str] = []
@@ -79,24 +78,24 @@ def describe(
             indices += [path] if INDEX in member.attrs else []
         elif embedded.ATTRIBUTE in member.attrs:
             models.append(path)
-        elif not any(path.startswith(f"{place}/") for place in indices):
-            one = _array(member, index, everything, Counter())
-            (described if "codec_parameters" in one else others).append(one)
+        elif not any(path.startswith(f"{group}/") for group in indices):
+            description = _describe(member, index, everything, Counter())
+            (arrays if "codec_parameters" in description else others).append(description)
     return {
         "kind": "group",
         "store": str(node.store_path),
         "zarr_format": node.metadata.zarr_format,
-        "arrays": described,
+        "arrays": arrays,
         "others": others,
         "label_indices": indices,
         "embedded_models": models,
     }
 
 
-def _array(array: zarr.Array, index: Any, everything: bool, counter: Counter) -> dict[str, Any]:
+def _describe(array: zarr.Array, index: Any, everything: bool, counter: Counter) -> dict[str, Any]:
     if is_deepsic(array):
         return describe_array(array, index=index, everything=everything, counter=counter)
-    return _outside(array)
+    return {**_outline(array), "codec": codec_names(array)}
 
 
 def describe_array(
@@ -107,56 +106,54 @@ def describe_array(
     Returns
     -------
     dict
-        Beside shape, dtype and the like: `codec_parameters`, all of them; `model`, whether it is `here` and where;
-        `written_by`, the identities found in headers; `chunks`, how many there are and how many are stored or
-        missing; `size`, bytes, bits per pixel, ratio to the samples, parts of the payloads; `exact`, False where these
-        are estimates from a sample; `error`, what the quality means in grey levels and units of the data; `labels`,
-        in how many chunks a class scores 0.5 at least, and where that comes from; `read`, what it took.
+        Besides shape, dtype and the like:
+
+        - `codec_parameters`: all parameters of the codec.
+        - `model`: its identity, whether it is `installed` (with this head: `head_installed`) and whether it is
+          `embedded` in the archive.
+        - `chunks`: how many are `stored`, and how many are `missing`.
+        - `written_by`: decoder, head, quality and payload format in the headers, with the number of chunks.
+        - `size`: bytes, bits per pixel and per sample, ratio to the raw samples, and shares of the payloads' sections.
+        - `exact`: False if numbers of chunks and sizes are estimates from a sample.
+        - `error`: see `expected_error`.
+        - `labels`: in how many chunks a class scores at least 0.5, `from` the index or the headers.
+        - `read`: bytes and requests that the description took.
     """
     counter = counter or Counter()
     stored = StoredArray(array, counter=counter)
-    config, geometry = stored.params, stored.geometry
-    result: dict[str, Any] = _outline(array)
-    result |= {
-        "axes": config.axes,
+    params, total = stored.params, stored.geometry.count
+    labels, reason = _open_index(stored, index, counter)
+    starts = list(stored.reader.starts(stored.indices() if everything else _sample(stored)))
+    size, writers = _summary_of_headers(stored, starts)
+    exact = len(starts) == total
+    if labels is not None and not exact:
+        size |= _summary_of_index(stored, labels)
+        exact = True
+    count = size.pop("chunks")
+    present = [start for _, start in starts if start is not None]
+    quality = float(np.median([start.header.quality for start in present])) if present else None
+    return {
+        **_outline(array),
+        "axes": params.axes,
         "dimension_names": stored.dimension_names,
         "codec": "deepsic",
-        "codec_parameters": config.parameters(),
-        "quality": config.quality,
-        "semantics": config.semantics,
-        "label_tile": list(geometry.tile),
+        "codec_parameters": params.parameters(),
+        "quality": params.quality,
+        "semantics": params.semantics,
+        "label_tile": list(stored.geometry.tile),
         "model": _model(stored),
+        "chunks": {"total": total, "stored": count, "missing": total - count, "headers_read": len(starts)},
+        "exact": exact,
+        "written_by": writers,
+        "size": size,
+        "error": expected_error(params, array.dtype, present, quality),
+        "labels": _classes_in_headers(stored, present, reason) if labels is None else _classes_in_index(labels),
+        "read": {"bytes": counter.bytes, "requests": counter.requests},
     }
-    labels, why = _labels(stored, index, counter)
-    heads = list(_heads(stored, everything))
-    stats = _of_heads(array, geometry, heads)
-    exact = len(heads) == geometry.count
-    if labels is not None and not exact:
-        stats |= _of_index(array, labels, geometry)
-        exact = True
-    total, found = geometry.count, stats.pop("found")
-    result["chunks"] = {"total": total, "stored": found, "missing": total - found, "headers_read": len(heads)}
-    result["exact"] = exact
-    result["written_by"] = stats.pop("written_by")
-    result["size"] = stats
-    found_heads = [head for _, head in heads if head is not None]
-    quality = float(np.median([head.header.quality for head in found_heads])) if found_heads else None
-    result["error"] = error_of(config, array.dtype, found_heads, quality)
-    if labels is not None:
-        summary = labels.summary()
-        result["labels"] = {
-            "from": "index",
-            "of_chunks": summary["header"] + summary["features"],
-            "classes": summary["classes"],
-        }
-    else:
-        result["labels"] = _shown(stored, heads, why)
-    result["read"] = {"bytes": counter.bytes, "requests": counter.requests}
-    return result
 
 
 def _outline(array: zarr.Array) -> dict[str, Any]:
-    fill = array.fill_value
+    fill = None if array.fill_value is None else np.asarray(array.fill_value).item()
     return {
         "store": str(array.store_path),
         "path": array.path,
@@ -165,47 +162,35 @@ def _outline(array: zarr.Array) -> dict[str, Any]:
         "dtype": str(array.dtype),
         "chunk_shape": list(array.chunks),
         "shard_shape": None if array.shards is None else list(array.shards),
-        "fill_value": None if fill is None else _plain(fill),
+        "fill_value": str(fill) if isinstance(fill, float) and not np.isfinite(fill) else fill,
     }
 
 
-def _plain(value: Any) -> Any:
-    value = np.asarray(value).item()
-    return value if isinstance(value, int | bool | str) or np.isfinite(value) else str(value)
-
-
-def _outside(array: zarr.Array) -> dict[str, Any]:
-    return {**_outline(array), "codec": codec_names(array)}
-
-
 def _model(stored: StoredArray) -> dict[str, Any]:
-    from deepsic_codec.model.zoo import find_model
-
-    config, decoder, head = stored.params, stored.decoder, stored.head
-    about: dict[str, Any] = {"name": config.model, "decoder": decoder, "head": head}
-    about["embedded"] = head is not None and embedded.is_embedded(stored.array, decoder, head)
-    try:
-        info = find_model(decoder)
-        heads = head is None or info.head.startswith(head) or _has_head(config)
-        return {**about, "here": True, "head_here": heads, "file": getattr(info, "path", "")}
-    except ModelNotFound:
-        return {**about, "here": False, "head_here": False, "file": None}
+    decoder, head = stored.decoder, stored.head
+    return {
+        "name": stored.params.model,
+        "decoder": decoder,
+        "head": head,
+        "installed": _is_installed(decoder, None),
+        "head_installed": _is_installed(decoder, head),
+        "embedded": head is not None and embedded.is_embedded(stored.array, decoder, head),
+    }
 
 
-def _has_head(config: CodecParams) -> bool:
+def _is_installed(decoder: str, head: str | None) -> bool:
     from deepsic_codec.model.zoo import find_model
 
     try:
-        decoder, head = config.identity()
         find_model(decoder, head=head)
     except ModelNotFound:
         return False
     return True
 
 
-def _labels(stored: StoredArray, index: Any, counter: Counter) -> tuple[Labels | None, str]:
-    """Open the label index, or say why it cannot be opened."""
-    if stored.geometry.count > LARGE_INDEX:
+def _open_index(stored: StoredArray, index: Any, counter: Counter) -> tuple[Labels | None, str]:
+    """Open the label index; without one, return the reason."""
+    if stored.geometry.count > MAX_INDEXED:
         return None, "too many chunks to read the index for a summary"
     array = stored.array
     try:
@@ -218,128 +203,129 @@ def _labels(stored: StoredArray, index: Any, counter: Counter) -> tuple[Labels |
     try:
         return Labels(stored, LabelIndex(location, counter)), ""
     except LabelIndexError as error:
-        stale = "no label index" not in str(error)
-        return None, str(error) if stale else "no index"
+        return None, "no index" if "no label index" in str(error) else str(error)
 
 
-def _heads(stored: StoredArray, everything: bool) -> Iterator[tuple[Index, PayloadStart | None]]:
+def _sample(stored: StoredArray) -> Iterable[Index]:
+    """Return the positions of all chunks, or of a random sample if there are many."""
     total = stored.geometry.count
-    indices: Iterable[Index] = stored.indices()
-    if total > SAMPLE and not everything:
-        picked = np.sort(np.random.default_rng(0).choice(total, SAMPLE, replace=False))
-        indices = zip(*(part.tolist() for part in np.unravel_index(picked, stored.grid)), strict=True)
-    return stored.reader.starts(indices)
+    if total <= MAX_HEADERS:
+        return stored.indices()
+    numbers = np.sort(np.random.default_rng(0).choice(total, MAX_HEADERS, replace=False))
+    return zip(*(part.tolist() for part in np.unravel_index(numbers, stored.grid)), strict=True)
 
 
-def _of_heads(array: zarr.Array, geometry: Geometry, heads: list[tuple[Index, PayloadStart | None]]) -> dict[str, Any]:
-    """Sum up headers; what stands for more chunks than were read is scaled up."""
-    present = [(index, head.header) for index, head in heads if head is not None]
-    part = geometry.count / max(1, len(heads))
-    nbytes = sum(header.nbytes for _, header in present)
-    samples = sum(prod(p.stop - p.start for p in geometry.chunk_region(index)) for index, _ in present)
+def _summary_of_headers(stored: StoredArray, starts: Sequence[Start]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the sizes of all chunks, scaled up from those read, and who wrote them."""
+    headers = [(index, start.header) for index, start in starts if start is not None]
+    scale = stored.geometry.count / max(1, len(starts))
+    nbytes = sum(header.nbytes for _, header in headers)
+    samples = sum(prod(p.stop - p.start for p in stored.geometry.chunk_region(index)) for index, _ in headers)
     parts: Tally[str] = Tally()
-    for _, header in present:
+    for _, header in headers:
         parts["header"] += header.size
         for section in header.sections:
             parts[section_name(section.kind).removesuffix(" section")] += section.length
-    writers = Tally((h.decoder.hex(), h.head.hex() if any(h.head) else None, h.quality, h.version) for _, h in present)
+    size = _sizes(stored, round(scale * len(headers)), round(scale * nbytes), scale * samples)
+    size["parts"] = {name: count / nbytes for name, count in parts.items()}
+    writers = Tally((h.decoder.hex(), h.head.hex() if any(h.head) else None, h.quality, h.version) for _, h in headers)
+    names = ("decoder", "head", "quality", "payload_format")
+    return size, [{**dict(zip(names, key, strict=True)), "chunks": n} for key, n in writers.most_common()]
+
+
+def _summary_of_index(stored: StoredArray, labels: Labels) -> dict[str, Any]:
+    """Return the sizes of all chunks, as they were when they were indexed."""
+    column = labels.index.group["nbytes"]
+    assert isinstance(column, zarr.Array)
+    present = np.asarray(labels.index.source[...]) != MISSING
+    samples = present.astype(np.float64)
+    for size, chunk, count in zip(stored.shape[::-1], stored.chunks[::-1], stored.grid[::-1], strict=True):
+        samples = samples @ np.minimum(chunk, size - np.arange(count) * chunk)
+    nbytes = int(np.asarray(column[...])[present].sum(dtype=np.int64))
+    return _sizes(stored, int(present.sum()), nbytes, float(samples))
+
+
+def _sizes(stored: StoredArray, chunks: int, nbytes: int, samples: float) -> dict[str, Any]:
+    """Return sizes, given the stored chunks, their bytes, and the samples of the array in them."""
+    itemsize = stored.array.dtype.itemsize
     return {
-        "found": round(part * len(present)),
-        **_sizes(array, geometry, round(part * nbytes), part * samples),
-        "parts": {name: count / nbytes for name, count in parts.items()},
-        "written_by": [
-            {"decoder": decoder, "head": head, "quality": quality, "payload_format": version, "chunks": count}
-            for (decoder, head, quality, version), count in writers.most_common()
-        ],
-    }
-
-
-def _of_index(array: zarr.Array, labels: Labels, geometry: Geometry) -> dict[str, Any]:
-    nbytes, source = labels.index.group["nbytes"], labels.index.source
-    assert isinstance(nbytes, zarr.Array)
-    there = np.asarray(source[...]) != MISSING
-    covered = there.astype(np.float64)
-    for size, chunk in zip(reversed(array.shape), reversed(array.chunks), strict=True):
-        covered = covered @ np.minimum(chunk, size - np.arange(ceil_div(size, chunk)) * chunk)
-    stored_bytes = int(np.asarray(nbytes[...])[there].sum(dtype=np.int64))
-    return {"found": int(there.sum()), **_sizes(array, geometry, stored_bytes, float(covered))}
-
-
-def _sizes(array: zarr.Array, geometry: Geometry, nbytes: int, samples: float) -> dict[str, Any]:
-    """Bytes, and what they are per pixel and sample; `samples` are those of the array in stored chunks."""
-    channels = geometry.axes.bands(array.shape)
-    return {
+        "chunks": chunks,
         "bytes": nbytes,
-        "array_bytes": prod(array.shape) * array.dtype.itemsize,
-        "bpp": 8 * nbytes * channels / samples if samples else None,
+        "array_bytes": prod(stored.shape) * itemsize,
+        "bpp": 8 * nbytes * stored.axes.bands(stored.shape) / samples if samples else None,
         "bits_per_sample": 8 * nbytes / samples if samples else None,
-        "ratio": samples * array.dtype.itemsize / nbytes if nbytes else None,
+        "ratio": samples * itemsize / nbytes if nbytes else None,
     }
 
 
-def _shown(stored: StoredArray, heads: list[tuple[Index, PayloadStart | None]], why: str) -> dict[str, Any]:
-    """Count classes in headers, by the rule of `Labels.summary`."""
+def _classes_in_index(labels: Labels) -> dict[str, Any]:
+    summary = labels.summary()
+    return {"from": "index", "of_chunks": summary["header"] + summary["features"], "classes": summary["classes"]}
+
+
+def _classes_in_headers(stored: StoredArray, starts: Sequence[PayloadStart], note: str) -> dict[str, Any]:
+    """Count the chunks that show a class, by the rule of `Labels.summary`."""
     if stored.params.semantics == "none":
         return {"from": None, "note": "stored without labels (semantics none)"}
     attributes = Attributes(stored)
     counts: Tally[str] = Tally()
-    known: dict[str, None] = {}
     labelled = 0
-    for _, head in heads:
-        block = None if head is None else head.labels()
-        if head is None or block is None:
+    for start in starts:
+        block = start.labels()
+        if block is None:
             continue
         labelled += 1
         try:
-            vocabulary = attributes.vocabulary(head.header)
+            vocabulary = attributes.vocabulary(start.header)
         except DeepSICError as error:
             return {"from": None, "note": str(error)}
         largest = block.dense(len(vocabulary.names)).max(axis=(0, 1, 2))
-        known |= dict.fromkeys(vocabulary.known)
         for name in vocabulary.known:
             counts[name] += bool(max(largest[number] for number in vocabulary.members(name)) >= 255 * LARGE)
-    if not labelled and any(head is not None for _, head in heads):
-        note = "labels are computed from features when asked for (semantics post); deepsic index writes them down"
-        return {"from": None, "note": note}
-    classes = {name: counts[name] for name in known}
-    return {"from": "headers", "of_chunks": labelled, "classes": classes, "note": why}
+    if starts and not labelled:
+        return {"from": None, "note": "labels are computed on demand (semantics post); deepsic index stores them"}
+    return {"from": "headers", "of_chunks": labelled, "classes": dict(counts), "note": note}
 
 
-def error_of(
-    config: CodecParams, dtype: np.dtype, heads: Iterable[PayloadStart] = (), quality: float | None = None
+def expected_error(
+    params: CodecParams, dtype: np.dtype, starts: Iterable[PayloadStart] = (), quality: float | None = None
 ) -> dict[str, Any]:
-    """Say what error to expect, as far as metadata and headers tell.
+    """Return the error to expect, as far as metadata and headers tell.
 
     Parameters
     ----------
-    config : CodecParams
-        Of the array.
+    params : CodecParams
+        Parameters of the array.
     dtype : numpy.dtype
-        Of the array.
-    heads : iterable of PayloadStart
-        Of chunks, for value ranges that were measured per chunk.
+        Dtype of the array.
+    starts : iterable of PayloadStart
+        Starts of chunks, for value ranges that were measured chunk by chunk.
     quality : float, optional
-        Where the configuration has none, such as the median over headers.
+        Quality to assume if the parameters have none, such as the median over headers.
 
     Returns
     -------
     dict
-        `max_error`, the bound in units of the data if there is one; `psnr`, if the codec was asked for one. `step`,
-        the quantiser's nominal step in grey levels, and `rms`: what that PSNR is, otherwise step / sqrt(12), which
-        uniform rounding in an orthonormal transform would leave; images whose detail is below the step come out better.
-        `unit`, what a grey level is in units of the data, one number or one for each band (the median over chunks where
-        each has a scale of its own); `step_data` and `rms_data`, the same in these units. None for what is not known.
+        None for what is unknown.
+
+        - `max_error`: bound on the error in units of the data.
+        - `psnr`: PSNR that was asked for, in dB.
+        - `step`: nominal step of the quantiser in grey levels.
+        - `rms`: RMS error in grey levels: that of the PSNR, otherwise step / sqrt(12), as uniform rounding in an
+          orthonormal transform leaves it. Images whose detail is below the step have a smaller error.
+        - `unit`: a grey level in units of the data, one number or one for each band; the median over chunks if each
+          has its own scale.
+        - `step_data`, `rms_data`: step and RMS error in units of the data.
     """
-    parameters = config.parameters()
-    quality = config.quality if config.quality is not None else quality
+    quality = params.quality if params.quality is not None else quality
     step = None if quality is None else quality_step(quality)
     rms = None if step is None else step / 12**0.5
-    if parameters.get("psnr") is not None:  # then every chunk's quality was chosen for that
-        rms = 255 / 10 ** (parameters["psnr"] / 20)
-    unit = _unit(parameters.get("value_range"), np.dtype(dtype), heads)
+    if params.psnr is not None:  # the quality of each chunk was chosen to reach it
+        rms = 255 / 10 ** (params.psnr / 20)
+    unit = _unit(params.parameters().get("value_range"), np.dtype(dtype), starts)
     return {
-        "max_error": parameters.get("max_error"),
-        "psnr": parameters.get("psnr"),
+        "max_error": params.max_error,
+        "psnr": params.psnr,
         "step": step,
         "rms": rms,
         "unit": unit,
@@ -348,8 +334,8 @@ def error_of(
     }
 
 
-def _unit(value_range: Any, dtype: np.dtype, heads: Iterable[PayloadStart]) -> float | list[float] | None:
-    """Units of the data in a grey level."""
+def _unit(value_range: Any, dtype: np.dtype, starts: Iterable[PayloadStart]) -> float | list[float] | None:
+    """Return a grey level in units of the data."""
     if isinstance(value_range, list):
         ends = np.asarray(value_range, np.float64)
         units = np.atleast_1d((ends[..., 1] - ends[..., 0]) / 255)
@@ -357,20 +343,17 @@ def _unit(value_range: Any, dtype: np.dtype, heads: Iterable[PayloadStart]) -> f
         limits = np.iinfo(dtype)
         units = np.array([(int(limits.max) - int(limits.min)) / 255])
     else:
-        measured = [ranges for head in heads if (ranges := _ranges(head)) is not None]
-        if not measured:
-            return None
-        bands = {len(ranges) for ranges in measured}
-        if len(bands) > 1:
+        measured = [ranges for start in starts if (ranges := _ranges(start)) is not None]
+        if len({len(ranges) for ranges in measured}) != 1:
             return None
         units = np.median([(ranges[:, 1] - ranges[:, 0]) / 255 for ranges in measured], axis=0)
     return float(units[0]) if (units == units[0]).all() else units.tolist()
 
 
-def _ranges(head: PayloadStart) -> np.ndarray | None:
-    """Value ranges of a chunk, float64 (bands, 2), if its header's read had them."""
-    entry = head.header.entry(VALUE_RANGE.kind)
-    if entry is None or entry.offset + entry.length > len(head.data):
+def _ranges(start: PayloadStart) -> np.ndarray | None:
+    """Return the value ranges of a chunk, float64 (bands, 2), if they lie in the bytes that were read."""
+    entry = start.header.entry(VALUE_RANGE.kind)
+    if entry is None or entry.offset + entry.length > len(start.data):
         return None
-    ranges = read_section(head.data, head.header, VALUE_RANGE)
+    ranges = read_section(start.data, start.header, VALUE_RANGE)
     return None if ranges is None else ranges.astype(np.float64)

@@ -7,7 +7,7 @@ import zarr
 from deepsic_codec import DeepSIC, consolidate_labels, create_array
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.io import info
-from deepsic_codec.io.info import describe, error_of
+from deepsic_codec.io.info import describe, expected_error
 from deepsic_codec.payload.constants import quality_step
 from tests.common import check_lazy, check_rejects, photograph
 
@@ -41,7 +41,7 @@ def test_an_array_is_counted_exactly(place):
     assert found["size"]["bpp"] == pytest.approx(8 * nbytes / (3 * 64 * 96))
     assert found["size"]["ratio"] == pytest.approx(3 * 64 * 96 * 3 / nbytes)
     assert sum(found["size"]["parts"].values()) == pytest.approx(1)
-    assert found["model"]["here"] and found["written_by"][0]["chunks"] == 3
+    assert found["model"]["installed"] and found["written_by"][0]["chunks"] == 3
     assert found["labels"]["from"] == "headers"
     assert {name: count for name, count in found["labels"]["classes"].items() if count} == {
         "Dark": 1,
@@ -59,7 +59,7 @@ def test_bytes_of_cut_chunks_are_per_pixel_of_the_array(stub):
 
 
 def test_the_index_answers_for_what_was_not_read(stub, tmp_path, monkeypatch):
-    monkeypatch.setattr(info, "SAMPLE", 3)
+    monkeypatch.setattr(info, "MAX_HEADERS", 3)
     array = create_array(tmp_path / "b.zarr", name="img", data=photograph(300, 260, 3), chunks=(64, 64, 3))
     sampled = describe(array)
     assert not sampled["exact"] and sampled["chunks"]["headers_read"] == 3 and sampled["chunks"]["total"] == 25
@@ -104,19 +104,19 @@ def test_other_writers_show(stub):
 
 
 def test_errors_in_units_of_the_data(stub):
-    assert error_of(DeepSIC(quality=50), np.dtype("u1"))["step_data"] == quality_step(50)
-    assert error_of(DeepSIC(quality=50), np.dtype("u2"))["step_data"] == pytest.approx(257 * quality_step(50))
-    one = error_of(DeepSIC(quality=50, value_range=[1000, 3550]), np.dtype("u2"))
+    assert expected_error(DeepSIC(quality=50), np.dtype("u1"))["step_data"] == quality_step(50)
+    assert expected_error(DeepSIC(quality=50), np.dtype("u2"))["step_data"] == pytest.approx(257 * quality_step(50))
+    one = expected_error(DeepSIC(quality=50, value_range=[1000, 3550]), np.dtype("u2"))
     assert one["unit"] == 10 and one["rms_data"] == pytest.approx(10 * quality_step(50) / 12**0.5)
-    each = error_of(DeepSIC(value_range=[[0, 255], [0, 510], [0, 765]]), np.dtype("u2"))
+    each = expected_error(DeepSIC(value_range=[[0, 255], [0, 510], [0, 765]]), np.dtype("u2"))
     assert each["unit"] == [1, 2, 3]
-    assert error_of(DeepSIC(value_range="chunk"), np.dtype("u2"))["unit"] is None
+    assert expected_error(DeepSIC(value_range="chunk"), np.dtype("u2"))["unit"] is None
 
 
 def test_a_psnr_says_what_the_error_is(stub):
-    error = error_of(DeepSIC(psnr=40), np.dtype("u2"), quality=60.0)
+    error = expected_error(DeepSIC(psnr=40), np.dtype("u2"), quality=60.0)
     assert error["rms"] == pytest.approx(2.55) and error["rms_data"] == pytest.approx(2.55 * 257)
-    assert error["step"] == quality_step(60) and error_of(DeepSIC(psnr=40), np.dtype("u1"))["step"] is None
+    assert error["step"] == quality_step(60) and expected_error(DeepSIC(psnr=40), np.dtype("u1"))["step"] is None
 
 
 def test_measured_ranges_come_from_headers(stub):
