@@ -54,6 +54,7 @@ from deepsic_codec.model.exact.export import export_gains
 from deepsic_codec.model.family import RDO
 from deepsic_codec.model.quantise import make_tables
 from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders.contexts import MAX_LOW_BITS, SCALES, CoderTables
 from deepsic_codec.payload.coders.mask import decode_mask, encode_mask
@@ -101,7 +102,7 @@ def tiny_model(folder: str | Path, seed: int = 0) -> model_file.ModelInfo:
     arrays |= transforms(nets) | head(nets)
     names = tuple(f"Class{i}" for i in range(TINY.classes - 1))
     path = Path(folder) / "fuzz-tiny.safetensors"
-    return model_file.save_model(path, "fuzz-tiny", arrays, TINY.to_json(), model_file.Vocabulary(names), {})
+    return model_file.save_model(path, "fuzz-tiny", arrays, TINY.to_json(), Vocabulary(names), {})
 
 
 @dataclass
@@ -603,7 +604,7 @@ class Model(Stage):
         if style < 0.8:  # as a forger would: identities that fit what is said
             try:
                 arrays = model_file.load_arrays(zoo.find_model(self.seeds[0].codec.model))
-                vocabulary = model_file.Vocabulary.from_json(about["vocabulary"])
+                vocabulary = Vocabulary.from_json(about["vocabulary"])
                 about["decoder"], about["head"] = model_file.identities(arrays, about["architecture"], vocabulary)
             except Exception:  # what cannot be hashed stays a plain fault
                 pass

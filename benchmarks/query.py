@@ -36,7 +36,7 @@ from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.labels.expression import Expression, parse
 from deepsic_codec.labels.index import HEADER, Entries, Writer
 from deepsic_codec.labels.query import Labels
-from deepsic_codec.labels.vocabulary import Vocabulary, of_model
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import IndexLocation
@@ -147,7 +147,7 @@ def simulate(folder: Path, dense: NDArray[np.uint8], truth: NDArray[np.str_], co
     """Write an index of a million chunks of 512x512; returns it and the bytes that the archive would have."""
     from deepsic_codec.model.zoo import find_model
 
-    vocabulary = of_model(find_model(codec.model))
+    vocabulary = find_model(codec.model).vocabulary
     zarr.open_group(str(folder))
     pixels = SIDE * 512
     array = create_array(

@@ -248,5 +248,4 @@ def _vocabulary(decoder: str, head: str | None) -> dict[str, Any]:
     from deepsic_codec.model.zoo import find_model
 
     info = find_model(decoder, head=head)
-    parents = {parent: list(children) for parent, children in info.vocabulary.parents.items()}
-    return {"head": info.head, "classes": list(info.vocabulary.classes), "parents": parents}
+    return info.vocabulary.to_json()

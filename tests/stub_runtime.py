@@ -10,20 +10,18 @@ batch does in which one item is bad.
 import sys
 import types
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from deepsic_codec.errors import CorruptPayload, ModelNotFound
+from deepsic_codec.model.vocabulary import Vocabulary
 
 POISON = 13
 SHADES = ("Dark", "Dim", "Bright")
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    classes: tuple[str, ...] = SHADES
-    parents: dict = field(default_factory=lambda: {"Visible": ("Dim", "Bright")})
+VOCABULARY = Vocabulary(SHADES, {"Visible": ("Dim", "Bright")})
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,11 @@ class ModelInfo:
     name: str
     decoder: str
     head: str
-    vocabulary: Vocabulary = Vocabulary()
+    vocabulary: Vocabulary = VOCABULARY
     architecture: dict = field(default_factory=lambda: {"family": "deepsic", "latents": 768})
+
+    def __post_init__(self):
+        object.__setattr__(self, "vocabulary", replace(self.vocabulary, head=self.head))
 
 
 MODELS = (ModelInfo("base", "ab" * 32, "cd" * 32), ModelInfo("other", "12" * 32, "34" * 32))

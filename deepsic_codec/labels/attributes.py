@@ -13,7 +13,8 @@ from deepsic_codec.axes import Axes, Index
 from deepsic_codec.codec.decode import PayloadToDecode, compute_cells, compute_labels, parse_payload
 from deepsic_codec.codec.labels import tile_labels
 from deepsic_codec.errors import CorruptPayload, DeepSICError
-from deepsic_codec.labels.vocabulary import Vocabulary, of_head
+from deepsic_codec.labels.vocabulary import vocabulary_of
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload import labels as payload_labels
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.stored import embedded
@@ -71,7 +72,7 @@ class Attributes:
         """Return what the labels of a chunk can name."""
         key = header.decoder, header.head
         if key not in self._vocabularies:
-            self._vocabularies[key] = of_head(self.stored.array, *(identity.hex() for identity in key))
+            self._vocabularies[key] = vocabulary_of(self.stored.array, *(identity.hex() for identity in key))
         return self._vocabularies[key]
 
     def prepare(self, starts: Iterable[tuple[Index, PayloadStart | None]]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import ExpressionError
-from deepsic_codec.labels.vocabulary import Vocabulary
+from deepsic_codec.model.vocabulary import Vocabulary
 
 Scores = NDArray[np.uint8]
 Hits = NDArray[np.bool_]

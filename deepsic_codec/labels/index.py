@@ -15,7 +15,7 @@ from zarr.abc.store import Store
 from deepsic_codec._compat import default_buffer_prototype, read_points, sync
 from deepsic_codec.axes import Axes, Index, Region, grid_shape
 from deepsic_codec.errors import LabelIndexError, StaleIndex
-from deepsic_codec.labels.vocabulary import Vocabulary
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, CountingStore, IndexLocation, counting_array
 

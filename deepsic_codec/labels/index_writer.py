@@ -11,7 +11,8 @@ from deepsic_codec.errors import LabelIndexError, UnsupportedPayload
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex, Writer, replace
 from deepsic_codec.labels.query import Labels
-from deepsic_codec.labels.vocabulary import Vocabulary, of_head
+from deepsic_codec.labels.vocabulary import vocabulary_of
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import IndexLocation, arrays_in, open_node, parent_and_name
@@ -156,7 +157,7 @@ def write_index(
         geometry.tile,
     ):
         old = None
-    vocabulary = of_head(stored.array, stored.decoder, stored.head) if old is None else old.vocabulary
+    vocabulary = vocabulary_of(stored.array, stored.decoder, stored.head) if old is None else old.vocabulary
     filler = _FromHeaders(stored, starts or stored.reader.starts, vocabulary, old)
     fill_index(stored, location, vocabulary, filler, progress)
     if filler.foreign:

@@ -14,7 +14,6 @@ from deepsic_codec.labels.attributes import label_batch_size
 from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex, replace
 from deepsic_codec.labels.index_writer import fill_index, location_for
 from deepsic_codec.labels.query import Labels
-from deepsic_codec.labels.vocabulary import of_model
 from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
@@ -78,7 +77,7 @@ def relabel(
         )
     location = location_for(stored.array, index, storage_options)
     labeller = _Labeller(stored, info)
-    replace(location, lambda target: fill_index(stored, target, of_model(info), labeller, progress))
+    replace(location, lambda target: fill_index(stored, target, info.vocabulary, labeller, progress))
     return Labels(stored, LabelIndex(location))
 
 

@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from deepsic_codec.errors import ModelMismatch
+from deepsic_codec.model.vocabulary import Vocabulary
 
 #: Bytes of a header; a description takes a few thousand.
 MAX_HEADER = 1 << 20
@@ -41,41 +42,6 @@ DTYPES = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "F16", "F32"}
 PARTS = ("decoder.", "head.", "encoder.")
 
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a semantic head can name.
-
-    Attributes
-    ----------
-    classes : tuple of str
-        Names, in the order of the head's scores; the score after the last is *unknown*.
-    parents : dict of str to tuple of str
-        Broader names and the classes they stand for (the paper's WordTree idea).
-    """
-
-    classes: tuple[str, ...]
-    parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Classes and, last, `unknown`: one name per score."""
-        return (*self.classes, "unknown")
-
-    def parents_among(self, classes: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Broader names whose classes are all among these."""
-        known = set(classes)
-        return {name: below for name, below in self.parents.items() if known.issuperset(below)}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary, as in model files and array attributes."""
-        return {"classes": list(self.classes), "parents": {k: list(v) for k, v in self.parents.items()}}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Vocabulary":
-        """Inverse of `to_json`."""
-        return cls(tuple(data["classes"]), {k: tuple(v) for k, v in data.get("parents", {}).items()})
 
 
 @dataclass(frozen=True)
@@ -127,7 +93,7 @@ def identities(arrays: Arrays, architecture: Mapping[str, Any], vocabulary: Voca
     parts = {k: v for k, v in architecture.items() if not k.startswith(("analysis", "head", "classes"))}
     decoder = identity(arrays, "decoder.", {"architecture": parts})
     sizes = {k: v for k, v in architecture.items() if k.startswith("head")}
-    head = identity(arrays, "head.", {"architecture": sizes, "vocabulary": vocabulary.to_json()})
+    head = identity(arrays, "head.", {"architecture": sizes, "vocabulary": replace(vocabulary, head="").to_json()})
     return decoder, head
 
 
@@ -168,7 +134,7 @@ def save_model(
         "head": head,
         "encoder": identity(arrays, "encoder.", {}),
         "architecture": dict(architecture),
-        "vocabulary": vocabulary.to_json(),
+        "vocabulary": replace(vocabulary, head="").to_json(),
         "trained": dict(trained),
     }
     part = Path(path).with_suffix(".part")
@@ -256,18 +222,22 @@ def _describe(path: str, file: Any) -> ModelInfo:
     vocabulary, architecture = about["vocabulary"], about["architecture"]
     _check_vocabulary(vocabulary)
     _check_description(architecture)
-    return ModelInfo(name, path, decoder, head, encoder, Vocabulary.from_json(vocabulary), dict(architecture))
+    return ModelInfo(
+        name, path, decoder, head, encoder, replace(Vocabulary.from_json(vocabulary), head=head), dict(architecture)
+    )
 
 
 def _check_vocabulary(data: Any) -> None:
-    """Raise ValueError unless it is lists of at most 255 short names, and parents of them."""
-    parents = data.get("parents", {})
-    lists = [data["classes"], list(parents), *parents.values()]
+    """Raise ValueError unless it is lists of at most 255 short names, parents of them, and texts for them."""
+    parents, texts = data.get("parents", {}), data.get("descriptions", {})
+    lists = [data["classes"], list(parents), *parents.values(), list(texts)]
     for names in lists:
         if not isinstance(names, list) or len(names) > MAX_CLASSES or len({*names}) < len(names):
             raise ValueError(f"vocabulary: expected lists of at most {MAX_CLASSES} different names")
         if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable() for name in names):
             raise ValueError(f"vocabulary: expected names of 1 to {MAX_NAME} printable characters")
+    if not all(isinstance(text, str) and len(text) <= MAX_SIZE and text.isprintable() for text in texts.values()):
+        raise ValueError(f"vocabulary: expected descriptions of at most {MAX_SIZE} printable characters")
 
 
 def _check_description(data: Any) -> None:

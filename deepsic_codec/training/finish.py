@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from deepsic_codec.model.architecture import Architecture, Sizes
 from deepsic_codec.model.exact.export import export_gains, export_network
 from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, RDO, SYNTHESIS
-from deepsic_codec.model.file import Arrays, ModelInfo, Vocabulary, load_arrays, save_model
+from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays, save_model
 from deepsic_codec.model.prior import Prior
 from deepsic_codec.model.quantise import make_tables
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.training.fold import fold_blocks, idle_blocks
 from deepsic_codec.training.log import Log

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deepsic_codec.errors import ExpressionError
 from deepsic_codec.labels.expression import MAX_DEPTH, Name, parse
-from deepsic_codec.labels.vocabulary import Vocabulary
+from deepsic_codec.model.vocabulary import Vocabulary
 from tests.common import check_rejects
 
 WORDS = Vocabulary(

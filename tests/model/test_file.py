@@ -10,7 +10,8 @@ import pytest
 
 from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
-from deepsic_codec.model.file import Vocabulary, identities, load_arrays, read_info, save_model
+from deepsic_codec.model.file import identities, load_arrays, read_info, save_model
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.model.zoo import ALIASES, PACKAGED, find_model, resolve
 from tests.common import check_lazy, check_rejects
 

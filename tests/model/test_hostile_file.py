@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model import file
-from deepsic_codec.model.file import Vocabulary, identities, load_arrays, read_info, save_model
+from deepsic_codec.model.file import identities, load_arrays, read_info, save_model
+from deepsic_codec.model.vocabulary import Vocabulary
 from tests.common import ROOT, check_rejects
 
 ARCHITECTURE = {"name": "toy", "latents": 4, "synthesis_widths": [2, 2], "synthesis_blocks": [1, 1], "classes": 3}

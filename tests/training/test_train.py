@@ -18,9 +18,10 @@ from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.export import export_network, export_prior, restore_prior
 from deepsic_codec.model.exact.layers import check_sums
 from deepsic_codec.model.exact.transforms import IntegerAnalysis
-from deepsic_codec.model.file import Vocabulary, load_arrays, read_info, save_model
+from deepsic_codec.model.file import load_arrays, read_info, save_model
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training import balance as balance_module

@@ -1,0 +1,133 @@
+"""Names of labels: the classes of a semantic head, and broader names that stand for several (the paper's WordTree)."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.errors import ExpressionError, LabelIndexError
+
+UNKNOWN = "unknown"  # the class after those of the vocabulary
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names of the labels of one semantic head.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        In the order of the head's scores, without "unknown", whose score comes last.
+    parents : dict of str to tuple of str
+        Broader names, each with the classes or other parents that it stands for.
+    head : str
+        SHA-256 of the semantic head, hexadecimal; "" in a description of a model that has none yet.
+    descriptions : dict of str to str
+        Longer texts for some of the names.
+    """
+
+    classes: tuple[str, ...]
+    parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    head: str = ""
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name for each score: the classes and, last, "unknown"."""
+        return (*self.classes, UNKNOWN)
+
+    @cached_property
+    def known(self) -> tuple[str, ...]:
+        """All names that a query may use: those of the scores, then parents that stand for one of them."""
+        return (*self.names, *(name for name in self.parents if name not in self.names and self._resolve(name)))
+
+    def _resolve(self, name: str) -> set[int]:
+        numbers: set[int] = set()
+        pending, visited = [name], set()
+        while pending:
+            current = pending.pop()
+            if current in self.names:  # a class hides a parent of the same name
+                numbers.add(self.names.index(current))
+            elif current not in visited:
+                visited.add(current)
+                pending += self.parents.get(current, ())
+        return numbers
+
+    def members(self, name: str) -> tuple[int, ...]:
+        """Return the numbers of the classes that a name stands for.
+
+        Raises
+        ------
+        ExpressionError
+            If there is no such name. The message has the most similar ones.
+        """
+        if name in self.known:
+            return tuple(sorted(self._resolve(name)))
+        if name in self.parents:
+            raise ExpressionError(f"{name!r} stands for no class of this vocabulary")
+        raise ExpressionError(self.unknown_name(name))
+
+    def parents_among(self, classes: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Return the parents whose members are all among these classes."""
+        return {name: members for name, members in self.parents.items() if {*members} <= {*classes}}
+
+    def row(self, name: str) -> int:
+        """Return the number of a name in an index: classes first, then parents."""
+        return self.known.index(name)
+
+    def unknown_name(self, name: str) -> str:
+        """Return the message for a name that does not exist."""
+        by_case = {known.casefold(): known for known in self.known}
+        similar = difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.5)
+        if similar:
+            return f"no class {name!r}; did you mean {' or '.join(by_case[n] for n in similar)}?"
+        return f"no class {name!r}; known: {', '.join(self.known)}"
+
+    def score(self, name: str, column: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Return the scores of a class, or for a parent the largest scores of its classes.
+
+        Parameters
+        ----------
+        name : str
+            Class or parent.
+        column : callable
+            Returns the scores of a class, given its number.
+        """
+        members = self.members(name)
+        scores = column(members[0])
+        for number in members[1:]:
+            scores = np.maximum(scores, column(number))
+        return scores
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the vocabulary as model files and array attributes have it."""
+        data: dict[str, Any] = {
+            "classes": list(self.classes),
+            "parents": {name: list(members) for name, members in self.parents.items()},
+        }
+        if self.head:
+            data["head"] = self.head
+        if self.descriptions:
+            data["descriptions"] = dict(self.descriptions)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Vocabulary":
+        """Make a vocabulary from `to_json`.
+
+        Raises
+        ------
+        LabelIndexError
+            If `data` is no vocabulary.
+        """
+        try:
+            classes = tuple(str(name) for name in data["classes"])
+            parents = {str(name): tuple(str(m) for m in members) for name, members in data.get("parents", {}).items()}
+            texts = {str(name): str(text) for name, text in data.get("descriptions", {}).items()}
+            return cls(classes, parents, str(data.get("head") or ""), texts)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise LabelIndexError(f"not a vocabulary ({type(error).__name__}: {error})") from None
