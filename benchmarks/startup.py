@@ -1,13 +1,12 @@
 """What a new process costs: importing, opening, labels, the first decode, and where that time goes.
 
     python -m benchmarks.startup
+    python -m benchmarks.startup --against 5250414
 
 Every figure is the median of `--repeats` new processes, from their first line on: Python's own start is not in it.
 *Cold* has no compiled code of numba's yet, as after an installation; all others find it in the cache. Other load on the
-machine adds to the seconds, and hardly to those of CPU.
+machine adds to the seconds, and hardly to those of CPU. With `--against`, another commit runs in turn with this one.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import against
 from benchmarks.common import machine, table
 from deepsic_codec import create_array
 from deepsic_codec.samples import drone_frame
@@ -28,6 +28,13 @@ DECODE_LIMIT = 3.0  # seconds, warm
 
 CLOCK = "import time; began, cpu = time.perf_counter(), time.process_time()\n"
 SAY = "\nprint(time.perf_counter() - began, time.process_time() - cpu)"
+SAY_JSON = '\nprint(json.dumps({"s": time.perf_counter() - began, "s of CPU": time.process_time() - cpu}))'
+WRITE = """
+import sys
+from deepsic_codec import create_array
+from deepsic_codec.samples import drone_frame
+create_array(sys.argv[1], data=drone_frame()[:512, :512], chunks=(512, 512, 3))
+"""
 STEPS = {
     "import numpy": CLOCK + "import numpy" + SAY,
     "import deepsic_codec, after numpy": "import numpy\n" + CLOCK + "import deepsic_codec" + SAY,
@@ -53,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    against.add_arguments(parser)
     args = parser.parse_args(argv)
     print(machine(os.cpu_count() or 1), "\n")
+    if args.against:
+        print(compared(against.sides(args), args.repeats))
+        return
     with tempfile.TemporaryDirectory() as folder:
         url = str(Path(folder) / "frame.zarr")
         create_array(url, data=drone_frame()[:512, :512], chunks=(512, 512, 3))
@@ -66,8 +77,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(conclusion({name: wall for name, (wall, _) in found.items()}, cold[0]))
 
 
+def compared(pair: tuple[against.Side, against.Side], repeats: int) -> str:
+    """Return a table of all steps of two checkouts."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        urls = {side.name: str(Path(folder) / f"{number}.zarr") for number, side in enumerate(pair)}
+        for side in pair:
+            side.run(WRITE, urls[side.name])
+        for name, code in STEPS.items():
+            step = code.format(url="URL").replace("'URL'", "sys.argv[1]")
+            code = f"import sys, json\n{step}".replace(SAY, SAY_JSON)
+            measured = against.in_turn(pair, code, repeats, {side: [url] for side, url in urls.items()})
+            figures |= {f"{name}, {kind}": values for kind, values in measured.items()}
+    return against.comparison(figures, pair)
+
+
 def seconds(code: str, repeats: int, **environment: str) -> tuple[float, float]:
-    """Median seconds, by the clock and of CPU, that `code` prints in new processes, after an uncounted one if many."""
+    """Return median seconds, by the clock and of CPU, that `code` prints in new processes; of several, all but the first."""
     runs = []
     for number in range(repeats + (repeats > 1)):
         done = subprocess.run(
@@ -82,7 +108,7 @@ def seconds(code: str, repeats: int, **environment: str) -> tuple[float, float]:
 
 
 def conclusion(found: dict[str, float], cold: float) -> str:
-    """One paragraph: whether the limits are kept, and what the first decode is made of."""
+    """Return one paragraph: whether the limits are kept, and what the first decode is made of."""
     light, first, again = found["import deepsic_codec, after numpy"], found[COLD], found["the second decode"]
     torch, zarr = found["import torch, after numpy"], found["import zarr, after numpy"]
     rest = max(0.0, first - torch - zarr - again)

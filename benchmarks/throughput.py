@@ -1,14 +1,15 @@
 """Speed on 512x512 chunks of a real scene beside other codecs, peak memory, and whether seams between chunks show.
 
     python -m benchmarks.throughput --image ../shared/data/scenes/drone-beach-0025.jpg
+    python -m benchmarks.throughput --against 5250414
 
-Without ``--image`` the bundled drone frame is taken.  Peers are set to about the PSNR of DeepSIC and run on the same
-number of threads: each is single-threaded inside, and a pool of threads takes one chunk per task.  Every codec's round
-trip is checked before it is timed.  Peak memory is that of a process of its own that writes a frame of 4000x2250 as a
+Without `--image` the bundled drone frame is encoded. Peers are set to about the PSNR of DeepSIC and run on the same
+number of threads: each is single-threaded inside, and a pool of threads takes one chunk per task. Every codec's round
+trip is checked before it is timed. Peak memory is that of a process of its own that writes a frame of 4000x2250 as a
 Zarr array and reads it back.
-"""
 
-from __future__ import annotations
+With `--against`, no peer is measured: another commit runs in turn with this one, in its own environment.
+"""
 
 import argparse
 import os
@@ -24,6 +25,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
+from benchmarks import against
 from benchmarks.common import PEERS, Peer, Pixels, machine, median_time, over_threads, table
 from deepsic_codec.io.images import read_rgb
 from deepsic_codec.metrics import psnr
@@ -58,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     chunks = cut(read_rgb(args.image) if args.image else drone_frame())[: args.chunks]
     print(machine(args.threads))
+    if args.against:
+        print(f"{len(chunks)} chunks of {EDGE}x{EDGE} RGB, {args.repeats} runs of each side in turn\n")
+        print(compared(chunks, args))
+        return
     print(f"{len(chunks)} chunks of {EDGE}x{EDGE} RGB, median of {args.repeats} runs\n")
 
     results = [measure_deepsic(chunks, args)]
@@ -76,6 +82,91 @@ def main(argv: Sequence[str] | None = None) -> None:
     ours = results[0]
     print(f"Seams: PSNR of the outer {BORDER} pixels of chunks minus that of the others: {ours.seam:+.2f} dB.\n")
     print(conclusion(results, peak))
+
+
+SPEED = """
+import json, resource, sys, time
+import numpy as np
+import deepsic_codec
+from deepsic_codec import DeepSIC, config
+chunks, quality, batch = list(np.load(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3])
+figures = {}
+
+def timed(name, codec, chunks):
+    batches = [chunks[i : i + batch] for i in range(0, len(chunks), batch)]
+    payloads = [codec.encode_batch(part) for part in batches]
+    [codec.decode_batch(part) for part in payloads]
+    pixels = sum(chunk.shape[0] * chunk.shape[1] for chunk in chunks) / 1e6
+    for way, calls in (("encode", [(codec.encode_batch, part) for part in batches]),
+                       ("decode", [(codec.decode_batch, part) for part in payloads])):
+        start, cpu = time.perf_counter(), time.process_time()
+        for call, part in calls:
+            call(part)
+        figures[f"{way}{name}, Mpx/s"] = pixels / (time.perf_counter() - start)
+        figures[f"{way}{name}, s of CPU per Mpx"] = (time.process_time() - cpu) / pixels
+
+timed("", DeepSIC(quality=quality), chunks)
+for name, value in (("psnr", 36), ("bpp", 1), ("max_error", 2)):
+    timed(f" {name}={value}", DeepSIC(**{name: value}), chunks[:4])
+    del figures[f"decode {name}={value}, Mpx/s"], figures[f"decode {name}={value}, s of CPU per Mpx"]
+print(json.dumps(figures))
+"""
+WRITE = """
+import sys
+import numpy as np
+from deepsic_codec import DeepSIC, create_array
+frame = np.load(sys.argv[1])
+create_array(sys.argv[2], data=frame, chunks=(512, 512, 3), codec=DeepSIC(quality=float(sys.argv[3])))
+"""
+MEMORY = """
+import json, sys
+import numpy as np
+import zarr
+from deepsic_codec import DeepSIC, create_array
+
+def peak():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 2**20
+
+array = create_array({}, data=np.load(sys.argv[1]), chunks=(512, 512, 3), codec=DeepSIC(quality=float(sys.argv[3])))
+written = peak()
+array[...]
+print(json.dumps({"peak memory, writing, GiB": written, "peak memory, GiB": peak()}))
+"""
+FIRST = """
+import json, sys, time
+start, cpu = time.perf_counter(), time.process_time()
+import zarr
+zarr.open(sys.argv[2], mode="r")[:512, :512]
+print(json.dumps({"first decode, s": time.perf_counter() - start, "first decode, s of CPU": time.process_time() - cpu}))
+"""
+
+
+def compared(chunks: list[Pixels], args: argparse.Namespace) -> str:
+    """Return a table of speed, memory and first decode of another commit and of this checkout."""
+    pair = against.sides(args)
+    environment = {"DEEPSIC_THREADS": str(args.threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        stack, frame = Path(folder) / "chunks.npy", Path(folder) / "frame.npy"
+        np.save(stack, np.stack(chunks))
+        np.save(frame, enlarged(read_rgb(args.image) if args.image else drone_frame()))
+        quality, arguments = str(args.quality), {}
+        for number, side in enumerate(pair):
+            url = str(Path(folder) / f"{number}.zarr")
+            side.run(WRITE, str(frame), url, quality)
+            arguments[side.name] = [str(frame), url, quality]
+        speed = {side.name: [str(stack), quality, str(args.batch)] for side in pair}
+        figures = against.in_turn(pair, SPEED, args.repeats, speed, **environment)
+        if Path("/proc/self/status").exists():
+            figures |= against.in_turn(pair, MEMORY, min(args.repeats, 3), arguments, **environment)
+        figures |= against.in_turn(pair, FIRST, args.repeats, arguments, **environment)
+    return against.comparison(figures, pair)
+
+
+def enlarged(scene: Pixels) -> Pixels:
+    """Return a scene in the size of FRAME, cut or mirrored at its edges."""
+    missing = [(0, max(0, size - length)) for size, length in zip(FRAME, scene.shape[:2], strict=True)]
+    return np.pad(scene, [*missing, (0, 0)], mode="symmetric")[: FRAME[0], : FRAME[1]]
 
 
 def measure_deepsic(chunks: list[Pixels], args: argparse.Namespace, effort: int | None = None) -> Result:
@@ -216,8 +307,7 @@ def _write_and_read(args: argparse.Namespace) -> None:
 
     config.set(threads=args.threads)
     scene = read_rgb(args.image) if args.image else drone_frame()
-    grow = [(0, max(0, want - have)) for want, have in zip(FRAME, scene.shape[:2], strict=True)]
-    frame = np.pad(scene, [*grow, (0, 0)], mode="symmetric")[: FRAME[0], : FRAME[1]]
+    frame = enlarged(scene)
     before = _peak_gib()
     with tempfile.TemporaryDirectory() as folder:
         codec = DeepSIC(model=args.model, quality=args.quality)
@@ -275,9 +365,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     text = "also with such levels of the encoder's effort (0 to 4), one run each"
     parser.add_argument("--efforts", type=int, nargs="+", default=[], metavar="N", help=text)
     parser.add_argument("--batch", type=int, default=8, help="chunks per call of DeepSIC")
-    parser.add_argument("--chunks", type=int, default=32, help="at most so many chunks")
+    parser.add_argument("--chunks", type=int, default=32, help="maximum number of chunks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    against.add_arguments(parser)
     parser.add_argument("--memory-of-frame", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
