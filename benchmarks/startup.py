@@ -93,7 +93,7 @@ def compared(pair: tuple[against.Side, against.Side], repeats: int) -> str:
 
 
 def seconds(code: str, repeats: int, **environment: str) -> tuple[float, float]:
-    """Return median seconds, by the clock and of CPU, that `code` prints in new processes; of several, all but the first."""
+    """Return median seconds, wall and CPU, that `code` prints in new processes; the first of several is not counted."""
     runs = []
     for number in range(repeats + (repeats > 1)):
         done = subprocess.run(

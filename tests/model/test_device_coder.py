@@ -31,8 +31,8 @@ static thread_local int chunk_now;
 #define CHUNK chunk_now
 #define LANE 0
 #define WARP 0
-#define ASK_FOR(pointer) (void)(pointer)
-#define TOGETHER()
+#define PREFETCH(pointer) (void)(pointer)
+#define SYNC_WARP()
 #define SHARED
 #define READ(pointer) (*(pointer))
 #define NEAR(pointer) (u8 *)(pointer)

@@ -1,13 +1,13 @@
-// The arithmetic coder of payload/arithmetic.py (docs/entropy-coder.md) for CUDA: one warp codes one chunk.
+// The arithmetic coder of payload/coders/symbols.py (docs/entropy-coder.md) for CUDA: one warp codes one chunk.
 //
-// What a bit's contexts are follows, but for the one or two channels before, from symbols at other positions: that is
-// worked out by all lanes, 32 channels at a time. The bits of these are then coded one after the other, by one lane.
-// It takes about as long for one chunk as for some hundreds, and leaves nearly all of the device's units to others.
-// A block has several warps, which have nothing to do with each other: kernels that need most of a multiprocessor's
-// registers then find some that are free of coders.
+// Apart from the one or two channels before, the contexts of a bit depend on symbols at other positions. All lanes
+// compute them together, for 32 channels at a time. One lane then codes the bits of these channels one after the other.
+// Coding takes about as long for one chunk as for hundreds, and leaves most units of the device to other kernels.
+// A block has several warps that share nothing: kernels that need most registers of a multiprocessor then find some
+// multiprocessors without coders.
 //
-// Compiled at run time by device_coder.py, which puts the constants of tables.py and arithmetic.py in front. As C++
-// for one lane it runs on a CPU, where tests compare it with the coder that it repeats.
+// launch.py compiles this file at run time, with the format's constants in front. As C++ for one lane it runs on a CPU,
+// where tests compare it with the coder of the host.
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -19,16 +19,16 @@ typedef unsigned short u16;
 #define LANE (int)(threadIdx.x % LANES)
 #define WARP (int)(threadIdx.x / LANES)
 #define CHUNK ((int)blockIdx.x * WARPS + WARP)
-#define ASK_FOR(pointer) asm volatile("prefetch.global.L1 [%0];" ::"l"(pointer))
-#define TOGETHER() __syncwarp()
+#define PREFETCH(pointer) asm volatile("prefetch.global.L1 [%0];" ::"l"(pointer))
+#define SYNC_WARP() __syncwarp()
 #define SHARED __shared__
 #define EXTERN_SHARED(type, name) extern __shared__ type name[]
 #define NEAR(pointer) (u32)__cvta_generic_to_shared(pointer)
 #define READ(pointer) __ldg(pointer)
 #endif
 
-// What coding changes as it goes, and its tables: in shared memory where there is room for all of it. There it is
-// addressed as such, by 32 bits; C++ would work out again and again where shared memory begins.
+// Contexts, weights and tables lie in shared memory, if it has room for all of them. They have 32-bit addresses there:
+// with C++ pointers the compiler would compute the start of shared memory again and again.
 #if defined(__CUDA_ARCH__) && IN_SHARED
 typedef u32 Near;
 #define LOADS(name, type, kind, constraint) \
@@ -73,7 +73,7 @@ __device__ __forceinline__ void store_pair(Near at, i64 a, i64 b) {
 }
 #endif
 
-// A pass: its channels and positions, and what the prior expects of them.
+// A pass: its channels and positions, and the prior's predictions.
 struct Step {
     i64 start, count, second, first_position, positions;
     const short *means;  // in eighths, int16 (chunks slices positions, count)
@@ -81,13 +81,13 @@ struct Step {
     short *out;          // decoded symbols
 };
 
-// What a launch is given; 64 bits each, so that Python can write it down as an array.
+// Arguments of a launch, 64 bits each, so that Python can write them as an array.
 struct Job {
     const u32 *tables;  // stretch, squash and reciprocal, in 16 bits each
     const u8 *neighbour, *levels, *low_bits;
     i64 limit, rate, single, latents, chunks;
-    const int2 *places;      // rows and columns of the positions of all passes, int32 (positions, 2)
-    i64 passes;              // how many there are in steps
+    const int2 *locations;      // rows and columns of the positions of all passes, int32 (positions, 2)
+    i64 passes;              // number of steps
     i64 slices, height, width;
     // chunks
     const short *source;     // symbols to encode, int16 (chunks, slices, height, width, latents)
@@ -96,11 +96,11 @@ struct Job {
     i64 *weights;            // uint32 (chunks, CONTEXTS), int64 (chunks, MIXERS INPUTS)
     i64 *state;              // int64 (chunks, STATE): low, high, value, position, error
     u8 *data;                // the streams
-    const i64 *bounds;       // int64 (chunks + 1): where each begins
+    const i64 *bounds;       // int64 (chunks + 1): start of each stream
     Step steps[PASSES];
 };
 
-// An arithmetic coder's interval is low..low + range; an offset is a decoder's value less low.
+// The interval of the arithmetic coder is low to low + range; offset is the decoder's value minus low.
 struct Interval {
     u64 low, range, offset;
     int position, size;
@@ -112,12 +112,12 @@ struct Learning {
     int limit, rate;
 };
 
-__device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
-__device__ __forceinline__ int most(int a, int b) { return a > b ? a : b; }
-__device__ __forceinline__ int magnitude_of(int a) { return a < 0 ? -a : a; }
+__device__ __forceinline__ int min_of(int a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ int max_of(int a, int b) { return a > b ? a : b; }
+__device__ __forceinline__ int absolute(int a) { return a < 0 ? -a : a; }
 
 template <bool DECODING> __device__ __forceinline__ int code(int bit, u32 p, Interval &i) {
-    const u64 part = (u64)(u32)(i.range >> 16) * p;  // of the interval, for a one, and one more
+    const u64 part = (u64)(u32)(i.range >> 16) * p;  // share of the interval for a one, minus 1
     if (DECODING) bit = i.offset <= part;
     if (bit) {
         i.range = part;
@@ -139,7 +139,7 @@ template <bool DECODING> __device__ __forceinline__ int code(int bit, u32 p, Int
     return bit;
 }
 
-// How far an observation moves a context, in 1/65536.
+// Share by which an observation moves a context, in 1/65536.
 __device__ __forceinline__ int step_of(u32 state, const Learning &l) {
     return (int)load_u16(l.reciprocal + 2 * (state & 1023));
 }
@@ -155,7 +155,7 @@ __device__ __forceinline__ int single(int bit, int a, Interval &i, const Learnin
     const Near at = l.contexts + 4 * a;
     const u32 state = load_u32(at);
     const int step = step_of(state, l);
-    bit = code<DECODING>(bit, (u32)least(most((int)(state >> 16), 16), 65520), i);
+    bit = code<DECODING>(bit, (u32)min_of(max_of((int)(state >> 16), 16), 65520), i);
     store(at, adapted(state, bit, step, l));
     return bit;
 }
@@ -178,26 +178,26 @@ __device__ __forceinline__ int mixed(int bit, int a, int b, int c, int mixer, In
     const int error = ((bit ? 65535 : 0) - p) * l.rate;
     store_pair(w, w0 + (((i64)sa * error + 131072) >> 18), w1 + (((i64)sb * error + 131072) >> 18));
     store_pair(w + 16, w2 + (((i64)sc * error + 131072) >> 18), w3 + (((i64)STRETCH_ONE * error + 131072) >> 18));
-    // no two of them are the same
+    // the three contexts are distinct
     store(at_a, adapted(state_a, bit, step_a, l));
     store(at_b, adapted(state_b, bit, step_b, l));
     store(at_c, adapted(state_c, bit, step_c, l));
     return bit;
 }
 
-// A symbol that is not what the prior expects: sign and magnitude of its difference, whose zero flag has been coded.
+// Codes sign and magnitude of a difference that is not zero; its zero flag has been coded.
 template <bool DECODING>
 __device__ __forceinline__ int difference_of(
     int difference, int channel, int scale, int level, int fraction, int before, int plain, Interval &i,
     const Learning &l, int &error
 ) {
     int negative = single<DECODING>(difference < 0, SIGN + scale * FRACTIONS + fraction, i, l);
-    int magnitude = magnitude_of(difference) - 1, coarse = magnitude >> plain, v = 0;
+    int magnitude = absolute(difference) - 1, coarse = magnitude >> plain, v = 0;
     int by_scale = UNARY_SCALE + scale * UNARY;
     int by_level = UNARY_NEIGHBOURS + ((scale >> 3) * NEIGHBOURS + level) * UNARY;
-    int by_channel = UNARY_CHANNEL + (channel * 3 + least((before + 1) >> 1, 2)) * 4;
+    int by_channel = UNARY_CHANNEL + (channel * 3 + min_of((before + 1) >> 1, 2)) * 4;
     while (v < UNARY) {
-        int small = least(v, 3);
+        int small = min_of(v, 3);
         if (!mixed<DECODING>(
                 coarse > v, by_scale + v, by_level + v, by_channel + small, SCALES + small * 16 + (scale >> 3), i, l
             ))
@@ -213,9 +213,9 @@ __device__ __forceinline__ int difference_of(
                 error = 1;
                 return 0;
             }
-        int got = 1;
-        for (int n = bits - 1; n >= 0; n--) got = (got << 1) | code<DECODING>((rest >> n) & 1, 32768, i);
-        v = UNARY + got - 1;
+        int tail = 1;
+        for (int n = bits - 1; n >= 0; n--) tail = (tail << 1) | code<DECODING>((rest >> n) & 1, 32768, i);
+        v = UNARY + tail - 1;
     }
     for (int n = plain - 1; n >= 0; n--) {
         int bit = (magnitude >> n) & 1;
@@ -227,36 +227,36 @@ __device__ __forceinline__ int difference_of(
 
 #if IN_SHARED
 // Copy words into shared memory, or out of it.
-__device__ __forceinline__ void enter(Near to, const u32 *from, int words) {
+__device__ __forceinline__ void load_shared(Near to, const u32 *from, int words) {
     for (int n = LANE; n < words; n += LANES) store(to + 4 * n, from[n]);
 }
-__device__ __forceinline__ void leave(u32 *to, Near from, int words) {
+__device__ __forceinline__ void store_shared(u32 *to, Near from, int words) {
     for (int n = LANE; n < words; n += LANES) to[n] = load_u32(from + 4 * n);
 }
 #endif
 
 template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &job) {
     const int lane = LANE, chunk = CHUNK, latents = (int)job.latents, width = (int)job.width, height = (int)job.height;
-    const int slices = (int)job.slices, lowest = (int)job.single;
+    const int slices = (int)job.slices, single_below = (int)job.single;
     if (chunk >= job.chunks) return;
     const i64 plane = (i64)(height + 2) * (width + 2) * latents, pitch = (i64)(width + 2) * latents;
     short *symbols = job.symbols + chunk * slices * plane;
     const short *source = job.source + (DECODING ? 0 : chunk * slices * (i64)height * width * latents);
-    u32 *own_contexts = job.contexts + (i64)chunk * CONTEXTS;
-    i64 *own_weights = job.weights + (i64)chunk * (MIXERS * INPUTS);
-    // of each channel the zero flag's contexts and what else is known (told), its difference, and what was decoded
+    u32 *chunk_contexts = job.contexts + (i64)chunk * CONTEXTS;
+    i64 *chunk_weights = job.weights + (i64)chunk * (MIXERS * INPUTS);
+    // By lane: contexts of the zero flag and other known values (hints), the difference, and the decoded symbol.
 #if IN_SHARED
     EXTERN_SHARED(int4, memory);
-    const Near told = NEAR(memory), given = told + 16 * LANES, found = given + 4 * LANES, failed = found + 4 * LANES;
+    const Near hints = NEAR(memory), differences = hints + 16 * LANES, decoded = differences + 4 * LANES, failed = decoded + 4 * LANES;
     const Near weights = failed + 16, contexts = weights + 8 * MIXERS * INPUTS, tables = contexts + 4 * CONTEXTS;
-    enter(weights, (const u32 *)own_weights, 2 * MIXERS * INPUTS);
-    enter(contexts, own_contexts, CONTEXTS);
-    enter(tables, job.tables, TABLE_WORDS);
+    load_shared(weights, (const u32 *)chunk_weights, 2 * MIXERS * INPUTS);
+    load_shared(contexts, chunk_contexts, CONTEXTS);
+    load_shared(tables, job.tables, TABLE_WORDS);
 #else
     SHARED int4 memory[WARPS][2 * LANES];
-    const Near told = (Near)memory[WARP];
-    const Near given = told + 16 * LANES, found = given + 4 * LANES, failed = found + 4 * LANES;
-    const Near weights = (Near)own_weights, contexts = (Near)own_contexts, tables = (Near)job.tables;
+    const Near hints = (Near)memory[WARP];
+    const Near differences = hints + 16 * LANES, decoded = differences + 4 * LANES, failed = decoded + 4 * LANES;
+    const Near weights = (Near)chunk_weights, contexts = (Near)chunk_contexts, tables = (Near)job.tables;
 #endif
     const Learning l = {
         contexts, weights, tables, tables + 2 * SQUASH_AT, tables + 2 * RECIPROCAL_AT, (int)job.limit, (int)job.rate
@@ -266,56 +266,56 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
                   (int)(job.bounds[chunk + 1] - job.bounds[chunk]), job.data + job.bounds[chunk]};
     int error = (int)state[4];
     if (lane == 0) store(failed, (u32)error);
-    TOGETHER();
+    SYNC_WARP();
     for (int pass = 0; pass < job.passes && !load_i32(failed); pass++) {
         const Step &step = job.steps[pass];
         const int start = (int)step.start, count = (int)step.count, second = (int)step.second;
         const int positions = (int)step.positions, rows = slices * positions;
-        const int2 *places = job.places + step.first_position;
-        const i64 own = (i64)chunk * rows * count;
-        const short *means = step.means + own;
-        const u8 *indices = step.indices + own;
-        short *out = step.out + (DECODING ? own : 0);
+        const int2 *locations = job.locations + step.first_position;
+        const i64 first = (i64)chunk * rows * count;
+        const short *means = step.means + first;
+        const u8 *indices = step.indices + first;
+        short *out = step.out + (DECODING ? first : 0);
         int last = 0, last_but_one = 0;
-        // of the channels that are next, asked for while one lane is at work on those before
+        // Values of the next channels, loaded while one lane codes the channels before.
         int row = 0, from = 0, s = 0, n = 0;
-        int2 place = {0, 0};
+        int2 location = {0, 0};
         int mean = 0, index = 0, symbol = 0;
-        bool mine = lane < count && rows > 0;
+        bool active = lane < count && rows > 0;
         i64 at = lane;
-        if (rows) place = places[0];
-        if (mine) {
+        if (rows) location = locations[0];
+        if (active) {
             mean = means[at];
             index = indices[at];
-            if (!DECODING) symbol = source[((i64)place.x * width + place.y) * latents + start + lane];
+            if (!DECODING) symbol = source[((i64)location.x * width + location.y) * latents + start + lane];
         }
         while (row < rows) {
-            const int channels = least(LANES, count - from), k = start + from + lane;
-            short *here = symbols + s * plane + (i64)(place.x + 1) * pitch + (i64)(place.y + 1) * latents + k;
-            if (mine) {
-                const short *up = here - pitch, *down = here + pitch;
-                const int near = 2 * (magnitude_of(here[-latents]) + magnitude_of(here[latents]) + magnitude_of(up[0])
-                                      + magnitude_of(down[0]))
-                                 + magnitude_of(up[-latents]) + magnitude_of(up[latents]) + magnitude_of(down[-latents])
-                                 + magnitude_of(down[latents]);
-                const int level = READ(job.neighbour + least(near, 63)), scale = READ(job.levels + index);
+            const int channels = min_of(LANES, count - from), k = start + from + lane;
+            short *current = symbols + s * plane + (i64)(location.x + 1) * pitch + (i64)(location.y + 1) * latents + k;
+            if (active) {
+                const short *up = current - pitch, *down = current + pitch;
+                const int magnitudes = 2 * (absolute(current[-latents]) + absolute(current[latents]) + absolute(up[0])
+                                      + absolute(down[0]))
+                                 + absolute(up[-latents]) + absolute(up[latents]) + absolute(down[-latents])
+                                 + absolute(down[latents]);
+                const int level = READ(job.neighbour + min_of(magnitudes, 63)), scale = READ(job.levels + index);
                 const int centre = (mean + 4) >> 3, off_zero = centre != 0;
                 int fraction = mean - 8 * centre;
                 const int flip = fraction < 0;
                 if (flip) fraction = -fraction;
-                const Near here_told = told + 16 * lane;
-                store(here_told, ZERO_SCALE + (scale * FRACTIONS + fraction) * 2 + off_zero);
-                store(here_told + 4, ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero);
-                store(here_told + 8, ZERO_PREVIOUS + scale * PREVIOUS * 5 + least(level >> 1, 4));
-                store(here_told + 12, scale | level << 7 | fraction << 11 | flip << 14 | (u32)(centre + 8192) << 15);
+                const Near lane_hints = hints + 16 * lane;
+                store(lane_hints, ZERO_SCALE + (scale * FRACTIONS + fraction) * 2 + off_zero);
+                store(lane_hints + 4, ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero);
+                store(lane_hints + 8, ZERO_PREVIOUS + scale * PREVIOUS * 5 + min_of(level >> 1, 4));
+                store(lane_hints + 12, scale | level << 7 | fraction << 11 | flip << 14 | (u32)(centre + 8192) << 15);
 #if !IN_SHARED
-                ASK_FOR(own_contexts + ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero);
+                PREFETCH(chunk_contexts + ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero);
 #endif
-                if (!DECODING) store(given + 4 * lane, (u32)(flip ? centre - symbol : symbol - centre));
+                if (!DECODING) store(differences + 4 * lane, (u32)(flip ? centre - symbol : symbol - centre));
             }
             const int coded = symbol;
             const i64 coded_at = at;
-            const bool was_mine = mine;
+            const bool was_active = active;
             if (from == 0) last = last_but_one = 0;
             if ((from += LANES) >= count) {
                 from = 0;
@@ -323,31 +323,31 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
                     n = 0;
                     s++;
                 }
-                if (++row < rows) place = places[n];
+                if (++row < rows) location = locations[n];
             }
-            mine = row < rows && from + lane < count;
+            active = row < rows && from + lane < count;
             at = (i64)row * count + from + lane;
-            if (mine) {
+            if (active) {
                 mean = means[at];
                 index = indices[at];
-                const i64 there = (s * (i64)height + place.x) * width + place.y;
-                if (!DECODING) symbol = source[there * latents + start + from + lane];
+                const i64 pixel = (s * (i64)height + location.x) * width + location.y;
+                if (!DECODING) symbol = source[pixel * latents + start + from + lane];
             }
-            TOGETHER();
+            SYNC_WARP();
             if (lane == 0) {
-                int4 next = load_four(told);
-                int wanted = DECODING ? 0 : load_i32(given);
+                int4 next = load_four(hints);
+                int next_difference = DECODING ? 0 : load_i32(differences);
                 for (int c = 0; c < channels; c++) {
                     const int4 now = next;
                     const int scale = now.w & 127;
-                    int difference = wanted;
-                    const int ahead = least(c + 1, LANES - 1);
-                    next = load_four(told + 16 * ahead);
-                    if (!DECODING) wanted = load_i32(given + 4 * ahead);
-                    const int before = 2 * least(magnitude_of(last), 2) + least(magnitude_of(last_but_one), 1);
+                    int difference = next_difference;
+                    const int ahead = min_of(c + 1, LANES - 1);
+                    next = load_four(hints + 16 * ahead);
+                    if (!DECODING) next_difference = load_i32(differences + 4 * ahead);
+                    const int before = 2 * min_of(absolute(last), 2) + min_of(absolute(last_but_one), 1);
                     const int previous = now.z + before * 5;
                     int bit = difference != 0;
-                    if (scale < lowest) bit = single<DECODING>(bit, previous, i, l);
+                    if (scale < single_below) bit = single<DECODING>(bit, previous, i, l);
                     else bit = mixed<DECODING>(bit, now.x, now.y, previous, scale, i, l);
                     if (DECODING) difference = 0;
                     if (bit) {
@@ -358,34 +358,34 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
                         if (error) break;
                     }
                     const int centre = (int)((u32)now.w >> 15) - 8192;
-                    const int what = now.w >> 14 & 1 ? centre - difference : centre + difference;
+                    const int value = now.w >> 14 & 1 ? centre - difference : centre + difference;
                     if (DECODING) {
-                        if (magnitude_of(what) > SYMBOL_MAX) {
+                        if (absolute(value) > SYMBOL_MAX) {
                             error = 1;
                             break;
                         }
-                        store(found + 4 * c, (u32)what);
+                        store(decoded + 4 * c, (u32)value);
                     }
                     last_but_one = last;
-                    last = what;
+                    last = value;
                 }
                 if (error) store(failed, 1);
             }
-            TOGETHER();
+            SYNC_WARP();
             if (load_i32(failed)) break;
-            if (was_mine) {
-                const int what = DECODING ? load_i32(found + 4 * lane) : coded;
-                if (DECODING) out[coded_at] = (short)what;
-                *here = (short)what;
+            if (was_active) {
+                const int value = DECODING ? load_i32(decoded + 4 * lane) : coded;
+                if (DECODING) out[coded_at] = (short)value;
+                *current = (short)value;
             }
-            TOGETHER();
+            SYNC_WARP();
         }
     }
-    TOGETHER();
+    SYNC_WARP();
 #if IN_SHARED
     if (DECODING) {  // other passes follow
-        leave((u32 *)own_weights, weights, 2 * MIXERS * INPUTS);
-        leave(own_contexts, contexts, CONTEXTS);
+        store_shared((u32 *)chunk_weights, weights, 2 * MIXERS * INPUTS);
+        store_shared(chunk_contexts, contexts, CONTEXTS);
     }
 #endif
     if (lane == 0) {
