@@ -1,7 +1,7 @@
-"""Query expressions such as ``Forest > 0.6 & ~Water``: their grammar, and what they make of scores.
+"""Query expressions such as `Forest > 0.6 & ~Water`: their grammar, and how they are evaluated.
 
-Scores are integers in 1/255. A comparison is brought to "score >= m" with an integer m when it is made, by exact
-fractions, so that no two ways to evaluate an expression can differ by rounding. ``docs/labels.md`` has the grammar.
+Scores are integers in 1/255. A comparison becomes "score >= m" with an integer m when it is made, by exact fractions,
+so that no two ways to evaluate an expression can differ by rounding. `docs/labels.md` has the grammar.
 """
 
 import re
@@ -21,15 +21,17 @@ Scores = NDArray[np.uint8]
 Hits = NDArray[np.bool_]
 Column = Callable[[str], Scores]  # the scores of a name
 
-BARE = Fraction(1, 2)  # a name alone asks for this score at least
+NAME_ALONE = Fraction(1, 2)  # threshold of a name without a comparison
 MAX_DEPTH = 100  # of parentheses and negations: deeper is a mistake, and would exhaust Python's stack
 MAX_TEXT = 10_000  # characters
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?%?)|(?P<name>[^\W\d]\w*)"
-    r"|(?P<quoted>\"[^\"]*\"|'[^']*')|(?P<op>>=|<=|>|<|&&?|\|\|?|~|!|\(|\)))"
+    r"|(?P<quoted>\"[^\"]*\"|'[^']*')|(?P<op>>=|<=|>|<|&&|&|\|\||\||==?|!=?|~|\(|\)))"
 )
-_WORDS = {"and": "&", "or": "|", "not": "~", "&&": "&", "||": "|", "!": "~"}
+#: Spellings of other languages, and the one of this one.
+_INSTEAD = {"and": "&", "or": "|", "not": "~", "&&": "&", "||": "|", "!": "~"}
+_EQUALITY = ("=", "==", "!=")
 _MIRRORED = {">": "<", "<": ">", ">=": "<=", "<=": ">="}
 
 
@@ -46,27 +48,45 @@ class Expression:
         return Not(self)
 
     def __bool__(self) -> bool:
-        # `a and b`, `not a` and `0.2 < a < 0.6` would silently mean something else.
+        # `a and b`, `not a` and `0.2 < a < 0.6` would silently be another condition.
         raise TypeError("combine conditions with &, | and ~, each comparison in parentheses, or write them as text")
 
     def names(self) -> Iterator[tuple[str, int | None]]:
-        """Yield the names in it, with their position in the text if there is one."""
+        """Yield the names of the expression, each with its position in the text or None."""
         raise NotImplementedError
 
     def tiles(self, score: Column) -> Hits:
-        """Evaluate for tiles: whether each satisfies it."""
+        """Tell of each tile whether it satisfies the expression.
+
+        Parameters
+        ----------
+        score : callable
+            Returns the scores of a name, uint8.
+        """
         raise NotImplementedError
 
     def chunks(self, largest: Column) -> "Verdict":
-        """Tell from the largest score per class what is certain of chunks of one or more tiles."""
+        """Tell what is certain of chunks of one or more tiles.
+
+        Parameters
+        ----------
+        largest : callable
+            Returns the largest score of a name in each chunk, uint8.
+        """
         return self._verdict(largest, False)
 
     def _verdict(self, largest: Column, negated: bool) -> "Verdict":
         raise NotImplementedError
 
     def check(self, vocabulary: Vocabulary, text: str | None = None) -> list[str]:
-        """Return the names that it reads; raises ExpressionError for one that there is not."""
-        found: dict[str, None] = {}
+        """Return the names of the expression.
+
+        Raises
+        ------
+        ExpressionError
+            If the vocabulary does not have one of them. The message points to it in `text`.
+        """
+        names: dict[str, None] = {}
         for name, position in self.names():
             try:
                 vocabulary.members(name)
@@ -74,22 +94,30 @@ class Expression:
                 if text is None or position is None:
                     raise
                 raise ExpressionError(_pointed(str(error), text, position)) from None
-            found[name] = None
-        return list(found)
+            names[name] = None
+        return list(names)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is certain of chunks, each a boolean array: is it `every` tile, `some` tile, or perhaps one (`may`)."""
+    """What is certain of the tiles of chunks.
 
-    every: Hits
-    some: Hits
-    may: Hits
+    Attributes
+    ----------
+    all_tiles, any_tile : ndarray
+        bool: all tiles certainly satisfy the condition, or at least one does.
+    possible : ndarray
+        bool: a tile may satisfy it.
+    """
+
+    all_tiles: Hits
+    any_tile: Hits
+    possible: Hits
 
 
 @dataclass(frozen=True)
 class Compare(Expression):
-    """score of `name` >= `least`, in 1/255; 0 is always true, 256 never."""
+    """The condition that the score of `name` is at least `least`, in 1/255: 0 always holds, 256 never does."""
 
     name: str
     least: int
@@ -97,7 +125,7 @@ class Compare(Expression):
     position: int | None = None
 
     def names(self) -> Iterator[tuple[str, int | None]]:
-        """Yield its name."""
+        """Yield the name."""
         yield self.name, self.position
 
     def tiles(self, score: Column) -> Hits:
@@ -117,12 +145,12 @@ class Compare(Expression):
 
 @dataclass(frozen=True)
 class Not(Expression):
-    """The tiles that do not satisfy `inner`."""
+    """The condition that `inner` does not hold."""
 
     inner: Expression
 
     def names(self) -> Iterator[tuple[str, int | None]]:
-        """Yield the names in it."""
+        """Yield the names of `inner`."""
         return self.inner.names()
 
     def tiles(self, score: Column) -> Hits:
@@ -148,15 +176,17 @@ class _Pair(Expression):
     def _both(self, largest: Column, negated: bool) -> Verdict:
         """Judge the conjunction of both sides, or of their negations."""
         a, b = self.left._verdict(largest, negated), self.right._verdict(largest, negated)
-        return Verdict(a.every & b.every, (a.every & b.some) | (a.some & b.every), a.may & b.may)
+        return Verdict(
+            a.all_tiles & b.all_tiles, (a.all_tiles & b.any_tile) | (a.any_tile & b.all_tiles), a.possible & b.possible
+        )
 
     def _either(self, largest: Column, negated: bool) -> Verdict:
         a, b = self.left._verdict(largest, negated), self.right._verdict(largest, negated)
-        return Verdict(a.every | b.every, a.some | b.some, a.may | b.may)
+        return Verdict(a.all_tiles | b.all_tiles, a.any_tile | b.any_tile, a.possible | b.possible)
 
 
 class And(_Pair):
-    """The tiles that satisfy both."""
+    """The condition that both hold."""
 
     def tiles(self, score: Column) -> Hits:
         """Evaluate for tiles."""
@@ -170,7 +200,7 @@ class And(_Pair):
 
 
 class Or(_Pair):
-    """The tiles that satisfy one of them or both."""
+    """The condition that one of two holds, or both."""
 
     def tiles(self, score: Column) -> Hits:
         """Evaluate for tiles."""
@@ -184,11 +214,10 @@ class Or(_Pair):
 
 
 class Name(Compare):
-    """The score of a class, to be compared; by itself the condition that it is at least 0.5."""
+    """The score of a class, to compare with a number; without a comparison, the condition that it is at least 0.5."""
 
     def __init__(self, name: str) -> None:
-        given = _comparison(name, ">=", BARE, None)
-        super().__init__(given.name, given.least, _quoted(name))
+        super().__init__(name, _comparison(name, ">=", NAME_ALONE, None).least, _quoted(name))
 
     def __gt__(self, threshold: float) -> Expression:
         return self._compared(">", threshold)
@@ -221,10 +250,10 @@ def parse(text: str) -> Expression:
     Raises
     ------
     ExpressionError
-        If it is none; the message points to the place.
+        If the text is none. The message points to the mistake.
     """
     if len(text) > MAX_TEXT:
-        raise ExpressionError(f"an expression of {len(text)} characters; at most {MAX_TEXT} are read")
+        raise ExpressionError(f"an expression of {len(text)} characters; at most {MAX_TEXT} are allowed")
     return _Parser(text).parse()
 
 
@@ -236,7 +265,7 @@ class _Token:
 
 
 class _Parser:
-    """Recursive descent: or < and < not < comparison."""
+    """A recursive descent parser: | binds least, then &, ~, comparisons."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -247,16 +276,22 @@ class _Parser:
     def _tokens(self) -> Iterator[_Token]:
         position = 0
         while self.text[position:].strip():
-            found = _TOKEN.match(self.text, position)
-            if found is None:
+            match = _TOKEN.match(self.text, position)
+            if match is None:
                 position += len(self.text[position:]) - len(self.text[position:].lstrip())
                 raise self._error(f"cannot read {self.text[position]!r}", position)
-            kind = str(found.lastgroup)
-            text, start = found[kind], found.start(kind)
-            position = found.end()
-            if kind == "op" or (kind == "name" and text.lower() in _WORDS):
-                operator = _WORDS.get(text.lower(), text)
-                yield _Token(operator, text, start)
+            kind = str(match.lastgroup)
+            text, start = match[kind], match.start(kind)
+            position = match.end()
+            if kind != "quoted" and text.lower() in _INSTEAD:
+                quoted = f', or "{text}" in quotes for a class of that name' if kind == "name" else ""
+                raise self._error(f"write {_INSTEAD[text.lower()]!r} instead of {text!r}{quoted}", start)
+            if text in _EQUALITY:
+                raise self._error(f"scores are compared with >, >=, < or <=, not with {text!r}", start)
+            if kind == "number" and text.endswith("%"):
+                raise self._error(f"write {float(text[:-1]) / 100:g} instead of {text!r}", start)
+            if kind == "op":
+                yield _Token(text, text, start)
             elif kind == "quoted":
                 yield _Token("name", text[1:-1], start)
             else:
@@ -273,8 +308,8 @@ class _Parser:
         return token
 
     def _expected(self, what: str) -> ExpressionError:
-        found = f"{self.token.text!r}" if self.token.kind != "end" else "the end"
-        return self._error(f"expected {what}, found {found}", self.token.position)
+        token = f"{self.token.text!r}" if self.token.kind != "end" else "the end"
+        return self._error(f"expected {what}, got {token}", self.token.position)
 
     def parse(self) -> Expression:
         expression = self._or()
@@ -314,22 +349,22 @@ class _Parser:
         return inner
 
     def _comparison(self) -> Expression:
-        if self.token.kind == "number":  # 0.2 < Forest, 0.2 < Forest <= 0.6
-            bound = self._number()
+        if self.token.kind == "number":  # 0.2 < Forest
+            threshold = self._number()
             if self.token.kind not in _MIRRORED:
                 raise self._expected("'>', '>=', '<' or '<='")
             op = _MIRRORED[self._take().kind]
             name = self._name()
-            left = _normalised(name.text, op, bound, name.position)
-            return And(left, self._bounded(name)) if self.token.kind in _MIRRORED else left
-        name = self._name()
+        else:
+            name = self._name()
+            if self.token.kind not in _MIRRORED:
+                return _comparison(name.text, ">=", NAME_ALONE, name.position, _quoted(name.text))
+            op = self._take().kind
+            threshold = self._number()
         if self.token.kind in _MIRRORED:
-            return self._bounded(name)
-        return _comparison(name.text, ">=", BARE, name.position, _quoted(name.text))
-
-    def _bounded(self, name: _Token) -> Expression:
-        op = self._take().kind
-        return _normalised(name.text, op, self._number(), name.position)
+            text = _quoted(name.text)
+            raise self._error(f"write two comparisons, such as {text} > 0.2 & {text} < 0.6", self.token.position)
+        return _normalised(name.text, op, threshold, name.position)
 
     def _name(self) -> _Token:
         if self.token.kind != "name":
@@ -339,8 +374,7 @@ class _Parser:
     def _number(self) -> Fraction:
         if self.token.kind != "number":
             raise self._expected("a number")
-        text = self._take().text
-        return Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)
+        return Fraction(self._take().text)
 
 
 def _comparison(name: str, op: str, value: Fraction, position: int | None, text: str | None = None) -> Compare:
@@ -373,7 +407,7 @@ def _wrapped(expression: Expression) -> str:
 
 
 def _quoted(name: str) -> str:
-    plain = re.fullmatch(r"[^\W\d]\w*", name) and name.lower() not in _WORDS
+    plain = re.fullmatch(r"[^\W\d]\w*", name) and name.lower() not in _INSTEAD
     return name if plain else f"'{name}'" if '"' in name else f'"{name}"'
 
 

@@ -139,8 +139,8 @@ class Labels:
         if self.geometry.one_tile:
             return expression.tiles(largest.__getitem__) & labelled
         verdict = expression.chunks(largest.__getitem__)
-        hits = verdict.some & labelled
-        undecided = verdict.may & labelled & ~hits
+        hits = verdict.any_tile & labelled
+        undecided = verdict.possible & labelled & ~hits
         if undecided.any():
             for start, stop, found in self._tiles(expression, largest, undecided, counter):
                 region = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))

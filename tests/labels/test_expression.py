@@ -26,9 +26,9 @@ def hits(text, **scores):
 
 
 @pytest.mark.parametrize("op", [">", ">=", "<", "<="])
-@pytest.mark.parametrize("number", ["0", "1", "0.5", ".6", "0.6000001", "2", "60%", "7.", "0.50196078431372548"])
+@pytest.mark.parametrize("number", ["0", "1", "0.5", ".6", "0.6000001", "2", "6e-1", "7.", "0.50196078431372548"])
 def test_comparisons_are_exact(op, number):
-    value = Fraction(number.rstrip("%")) / (100 if number.endswith("%") else 1)
+    value = Fraction(number)
     compare = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}[op]
     expected = {s for s in range(256) if compare(Fraction(s, 255), value)}
     assert hits(f"Forest {op} {number}") == expected
@@ -48,12 +48,11 @@ def test_python_operators_say_the_same(thousandths, op):
     [
         ("Forest", "Forest >= 0.5"),
         ("~Forest > 0.6", "~(Forest > 0.6)"),
-        ("not Forest > 0.6", "Forest <= 0.6"),
-        ("! Forest", "Forest < 0.5"),
-        ("0.2 < Forest <= 0.6", "(Forest > 0.2) and (Forest <= 0.6)"),
+        ("~ Forest", "Forest < 0.5"),
+        ("0.2 < Forest & Forest <= 0.6", "(Forest > 0.2) & ~(Forest > 0.6)"),
         ("Forest > .9 | Forest > .1 & Forest < .2", "(Forest > .9) | ((Forest > .1) & (Forest < .2))"),
         ("~Forest & ~Forest", "~(Forest | Forest)"),
-        ("Forest>.1 && Forest<.2 || 'Forest' > .9", '(.1<Forest) AND (Forest<.2) Or "Forest" > .9'),
+        ("Forest>.1&Forest<.2|'Forest'>.9", '((.1<Forest) & (Forest<.2)) | "Forest" > .9'),
         ("\n Forest\t>\n.5 ", "Forest > .5"),
     ],
 )
@@ -73,16 +72,27 @@ def test_parents_take_the_largest_score_of_their_classes():
 @pytest.mark.parametrize(
     "text,words,column",
     [
-        ("", "expected the name of a class, found the end", 0),
-        ("Forest >", "expected a number, found the end", 8),
-        ("Forest > & River", "expected a number, found '&'", 9),
-        ("Forest River", "found 'River'", 7),
+        ("", "expected the name of a class, got the end", 0),
+        ("Forest >", "expected a number, got the end", 8),
+        ("Forest > & River", "expected a number, got '&'", 9),
+        ("Forest River", "got 'River'", 7),
         ("(Forest | River", "expected ')'", 15),
-        ("Forest)", "found ')'", 6),
+        ("Forest)", "got ')'", 6),
         ("0.5", "expected '>'", 3),
         ("Forest & ", "expected the name", 8),
         ("Forest > 0.5 # really", "cannot read '#'", 13),
-        ("Forest = 0.5", "cannot read '='", 7),
+        ("Forest = 0.5", ">, >=, < or <=, not with '='", 7),
+        ("Forest == 0.5", "not with '=='", 7),
+        ("Forest != 0.5", "not with '!='", 7),
+        ("Forest && River", "write '&' instead of '&&'", 7),
+        ("Forest || River", "write '|' instead of '||'", 7),
+        ("!Forest", "write '~' instead of '!'", 0),
+        ("Forest AND River", "write '&' instead of 'AND', or \"AND\" in quotes", 7),
+        ("Forest or River", "write '|' instead of 'or'", 7),
+        ("not Forest", "write '~' instead of 'not'", 0),
+        ("Forest > 60%", "write 0.6 instead of '60%'", 9),
+        ("0.2 < Forest <= 0.6", "two comparisons, such as Forest > 0.2 & Forest < 0.6", 13),
+        ("Forest > 0.2 > 0.1", "two comparisons", 13),
         ("'Forest", 'cannot read "\'"', 0),
         ("~" * (MAX_DEPTH + 1) + "Forest", "within each other", MAX_DEPTH),
         ("Forest > River", "expected a number", 9),
@@ -139,6 +149,6 @@ def test_what_is_certain_of_chunks_is_true_of_their_tiles(text, seed):
     true = expression.tiles(lambda name: WORDS.score(name, tiles.__getitem__))
     largest = tiles.max(axis=2)
     verdict = expression.chunks(lambda name: WORDS.score(name, largest.__getitem__))
-    assert not (verdict.some & ~true.any(axis=1)).any(), "said some tile, and none is"
-    assert not (true.any(axis=1) & ~verdict.may).any(), "lost a match"
-    assert not (verdict.every & ~true.all(axis=1)).any(), "said every tile, and one is not"
+    assert not (verdict.any_tile & ~true.any(axis=1)).any(), "said some tile, and none is"
+    assert not (true.any(axis=1) & ~verdict.possible).any(), "lost a match"
+    assert not (verdict.all_tiles & ~true.all(axis=1)).any(), "said every tile, and one is not"
