@@ -1,6 +1,7 @@
 """The fields of a header, their codes and limits. `docs/format.md` is the specification, in the same order."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -107,12 +108,12 @@ class Header:
     @property
     def height(self) -> int:
         """Pixels along y."""
-        return self.axes.height(self.shape)
+        return self.shape[self.axes.index("y")]
 
     @property
     def width(self) -> int:
         """Pixels along x."""
-        return self.axes.width(self.shape)
+        return self.shape[self.axes.index("x")]
 
     @property
     def channels(self) -> int:
@@ -122,7 +123,7 @@ class Header:
     @property
     def slices(self) -> int:
         """The product of the sizes of all axes but y, x and c."""
-        return self.axes.slices(self.shape)
+        return prod(self.shape) // (self.height * self.width * self.channels)
 
     @property
     def images(self) -> int:
