@@ -62,7 +62,8 @@ class ImageSource:
 class _Layout:
     """What is known of an image before its samples are read.
 
-    `read(region)` opens the file and returns a part of the image. `block` is the shape of the parts to read.
+    The shape is that of the image without its alpha channel. `read(region)` opens the file and returns a part of the
+    image. `block` is the shape of the parts to read.
     """
 
     shape: Index
@@ -128,8 +129,6 @@ def open_image(path: str | Path, *, drop_alpha: bool = False) -> ImageSource:
     meta = np.empty((0,) * len(layout.shape), layout.dtype)
     options: dict[str, Any] = {"name": False, "lock": False, "fancy": False, "meta": meta}
     values = da.from_array(_FileArray(path, layout), chunks=layout.block, **options)
-    if layout.has_alpha:
-        values = values[..., :-1]
     values, axes = _without_single(values, layout.axes)
     return ImageSource(path.stem, values, axes, {"source": path.name, **layout.attributes})
 
@@ -199,7 +198,7 @@ def decode_rgb(data: bytes, suffix: str) -> Pixels:
 
         with tifffile.TiffFile(BytesIO(data)) as file:
             page = file.pages.first
-            values = page.asarray().squeeze()
+            values = page.asarray()
             if page.axes.startswith("S"):
                 values = np.moveaxis(values, 0, -1)
     return _to_rgb(values)
@@ -242,13 +241,12 @@ def _open_whole(path: Path) -> _Layout:
             return replace(_open_rasterio(path), attributes={})
         mode = image.mode if image.mode in DEEP_MODES else "L" if image.mode in GREY_MODES else "RGB"
         has_alpha = image.has_transparency_data
-        shape: Index = (image.height, image.width) + ((3 + has_alpha,) if mode == "RGB" else (1 + has_alpha,))
+        shape: Index = (image.height, image.width, 3 if mode == "RGB" else 1)
     dtype = np.dtype(DEEP_MODES.get(mode, "u1"))
-    with_alpha = {"L": "LA", "RGB": "RGBA"}.get(mode, mode) if has_alpha else mode
 
     def read(region: Region) -> NDArray[Any]:
         with Image.open(path) as image:
-            values = np.asarray(image if image.mode == with_alpha else image.convert(with_alpha)).astype(dtype)
+            values = np.asarray(image if image.mode == mode else image.convert(mode)).astype(dtype)
         return values.reshape(shape)[region]
 
     return _Layout(shape, dtype, "yxc", has_alpha, shape, read)
@@ -260,12 +258,14 @@ def _decoded_layout(path: Path, decoder: str) -> _Layout:
     first = decode(path.read_bytes())
     if first.ndim not in (2, 3) or (first.ndim == 3 and first.shape[2] > 4):
         raise UnsupportedArray(f"{path}: the shape {first.shape} is no image in grey or colour")
-    shape = (*first.shape, 1)[:3]
+    height, width, bands = (*first.shape, 1)[:3]
+    has_alpha = bands in (2, 4)
+    shape = (height, width, bands - has_alpha)
 
     def read(region: Region) -> NDArray[Any]:
-        return decode(path.read_bytes()).reshape(shape)[region]
+        return decode(path.read_bytes()).reshape(height, width, bands)[region]
 
-    return _Layout(shape, first.dtype, "yxc", shape[2] in (2, 4), shape, read)
+    return _Layout(shape, first.dtype, "yxc", has_alpha, shape, read)
 
 
 def _open_tiff(path: Path) -> _Layout:
@@ -296,6 +296,8 @@ def _open_tiff(path: Path) -> _Layout:
     if not {"y", "x"} <= set(axes) <= set(AXES) | single or any(axes.count(axis) > 1 for axis in set(axes) - single):
         raise UnsupportedArray(f"{path}: axes {series.axes} in the terms of tifffile: extract images of axes {AXES}")
     shape, chunks = (tuple(sizes[axis] for axis in order) for sizes in (shape, chunks))
+    if has_alpha:
+        shape = (*shape[:-1], shape[-1] - 1)
 
     def read(region: Region) -> NDArray[Any]:
         selection = tuple(region[order.index(axis)] for axis in range(len(order)))
@@ -321,7 +323,7 @@ def _open_rasterio(path: Path) -> _Layout:
 
     with georeference.open_raster(path) as file:
         has_alpha = file.count in (2, 4) and file.colorinterp[-1] == ColorInterp.alpha
-        shape = (file.height, file.width, file.count)
+        shape = (file.height, file.width, file.count - has_alpha)
         dtype, attributes = np.dtype(file.dtypes[0]), georeference.attributes(file)
         chunks = (*file.block_shapes[0], file.count)
 

@@ -127,9 +127,19 @@ def test_what_is_not_there(tmp_path):
 
 def test_transparency_and_depth(tmp_path):
     rgba = photograph(20, 30, 4)
-    Image.fromarray(rgba, "RGBA").save(tmp_path / "a.png")
+    Image.fromarray(rgba).save(tmp_path / "a.png")
     check_rejects(UnsupportedArray, "a.png|drop-alpha", opened, tmp_path / "a.png")
     np.testing.assert_array_equal(opened(tmp_path / "a.png", drop_alpha=True)["a"].values, rgba[..., :3])
+    for mode, options in {"LA": {}, "P": {"transparency": 0}}.items():
+        Image.fromarray(rgba).convert(mode).save(tmp_path / f"{mode}.png", **options)
+        check_rejects(UnsupportedArray, "drop-alpha", opened, tmp_path / f"{mode}.png")
+        source = opened(tmp_path / f"{mode}.png", drop_alpha=True)[mode]
+        rgb = Image.open(tmp_path / f"{mode}.png").convert("L" if mode == "LA" else "RGB")
+        np.testing.assert_array_equal(source.values, np.asarray(rgb))
+    Image.fromarray(photograph(20, 30).astype("u2") * 9).save(tmp_path / "clear.png", transparency=9)
+    check_rejects(UnsupportedArray, "clear.png|drop-alpha", opened, tmp_path / "clear.png")
+    clear = opened(tmp_path / "clear.png", drop_alpha=True)["clear"].values
+    np.testing.assert_array_equal(clear, photograph(20, 30).astype("u2") * 9)
     Image.fromarray(photograph(20, 30).astype("u2") * 9).save(tmp_path / "deep.png")
     deep = opened(tmp_path / "deep.png")["deep"].values
     assert deep.dtype == np.uint16
