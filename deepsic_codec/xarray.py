@@ -1,4 +1,4 @@
-"""Accessor ``.deepsic`` for xarray, registered by importing this module.
+"""Accessor `.deepsic` for xarray, registered by importing this module.
 
 >>> import deepsic_codec.xarray  # doctest: +SKIP
 >>> ds = xr.open_zarr("archive.zarr")  # doctest: +SKIP
@@ -14,24 +14,26 @@ from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.labels.expression import Expression
 from deepsic_codec.labels.query import Labels, Selection, open_labels
 
+MAX_LAYERS = 1000  # objects to look at for the array that xarray and Dask wrap
+
 
 @xr.register_dataarray_accessor("deepsic")
 class DeepSICAccessor:
-    """Labels of a variable that was opened from Zarr, as it was opened: not of a part or a result of computing."""
+    """The labels of a variable as xarray opened it from Zarr; a part or a result of a computation has none."""
 
     def __init__(self, variable: xr.DataArray) -> None:
         self._variable = variable
 
     @property
     def array(self) -> zarr.Array:
-        """The array in the store; raises UnsupportedArray if the variable is not one as it was opened."""
-        found = _stored(self._variable.variable._data)
-        if found is None or found.shape != self._variable.shape:
+        """The array in the store; raises UnsupportedArray if the variable is not a whole array as it was opened."""
+        array = _find_array(self._variable.variable._data)
+        if array is None or array.shape != self._variable.shape:
             raise UnsupportedArray(
                 f"variable {self._variable.name!r} is not a Zarr array as xarray opened it; use "
                 "deepsic_codec.open_labels with the array itself"
             )
-        return found
+        return array
 
     @property
     def labels(self) -> Labels:
@@ -47,20 +49,22 @@ class DeepSICAccessor:
         return self.labels.where(expression, **kwargs)
 
 
-def _stored(data: Any) -> zarr.Array | None:
-    """Find the Zarr array within what xarray wraps it in, directly or in a Dask graph."""
-    pending, seen = [data], 0
-    while pending and seen < 1000:
-        node, seen = pending.pop(), seen + 1
+def _find_array(data: Any) -> zarr.Array | None:
+    """Find the Zarr array that xarray wraps, directly or in a Dask graph; None if there is none."""
+    pending = [data]
+    for _ in range(MAX_LAYERS):
+        if not pending:
+            break
+        node = pending.pop()
         if isinstance(node, zarr.Array):
             return node
         if hasattr(node, "dask") and hasattr(node, "name"):
-            original = f"original-{node.name}"  # what Dask calls the array that this one, and no other, was made from
+            original = f"original-{node.name}"  # Dask's key of the array that this one, and no other, was made from
             pending += [value for key, value in dict(node.dask).items() if str(key) == original]
             continue
-        # Layers of laziness in xarray, and the box that Dask puts an object in.
+        # Layers of laziness in xarray, and Dask's wrapper of a literal object.
         for name in ("array", "_array", "value", "data"):
-            inner = getattr(node, name, None) if not callable(getattr(node, name, None)) else None
-            if inner is not None and inner is not node:
+            inner = getattr(node, name, None)
+            if inner is not None and inner is not node and not callable(inner):
                 pending.append(inner)
     return None

@@ -77,7 +77,7 @@ def test_vocabulary_and_dimensions_are_attributes(zarr_format):
     assert tuple(names) == ("y", "x", "c")
 
 
-def test_dimension_names_may_be_given():
+def test_dimension_names_can_be_passed():
     assert create_array({}, **UINT8, dimension_names=("a", "b", None)).metadata.dimension_names == ("a", "b", None)
     z = create_array({}, **UINT8, zarr_format=2, dimension_names=("a", "b", "c"))
     assert z.attrs["_ARRAY_DIMENSIONS"] == ["a", "b", "c"]
@@ -344,7 +344,7 @@ def test_payload_of_another_model():
     np.testing.assert_array_equal(z[...], scene())
 
 
-def test_names_come_from_the_array_where_the_model_is_not(monkeypatch):
+def test_class_names_come_from_the_array_without_the_model(monkeypatch):
     z = create_array({}, data=scene(), chunks=(128, 192, 3))
     plain = zarr.create_array(
         {}, data=scene(), chunks=(128, 192, 3), serializer=DeepSICCodec(), compressors=None
@@ -432,7 +432,7 @@ def test_xarray(tmp_path, zarr_format):
 
 
 @pytest.mark.parametrize("vocabulary", [None, 3, {}, {"head": "cd" * 32}, {"head": "cd" * 32, "classes": 5}], ids=str)
-def test_strange_vocabulary_is_not_ours(vocabulary):
+def test_an_invalid_vocabulary_is_ignored(vocabulary):
     z = create_array({}, data=scene(), chunks=(128, 192, 3))
     z.attrs["deepsic"] = {"vocabulary": vocabulary}
     assert best(chunk_attrs(z, (0, 0, 0))["labels"]) == ["Dark", "Dim", "Bright"] * 2

@@ -98,7 +98,7 @@ def test_nothing_is_read_before_it_is_written(stub):
 
 
 @pytest.mark.parametrize("kwargs", FORMS, ids=str)
-def test_fill_is_not_stored(stub, kwargs):
+def test_fill_chunks_are_not_stored(stub, kwargs):
     values = image()
     values[:128, :192] = 0
     store = MemoryStore()
@@ -178,7 +178,7 @@ def test_region(stub):
     check_index(store)
 
 
-def test_labels_from_features_are_kept_for_chunks_that_stay(stub):
+def test_labels_from_features_are_kept_for_unchanged_chunks(stub):
     from deepsic_codec.labels.index import FEATURES, UNLABELLED
     from deepsic_codec.labels.relabel import relabel
 
@@ -274,7 +274,7 @@ def test_an_array_of_another_kind_is_refused(stub, other, words):
     np.testing.assert_array_equal(zarr.open_array(store, path="image", mode="r")[:], image())
 
 
-def test_targets_that_are_none(stub, tmp_path):
+def test_invalid_targets(stub, tmp_path):
     store = MemoryStore()
     zarr.create_array(store, name="plain", shape=(300, 500, 3), dtype="u1", chunks=CHUNKS)
     check_rejects(UnsupportedPayload, "not with DeepSIC", bulk.store, image(), store, name="plain", resume=True)
@@ -295,13 +295,13 @@ def test_options_out_of_range(stub, option):
     check_rejects(ConfigurationError, next(iter(option)), save, MemoryStore(), **option)
 
 
-def test_a_model_that_is_not_there(stub):
+def test_missing_model(stub):
     store = MemoryStore()
     codec = DeepSIC(model="gone", decoder="99" * 32, head="99" * 32)
     check_rejects(ModelNotFound, "9999", save, store, codec=codec)
 
 
-def test_where_no_index_can_be(stub, tmp_path):
+def test_arrays_that_can_have_no_index(stub, tmp_path):
     report = bulk.store(image(), tmp_path / "a.zarr", chunks=CHUNKS)
     assert report.index is None
     check_rejects(LabelIndexError, "root", bulk.store, image(), MemoryStore(), chunks=CHUNKS, index=True)
@@ -372,7 +372,7 @@ class Halving(WrapperStore):
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
 @pytest.mark.parametrize("kwargs", FORMS, ids=str)
-def test_half_written_payloads_are_never_taken_for_complete(stub, kwargs, share):
+def test_truncated_payloads_never_count_as_complete(stub, kwargs, share):
     undisturbed, inner = MemoryStore(), MemoryStore()
     save(undisturbed, **kwargs)
     with pytest.raises(WriteError) as caught:
@@ -430,7 +430,7 @@ def test_resume_verify_finds_damage_that_length_does_not_show(stub, tmp_path):
     assert path.read_bytes() == data
 
 
-def test_a_killed_run_resumes(tmp_path):
+def test_a_killed_run_can_be_resumed(tmp_path):
     """The process dies in the middle, by SIGKILL; what it leaves is either whole or not taken for whole."""
     target = tmp_path / "a.zarr"
     code = f"""
@@ -519,7 +519,7 @@ def test_open_names_the_damaged_chunk(stub, tmp_path):
         bulk.open(tmp_path / "a.zarr", "image").compute()
 
 
-def test_threads_work_at_once(stub):
+def test_threads_work_concurrently(stub):
     """Entropy coding of one batch overlaps the networks of another only if two batches can be under way."""
     barrier = threading.Barrier(2, timeout=20)
     calls = []

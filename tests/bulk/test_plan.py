@@ -44,7 +44,7 @@ def test_region_that_cuts_shards_is_refused():
 
 
 @pytest.mark.parametrize("region", [(slice(0, 64, 2),), (slice(5, 5),), (3,), (slice(None),) * 4, (slice(600, 700),)])
-def test_region_that_is_none(region):
+def test_invalid_regions_are_refused(region):
     check_rejects(UnsupportedArray, "region", check_region, IMAGE, region)
 
 

@@ -113,7 +113,7 @@ def test_shards_are_those_that_zarr_reads(location):
 
 @pytest.mark.parametrize("kwargs", [{}, {"shards": (128, 128, 3)}], ids=str)
 @pytest.mark.parametrize("keep", [False, True])
-def test_fill_is_stored_as_zarr_would(kwargs, keep):
+def test_fill_chunks_are_stored_as_zarr_stores_them(kwargs, keep):
     arrays = [empty((128, 192, 3), fill_value=9, config={"write_empty_chunks": keep}, **kwargs) for _ in range(2)]
     values = np.full((128, 192, 3), 9, "u1")
     values[64:, :64] = 1
@@ -152,7 +152,7 @@ def test_a_batch_is_one_call(stub):
     assert stub.sizes("encode") == [8, 8, 4]
 
 
-def test_other_codecs_around_are_refused():
+def test_codecs_before_deepsic_are_refused():
     from zarr.codecs import TransposeCodec
 
     array = zarr.create_array(
@@ -169,7 +169,7 @@ def test_other_codecs_around_are_refused():
     check_rejects(UnsupportedPayload, "not with DeepSIC", StoredArray, plain)
 
 
-def test_blocks_that_are_not_as_announced_are_refused():
+def test_blocks_that_do_not_fit_the_array_are_refused():
     array = empty()
     check_rejects(UnsupportedArray, "goes beyond", write, array, photograph(201, 300, 3))
     check_rejects(UnsupportedArray, "float64", write, array, photograph(200, 300, 3).astype("f8"))
@@ -182,7 +182,7 @@ def test_a_memory_store_of_another_process_is_refused():
     check_rejects(UnsupportedArray, "memory store", write, empty(), photograph(200, 300, 3), process=-1)
 
 
-def test_an_error_names_the_chunks(stub):
+def test_an_encoding_error_names_the_chunks(stub):
     values = np.full((64, 64, 3), 13, "u1")
     with pytest.raises(RuntimeError, match="poison") as caught:
         write(empty((64, 64, 3)), values)
@@ -207,7 +207,7 @@ class Flaky:
     "failures, error, calls, fails",
     [(0, OSError, 1, False), (2, OSError, 3, False), (9, OSError, 4, True), (1, PermissionError, 1, True)],
 )
-def test_writes_are_tried_again(failures, error, calls, fails):
+def test_failing_writes_are_retried(failures, error, calls, fails):
     flaky = Flaky(failures, error)
 
     async def run():
@@ -244,7 +244,7 @@ def test_truncated_payloads_are_not_complete():
     assert complete_chunks(StoredArray(array), EVERYTHING) == set(EVERYTHING) - {(1, 2, 0), (0, 0, 0), (0, 1, 0)}
 
 
-def test_damage_inside_is_found_by_reading_all():
+def test_damaged_sections_are_found_by_reading_all():
     array = empty()
     write(array, photograph(200, 300, 3))
     flip(array, "image/c/1/2/0")
@@ -274,7 +274,7 @@ def test_a_cut_shard_is_not_complete():
     }
 
 
-def test_what_is_whole_in_a_shard_is_kept(stub):
+def test_complete_chunks_of_a_shard_are_kept(stub):
     array, values = empty((128, 128, 3), shards=(128, 128, 3)), photograph(128, 128, 3)
     write(array, values)
     before = StoredArray(array).reader.payload((1, 1, 0))
@@ -314,7 +314,7 @@ def test_a_chunk_that_does_not_fit_alone_is_an_error():
         in_halves(run)([1, 2])
 
 
-def test_other_errors_are_not_tried_again():
+def test_other_errors_are_not_retried():
     calls = []
 
     def run(jobs):
@@ -326,7 +326,7 @@ def test_other_errors_are_not_tried_again():
     assert calls == [2]
 
 
-def test_the_writer_halves(stub):
+def test_the_writer_halves_batches(stub):
     def full():
         if stub.batches[-1][1] > 3:
             raise MemoryError
