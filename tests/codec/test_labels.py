@@ -1,0 +1,49 @@
+"""Label cells: without data and in padding they score nothing, and tiles take the best of their cells."""
+
+import numpy as np
+import pytest
+
+from deepsic_codec.axes import Axes
+from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
+
+CELLS = np.arange(1, 1 + 2 * 3 * 2 * 4, dtype=np.uint8).reshape(2, 3, 2, 4)  # of chunks of 2 x 150 x 100 pixels
+
+
+def test_cells_without_data():
+    assert cells_with_data(CELLS, None) is CELLS
+    mask = np.ones((2, 150, 100, 3), bool)
+    mask[0, 63, 64, 1] = False  # one sample of the first row of cells, second column
+    mask[1, 128, 0, 0] = False
+    kept = cells_with_data(CELLS, mask)
+    expected = np.zeros_like(CELLS)
+    expected[0, 0, 1], expected[1, 2, 0] = CELLS[0, 0, 1], CELLS[1, 2, 0]
+    np.testing.assert_array_equal(kept, expected)
+    assert kept.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "axes,shape,valid,kept",
+    [
+        ("tyx", (2, 150, 100), (1, 65, 64), np.s_[:1, :2, :1]),
+        ("yxt", (150, 100, 2), (64, 100, 2), np.s_[:, :1]),
+        ("ytxc", (150, 2, 100, 3), (150, 1, 1, 3), np.s_[:1, :, :1]),
+    ],
+)
+def test_cells_in_padding(axes, shape, valid, kept):
+    expected = np.zeros_like(CELLS)
+    expected[kept] = CELLS[kept]
+    np.testing.assert_array_equal(cells_within(CELLS, Axes(axes), shape, valid), expected)
+
+
+def test_tiles_take_the_best_cell():
+    block = tile_labels(CELLS, 150, 100, (128, 64))
+    assert block.tile == (128, 64) and block.classes.shape[:3] == (2, 2, 2)
+    np.testing.assert_array_equal(block.dense(4)[:, 0], np.where(CELLS[:, 1] < 8, 0, CELLS[:, 1]))
+    np.testing.assert_array_equal(block.dense(4)[:, 1], CELLS[:, 2])
+    assert tile_labels(CELLS, 150, 100).tile == (64, 64)
+    assert tile_labels(no_scores(1, 1000, 300, 5), 1000, 300).tile == (256, 128)
+
+
+def test_no_scores():
+    cells = no_scores(3, 65, 64, classes=5)
+    assert cells.shape == (3, 2, 1, 5) and cells.dtype == np.uint8 and not cells.any()

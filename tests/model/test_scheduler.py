@@ -1,0 +1,225 @@
+"""Batches of the bundled model: round trips, order, labels, threads, damage."""
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec import config
+from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.model.networks import step_lambda
+from deepsic_codec.model.scheduler import CONCURRENT_BATCHES, get_scheduler
+from deepsic_codec.model.zoo import find_model
+from deepsic_codec.samples import drone_frame, eurosat_mosaic
+from tests.common import psnr
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return get_scheduler(find_model("base"))
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """Nine cells of real imagery, one image each."""
+    mosaic = eurosat_mosaic()
+    mosaic = mosaic[0] if isinstance(mosaic, tuple) else mosaic
+    return [np.ascontiguousarray(mosaic[None, y : y + 64, x : x + 64]) for y in (0, 192, 384) for x in (0, 320, 512)]
+
+
+def decode(runtime, encoded, images, quality):
+    return runtime.decode([e.features for e in encoded], [i.shape[:3] for i in images], quality)
+
+
+def test_quality_trades_bytes_for_error(runtime):
+    frame = drone_frame()[None, 300:556, 400:656]
+    sizes, errors = [], []
+    for quality in (5.0, 25.5, 50.0, 75.25, 95.0):
+        encoded = runtime.encode([frame], [quality])
+        sizes.append(len(encoded[0].features))
+        errors.append(psnr(decode(runtime, encoded, [frame], [quality])[0], frame))
+    assert sizes == sorted(sizes) and errors == sorted(errors)
+    assert errors[-1] > 34 and sizes[0] < frame.size / 60
+
+
+@pytest.mark.parametrize("height,width", [(1, 1), (1, 17), (16, 16), (33, 5), (65, 64), (70, 131)])
+def test_odd_sizes(runtime, height, width):
+    image = drone_frame()[None, 500 : 500 + height, 700 : 700 + width]
+    encoded = runtime.encode([image], [80.0])
+    assert encoded[0].grid == (-(-height // 16), -(-width // 16))
+    assert encoded[0].cells.shape == (1, -(-height // 64), -(-width // 64), 11)
+    decoded = decode(runtime, encoded, [image], [80.0])[0]
+    assert decoded.shape == image.shape and psnr(decoded, image) > 28
+
+
+def test_alone_or_among_others(runtime, tiles):
+    """Labels agree within 1/255, and every payload decodes, whatever the batch."""
+    images = (tiles * 8)[:65]
+    quality = [50.0] * len(images)
+    joint = runtime.encode(images, quality)
+    for image, one in zip(tiles, joint, strict=False):
+        alone = runtime.encode([image], [50.0])[0]
+        assert np.abs(alone.cells.astype(int) - one.cells).max() <= 1
+        assert psnr(decode(runtime, [alone], [image], [50.0])[0], decode(runtime, [one], [image], [50.0])[0]) > 45
+    for image, decoded in zip(images, decode(runtime, joint, images, quality), strict=True):
+        assert psnr(decoded, image) > 27
+
+
+def test_symbols_do_not_depend_on_threads(runtime, tiles):
+    encoded = runtime.encode(tiles, [50.0] * len(tiles))
+    features, shapes = [e.features for e in encoded], [i.shape[:3] for i in tiles]
+    wanted = runtime.decode_symbols(features, shapes, [50.0] * len(tiles))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            for i, one in enumerate(runtime.decode_symbols(features, shapes, [50.0] * len(tiles))):
+                np.testing.assert_array_equal(one, wanted[i])
+            np.testing.assert_array_equal(runtime.decode_symbols(features[:1], shapes[:1], [50.0])[0], wanted[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_slices_of_one_chunk(runtime, tiles):
+    chunk = np.concatenate(tiles[:3])
+    encoded = runtime.encode([chunk], [60.0])[0]
+    assert encoded.cells.shape == (3, 1, 1, 11)
+    assert psnr(decode(runtime, [encoded], [chunk], [60.0])[0], chunk) > 28
+
+
+def test_labels_from_stored_features_agree_with_those_from_floats(runtime, tiles):
+    encoded = runtime.encode(tiles, [70.0] * len(tiles))
+    shapes = [i.shape[:3] for i in tiles]
+    symbols = runtime.decode_symbols([e.features for e in encoded], shapes, [70.0] * len(tiles))
+    post = runtime.score(symbols, shapes, [70.0] * len(tiles))
+    same = [np.argmax(e.cells) == np.argmax(p) for e, p in zip(encoded, post, strict=True)]
+    assert np.mean(same) >= 0.8
+
+
+def test_batch_limit_changes_nothing_that_is_stored_about_shapes(runtime, tiles):
+    with config.set(batch_pixels=64 * 64):
+        small = runtime.encode(tiles, [50.0] * len(tiles))
+    large = runtime.encode(tiles, [50.0] * len(tiles))
+    assert [e.grid for e in small] == [e.grid for e in large]
+    for one, two in zip(small, large, strict=True):
+        assert abs(len(one.features) - len(two.features)) <= 8
+
+
+def test_effort_saves_bytes_for_the_same_quality(runtime):
+    frame = drone_frame()[None, 300:556, 400:656]
+    cost = []
+    for effort in (0, 1):
+        encoded = runtime.encode([frame], [40.0], efforts=[effort])
+        decoded = decode(runtime, encoded, [frame], [40.0])[0].astype(float)
+        bits = 8 * len(encoded[0].features) / (256 * 256)
+        cost.append(bits + float(step_lambda(torch.tensor(40.0))) * np.square(decoded - frame).mean())
+    assert cost[1] < cost[0]
+
+
+def test_threads_batches(runtime, tiles):
+    wanted = decode(runtime, runtime.encode(tiles, [50.0] * 9), tiles, [50.0] * 9)
+    errors = []
+
+    def work(i):
+        try:
+            image = [tiles[i % 9]]
+            got = decode(runtime, runtime.encode(image, [50.0]), image, [50.0])[0]
+            assert psnr(got, wanted[i % 9]) > 45
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    assert not errors and not any(t.is_alive() for t in threads)
+
+
+def test_damaged_features_are_refused_or_harmless(runtime, tiles):
+    """Without the payload's checksums even wrong bytes give symbols in range or a typed error."""
+    rng = np.random.default_rng(0)
+    features = bytearray(runtime.encode(tiles[:1], [50.0])[0].features)
+    for _ in range(20):
+        broken = bytearray(features)
+        broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
+        with contextlib.suppress(CorruptPayload):
+            assert runtime.decode([bytes(broken)], [(1, 64, 64)], [50.0])[0].shape == (1, 64, 64, 3)
+    with pytest.raises(CorruptPayload, match="left over"):
+        runtime.decode([bytes(features) + bytes(range(1, 100))], [(1, 64, 64)], [50.0])
+
+
+def test_a_device_is_at_work_on_two_batches_at_a_time(runtime, monkeypatch):
+    """As many threads as Dask has may come with one each."""
+    now, most, lock = [0], [0], threading.Lock()
+
+    def slow(*given, **named):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        with lock:
+            now[0] -= 1
+        return []
+
+    monkeypatch.setattr(runtime, "_run", slow)
+    monkeypatch.setattr(runtime, "_batches", threading.BoundedSemaphore(CONCURRENT_BATCHES))
+    with ThreadPoolExecutor(6) as pool:
+        for call in [pool.submit(call, [], []) for call in (runtime.encode, lambda a, b: runtime.decode(a, a, b)) * 3]:
+            call.result()
+    assert most[0] == CONCURRENT_BATCHES == 2
+
+
+def test_results_agree_with_one_another(runtime, tiles):
+    images = [tiles[0], tiles[1][:, :33, :50], tiles[2].astype(np.int16) * 64]
+    qualities, shapes = [50.0, 90.0, 20.0], [image.shape[:3] for image in images]
+    encoded = runtime.encode(images, qualities, symbols=True, pixels=True)
+    features = [one.features for one in encoded]
+    decoded = runtime.decode(features, shapes, qualities, q6=[False, False, True])
+    for one, pixels in zip(encoded, decoded, strict=True):
+        assert one.pixels.dtype == pixels.dtype
+        np.testing.assert_array_equal(one.pixels, pixels)
+    symbols = [one.symbols for one in encoded]
+    for one, other in zip(symbols, runtime.decode_symbols(features, shapes, qualities), strict=True):
+        np.testing.assert_array_equal(one.transpose(0, 3, 1, 2), other)
+    assert runtime.encode_symbols(symbols, shapes, qualities) == features
+    for one, pixels in zip(runtime.synthesise(symbols[:2], shapes[:2], qualities[:2], q6=False), decoded, strict=False):
+        np.testing.assert_array_equal(one, pixels)
+    bare = runtime.encode(images, qualities, features=False, labels=False, symbols=True)
+    for one, other in zip(bare, symbols, strict=True):
+        assert one.features is one.cells is one.pixels is None
+        np.testing.assert_array_equal(one.symbols, other)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_each_chunk_goes_through_its_last_function(runtime, tiles, monkeypatch, prefetch):
+    monkeypatch.setattr(runtime, "_prefetch", prefetch)
+    images = [*tiles, tiles[0][:, :32], *tiles[:3]]
+    qualities = [10.0 + number for number in range(len(images))]
+    expected = runtime.encode(images, qualities)
+    finish = [lambda one, number=number: (number, one.features) for number in range(len(images))]
+    for threads in (1, 2):
+        with config.set(threads=threads):
+            found = runtime.encode(images, qualities, finish=finish)
+        assert found == [(number, one.features) for number, one in enumerate(expected)]
+    shapes = [image.shape[:3] for image in images]
+    features = [one.features for one in expected]
+    sums = runtime.decode(features, shapes, qualities, finish=[lambda pixels: int(pixels.sum())] * len(images))
+    assert sums == [int(pixels.sum()) for pixels in runtime.decode(features, shapes, qualities)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_of_a_last_function_is_raised(runtime, tiles, threads):
+    def fail(encoded):
+        raise ValueError("cannot pack")
+
+    with config.set(threads=threads), pytest.raises(ValueError, match="cannot pack"):
+        runtime.encode(tiles, [50.0] * 9, finish=[*[lambda one: one] * 8, fail])
+
+
+def test_map_keeps_the_order(runtime):
+    assert runtime.map(lambda a, b: a - b, range(40), range(0, 80, 2)) == [-number for number in range(40)]
