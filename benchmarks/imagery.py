@@ -27,12 +27,14 @@ from numpy.typing import NDArray
 
 from benchmarks.common import machine, table
 from deepsic_codec import DeepSIC, config
+from deepsic_codec.io.compare import Chunked
+from deepsic_codec.io.peers import Peer, match_bytes
 from deepsic_codec.io.sources import open_sources
 
 EDGE = 512  # of a chunk, pixels
 BITS = (0.2, 0.5, 1.0)  # per sample
 BOUNDS = (0, 1, 2, 4)
-MATCH = 0.02  # of the bytes: near enough
+MATCH = 0.02  # relative deviation of the bytes from the target at which the search stops
 Values = NDArray[Any]
 Parts = list[Values]
 
@@ -163,40 +165,43 @@ def _jpegxl_decode(data: bytes) -> Values:
     return imagecodecs.jpegxl_decode(data, numthreads=1)
 
 
-Encode, Decode = Callable[[Values, float], bytes], Callable[[bytes], Values]
-#: name -> encode, decode, settings of fewest and most bytes, whether values are stretched
-LOSSY: dict[str, tuple[Encode, Decode, float, float, bool]] = {
-    "JPEG 2000": (_jpeg2000, _jpeg2000_decode, 10.0, 90.0, False),
-    "JPEG XL e5": (_jpegxl, _jpegxl_decode, 25.0, 0.02, True),
+def _peer(
+    name: str, limits: tuple[float, float], encode: Callable[[Values, float], bytes], decode: Callable[[bytes], Values]
+) -> Peer:
+    """Return a codec of single images as a codec of scenes in parts."""
+    return Peer(
+        name,
+        (),
+        limits,
+        lambda parts, setting: Chunked([encode(part, setting) for part in parts], ()),
+        lambda chunked: [decode(payload) for payload in chunked.payloads],
+    )
+
+
+JPEG_XL = "JPEG XL e5"
+LOSSY = {
+    "JPEG 2000": _peer("JPEG 2000", (10, 90), _jpeg2000, _jpeg2000_decode),
+    JPEG_XL: _peer(JPEG_XL, (25, 0.02), _jpegxl, _jpegxl_decode),
 }
 
 
 def peer_at(scene: Scene, name: str, target: int) -> Row:
-    """Another codec at about as many bytes, with the smaller error of colours and single bands."""
-    encode, decode, few, many, stretched = LOSSY[name]
-    values, back = _stretch(scene.values) if stretched else (scene.values, lambda decoded: decoded)
-    best: Row | None = None
+    """Measure a peer at about `target` bytes, with the smaller error of colours and single bands."""
+    peer = LOSSY[name]
+    values, back = _stretch(scene.values) if name == JPEG_XL else (scene.values, lambda decoded: decoded)
+    rows = []
     for parts in _parts(values):
-        low, high, found = few, many, None
-        for _ in range(14):
-            middle = (low + high) / 2 if not stretched else float(np.sqrt(low * high))
-            began = time.perf_counter()
-            coded = [encode(part, middle) for part in parts]
-            seconds = time.perf_counter() - began
-            nbytes = sum(map(len, coded))
-            if found is None or abs(nbytes - target) < abs(found[0] - target):
-                found = nbytes, coded, middle, seconds
-            if abs(nbytes - target) <= MATCH * target:
-                break
-            low, high = (middle, high) if nbytes < target else (low, middle)
-        assert found is not None
-        nbytes, coded, middle, seconds = found
-        began = time.perf_counter()
-        decoded = back(_join([decode(data) for data in coded]))
-        row = scene.row(name, f"{middle:.2f}", nbytes, decoded, seconds, time.perf_counter() - began)
-        best = row if best is None or row.rms < best.rms else best
-    assert best is not None
-    return best
+        setting, _ = match_bytes(peer, parts, target, MATCH)
+        start = time.perf_counter()
+        chunked = peer.encode(parts, setting)
+        middle = time.perf_counter()
+        decoded = back(_join(peer.decode(chunked)))
+        seconds = middle - start, time.perf_counter() - middle
+        rows.append(scene.row(name, f"{setting:.2f}", len(chunked), decoded, *seconds))
+    return min(rows, key=lambda row: row.rms)
+
+
+Decode = Callable[[bytes], Values]
 
 
 def _lerc(bound: int) -> tuple[Callable[[Values], bytes], Decode]:
@@ -212,7 +217,7 @@ def bounded_peers(bound: int) -> dict[str, tuple[Callable[[Values], bytes], Deco
             lambda data: np.rint(imagecodecs.sperr_decode(data)),
         )
     if bound == 0:
-        peers["JPEG XL e5"] = (
+        peers[JPEG_XL] = (
             lambda x: bytes(imagecodecs.jpegxl_encode(x, lossless=True, effort=5, numthreads=1)),
             _jpegxl_decode,
         )
