@@ -1,6 +1,6 @@
-"""Store an image in both Zarr formats, read part of it back, see what it cost and what it shows.
+"""Store an image in both Zarr formats, read part of it back, and print its size and labels.
 
-Run it as ``python examples/quickstart.py quickstart-out``.
+python examples/quickstart.py quickstart-out
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     image = drone_frame()[: args.size, : args.size]
     codec = DeepSIC(quality=args.quality)
 
-    # Format 2: any call of zarr that takes a compressor.
+    # Format 2: the codec is the compressor.
     old = zarr.open(
         args.out / "format2.zarr",
         mode="w",
@@ -40,27 +40,27 @@ def main() -> None:
     )
     old[:] = image
 
-    # Format 3: create_array takes what zarr.create_array takes, and the same codec.
+    # Format 3: create_array takes the arguments of zarr.create_array, and the same codec.
     new = create_array(args.out / "format3.zarr", data=image, chunks=(256, 256, 3), codec=codec, overwrite=True)
 
-    # Reading needs no import of this package where it is installed: zarr finds the codec by its name.
+    # Readers need not import this package, only install it: zarr finds the codec by its name.
     corner = zarr.open(args.out / "format2.zarr", mode="r")[:100, :200]
     print(f"read {corner.shape} of {old.shape}; formats agree: {np.array_equal(old[:], new[:])}")
 
     size = describe(new)["size"]
     print(f"{size['array_bytes']:,} bytes became {size['bytes']:,}: {size['bpp']:.2f} bits per pixel")
 
-    # What a chunk shows is in front of its pixels, in the first 256 bytes.
+    # The labels of a chunk are in front of its features, in the first 256 bytes.
     attrs = chunk_attrs(new, (0, 0, 0))
     print(f"chunk (0, 0, 0): {attrs['nbytes']:,} bytes, {attrs['labels'][0]}")
 
-    # Before and after, with a part enlarged.
+    # Original and decoded image, with an enlarged part.
     decoded = new[:]
     outcome = compare.Outcome.measure(compare.OURS, "drone frame", args.quality, image, decoded, size["bytes"])
     print(f"PSNR {outcome.psnr:.2f} dB, MS-SSIM {outcome.ms_ssim:.4f}")
     compare.picture("drone frame", image, [(outcome, decoded)]).save(args.out / "before-after.png")
 
-    # A picture of an archive with its label map, here of land use.
+    # A picture of an archive with a map of its labels, here land use.
     land = create_array(
         args.out / "land.zarr",
         data=eurosat_mosaic()[: args.size, : args.size],
