@@ -1,12 +1,14 @@
 import contextlib
 import io
 import re
+import sys
 
 import numpy as np
 import pytest
 import zarr
 from PIL import Image
 
+from deepsic_codec.cli import console
 from deepsic_codec.cli.console import say, say_table
 from deepsic_codec.cli.main import COMMANDS, main
 from deepsic_codec.metrics import psnr
@@ -131,3 +133,26 @@ def test_control_characters_are_escaped(capsys):
 def test_tables_are_aligned(capsys):
     say_table(["name", "bytes", "labels"], [["a", "1,234", "x"], ["longer", "5", "yy"]], left=["labels"])
     assert capsys.readouterr().out == "name    bytes  labels\na       1,234  x\nlonger      5  yy\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_moves_on_a_terminal_alone(monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with console.progress_bar("files") as progress:
+        assert progress is None
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with console.progress_bar("fi[les]") as progress:
+        progress(3, 7)
+    assert "fi[les]" in sys.stderr.getvalue() and "3/7" in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["preview", "x.zarr"], ["compare", "x.png", "--no-curve"]], ids=str)
+def test_commands_that_draw_name_the_extra_that_they_need(arguments, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deepsic_codec.io.require.find_spec", lambda name: None)
+    assert main(arguments) == 1
+    assert "pip install 'deepsic-codec[cli]'" in capsys.readouterr().err

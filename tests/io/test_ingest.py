@@ -10,7 +10,8 @@ from deepsic_codec.cli import main as cli
 from deepsic_codec.errors import ConfigurationError, MissingPackage, SourceError, UnsupportedArray
 from deepsic_codec.io import images
 from deepsic_codec.io.images import decode_rgb, read_rgb
-from deepsic_codec.io.ingest import declared_nodata
+from deepsic_codec.io.ingest import declared_nodata, ingest_pyramid
+from deepsic_codec.io.ingest import ingest as ingest_source
 from deepsic_codec.io.sources import open_sources, stack
 from tests.common import check_rejects, photograph
 from tests.test_dask import check_index
@@ -504,3 +505,18 @@ def test_the_table_adds_up(folder, tmp_path, capsys):
     (row,) = [line for line in out if "all 3" in line]
     texts = f"{total['raw']:,}", f"{total['stored']:,}", f"{total['raw'] / total['stored']:.1f}", " 11 "
     assert all(text in row for text in texts), row
+
+
+def test_progress_counts_blocks_up_to_all(folder, tmp_path):
+    steps = []
+    (source,) = open_sources([folder / "a.png"])
+    done = ingest_source(source, tmp_path / "out.zarr", chunk=16, progress=lambda *step: steps.append(step))
+    total = steps[-1][1]
+    assert done.written == 30 and total > 1 and steps == [(n, total) for n in range(1, total + 1)]
+
+
+def test_levels_of_a_pyramid_have_no_labels_but_the_first(folder, tmp_path):
+    (source,) = open_sources([folder / "a.png"])
+    levels = ingest_pyramid(source, tmp_path / "out.zarr", chunk=32)
+    assert [level.shape[1:] for level in levels] == [(70, 90), (35, 45), (18, 23)]
+    assert levels[0].labels and not levels[1].labels
