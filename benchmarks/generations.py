@@ -1,16 +1,14 @@
-"""What rewriting costs: a chunk decoded and encoded again ten times, and a small write into it.
+"""The cost of rewriting: a chunk is decoded and encoded ten times, and small parts of it are written.
 
     python -m benchmarks.generations
     python -m benchmarks.generations --images photo.tif --crop 512 --qualities 20 50 80 --errors 0 2
 
 Zarr rewrites a whole chunk whenever a part of it is written: it decodes the chunk, puts the new samples in and encodes
-it. Each row tells after how many rewrites the chunk is how far from the original, and how far from the generation
-before. With `max_error` the distance to the generation before has to stay within the bound, which is checked.
+it. Each row shows the error against the original and against the generation before. With `max_error` the error against
+the generation before has to stay within the bound, which is checked.
 
 "whole" writes back what was read; "part" writes 64 x 64 new samples and measures all the others.
 """
-
-from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -82,7 +80,7 @@ def generations(image: NDArray[Any], codec: DeepSIC, part: bool = False, count: 
     measured = np.ones(image.shape, bool)
     if part:
         measured[inside] = False
-    rng, out, before = np.random.default_rng(0), [], image
+    rng, rows, before = np.random.default_rng(0), [], image
     for number in range(1, count + 1):
         if number == 1:
             array[...] = image
@@ -91,18 +89,18 @@ def generations(image: NDArray[Any], codec: DeepSIC, part: bool = False, count: 
             array[inside] = rng.integers(low, high + 1, image[inside].shape).astype(image.dtype)
         else:
             array[...] = before
-        found = array[...]
-        worst, step = (np.abs(found.astype("f8") - other.astype("f8"))[measured].max() for other in (image, before))
+        decoded = array[...]
+        worst, step = (np.abs(decoded.astype("f8") - other.astype("f8"))[measured].max() for other in (image, before))
         size = len(store[key])
-        out.append(Generation(number, psnr(found[measured], image[measured]), float(worst), float(step), size))
-        before = found
-    return out
+        rows.append(Generation(number, psnr(decoded[measured], image[measured]), float(worst), float(step), size))
+        before = decoded
+    return rows
 
 
 def codecs(
     qualities: Sequence[float], errors: Sequence[float], axes: str
 ) -> Iterator[tuple[str, DeepSIC, float | None]]:
-    """Names, codecs and bounds to try; a bound that this model cannot keep is left out with a word."""
+    """Yield names, codecs and bounds to try; prints which bounds the model cannot keep."""
     for quality in qualities:
         yield f"quality {quality:g}", DeepSIC(quality=quality, axes=axes), None
     for error in errors:
@@ -149,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def images(paths: Sequence[str], crop: int) -> Iterator[tuple[str, NDArray[Any], str]]:
-    """Names, images and axes."""
+    """Yield names, images and axes."""
     from deepsic_codec.samples import drone_frame, eurosat_mosaic
 
     if not paths:
@@ -163,7 +161,7 @@ def images(paths: Sequence[str], crop: int) -> Iterator[tuple[str, NDArray[Any],
 
 
 def middle(image: NDArray[Any], axes: str, crop: int) -> NDArray[Any]:
-    """Cut a square from the middle."""
+    """Return a square from the middle."""
     sizes = [(size, min(size, crop) if axis in "yx" else size) for size, axis in zip(image.shape, axes, strict=True)]
     return np.ascontiguousarray(image[tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in sizes)])
 

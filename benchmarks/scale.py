@@ -4,13 +4,11 @@
     python -m benchmarks.scale --parts archive --pixels 10e9    # the large run: 20 to 30 minutes on two cores
     python -m benchmarks.scale --parts stages --device cuda     # networks and entropy coder on a GPU
 
-The source is a real scene (``--image``, or the bundled drone frame), repeated lazily with a shift, so that no two
+The source is a real scene (`--image`, or the bundled drone frame), repeated lazily with a shift, so that no two
 blocks are equal. Each part prints its figures and whether they meet the target; losses are printed too. Other load on
-the machine falsifies speeds: the load average at the start is printed beside them. How far a step is goes to standard
-error. Archives lie in a folder that goes when the step ends, also by Ctrl-C; ``--folder`` says on which disk.
+the machine lowers speeds, so the load average at the start is printed, too. Progress goes to standard error. Archives
+lie in a folder that is deleted when the step ends, also by Ctrl-C; `--folder` chooses the disk.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -174,7 +172,7 @@ def stages(args: argparse.Namespace) -> str:
 
 
 def _by_batch(chunks: list[np.ndarray], repeats: int) -> Iterator[tuple[int, float, float]]:
-    """Speed end to end, both ways, of batches of so many chunks."""
+    """Yield batch sizes with the speed of encoding and decoding end to end."""
     codec = DeepSIC()
     for size in BATCHES:
         some = [chunks[i % len(chunks)] for i in range(size)]
@@ -311,7 +309,7 @@ def _prepare(device: str, threads: int = 1) -> None:
 
 
 def _warm_up(image: str | None = None) -> None:
-    """Load what a process loads once, so that it does not count: scene, model, what it compiles and a write imports."""
+    """Load scene and model, compile, and import, so that this does not count in the measurement."""
     import dask
 
     _scene(image)
@@ -320,7 +318,7 @@ def _warm_up(image: str | None = None) -> None:
 
 
 def _expression(labels: Any) -> str:
-    """Return a query for two of the classes, whatever the model names."""
+    """Return a query for two classes of the model."""
     return " | ".join(f"{name} > 0.5" for name in labels.vocabulary.names[:2])
 
 
@@ -334,7 +332,7 @@ def _met(good: bool) -> str:
 
 
 def _in_child(args: argparse.Namespace, what: str, **more: Any) -> dict[str, Any]:
-    """Run a step in a process of its own, whose peak of memory is that step's."""
+    """Run a step in a new process, so that its peak memory is that of the step."""
     with _folder(args) as folder:  # here and not there: after Ctrl-C the child is killed before it has deleted much
         task = {"what": what, "width": args.width if what == "archive" else BLOCK, "folder": str(folder), **more}
         command = [
@@ -388,7 +386,7 @@ def _child(args: argparse.Namespace) -> None:
 
 
 class _Watch(Callback):
-    """Memory at each tenth of a write, and every few seconds a line that tells how far it is.
+    """Record memory at each tenth of a write, and print progress every few seconds.
 
     Parameters
     ----------
@@ -421,7 +419,7 @@ class _Watch(Callback):
 
 @contextmanager
 def _folder(args: argparse.Namespace) -> Iterator[Path]:
-    """Make a folder for archives that is deleted in the end."""
+    """Make a folder for archives, deleted at the end."""
     if args.folder:
         Path(args.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="deepsic-scale-", dir=args.folder) as folder:
@@ -429,14 +427,14 @@ def _folder(args: argparse.Namespace) -> Iterator[Path]:
 
 
 def _resident() -> float:
-    """MiB of memory that this process has now."""
+    """Return the resident memory of this process in MiB."""
     import psutil
 
     return psutil.Process().memory_info().rss / 2**20
 
 
 class Counting(WrapperStore[Any]):
-    """A store that counts what is read and written."""
+    """A store that counts bytes and requests."""
 
     def __init__(self, store: Any, counts: dict[str, int] | None = None) -> None:
         super().__init__(store)
@@ -445,7 +443,7 @@ class Counting(WrapperStore[Any]):
             self.clear()
 
     def clear(self) -> None:
-        """Start from zero."""
+        """Set all counts to zero."""
         self.counts.update(dict.fromkeys(("gets", "got", "sets", "put"), 0))
 
     def __getattr__(self, name: str) -> Any:
@@ -453,7 +451,7 @@ class Counting(WrapperStore[Any]):
             return self.counts[name]
         raise AttributeError(name)
 
-    def _with_store(self, store: Any) -> Counting:
+    def _with_store(self, store: Any) -> "Counting":
         return Counting(store, self.counts)
 
     async def get(self, *args: Any, **kwargs: Any) -> Any:

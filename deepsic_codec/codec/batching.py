@@ -1,9 +1,10 @@
 """Join the chunks that are in flight in this process into few, large calls.
 
-Zarr hands over one chunk at a time, from many threads (format 2, Dask) or as many coroutines of one event loop
-(format 3). All of them end in one queue. Whoever finds the machine free becomes the leader, takes what is queued and
-runs it in its own thread; the others wait, and what arrives meanwhile is the next batch. No thread and no pool belongs
-to the batcher, and nobody waits for a thread that still has to start, so a full thread pool cannot make a deadlock.
+Zarr hands over one chunk at a time, from many threads (format 2, Dask) or many coroutines of one event loop (format 3).
+All chunks enter one queue. A caller that finds the machine free becomes the leader, takes the queued chunks and runs
+them in its own thread. The other callers wait, and the chunks that arrive meanwhile are the next batch. The batcher has
+no thread and no pool of its own, and no caller waits for a thread that has yet to start, so a full thread pool cannot
+cause a deadlock.
 """
 
 import asyncio
@@ -20,11 +21,11 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from deepsic_codec import config
 
-# A leader that expects others waits for at most this share of what the last batch took, and never longer than this.
+# A leader that expects further callers waits for at most this share of the last batch's time, and this many seconds.
 GATHER_SHARE, GATHER_SECONDS = 1 / 16, 0.005
-# Callers seen longer ago than this are not expected back.
+# Callers of a batch that ended longer ago than this are not expected again.
 GATHER_MEMORY_SECONDS = 0.1
-# The interpreter ends all the same if the last batch takes longer.
+# At its end the interpreter waits this long for the last batch.
 LAST_BATCH_SECONDS = 60
 
 
@@ -37,11 +38,11 @@ class Job(Protocol):
 
     @property
     def pixels(self) -> int:
-        """What the job adds to the size of a batch."""
+        """The job's share of the limit of a batch."""
 
 
 class _Caller:
-    """Who submitted jobs: its settings, and the context that has them in force."""
+    """The settings of a caller, and the context in which they apply."""
 
     def __init__(self) -> None:
         self.settings, self.context = config.get(), copy_context()
@@ -51,21 +52,21 @@ class _Caller:
 class _Item:
     job: Any
     caller: _Caller
-    call: object = None  # the call of `submit` that brought it
+    call: object = None  # the call of `submit` that queued the job
     done: bool = False
-    result: Any = None  # what the job gave, or the exception that it raised
+    result: Any = None  # of the job, or the exception that it raised
 
 
 class Batcher:
-    """A queue of jobs and the rule by which they are joined.
+    """A queue of jobs that are joined to batches.
 
     Parameters
     ----------
     run : callable
-        Takes a list of jobs with equal keys, returns their results in order. May raise: the jobs are then run one by
-        one, so that only the bad one fails.
+        Takes a list of jobs with equal keys, returns their results in order. If it raises, the jobs run one by one, so
+        that only the bad one fails.
     limit : callable
-        Returns the most pixels in one batch. A single job may be larger.
+        Returns the maximum pixels of a batch. A single job may be larger.
     """
 
     def __init__(self, run: Callable[[list[Any]], Sequence[Any]], limit: Callable[[], int]) -> None:
@@ -83,7 +84,7 @@ class Batcher:
         self._queue: list[_Item] = []
         self._busy = False
         self._callers = 0  # calls of submit now in progress
-        self._expected, self._took, self._ended = 1, 0.0, 0.0  # about the last batch: callers at its end, seconds, when
+        self._expected, self._took, self._ended = 1, 0.0, 0.0  # last batch: callers at its end, duration, end
         self._gathering: WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[list[_Item], asyncio.Future]]]
         self._gathering = WeakKeyDictionary()
         self._tasks: set[asyncio.Task] = set()  # the loop itself keeps only weak references
@@ -118,7 +119,7 @@ class Batcher:
         return [item.result for item in mine]
 
     def _lead(self, mine: list[_Item]) -> list[_Item]:
-        """Wait until all of `mine` are done (returns nothing) or it is our turn to run the batch returned."""
+        """Wait until all of `mine` are done (returns an empty list), or return the batch for this caller to run."""
         with self._finished:
             while True:
                 if all(item.done for item in mine):
@@ -139,7 +140,7 @@ class Batcher:
                 raise
 
     def _take(self) -> list[_Item]:
-        """Take the oldest job from the queue, and of those with its key and settings as many as the limit allows."""
+        """Take the oldest job from the queue, and as many with its key and settings as the limit allows."""
         first = self._queue[0]
         room = first.caller.context.run(self._limit)
         batch: list[_Item] = []
@@ -168,7 +169,7 @@ class Batcher:
                 item.result, item.done = result, True
         finally:
             with self._finished:
-                # Only if the leader was interrupted: the next leader has to do what it leaves, its own jobs it drops.
+                # If the leader was interrupted, the next leader runs the jobs of other callers that are left.
                 self._queue[:0] = [item for item in batch if not item.done]
                 self._expected, self._ended = self._callers, time.monotonic()
                 self._took = self._ended - began
@@ -176,7 +177,7 @@ class Batcher:
 
     def _call(self, batch: list[_Item]) -> Sequence[Any]:
         results = batch[0].caller.context.run(self._run, [item.job for item in batch])
-        if len(results) != len(batch):  # to give somebody another's pixels would be worse than any error
+        if len(results) != len(batch):  # no caller may get the pixels of another
             raise RuntimeError(f"{len(results)} results for {len(batch)} jobs")
         return results
 
@@ -187,7 +188,7 @@ class Batcher:
             return error
 
     async def submit_async(self, jobs: Sequence[Job]) -> list[Any]:
-        """Like `submit`, from a coroutine: what other coroutines of the loop are about to submit goes along."""
+        """Run jobs like `submit`, from a coroutine, together with those of other coroutines of the loop."""
         loop = asyncio.get_running_loop()
         calls = self._gathering.setdefault(loop, [])
         future = loop.create_future()
@@ -201,7 +202,7 @@ class Batcher:
 
     async def _flush(self, gathering: list[tuple[list[_Item], asyncio.Future]]) -> None:
         seen = 0
-        while seen != len(gathering):  # every coroutine that can run does so before the loop comes back to this one
+        while seen != len(gathering):  # all coroutines that can run do so before the loop returns to this one
             seen = len(gathering)
             await asyncio.sleep(0)
         calls = gathering.copy()
@@ -217,7 +218,7 @@ class Batcher:
                     future.set_result([item.result for item in mine])
         finally:
             for _, future in calls:
-                future.cancel()  # does nothing to those that are done
+                future.cancel()  # no effect on a future that is done
 
 
 # torch has an error class for CUDA only. Its CPU allocator raises RuntimeError with one of these messages.
@@ -285,13 +286,13 @@ def raise_first(outcomes: list[Any]) -> list[Any]:
 
 
 _batchers: WeakSet[Batcher] = WeakSet()
-_ending = False  # the interpreter: daemon threads begin no more batches
+_ending = False  # while the interpreter ends, daemon threads start no batches
 
 
 def _finish_batches() -> None:
-    """Let batches of daemon threads end, and no new ones begin.
+    """Wait for batches of daemon threads, and let no new ones start.
 
-    At its end the interpreter stops daemon threads wherever they are, and inside of torch that aborts the process.
+    At its end the interpreter stops daemon threads at any point, and a stop inside torch aborts the process.
     """
     global _ending
     _ending = True
