@@ -62,7 +62,8 @@ def _add_setting(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
 
 
 def _default(setting: Field[Any]) -> Any:
-    return setting.default if setting.default is not MISSING else setting.default_factory()  # type: ignore[misc]
+    factory: Any = setting.default_factory
+    return setting.default if setting.default is not MISSING else factory()
 
 
 def _text(setting: Field[Any]) -> str:

@@ -344,3 +344,9 @@ def test_not_an_archive(tmp_path):
         filters=[zarr.codecs.TransposeCodec(order=(1, 0, 2))],
     )
     check_rejects(UnsupportedArray, "Transpose", open_labels, turned, scan=True)
+
+
+def test_progress_counts_chunks():
+    steps = []
+    consolidate_labels(archive(), progress=lambda *step: steps.append(step))
+    assert steps == [(2, 2)]
