@@ -1,0 +1,126 @@
+"""What every registered family promises: shapes, payloads that come back, and exact decoding where it is claimed."""
+
+import numpy as np
+import pytest
+import torch
+
+from deepsic_codec.model.architecture import Architecture, Sizes
+from deepsic_codec.model.coding import decode_symbols, encode_symbols
+from deepsic_codec.model.exact.export import export_gains, export_network, export_prior
+from deepsic_codec.model.families import FAMILIES, architecture_from, family_of, register
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS
+from deepsic_codec.model.paper import ChannelPrior, PaperArchitecture
+from deepsic_codec.model.prior import Prior
+from deepsic_codec.payload.coders.contexts import CoderTables
+from tests.common import check_rejects
+
+DEVICE = torch.device("cpu")
+#: Small sizes of each family, and what its trainer would export; a new family adds its own.
+SMALL = {
+    "deepsic": Architecture(
+        latents=16,
+        analysis_widths=(8, 16),
+        analysis_blocks=(1, 1),
+        synthesis_widths=(8, 16),
+        synthesis_blocks=(1, 1),
+        prior_groups=(4, 12),
+        prior_width=16,
+        prior_detail=6,
+        head_width=16,
+        classes=4,
+        knots=3,
+    ),
+    "paper": PaperArchitecture(1.0, (4, 2, 1, 1), filters=4, head_width=4, classes=4),
+}
+
+
+def exported(arch):
+    """Arrays of a model file, and the prior's tensors, of untrained networks."""
+    torch.manual_seed(0)
+    networks = family_of(arch).networks(arch)
+    names = {"analysis": ANALYSIS, "gains": GAINS, "synthesis": SYNTHESIS, "head": HEAD}
+    if arch.family == "deepsic":
+        tensors = {n: export_gains(m) if n == "gains" else export_network(m) for n, m in networks.items()}
+        prior = export_prior(Prior(arch))
+    else:
+        tensors = {name: network.state_dict() for name, network in networks.items()}
+        prior = ChannelPrior(arch).export()
+    arrays = {f"{names[n]}.{k}": v.numpy() for n, part in tensors.items() for k, v in part.items()}
+    return arrays, prior
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request):
+    family, arch = FAMILIES[request.param], SMALL[request.param]
+    arrays, prior = exported(arch)
+    return family, arch, family.transforms(arch, arrays, DEVICE), family.prior(arch, prior, "cpu")
+
+
+def images(seed=0, dtype=np.uint8):
+    chance = np.random.default_rng(seed)
+    return torch.from_numpy(chance.integers(0, 256, (2, 64, 48, 3)).astype(dtype) * (64 if dtype == np.int16 else 1))
+
+
+QUALITY = np.array([20.0, 71.5])
+
+
+def test_descriptions_come_back(loaded):
+    family, arch, _, _ = loaded
+    described = arch.to_json()
+    assert described["family"] == family.name == arch.family and architecture_from(described) == arch
+    assert isinstance(arch, Sizes) and family_of(described) is family_of(arch) is family
+    for wrong in ({k: v for k, v in described.items() if k != "classes"}, described | {"more": 1}, {}):
+        check_rejects(ValueError, "architecture", architecture_from, wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_shapes(loaded, dtype):
+    _, arch, transforms, _ = loaded
+    analysed = transforms.analyse(images(dtype=dtype), QUALITY)
+    assert analysed.scaled.shape == analysed.latents.shape == (2, 4, 3, arch.latents)
+    assert analysed.scaled.dtype == torch.float32
+    symbols = torch.round(analysed.scaled).to(torch.int16)
+    pixels, fine = (transforms.synthesise(symbols, QUALITY, q6) for q6 in (False, True))
+    assert pixels.shape == fine.shape == (2, 64, 48, 3)
+    assert (pixels.dtype, fine.dtype) == (torch.uint8, torch.int16) and fine.min() >= 0 and fine.max() <= 255 * 64
+    latents = transforms.latents(symbols.numpy(), QUALITY)
+    assert latents.shape == analysed.latents.shape and latents.dtype == analysed.latents.dtype
+    scores = transforms.score(latents[:, :, :3], QUALITY)
+    assert scores.shape == (2, arch.classes) and scores.dtype == torch.uint8
+
+
+def test_symbols_come_back_from_payloads(loaded):
+    _, arch, transforms, prior = loaded
+    symbols = torch.round(transforms.analyse(images(), QUALITY).scaled).to(torch.int16).numpy()
+    assert prior.latents == arch.latents == sum(s.count for s in prior.steps if s.mask in ("A", "1"))
+    tables = CoderTables.untrained(arch.latents, prior.log_scales.double().numpy())
+    streams = encode_symbols(prior, tables, [symbols], [50.0])
+    (again,) = decode_symbols(prior, tables, streams, 2, symbols.shape[1:3], [50.0])
+    assert np.array_equal(again, symbols)
+
+
+def test_what_is_claimed_to_be_exact_is(loaded):
+    """Pixels do not depend on batches, threads or the precision of the process."""
+    family, _, transforms, _ = loaded
+    if not family.exact:
+        pytest.skip("not claimed")
+    symbols = torch.round(transforms.analyse(images(), QUALITY).scaled).to(torch.int16)
+    pixels = transforms.synthesise(symbols, QUALITY, True)
+    alone = torch.cat([transforms.synthesise(symbols[i : i + 1], QUALITY[i : i + 1], True) for i in range(2)])
+    with torch.autocast("cpu", torch.bfloat16):
+        other = transforms.synthesise(symbols, QUALITY, True)
+    assert torch.equal(pixels, alone) and torch.equal(pixels, other)
+
+
+def test_complexity_is_counted_part_by_part(loaded):
+    family, arch, _, _ = loaded
+    parts = family.complexity(arch)
+    assert parts.keys() == {"analysis", "prior", "synthesis", "head"} and parts["synthesis"] > 0 <= parts["prior"]
+
+
+def test_families_are_registered_once(monkeypatch):
+    family = FAMILIES["paper"]
+    check_rejects(ValueError, "already registered", register, family)
+    monkeypatch.delitem(FAMILIES, "paper")
+    check_rejects(ValueError, "no family 'paper'", architecture_from, SMALL["paper"].to_json())
+    assert register(family) is family and FAMILIES["paper"] is family
