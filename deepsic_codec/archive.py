@@ -17,7 +17,8 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.labels import attributes as label_attributes
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.stored import embedded
-from deepsic_codec.stored.location import Mode, open_array
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.location import Mode
 
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
 
@@ -171,7 +172,7 @@ def open_archive(
     ModelMismatch
         If the model is not installed here, and the array embedded under its name is not that model.
     """
-    array = open_array(store, name, mode=mode, options=storage_options, **kwargs)
+    array = StoredArray.open(store, name, mode=mode, options=storage_options, **kwargs).array
     embedded.use_embedded(array)
     return array
 

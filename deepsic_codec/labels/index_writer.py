@@ -14,8 +14,8 @@ from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import vocabulary_of
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.progress import Progress
-from deepsic_codec.stored.array import StoredArray
-from deepsic_codec.stored.location import IndexLocation, arrays_in, open_node, parent_and_name
+from deepsic_codec.stored.array import StoredArray, stored_arrays
+from deepsic_codec.stored.location import IndexLocation, open_node, parent_and_name
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart
 
 Starts = Callable[[Iterable[Index]], Iterator[tuple[Index, PayloadStart | None]]]
@@ -71,15 +71,14 @@ def consolidate_labels(
         If there is no array stored with DeepSIC.
     """
     node = open_node(source, name, mode="r" if index is not None else "r+", options=storage_options)
-    arrays = arrays_in(node)
+    arrays = stored_arrays(node, concurrency=concurrency)
     if index is not None and len(arrays) > 1:
         raise LabelIndexError(f"index: one location for {len(arrays)} arrays; pass the name of one of them")
     result = {}
-    for array in arrays:
-        stored = StoredArray(array, concurrency=concurrency)
-        location = location_for(array, index, storage_options)
+    for stored in arrays:
+        location = location_for(stored.array, index, storage_options)
         update_index(stored, location, keep=keep, progress=progress)
-        result[array.path] = Labels(stored, LabelIndex(location))
+        result[stored.path] = Labels(stored, LabelIndex(location))
     return next(iter(result.values())) if isinstance(node, zarr.Array) else result
 
 

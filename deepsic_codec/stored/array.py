@@ -1,6 +1,7 @@
 """An array stored with DeepSIC, with all that follows from its metadata."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -9,9 +10,10 @@ import zarr
 
 from deepsic_codec.axes import Axes, Index
 from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.errors import DeepSICError, UnsupportedArray
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.layout import StoredLayout
-from deepsic_codec.stored.location import Counter, CountingStore, Mode, open_array
+from deepsic_codec.stored.location import Counter, CountingStore, open_node
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
 
 
@@ -59,16 +61,29 @@ class StoredArray:
 
     @classmethod
     def open(
-        cls,
-        source: Any,
-        name: str | None = None,
-        *,
-        mode: Mode = "r",
-        options: Mapping[str, Any] | None = None,
-        counter: Counter | None = None,
+        cls, source: Any, name: str | None = None, *, counter: Counter | None = None, **kwargs: Any
     ) -> "StoredArray":
-        """Open the one array stored with DeepSIC of a source; the parameters are those of `location.open_array`."""
-        return cls(open_array(source, name, mode=mode, options=options, counter=counter), counter=counter)
+        """Open the one array stored with DeepSIC that a source is or has.
+
+        Parameters
+        ----------
+        source, name, **kwargs
+            As for `deepsic_codec.stored.location.open_node`.
+        counter : Counter, optional
+            Counts what opening reads, and what `reader` reads.
+
+        Raises
+        ------
+        UnsupportedArray
+            If there is none or more than one.
+        UnsupportedPayload
+            If `source` is an array that is stored otherwise.
+        """
+        arrays = stored_arrays(open_node(source, name, counter=counter, **kwargs), counter=counter)
+        if len(arrays) > 1:
+            names = ", ".join(array.path for array in arrays)
+            raise UnsupportedArray(f"expected one array stored with DeepSIC, found {names}; pass its name")
+        return arrays[0]
 
     def counting(self, counter: Counter) -> "StoredArray":
         """Return the same array with a `reader` whose reads are counted."""
@@ -120,6 +135,35 @@ class StoredArray:
     def indices(self) -> Iterator[Index]:
         """Iterate over the positions of all chunks, the last axis fastest."""
         return np.ndindex(*self.grid)
+
+
+def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
+    """Return the arrays stored with DeepSIC that a node of Zarr is or has, ordered by path.
+
+    Parameters
+    ----------
+    node : zarr.Array or zarr.Group
+        The node.
+    **kwargs
+        Options of `StoredArray`.
+
+    Raises
+    ------
+    UnsupportedArray
+        If a group has none.
+    UnsupportedPayload
+        If an array is stored otherwise.
+    """
+    if isinstance(node, zarr.Array):
+        return [StoredArray(node, **kwargs)]
+    arrays = []
+    for _, member in node.members(max_depth=None):
+        if isinstance(member, zarr.Array):
+            with suppress(DeepSICError):
+                arrays.append(StoredArray(member, **kwargs))
+    if not arrays:
+        raise UnsupportedArray(f"{node.store_path} has no array stored with DeepSIC")
+    return sorted(arrays, key=lambda array: array.path)
 
 
 def dimension_names(array: zarr.Array, axes: str) -> list[str]:

@@ -146,39 +146,6 @@ def open_node(
     return zarr.Array(zarr.AsyncArray(node.metadata, path))
 
 
-def arrays_in(node: Any) -> list[zarr.Array]:
-    """Return the arrays stored with DeepSIC that a node of Zarr is or has, by path; UnsupportedArray for none."""
-    if isinstance(node, zarr.Array):
-        StoredLayout(node)  # raises UnsupportedPayload, which says how the array is stored
-        return [node]
-    arrays: list[Any] = [member for _, member in node.members(max_depth=None) if is_deepsic(member)]
-    if not arrays:
-        raise UnsupportedArray(f"{node.store_path} has no array stored with DeepSIC")
-    return sorted(arrays, key=lambda array: array.path)
-
-
-def open_array(source: Any, name: str | None = None, **kwargs: Any) -> zarr.Array:
-    """Open the one array stored with DeepSIC that `source` is or has.
-
-    Parameters
-    ----------
-    source, name, **kwargs
-        As for `open_node`.
-
-    Raises
-    ------
-    UnsupportedArray
-        If there is none or more than one.
-    UnsupportedPayload
-        If `source` is an array that is stored otherwise.
-    """
-    arrays = arrays_in(open_node(source, name, **kwargs))
-    if len(arrays) > 1:
-        names = ", ".join(array.path for array in arrays)
-        raise UnsupportedArray(f"expected one array stored with DeepSIC, found {names}; pass its name")
-    return arrays[0]
-
-
 def to_store_path(location: Any, options: Mapping[str, Any] | None = None, *, write: bool = False) -> StorePath:
     """Return the path in a store that a user named: a node, store or path as `zarr.open_group` takes.
 

@@ -10,6 +10,7 @@ from zarr.testing.store import StoreTests
 
 from deepsic_codec import create_array
 from deepsic_codec.errors import LabelIndexError, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import (
     CONNECTIONS,
     Counter,
@@ -19,7 +20,6 @@ from deepsic_codec.stored.location import (
     fsspec_options,
     is_deepsic,
     is_in_group,
-    open_array,
     open_node,
     parent_and_name,
 )
@@ -88,7 +88,7 @@ def test_reads_are_counted_in_requests_and_bytes(group):
 
 def test_opening_is_counted_and_reading_afterwards_is_not(group):
     counter = Counter()
-    array = open_array(group, "a/image", counter=counter)
+    array = StoredArray.open(group, "a/image", counter=counter).array
     opened = counter.requests
     assert opened > 0 and counter.bytes > 0
     assert array[...].shape == (64, 64, 3) and array.store is group
@@ -96,23 +96,23 @@ def test_opening_is_counted_and_reading_afterwards_is_not(group):
 
 
 def test_nodes_of_any_kind_of_source(group, tmp_path, stub):
-    array = open_array(group)
+    array = StoredArray.open(group).array
     assert array.path == "a/image" and is_deepsic(array)
     assert open_node(array) is array
     node = open_node(group)
     assert open_node(node, "other").path == "other" and not is_deepsic(node["other"]) and not is_deepsic(node)
     with ZipStore(tmp_path / "a.zip", mode="w") as store:
         create_array(store, name="image", data=photograph(8, 8, 3))
-    assert open_array(tmp_path / "a.zip", "image").shape == (8, 8, 3)
+    assert StoredArray.open(tmp_path / "a.zip", "image").array.shape == (8, 8, 3)
 
 
 def test_no_such_node(group, tmp_path):
     check_rejects(UnsupportedArray, "no array 'b'", open_node, group, "b")
     check_rejects(UnsupportedArray, "no array 'b'", open_node, open_node(group), "b")
     check_rejects(UnsupportedArray, "no array or group", open_node, tmp_path / "nothing")
-    check_rejects(UnsupportedPayload, "not with DeepSIC", open_array, group, "other")
+    check_rejects(UnsupportedPayload, "not with DeepSIC", StoredArray.open, group, "other")
     create_array(group, name="b", data=photograph(8, 8, 3))
-    check_rejects(UnsupportedArray, "a/image, b|pass its name", open_array, group)
+    check_rejects(UnsupportedArray, "a/image, b|pass its name", StoredArray.open, group)
 
 
 def test_the_group_around_a_node(tmp_path):
@@ -138,7 +138,7 @@ def test_an_array_opened_by_its_own_path_is_in_a_group_if_there_is_one(tmp_path,
 
 
 def test_index_locations(group, tmp_path):
-    array = open_array(group)
+    array = StoredArray.open(group).array
     location = IndexLocation.sibling_of(array, check=True)
     assert location == IndexLocation(group, "a/image_labels", 3)
     assert location.with_suffix("_next") == IndexLocation(group, "a/image_labels_next", 3)
