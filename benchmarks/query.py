@@ -34,7 +34,8 @@ from benchmarks.common import machine, table
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, iter_chunk_attrs, open_labels, relabel
 from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.labels.expression import Expression, parse
-from deepsic_codec.labels.index import HEADER, Entries, Writer
+from deepsic_codec.labels.index import HEADER, Entries
+from deepsic_codec.labels.index_writer import IndexWriter
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.stored.array import StoredArray
@@ -167,7 +168,7 @@ def simulate(folder: Path, dense: NDArray[np.uint8], truth: NDArray[np.str_], co
         here = cover == number
         chosen[here] = rng.choice(np.flatnonzero(truth == name), int(here.sum()))
     about = {"name": "image", "decoder": codec.decoder}
-    writer = Writer(IndexLocation(LocalStore(folder), "image_labels", 3), geometry, vocabulary, about)
+    writer = IndexWriter(IndexLocation(LocalStore(folder), "image_labels", 3), geometry, vocabulary, about)
     total = 0
     for start, stop in writer.layout.units(geometry.grid):
         entries = Entries(geometry, len(vocabulary.names), start, stop)

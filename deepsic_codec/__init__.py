@@ -3,50 +3,43 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from deepsic_codec import config, errors
-    from deepsic_codec.archive import chunk_attrs, create_array, open_archive
-    from deepsic_codec.codec.v2 import DeepSIC
-    from deepsic_codec.codec.v3 import DeepSICCodec
-    from deepsic_codec.labels.attributes import iter_chunk_attrs
-    from deepsic_codec.labels.features import decode_features
-    from deepsic_codec.labels.index_writer import consolidate_labels
-    from deepsic_codec.labels.query import open_labels
-    from deepsic_codec.labels.relabel import relabel
+if TYPE_CHECKING:  # `as` marks a name as public for type checkers
+    from deepsic_codec import config as config
+    from deepsic_codec import errors as errors
+    from deepsic_codec.archive import chunk_attrs as chunk_attrs
+    from deepsic_codec.archive import create_array as create_array
+    from deepsic_codec.archive import open_archive as open_archive
+    from deepsic_codec.codec.v2 import DeepSIC as DeepSIC
+    from deepsic_codec.codec.v3 import DeepSICCodec as DeepSICCodec
+    from deepsic_codec.labels.attributes import iter_chunk_attrs as iter_chunk_attrs
+    from deepsic_codec.labels.consolidate import consolidate_labels as consolidate_labels
+    from deepsic_codec.labels.features import decode_features as decode_features
+    from deepsic_codec.labels.open import open_labels as open_labels
+    from deepsic_codec.labels.relabel import relabel as relabel
 
-_HOMES = {
+#: Module of each public name; "" for a module of the package.
+_MODULES = {
     "DeepSIC": "codec.v2",
     "DeepSICCodec": "codec.v3",
     "chunk_attrs": "archive",
-    "consolidate_labels": "labels.index_writer",
+    "config": "",
+    "consolidate_labels": "labels.consolidate",
     "create_array": "archive",
     "decode_features": "labels.features",
+    "errors": "",
     "iter_chunk_attrs": "labels.attributes",
     "open_archive": "archive",
-    "open_labels": "labels.query",
+    "open_labels": "labels.open",
     "relabel": "labels.relabel",
 }
-__all__ = [
-    "DeepSIC",
-    "DeepSICCodec",
-    "chunk_attrs",
-    "config",
-    "consolidate_labels",
-    "create_array",
-    "decode_features",
-    "errors",
-    "iter_chunk_attrs",
-    "open_archive",
-    "open_labels",
-    "relabel",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_HOMES.get(name, name)}")
-    return getattr(module, name) if name in _HOMES else module
+    module = _MODULES[name]
+    return getattr(import_module(f"{__name__}.{module}"), name) if module else import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:

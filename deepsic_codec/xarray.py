@@ -12,7 +12,9 @@ import zarr
 
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.labels.expression import Expression
-from deepsic_codec.labels.query import Labels, Selection, open_labels
+from deepsic_codec.labels.open import open_labels
+from deepsic_codec.labels.query import Labels
+from deepsic_codec.labels.selection import Selection
 
 MAX_LAYERS = 1000  # objects to look at for the array that xarray and Dask wrap
 

@@ -21,7 +21,7 @@ from deepsic_codec.errors import (
     UnsupportedPayload,
     WriteError,
 )
-from deepsic_codec.labels.index_writer import consolidate_labels
+from deepsic_codec.labels.consolidate import consolidate_labels
 from tests.common import ROOT, check_lazy, check_rejects, photograph, run_python
 
 da = pytest.importorskip("dask.array")

@@ -5,7 +5,7 @@ from typing import Any
 
 from deepsic_codec.axes import Index
 from deepsic_codec.errors import LabelIndexError
-from deepsic_codec.labels.index_writer import location_for, update_index
+from deepsic_codec.labels.consolidate import location_for, update_index
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import IndexLocation
 from deepsic_codec.stored.reader import PayloadStart

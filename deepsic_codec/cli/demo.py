@@ -85,7 +85,7 @@ def run_demo(args: argparse.Namespace) -> None:
     import zarr
 
     from deepsic_codec.codec.v2 import DeepSIC
-    from deepsic_codec.labels.query import open_labels
+    from deepsic_codec.labels.open import open_labels
     from deepsic_codec.samples import TILE, drone_frame, eurosat_classes, eurosat_mosaic
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _best_labels(labels: "Labels") -> list[str]:
 
 def _query(path: Path, nbytes: int) -> dict[str, Any]:
     """Find the chunks of the mosaic that show water, by their headers alone."""
-    from deepsic_codec.labels.query import open_labels
+    from deepsic_codec.labels.open import open_labels
     from deepsic_codec.samples import TILE, eurosat_classes
 
     labels = open_labels(path, "mosaic", scan=True)

@@ -10,7 +10,8 @@ from deepsic_codec.cli.options import add_array, add_json
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
 
-    from deepsic_codec.labels.query import Labels, Match, Selection
+    from deepsic_codec.labels.query import Labels
+    from deepsic_codec.labels.selection import Match, Selection
 
 MAP_EDGE = 512  # pixels: a map is enlarged to about this size
 MAX_ROWS = 20  # of the table that `query` prints
@@ -113,14 +114,14 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 def run_index(args: argparse.Namespace) -> None:
     """Write or refresh the label index."""
-    from deepsic_codec.labels.index_writer import consolidate_labels
+    from deepsic_codec.labels.consolidate import consolidate_labels
 
     with progress_bar("reading headers") as progress:
         made = consolidate_labels(args.url, args.name, index=args.index, progress=progress)
     documents = [
         {
             "array": str(labels.array.store_path),
-            "index": str(labels.index.place),
+            "index": str(labels.index.location),
             "chunks": labels.geometry.count,
             **labels.index.counts,
         }
@@ -134,7 +135,7 @@ def run_index(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace) -> "Labels":
-    from deepsic_codec.labels.query import open_labels
+    from deepsic_codec.labels.open import open_labels
 
     return open_labels(args.url, args.name, index=args.index, scan=args.scan)
 
@@ -148,7 +149,7 @@ def _matches(selection: "Selection", tiles: bool) -> list[tuple[list[int], Any]]
     """Return chunk and region of each match."""
     if not tiles:
         return [(list(chunk), region) for chunk, region in zip(selection.chunks, selection.regions, strict=True)]
-    chunks = (selection.tiles // selection.labels.geometry.per_chunk).tolist()
+    chunks = (selection.tiles // selection.geometry.per_chunk).tolist()
     return list(zip(chunks, selection.regions, strict=True))
 
 

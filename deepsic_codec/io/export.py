@@ -20,7 +20,7 @@ from deepsic_codec.io import georeference
 from deepsic_codec.io.region import Part, to_region
 from deepsic_codec.io.require import require
 from deepsic_codec.io.zarr_target import write_array
-from deepsic_codec.labels.query import open_labels
+from deepsic_codec.labels.open import open_labels
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray

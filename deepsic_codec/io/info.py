@@ -14,7 +14,7 @@ from deepsic_codec.errors import DeepSICError, LabelIndexError, ModelNotFound
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
 from deepsic_codec.labels.index import MISSING, LabelIndex
-from deepsic_codec.labels.query import LARGE, Labels
+from deepsic_codec.labels.query import SHOWN_SCORE, Labels
 from deepsic_codec.payload.constants import quality_step
 from deepsic_codec.payload.header import read_section
 from deepsic_codec.payload.sections import VALUE_RANGE, section_name
@@ -281,7 +281,7 @@ def _classes_in_headers(stored: StoredArray, starts: Sequence[PayloadStart], not
             return {"from": None, "note": str(error)}
         largest = block.dense(len(vocabulary.names)).max(axis=(0, 1, 2))
         for name in vocabulary.known:
-            counts[name] += bool(max(largest[number] for number in vocabulary.members(name)) >= 255 * LARGE)
+            counts[name] += bool(max(largest[number] for number in vocabulary.members(name)) >= 255 * SHOWN_SCORE)
     if starts and not labelled:
         return {"from": None, "note": "labels are computed on demand (semantics post); deepsic index stores them"}
     return {"from": "headers", "of_chunks": labelled, "classes": dict(counts), "note": note}

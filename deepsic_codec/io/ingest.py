@@ -16,7 +16,7 @@ from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io import georeference, ome
 from deepsic_codec.io.images import ImageSource
-from deepsic_codec.labels.query import open_labels
+from deepsic_codec.labels.open import open_labels
 from deepsic_codec.metrics import psnr
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray

@@ -16,7 +16,9 @@ from deepsic_codec.io.region import Part, axis_number, to_region
 from deepsic_codec.io.require import require
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import MISSING
-from deepsic_codec.labels.query import Labels, Selection, open_labels
+from deepsic_codec.labels.open import open_labels
+from deepsic_codec.labels.query import Labels
+from deepsic_codec.labels.selection import Selection
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -419,7 +421,7 @@ def _paint(canvas: NDArray[Any], plane: _Plane, cell: _Cell, tiles: NDArray[Any]
 
 def _matches(selection: Selection, plane: _Plane, cells: Sequence[_Cell], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Tell which pixels of the picture show tiles that satisfy the expression."""
-    geometry = selection.labels.geometry
+    geometry = selection.geometry
     grid = np.zeros(geometry.tile_grid, np.bool_)
     grid[tuple(selection.tiles.T)] = True
     matches = np.zeros(shape, np.bool_)

@@ -11,8 +11,9 @@ from deepsic_codec.codec.decode import PayloadToDecode, compute_cells, parse_pay
 from deepsic_codec.codec.labels import tile_labels
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.labels.attributes import label_batch_size
-from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex, replace
-from deepsic_codec.labels.index_writer import fill_index, location_for
+from deepsic_codec.labels.consolidate import fill_index, location_for
+from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex
+from deepsic_codec.labels.index_writer import replace
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.progress import Progress

@@ -94,8 +94,8 @@ def test_an_index_is_read_where_the_package_is_not(tmp_path):
 
 
 def test_large_grids_are_parted(monkeypatch):
-    monkeypatch.setattr(label_index, "UNIT", 16)
-    monkeypatch.setattr(label_index, "TILES", 16)
+    monkeypatch.setattr(label_index, "UNIT_CHUNKS", 16)
+    monkeypatch.setattr(label_index, "UNIT_TILES", 16)
     array = archive(shape=(1000, 900, 3), chunks=(128, 128, 3))
     fill(array, seed=7)
     labels = consolidate_labels(array)
@@ -148,10 +148,10 @@ def test_what_is_in_the_way_stays(tmp_path):
     array = archive(store)
     array[:] = 200
     other = zarr.create_array(store, name="img_labels/precious", shape=3, dtype="u1")
-    check_rejects(LabelIndexError, "in its place", consolidate_labels, array)
+    check_rejects(LabelIndexError, "no label index|another location", consolidate_labels, array)
     assert other.shape == zarr.open_array(store, path="img_labels/precious").shape
     (tmp_path / "letter.txt").write_text("dear")
-    check_rejects(LabelIndexError, "in its place", consolidate_labels, array, index=tmp_path)
+    check_rejects(LabelIndexError, "no label index|another location", consolidate_labels, array, index=tmp_path)
     assert (tmp_path / "letter.txt").read_text() == "dear"
 
 

@@ -42,10 +42,9 @@ def test_query(folder, capsys, tmp_path):
 
 
 def test_query_mistakes_point_to_the_place(folder, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(capsys, "query", folder, "Bright & Drak")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.splitlines() == [
+    status, _, err = run(capsys, "query", folder, "Bright & Drak")
+    assert status == 2
+    assert err.splitlines() == [
         "deepsic query: error: no class 'Drak'; did you mean Dark?",
         "  Bright & Drak",
         "           ^",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from deepsic_codec import DeepSIC, chunk_attrs, consolidate_labels, create_array, iter_chunk_attrs, open_labels
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, ExpressionError, StaleIndex, UnsupportedPayload
 from deepsic_codec.labels import attributes as headers
-from deepsic_codec.labels.query import StaleIndexWarning
+from deepsic_codec.labels.selection import StaleIndexWarning
 from tests import stub_runtime
 from tests.common import check_rejects
 from tests.labels.common import archive, fill, payload, put
@@ -146,7 +146,7 @@ def test_reads_only_the_classes_it_names():
     labels = consolidate_labels(array)
     one, two = labels.where("Visible"), labels.where("Visible & Dark")
     assert (one.requests, two.requests) == (2, 3) and 0 < one.bytes_read < two.bytes_read
-    words = re.search(r"(\d+) of 100 chunks, found by reading ([\d,]+) bytes in 2 requests", repr(one))
+    words = re.search(r"(\d+) of 100 chunks, selected by reading ([\d,]+) bytes in 2 requests", repr(one))
     assert words and int(words[1]) == one.count and int(words[2].replace(",", "")) == one.bytes_read
 
 
@@ -242,6 +242,10 @@ def test_chunks_deleted_or_new_since():
     array[:, 128:192] = 0  # equal to fill: the chunk is deleted
     with pytest.warns(StaleIndexWarning):
         assert list(labels.where("Bright").iter_arrays()) == []
+    unverified = labels.where("Bright", verify=None)
+    words = "chunk (0, 2, 0) was deleted|consolidate_labels"
+    check_rejects(StaleIndex, words, lambda: list(unverified.iter_arrays()))
+    check_rejects(StaleIndex, words, unverified.to_dask().compute, scheduler="sync")
     assert labels.where("Bright", verify="all").chunks == [(0, 0, 0)]
     labels = consolidate_labels(array)
     assert labels.summary()["missing"] == 1
@@ -257,7 +261,7 @@ def test_new_labels_that_nobody_knows():
     check_rejects(StaleIndex, "(0, 2, 0)|relabel", labels.where, "Bright", verify="all")
 
 
-@pytest.mark.filterwarnings("ignore::deepsic_codec.labels.query.StaleIndexWarning")
+@pytest.mark.filterwarnings("ignore::deepsic_codec.labels.selection.StaleIndexWarning")
 def test_damaged_chunks_are_named_when_fetched():
     _, array, labels = stale()
     bad = payload(array, np.full((1, 1, 1, 4), 200, "u1"))

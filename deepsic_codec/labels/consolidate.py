@@ -1,0 +1,253 @@
+"""Make a label index from the headers of all chunks."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import zarr
+
+from deepsic_codec.axes import Index, iter_grid
+from deepsic_codec.errors import LabelIndexError, UnsupportedPayload
+from deepsic_codec.labels.attributes import Attributes
+from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex
+from deepsic_codec.labels.index_writer import IndexWriter, replace
+from deepsic_codec.labels.query import Labels
+from deepsic_codec.labels.vocabulary import vocabulary_of
+from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.progress import Progress
+from deepsic_codec.stored.array import StoredArray, stored_arrays
+from deepsic_codec.stored.location import IndexLocation, open_node, parent_and_name
+from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart
+
+Starts = Callable[[Iterable[Index]], Iterator[tuple[Index, PayloadStart | None]]]
+Fill = Callable[[Entries, list[Index]], None]
+
+
+def consolidate_labels(
+    source: Any,
+    name: str | None = None,
+    *,
+    index: Any = None,
+    keep: bool = True,
+    progress: Progress | None = None,
+    concurrency: int = CONCURRENCY,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Read the headers of all chunks and write the label index that makes queries fast.
+
+    Run it again after chunks were written. The index becomes valid at once when it is complete; until then, and if
+    this fails, an earlier one stays as it was.
+
+    Parameters
+    ----------
+    source
+        An array, or a group with any number of them: a URL, path or store as `zarr.open` takes, or an array or group
+        of Zarr.
+    name : str, optional
+        Path of the one array in the group.
+    index : optional
+        Where the index goes, if not into the group `<name>_labels` beside the array: a group of Zarr, or what
+        `zarr.open_group` takes. Needed for an array at the root of its store.
+    keep : bool
+        Keep the entries that `relabel` wrote of chunks that were not written again since.
+    progress : callable, optional
+        Called with the number of chunks done and of all chunks; of a group, array by array.
+    concurrency : int
+        Reads in flight.
+    storage_options : dict, optional
+        For fsspec, if `source` or `index` is a URL.
+
+    Returns
+    -------
+    Labels or dict of str to Labels
+        Of the array; for a group, by path of the array.
+
+    Raises
+    ------
+    LabelIndexError
+        If there is no place for an index, it cannot be written to, or the labels of the chunks do not fit together.
+    UnsupportedPayload, CorruptPayload
+        If a chunk is damaged or of another codec.
+    UnsupportedArray
+        If there is no array stored with DeepSIC.
+    """
+    node = open_node(source, name, mode="r" if index is not None else "r+", options=storage_options)
+    arrays = stored_arrays(node, concurrency=concurrency)
+    if index is not None and len(arrays) > 1:
+        raise LabelIndexError(f"index: one location for {len(arrays)} arrays; pass the name of one of them")
+    result = {}
+    for stored in arrays:
+        location = location_for(stored.array, index, storage_options)
+        update_index(stored, location, keep=keep, progress=progress)
+        result[stored.path] = Labels(stored, LabelIndex(location))
+    return next(iter(result.values())) if isinstance(node, zarr.Array) else result
+
+
+def location_for(array: zarr.Array, index: Any, options: Mapping[str, Any] | None) -> IndexLocation:
+    """Return where the index of an array is to be written; raises LabelIndexError if it cannot be."""
+    if index is not None:
+        location = IndexLocation.from_user(index, array.metadata.zarr_format, options, write=True)
+    else:
+        location = IndexLocation.sibling_of(array, check=True)
+    if location.store.read_only:
+        raise LabelIndexError(
+            f"{location}: open for reading only, so no index can be written there; give it another place "
+            "(index=...), or scan the headers (open_labels(array, scan=True))"
+        )
+    return location
+
+
+def update_index(
+    stored: StoredArray,
+    location: IndexLocation,
+    *,
+    keep: bool = True,
+    starts: Starts | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the index of an array, from the headers of its chunks; an earlier one stays valid until it is complete.
+
+    Parameters
+    ----------
+    stored : StoredArray
+        The array.
+    location : IndexLocation
+        Where the index goes.
+    keep : bool
+        Keep entries made from features where the chunk is still the same.
+    starts : callable, optional
+        Yields the starts of payloads, as `stored.reader.starts` does, which is the default.
+    progress : callable, optional
+        Called with the number of chunks done and of all chunks.
+    """
+    old = _features_index(location) if keep else None
+    replace(location, lambda target: write_index(stored, target, old=old, starts=starts, progress=progress))
+
+
+def _features_index(location: IndexLocation) -> LabelIndex | None:
+    """Open an index with entries made from features, None for any other."""
+    try:
+        index = LabelIndex(location)
+    except LabelIndexError:
+        return None
+    return index if index.counts.get("features") else None
+
+
+def write_index(
+    stored: StoredArray,
+    location: IndexLocation,
+    *,
+    old: LabelIndex | None = None,
+    starts: Starts | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the index of an array, from the headers of its chunks, where there is none.
+
+    Parameters
+    ----------
+    stored, location, starts, progress
+        As for `update_index`.
+    old : LabelIndex, optional
+        Entries made from features are taken from it where the chunk is still the same.
+    """
+    geometry = stored.geometry
+    if old is not None and (old.geometry.axes, old.geometry.chunks, old.geometry.tile) != (
+        geometry.axes,
+        geometry.chunks,
+        geometry.tile,
+    ):
+        old = None
+    vocabulary = vocabulary_of(stored.array, stored.decoder, stored.head) if old is None else old.vocabulary
+    filler = _FromHeaders(stored, starts or stored.reader.starts, vocabulary, old)
+    fill_index(stored, location, vocabulary, filler, progress)
+    if filler.foreign:
+        warnings.warn(
+            f"{filler.foreign} chunks have labels of another vocabulary than the index, which comes from features; "
+            "they count as unlabelled until relabel is run",
+            stacklevel=4,
+        )
+
+
+def fill_index(
+    stored: StoredArray, location: IndexLocation, vocabulary: Vocabulary, fill: Fill, progress: Progress | None = None
+) -> None:
+    """Write an index unit by unit; `fill` sets the entries of the chunks that it gets."""
+    stored.layout.check_first()
+    geometry = stored.geometry
+    name = parent_and_name(stored.array.store_path)[1]
+    writer = IndexWriter(location, geometry, vocabulary, {"name": name, "decoder": stored.decoder})
+    done = 0
+    for start, stop in writer.chunking.units(geometry.grid):
+        entries = Entries(geometry, len(vocabulary.names), start, stop)
+        chunks = list(iter_grid(start, stop))
+        for k in range(0, len(chunks), 1024):
+            fill(entries, chunks[k : k + 1024])
+            done += len(chunks[k : k + 1024])
+            if progress is not None:
+                progress(done, geometry.count)
+        writer.write(entries)
+    writer.finish()
+
+
+class _FromHeaders:
+    """Sets entries from the headers of chunks; entries made from features are copied from an earlier index."""
+
+    def __init__(self, stored: StoredArray, starts: Starts, vocabulary: Vocabulary, old: LabelIndex | None) -> None:
+        self.stored, self.starts, self.vocabulary, self.old = stored, starts, vocabulary, old
+        self.geometry, self.attributes = stored.geometry, Attributes(stored)
+        self.foreign = 0
+        self._old_unit: Entries | None = None
+
+    def __call__(self, entries: Entries, chunks: list[Index]) -> None:
+        for index, head in self.starts(chunks):
+            if head is None:
+                continue
+            common = {"crc": head.crc, "nbytes": head.header.nbytes}
+            kept = self._kept(entries, index, head)
+            if kept is not None:
+                entries.set(index, kept[0], source=FEATURES, head=kept[1], **common)
+                continue
+            with self.stored.reader.error_context(index):
+                scores = self._scores(index, head)
+            source = UNLABELLED if scores is None else HEADER
+            entries.set(index, scores, source=source, head=0 if scores is None else head.head_id, **common)
+
+    def _scores(self, index: Index, head: PayloadStart) -> Any:
+        block = head.labels()
+        if block is None:
+            return None
+        names = self.attributes.vocabulary(head.header).names
+        if names != self.vocabulary.names:
+            if self.old is not None:
+                self.foreign += 1
+                return None
+            raise LabelIndexError(
+                f"chunk {index} of array {self.stored.path!r} was labelled by head "
+                f"{head.header.head.hex()}, which names other classes than head {self.vocabulary.head[:8]} of the "
+                "array; write it again, or relabel the array"
+            )
+        if block.tile != self.geometry.tile or head.header.axes != self.geometry.axes:
+            raise UnsupportedPayload(
+                f"labels of {block.tile} pixels under axes {head.header.axes!r}, but those of the array are of "
+                f"{self.geometry.tile} under {self.geometry.axes!r}; write the chunk again"
+            )
+        return self.geometry.arrange(block.dense(len(names)), index)
+
+    def _kept(self, entries: Entries, index: Index, head: PayloadStart) -> tuple[Any, int] | None:
+        if self.old is None:
+            return None
+        if self._old_unit is None or self._old_unit.start != entries.start:
+            stop = tuple(min(b, n) for b, n in zip(entries.stop, self.old.geometry.grid, strict=True))
+            if any(a >= b for a, b in zip(entries.start, stop, strict=True)):
+                return None
+            self._old_unit = self.old.block(entries.start, stop)
+        old = self._old_unit
+        if any(i >= b for i, b in zip(index, old.stop, strict=True)):
+            return None
+        position = tuple(i - a for i, a in zip(index, old.start, strict=True))
+        if old.source[position] != FEATURES or old.crc[position] != head.crc:
+            return None
+        scores = old.tiles[(slice(None), *old.tile_region(index))]
+        if scores.shape[1:] != entries.tiles[(slice(None), *entries.tile_region(index))].shape[1:]:
+            return None  # the array was resized: its edge was in this chunk, or is now
+        return scores, int(old.head[position])

@@ -1,0 +1,254 @@
+"""The chunks that a query selects: positions, regions, and pixels when they are used."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.axes import Index, Region
+from deepsic_codec.codec.batching import raise_first
+from deepsic_codec.codec.decode import DECODER, parse_payload
+from deepsic_codec.errors import StaleIndex
+from deepsic_codec.labels.attributes import Attributes
+from deepsic_codec.labels.evaluation import Grid, is_current, judge_chunk, matching_tiles, read_largest
+from deepsic_codec.labels.expression import Expression
+from deepsic_codec.labels.index import LabelIndex
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.embedded import use_embedded
+from deepsic_codec.stored.geometry import Geometry
+from deepsic_codec.stored.location import Counter
+from deepsic_codec.stored.reader import PayloadStart
+
+if TYPE_CHECKING:
+    import dask.array
+    import xarray
+
+Verify = Literal["fetched", "all"]
+FETCH = 32  # chunks fetched and decoded together
+QUERY_AGAIN = "run consolidate_labels and query again"
+
+
+class StaleIndexWarning(UserWarning):
+    """A chunk was written again since it was indexed and no longer satisfies the expression of a query."""
+
+
+class Match(NamedTuple):
+    """A chunk that a query selected, decoded: position, slices of the array, pixels."""
+
+    chunk: Index
+    region: Region
+    array: NDArray[Any]
+
+
+@dataclass(repr=False, eq=False)
+class Selection:
+    """The result of a query. Pixels are fetched and decoded only when they are used.
+
+    Attributes
+    ----------
+    stored : StoredArray
+        The array.
+    index : LabelIndex
+        Its label index.
+    expression : Expression
+        The condition.
+    mask : ndarray
+        bool, the grid of chunks: True for a chunk that has a tile that satisfies the condition.
+    """
+
+    stored: StoredArray
+    index: LabelIndex
+    expression: Expression
+    mask: Grid
+    _counter: Counter
+    _by_tiles: bool = False
+    _verify: Verify | None = "fetched"
+    _rewritten: dict[Index, Grid] = field(default_factory=dict)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Chunks and label tiles of the array."""
+        return self.index.geometry
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read to answer the query (opening the index not counted)."""
+        return self._counter.bytes
+
+    @property
+    def requests(self) -> int:
+        """Requests made for them."""
+        return self._counter.requests
+
+    @cached_property
+    def indices(self) -> NDArray[np.int64]:
+        """Positions of the chunks, int64 (chunks, axes)."""
+        return np.argwhere(self.mask)
+
+    @cached_property
+    def count(self) -> int:
+        """Number of chunks."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def chunks(self) -> list[Index]:
+        """Positions of the chunks in the grid of chunks."""
+        # Column by column: a million tuples at once, not one by one.
+        return list(zip(*self.indices.T.tolist(), strict=True))
+
+    @property
+    def regions(self) -> list[Region]:
+        """Slices of the array that the chunks cover, or with `tiles=True` the tiles that satisfy the expression."""
+        geometry = self.geometry
+        if self._by_tiles:
+            return [geometry.tile_region(tile) for tile in self.tiles.tolist()]
+        return [geometry.chunk_region(chunk) for chunk in self.chunks]
+
+    @cached_property
+    def tiles(self) -> NDArray[np.int64]:
+        """Positions in the grid of label tiles of those that satisfy the expression, int64 (tiles, axes)."""
+        if not self.count:
+            return np.zeros((0, self.mask.ndim), np.int64)
+        geometry = self.geometry
+        if geometry.one_tile:
+            return self.indices
+        largest, _ = read_largest(self.index, self.expression.check(self.index.vocabulary), self._counter)
+        hits = np.zeros(geometry.tile_grid, np.bool_)
+        for start, stop, tiles in matching_tiles(self.index, self.expression, largest, self.mask, self._counter):
+            hits[geometry.tiles_of(start, stop)] = tiles
+        for chunk, tiles in self._rewritten.items():
+            hits[geometry.tiles_of(chunk, [i + 1 for i in chunk])] = tiles
+        return np.argwhere(hits & geometry.spread(self.mask))
+
+    @property
+    def straddling(self) -> Grid:
+        """Whether the array ends within the tile, bool, for each of `tiles`: padding had a say in its scores."""
+        geometry, tiles = self.geometry, self.tiles
+        result = np.zeros(len(tiles), np.bool_)
+        for number in (geometry.axes.y, geometry.axes.x):
+            result |= geometry.straddles(number)[tiles[:, number]]
+        return result
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return (
+            f"<Selection {self.expression}: {self.count} of {self.mask.size} chunks, selected by reading "
+            f"{self.bytes_read:,} bytes in {self.requests} requests>"
+        )
+
+    def iter_arrays(self) -> Iterator[Match]:
+        """Fetch and decode the chunks, a few at a time.
+
+        Yields
+        ------
+        Match
+            `chunk`, its position; `region`, slices of the array; `array`, the pixels in it. Chunks that were
+            written again since they were indexed are judged anew (unless `verify=None`) and left out, with a
+            StaleIndexWarning, if they no longer satisfy the expression.
+
+        Raises
+        ------
+        CorruptPayload
+            If a chunk is damaged.
+        StaleIndex
+            If a chunk was written again and its new labels are not in its header.
+        """
+        for start in range(0, self.count, FETCH):
+            yield from self.fetch(self.indices[start : start + FETCH])
+
+    def fetch(self, indices: NDArray[np.int64], keep_all: bool = False) -> Iterator[Match]:
+        """Fetch, verify and decode some of the chunks.
+
+        Parameters
+        ----------
+        indices : ndarray
+            Positions of the chunks, int64 (chunks, axes).
+        keep_all : bool
+            Raise StaleIndex for a chunk that no longer satisfies the expression, instead of leaving it out.
+        """
+        use_embedded(self.stored.array)  # not before: a query needs no model, and a model is megabytes
+        reader = self.stored.reader
+        payloads = dict(reader.payloads(indices.tolist()))
+        if self._verify is not None:
+            payloads = self._verified(payloads, indices, keep_all)
+        to_decode = []
+        for chunk, payload in payloads.items():
+            if payload is None:
+                raise StaleIndex(f"chunk {chunk} was deleted since it was indexed; {QUERY_AGAIN}")
+            with reader.error_context(chunk):
+                to_decode.append(parse_payload(payload, self.geometry.chunks))
+        for (chunk, _), array in zip(payloads.items(), DECODER.submit(to_decode), strict=True):
+            with reader.error_context(chunk):
+                raise_first([array])
+            region = self.geometry.chunk_region(chunk)
+            yield Match(chunk, region, array[tuple(slice(part.stop - part.start) for part in region)])
+
+    def _verified(
+        self, payloads: dict[Index, bytes | None], indices: NDArray[np.int64], keep_all: bool
+    ) -> dict[Index, bytes | None]:
+        """Return the payloads of chunks that satisfy the expression as they are now."""
+        attributes = Attributes(self.stored)
+        matching: dict[Index, bytes | None] = {}
+        source, crc = self.index.entries(indices)
+        for (chunk, payload), *entry in zip(payloads.items(), source.tolist(), crc.tolist(), strict=True):
+            start = None
+            if payload is not None:
+                with self.stored.reader.error_context(chunk):
+                    start = PayloadStart.of(payload)
+            if is_current(start, *entry) or judge_chunk(attributes, self.index, self.expression, chunk, start).any():
+                matching[chunk] = payload
+                continue
+            message = f"chunk {chunk} was written again since it was indexed, and no longer shows {self.expression}"
+            if keep_all:
+                raise StaleIndex(f"{message}; {QUERY_AGAIN}")
+            warnings.warn(message, StaleIndexWarning, stacklevel=4)
+        return matching
+
+    def to_dask(self) -> "dask.array.Array":
+        """Return the chunks as a Dask array (number of chunks, *shape of a chunk), decoded when it is computed.
+
+        Samples of an edge chunk that lie outside of the array hold the fill value. A chunk that was written again
+        and no longer satisfies the expression raises StaleIndex when it is computed (unless `verify=None`).
+        """
+        import dask.array
+
+        source = _Stack(self)
+        chunks = ((1,) * self.count or (0,), *((size,) for size in self.geometry.chunks))
+        meta = np.zeros((), source.dtype)
+        return dask.array.from_array(source, chunks=chunks, asarray=False, lock=False, name=False, meta=meta)
+
+    def to_xarray(self) -> "xarray.DataArray":
+        """Return `to_dask` with names: dimension "match" and those of the array; coordinates say where chunks start."""
+        import xarray
+
+        names = self.stored.dimension_names
+        starts = self.indices * np.array(self.geometry.chunks)
+        coordinates = {f"{name}_start": ("match", starts[:, axis]) for axis, name in enumerate(names)}
+        return xarray.DataArray(
+            self.to_dask(), dims=("match", *names), coords=coordinates, attrs={"expression": str(self.expression)}
+        )
+
+
+class _Stack:
+    """The selected chunks as an array that Dask slices."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self.shape = (selection.count, *selection.geometry.chunks)
+        self.ndim, self.dtype = len(self.shape), selection.stored.array.dtype
+
+    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        first, *rest = key
+        single = isinstance(first, int | np.integer)  # Dask merges a slice of the result into this one
+        indices = self._selection.indices[[first] if single else first]
+        fill = self._selection.stored.fill_value
+        stack = np.full((len(indices), *self.shape[1:]), fill, self.dtype)
+        for chunk, match in zip(stack, self._selection.fetch(indices, keep_all=True), strict=True):
+            chunk[tuple(slice(n) for n in match.array.shape)] = match.array
+        return stack[(0 if single else slice(None), *rest)]
