@@ -1,4 +1,4 @@
-"""Memory that processes started by Dask keep between the layers of a network."""
+"""Freed memory that processes of Dask keep between the layers of a network."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def test_freed_memory_is_used_again():
 @pytest.mark.parametrize(
     "environment", [{}, {"MALLOC_TRIM_THRESHOLD_": "1", "MALLOC_MMAP_THRESHOLD_": "1"}], ids=["glibc's own", "user's"]
 )
-def test_other_processes_are_left_alone(monkeypatch, environment):
+def test_other_environments_change_nothing(monkeypatch, environment):
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -53,7 +53,7 @@ def test_other_processes_are_left_alone(monkeypatch, environment):
     assert not device.keep_freed_memory()
 
 
-def test_a_model_on_a_cpu_asks_for_it(monkeypatch):
+def test_a_model_on_a_cpu_keeps_freed_memory(monkeypatch):
     from deepsic_codec.model import runtime
     from deepsic_codec.model.zoo import find_model
 

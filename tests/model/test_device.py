@@ -1,4 +1,4 @@
-"""Copies to and from a device: nothing is waited for too early, and nothing is copied on a CPU."""
+"""Copies, streams and pipelines of a device: nothing waits too early, and a CPU copies nothing."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +27,14 @@ def crops(count):
     return [frame[None, 70 * i : 70 * i + 64, 90 * i : 90 * i + 80] for i in range(count)]
 
 
-def test_a_cpu_copies_nothing():
+def test_cpu_upload_and_download_copy_nothing():
     values = np.arange(6, dtype=np.int16).reshape(2, 3)
     tensor = device.upload(values, "cpu")
     assert np.shares_memory(tensor.numpy(), values) and np.shares_memory(device.download(tensor)(), values)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 9])
-def test_each_is_finished_when_enough_others_are_begun(prefetch):
+def test_pipelined_waits_after_prefetch_further_items(prefetch):
     log = []
 
     def begun():
@@ -49,38 +49,38 @@ def test_each_is_finished_when_enough_others_are_begun(prefetch):
 
 
 @pytest.mark.parametrize("prefetch", [1, 2])
-def test_working_ahead_changes_nothing(runtime, monkeypatch, prefetch):
+def test_prefetch_does_not_change_results(runtime, monkeypatch, prefetch):
     images, qualities = crops(5), [50.0, 50.0, 20.0, 90.0, 50.0]
     shapes = [image.shape[:3] for image in images]
     with config.set(batch_pixels=2 * 64 * 80):
-        wanted = runtime.encode(images, qualities)
+        expected = runtime.encode(images, qualities)
         monkeypatch.setattr(runtime, "_prefetch", prefetch)
-        found = runtime.encode(images, qualities)
-        assert [one.features for one in found] == [one.features for one in wanted]
-        assert all(np.array_equal(a.cells, b.cells) for a, b in zip(found, wanted, strict=True))
-        ahead = runtime.decode([one.features for one in found], shapes, qualities)
+        encoded = runtime.encode(images, qualities)
+        assert [one.features for one in encoded] == [one.features for one in expected]
+        assert all(np.array_equal(a.cells, b.cells) for a, b in zip(encoded, expected, strict=True))
+        ahead = runtime.decode([one.features for one in encoded], shapes, qualities)
         monkeypatch.setattr(runtime, "_prefetch", 0)
-        plain = runtime.decode([one.features for one in found], shapes, qualities)
+        plain = runtime.decode([one.features for one in encoded], shapes, qualities)
     assert all(np.array_equal(a, b) for a, b in zip(ahead, plain, strict=True))
 
 
-def test_two_groups_are_decoded_beside_each_other(runtime, monkeypatch):
+def test_decoding_two_groups_concurrently(runtime, monkeypatch):
     images, qualities = crops(5), [50.0, 50.0, 20.0, 90.0, 50.0]
     shapes = [image.shape[:3] for image in images]
     streams = [one.features for one in runtime.encode(images, qualities)]
-    wanted = runtime.decode(streams, shapes, qualities)
+    expected = runtime.decode(streams, shapes, qualities)
     monkeypatch.setattr(runtime, "_prefetch", 1)
     with ThreadPoolExecutor(2) as pool, config.set(batch_pixels=64 * 80, threads=1):
         monkeypatch.setattr(runtime, "_decode_pool", pool)
-        found = runtime.decode(streams, shapes, qualities)
+        encoded = runtime.decode(streams, shapes, qualities)
         with pytest.raises(CorruptPayload):
             runtime.decode([*streams[:3], streams[3] + b"12345678", streams[4]], shapes, qualities)
-    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
-    again = runtime.decode(streams, shapes, qualities)  # no new work is taken: the interpreter is ending
-    assert all(np.array_equal(a, b) for a, b in zip(again, wanted, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(encoded, expected, strict=True))
+    again = runtime.decode(streams, shapes, qualities)  # a pool that refuses work, as while the interpreter shuts down
+    assert all(np.array_equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
-def test_where_one_fails_the_others_are_waited_for():
+def test_pipelined_waits_for_all_items_after_an_error():
     log = []
 
     def fails():
@@ -96,7 +96,7 @@ def test_where_one_fails_the_others_are_waited_for():
     assert log == [1]
 
 
-def test_images_are_joined_and_brought_up_to_whole_latents_by_their_edges():
+def test_stack_padded_repeats_edges():
     images = [np.random.default_rng(i).integers(0, 256, (2, 5, 7, 3), np.uint8) for i in range(3)]
     joined = device.stack_padded(images, 4, "cpu")
     padded = np.pad(np.concatenate(images), ((0, 0), (0, 3), (0, 1), (0, 0)), mode="edge")
@@ -105,17 +105,17 @@ def test_images_are_joined_and_brought_up_to_whole_latents_by_their_edges():
     assert whole.dtype == torch.int16 and np.array_equal(whole.numpy(), images[0][:, :4, :4])
 
 
-def test_many_pieces_of_one_chunk_are_put_together_in_order(runtime, monkeypatch):
+def test_pieces_of_one_chunk_keep_their_order(runtime, monkeypatch):
     slices = np.concatenate(crops(3))
     (encoded,) = runtime.encode([slices], [60.0])
-    wanted = runtime.decode([encoded.features], [slices.shape[:3]], [60.0])
+    expected = runtime.decode([encoded.features], [slices.shape[:3]], [60.0])
     monkeypatch.setattr(runtime, "_prefetch", 1)
     with config.set(batch_pixels=64 * 80):
         assert runtime.encode([slices], [60.0])[0].features == encoded.features
-        assert np.array_equal(runtime.decode([encoded.features], [slices.shape[:3]], [60.0])[0], wanted[0])
+        assert np.array_equal(runtime.decode([encoded.features], [slices.shape[:3]], [60.0])[0], expected[0])
 
 
-def test_encoding_is_begun_without_waiting_for_the_device(runtime, monkeypatch):
+def test_start_encoding_does_not_wait_for_the_device(runtime, monkeypatch):
     waited = []
 
     def slow(tensor):
@@ -123,18 +123,20 @@ def test_encoding_is_begun_without_waiting_for_the_device(runtime, monkeypatch):
 
     encoded = runtime.encode(crops(2), [50.0, 50.0], symbols=True)
     symbols = np.concatenate([one.symbols for one in encoded])
-    wanted = coding.encode_symbols(runtime.model.prior, runtime.model.coder_tables, np.split(symbols, 2), [50.0, 50.0])
+    expected = coding.encode_symbols(
+        runtime.model.prior, runtime.model.coder_tables, np.split(symbols, 2), [50.0, 50.0]
+    )
     monkeypatch.setattr(coding, "download", slow)
     with torch.inference_mode():
         rest = coding.start_encoding(
             runtime.model.prior, runtime.model.coder_tables, torch.from_numpy(symbols), 2, [50.0, 50.0]
         )
     assert not waited
-    assert rest() == wanted and waited
+    assert rest() == expected and waited
 
 
 class FakeTorch:
-    """As much of torch as copies to CUDA need; a copy arrives when its event is waited for, no sooner."""
+    """The parts of torch that copies to CUDA use. A copy arrives when its event is waited for, no sooner."""
 
     def __init__(self):
         self.log, self.pending, self.stream_now = [], [], "work"
@@ -181,7 +183,7 @@ class FakeTorch:
         return SimpleNamespace(device=self.device("cpu"), pin_memory=lambda: self.log.append("pinned") or pinned)
 
 
-def test_each_thread_has_a_stream_that_goes_before_others(monkeypatch):
+def test_high_priority_stream_of_each_thread(monkeypatch):
     made = []
     cuda = SimpleNamespace(
         Stream=lambda where, priority: made.append((where, priority)) or len(made), stream=lambda stream: stream
@@ -202,25 +204,25 @@ def fake(monkeypatch):
     return torch
 
 
-def test_what_comes_from_cuda_is_waited_for_when_it_is_wanted(fake):
+def test_download_from_cuda_waits_when_called(fake):
     tensor = SimpleNamespace(device=fake.device("cuda:0"), shape=(3,), dtype=np.int16, values=[1, 2, 3])
     array = device.download(tensor)
     assert fake.pending
     assert array().tolist() == [1, 2, 3]
 
 
-def test_what_is_on_cuda_stays_there(fake):
-    there = SimpleNamespace(device=fake.device("cuda:0"), to=lambda where: there)
-    assert device.upload(there, "cuda:0") is there and not fake.log
+def test_upload_of_a_cuda_tensor_copies_nothing(fake):
+    on_cuda = SimpleNamespace(device=fake.device("cuda:0"), to=lambda where: on_cuda)
+    assert device.upload(on_cuda, "cuda:0") is on_cuda and not fake.log
 
 
-def test_what_goes_to_cuda_is_pinned_and_copied_beside_the_work(fake):
+def test_upload_to_cuda_is_pinned_and_on_the_copy_stream(fake):
     device.upload(np.zeros(3), "cuda")
     assert fake.log == ["pinned", ("copied on", "copies"), ("waits for", "copies"), ("kept for", "work")]
 
 
 @pytest.mark.parametrize("after", [True, False])
-def test_what_goes_aside_comes_after_what_it_needs_and_before_what_needs_it(monkeypatch, after):
+def test_side_stream_waits_and_is_waited_for(monkeypatch, after):
     log = []
 
     def stream(name):

@@ -39,7 +39,7 @@ static thread_local int chunk_now;
 #define EXTERN_SHARED(type, name) static thread_local type name[1 << 14]
 struct int4 { int x, y, z, w; };
 """
-BEHIND = """
+AFTER = """
 extern "C" void run(int decoding, const Job *job, int chunks) {
     for (chunk_now = 0; chunk_now < chunks; chunk_now++)
         if (decoding) decode(*job);
@@ -50,11 +50,11 @@ extern "C" void run(int decoding, const Job *job, int chunks) {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["shared", "global"])
 def launch(request, tmp_path_factory):
-    """What a GPU's launch is, on this CPU."""
+    """The launch of a GPU, on this CPU."""
     if COMPILER is None:
         pytest.skip("there is no C++ compiler")
     folder = tmp_path_factory.mktemp("coder")
-    text = BEFORE + launching.source(320, request.param, lanes=1) + BEHIND
+    text = BEFORE + launching.source(320, request.param, lanes=1) + AFTER
     (folder / "coder.cpp").write_text(text)
     command = [COMPILER, "-O1", "-std=c++17", "-shared", "-fPIC", "-o", "coder.so", "coder.cpp"]
     subprocess.run(command, check=True, timeout=120, cwd=folder)
@@ -76,7 +76,7 @@ def coder(runtime, launch):
     return device_coder.DeviceCoder(runtime.model.coder_tables, 320, torch.device("cpu"), launch)
 
 
-def test_it_agrees(coder, runtime):
+def test_it_matches_the_host(coder, runtime):
     assert device_coder.matches_host(coder, runtime.model.coder_tables)
 
 
@@ -86,8 +86,8 @@ def crops(count, height=80, width=112):
 
 
 @pytest.fixture(params=[0, 1], ids=["one by one", "ahead"])
-def there(request, runtime, coder, monkeypatch):
-    """A runtime that has its device code, whether or not it works ahead as beside a GPU."""
+def device_scheduler(request, runtime, coder, monkeypatch):
+    """A scheduler whose device codes, with and without prefetch as on a GPU."""
     monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: coder)
     monkeypatch.setattr(runtime, "_prefetch", request.param)
     with config.set(threads=1):
@@ -95,35 +95,35 @@ def there(request, runtime, coder, monkeypatch):
 
 
 @pytest.mark.parametrize("qualities", [[50.0] * 4, [5.0, 50.0, 95.0, 100.0]])
-def test_a_runtime_writes_and_reads_the_same(runtime, there, monkeypatch, qualities):
+def test_a_scheduler_writes_and_reads_the_same(runtime, device_scheduler, monkeypatch, qualities):
     images = crops(4)
     shapes = [image.shape[:3] for image in images]
-    found = there.encode(images, qualities)
-    pixels = there.decode([one.features for one in found], shapes, qualities)
-    symbols = there.decode_symbols([one.features for one in found], shapes, qualities)
+    result = device_scheduler.encode(images, qualities)
+    pixels = device_scheduler.decode([one.features for one in result], shapes, qualities)
+    symbols = device_scheduler.decode_symbols([one.features for one in result], shapes, qualities)
     monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: None)
-    wanted = runtime.encode(images, qualities)
-    assert [one.features for one in found] == [one.features for one in wanted]
-    features = [one.features for one in wanted]
+    expected = runtime.encode(images, qualities)
+    assert [one.features for one in result] == [one.features for one in expected]
+    features = [one.features for one in expected]
     for ours, theirs in zip(pixels, runtime.decode(features, shapes, qualities), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(symbols, runtime.decode_symbols(features, shapes, qualities), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_chunks_of_several_slices(runtime, there, monkeypatch):
+def test_chunks_of_several_slices(runtime, device_scheduler, monkeypatch):
     stacks = [np.concatenate(crops(3)), np.concatenate(crops(3)[::-1])]
     shapes = [stack.shape[:3] for stack in stacks]
-    found = there.encode(stacks, [40.0, 60.0])
-    decoded = there.decode([one.features for one in found], shapes, [40.0, 60.0])
+    result = device_scheduler.encode(stacks, [40.0, 60.0])
+    decoded = device_scheduler.decode([one.features for one in result], shapes, [40.0, 60.0])
     monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: None)
-    wanted = runtime.encode(stacks, [40.0, 60.0])
-    assert [one.features for one in found] == [one.features for one in wanted]
-    for ours, theirs in zip(decoded, runtime.decode([w.features for w in wanted], shapes, [40.0, 60.0]), strict=True):
+    expected = runtime.encode(stacks, [40.0, 60.0])
+    assert [one.features for one in result] == [one.features for one in expected]
+    for ours, theirs in zip(decoded, runtime.decode([w.features for w in expected], shapes, [40.0, 60.0]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_predictions_may_lie_anywhere(coder):
+def test_predictions_may_have_any_strides(coder):
     step = Step(0, 320, "1", (), 0), Step(0, 320, "2", ((0, -1),), 0)
     symbols = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (2, 4, 4, 320)).astype(np.int16))
     wide = [(torch.full((1, 320), m, dtype=torch.int16), torch.full((1, 320), 90, dtype=torch.uint8)) for m in (4, 9)]
@@ -132,18 +132,18 @@ def test_predictions_may_lie_anywhere(coder):
     assert coder.encode(step, symbols, 2, spread)() == coder.encode(step, symbols, 2, plain)()
 
 
-def test_longer_than_there_is_room_for(there, runtime, monkeypatch):
+def test_streams_longer_than_their_capacity(device_scheduler, runtime, monkeypatch):
     images = crops(2)
-    wanted = [one.features for one in there.encode(images, [100.0, 100.0])]
+    expected = [one.features for one in device_scheduler.encode(images, [100.0, 100.0])]
     monkeypatch.setattr(device_coder, "BYTES_PER_SYMBOL", 0)
-    assert [one.features for one in there.encode(images, [100.0, 100.0])] == wanted
+    assert [one.features for one in device_scheduler.encode(images, [100.0, 100.0])] == expected
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "noise", "flipped"])
-def test_damaged_streams_are_told_as_the_host_tells_them(there, runtime, monkeypatch, damage):
+def test_damaged_streams_raise_the_host_s_errors(device_scheduler, runtime, monkeypatch, damage):
     images, chance = crops(3), np.random.default_rng(0)
     shapes, qualities = [image.shape[:3] for image in images], [80.0] * 3
-    features = [one.features for one in there.encode(images, qualities)]
+    features = [one.features for one in device_scheduler.encode(images, qualities)]
     data = bytearray(features[1])
     if damage == "cut":
         data = data[: len(data) // 2]
@@ -155,7 +155,7 @@ def test_damaged_streams_are_told_as_the_host_tells_them(there, runtime, monkeyp
         data[len(data) // 3] ^= 0x55
     features[1] = bytes(data)
     outcomes = []
-    for coder in (there.device_coder(3), None):
+    for coder in (device_scheduler.device_coder(3), None):
         monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks, coder=coder: coder)
         try:
             outcomes.append([part.tobytes() for part in runtime.decode(features, shapes, qualities)])
@@ -164,11 +164,11 @@ def test_damaged_streams_are_told_as_the_host_tells_them(there, runtime, monkeyp
     assert outcomes[0] == outcomes[1]
 
 
-def test_streams_of_no_symbols_but_zeros(there, runtime):
+def test_streams_of_zeros(device_scheduler, runtime):
     grey = [np.full((1, 64, 64, 3), 128, np.uint8) for _ in range(2)]
-    found = [one.features for one in there.encode(grey, [20.0, 20.0])]
-    assert found[0] == found[1] and len(found[0]) < 40
-    np.testing.assert_array_equal(*there.decode(found, [(1, 64, 64)] * 2, [20.0, 20.0]))
+    result = [one.features for one in device_scheduler.encode(grey, [20.0, 20.0])]
+    assert result[0] == result[1] and len(result[0]) < 40
+    np.testing.assert_array_equal(*device_scheduler.decode(result, [(1, 64, 64)] * 2, [20.0, 20.0]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -181,11 +181,11 @@ def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
     monkeypatch.setattr(coder, "max_shared", coder.max_shared if apart else 0)
     images, qualities = crops(9), [50.0, 5.0, 95.0] * 3
     shapes = [image.shape[:3] for image in images]
-    wanted = runtime.encode(images, qualities)
-    found = gpu.encode(images, qualities)
-    assert [one.features for one in found] == [one.features for one in wanted]
-    assert all(np.array_equal(ours.cells, theirs.cells) for ours, theirs in zip(found, wanted, strict=True))
-    features = [one.features for one in wanted]
+    expected = runtime.encode(images, qualities)
+    result = gpu.encode(images, qualities)
+    assert [one.features for one in result] == [one.features for one in expected]
+    assert all(np.array_equal(ours.cells, theirs.cells) for ours, theirs in zip(result, expected, strict=True))
+    features = [one.features for one in expected]
     for ours, theirs in zip(
         gpu.decode(features, shapes, qualities), runtime.decode(features, shapes, qualities), strict=True
     ):
@@ -194,23 +194,23 @@ def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
         gpu.decode([*features[:4], features[4] + b"12345678", *features[5:]], shapes, qualities)
 
 
-def test_who_has_one(runtime, monkeypatch, caplog):
+def test_devices_without_a_coder(runtime, monkeypatch, caplog):
     assert runtime.device_coder(1 << 20) is None
-    given = runtime.model.coder_tables, 320, runtime.model.prior.steps
-    assert device_coder.device_coder_for(*given, "cpu") is None
+    arguments = runtime.model.coder_tables, 320, runtime.model.prior.steps
+    assert device_coder.device_coder_for(*arguments, "cpu") is None
     with config.set(kernels="plain"):
-        assert device_coder.device_coder_for(*given, "cuda") is None
-    assert device_coder.device_coder_for(*given[:2], 3 * given[2], "cuda") is None  # more than a launch takes
+        assert device_coder.device_coder_for(*arguments, "cuda") is None
+    assert device_coder.device_coder_for(*arguments[:2], 3 * arguments[2], "cuda") is None  # more than a launch takes
     assert not caplog.text
 
     def broken(*_):
-        raise RuntimeError("no compiler there")
+        raise RuntimeError("no compiler found")
 
     monkeypatch.setattr(launching, "fits_shared", broken)
-    assert device_coder.device_coder_for(*given, "cuda") is None
-    assert "no compiler there" in caplog.text
+    assert device_coder.device_coder_for(*arguments, "cuda") is None
+    assert "no compiler found" in caplog.text
 
 
-def test_other_streams_are_noticed(coder, runtime):
+def test_other_streams_do_not_match(coder, runtime):
     other = device_coder.DeviceCoder(replace(runtime.model.coder_tables, rate=3), 320, coder.device, coder._launch)
     assert not device_coder.matches_host(other, runtime.model.coder_tables)

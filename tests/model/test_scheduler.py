@@ -72,14 +72,14 @@ def test_alone_or_among_others(runtime, tiles):
 def test_symbols_do_not_depend_on_threads(runtime, tiles):
     encoded = runtime.encode(tiles, [50.0] * len(tiles))
     features, shapes = [e.features for e in encoded], [i.shape[:3] for i in tiles]
-    wanted = runtime.decode_symbols(features, shapes, [50.0] * len(tiles))
+    expected = runtime.decode_symbols(features, shapes, [50.0] * len(tiles))
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 8):
             torch.set_num_threads(threads)
             for i, one in enumerate(runtime.decode_symbols(features, shapes, [50.0] * len(tiles))):
-                np.testing.assert_array_equal(one, wanted[i])
-            np.testing.assert_array_equal(runtime.decode_symbols(features[:1], shapes[:1], [50.0])[0], wanted[0])
+                np.testing.assert_array_equal(one, expected[i])
+            np.testing.assert_array_equal(runtime.decode_symbols(features[:1], shapes[:1], [50.0])[0], expected[0])
     finally:
         torch.set_num_threads(before)
 
@@ -91,7 +91,7 @@ def test_slices_of_one_chunk(runtime, tiles):
     assert psnr(decode(runtime, [encoded], [chunk], [60.0])[0], chunk) > 28
 
 
-def test_labels_from_stored_features_agree_with_those_from_floats(runtime, tiles):
+def test_labels_of_stored_features_agree_with_labels_of_latents(runtime, tiles):
     encoded = runtime.encode(tiles, [70.0] * len(tiles))
     shapes = [i.shape[:3] for i in tiles]
     symbols = runtime.decode_symbols([e.features for e in encoded], shapes, [70.0] * len(tiles))
@@ -100,7 +100,7 @@ def test_labels_from_stored_features_agree_with_those_from_floats(runtime, tiles
     assert np.mean(same) >= 0.8
 
 
-def test_batch_limit_changes_nothing_that_is_stored_about_shapes(runtime, tiles):
+def test_batch_limit_does_not_change_grids(runtime, tiles):
     with config.set(batch_pixels=64 * 64):
         small = runtime.encode(tiles, [50.0] * len(tiles))
     large = runtime.encode(tiles, [50.0] * len(tiles))
@@ -121,14 +121,14 @@ def test_effort_saves_bytes_for_the_same_quality(runtime):
 
 
 def test_threads_batches(runtime, tiles):
-    wanted = decode(runtime, runtime.encode(tiles, [50.0] * 9), tiles, [50.0] * 9)
+    expected = decode(runtime, runtime.encode(tiles, [50.0] * 9), tiles, [50.0] * 9)
     errors = []
 
     def work(i):
         try:
             image = [tiles[i % 9]]
             got = decode(runtime, runtime.encode(image, [50.0]), image, [50.0])[0]
-            assert psnr(got, wanted[i % 9]) > 45
+            assert psnr(got, expected[i % 9]) > 45
         except Exception as error:  # noqa: BLE001
             errors.append(error)
 
@@ -153,14 +153,14 @@ def test_damaged_features_are_refused_or_harmless(runtime, tiles):
         runtime.decode([bytes(features) + bytes(range(1, 100))], [(1, 64, 64)], [50.0])
 
 
-def test_a_device_is_at_work_on_two_batches_at_a_time(runtime, monkeypatch):
-    """As many threads as Dask has may come with one each."""
-    now, most, lock = [0], [0], threading.Lock()
+def test_a_gpu_works_on_two_batches_at_a_time(runtime, monkeypatch):
+    """Dask may have many threads with a batch each."""
+    now, peak, lock = [0], [0], threading.Lock()
 
-    def slow(*given, **named):
+    def slow(*arguments, **named):
         with lock:
             now[0] += 1
-            most[0] = max(most[0], now[0])
+            peak[0] = max(peak[0], now[0])
         time.sleep(0.05)
         with lock:
             now[0] -= 1
@@ -171,7 +171,7 @@ def test_a_device_is_at_work_on_two_batches_at_a_time(runtime, monkeypatch):
     with ThreadPoolExecutor(6) as pool:
         for call in [pool.submit(call, [], []) for call in (runtime.encode, lambda a, b: runtime.decode(a, a, b)) * 3]:
             call.result()
-    assert most[0] == CONCURRENT_BATCHES == 2
+    assert peak[0] == CONCURRENT_BATCHES == 2
 
 
 def test_results_agree_with_one_another(runtime, tiles):
@@ -204,8 +204,8 @@ def test_each_chunk_goes_through_its_last_function(runtime, tiles, monkeypatch, 
     finish = [lambda one, number=number: (number, one.features) for number in range(len(images))]
     for threads in (1, 2):
         with config.set(threads=threads):
-            found = runtime.encode(images, qualities, finish=finish)
-        assert found == [(number, one.features) for number, one in enumerate(expected)]
+            result = runtime.encode(images, qualities, finish=finish)
+        assert result == [(number, one.features) for number, one in enumerate(expected)]
     shapes = [image.shape[:3] for image in images]
     features = [one.features for one in expected]
     sums = runtime.decode(features, shapes, qualities, finish=[lambda pixels: int(pixels.sum())] * len(images))

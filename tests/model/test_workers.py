@@ -1,4 +1,4 @@
-"""Threads that share out a batch: one thread of torch each, results in order, errors when all is done."""
+"""Workers that share a batch: one torch thread each, results in order, errors after the last task."""
 
 import threading
 import time
@@ -25,10 +25,10 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_each_has_one_thread_and_others_keep_theirs(threads):
-    team = Workers(2)
-    assert team.run([torch.get_num_threads] * 5) == [1] * 5 and torch.get_num_threads() == threads
-    assert team.run([Workers.is_worker] * 3) == [True] * 3 and not Workers.is_worker()
+def test_workers_have_one_torch_thread_each(threads):
+    workers = Workers(2)
+    assert workers.run([torch.get_num_threads] * 5) == [1] * 5 and torch.get_num_threads() == threads
+    assert workers.run([Workers.is_worker] * 3) == [True] * 3 and not Workers.is_worker()
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start()
@@ -46,17 +46,17 @@ def test_results_in_order_and_the_first_error_after_all():
             raise ValueError(str(number))
         return number
 
-    team = Workers(3)
-    assert team.run([lambda i=i: task(i) for i in (4, 1, 3, 0)]) == [4, 1, 3, 0]
+    workers = Workers(3)
+    assert workers.run([lambda i=i: task(i) for i in (4, 1, 3, 0)]) == [4, 1, 3, 0]
     with pytest.raises(ValueError, match="^5$"):
-        team.run([lambda i=i: task(i) for i in (0, 5, 1, 2, 7)])
+        workers.run([lambda i=i: task(i) for i in (0, 5, 1, 2, 7)])
     assert sorted(done) == sorted([4, 1, 3, 0, 0, 5, 1, 2, 7])
 
 
-def test_what_no_thread_takes_any_more_is_done_by_the_caller():
-    team = Workers(2)
-    team._pool.shutdown()
-    assert team.run([lambda: 1, Workers.is_worker]) == [1, True] and not Workers.is_worker()
+def test_the_caller_runs_tasks_that_the_pool_refuses():
+    workers = Workers(2)
+    workers._pool.shutdown()
+    assert workers.run([lambda: 1, Workers.is_worker]) == [1, True] and not Workers.is_worker()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def model():
     return Scheduler(LoadedModel(find_model("base")))
 
 
-def test_shared_out_or_not_a_batch_gives_the_same(model, threads, monkeypatch):
+def test_workers_do_not_change_results(model, threads, monkeypatch):
     frame = drone_frame()
     images = [frame[None, y : y + 64, x : x + 96].copy() for y in (0, 300) for x in (0, 200, 400, 600)]
     images += [frame[None, :33, :40].copy()]
@@ -74,9 +74,9 @@ def test_shared_out_or_not_a_batch_gives_the_same(model, threads, monkeypatch):
     monkeypatch.setattr(Workers, "run", lambda self, tasks: ran.append(len(tasks)) or original(self, tasks))
 
     def coded():
-        found = model.encode(images, qualities)
-        pixels = model.decode([f.features for f in found], [i.shape[:3] for i in images], qualities)
-        return [f.features for f in found] + [f.cells.tobytes() for f in found] + [p.tobytes() for p in pixels]
+        result = model.encode(images, qualities)
+        pixels = model.decode([f.features for f in result], [i.shape[:3] for i in images], qualities)
+        return [f.features for f in result] + [f.cells.tobytes() for f in result] + [p.tobytes() for p in pixels]
 
     shared = coded()
     assert ran == [4, 4]  # eight of one shape in three parts, and one
@@ -87,7 +87,7 @@ def test_shared_out_or_not_a_batch_gives_the_same(model, threads, monkeypatch):
     assert coded() == shared and ran[2:] == [9, 9]
 
 
-def test_a_damaged_stream_is_told_and_the_next_batch_works(model, threads):
+def test_the_batch_after_a_damaged_stream_works(model, threads):
     image = np.ascontiguousarray(drone_frame()[None, :64, :64])
     features = [model.encode([image], [50.0])[0].features] * 6
     with pytest.raises(CorruptPayload):
