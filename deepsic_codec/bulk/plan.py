@@ -7,10 +7,10 @@ from typing import Any
 from deepsic_codec.axes import Axes, Index, Region, ceil_div, grid_shape
 from deepsic_codec.errors import UnsupportedArray
 
-#: Chunks in a batch; a task gets about as many.
+#: Chunks in a batch, and about the number of chunks in a task.
 BATCH_SIZE = 16
-#: On a GPU, where chunks are coded faster the more of them are in a batch: chunks, and pixels of all of them. Two
-#: batches are at work there at a time, and each thread of Dask holds one.
+#: The same on a GPU, which codes larger batches faster, and the maximum of pixels in a batch there. Two batches are
+#: coded at a time, and each thread of Dask holds one.
 GPU_BATCH_SIZE, GPU_BATCH_PIXELS = 256, 1 << 26
 
 
@@ -78,8 +78,8 @@ def block_shape(array: Any, axes: str, source_chunks: Sequence[int], batch_size:
     source_chunks : sequence of int
         Largest chunk of the source along each axis. A block first grows within chunks of the source.
     batch_size : int
-        Chunks in a block: at least this number if the array has so many, and less than double, unless a shard has
-        more.
+        Minimum of chunks in a block, unless the array has fewer. A block has less than double that number, unless a
+        shard has more.
 
     Returns
     -------

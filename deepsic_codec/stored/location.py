@@ -227,7 +227,7 @@ class IndexLocation:
         if parent is None or not name or check and not is_in_group(array.store_path, zarr_format):
             raise LabelIndexError(
                 f"array {array.store_path} is at the root of its store, where nothing can be beside it; give the index "
-                "another place (consolidate_labels(array, index=...)), or scan the headers "
+                "another location (consolidate_labels(array, index=...)), or scan the headers "
                 "(open_labels(array, scan=True))"
             )
         path = f"{parent.path}/{name}{SUFFIX}" if parent.path else f"{name}{SUFFIX}"
