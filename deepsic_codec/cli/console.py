@@ -1,4 +1,4 @@
-"""What commands print: text, tables, JSON, and the one progress bar."""
+"""Output of the commands: text, tables, JSON, and the progress bar."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Colle
     columns : sequence of str
         Names of the columns.
     rows : sequence of sequences of str
-        Cells, as many in each row as there are columns.
+        Cells, one for each column.
     left : collection of str
         Columns to align on the left, beside the first one. All others are aligned on the right.
     """

@@ -99,12 +99,12 @@ def run_demo(args: argparse.Namespace) -> None:
         _store(path, "drone", drone, 512, DeepSIC(quality=args.quality), args.format),
     ]
     _draw(images, args.quality).save(picture)
-    found = {name: _best_labels(open_labels(path, name, scan=True)) for name in ("mosaic", "drone")}
+    best = {name: _best_labels(open_labels(path, name, scan=True)) for name in ("mosaic", "drone")}
     truth = [name for row in eurosat_classes() for name in row]
-    right = Counter(name for name, label in zip(truth, found["mosaic"], strict=True) if name == label)
+    right = Counter(name for name, label in zip(truth, best["mosaic"], strict=True) if name == label)
     answer = _query(path, images[0].nbytes)
     if args.json:
-        labels = {name: dict(Counter(names)) for name, names in found.items()}
+        labels = {name: dict(Counter(names)) for name, names in best.items()}
         say_json(
             {
                 "images": [image.figures() for image in images],
@@ -116,7 +116,7 @@ def run_demo(args: argparse.Namespace) -> None:
         )
         return
     _print_savings(images)
-    _print_labels(Counter(truth), Counter(found["mosaic"]), right, Counter(found["drone"]))
+    _print_labels(Counter(truth), Counter(best["mosaic"]), right, Counter(best["drone"]))
     _print_query(answer)
     say(f"Before and after: {picture}")
 
@@ -220,7 +220,7 @@ def _print_savings(images: list[Stored]) -> None:
 def _print_labels(truth: Counter[str], mosaic: Counter[str], right: Counter[str], drone: Counter[str]) -> None:
     say("Best label of each tile")
     names = [*sorted(truth), *sorted({*mosaic, *drone} - {*truth})]
-    columns = ["class", "mosaic, true", "found", "found where true", "drone, found"]
+    columns = ["class", "mosaic, true", "predicted", "correct", "drone, predicted"]
     say_table(columns, [[name, *(str(counts[name]) for counts in (truth, mosaic, right, drone))] for name in names])
     agree, total = right.total(), truth.total()
     say(f"Labels agree with the true classes on {agree} of {total} tiles ({agree / total:.1%}).\n")

@@ -95,7 +95,9 @@ def run_ingest(args: argparse.Namespace) -> None:
             else:
                 results.append(ingest(source, args.url, progress=progress, **options))
     if args.json:
-        arrays = [asdict(one) | {"psnr": one.psnr if abs(one.psnr) < float("inf") else None} for one in results]
+        arrays = [
+            asdict(result) | {"psnr": result.psnr if abs(result.psnr) < float("inf") else None} for result in results
+        ]
         say_json({"arrays": arrays, "skipped": skipped})
         return
     _summary(results)
@@ -127,12 +129,12 @@ def _summary(results: Sequence["Ingested"]) -> None:
     columns += ["written", "complete", "empty", "MB/s", "labels (chunks)"]
     rows = [
         [
-            one.name,
-            " x ".join(map(str, one.shape)),
-            *_sizes([one], f"{one.psnr:.2f}"),
-            ", ".join(f"{name} {count}" for name, count in one.labels.items()) or "-",
+            result.name,
+            " x ".join(map(str, result.shape)),
+            *_sizes([result], f"{result.psnr:.2f}"),
+            ", ".join(f"{name} {count}" for name, count in result.labels.items()) or "-",
         ]
-        for one in results
+        for result in results
     ]
     if len(results) > 1:
         rows.append([f"all {len(results)}", "", *_sizes(results, ""), ""])
@@ -142,8 +144,8 @@ def _summary(results: Sequence["Ingested"]) -> None:
 def _sizes(results: Sequence["Ingested"], psnr: str) -> list[str]:
     """Return the cells from "raw bytes" to "MB/s", summed over arrays."""
     raw, stored, written, skipped, empty = (
-        sum(getattr(one, name) for one in results) for name in ("raw", "stored", "written", "skipped", "empty")
+        sum(getattr(result, name) for result in results) for name in ("raw", "stored", "written", "skipped", "empty")
     )
-    speed = "-" if skipped else f"{raw / 1e6 / sum(one.seconds for one in results):.1f}"
+    speed = "-" if skipped else f"{raw / 1e6 / sum(result.seconds for result in results):.1f}"
     ratio = f"{raw / stored:.1f}" if stored else "-"
     return [f"{raw:,}", f"{stored:,}", ratio, psnr, str(written), str(skipped), str(empty), speed]

@@ -69,7 +69,9 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print each match as a line of JSON")
     text = "which index entries to compare with the chunks: those of exported chunks, all, or none (default: fetched)"
     parser.add_argument("--verify", choices=("fetched", "all", "none"), default="fetched", help=text)
-    parser.add_argument("--export", type=Path, metavar="DIR", help="decode the matches and write them there as images")
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="decode the matches and write them as images to this folder"
+    )
     parser.add_argument("--as", dest="kind", choices=("png", "tiff"), default="png", help="image format (default: png)")
 
 
@@ -172,9 +174,9 @@ def _map(labels: "Labels", name: str) -> "PillowImage.Image":
         axes = list(labels.geometry.axes)
     scores = np.moveaxis(scores, [axes.index("y"), axes.index("x")], [-2, -1])
     scores = scores.reshape(-1, scores.shape[-1])  # slices below each other
-    known = ~np.isnan(scores)
-    grey = np.round(np.where(known, scores, 0) * 255).astype(np.uint8)
-    image = Image.fromarray(np.stack([grey, known.astype(np.uint8) * 255], -1), "LA")
+    labelled = ~np.isnan(scores)
+    grey = np.round(np.where(labelled, scores, 0) * 255).astype(np.uint8)
+    image = Image.fromarray(np.stack([grey, labelled.astype(np.uint8) * 255], -1), "LA")
     scale = max(1, MAP_EDGE // max(1, *image.size))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 

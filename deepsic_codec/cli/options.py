@@ -60,7 +60,7 @@ quality = number(1, 100, "a number from 1 to 100")
 
 
 def integers(counts: tuple[int, ...], expected: str) -> Callable[[str], tuple[int, ...]]:
-    """Return a type of arguments: integers from 0 on, separated by commas, as many as one of the counts."""
+    """Return a type of arguments: integers from 0 on, separated by commas. Their number is one of `counts`."""
 
     def parse(text: str) -> tuple[int, ...]:
         try:

@@ -1,4 +1,4 @@
-"""What pictures of archives are made of: colours of classes, values to grey levels, tints, legends, captions."""
+"""Parts of pictures of archives: colours of classes, grey levels, tints, legends, captions."""
 
 import colorsys
 import textwrap
@@ -17,8 +17,8 @@ Colour = tuple[int, int, int]
 
 GREY: Colour = (150, 150, 150)  # "unknown"
 PERCENTILES = (1.0, 99.0)
-MIDDLE = 0.25  # median of an image that counts as dark, as a part of white
-TURN = 0.61803398875  # of the colour circle from one class to the next: the golden ratio keeps any number apart
+DARK_MEDIAN = 0.25  # as a part of white; an image whose median is below is dark
+TURN = 0.61803398875  # of the colour circle between two classes: the golden ratio keeps any number of them apart
 # Words in names of land cover, and the colours that maps usually give them. Each colour is given to one class.
 COVER: dict[str, Colour] = {
     "forest": (20, 110, 40),
@@ -44,37 +44,38 @@ COVER: dict[str, Colour] = {
 INK, PAPER, FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
 FRAME = (255, 220, 0)  # around a part of an image
 GAP = 10  # pixels
-CHARACTER = 0.55  # width of a character as a part of the font's size, at most on average
+CHARACTER = 0.55  # average width of a character as a part of the font's size, at most
 
 
 def colours(names: Sequence[str]) -> dict[str, Colour]:
-    """Give each name a colour, the same ones for the same names in the same order; "unknown" is grey.
+    """Give each name a colour.
 
-    Names of land cover get what maps show it in, others colours that are far from each other.
+    Names of land cover get the colours of maps, "unknown" is grey, and other names get colours far from each other. The
+    same names in the same order always get the same colours.
     """
-    found: dict[str, Colour] = {"unknown": GREY}
+    palette: dict[str, Colour] = {"unknown": GREY}
     others = 0
     for name in names:
-        if name in found:
+        if name in palette:
             continue
-        hint = next(
-            (colour for word, colour in COVER.items() if word in name.lower() and colour not in found.values()), None
-        )
-        if hint is None:
-            light, full = ((0.95, 0.85), (0.72, 0.95), (1.0, 0.55))[others % 3]
-            red, green, blue = colorsys.hsv_to_rgb((0.02 + others * TURN) % 1, full, light)
-            hint = round(255 * red), round(255 * green), round(255 * blue)
-            others += 1
-        found[name] = hint
-    return {name: found[name] for name in names}
+        words = (word for word, colour in COVER.items() if word in name.lower() and colour not in palette.values())
+        word = next(words, None)
+        if word is not None:
+            palette[name] = COVER[word]
+            continue
+        value, saturation = ((0.95, 0.85), (0.72, 0.95), (1.0, 0.55))[others % 3]
+        red, green, blue = colorsys.hsv_to_rgb((0.02 + others * TURN) % 1, saturation, value)
+        palette[name] = round(255 * red), round(255 * green), round(255 * blue)
+        others += 1
+    return {name: palette[name] for name in names}
 
 
 def stretch_limits(values: NDArray[Any], percentiles: tuple[float, float] = PERCENTILES) -> list[tuple[float, float]]:
-    """Values of each band (last axis) that become black and white, float with NaN for what does not count."""
+    """Return the values of each band (last axis) to show as black and white; NaN does not count."""
     limits = []
     for band in np.moveaxis(values, -1, 0):
-        known = band[np.isfinite(band)]
-        low, high = np.percentile(known, percentiles).tolist() if known.size else (0.0, 1.0)
+        finite = band[np.isfinite(band)]
+        low, high = np.percentile(finite, percentiles).tolist() if finite.size else (0.0, 1.0)
         limits.append((low, high if high > low else low + 1))
     return limits
 
@@ -82,30 +83,30 @@ def stretch_limits(values: NDArray[Any], percentiles: tuple[float, float] = PERC
 def to_grey_levels(values: NDArray[Any], limits: Sequence[tuple[float, float]], brighten: bool = False) -> Pixels:
     """Scale bands (..., n) between their limits to 0..255; NaN becomes 0.
 
-    With `brighten`, an image that is dark for the most part, such as land between bright clouds, gets a gamma below 1.
+    With `brighten`, an image whose median is dark, such as land between bright clouds, gets a gamma below 1.
     """
     low, high = np.array(limits, np.float32).T
     scaled = np.clip((values - low) / (high - low), 0, 1)
     if brighten and np.isfinite(scaled).any():
-        middle = float(np.nanmedian(scaled))
-        if middle < MIDDLE:
-            gamma = max(0.4, np.log(MIDDLE) / np.log(max(middle, 1e-3)))
+        median = float(np.nanmedian(scaled))
+        if median < DARK_MEDIAN:
+            gamma = max(0.4, np.log(DARK_MEDIAN) / np.log(max(median, 1e-3)))
             scaled = scaled**gamma
     return np.round(np.nan_to_num(scaled) * 255).astype(np.uint8)
 
 
 def shrink(values: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
-    """Average bands (H, W, n) over the pixels that each new pixel covers; NaN counts for nothing."""
+    """Resize bands (H, W, n): each new pixel is the mean of the pixels that it covers, without NaN."""
     from PIL import Image
 
-    # A large whole step by numpy first: Pillow takes one band at a time, and all of its pixels as float.
+    # First by an integer factor with numpy: Pillow needs the whole band as float.
     step = max(1, min(values.shape[0] // max(1, height), values.shape[1] // max(1, width)))
     if step >= 4 and values.dtype.kind in "iu":
         rows, columns = (size // step * step for size in values.shape[:2])
         blocks = values[:rows, :columns].reshape(rows // step, step, columns // step, step, -1)
         values = blocks.mean(axis=(1, 3), dtype=np.float32)
     values = values.astype(np.float32)
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     resample = Image.Resampling.BOX if values.shape[0] >= height else Image.Resampling.BILINEAR
 
     def resized(band: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -113,11 +114,11 @@ def shrink(values: NDArray[Any], height: int, width: int) -> NDArray[np.float32]
 
     bands = []
     for k in range(values.shape[2]):
-        if known[..., k].all():
+        if finite[..., k].all():
             bands.append(resized(np.ascontiguousarray(values[..., k])))
             continue
-        weight = resized(known[..., k].astype(np.float32))
-        total = resized(np.where(known[..., k], values[..., k], 0).astype(np.float32))
+        weight = resized(finite[..., k].astype(np.float32))
+        total = resized(np.where(finite[..., k], values[..., k], 0).astype(np.float32))
         with np.errstate(invalid="ignore", divide="ignore"):
             bands.append(np.where(weight > 0, total / weight, np.nan).astype(np.float32))
     return np.stack(bands, axis=-1)
@@ -138,7 +139,7 @@ def tint(image: Pixels, numbers: NDArray[np.integer], palette: NDArray[np.uint8]
         Part of the colour in the result.
     """
     grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
-    base = 0.6 * grey + 0.4 * image  # its own colours would mix with those of the classes
+    base = 0.6 * grey + 0.4 * image  # less colourful, so that the colours of classes stand out
     coloured = (1 - strength) * base + strength * palette[np.maximum(numbers, 0)]
     result = np.where(numbers[..., None] >= 0, coloured, image)
     edge = np.zeros(numbers.shape, np.bool_)
@@ -149,7 +150,7 @@ def tint(image: Pixels, numbers: NDArray[np.integer], palette: NDArray[np.uint8]
 
 
 def dim(image: Pixels, shown: NDArray[np.bool_]) -> Pixels:
-    """Darken what is not shown, and draw a line around what is."""
+    """Darken pixels where `shown` is False, and draw a line around the others."""
     dark = image.mean(axis=-1, keepdims=True) * 0.35
     result = np.where(shown[..., None], image, dark)
     inside = shown.copy()
@@ -161,18 +162,18 @@ def dim(image: Pixels, shown: NDArray[np.bool_]) -> Pixels:
 
 
 def font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
-    """Return Pillow's own font, which is everywhere the same."""
+    """Return Pillow's own font, which is the same on every machine."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size=size)
 
 
-def legend(entries: Mapping[str, Colour], counts: Mapping[str, str], width: int) -> "PillowImage.Image":
-    """Draw swatches with names, and a few words on each, in as many columns as `width` pixels take."""
+def legend(entries: Mapping[str, Colour], notes: Mapping[str, str], width: int) -> "PillowImage.Image":
+    """Draw a swatch, name and note for each class, in as many columns as fit into `width` pixels."""
     from PIL import Image, ImageDraw
 
     text = font(15)
-    labels = {name: f"{name}  {counts.get(name, '')}".rstrip() for name in entries}
+    labels = {name: f"{name}  {notes.get(name, '')}".rstrip() for name in entries}
     cell = max([int(text.getlength(label)) for label in labels.values()], default=0) + 22 + 2 * GAP
     columns = max(1, width // cell)
     rows = -(-len(labels) // columns)
@@ -212,7 +213,7 @@ def sheet(parts: Iterable["PillowImage.Image | tuple[str, int, Colour]"], width:
 
 
 def panel(image: "PillowImage.Image", title: str, note: str, size: tuple[int, int]) -> "PillowImage.Image":
-    """Put an image below a title and a note, on white; `size` is the width and height left for the image."""
+    """Put an image below a title and a note, on white; `size` is the width and height of the space for the image."""
     from PIL import Image, ImageDraw
 
     sheet = Image.new("RGB", (size[0], size[1] + 44), PAPER)

@@ -246,7 +246,7 @@ def _summary_of_index(stored: StoredArray, labels: Labels) -> dict[str, Any]:
 
 
 def _sizes(stored: StoredArray, chunks: int, nbytes: int, samples: float) -> dict[str, Any]:
-    """Return sizes, given the stored chunks, their bytes, and the samples of the array in them."""
+    """Return sizes from the number of stored chunks, their bytes, and the samples of the array in them."""
     itemsize = stored.array.dtype.itemsize
     return {
         "chunks": chunks,

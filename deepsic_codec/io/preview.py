@@ -247,9 +247,9 @@ def _plane(stored: StoredArray, select: Mapping[str, Part], bands: Sequence[int]
             raise ConfigurationError(f"select {name}: expected one position along an axis other than y, x and c")
     if not min(array.shape):
         raise ConfigurationError(f"array {array.path!r} is empty: {array.shape}")
-    first = dict.fromkeys(axes.slice_axes, 0)
-    given = {axes[axis_number(name, axes, stored.dimension_names)]: part for name, part in select.items()}
-    region = to_region(array, axes, {**first, **given})
+    positions: dict[str, Part] = dict.fromkeys(axes.slice_axes, 0)
+    positions |= {axes[axis_number(name, axes, stored.dimension_names)]: part for name, part in select.items()}
+    region = to_region(array, axes, positions)
     count = axes.bands(array.shape)
     chosen = tuple(bands) if bands else (0, 1, 2) if count >= 3 else (0,)
     if len(chosen) not in (1, 3) or not all(0 <= band < count for band in chosen):

@@ -128,8 +128,8 @@ def means(results: Sequence[Result]) -> list[Result]:
         part = [r for r in results if r.quality == quality]
         numbers: dict[str, Any] = {}
         for name in ("nbytes", "bpp", "psnr", "psnr_luma", "ms_ssim", "top1"):
-            known = [v for v in (getattr(r, name) for r in part) if not np.isnan(v)]
-            numbers[name] = float(np.mean(known)) if known else nan
+            finite = [v for v in (getattr(r, name) for r in part) if not np.isnan(v)]
+            numbers[name] = float(np.mean(finite)) if finite else nan
         label = "all" if part[0].label else ""
         averages.append(Result(image=f"mean of {len(part)}", quality=quality, label=label, **numbers))
     return averages
