@@ -175,6 +175,18 @@ def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
     return symbols.reshape(header.slices, -1, *symbols.shape[2:])
 
 
+def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
+    """Decode a payload to its latents, float32 with the axes of `decode_symbols`: symbols times quantiser steps."""
+    symbols = decode_symbols(payload)
+    _, scheduler = load_model(payload.key.hex())
+    slices, _, rows, columns = symbols.shape
+    images = payload.header.images
+    by_image = symbols.reshape(images, -1, rows, columns).transpose(0, 2, 3, 1)
+    quality = np.full(images, payload.header.quality)
+    latents = scheduler.model.latents_of(np.ascontiguousarray(by_image), quality).float().cpu().numpy()
+    return latents.transpose(0, 3, 1, 2).reshape(slices, -1, rows, columns)
+
+
 def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", scheduler: "Scheduler") -> list[Scores]:
     """Compute the scores of label cells from stored features.
 

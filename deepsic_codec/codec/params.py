@@ -95,7 +95,7 @@ class CodecParams:
             quality = DEFAULT_QUALITY if max_error is None else BOUNDED_QUALITY
         _check_effort(effort)
         _check_tune(tune, effort)
-        values = {
+        values: dict[str, Any] = {
             "model": model,
             "quality": None if quality is None else _check_quality(quality),
             "axes": _check_axes(axes),
@@ -228,7 +228,7 @@ def _pop_unread(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_effort(effort: object) -> None:
-    if not isinstance(effort, Integral) or isinstance(effort, bool) or not 0 <= effort <= MAX_EFFORT:
+    if not isinstance(effort, Integral) or isinstance(effort, bool) or not 0 <= int(effort) <= MAX_EFFORT:
         raise ConfigurationError(f"effort: expected an integer from 0 to {MAX_EFFORT}, got {effort!r}")
 
 
@@ -264,8 +264,8 @@ def _plain(number: Any) -> float:
 
 
 def _check_positive(name: str, value: object, zero: bool = False) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if number and (float(value) > 0 or (zero and value == 0)):  # type: ignore[arg-type, comparison-overlap]
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if math.isfinite(number) and (number > 0 or (zero and number == 0)):
         return _plain(value)
     raise ConfigurationError(f"{name}: expected None or a number {'from' if zero else 'above'} 0, got {value!r}")
 

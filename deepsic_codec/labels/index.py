@@ -268,10 +268,11 @@ def open_group(location: IndexLocation, counter: Counter | None = None) -> zarr.
     store: Store = location.store
     if counter is not None:
         store = CountingStore(store, counter)
+    zarr_format: Any = location.zarr_format
     try:
         # Mode "r" would reopen a store that can write, which a zip file being written cannot bear.
         mode: Any = "r" if store.read_only else "r+"
-        return zarr.open_group(store, path=location.path, mode=mode, zarr_format=location.zarr_format)
+        return zarr.open_group(store, path=location.path, mode=mode, zarr_format=zarr_format)
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise LabelIndexError(
             f"{location}: no label index; make one with consolidate_labels(array) or `deepsic index URL`, or read all "

@@ -49,7 +49,7 @@ class IndexWriter:
         self._counts = np.zeros(len(SOURCES), np.int64)
         attributes: dict[str, Any] = {ATTRIBUTE: {"format": FORMAT}}  # an unfinished index
         self.group = zarr.open_group(
-            location.store, path=location.path, mode="w", zarr_format=location.zarr_format, attributes=attributes
+            location.store, path=location.path, mode="w", zarr_format=_zarr_format(location), attributes=attributes
         )
         self._make()
 
@@ -167,7 +167,7 @@ def _consolidate(location: IndexLocation) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that format 3 does not specify it: readers that do not know it lose nothing
-        zarr.consolidate_metadata(location.store, path=location.path, zarr_format=location.zarr_format)
+        zarr.consolidate_metadata(location.store, path=location.path, zarr_format=_zarr_format(location))
 
 
 def replace(location: IndexLocation, write: Callable[[IndexLocation], None]) -> None:
@@ -203,7 +203,7 @@ def replace(location: IndexLocation, write: Callable[[IndexLocation], None]) -> 
         suffix = next(suffix for suffix in NEXT if about.get("current") != f"{name}{suffix}")
         new = location.with_suffix(suffix)
         _write(new, write)
-        group = zarr.open_group(location.store, path=location.path, mode="r+", zarr_format=location.zarr_format)
+        group = zarr.open_group(location.store, path=location.path, mode="r+", zarr_format=_zarr_format(location))
         group.attrs[ATTRIBUTE] = {**about, "current": f"{name}{suffix}"}
         _consolidate(location)
         sync(_move(location, new))
@@ -228,6 +228,10 @@ def _earlier(location: IndexLocation) -> zarr.Group | None:
     if not isinstance(about, Mapping):
         raise LabelIndexError(f"{location}: is no label index and is not replaced; give the index another location")
     return group if "array" in about else None
+
+
+def _zarr_format(location: IndexLocation) -> Any:
+    return location.zarr_format  # an int, for which zarr's signatures have literals
 
 
 def _attribute(group: zarr.Group) -> dict[str, Any]:

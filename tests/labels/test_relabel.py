@@ -8,8 +8,9 @@ from deepsic_codec.labels import index as label_index
 from deepsic_codec.model.file import load_arrays, save_model
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import eurosat_mosaic
+from deepsic_codec.stored.reader import PayloadReader
 from tests import stub_runtime
-from tests.common import check_rejects
+from tests.common import check_rejects, photograph
 from tests.labels.common import archive, payload, put
 
 
@@ -138,10 +139,17 @@ def test_real_features(tmp_path):
     features = decode_features(both["post"])
     info = find_model()
     assert features.shape == (info.architecture["latents"], 8, 24) and features.dtype == np.int16
-    payload = both["post"].metadata.codecs[0]
-    symbols = payload.convert(DeepSIC).encode(image[:, 128:256])
-    expected = DeepSIC().decode_features(symbols)[0]
-    np.testing.assert_array_equal(features.compute(scheduler="sync")[:, :, 8:16], expected)
+    payload = both["post"].metadata.codecs[0].convert(DeepSIC).encode(image[:, 128:256])
+    expected = DeepSIC().decode_features(payload)[0]
+    symbols = features.compute(scheduler="sync")
+    np.testing.assert_array_equal(symbols[:, :, 8:16], expected)
+    latents = decode_features(both["post"], dequantise=True)
+    assert latents.dtype == np.float32 and latents.shape == features.shape
+    for channel, values in zip(symbols, latents.compute(scheduler="sync"), strict=True):
+        largest = np.unravel_index(np.abs(channel).argmax(), channel.shape)
+        if channel[largest]:  # latents are rounded to integers
+            np.testing.assert_allclose(values, channel * (values[largest] / channel[largest]), rtol=0, atol=1)
+    assert np.abs(latents.compute(scheduler="sync")).max() > 2 * np.abs(symbols).max()
 
     # A file with another head on the same decoder.
     arrays = dict(load_arrays(info))
@@ -151,3 +159,22 @@ def test_real_features(tmp_path):
     assert new.decoder == info.decoder and new.head != info.head
     renamed = relabel(both["post"], path)
     assert renamed.where('"class 0"').chunks == labels.where(info.vocabulary.classes[0]).chunks
+
+
+@pytest.mark.parametrize("axes", ["tyxc", "yxtc"])
+def test_features_of_shards_read_each_shard_index_once(stub, axes, monkeypatch):
+    sizes = {"t": 3, "y": 96, "x": 128, "c": 3}
+    image = photograph(*(sizes[axis] for axis in axes))
+    chunks = tuple({"t": 1, "y": 32, "x": 32, "c": 3}[axis] for axis in axes)
+    shards = tuple({"t": 2, "y": 64, "x": 64, "c": 3}[axis] for axis in axes)
+    codec = DeepSIC(axes=axes)
+    plain = create_array({}, data=image, chunks=chunks, codec=codec)
+    sharded = create_array({}, data=image, chunks=chunks, shards=shards, codec=codec)
+    expected = decode_features(plain).compute(scheduler="sync")
+    features = decode_features(sharded)
+    assert features.shape == expected.shape == (3, 768, 6, 8) and features.numblocks == (2, 1, 2, 2)
+    reads = []
+    read = PayloadReader.read_shard_index
+    monkeypatch.setattr(PayloadReader, "read_shard_index", lambda self, at: reads.append(at) or read(self, at))
+    np.testing.assert_array_equal(features.compute(scheduler="sync"), expected)
+    assert len(reads) == len(set(reads)) == 8
