@@ -23,14 +23,14 @@ __all__ = [
 
 
 def native_dtype(dtype: Any) -> np.dtype:
-    """Return the numpy dtype of what zarr calls a data type, its own class since zarr 3.1."""
+    """Return the NumPy dtype of a zarr data type, which is a class of its own since zarr 3.1."""
     return np.dtype(dtype.to_native_dtype() if hasattr(dtype, "to_native_dtype") else dtype)
 
 
 async def read_part(store: Any, key: str, prototype: Any, part: ByteRequest | None) -> Buffer | None:
-    """Read a part of a value, or what there is of it if the value is shorter; None for a missing key.
+    """Read a byte range of a value, or as much as the value has of it; None for a missing key.
 
-    Every store of zarr clips a range that is too long; Icechunk from version 2 on refuses it.
+    The stores of zarr clip a range beyond the end; Icechunk refuses it since version 2.
     """
     try:
         return await store.get(key, prototype, part)

@@ -1,4 +1,4 @@
-"""The codec of Zarr format 2, and the one to use without Zarr."""
+"""The codec of Zarr format 2, which is also the codec to use without Zarr."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 class DeepSIC(CodecParams, Codec):
     """Lossy codec that stores image chunks as learned, arithmetic-coded features, with their labels in front.
 
-    A chunk holds images of uint8, int8, uint16, int16 or float32 samples, with an axis "c" of up to 256 bands or
-    without. Labels come from the first image: the colours, or the first band. `deepsic_codec.create_array` takes the
-    codec for both Zarr formats, and `zarr.open(..., zarr_format=2, compressor=DeepSIC())` as it is.
+    A chunk has one or more images of uint8, int8, uint16, int16 or float32 samples, with or without an axis "c" of up
+    to 256 bands. Labels come from the first image: the colours, or the first band. `deepsic_codec.create_array` takes
+    the codec for both Zarr formats; `zarr.open(..., zarr_format=2, compressor=DeepSIC())` takes it as it is.
 
     Parameters
     ----------
     model : str
         Name of the model that encodes, or the first hexadecimal digits of its decoder identity.
     quality : float, optional
-        From 1 (smallest) to 100 (best), in steps of 0.01; 50 by default, 20 with `max_error`, for which most
-        bytes are the residual's. Or give `psnr` or `bpp`.
+        From 1 (fewest bytes) to 100 (best), in steps of 0.01. The default is 50, or 20 with `max_error`, where most
+        bytes belong to the residual. `psnr` and `bpp` are alternatives.
     axes : str
-        What each axis of the array is, in order: y, x, at most one c (channels), and any of t, z, n, whose slices are
-        coded as separate images of the chunk.
+        Letter of each axis of the array, in order: y, x, at most one c (channels), and any of t, z, n. Slices along
+        t, z and n are separate images of the chunk.
     semantics : {"pre", "post", "none"}
-        "pre" computes labels while encoding and stores them, "post" computes them from the stored features whenever
-        they are asked for, "none" does neither.
+        "pre" computes labels while encoding and stores them, "post" computes them from the stored features when they
+        are read, "none" does neither.
     label_tile : int or (int, int), optional
-        Height and width in pixels, multiples of 64, of the tiles that get labels of their own; by default such that
-        a chunk has at most 4 along each axis.
+        Height and width of a label tile in pixels, multiples of 64. By default a chunk has at most 4 tiles along each
+        axis.
     nodata : number, optional
-        The value of samples that hold no data; NaN is one for float32 (the attribute and metadata then say "NaN").
-        Those come back exactly, whatever the quality, and no other sample comes back as that value: one that would,
-        becomes the next larger or smaller one.
+        Value of samples without data, which may be NaN for float32 (the attribute and metadata then say "NaN"). Such
+        samples are restored exactly at any quality. No other sample is restored to that value: it becomes the next
+        larger or smaller one instead.
     effort : int
         Time that the encoder spends on fewer bytes at the same quality: 0 is fastest, 1 (the default) takes a little
         longer, 2 to 4 take many times as long, for data that is written once and read often. Decoding is equally fast
@@ -53,23 +53,26 @@ class DeepSIC(CodecParams, Codec):
     tune : {"mse", "ms-ssim"}
         Error measure that the encoder minimises. "ms-ssim" needs an effort of at least 2.
     bands : {"planes", "triples"}, optional
-        How bands are joined for networks that were trained on colours: by default three are the colours of an image,
-        and any others are coded alone, as two are. "planes" codes all alone, which is better where bands show different
-        things, as in fluorescence microscopy. "triples" joins three at a time, for bands that are all alike: faster.
+        How bands are joined to images for networks that were trained on colours. By default three bands are one
+        image, and with any other number each band is an image. "planes" makes each band an image, which is better if
+        bands show different things, as in fluorescence microscopy. "triples" joins three at a time, which is faster
+        for similar bands.
     value_range : "chunk", (low, high), or list of pairs, optional
-        Values between which the quality is spent, for all bands or for each: values outside are clipped (unless
-        `max_error` keeps them). "chunk" measures it in every chunk and band. By default the whole range of an integer
-        dtype; float32 needs one. Narrow ranges are coded with finer steps: there are 16321 of them.
+        Range of values that is coded, for all bands or for each band; values outside are clipped, except with
+        `max_error`. "chunk" measures the range in every chunk and band. By default it is the range of an integer
+        dtype; float32 needs one. The range is divided into 16320 steps, so a narrow range has finer steps.
     max_error : float, optional
-        Bound on the absolute error of every sample, in units of the values, at the cost of a residual; 0 is lossless
-        (not for float32). Needs a model with integer synthesis.
+        Bound on the absolute error of every sample, in data units; 0 is lossless (not for float32). A residual stores
+        the difference. Needs a model with integer synthesis.
     psnr : float, optional
-        PSNR in dB that each chunk is to have, instead of `quality`; its peak is 255 for uint8 as it is, else the value
-        range. The quality is searched by encoding up to a dozen times. Where features cannot bring back enough detail,
-        or only at great cost, and the model decodes exactly, a residual is added and its step searched; for integers
-        that is a whole number, so that high values may be missed by some 0.3 dB. What is out of reach gets the nearest.
+        Target PSNR of each chunk in dB, instead of `quality`; the peak is 255 for uint8 without `value_range`, else
+        the value range. The encoder searches the quality with up to a dozen trials. If features cannot restore enough
+        detail, or only with many bytes, and the model decodes exactly, it adds a residual and searches its step. The
+        step of integers is a whole number, so a high target may be missed by some 0.3 dB. A target out of reach gives
+        the nearest PSNR.
     bpp : float, optional
-        Bits per pixel (slices x height x width) of each whole payload, instead of `quality`, searched likewise.
+        Target size of each payload in bits per pixel (slices x height x width), instead of `quality`; searched
+        likewise.
     decoder, head : str, optional
         SHA-256 identities of the model. Array metadata always has them. By default they are looked up by `model` when
         metadata is written or a chunk is encoded, and ModelNotFound is raised then if there is no such model.
@@ -83,7 +86,7 @@ class DeepSIC(CodecParams, Codec):
     codec_id = "deepsic"
 
     def encode(self, buf: Any) -> bytes:
-        """Encode a chunk, an array with the axes of the configuration; raises UnsupportedArray for others."""
+        """Encode a chunk, an array with the axes of the codec; raises UnsupportedArray for others."""
         return self.encode_batch([buf])[0]
 
     def decode(self, buf: Any, out: Any = None) -> Any:
@@ -92,7 +95,7 @@ class DeepSIC(CodecParams, Codec):
         return array if out is None else _fill(out, array)
 
     def encode_batch(self, bufs: Sequence[Any]) -> list[bytes]:
-        """Encode chunks in one call, which a GPU needs to be fast; the shapes may differ."""
+        """Encode chunks of any shapes in one call; a GPU needs large batches to be fast."""
         return raise_first(ENCODER.submit([prepare_chunk(self, _as_array(buf)) for buf in bufs]))
 
     def decode_batch(self, bufs: Sequence[Any]) -> list[np.ndarray]:
@@ -100,11 +103,11 @@ class DeepSIC(CodecParams, Codec):
         return raise_first(DECODER.submit([parse_payload(ensure_ndarray(buf).data) for buf in bufs]))
 
     def decode_features(self, buf: Any) -> np.ndarray:
-        """Decode a payload to its symbols, int16 (slices, images x latents, rows, columns), and not to pixels."""
+        """Decode a payload to its symbols, int16 (slices, images x latents, rows, columns), without pixels."""
         return decode_symbols(parse_payload(ensure_ndarray(buf).data))
 
     def to_zarr3(self) -> "DeepSICCodec":
-        """Return the same configuration as the codec of Zarr format 3."""
+        """Return the codec of Zarr format 3 with the same parameters."""
         from deepsic_codec.codec.v3 import DeepSICCodec
 
         return self.convert(DeepSICCodec)

@@ -23,8 +23,8 @@ NAME = "deepsic"
 class DeepSICCodec(CodecParams, ArrayBytesCodec):
     """Codec for Zarr format 3 with the parameters of `DeepSIC`, writing the same payloads.
 
-    Pass it as `zarr.create_array(..., serializer=DeepSICCodec(), compressors=None)`: without the `None`, zarr appends
-    Zstd, and labels can no longer be read without fetching whole chunks. `deepsic_codec.create_array` sees to that.
+    Pass it as `zarr.create_array(..., serializer=DeepSICCodec(), compressors=None)`. Without the `None`, zarr appends
+    Zstd, and labels can only be read with whole chunks. `deepsic_codec.create_array` passes it for you.
     """
 
     is_fixed_size = False
@@ -41,17 +41,17 @@ class DeepSICCodec(CodecParams, ArrayBytesCodec):
         return {"name": NAME, "configuration": self.to_json()}
 
     def to_numcodecs(self) -> DeepSIC:
-        """Return the same configuration as the codec of Zarr format 2."""
+        """Return the codec of Zarr format 2 with the same parameters."""
         return self.convert(DeepSIC)
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
-        """Raise for an array that cannot be coded; zarr asks when one is created and when one is opened."""
+        """Raise for an array that cannot be coded; zarr calls this when an array is created or opened."""
         check_chunk(getattr(chunk_grid, "chunk_shape", shape), native_dtype(dtype), self)
 
     def evolve_from_array_spec(self, array_spec: Any) -> Self:
         """Return this codec with its model resolved, as the metadata of the array has it.
 
-        Raises for what zarr 3.1 does not show to `validate` inside of shards.
+        Also checks dtype and axes, which zarr 3.1 does not pass to `validate` for chunks in shards.
         """
         # Depending on the version of zarr, the shape here is the chunk's or the array's: only dtype and axes are sure.
         check_values(native_dtype(array_spec.dtype), self)

@@ -21,8 +21,8 @@ from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart
 
-BATCH_SIZE = 64  # whole chunks that are read and labelled together,
-BATCH_PIXELS = 1 << 26  # unless they have more pixels than this: their symbols take 1.5 bytes for each
+BATCH_SIZE = 64  # maximum of whole chunks that are read and labelled together
+BATCH_PIXELS = 1 << 26  # maximum of their pixels; the symbols of a pixel take 1.5 bytes
 
 
 def label_batch_size(stored: StoredArray) -> int:
@@ -31,7 +31,7 @@ def label_batch_size(stored: StoredArray) -> int:
 
 
 class Attributes:
-    """Makes chunk attributes of the starts of payloads.
+    """Makes chunk attributes from the starts of payloads.
 
     Parameters
     ----------
@@ -69,16 +69,16 @@ class Attributes:
         }
 
     def vocabulary(self, header: Header) -> Vocabulary:
-        """Return what the labels of a chunk can name."""
+        """Return the vocabulary of the labels of a chunk."""
         key = header.decoder, header.head
         if key not in self._vocabularies:
             self._vocabularies[key] = vocabulary_of(self.stored.array, *(identity.hex() for identity in key))
         return self._vocabularies[key]
 
     def prepare(self, starts: Iterable[tuple[Index, PayloadStart | None]]) -> None:
-        """Compute the labels of those of these chunks that store none in one call; `of` then takes them from there.
+        """Compute the labels of all chunks of a list that store none in one call, for `of` to use.
 
-        Whatever is wrong with one of them, `of` comes upon again, and says of which chunk.
+        Errors are ignored here: `of` meets them again and names the chunk.
         """
         self._blocks.clear()
         with suppress(DeepSICError):
@@ -113,7 +113,7 @@ class Attributes:
     def _computed(self, index: Index) -> payload_labels.LabelBlock | None:
         embedded.use_embedded(self.stored.array)
         payload = self.stored.reader.payload(index)
-        if payload is None:  # deleted since its header was read
+        if payload is None:  # the chunk was deleted since its header was read
             return None
         return compute_labels(parse_payload(payload), self.stored.params.label_tile)
 

@@ -35,8 +35,8 @@ def consolidate_labels(
 ) -> Any:
     """Read the headers of all chunks and write the label index that makes queries fast.
 
-    Run it again after chunks were written. The index becomes valid at once when it is complete; until then, and if
-    this fails, an earlier one stays as it was.
+    Run it again after chunks were written. The new index becomes valid when it is complete. Until then, and after a
+    failure, an earlier index stays valid.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ def consolidate_labels(
     name : str, optional
         Path of the one array in the group.
     index : optional
-        Where the index goes, if not into the group `<name>_labels` beside the array: a group of Zarr, or what
-        `zarr.open_group` takes. Needed for an array at the root of its store.
+        Location of the index, if it does not go to the group `<name>_labels` beside the array: a Zarr group, or an
+        argument of `zarr.open_group`. Required for an array at the root of its store.
     keep : bool
         Keep the entries that `relabel` wrote of chunks that were not written again since.
     progress : callable, optional
-        Called with the number of chunks done and of all chunks; of a group, array by array.
+        Called with the number of chunks done and of all chunks, separately for each array of a group.
     concurrency : int
         Reads in flight.
     storage_options : dict, optional
@@ -60,12 +60,13 @@ def consolidate_labels(
     Returns
     -------
     Labels or dict of str to Labels
-        Of the array; for a group, by path of the array.
+        Labels of the array; for a group, a dict from the path of each array.
 
     Raises
     ------
     LabelIndexError
-        If there is no place for an index, it cannot be written to, or the labels of the chunks do not fit together.
+        If an index cannot be written to the location, there is no location beside the array, or chunks have labels of
+        different vocabularies.
     UnsupportedPayload, CorruptPayload
         If a chunk is damaged or of another codec.
     UnsupportedArray
@@ -84,15 +85,15 @@ def consolidate_labels(
 
 
 def location_for(array: zarr.Array, index: Any, options: Mapping[str, Any] | None) -> IndexLocation:
-    """Return where the index of an array is to be written; raises LabelIndexError if it cannot be."""
+    """Return the location for the index of an array; raises LabelIndexError if none can be written."""
     if index is not None:
         location = IndexLocation.from_user(index, array.metadata.zarr_format, options, write=True)
     else:
         location = IndexLocation.sibling_of(array, check=True)
     if location.store.read_only:
         raise LabelIndexError(
-            f"{location}: open for reading only, so no index can be written there; give it another place "
-            "(index=...), or scan the headers (open_labels(array, scan=True))"
+            f"{location}: open for reading only, so no index can be written; pass another location (index=...), or "
+            "scan the headers (open_labels(array, scan=True))"
         )
     return location
 

@@ -34,22 +34,22 @@ def relabel(
     progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Labels:
-    """Label all chunks anew from their features, and write the index with these labels.
+    """Compute new labels for all chunks from their features, and write an index with these labels.
 
-    For archives written with `semantics="post"`, and for new heads: any head trained on the decoder of the archive.
-    `consolidate_labels` keeps the labels, for as long as the chunks are not written again.
+    For archives written with `semantics="post"`, and for any new head that was trained on the decoder of the archive.
+    `consolidate_labels` keeps the labels of chunks that are not written again.
 
     Parameters
     ----------
     source
         The array or a group that has it: a URL, path or store as `zarr.open` takes, or an array or group of Zarr.
     model : str or path, optional
-        The model with the head: a name, the first digits of its decoder's identity, or a file; by default the model
-        of the array, which may be embedded in the archive.
+        The model that has the head: its name, the first digits of its decoder's SHA-256, or a file. By default the
+        model of the array, which may be embedded in the archive.
     name : str, optional
         Path of the array in the group.
     index : optional
-        Where the index goes, if not beside the array.
+        Location of the index, if it does not go beside the array.
     progress : callable, optional
         Called with the number of chunks done and of all chunks.
     storage_options : dict, optional
@@ -58,14 +58,14 @@ def relabel(
     Returns
     -------
     Labels
-        To ask what the array shows.
+        The labels of the array, for queries.
 
     Raises
     ------
     ModelNotFound, ModelMismatch
-        If there is no such model, or it has another decoder than the chunks.
+        If there is no such model, or its decoder is not that of the chunks.
     LabelIndexError
-        If there is no place for an index or it cannot be written to.
+        If an index cannot be written to the location, or there is no location beside the array.
     CorruptPayload, UnsupportedPayload
         If a chunk is damaged or of another codec.
     """
