@@ -1,13 +1,11 @@
 """What the refiner counts as distortion: sums of squares of weighted errors.
 
-Either squared errors of pixels (``"mse"``), or (``"ms-ssim"``) squared errors at five scales,
+Either squared errors of pixels (`"mse"`), or (`"ms-ssim"`) squared errors at five scales,
 each weighted by how little the image itself varies there, which is what MS-SSIM sees of an
 error that is small (Wang, Simoncelli and Bovik 2003; its contrast term falls by s / (2 v + C)
 for an error of variance s in a window of variance v).  Any such sum can be told apart by
 window, and its curvature can be measured with random signs.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -35,7 +33,7 @@ class Distortion:
     images : Tensor
         Grey levels float32 (N,H,W,3).
     tune : str
-        ``"mse"`` or ``"ms-ssim"``.
+        `"mse"` or `"ms-ssim"`.
 
     Attributes
     ----------

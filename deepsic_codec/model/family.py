@@ -112,9 +112,17 @@ class Family(Protocol):
         Its sizes.
     """
 
-    name: str
-    exact: bool
-    architecture: type[Sizes]
+    @property
+    def name(self) -> str:
+        """See the class."""
+
+    @property
+    def exact(self) -> bool:
+        """See the class."""
+
+    @property
+    def architecture(self) -> type[Sizes]:
+        """See the class."""
 
     def networks(self, arch: Any) -> dict[str, nn.Module]:
         """Networks that are trained and stored: `analysis`, `gains`, `synthesis`, `head`."""

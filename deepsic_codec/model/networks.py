@@ -1,6 +1,4 @@
-"""Networks of the ``base`` architecture: analysis, synthesis, semantic head.
-
-::
+"""The networks of the family `"deepsic"` as they are trained: analysis, synthesis, semantic head.
 
     x (B,3,H,W) ---- pixel-unshuffle 16 ---- KLT 768 -> 320 ----------------.
         |                                                                   (+)--> y (B,320,H/16,W/16)
@@ -10,13 +8,13 @@
         |                                                                   (+)--> x'
         '-- 1x1 - blocks - 1x1, shuffle 2 - blocks - 1x1 - shuffle 8 --------'
 
-The linear shortcut makes the codec useful before the first training step; the last layer
-of each non-linear branch starts at zero.  Everything works at 1/8 and 1/16 of the image's
-resolution with 1x1 and depth-wise 3x3 convolutions and ReLU only, so that all of it can be
-turned into integers later (``docs/model.md``).
-"""
+The linear shortcut makes the codec useful before the first training step; the last layer of each non-linear branch
+starts at zero. All layers work at 1/8 and 1/16 of the image's resolution with 1x1 and depth-wise 3x3 convolutions and
+ReLU only, so that all of them can become integers (`docs/model.md`).
 
-from __future__ import annotations
+Two flags select what a network computes. `integer`: it imitates its integer form, which is then what is stored.
+`bounded`: in floating point, streams and hidden channels are clipped where those of the integer form are.
+"""
 
 import math
 from collections.abc import Iterator
@@ -32,8 +30,8 @@ from deepsic_codec.model.exact.fixed import imitate
 from deepsic_codec.model.schedule import STARTS, schedule
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
 
-#: Where the integer form clips streams and hidden channels of blocks.
-STREAM_MOST, HIDDEN_MOST = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS
+#: Largest values of streams and of hidden channels of blocks in the integer form.
+STREAM_MAX, HIDDEN_MAX = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS
 
 
 class QualityTable(nn.Module):
@@ -69,10 +67,10 @@ class Modulate(nn.Module):
         return torch.addcmul(offset[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
 
     def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
-        """The same in fixed point; integers have one table entry for each whole quality."""
+        """`forward` in fixed point; integers have one table entry for each whole quality."""
         whole = torch.floor(quality + 0.5)
-        most = fixed.MODULATION_MAX
-        scale = fixed.fixed(1 + self.scale(whole), fixed.MODULATION_BITS, -most, most)[:, :, None, None]
+        largest = fixed.MODULATION_MAX
+        scale = fixed.fixed(1 + self.scale(whole), fixed.MODULATION_BITS, -largest, largest)[:, :, None, None]
         out = torch.addcmul(self.offset(whole)[:, :, None, None], x, scale)
         return fixed.fixed(out, fixed.STREAM_BITS, -fixed.STREAM_MAX, fixed.STREAM_MAX)
 
@@ -80,7 +78,7 @@ class Modulate(nn.Module):
 class Condition(nn.Module):
     """Per-channel offset that depends on quality; zero at the start.
 
-    Biases of the layer before it, one set for each quality: without a table it does nothing.
+    It stands for biases of the layer before it, one set for each quality. With 0 knots it does nothing.
     """
 
     def __init__(self, channels: int, knots: int) -> None:
@@ -92,18 +90,20 @@ class Condition(nn.Module):
         return x if self.offset is None else x + self.offset(quality)[:, :, None, None].to(x.dtype)
 
     def at(self, quality: Tensor) -> Tensor | None:
-        """Offsets (B,C) at whole qualities, for which alone integers have table entries."""
+        """Offsets (B,C) at the nearest whole qualities, as integers have them; None without a table."""
         return None if self.offset is None else self.offset(torch.floor(quality + 0.5))
 
-    def biases(self, bias: Tensor) -> Tensor:
-        """What all qualities make of the bias (C,) of the layer before it: those of the knots (knots,C)."""
-        return bias if self.offset is None else bias + self.offset.table
+    def biases(self, layer: nn.Conv2d) -> Tensor | None:
+        """Biases (knots,C) of the layer before it at all knots, or its bias (C,) if there is no table."""
+        if self.offset is None or layer.bias is None:
+            return layer.bias
+        return layer.bias + self.offset.table
 
 
 class Block(nn.Module):
     """Residual block: depth-wise 3x3, 1x1 to twice the width, ReLU, 1x1 back.
 
-    With ``knots``, how far a hidden channel is from its ReLU depends on quality.
+    With `knots`, the biases before the ReLU depend on quality.
     """
 
     def __init__(self, width: int, expand: int = 2, knots: int = 0) -> None:
@@ -114,43 +114,50 @@ class Block(nn.Module):
         self.down = nn.Conv2d(width * expand, width, 1)
 
     def forward(self, x: Tensor, quality: Tensor, bounded: bool = False) -> Tensor:
-        """(B,width,h,w) and qualities (B,) -> the same shape; ``bounded`` clips what the integer form clips."""
+        """(B,width,h,w) and qualities (B,) -> the same shape; `bounded` clips what the integer form clips."""
         h = self.condition(self.up(self.spatial(x)), quality)
         if not bounded:
             return x + self.down(F.relu(h))
-        return F.hardtanh(x + self.down(F.hardtanh(h, 0, HIDDEN_MOST)), -STREAM_MOST, STREAM_MOST)
+        return F.hardtanh(x + self.down(F.hardtanh(h, 0, HIDDEN_MAX)), -STREAM_MAX, STREAM_MAX)
 
     def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
-        """The same in fixed point."""
+        """`forward` in fixed point."""
         h = imitate(x, self.spatial, fixed.SPATIAL)
-        h = imitate(h, self.up, fixed.UP, self.condition.at(quality), self.condition.biases(self.up.bias))
-        return (x + imitate(h, self.down, fixed.DOWN)).clamp(-STREAM_MOST, STREAM_MOST)
+        h = imitate(h, self.up, fixed.UP, self.condition.at(quality), self.condition.biases(self.up))
+        return (x + imitate(h, self.down, fixed.DOWN)).clamp(-STREAM_MAX, STREAM_MAX)
 
 
 def _blocks(width: int, count: int, knots: int = 0) -> nn.ModuleList:
     return nn.ModuleList(Block(width, knots=knots) for _ in range(count))
 
 
+def _set_zero(layer: nn.Conv2d) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _imitated(blocks: nn.ModuleList, x: Tensor, quality: Tensor) -> Tensor:
+    for block in blocks:
+        assert isinstance(block, Block)
+        x = block.imitate(x, quality)
+    return x
+
+
 def _through(blocks: nn.ModuleList, x: Tensor, quality: Tensor, bounded: bool = False) -> Tensor:
     if bounded:
-        x = F.hardtanh(x, -STREAM_MOST, STREAM_MOST)
+        x = F.hardtanh(x, -STREAM_MAX, STREAM_MAX)
     for block in blocks:
         x = block(x, quality, bounded)
     return x
 
 
 def _read(x: Tensor) -> Tensor:
-    """The stream as 1x1 convolutions read it."""
+    """Round a stream to what 1x1 convolutions read."""
     return fixed.fixed(x, fixed.READ_BITS, fixed.READ_LOW, fixed.READ_HIGH)
 
 
 class Analysis(nn.Module):
-    """Analysis transform ``g_a``: image to latents.
-
-    ``integer`` says whether it imitates its integer form, which is then what is stored;
-    ``bounded`` whether its streams are clipped where those of the integer form are, as is
-    right for weights that come from there: a channel that runs away spoils a whole step.
-    """
+    """Analysis transform `g_a`: image to latents."""
 
     formats = fixed.ANALYSIS_LAYERS
     block_lists, modulations = ("blocks8", "blocks16"), ("mod8", "mod16")
@@ -166,8 +173,7 @@ class Analysis(nn.Module):
         self.reduce = nn.Conv2d(4 * w8, w16, 1)
         self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, arch.knots)
         self.out = nn.Conv2d(w16, arch.latents, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _set_zero(self.out)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
         """(B,3,H,W) float in 0..255, H and W multiples of 16 -> (B,C,H/16,W/16)."""
@@ -183,7 +189,7 @@ class Analysis(nn.Module):
 
     @contextmanager
     def floating(self) -> Iterator[None]:
-        """Without imitating integers for a while: faster, and the same but for what they round."""
+        """Compute in floating point inside the context: faster, and equal but for what integers round."""
         before = self.integer, self.bounded
         self.integer, self.bounded = False, self.bounded or self.integer
         try:
@@ -195,18 +201,16 @@ class Analysis(nn.Module):
         x = (torch.floor(x + 0.5).clamp(0, 255) - 128) / 64
         linear = imitate(F.pixel_unshuffle(x, LATENT_STRIDE), self.linear, fixed.LINEAR_IN)
         h = self.mod8.imitate(imitate(F.pixel_unshuffle(x, 8), self.stem, fixed.STEM), quality)
-        for block in self.blocks8:
-            h = block.imitate(h, quality)
+        h = _imitated(self.blocks8, h, quality)
         h = imitate(F.pixel_unshuffle(_read(h), 2), self.reduce, fixed.INNER)
         h = self.mod16.imitate(h, quality)
-        for block in self.blocks16:
-            h = block.imitate(h, quality)
-        most = fixed.WIDE_MAX * 2.0**-fixed.LATENT_BITS
-        return (linear + imitate(_read(h), self.out, fixed.TO_LATENT)).clamp(-most, most)
+        h = _imitated(self.blocks16, h, quality)
+        largest = fixed.WIDE_MAX * 2.0**-fixed.LATENT_BITS
+        return (linear + imitate(_read(h), self.out, fixed.TO_LATENT)).clamp(-largest, largest)
 
 
 class Synthesis(nn.Module):
-    """Synthesis transform ``g_s``: dequantised latents to image; ``integer`` and ``bounded`` as for the analysis."""
+    """Synthesis transform `g_s`: dequantised latents to image."""
 
     formats = fixed.SYNTHESIS_LAYERS
     block_lists, modulations = ("blocks8", "blocks16"), ("mod8", "mod16")
@@ -224,8 +228,7 @@ class Synthesis(nn.Module):
         self.expand = nn.Conv2d(w16, 4 * w8, 1)
         self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, arch.knots)
         self.out = nn.Conv2d(w8, 3 * 64, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _set_zero(self.out)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,3,16h,16w) float, nominally in 0..255, not clamped."""
@@ -238,17 +241,15 @@ class Synthesis(nn.Module):
         return (linear.float() + F.pixel_shuffle(self.out(h).float(), 8)) * 64 + 128
 
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
-        most = fixed.WIDE_MAX
-        y = fixed.fixed(y.float(), fixed.LATENT_BITS, -most, most)
+        largest = fixed.WIDE_MAX
+        y = fixed.fixed(y.float(), fixed.LATENT_BITS, -largest, largest)
         linear = F.pixel_shuffle(imitate(y, self.linear, fixed.LINEAR_OUT), LATENT_STRIDE)
-        h = fixed.fixed(y * self.normaliser()[:, None, None], fixed.NORMAL_BITS, -most, most)
+        h = fixed.fixed(y * self.normaliser()[:, None, None], fixed.NORMAL_BITS, -largest, largest)
         h = self.mod16.imitate(imitate(h, self.stem, fixed.LATENT_STEM), quality)
-        for block in self.blocks16:
-            h = block.imitate(h, quality)
+        h = _imitated(self.blocks16, h, quality)
         h = F.pixel_shuffle(imitate(_read(h), self.expand, fixed.INNER), 2)
         h = self.mod8.imitate(h, quality)
-        for block in self.blocks8:
-            h = block.imitate(h, quality)
+        h = _imitated(self.blocks8, h, quality)
         return (linear + F.pixel_shuffle(imitate(_read(h), self.out, fixed.TO_PIXEL), 8)) * 64 + 128
 
     def normaliser(self) -> Tensor:
@@ -272,8 +273,7 @@ class Gains(nn.Module):
 class SemanticHead(nn.Module):
     """Label scores of 64x64 pixel cells from latents, float (pre) or decoded (post).
 
-    Sees nothing but latents in units of the quantiser's step, companded so that large
-    symbols do not drown small ones, and the quality.
+    Its input is latents, companded so that large ones do not drown small ones, and the quality.
     """
 
     formats = fixed.HEAD_LAYERS
@@ -298,13 +298,12 @@ class SemanticHead(nn.Module):
         h = _through(self.blocks, F.relu(self.mod(self.stem(x), quality)), quality, self.bounded)
         pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)
         hidden = self.hidden(pooled)
-        return self.out(self.dropout(F.hardtanh(hidden, 0, HIDDEN_MOST) if self.bounded else F.relu(hidden)))
+        return self.out(self.dropout(F.hardtanh(hidden, 0, HIDDEN_MAX) if self.bounded else F.relu(hidden)))
 
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
         x = fixed.fixed(torch.asinh(y.float() * 2), fixed.COMPAND_BITS, -fixed.WIDE_MAX, fixed.WIDE_MAX)
         h = F.relu(self.mod.imitate(imitate(x, self.stem, fixed.COMPANDED_STEM), quality))
-        for block in self.blocks:
-            h = block.imitate(h, quality)
+        h = _imitated(self.blocks, h, quality)
         pooled = _read(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
         return imitate(self.dropout(imitate(pooled, self.hidden, fixed.UP)), self.out, fixed.TO_LOGIT)
 

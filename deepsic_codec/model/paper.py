@@ -1,7 +1,5 @@
 """Networks as the paper published them (sections III and IV), for comparison.
 
-::
-
     x (B,3,H,W) - 7x7, 128 / s1 - BN - 5x5, 128 / s2 -(+)- BN - 3x3, 128 / s3 -(+)- BN - 3x3, 128 / s4 -(+)- BN - f(x)
                                    '-- average pooling -'   '-- average pooling -'   '-- average pooling -'
 
@@ -210,11 +208,11 @@ class ChannelPrior(nn.Module):
         return mean, index.clamp(0, SCALES - 1)
 
     def bits(self, values: Tensor, mean: Tensor, index: Tensor) -> Tensor:
-        """-log2 of the logistic mass in unit bins around ``values``; same shape."""
+        """-log2 of the logistic mass in unit bins around `values`; same shape."""
         return logistic_bits((values - mean).abs(), scale_of(index, self.log_scales))
 
     def export(self) -> dict[str, Tensor]:
-        """Integers for :class:`StaticPrior`."""
+        """Integers for `StaticPrior`."""
         mean, index = torch.round(self.mean * MEAN_LEVELS), torch.round(self.index * INDEX_LEVELS)
         return {
             "mean": mean.detach().to(torch.int16),

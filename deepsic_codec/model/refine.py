@@ -1,23 +1,19 @@
-"""Latent refinement: symbols chosen by what the decoder makes of them.
+"""Latent refinement: symbols chosen by the pixels that the decoder makes of them.
 
-The optimised quantiser (:mod:`deepsic_codec.model.quantise`) takes each symbol for itself. Here
-the loss D + R / lambda of the whole image is differentiated through the synthesis transform
-and through the contexts of the prior, again and again, and all symbols are chosen together.
-Many times the work of encoding, for fewer bits at the same quality; the bit stream and the
-decoder know nothing of it (Yang, Bamler and Mandt 2020, "Improving Inference for Neural
-Image Compression", say why there is something to gain).
+The optimised quantiser (`deepsic_codec.model.quantise`) decides symbol by symbol. Here the loss D + R / lambda of the
+whole image is differentiated through the synthesis transform and through the contexts of the prior, several times, and
+all symbols are chosen together. This takes many times the work of encoding, for fewer bits at the same quality; the bit
+stream and the decoder do not depend on it (Yang, Bamler and Mandt 2020, "Improving Inference for Neural Image
+Compression", explain why there is something to gain).
 
-How: by mean-field annealing, not by gradient descent on noisy latents as there, which takes
-many more steps.  Every symbol is one of three neighbouring integers, with
-the probabilities exp(-cost / heat) that their costs in bits suggest; the image is decoded
-from what is expected of all of them, which tells the costs anew; and the heat falls until
-every symbol has made up its mind.
+The method is mean-field annealing, not gradient descent on noisy latents as in that paper, which takes many more steps.
+Every symbol is one of three neighbouring integers, with the probabilities exp(-cost / temperature) that their costs in
+bits suggest; the image is decoded from the expected values of all symbols, which gives new costs; and the temperature
+falls until each distribution has collapsed to one value.
 
-Gradients are floating point: unlike with lower efforts, equal images may give payloads that
-differ by a few symbols on other machines. Decoding is as exact as ever.
+Gradients are floating point: unlike with lower efforts, equal images may give payloads that differ by a few symbols on
+other machines. Decoding is as exact as with any effort.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,14 +37,14 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long symbols take to make up their minds.
+    """Number of rounds and temperatures of the annealing.
 
     Attributes
     ----------
     rounds : int
         How often the loss is differentiated.
     hot : float
-        Heat in the first round, in bits.
+        Temperature in the first round, in bits.
     pace : float
         Share of the way to what is expected that is gone in a round.  All symbols go at once, and those that
         overlap do the same work twice: at more than a half, they run away.
@@ -64,12 +60,12 @@ class Schedule:
 
 #: By level of the encoder's effort; these and the other numbers below were tried on photographs.
 SCHEDULES = {2: Schedule(3, 0.3, 0.3, 0.2), 3: Schedule(8, 1.0, 0.25, 0.5), 4: Schedule(24, 2.0, 0.25, 0.5)}
-#: Heat in the last round.
+#: Temperature in the last round.
 COLD = 0.2
 #: Weight of the distortion against lambda of the nominal step, by quality: about as many bits as with effort 1.
 TRADE_QUALITIES, TRADE = (20.0, 50.0), (0.9, 1.25)
 #: What symbols that move at the same time add to each other's error, against what each of them would do alone.
-CROWD = 1.2
+INTERFERENCE = 1.2
 #: What a symbol's error adds to that of the pixels, against an orthonormal transform, and how many latents' worth of
 #: measuring that guess counts as: few where fine errors weigh less than coarse ones.
 USUAL, USUAL_COUNT = 0.8, {"mse": 32, "ms-ssim": 2}
@@ -84,6 +80,80 @@ def trade(quality: Tensor) -> Tensor:
     (low, high), (first, last) = TRADE_QUALITIES, TRADE
     share = ((quality - low) / (high - low)).clamp(0, 1)
     return (first + (last - first) * share) * step_lambda(quality) / 3  # three samples share a pixel's bits
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window of the symbols of a batch.
+
+    Attributes
+    ----------
+    number : int
+        Which one.
+    symbols : Tensor
+        What it sees, (N,h,w,C).
+    inner, outer : tuple of slice
+        Rows and columns of latents that are its own, and of those that it sees.
+    """
+
+    number: int
+    symbols: Tensor
+    inner: tuple[slice, slice]
+    outer: tuple[slice, slice]
+
+    @property
+    def own(self) -> tuple[slice, slice]:
+        """Rows and columns of its own among those that it sees."""
+        return _within(self.inner, self.outer)
+
+
+class RefineState:
+    """A batch: its distortion, dequantiser steps (N,C), qualities (N,), and its measured curvature."""
+
+    def __init__(self, distortion: Distortion, step: Tensor, quality: Tensor) -> None:
+        self.distortion, self.step, self.quality = distortion, step, quality
+        self.weight = trade(quality)
+        #: Windows of which the curvature has been measured, what was seen in them (N,1,1,C), and how much weighed it.
+        self.measured = 0
+        self._seen = self._weighed = torch.zeros((), device=step.device)
+
+    def windows(self, symbols: Tensor) -> Iterator[_Window]:
+        for number, (inner, outer) in enumerate(_windows(symbols.shape[1], symbols.shape[2])):
+            yield _Window(number, symbols[:, *outer], inner, outer)
+
+    def residuals(self, decoded: Tensor, window: _Window) -> list[Tensor]:
+        """Of a window's images (N,H,W,3), less what was padded to whole latents."""
+        _, height, width, _ = self.distortion.images.shape
+        rows, columns = (_pixels(latents, end) for latents, end in zip(window.outer, (height, width), strict=True))
+        there = decoded[:, : rows.stop - rows.start, : columns.stop - columns.start]
+        return self.distortion.residuals(there, rows, columns)
+
+    def loss(self, window: _Window, bits: Tensor, residuals: list[Tensor]) -> Tensor:
+        """Of a window's own latents (N,), from bits (N,h,w,C) and residuals of all that it sees."""
+        rows, columns = (_pixels(latents) for latents in window.own)
+        return bits[:, *window.own].sum((1, 2, 3)) + total(residuals, (rows, columns)) * self.weight
+
+    def measure(self, residuals: list[Tensor], latents: Tensor, window: _Window, local: Tensor) -> None:
+        """Take in what a window's own latents do to residuals, which are differentiated once more.
+
+        The squared gradient of a sum with random signs is on average that of all residuals (Hutchinson's estimate of a
+        diagonal).
+        """
+        chance = torch.Generator().manual_seed(window.number)  # the same for every image, whatever else is in its batch
+        parts = []
+        for part in residuals:
+            signs = torch.randint(0, 2, part.shape[1:], generator=chance).to(part) * 2 - 1
+            parts.append((part * signs).sum())
+        (slope,) = torch.autograd.grad(torch.stack(parts).sum(), latents)
+        self._seen = self._seen + slope[:, *window.own].square().sum((1, 2), keepdim=True)
+        self._weighed = self._weighed + local.sum((1, 2), keepdim=True)
+        self.measured += 1
+
+    def curvature(self) -> Tensor:
+        """Distortion that a symbol off by one adds where errors weigh one, (N,1,1,C), by the windows measured."""
+        guessed = USUAL_COUNT[self.distortion.tune] * self.distortion.local.mean((1, 2), keepdim=True)
+        guess = USUAL * (self.step[:, None, None, :] * UNIT) ** 2
+        return (self._seen + guessed * guess) / (self._weighed + guessed)
 
 
 class Refiner:
@@ -132,7 +202,7 @@ class Refiner:
         schedule : Schedule
             How long to take.
         tune : str
-            What is to be small: ``"mse"``, squared errors, or ``"ms-ssim"``, what MS-SSIM sees of them.
+            What is to be small: `"mse"`, squared errors, or `"ms-ssim"`, what MS-SSIM sees of them.
 
         Returns
         -------
@@ -142,141 +212,75 @@ class Refiner:
         with torch.inference_mode(False):  # whose tensors autograd refuses
             step = steps.to(self.device).clone().float() * 2.0 ** -(fixed.LATENT_BITS + fixed.STEP_BITS)
             distortion = Distortion(images.to(self.device).clone(), tune)
-            job = _Job(distortion, step, quality.to(self.device).clone().float())
+            state = RefineState(distortion, step, quality.to(self.device).clone().float())
             start = symbols.to(self.device, torch.float32).clone()
-            found, moved, least = start, torch.zeros_like(start), torch.zeros_like(job.weight)
+            found, moved, least = start, torch.zeros_like(start), torch.zeros_like(state.weight)
             for number in range(schedule.rounds):
-                heat = schedule.hot * (COLD / schedule.hot) ** (number / max(1, schedule.rounds - 1))
+                temperature = schedule.hot * (COLD / schedule.hot) ** (number / max(1, schedule.rounds - 1))
                 wanted = torch.empty_like(found)
-                for window in job.windows(found):
-                    loss, wanted[:, *window.inner] = self._expected(job, window, heat)
+                for window in state.windows(found):
+                    loss, wanted[:, *window.inner] = self._expected(state, window, temperature)
                     if number == 0:
                         least += loss
                 moved = schedule.inertia * moved + schedule.pace * (wanted - found)
                 found = (found + moved).clamp_(-SYMBOL_MAX, SYMBOL_MAX)
             found = torch.round(found)
-            better = self._loss(job, found) < least
+            better = self._loss(state, found) < least
             return torch.where(better[:, None, None, None], found, start).to(torch.int32)
 
-    def _expected(self, job: _Job, window: _Window, heat: float) -> tuple[Tensor, Tensor]:
+    def _expected(self, state: RefineState, window: _Window, temperature: float) -> tuple[Tensor, Tensor]:
         """Loss (N,) in bits of a window's own symbols as they are, and what is to be expected of them, (N,h,w,C)."""
         latents = window.symbols.clone().requires_grad_()
         linear, magnitude = (t.detach().requires_grad_() for t in self._prior.features(window.symbols))
-        decoded, mean, index = self._decode(job, latents, linear, magnitude)
-        residuals = job.residuals(decoded, window)
+        decoded, mean, index = self._decode(state, latents, linear, magnitude)
+        residuals = state.residuals(decoded, window)
         bits = self._prior.bits(window.symbols, mean, index)
-        new = window.number == job.measured
-        (by_latent,) = torch.autograd.grad((total(residuals) * job.weight).sum(), latents, retain_graph=new)
+        new = window.number == state.measured
+        (by_latent,) = torch.autograd.grad((total(residuals) * state.weight).sum(), latents, retain_graph=new)
         by_linear, by_magnitude = torch.autograd.grad(bits.sum(), (linear, magnitude))
-        local = job.distortion.local[:, *window.inner]
+        local = state.distortion.local[:, *window.inner]
         if new:
-            job.measure(residuals, latents, window, local)
+            state.measure(residuals, latents, window, local)
         own = (slice(None), *window.own)
         with torch.no_grad():
             unit = 2.0**-INPUT_BITS
             slope, by_magnitude = (by_latent + by_linear * unit)[own], (by_magnitude * unit)[own]
             scale = scale_of(index[own], self._prior.log_scales)
-            curvature = CROWD * job.weight[:, None, None, None] * job.curvature() * local
-            wanted = expected(window.symbols[own], mean[own], scale, slope, by_magnitude, curvature, heat)
-            return job.loss(window, bits, residuals), wanted
+            curvature = INTERFERENCE * state.weight[:, None, None, None] * state.curvature() * local
+            wanted = expected(window.symbols[own], mean[own], scale, slope, by_magnitude, curvature, temperature)
+            return state.loss(window, bits, residuals), wanted
 
-    def _loss(self, job: _Job, symbols: Tensor) -> Tensor:
+    def _loss(self, state: RefineState, symbols: Tensor) -> Tensor:
         """Loss (N,) in bits."""
-        found = torch.zeros_like(job.weight)
+        found = torch.zeros_like(state.weight)
         with torch.no_grad():
-            for window in job.windows(symbols):
-                decoded, mean, index = self._decode(job, window.symbols, *self._prior.features(window.symbols))
+            for window in state.windows(symbols):
+                decoded, mean, index = self._decode(state, window.symbols, *self._prior.features(window.symbols))
                 bits = self._prior.bits(window.symbols, mean, index)
-                found += job.loss(window, bits, job.residuals(decoded, window))
+                found += state.loss(window, bits, state.residuals(decoded, window))
         return found
 
-    def _decode(self, job: _Job, symbols: Tensor, linear: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _decode(
+        self, state: RefineState, symbols: Tensor, linear: Tensor, magnitude: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (N,H,W,3), and mean and scale index of each symbol under its features."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            latents = (symbols * job.step[:, None, None, :]).permute(0, 3, 1, 2)
-            decoded = self._synthesis(latents, job.quality).permute(0, 2, 3, 1)
-            mean, index = self._prior.predict(linear, magnitude, job.quality)
+            latents = (symbols * state.step[:, None, None, :]).permute(0, 3, 1, 2)
+            decoded = self._synthesis(latents, state.quality).permute(0, 2, 3, 1)
+            mean, index = self._prior.predict(linear, magnitude, state.quality)
         return decoded.float().clamp(0, 255), mean.float(), index.float()
 
 
-@dataclass(frozen=True)
-class _Window:
-    """A window of the symbols of a batch.
-
-    Attributes
-    ----------
-    number : int
-        Which one.
-    symbols : Tensor
-        What it sees, (N,h,w,C).
-    inner, outer : tuple of slice
-        Rows and columns of latents that are its own, and of those that it sees.
-    """
-
-    number: int
-    symbols: Tensor
-    inner: tuple[slice, slice]
-    outer: tuple[slice, slice]
-
-    @property
-    def own(self) -> tuple[slice, slice]:
-        """Rows and columns of its own among those that it sees."""
-        return _within(self.inner, self.outer)
-
-
-class _Job:
-    """A batch: its distortion, dequantiser steps (N,C), qualities (N,), and what is found out about it."""
-
-    def __init__(self, distortion: Distortion, step: Tensor, quality: Tensor) -> None:
-        self.distortion, self.step, self.quality = distortion, step, quality
-        self.weight = trade(quality)
-        #: Windows of which the curvature has been measured, what was seen in them (N,1,1,C), and how much weighed it.
-        self.measured = 0
-        self._seen = self._weighed = torch.zeros((), device=step.device)
-
-    def windows(self, symbols: Tensor) -> Iterator[_Window]:
-        for number, (inner, outer) in enumerate(_windows(symbols.shape[1], symbols.shape[2])):
-            yield _Window(number, symbols[:, *outer], inner, outer)
-
-    def residuals(self, decoded: Tensor, window: _Window) -> list[Tensor]:
-        """Of a window's images (N,H,W,3), less what was padded to whole latents."""
-        _, height, width, _ = self.distortion.images.shape
-        rows, columns = (_pixels(latents, end) for latents, end in zip(window.outer, (height, width), strict=True))
-        there = decoded[:, : rows.stop - rows.start, : columns.stop - columns.start]
-        return self.distortion.residuals(there, rows, columns)
-
-    def loss(self, window: _Window, bits: Tensor, residuals: list[Tensor]) -> Tensor:
-        """Of a window's own latents (N,), from bits (N,h,w,C) and residuals of all that it sees."""
-        rows, columns = (_pixels(latents) for latents in window.own)
-        return bits[:, *window.own].sum((1, 2, 3)) + total(residuals, (rows, columns)) * self.weight
-
-    def measure(self, residuals: list[Tensor], latents: Tensor, window: _Window, local: Tensor) -> None:
-        """Take in what a window's own latents do to residuals, which are differentiated once more.
-
-        The squared gradient of a sum with random signs is on average that of all residuals (Hutchinson's estimate of a
-        diagonal).
-        """
-        chance = torch.Generator().manual_seed(window.number)  # the same for every image, whatever else is in its batch
-        parts = []
-        for part in residuals:
-            signs = torch.randint(0, 2, part.shape[1:], generator=chance).to(part) * 2 - 1
-            parts.append((part * signs).sum())
-        (slope,) = torch.autograd.grad(torch.stack(parts).sum(), latents)
-        self._seen = self._seen + slope[:, *window.own].square().sum((1, 2), keepdim=True)
-        self._weighed = self._weighed + local.sum((1, 2), keepdim=True)
-        self.measured += 1
-
-    def curvature(self) -> Tensor:
-        """Distortion that a symbol off by one adds where errors weigh one, (N,1,1,C), by the windows measured."""
-        guessed = USUAL_COUNT[self.distortion.tune] * self.distortion.local.mean((1, 2), keepdim=True)
-        guess = USUAL * (self.step[:, None, None, :] * UNIT) ** 2
-        return (self._seen + guessed * guess) / (self._weighed + guessed)
-
-
 def expected(
-    symbols: Tensor, mean: Tensor, scale: Tensor, slope: Tensor, by_magnitude: Tensor, curvature: Tensor, heat: float
+    symbols: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    by_magnitude: Tensor,
+    curvature: Tensor,
+    temperature: float,
 ) -> Tensor:
-    """What to expect of symbols that are drawn with probabilities exp(-cost / heat).
+    """What to expect of symbols that are drawn with probabilities exp(-cost / temperature).
 
     Parameters
     ----------
@@ -288,13 +292,13 @@ def expected(
         Derivatives of everything but a symbol's own bits, by the symbol and by its companded magnitude.
     curvature : Tensor
         Half the second derivative.
-    heat : float
-        In bits.
+    temperature : float
+        Temperature in bits.
 
     Returns
     -------
     Tensor
-        Of the shape of ``symbols``.
+        Of the shape of `symbols`.
     """
     middle = torch.round(symbols)
     off = middle - symbols
@@ -311,7 +315,7 @@ def expected(
         return move * (slope + (2 * off + move) * curvature) + context
 
     costs = torch.stack([down + rest(-1.0), same, up + rest(1.0)])
-    chances = torch.softmax(costs * (-1 / heat), 0)
+    chances = torch.softmax(costs * (-1 / temperature), 0)
     return middle + chances[2] - chances[0]
 
 

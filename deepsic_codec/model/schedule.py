@@ -54,7 +54,7 @@ class Inputs(NamedTuple):
     stop: int
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of features."""
         return len(self.offsets) * (self.stop - self.first)
 
@@ -129,7 +129,7 @@ class Step:
     @property
     def input_count(self) -> int:
         """Number of features."""
-        return sum(part.count for part in self.inputs)
+        return sum(part.size for part in self.inputs)
 
     @property
     def direct_inputs(self) -> slice:
@@ -157,7 +157,7 @@ def _inputs(step: Step) -> tuple[Inputs, ...]:
         Inputs(MAGNITUDE, DIAGONAL, *detailed),
         Inputs(LINEAR, CENTRE + CROSS, *detailed),
     )
-    return tuple(part for part in parts if part.count)
+    return tuple(part for part in parts if part.size)
 
 
 def schedule(groups: Sequence[int], detail: int) -> list[Step]:

@@ -304,6 +304,6 @@ def test_a_matrix_brought_up_to_a_size_that_cuda_takes_gives_its_own_rows():
     matrix = exact.Matrix(values, "cpu")
     wanted = (rows.double() @ values.double().t()).int()
     assert torch.equal(matrix.matmul(rows), wanted)
-    matrix._whole = exact.F.pad(matrix.int8, (0, 0, 0, 5))
+    matrix._padded = exact.F.pad(matrix.int8, (0, 0, 0, 5))
     found = matrix.matmul(rows)
     assert torch.equal(found, wanted) and found.is_contiguous()

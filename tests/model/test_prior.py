@@ -188,7 +188,7 @@ def test_foreign_bytes_are_decoded_to_something_or_refused(integer):
 
 
 def test_kernel_that_a_device_lacks_is_not_used():
-    assert not exact._has_plain_kernel(torch.device("cpu"))
+    assert not exact._has_torch_kernel(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 3), (5, 4), (7, 6)])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.networks import STREAM_MOST
+from deepsic_codec.model.networks import STREAM_MAX
 from deepsic_codec.training import phases
 from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.grow import _shared_steps, grow, residual_transform
@@ -185,4 +185,4 @@ def test_bounded_transforms_stay_where_their_integers_do():
         y = nets.analysis(x, q)
         nets.synthesis(10 * y, q)
         nets.head(cells_of(10 * y), q)
-        assert len(largest) == 4 + TINY.head_blocks and (max(largest) <= STREAM_MOST) == bounded
+        assert len(largest) == 4 + TINY.head_blocks and (max(largest) <= STREAM_MAX) == bounded

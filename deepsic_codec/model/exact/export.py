@@ -55,7 +55,7 @@ def export_network(network: Network) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, layer, form, condition in _layers(network):
         bias = layer.bias
-        if condition is not None and condition.offset is not None:
+        if bias is not None and condition is not None and condition.offset is not None:
             bias = bias + condition.offset(_qualities(bias.device))
         out |= {f"{name}.{k}": v for k, v in fixed.export_layer(layer.weight, bias, form).items()}
     for name in network.modulations:
@@ -89,8 +89,8 @@ def restore_network(network: Network, tensors: Tensors) -> None:
         layer.weight.copy_(weights)
         if condition is not None and condition.offset is not None:
             _fit(condition.offset, biases)
-            layer.bias.zero_()
-        elif layer.bias is not None:
+            biases = torch.zeros_like(biases[0])
+        if layer.bias is not None:
             layer.bias.copy_(biases)
     for name in network.modulations:
         _restore_modulation(getattr(network, name), tensors[f"{name}.scale"], tensors[f"{name}.offset"])

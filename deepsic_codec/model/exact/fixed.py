@@ -1,16 +1,14 @@
-"""Fixed-point arithmetic of the transforms: its formats, how training imitates it, how it is done.
+"""Fixed-point formats of the transforms, and how training imitates them.
 
-Values are integers in units of a power of two.  A layer multiplies integers of 8 bits,
-sums them without error, adds a bias, and shifts the sum down with rounding::
+Values are integers in units of a power of two. A layer multiplies integers of 8 bits, sums them without error, adds a
+bias, and shifts the sum down with rounding:
 
     out = clamp(floor((sum_i w_i a_i + bias) / 2^shift + 1/2))
 
-which gives the same integers on every machine, in any order of summation.  Training works
-on real numbers that stand for such integers, rounded where the integers are
-(straight-through), so that what is trained is what is stored (``docs/model.md``).
+which gives the same integers on every machine, in any order of summation. Training works on real numbers that stand for
+such integers, rounded where the integers are rounded (straight-through), so that what is trained is what is stored
+(`docs/integer-transforms.md`).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +38,7 @@ WEIGHT_MAX, PRODUCT_SUM, SPATIAL_SUM, BIAS_MAX = 127, 2.0**23, 2.0**19, 2**22
 SPATIAL_BIAS_MAX, SPATIAL_EXPONENT_MAX = 2**18, 15
 #: Largest exponent of a weight's unit.
 EXPONENT_MAX = 20
-#: Fraction bits of modulation factors, and their largest integers.
+#: Fraction bits and largest integer of modulation factors.
 MODULATION_BITS, MODULATION_MAX = 8, 2047
 #: Whole qualities, each of which has entries of its own in tables.
 QUALITIES = 100
@@ -62,7 +60,7 @@ def fixed(x: Tensor, bits: int, low: float, high: float) -> Tensor:
 
 
 class _Fixed(torch.autograd.Function):
-    """In one function, as training in fixed point spends most of its time here: few passes over memory."""
+    """Rounding and clipping in few passes over memory: training in fixed point spends most of its time here."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float, low: float, high: float) -> Tensor:
@@ -79,7 +77,7 @@ class _Fixed(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Format:
-    """What a layer reads and writes: fraction bits and ranges of its integers."""
+    """Fraction bits and ranges of the integers that a layer reads and writes."""
 
     in_bits: int
     in_max: int
@@ -87,12 +85,12 @@ class Format:
     low: float
     high: float
     spatial: bool = False
-    wide_input: bool = False  # two digits: sums are taken of each
+    wide_input: bool = False  # of two digits, each multiplied by itself
     wide_weight: bool = False
 
     @property
     def bound(self) -> float:
-        """What sums of products must stay below, for the integers that are multiplied at a time."""
+        """Bound of sums of the products that are computed in one matrix product."""
         return SPATIAL_SUM if self.spatial else PRODUCT_SUM
 
     @property
@@ -139,18 +137,18 @@ def exponents(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
 
 
 def room(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
-    """Factors, per output, by which weights and biases may grow at most; below 1 there is no exponent for them."""
+    """Largest factors, per output, by which weights and biases may grow; below 1 they have no exponent."""
     limits, lowest = _largest_units(weight, bias, form)
     return limits * 2.0**-lowest
 
 
 def _largest_units(weight: Tensor, bias: Tensor | None, form: Format) -> tuple[Tensor, int]:
-    """Largest 2^k, per output, and the lowest k that there is."""
+    """Largest 2^k, per output, and the lowest allowed k."""
     w = weight.detach().abs().flatten(1)
-    most = WEIGHT_MAX if form.wide_input else form.in_max
-    scale = DIGIT if form.wide_weight else 1  # what is multiplied at a time are the weights' high digits
+    largest_input = WEIGHT_MAX if form.wide_input else form.in_max
+    scale = DIGIT if form.wide_weight else 1  # the weights' high digits are multiplied
     limits = torch.minimum(
-        form.weight_max / w.amax(1).clamp(min=1e-9), scale * form.bound / (w.sum(1) * most).clamp(min=1e-9)
+        form.weight_max / w.amax(1).clamp(min=1e-9), scale * form.bound / (w.sum(1) * largest_input).clamp(min=1e-9)
     )
     if bias is not None:
         largest = bias.detach().abs().reshape(-1, len(w)).amax(0)
@@ -170,10 +168,9 @@ def quantised_weight(weight: Tensor, bias: Tensor | None, form: Format) -> Tenso
 def imitate(
     x: Tensor, layer: nn.Conv2d | nn.Linear, form: Format, offset: Tensor | None = None, biases: Tensor | None = None
 ) -> Tensor:
-    """What the integer layer does, on real numbers (B,C,h,w) or (B,C) that stand for its integers.
+    """The integer layer, on real numbers (B,C,h,w) or (B,C) that stand for its integers.
 
-    ``offset`` (B,outputs) is added to the bias of each image, and ``biases`` (N,outputs) are all
-    that there can be in sum.
+    `offset` (B,outputs) is added to the bias of each image. `biases` (N,outputs) are all biases that can result.
     """
     weight = quantised_weight(layer.weight, layer.bias if biases is None else biases, form)
     exact = form.spatial or form.wide_input or form.wide_weight  # more bits than bfloat16 has
@@ -195,15 +192,14 @@ def imitate(
 def export_layer(weight: Tensor, bias: Tensor | None, form: Format) -> dict[str, Tensor]:
     """Integer tensors of a layer: weights int8 (int16 for wide ones), shifts uint8, biases int32.
 
-    There are as many biases as are given, (outputs,) or (N,outputs).
-    ``bias`` includes what rounds: half of the unit that the sum is shifted down to.
+    Biases are (outputs,) or (N,outputs), as given, and include half of the unit that the sum is shifted down to.
     """
     k = exponents(weight, bias, form)
     unit = torch.exp2(k).reshape(-1, *[1] * (weight.ndim - 1))
     integers = torch.floor(weight.detach() * unit + 0.5).clamp(-form.weight_max, form.weight_max)
     shift = k + form.in_bits - form.out_bits
-    own = torch.zeros_like(k) if bias is None else bias.detach()
-    start = torch.floor(own * torch.exp2(k + form.in_bits) + 0.5).clamp(-form.bias_max, form.bias_max)
+    values = torch.zeros_like(k) if bias is None else bias.detach()
+    start = torch.floor(values * torch.exp2(k + form.in_bits) + 0.5).clamp(-form.bias_max, form.bias_max)
     half = torch.floor(torch.exp2(shift - 1))
     return {
         "weight": integers.to(torch.int16 if form.wide_weight else torch.int8).cpu(),

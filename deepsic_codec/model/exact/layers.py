@@ -90,19 +90,23 @@ class Layer:
 
 def check_sums(name: str, weight: Tensor, bias: Tensor, shift: Tensor, form: fixed.Format) -> None:
     """Raise ValueError if the sums of a stored layer could be inexact, or its integers are out of range."""
-    flat = weight.long().flatten(1)
+    flat, both = weight.long().flatten(1), form.wide_input and form.wide_weight
     parts = [flat]
     if form.wide_weight:
         high = (flat + fixed.DIGIT // 2) >> 7
         parts = [high, flat - (high << 7)]
     largest = fixed.DIGIT if form.wide_input else form.in_max
-    limit = 2**20 if form.spatial else 2**24
+    sums = torch.stack([part.abs().sum(1) for part in parts])
+    sums = sums.sum(0) if form.wide_input else sums.amax(0)
     # wide layers add their bias to sums that are assembled in 32 bits
-    extra = 0 if form.wide_input or form.wide_weight else bias.long().abs().reshape(-1, len(flat)).amax(0)
-    sums = sum(part.abs().sum(1) for part in parts) if form.wide_input else torch.stack([p.abs().sum(1) for p in parts])
-    low, high = (8, 31) if form.wide_input and form.wide_weight else (0, 24)
-    valid = bool((sums * largest + extra < limit).all()) and int(flat.abs().max()) <= form.weight_max
-    valid = valid and bool((bias.long().abs() < 2**27).all()) and bool(((shift >= low) & (shift <= high)).all())
+    if not (form.wide_input or form.wide_weight):
+        sums = sums * largest + bias.long().abs().reshape(-1, len(flat)).amax(0)
+    else:
+        sums = sums * largest
+    lowest_shift, highest_shift = (8, 31) if both else (0, 24)
+    valid = int(sums.max()) < (2**20 if form.spatial else 2**24) and int(flat.abs().max()) <= form.weight_max
+    valid = valid and int(bias.long().abs().max()) < 2**27
+    valid = valid and lowest_shift <= int(shift.min()) and int(shift.max()) <= highest_shift
     shapes = [weight.shape[:1], (fixed.QUALITIES, weight.shape[0])] if form is fixed.UP else [weight.shape[:1]]
     if not valid or bias.shape not in shapes or shift.shape != weight.shape[:1]:
         raise ValueError(f"{name}: weights, biases or shifts out of the range in which sums are exact")
@@ -135,11 +139,13 @@ class Blocks:
             if tensors[f"{at}.up.bias"].ndim != 1 + conditioned:
                 raise ValueError(f"{at}.up: biases for {'one' if conditioned else 'each'} quality, unlike described")
             # a weight's unit is a power of two, and so are the units of the sums: float32 holds both exactly
-            spatial = [tensors[f"{at}.spatial.{part}"].to(torch.int32) for part in ("weight", "bias", "shift")]
-            check_sums(f"{at}.spatial", *spatial, fixed.SPATIAL)
-            unit = torch.exp2(-spatial[2].float())
-            weight = (spatial[0].float() * unit[:, None, None, None]).to(device)
-            bias = (spatial[1].float() * unit).to(device)
+            weight, bias, shift = (
+                tensors[f"{at}.spatial.{part}"].to(torch.int32) for part in ("weight", "bias", "shift")
+            )
+            check_sums(f"{at}.spatial", weight, bias, shift, fixed.SPATIAL)
+            unit = torch.exp2(-shift.float())
+            weight = (weight.float() * unit[:, None, None, None]).to(device)
+            bias = (bias.float() * unit).to(device)
             up, down = (Layer(tensors, f"{at}.{n}", fixed.BLOCK_LAYERS[n], device) for n in ("up", "down"))
             taps = weight.flatten(1).t().contiguous()
             matrices = (up.matrix, up.bias, up.shift, down.matrix, down.bias, down.shift)

@@ -1,7 +1,5 @@
 """The integer transforms of a model file on a device: images to latents, to label scores, and back."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -208,8 +206,8 @@ class IntegerTransforms:
             grey = (grey - 128).to(torch.int8)
         else:
             grey = x.bitwise_xor(128).view(torch.int8)
-        found = self._analysis(grey, rest, whole)
-        return Analysed(in_steps(found, steps), found)
+        latents = self._analysis(grey, rest, whole)
+        return Analysed(in_steps(latents, steps), latents)
 
     def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
         """See `family.Transforms`."""
@@ -246,15 +244,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def _bfloat16(device: torch.device, test: str) -> bool:
-    """What the process is set to; "auto" asks this function of torch.cpu, which older versions lack."""
-    wanted = config.get().precision
-    if wanted == "auto":
+    """Setting of the process; `"auto"` asks the function `test` of torch.cpu, which older versions of torch lack."""
+    precision = config.get().precision
+    if precision == "auto":
         return device.type == "cuda" or bool(getattr(torch.cpu, test, lambda: False)())
-    return wanted == "bfloat16"
+    return precision == "bfloat16"
 
 
 def grey_levels(images: Tensor) -> Tensor:
-    """Images as the codec has them -> grey levels, float32."""
+    """Images uint8 in grey levels or int16 in 64ths of them -> grey levels, float32."""
     return images.float() / (FINE if images.dtype == torch.int16 else 1)
 
 

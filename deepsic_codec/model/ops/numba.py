@@ -230,7 +230,7 @@ def _dequantise(first, last, symbols, steps, per, out):
     for p in range(first, last):
         s, t, o = symbols[p], steps[p // per], out[p]
         for c in range(s.size):
-            product = int32(min(max(np.int64(s[c]) * np.int64(t[c]), -limit), limit))
+            product = int32(min(max(np.int64(s[c]) * np.int64(t[c]), -limit), limit))  # type: ignore[arg-type]
             o[c] = min(max(int32(int32(product + half) >> fixed.STEP_BITS), -end), end)
 
 
