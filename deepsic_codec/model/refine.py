@@ -118,6 +118,7 @@ class RefineState:
         self._seen = self._weighed = torch.zeros((), device=step.device)
 
     def windows(self, symbols: Tensor) -> Iterator[_Window]:
+        """Windows of symbols (N,h,w,C)."""
         for number, (inner, outer) in enumerate(_windows(symbols.shape[1], symbols.shape[2])):
             yield _Window(number, symbols[:, *outer], inner, outer)
 
