@@ -97,21 +97,21 @@ def check_queries(labels: Labels, dense: NDArray[np.uint8], columns: int, count:
             stored[vocabulary.names.index(name), index[0] * columns + index[1]] = round(score * 255)
     whole = dense[np.arange(labels.geometry.count) % len(dense)].T
     rng = np.random.default_rng(1)
-    wrong = missed = expected = extra = found_all = 0
+    wrong = missed = expected = extra = selected_total = 0
     for _ in range(count):
         expression = parse(random_expression(rng, vocabulary.known))
-        found = labels.where(expression).mask.ravel()
+        selected = labels.where(expression).mask.ravel()
         brute, untruncated = (_evaluated(expression, vocabulary, scores) for scores in (stored, whole))
-        wrong += int((found != brute).sum())
-        missed += int((untruncated & ~found).sum())
-        extra += int((found & ~untruncated).sum())
+        wrong += int((selected != brute).sum())
+        missed += int((untruncated & ~selected).sum())
+        extra += int((selected & ~untruncated).sum())
         expected += int(untruncated.sum())
-        found_all += int(found.sum())
+        selected_total += int(selected.sum())
     share = "exactly 1" if wrong == 0 else f"WRONG for {wrong} chunks"
     return (
         f"{count} random expressions against brute force over {labels.geometry.count:,} chunk attributes: recall and "
         f"precision {share}. Against scores before truncation to 5 classes: recall {1 - missed / expected:.6f}, "
-        f"precision {1 - extra / found_all:.6f}."
+        f"precision {1 - extra / selected_total:.6f}."
     )
 
 
@@ -127,12 +127,18 @@ def against_truth(labels: Labels, truth: NDArray[np.str_]) -> str:
         real = np.isin(truth, members)
         if not real.any():
             continue
-        found = labels.where(f'"{name}"').mask.ravel()
-        right = int((found & real).sum())
+        selected = labels.where(f'"{name}"').mask.ravel()
+        right = int((selected & real).sum())
         rows.append(
-            [name, int(real.sum()), int(found.sum()), f"{right / max(1, found.sum()):.4f}", f"{right / real.sum():.4f}"]
+            [
+                name,
+                int(real.sum()),
+                int(selected.sum()),
+                f"{right / max(1, selected.sum()):.4f}",
+                f"{right / real.sum():.4f}",
+            ]
         )
-    return table(["query", "true chunks", "found", "precision", "recall"], rows)
+    return table(["query", "true chunks", "selected", "precision", "recall"], rows)
 
 
 def pieces(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -191,11 +197,11 @@ def timed_queries(labels: Labels, total: int, repeats: int) -> str:
         seconds, cpu = [], []
         for _ in range(repeats):
             start, start_cpu = time.perf_counter(), time.process_time()
-            found = labels.where(text)
-            count = found.count
+            selected = labels.where(text)
+            count = selected.count
             seconds.append(time.perf_counter() - start)
             cpu.append(time.process_time() - start_cpu)
-        good = min(seconds) <= TARGETS["seconds"] and found.bytes_read <= TARGETS["share"] * total
+        good = min(seconds) <= TARGETS["seconds"] and selected.bytes_read <= TARGETS["share"] * total
         rows.append(
             [
                 text,
@@ -203,9 +209,9 @@ def timed_queries(labels: Labels, total: int, repeats: int) -> str:
                 f"{np.median(seconds) * 1e3:.0f}",
                 f"{min(seconds) * 1e3:.0f}",
                 f"{np.median(cpu) * 1e3:.0f}",
-                f"{found.bytes_read:,}",
-                f"{found.bytes_read / total:.4%}",
-                found.requests,
+                f"{selected.bytes_read:,}",
+                f"{selected.bytes_read / total:.4%}",
+                selected.requests,
                 "met" if good else "missed",
             ]
         )
@@ -260,7 +266,7 @@ def over_s3(array: zarr.Array, latency: float) -> Iterator[str]:
 
             run(scan)
             rows.append(_s3_row(name, scan, address, run))
-    yield table(["S3: open and query by", "seconds", "chunks found", "requests", "bytes", "target"], rows)
+    yield table(["S3: open and query by", "seconds", "chunks selected", "requests", "bytes", "target"], rows)
     from zarr.testing.store import LatencyStore
 
     slow = zarr.open_array(LatencyStore(copy, get_latency=latency), path="image", mode="r+")
@@ -283,11 +289,11 @@ def _obstore(address: str) -> Any:
 def _s3_row(name: str, scan: bool, address: str, run: Callable[[bool], Any]) -> list[Any]:
     s3.counts(address)
     start = time.perf_counter()
-    found = run(scan)
+    selected = run(scan)
     seconds = time.perf_counter() - start
     counted, target = s3.counts(address), TARGETS["s3 scan" if scan else "s3 query"]
     verdict = f"{'met' if seconds <= target else 'missed'} ({target:g} s)"
-    return [name, f"{seconds:.2f}", found.count, counted["requests"], f"{counted['bytes']:,}", verdict]
+    return [name, f"{seconds:.2f}", selected.count, counted["requests"], f"{counted['bytes']:,}", verdict]
 
 
 def without_torch(folder: Path) -> str:

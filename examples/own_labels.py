@@ -1,10 +1,10 @@
-"""Train labels of your own, and use them on an archive that is there already: no chunk is written again.
+"""Train labels of your own and use them on an existing archive. No chunk is written again.
 
-    python examples/own_labels.py labels-out                          # a moment, on bundled tiles
+    python examples/own_labels.py labels-out                          # a minute, on bundled tiles
     python examples/own_labels.py labels-out --tiles MY_TILES --photos MY_PHOTOS --minutes 6
 
-MY_TILES has a folder for each class, with images of 64 pixels or more; MY_PHOTOS has images of none of them, from which
-"unknown" is learned.
+MY_TILES has a folder for each class, with images of at least 64 x 64 pixels. MY_PHOTOS has images of none of the
+classes, which teach "unknown".
 """
 
 import argparse
@@ -17,14 +17,14 @@ from deepsic_codec.io.preview import preview
 from deepsic_codec.labels.relabel import relabel
 from deepsic_codec.samples import TILE, eurosat_classes, eurosat_mosaic
 
-# Classes of our own: what the bundled tiles show, in four words.
-OWN = {
+# Four new classes, and the classes of the bundled tiles that belong to each.
+CLASSES = {
     "Town": ("Residential", "Industrial", "Highway"),
     "Field": ("AnnualCrop", "PermanentCrop", "Pasture", "HerbaceousVegetation"),
     "Wood": ("Forest",),
     "Wet": ("River", "SeaLake"),
 }
-CLASS_OF = {name: own for own, names in OWN.items() for name in names}
+CLASS_OF = {name: new for new, names in CLASSES.items() for name in names}
 
 
 def save_tiles(folder: Path) -> None:
@@ -34,10 +34,10 @@ def save_tiles(folder: Path) -> None:
         for column, name in enumerate(names):
             if (row + column) % 2:
                 continue
-            place = folder / CLASS_OF[name]
-            place.mkdir(parents=True, exist_ok=True)
+            class_folder = folder / CLASS_OF[name]
+            class_folder.mkdir(parents=True, exist_ok=True)
             tile = image[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
-            Image.fromarray(tile).save(place / f"{row:02d}-{column:02d}.png")
+            Image.fromarray(tile).save(class_folder / f"{row:02d}-{column:02d}.png")
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
         overwrite=True,
     )
 
-    # Only the semantic head is trained, on features as they are stored: decoder and archives stay as they are.
+    # Train the semantic head alone, on features as they are stored. The decoder and all archives stay as they are.
     from deepsic_codec.training.settings import Settings
     from deepsic_codec.training.train import train
 
@@ -85,7 +85,7 @@ def main() -> None:
     # Labels from stored features, into the index beside the array.
     relabel(args.out / "archive.zarr", str(model), "land")
     labels = open_labels(args.out / "archive.zarr", "land")
-    print(f"names now: {', '.join(labels.vocabulary.names)}")
+    print(f"new names: {', '.join(labels.vocabulary.names)}")
     for name in labels.vocabulary.classes:
         print(f"  {name}: {labels.where(f'{name} > 0.5').count} of {array.nchunks} chunks")
 
@@ -98,7 +98,7 @@ def main() -> None:
                     best = max(range(len(scores)), key=lambda k: scores[k][row, column])
                     right += labels.vocabulary.classes[best] == CLASS_OF[name]
                     total += 1
-        print(f"right on {right} of {total} tiles that it was not trained on")
+        print(f"{right} of {total} test tiles have the right label")
     preview(args.out / "archive.zarr", "land").image.save(args.out / "labels.png")
     print(f"wrote {model} and {args.out / 'labels.png'}")
 
