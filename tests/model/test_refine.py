@@ -90,7 +90,7 @@ def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     symbols = torch.from_numpy(np.ascontiguousarray(symbols)).float()
     step = runtime.model.transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
     distortion = Distortion(torch.from_numpy(frame.copy())[None].float(), "mse")
-    job = refine._Job(distortion, step, torch.tensor([50.0]))
+    job = refine.RefineState(distortion, step, torch.tensor([50.0]))
     (window,) = job.windows(symbols)
     refiner._expected(job, window, 1.0)
     with torch.no_grad():
