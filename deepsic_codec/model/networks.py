@@ -93,11 +93,9 @@ class Condition(nn.Module):
         """Offsets (B,C) at the nearest whole qualities, as integers have them; None without a table."""
         return None if self.offset is None else self.offset(torch.floor(quality + 0.5))
 
-    def biases(self, layer: nn.Conv2d) -> Tensor | None:
+    def biases(self, bias: Tensor | None) -> Tensor | None:
         """Biases (knots,C) of the layer before it at all knots, or its bias (C,) if there is no table."""
-        if self.offset is None or layer.bias is None:
-            return layer.bias
-        return layer.bias + self.offset.table
+        return bias if bias is None or self.offset is None else bias + self.offset.table
 
 
 class Block(nn.Module):
@@ -123,7 +121,7 @@ class Block(nn.Module):
     def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         """`forward` in fixed point."""
         h = imitate(x, self.spatial, fixed.SPATIAL)
-        h = imitate(h, self.up, fixed.UP, self.condition.at(quality), self.condition.biases(self.up))
+        h = imitate(h, self.up, fixed.UP, self.condition.at(quality), self.condition.biases(self.up.bias))
         return (x + imitate(h, self.down, fixed.DOWN)).clamp(-STREAM_MAX, STREAM_MAX)
 
 
