@@ -77,6 +77,13 @@ def test_vocabulary_and_dimensions_are_attributes(zarr_format):
     assert tuple(names) == ("y", "x", "c")
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_the_callers_attributes_stay_as_they_are(zarr_format):
+    attributes = {"a": 1, "deepsic": {"b": 2}}
+    create_array({}, **UINT8, zarr_format=zarr_format, attributes=attributes)
+    assert attributes == {"a": 1, "deepsic": {"b": 2}}
+
+
 def test_dimension_names_can_be_passed():
     assert create_array({}, **UINT8, dimension_names=("a", "b", None)).metadata.dimension_names == ("a", "b", None)
     z = create_array({}, **UINT8, zarr_format=2, dimension_names=("a", "b", "c"))
