@@ -5,7 +5,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from deepsic_codec import create_array
+from deepsic_codec import create_array, open_labels
 from deepsic_codec.cli.main import main
 from tests.common import photograph
 
@@ -46,6 +46,33 @@ def test_every_command_prints_json_and_nothing_else(place, capsys, arguments):
 def test_query_prints_a_line_of_json_for_each_match(place, capsys):
     code, out, _ = run(capsys, "query", "a.zarr", "Visible", "--scan", "--json")
     assert code == 0 and out.splitlines() and all("region" in json.loads(line) for line in out.splitlines())
+
+
+def test_query_reports_what_it_read_to_open_the_index_too(place, capsys):
+    assert run(capsys, "index", "a.zarr")[0] == 0
+    labels = open_labels("a.zarr")
+    selection = labels.where("Visible")
+    code, out, _ = run(capsys, "query", "a.zarr", "Visible")
+    nbytes, requests = labels.bytes_read + selection.bytes_read, labels.requests + selection.requests
+    assert labels.bytes_read and selection.bytes_read
+    assert code == 0 and f"read {nbytes:,} bytes in {requests} requests" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["query", "a.zarr", "Visible"],
+        ["labels", "a.zarr"],
+        ["preview", "a.zarr", "--where", "Visible"],
+        ["export", "a.zarr", "b.zarr", "--where", "Visible"],
+    ],
+)
+def test_an_index_that_is_named_is_the_one_that_is_read(place, capsys, arguments):
+    """The index beside the array would answer as well."""
+    assert run(capsys, "index", "a.zarr")[0] == 0
+    assert run(capsys, *arguments)[0] == 0
+    code, _, error = run(capsys, *arguments, "--index", "missing.zarr", *(["--overwrite"] * ("export" in arguments)))
+    assert code == 1 and "missing.zarr" in error
 
 
 def test_demo_as_json(tmp_path, capsys):
