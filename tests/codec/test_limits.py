@@ -64,6 +64,19 @@ def test_the_limit_can_be_changed():
         config.set(max_pixels=0)
 
 
+@pytest.mark.parametrize(
+    "axes,shape,images", [("tyxc", (5, 100, 80, 3), 5), ("yxc", (100, 80, 9), 3), ("zcyx", (2, 7, 100, 80), 6)]
+)
+def test_every_slice_and_every_image_of_a_slice_counts(axes, shape, images):
+    """A chunk that is written can be read with the same limit."""
+    pytest.importorskip("torch")
+    codec, array = DeepSIC(axes=axes, bands="triples"), np.zeros(shape, "u1")
+    with config.set(max_pixels=images * 9 * 7 * 256 - 1):
+        check_rejects(UnsupportedArray, "max_pixels", codec.encode, array)
+    with config.set(max_pixels=images * 9 * 7 * 256):
+        assert codec.decode(codec.encode(array)).shape == shape
+
+
 @pytest.mark.parametrize("shape", [(1, 16384, 16384, 1), (1, 512, 512, 3), (1000, 64, 64, 3), (8000, 64, 64, 3)])
 def test_chunks_of_any_sensible_size_are_within(shape):
     check_size(shape[0], shape[1], shape[2], UnsupportedArray)
