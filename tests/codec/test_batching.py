@@ -215,6 +215,45 @@ def test_interrupted_leader_leaves_the_others_their_turn(interrupt):
     assert batcher._queue == [] and batcher._callers == 0 and not batcher._busy
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_jobs_of_others_in_an_interrupted_batch_run_again(interrupt):
+    release, batches, outcomes = threading.Event(), [], {}
+
+    def run(jobs):
+        batches.append(sorted(job.value for job in jobs))
+        if len(batches) == 1:
+            release.wait(10)
+        elif len(batches) == 2:
+            raise interrupt
+        return [job.value for job in jobs]
+
+    batcher = Batcher(run, lambda: 100)
+
+    def submit(value):
+        try:
+            outcomes[value] = batcher.submit([Job(value)])
+        except BaseException as error:
+            outcomes[value] = type(error)
+
+    def started(value):
+        thread = threading.Thread(target=submit, args=(value,), daemon=True)  # may wait for ever if this test fails
+        thread.start()
+        return thread
+
+    threads = [started(1)]
+    while not batches:
+        time.sleep(0.001)
+    threads += [started(2), started(3)]
+    while len(batcher._queue) < 2:
+        time.sleep(0.001)
+    release.set()
+    for thread in threads:
+        thread.join(10)
+    assert batches[:2] == [[1], [2, 3]], "the second batch has jobs of two callers"
+    assert outcomes in ({1: [1], 2: interrupt, 3: [3]}, {1: [1], 2: [2], 3: interrupt})
+    assert batcher._queue == [] and not batcher._busy
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
 @pytest.mark.parametrize("place", ["limit", "gathering"])
 def test_a_leader_that_never_got_to_its_batch_leaves_the_lead(monkeypatch, place, error):

@@ -1,10 +1,15 @@
 """Label cells: without data and in padding they score nothing, and tiles take the best of their cells."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from deepsic_codec.axes import Axes
+from deepsic_codec.codec.decode import compute_cells, parse_payload
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
+from deepsic_codec.payload import header
+from deepsic_codec.payload.sections import FEATURES
 
 CELLS = np.arange(1, 1 + 2 * 3 * 2 * 4, dtype=np.uint8).reshape(2, 3, 2, 4)  # of chunks of 2 x 150 x 100 pixels
 
@@ -47,3 +52,31 @@ def test_tiles_take_the_best_cell():
 def test_no_scores():
     cells = no_scores(3, 65, 64, classes=5)
     assert cells.shape == (3, 2, 1, 5) and cells.dtype == np.uint8 and not cells.any()
+
+
+@pytest.mark.parametrize("bands,images", [(3, 1), (6, 2), (7, 3)])
+def test_the_first_image_of_every_slice_is_scored(bands, images):
+    """Stored features have all images of the first slice, then all of the second."""
+    payload = parse_payload(
+        header.pack(
+            dtype="u1",
+            shape=(4, 64, 64, bands),
+            order="C",
+            axes="tyxc",
+            decoder=bytes(8),
+            head=bytes(4),
+            quality=50,
+            grid=(4, 4),
+            sections={FEATURES: b"features"},
+        )
+    )
+    assert payload.image_shape == (4 * images, 64, 64)
+    numbers = np.arange(4 * images).astype(np.int16)
+    scheduler = SimpleNamespace(
+        decode_symbols=lambda features, shapes, qualities: [
+            np.broadcast_to(numbers[:, None, None, None], (len(numbers), 2, 4, 4))
+        ],
+        score=lambda symbols, shapes, qualities: [one[:, :1, :1, :1].astype(np.uint8) for one in symbols],
+    )
+    (cells,) = compute_cells([payload], None, scheduler)
+    assert cells.ravel().tolist() == [0, images, 2 * images, 3 * images]

@@ -61,6 +61,23 @@ def test_high_qualities_try_a_residual_too():
     assert {step for _, step in tried} == {None}
 
 
+@pytest.mark.parametrize("target", [{"psnr": 52}, {"bpp": 8 * 60_000 / PIXELS}])
+def test_the_search_of_a_step_starts_afresh(target):
+    """Features stay below either target; results at their qualities say nothing of steps, whose numbers overlap."""
+
+    def far_from_the_first_guess(quality, step):
+        return curve(quality / 2) if step is None else curve(quality, 3 * step)
+
+    search, tried = search_of(far_from_the_first_guess, min_step=1e-3, **target)
+    qualities, steps = ([pair for pair in tried if (pair[1] is None) == features] for features in (True, False))
+    best = search.candidates[-1]
+    assert best.step is not None and 2 < len(steps) <= 8 and qualities == tried[: len(qualities)]
+    if "psnr" in target:
+        assert abs(best.decibels - 52) <= 0.05
+    else:
+        assert abs(best.nbytes / 60_000 - 1) <= 0.01
+
+
 def test_steps_of_a_residual_stay_within_their_bounds():
     _, tried = search_of(lambda quality, step: (20 + quality / 100, 1), min_step=1.0, psnr=70)
     steps = [step for _, step in tried if step is not None]
