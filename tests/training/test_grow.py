@@ -143,7 +143,7 @@ def test_run_started_from_a_model_file(data, tmp_path):
     again = train(
         settings(data, tmp_path / "b", start=info.path, steps=0, integer_steps=0, synthesis_steps=0, prior_steps=2)
     )
-    assert again.vocabulary.to_json() == info.vocabulary.to_json()
+    assert again.vocabulary.names == info.vocabulary.names and again.vocabulary.parents == info.vocabulary.parents
     nets = [load_networks(tmp_path / name / "run") for name in "ab"]
     # what a model file holds is rounded, and in another scale
     for part in ("analysis.linear.weight", "synthesis.linear.weight"):
