@@ -64,8 +64,7 @@ from deepsic_codec.payload.fields import PREFIX
 from deepsic_codec.payload.sections import LABELS, SECTIONS
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
-from deepsic_codec.training.loss import make_networks
-from deepsic_codec.training.run import TINY
+from deepsic_codec.training.run import TINY, make_networks
 
 MAX_PIXELS = 1 << 17  # of a crafted chunk: readers of untrusted data can set this limit, too
 MEMORY = 2 << 30  # bytes beyond those at the start, after which the system refuses

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_setting(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
-    name, default = setting.name, _default(setting)
-    text = _text(setting) if setting.metadata["common"] or name == "base" else argparse.SUPPRESS
+    name, default = setting.name, setting.metadata["default"]
+    text = _text(setting) if setting.metadata["common"] else argparse.SUPPRESS
     option = "--from" if name == "base" else "--" + name.replace("_", "-")
     add = partial(parser.add_argument, option, dest=name, default=argparse.SUPPRESS, help=text)
     if name == "base":
@@ -61,13 +61,8 @@ def _add_setting(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
         add(type=type(default), metavar=METAVARS[type(default)])
 
 
-def _default(setting: Field[Any]) -> Any:
-    factory: Any = setting.default_factory
-    return setting.default if setting.default is not MISSING else factory()
-
-
 def _text(setting: Field[Any]) -> str:
-    text, default = setting.metadata["help"], _default(setting)
+    text, default = setting.metadata["help"], setting.metadata["default"]
     if isinstance(default, bool):
         return f"{text} (default: {'yes' if default else 'no'})"
     return text if default in ("", [], {}) else f"{text} (default: {default})".replace("%", "%%")

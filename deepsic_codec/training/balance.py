@@ -1,15 +1,12 @@
 """Bring float transforms into the ranges of their integer form without changing what they compute.
 
-Between two linear layers any channel may be scaled up in the first and down in the second
-(also across a ReLU).  These factors are chosen so that, on training images, every channel
-fills the range that its fixed-point format has; quantisation-aware training starts there.
-Channels that bounded transforms clip keep their scale.
+Between two linear layers, also across a ReLU, a channel can be scaled up in the first and down in the second. The
+factors are chosen so that each channel fills the range of its fixed-point format on training images. The phase
+`integer` trains on from there. Channels that bounded transforms clip keep their scale.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +14,24 @@ from torch import Tensor, nn
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.networks import Analysis, Block, Modulate, SemanticHead, Synthesis
 
-#: Share of a format's range that the largest values usually take, and bounds of a factor.
-FILLED, LARGEST = 0.9, 64.0
-#: Of the largest values of images: beyond it they are clipped.
+#: Share of a format's range that the largest values usually fill.
+FILLED = 0.9
+#: Upper bound of a factor; the lower bound is its inverse.
+MAX_FACTOR = 64.0
+#: Share of the images whose largest values are not clipped.
 QUANTILE = 0.9
-#: The same for the semantic head, whose scores suffer more from what is clipped than from what is coarse.
+#: The same for the semantic head: clipping harms its scores more than coarse steps do.
 HEAD_QUANTILE = 0.99
 
 
 @dataclass
 class Stage:
-    """A residual stream: what begins it, its blocks, and what reads it.
+    """A residual stream: the layer that begins it, its blocks, and the layer that reads it.
 
-    ``rows`` and ``columns`` are how many of the stem's outputs and of the reader's inputs
-    belong to one channel (4 where pixels are shuffled between); -2 means that all channels
-    are read once and then a second time.
+    `rows` and `columns` count the outputs of the stem and the inputs of the reader that belong to one channel (4 where
+    pixels are shuffled between them). `columns=-2`: the reader has all channels twice, one set after the other.
+    `bounded`: streams and hidden channels are already clipped where integers are. `largest_values` holds the largest
+    magnitude of each channel in each image, by layer.
     """
 
     stem: nn.Conv2d
@@ -40,26 +40,37 @@ class Stage:
     reader: nn.Conv2d | nn.Linear
     rows: int = 1
     columns: int = 1
-    bounded: bool = False  # whether streams and hidden channels are clipped already where integers are
-    seen: dict[str, list[Tensor]] = field(default_factory=dict)
+    bounded: bool = False
+    largest_values: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
-def stages(network: Analysis | Synthesis) -> list[Stage]:
-    """Both streams of a transform, in order."""
-    blocks8, blocks16 = list(network.blocks8), list(network.blocks16)
+def _stages(network: nn.Module) -> list[Stage]:
+    """Return both streams of a transform, in order."""
+    assert isinstance(network, Analysis | Synthesis)
+    blocks8, blocks16, bounded = _blocks(network.blocks8), _blocks(network.blocks16), network.bounded
     if isinstance(network, Analysis):
         return [
-            Stage(network.stem, network.mod8, blocks8, network.reduce, columns=4),
-            Stage(network.reduce, network.mod16, blocks16, network.out),
+            Stage(network.stem, network.mod8, blocks8, network.reduce, columns=4, bounded=bounded),
+            Stage(network.reduce, network.mod16, blocks16, network.out, bounded=bounded),
         ]
     return [
-        Stage(network.stem, network.mod16, blocks16, network.expand),
-        Stage(network.expand, network.mod8, blocks8, network.out, rows=4),
+        Stage(network.stem, network.mod16, blocks16, network.expand, bounded=bounded),
+        Stage(network.expand, network.mod8, blocks8, network.out, rows=4, bounded=bounded),
     ]
 
 
+def bias_of(layer: nn.Conv2d) -> Tensor:
+    """Return the bias of a layer that has one."""
+    assert layer.bias is not None
+    return layer.bias
+
+
+def _blocks(modules: nn.ModuleList) -> list[Block]:
+    return [module for module in modules if isinstance(module, Block)]
+
+
 @torch.no_grad()
-def balance(transforms: Sequence[Analysis | Synthesis], run: Callable[[], None], largest: float = LARGEST) -> None:
+def balance(transforms: Sequence[nn.Module], run: Callable[[], object], max_factor: float = MAX_FACTOR) -> None:
     """Rescale transforms in place.
 
     Parameters
@@ -67,12 +78,12 @@ def balance(transforms: Sequence[Analysis | Synthesis], run: Callable[[], None],
     transforms : sequence of Analysis or Synthesis
         Trained, in float form.
     run : callable
-        Runs all of them on some training images, in float form.
-    largest : float
-        Bound of the factors; 1 for what was balanced before: it makes room where there is none.
+        Runs all of them on training images, in float form.
+    max_factor : float
+        Upper bound of the factors. With 1, channels only become smaller: for transforms that were balanced before.
     """
-    found = [replace(stage, bounded=network.bounded) for network in transforms for stage in stages(network)]
-    handles = [handle for stage in found for handle in _watch(stage)]
+    stages = [stage for network in transforms for stage in _stages(network)]
+    handles = [handle for stage in stages for handle in _watch(stage)]
     run()
     for handle in handles:
         handle.remove()
@@ -81,87 +92,84 @@ def balance(transforms: Sequence[Analysis | Synthesis], run: Callable[[], None],
             scale = network.input_scale / network.normaliser()
             network.stem.weight.mul_(scale[None, :, None, None])
             network.input_scale.copy_(network.normaliser())
-    for stage in found:
-        _rescale(stage, largest)
+    for stage in stages:
+        _rescale(stage, max_factor)
 
 
 @torch.no_grad()
-def balance_head(head: SemanticHead, run: Callable[[], None]) -> None:
-    """Rescale a semantic head in place; ``run`` runs it on some cells, in float form.
+def balance_head(head: SemanticHead, run: Callable[[], object]) -> None:
+    """Rescale a semantic head in place; `run` runs it on cells, in float form.
 
-    Logits stay what they are, as scores are what they mean: beyond +-8 they are clipped, where
-    scores of 8 bits are 0 and 1 all the same.
+    Logits keep their scale, because scores depend on it. The integer form clips them at +-8, where scores of 8 bits
+    are 0 or 1 already.
     """
-    stage = Stage(head.stem, head.mod, list(head.blocks), head.hidden, columns=-2, bounded=head.bounded)
-    seen: list[Tensor] = []
-    handles = [*_watch(stage), head.hidden.register_forward_hook(lambda m, given, out: seen.append(out.float()))]
+    stage = Stage(head.stem, head.mod, _blocks(head.blocks), head.hidden, columns=-2, bounded=head.bounded)
+    hidden: list[Tensor] = []
+    handles = [*_watch(stage), head.hidden.register_forward_hook(lambda module, x, out: hidden.append(out.float()))]
     run()
     for handle in handles:
         handle.remove()
     _rescale(stage, quantile=HEAD_QUANTILE)
-    usual = torch.quantile(torch.cat(seen)[:100_000].clamp(min=0), 0.999, dim=0).clamp(min=1e-6)
-    least = 1 if head.bounded else 1 / LARGEST
-    factor = (FILLED * fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS / usual).clamp(least, LARGEST)
+    usual = torch.quantile(torch.cat(hidden)[:100_000].clamp(min=0), 0.999, dim=0).clamp(min=1e-6)
+    min_factor = 1 if head.bounded else 1 / MAX_FACTOR
+    factor = (FILLED * fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS / usual).clamp(min_factor, MAX_FACTOR)
     head.hidden.weight.mul_(factor[:, None])
     head.hidden.bias.mul_(factor)
     head.out.weight.div_(factor)
 
 
-def _watch(stage: Stage) -> Iterable[torch.utils.hooks.RemovableHandle]:
-    """Hooks that note the largest magnitude of each channel in each image."""
+def _watch(stage: Stage) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Register hooks that note the largest magnitude of each channel in each image."""
 
-    def note(name: str, group: int = 1) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, given: object, out: Tensor) -> None:
-            largest = out.float().abs().amax((2, 3))
-            stage.seen.setdefault(name, []).append(largest.reshape(len(out), -1, group).amax(2))
+    def note(layer: nn.Module, name: str, group: int = 1, relu: bool = False) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, x: object, out: Tensor) -> None:
+            largest = (out.clamp(min=0) if relu else out).float().abs().amax((2, 3))
+            stage.largest_values.setdefault(name, []).append(largest.reshape(len(out), -1, group).amax(2))
 
-        return hook
+        return layer.register_forward_hook(hook)
 
-    yield stage.stem.register_forward_hook(note("stem", stage.rows))
-    yield stage.modulate.register_forward_hook(note("stream"))
+    yield note(stage.stem, "stem", stage.rows)
+    yield note(stage.modulate, "stream")
     for number, block in enumerate(stage.blocks):
-        yield block.register_forward_hook(note("stream"))
-        yield block.spatial.register_forward_hook(note(f"spatial{number}"))
-        yield block.condition.register_forward_hook(_relu(note(f"up{number}")))
+        yield note(block, "stream")
+        yield note(block.spatial, f"spatial{number}")
+        yield note(block.condition, f"up{number}", relu=True)
 
 
-def _relu(hook: Callable[[nn.Module, object, Tensor], None]) -> Callable[[nn.Module, object, Tensor], None]:
-    return lambda module, given, out: hook(module, given, out.clamp(min=0))
-
-
-def _factor(stage: Stage, name: str, range_: float, largest: float, quantile: float = QUANTILE) -> Tensor:
-    usual = torch.quantile(torch.cat(stage.seen[name]), quantile, dim=0)
-    factor = (FILLED * range_ / usual.clamp(min=1e-6)).clamp(1 / LARGEST, largest)
+def _factor(stage: Stage, name: str, limit: float, max_factor: float, quantile: float) -> Tensor:
+    """Return the factors (C,) that bring the channels of a layer to `limit`, the end of their range."""
+    usual = torch.quantile(torch.cat(stage.largest_values[name]), quantile, dim=0)
+    factor = (FILLED * limit / usual.clamp(min=1e-6)).clamp(1 / MAX_FACTOR, max_factor)
     if stage.bounded and (name == "stream" or name.startswith("up")):
-        return factor.clamp(min=1)  # it was trained with what is clipped there: room would change what it computes
+        return factor.clamp(min=1)  # trained with clipping at this point: more room would change the results
     return factor
 
 
-def _rescale(stage: Stage, largest: float = LARGEST, quantile: float = QUANTILE) -> None:
-    stream = _factor(stage, "stream", fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, largest, quantile)
-    # half of its range: modulation may need the other half
-    stem = _factor(stage, "stem", 0.5 * fixed.STEM_MAX * 2.0**-fixed.STREAM_BITS, largest, quantile)
+def _rescale(stage: Stage, max_factor: float = MAX_FACTOR, quantile: float = QUANTILE) -> None:
+    stream = _factor(stage, "stream", fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, max_factor, quantile)
+    # half of the range: modulation may need the other half
+    stem = _factor(stage, "stem", 0.5 * fixed.STEM_MAX * 2.0**-fixed.STREAM_BITS, max_factor, quantile)
     rows = stem.repeat_interleave(stage.rows)
     stage.stem.weight.mul_(rows[:, None, None, None])
-    stage.stem.bias.mul_(rows)
+    bias_of(stage.stem).mul_(rows)
     modulate = stage.modulate
     modulate.scale.table.copy_((1 + modulate.scale.table) * (stream / stem) - 1)
     modulate.offset.table.mul_(stream)
     for number, block in enumerate(stage.blocks):
-        spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS, largest, quantile)
-        up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS, largest, quantile)
-        # a channel that is hardly used would grow each time that it is brought here, until no integer holds its weights
+        spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS, max_factor, quantile)
+        up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS, max_factor, quantile)
+        # a channel that is hardly used would grow with each balancing, until integers cannot hold its weights
         weight = block.spatial.weight * (spatial / stream)[:, None, None, None]
-        spatial = spatial * fixed.room(weight, block.spatial.bias * spatial, fixed.SPATIAL).clamp(max=1)
+        spatial = spatial * fixed.room(weight, bias_of(block.spatial) * spatial, fixed.SPATIAL).clamp(max=1)
         weight = block.up.weight * (up[:, None] / spatial[None])[:, :, None, None]
-        up = up * fixed.room(weight, block.condition.biases(block.up.bias) * up, fixed.UP).clamp(max=1)
+        up = up * fixed.room(weight, block.condition.biases(bias_of(block.up)) * up, fixed.UP).clamp(max=1)
         block.spatial.weight.mul_((spatial / stream)[:, None, None, None])
-        block.spatial.bias.mul_(spatial)
+        bias_of(block.spatial).mul_(spatial)
         block.up.weight.mul_(up[:, None, None, None] / spatial[None, :, None, None])
-        block.up.bias.mul_(up)
+        bias_of(block.up).mul_(up)
         if block.condition.offset is not None:
             block.condition.offset.table.mul_(up)
         block.down.weight.mul_(stream[:, None, None, None] / up[None, :, None, None])
-        block.down.bias.mul_(stream)
+        bias_of(block.down).mul_(stream)
     read = stream.repeat(2) if stage.columns == -2 else stream.repeat_interleave(stage.columns)
     stage.reader.weight.div_(read.reshape(1, -1, *[1] * (stage.reader.weight.ndim - 2)))

@@ -1,18 +1,15 @@
 """Checkpoints of a run: everything that the next step depends on, in files of at most 16 MiB.
 
-A checkpoint is a folder with ``state.json`` (phase, step, seconds, the data generator) and
-numbered safetensors files: networks, their average, the optimiser's moments, and the states
-of torch's generators.  No pickle.  It is written beside the one before and renamed, so
-that an interrupted run has one of the two.
+A checkpoint is a folder with `state.json` (phase, step, seconds, the data generator) and numbered safetensors files
+(networks, averages, the optimiser's moments, states of torch's generators). It is written beside the previous one and
+then renamed, so that an interrupted run always has one of the two.
 """
-
-from __future__ import annotations
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.family import below
 
-#: What fits through the file limits of lent machines.
+#: Largest file in bytes, which must fit through the limits of lent machines.
 MAX_SHARD = 15 << 20
 FOLDER = "checkpoint"
 
@@ -33,48 +31,40 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class State:
-    """Where a run is.
+    """The state of a run after a step.
 
     Attributes
     ----------
     phase : str
-        Name of the phase.
     step : int
         Steps of this phase that are done.
     seconds : float
         Time that they took.
     tensors : dict of str to Tensor
-        ``net.*``, ``ema.*``, ``optimiser.<i>.*``, ``rng.*``, ``history``.
+        `net.*`, `ema.*`, `optimiser.<i>.*`, `rng.*`, `history` and `phase.*`.
     data_rng : dict
         State of the numpy generator that draws the data.
     done : bool
-        Whether the phase is over: ``net.*`` are its averaged networks then.
+        Whether the phase is over; then `net.*` are its averaged networks.
     """
 
     phase: str
     step: int
     seconds: float
-    tensors: Tensors = field(default_factory=dict)
-    data_rng: dict[str, Any] = field(default_factory=dict)
+    tensors: Tensors
+    data_rng: dict[str, Any]
     done: bool = False
 
     def below(self, prefix: str) -> Tensors:
-        """Tensors whose names start with a prefix and a dot, without them."""
-        return {k[len(prefix) + 1 :]: v for k, v in self.tensors.items() if k.startswith(prefix + ".")}
+        """Return the tensors whose names start with a prefix and a dot, without them."""
+        return below(self.tensors, prefix)
 
 
-def capture(
-    phase: str,
-    step: int,
-    seconds: float,
-    nets: nn.Module,
-    shadow: Tensors,
-    optimiser: torch.optim.Optimizer,
-    rng: np.random.Generator,
-    history: list[Tensor],
-) -> State:
-    """Everything that the step after this one depends on."""
-    tensors = {f"net.{k}": v for k, v in nets.state_dict().items()} | {f"ema.{k}": v for k, v in shadow.items()}
+def training_tensors(
+    nets: nn.Module, averages: Tensors, optimiser: torch.optim.Optimizer, history: list[Tensor]
+) -> Tensors:
+    """Return the tensors that the next step depends on, by their names in a checkpoint."""
+    tensors = {f"net.{k}": v for k, v in nets.state_dict().items()} | {f"ema.{k}": v for k, v in averages.items()}
     for i, slots in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in slots.items()}
     tensors["rng.cpu"] = torch.get_rng_state()
@@ -82,30 +72,26 @@ def capture(
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     if history:
         tensors["history"] = torch.stack(history)
-    return State(phase, step, seconds, tensors, dict(rng.bit_generator.state))
+    return tensors
 
 
 def restore(
     state: State,
     nets: nn.Module,
-    shadow: Tensors,
+    averages: Tensors,
     optimiser: torch.optim.Optimizer,
     rng: np.random.Generator,
     history: list[Tensor],
 ) -> None:
-    """Inverse of :func:`capture`."""
-    try:
-        nets.load_state_dict(state.below("net"))
-    except RuntimeError as error:
-        raise ConfigurationError(f"the checkpoint does not fit the architecture: {error}") from None
+    """Bring everything that a step depends on into the state of a checkpoint."""
+    nets.load_state_dict(state.below("net"))
     for name, value in state.below("ema").items():
-        shadow[name].copy_(value)
-    described = optimiser.state_dict()
+        averages[name].copy_(value)
     slots: dict[int, Tensors] = {}
-    for name, value in (state.below("optimiser") | state.below("adam")).items():
+    for name, value in state.below("optimiser").items():
         number, slot = name.split(".", 1)
         slots.setdefault(int(number), {})[slot] = value
-    optimiser.load_state_dict({"state": slots, "param_groups": described["param_groups"]})
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     torch.set_rng_state(state.tensors["rng.cpu"])
     if "rng.cuda" in state.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(state.tensors["rng.cuda"])
@@ -115,22 +101,17 @@ def restore(
 
 
 def save(run: Path, state: State) -> None:
-    """Write a checkpoint into a run's folder, in place of the one before."""
+    """Write a checkpoint into a run's folder, in place of the previous one."""
     part, final, old = (run / f"{FOLDER}{end}" for end in (".part", "", ".old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    count = 0
-    for count, shard in enumerate(_shards(state.tensors), 1):  # noqa: B007
-        save_file(shard, part / f"{count - 1}.safetensors")
-    about = {
-        "phase": state.phase,
-        "step": state.step,
-        "seconds": state.seconds,
-        "files": count,
-        "done": state.done,
-        "data_rng": state.data_rng,
-    }
-    (part / "state.json").write_text(json.dumps(about))
+    shards = list(_shards(state.tensors))
+    for number, names in enumerate(shards):
+        # the format wants tensors that share no memory
+        shard = {name: state.tensors[name].detach().cpu().contiguous().clone() for name in names}
+        save_file(shard, part / f"{number}.safetensors")
+    description = {name: value for name, value in vars(state).items() if name != "tensors"}
+    (part / "state.json").write_text(json.dumps(description | {"files": len(shards)}))
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.replace(final, old)
@@ -139,38 +120,36 @@ def save(run: Path, state: State) -> None:
 
 
 def load(run: Path) -> State | None:
-    """The latest checkpoint of a run, or None if it has none.
+    """Return the latest checkpoint of a run, or None if it has none.
 
     Raises
     ------
     ConfigurationError
         If the checkpoint is damaged.
     """
-    # between two renames only the old one has its name
+    # between the two renames of `save`, only the old one exists
     for folder in (run / FOLDER, run / f"{FOLDER}.old"):
         if not folder.is_dir():
             continue
         try:
-            about = json.loads((folder / "state.json").read_text())
+            description = json.loads((folder / "state.json").read_text())
             tensors: Tensors = {}
-            for i in range(about["files"]):
-                tensors |= load_file(folder / f"{i}.safetensors")
-            return State(about["phase"], about["step"], about["seconds"], tensors, about["data_rng"], about["done"])
+            for number in range(description.pop("files")):
+                tensors |= load_file(folder / f"{number}.safetensors")
+            return State(tensors=tensors, **description)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ConfigurationError(f"{folder}: damaged checkpoint ({type(error).__name__}: {error})") from None
     return None
 
 
-def _shards(tensors: Tensors) -> Iterator[Tensors]:
-    """Parts of at most MAX_SHARD bytes; a single larger tensor is a part of its own."""
-    shard: Tensors = {}
+def _shards(tensors: Tensors) -> Iterator[list[str]]:
+    """Yield the names of tensors of at most MAX_SHARD bytes in total; a larger tensor has a file of its own."""
+    names: list[str] = []
     size = 0
     for name, value in tensors.items():
-        held = value.detach().cpu().contiguous()
-        if shard and size + held.nbytes > MAX_SHARD:
-            yield shard
-            shard, size = {}, 0
-        # a copy: averages that share memory with nothing are what the format wants
-        shard[name] = held.clone()
-        size += held.nbytes
-    yield shard
+        if names and size + value.nbytes > MAX_SHARD:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += value.nbytes
+    yield names

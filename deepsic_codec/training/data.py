@@ -1,18 +1,16 @@
-"""Training images: all decoded once, kept in device memory when they fit, cropped there.
+"""Training images: decoded once, kept in memory (on the device if they fit) and cropped there.
 
-Sources are folders, zip files, single image files or Zarr arrays of uint8.  Unlabelled
-images are photographs in what follows, labelled ones tiles.
+Unlabelled images are called photographs, labelled ones tiles.
 """
 
-from __future__ import annotations
-
 import csv
-import os
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,109 +19,119 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.io.images import SUFFIXES, decode_rgb, read_rgb
+from deepsic_codec.io.images import SUFFIXES, Pixels, decode_rgb, read_rgb
 from deepsic_codec.payload.constants import LABEL_CELL
 
-#: Zarr arrays are read in blocks of this edge, so that one of any size becomes images.
+#: Edge in pixels of the blocks in which Zarr arrays are read; each block is one image.
 ZARR_BLOCK = 1024
-Pixels = NDArray[np.uint8]
-Load = Callable[[], Pixels]
+#: Images that are decoded at the same time.
+READ_BATCH = 64
+
+Loaders = dict[str, Callable[[], Pixels]]
 
 
 def read_images(source: str | Path, skipped: list[str] | None = None) -> Iterator[tuple[str, Pixels]]:
-    """Name and RGB pixels (H,W,3) of every image of a source, sorted by name.
+    """Read all images of a source.
 
-    An image that cannot be read is left out and its name appended to ``skipped``.
+    Parameters
+    ----------
+    source : str or Path
+        Folder, zip file, image file, or Zarr array or group of uint8.
+    skipped : list of str, optional
+        Receives the names of images that cannot be read. Without it, such an image is an error.
+
+    Yields
+    ------
+    name : str
+    pixels : uint8 array (H,W,3)
 
     Raises
     ------
     ConfigurationError
-        If the source does not exist or is of no kind that can be read.
+        If the source does not exist or is of another kind.
     """
-    for name, loaded in _ahead(entries(source)):
-        try:
-            pixels = loaded.result()
-        except Exception as error:  # on damaged files Pillow's readers raise almost anything
-            if skipped is None:
-                raise ConfigurationError(f"{source}: {name} cannot be read: {error}") from None
-            skipped.append(f"{name} ({type(error).__name__}: {error})")
-            continue
-        yield name, pixels
+    yield from _read(_loaders(Path(source)), source, skipped)
 
 
-def _ahead(pairs: Iterable[tuple[str, Load]]) -> Iterator[tuple[str, Future[Pixels]]]:
-    """Names and images to be, in their order, a few of which are read at a time by all cores."""
-    count = os.cpu_count() or 1
-    begun: deque[tuple[str, Future[Pixels]]] = deque()
-    with ThreadPoolExecutor(count) as pool:
-        for name, load in pairs:
-            begun.append((name, pool.submit(load)))
-            if len(begun) > 4 * count:
-                yield begun.popleft()
-        yield from begun
+def _read(loaders: Loaders, source: str | Path, skipped: list[str] | None) -> Iterator[tuple[str, Pixels]]:
+    names = list(loaders)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(names), READ_BATCH):
+            futures = {name: pool.submit(loaders[name]) for name in names[start : start + READ_BATCH]}
+            for name, future in futures.items():
+                error = future.exception()  # of any class: libraries raise almost anything for damaged files
+                if error is None:
+                    yield name, future.result()
+                elif skipped is None:
+                    raise ConfigurationError(f"{source}: {name} cannot be read: {error}") from None
+                else:
+                    skipped.append(f"{name} ({type(error).__name__}: {error})")
 
 
-def entries(source: str | Path) -> Iterator[tuple[str, Load]]:
-    """Name of every image of a source and what reads it."""
-    source = Path(source)
-    if source.is_dir() and any((source / f).exists() for f in ("zarr.json", ".zarray", ".zgroup")):
-        yield from _zarr_blocks(source)
-    elif source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
-            yield str(path.relative_to(source)), lambda path=path: read_rgb(path)
-    elif source.is_file() and source.suffix.lower() in SUFFIXES:
-        yield source.name, lambda: read_rgb(source)
-    elif source.is_file() and zipfile.is_zipfile(source):
-        archive = zipfile.ZipFile(source)  # closed with the last of what reads from it
-        for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
-            yield name, lambda name=name: decode_rgb(archive.read(name), Path(name).suffix)
-    else:
-        what = "does not exist" if not source.exists() else "is no folder, zip file, image or Zarr array"
-        raise ConfigurationError(f"{source} {what}")
+def _loaders(source: Path) -> Loaders:
+    """Return a function for each image of a source that reads it, by name."""
+    if any((source / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
+        return _zarr_loaders(source)
+    if source.is_dir():
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+        return {path.relative_to(source).as_posix(): partial(read_rgb, path) for path in paths}
+    if source.is_file() and source.suffix.lower() in SUFFIXES:
+        return {source.name: partial(read_rgb, source)}
+    if source.is_file() and zipfile.is_zipfile(source):
+        archive = zipfile.ZipFile(source)  # closed with the last function that reads from it
+
+        def load(name: str) -> Pixels:
+            return decode_rgb(archive.read(name), Path(name).suffix)
+
+        names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in SUFFIXES)
+        return {name: partial(load, name) for name in names}
+    problem = "is no folder, zip file, image or Zarr array" if source.exists() else "does not exist"
+    raise ConfigurationError(f"{source} {problem}")
 
 
-def _zarr_blocks(path: Path) -> Iterator[tuple[str, Load]]:
-    import zarr  # not where only images are trained on
+def _zarr_loaders(path: Path) -> Loaders:
+    import zarr  # not installed where only image files are trained on
 
     node = zarr.open(str(path), mode="r")
-    arrays = [("", node)] if isinstance(node, zarr.Array) else list(node.arrays())
-    for name, array in arrays:
+    arrays: dict[str, Any] = {"": node} if isinstance(node, zarr.Array) else dict(node.arrays())
+    loaders: Loaders = {}
+    for name, array in arrays.items():
         shape = array.shape
-        colour = len(shape) > 2 and shape[-1] in (1, 3)
-        if array.dtype != np.uint8 or not (len(shape) == 2 or (colour and len(shape) in (3, 4))):
+        has_colour = len(shape) > 2 and shape[-1] in (1, 3)
+        if array.dtype != np.uint8 or not (len(shape) == 2 or (has_colour and len(shape) in (3, 4))):
             raise ConfigurationError(
                 f"{path}/{name}: expected uint8 of axes yx, yxc or nyxc with c of 1 or 3, got "
                 f"{array.dtype} of shape {shape}"
             )
-        height, width = shape[-3:-1] if colour else shape
-        for n in range(shape[0] if len(shape) == 4 else 1):
-            for y in range(0, height, ZARR_BLOCK):
-                for x in range(0, width, ZARR_BLOCK):
+        height, width = shape[-3:-1] if has_colour else shape
+        images = range(shape[0] if len(shape) == 4 else 1)
+        for n, y, x in product(images, range(0, height, ZARR_BLOCK), range(0, width, ZARR_BLOCK)):
+            loaders[f"{name}[{n},{y},{x}]"] = partial(_zarr_block, array, n, y, x)
+    return loaders
 
-                    def load(array=array, n=n, y=y, x=x) -> Pixels:  # type: ignore[no-untyped-def]
-                        where = (slice(y, y + ZARR_BLOCK), slice(x, x + ZARR_BLOCK))
-                        block = np.asarray(array[(n, *where)] if array.ndim == 4 else array[where])
-                        block = block if block.ndim == 3 else block[..., None]
-                        return np.ascontiguousarray(np.broadcast_to(block, (*block.shape[:2], 3)))
 
-                    yield f"{name}[{n},{y},{x}]", load
+def _zarr_block(array: Any, n: int, y: int, x: int) -> Pixels:
+    region = (slice(y, y + ZARR_BLOCK), slice(x, x + ZARR_BLOCK))
+    block = np.asarray(array[(n, *region)] if array.ndim == 4 else array[region])
+    block = block if block.ndim == 3 else block[..., None]
+    return np.ascontiguousarray(np.broadcast_to(block, (*block.shape[:2], 3)))
 
 
 class Pool:
-    """Images of various sizes, flat in memory, and crops of them.
+    """Images of various sizes, one after another in memory, and crops of them.
 
     Parameters
     ----------
-    images : list of uint8 (H,W,3)
+    images : list of uint8 array (H,W,3)
     device : str
-        Where crops are wanted.
+        Device that crops are returned on.
     keep : str
-        Where the images lie; "auto" is ``device`` if they fill at most half of its free memory.
+        Device that holds the images; "auto" is `device` if they fill at most half of its free memory, else "cpu".
     """
 
     def __init__(self, images: list[Pixels], device: str, keep: str = "auto") -> None:
         self.device = device
-        shapes = np.array([im.shape[:2] for im in images], np.int64)
+        shapes = np.array([image.shape[:2] for image in images], np.int64)
         self.heights, self.widths = shapes.T
         self.shortest = shapes.min(1)
         self.by_size = np.argsort(-self.shortest, kind="stable")
@@ -134,41 +142,42 @@ class Pool:
             fits = not device.startswith("cuda") or self.nbytes < torch.cuda.mem_get_info(device)[0] / 2
             keep = device if fits else "cpu"
         self.flat = torch.empty(int(sizes.sum()), 3, dtype=torch.uint8, device=keep)
-        for image, at in zip(images, self.offsets, strict=True):
-            self.flat[at : at + image.size // 3] = torch.tensor(image.reshape(-1, 3)).to(keep)
+        for image, offset in zip(images, self.offsets, strict=True):
+            self.flat[offset : offset + image.size // 3] = torch.tensor(image.reshape(-1, 3)).to(keep)
 
-    def crops(self, pick: NDArray[np.int64], side: int, rng: np.random.Generator) -> Tensor:
-        """Crops at random places of the images ``pick``, randomly turned and flipped: uint8 (B,side,side,3)."""
-        top, left = rng.integers(self.heights[pick] - side + 1), rng.integers(self.widths[pick] - side + 1)
-        orientation = rng.integers(0, 2, (3, len(pick)))
-        table = np.stack([self.offsets[pick], self.widths[pick], top, left, *orientation])
-        at, width, top_, left_, flip_y, flip_x, turn = torch.from_numpy(table).to(self.flat.device)[:, :, None]
-        along = torch.arange(side, device=self.flat.device)
-        rows = top_ + torch.where(flip_y > 0, side - 1 - along, along)  # (B,side)
-        columns = left_ + torch.where(flip_x > 0, side - 1 - along, along)
-        index = (at + rows * width)[:, :, None] + columns[:, None, :]
+    def crops(self, numbers: NDArray[np.int64], side: int, rng: np.random.Generator) -> Tensor:
+        """Return a crop of each numbered image at a random position, turned and flipped: uint8 (B,side,side,3)."""
+        top, left = rng.integers(self.heights[numbers] - side + 1), rng.integers(self.widths[numbers] - side + 1)
+        orientation = rng.integers(0, 2, (3, len(numbers)))
+        table = np.stack([self.offsets[numbers], self.widths[numbers], top, left, *orientation])
+        offset, width, y, x, flip_y, flip_x, turn = torch.from_numpy(table).to(self.flat.device)[:, :, None]
+        steps = torch.arange(side, device=self.flat.device)
+        rows = y + torch.where(flip_y > 0, side - 1 - steps, steps)  # (B,side)
+        columns = x + torch.where(flip_x > 0, side - 1 - steps, steps)
+        index = (offset + rows * width)[:, :, None] + columns[:, None, :]
         index = torch.where(turn[:, :, None] > 0, index.transpose(1, 2), index)
-        found = self.flat.index_select(0, index.reshape(-1))
-        return found.reshape(len(pick), side, side, 3).to(self.device)
+        pixels = self.flat.index_select(0, index.reshape(-1))
+        return pixels.reshape(len(numbers), side, side, 3).to(self.device)
 
 
 class Photographs:
-    """Images without labels; gives random square crops.
+    """Unlabelled images; returns random square crops.
 
     Parameters
     ----------
     sources : iterable of path
+        As `read_images` takes them.
     crop : int
-        Smallest edge that is wanted.
+        Smallest edge in pixels that an image may have.
     held_out : int
-        Every n-th image (n = total / held_out) is kept for choosing checkpoints.
+        Every n-th image (n = total / held_out) is kept for measuring.
     device, keep : str
-        See :class:`Pool`.
+        As for `Pool`.
 
     Raises
     ------
     ConfigurationError
-        If there are no images, or some are smaller than the crop.
+        If fewer than two images can be read, or an image is smaller than the crop.
     """
 
     def __init__(
@@ -184,34 +193,39 @@ class Photographs:
         if not named:
             raise ConfigurationError(f"no readable image in --images ({len(self.skipped)} unreadable)")
         if len(named) < 2:
-            raise ConfigurationError("--images: one image alone; at least two are needed, as one is held out")
+            raise ConfigurationError("--images: only one image; at least two are needed, because one is held out")
         _refuse_small(named, crop, "--images", f"leave them out or lower --crop (now {crop})")
         images = [pixels for _, pixels in named]
         held_out = max(1, min(held_out, len(images) // 10))
         every = len(images) // held_out
         self.held_out = images[::every][:held_out]
-        self.pool = Pool([im for i, im in enumerate(images) if i % every or i // every >= held_out], device, keep)
+        self.pool = Pool([x for i, x in enumerate(images) if i % every or i // every >= held_out], device, keep)
 
-    def crops(self, count: int, size: int, rng: np.random.Generator, jitter: bool = True) -> Tensor:
-        """Float (count,3,size,size) in 0..255 of crops with flips, quarter turns and, half the time, reduction.
+    def crops(self, count: int, size: int, rng: np.random.Generator) -> Tensor:
+        """Return crops, each flipped and turned at random; half of them are reduced by up to 2 on average.
 
-        The reduced ones of one call share a scale, and come from images large enough for it.
+        The reduced crops of one call share a scale and come from images that are large enough for it.
+
+        Returns
+        -------
+        float32 Tensor (count,3,size,size)
+            0 to 255.
         """
         pool, parts = self.pool, []
-        reduced = int(rng.binomial(count, 0.5)) if jitter else 0
+        reduced = int(rng.binomial(count, 0.5))
         if reduced:
             side = int(rng.uniform(size, min(2 * size, int(pool.shortest.max())) + 1))
             large = int((pool.shortest >= side).sum())
             if side > size and large:
-                found = pool.crops(pool.by_size[rng.integers(large, size=reduced)], side, rng)
-                found = found.permute(0, 3, 1, 2).float()
-                found = F.interpolate(found, (size, size), mode="bicubic", antialias=True)
-                parts.append(found.round_().clamp_(0, 255))
+                pixels = pool.crops(pool.by_size[rng.integers(large, size=reduced)], side, rng)
+                pixels = pixels.permute(0, 3, 1, 2).float()
+                pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
+                parts.append(pixels.round_().clamp_(0, 255))
             else:
                 reduced = 0
         if count > reduced:
-            found = pool.crops(rng.integers(len(pool.shortest), size=count - reduced), size, rng)
-            parts.append(found.permute(0, 3, 1, 2).float())
+            pixels = pool.crops(rng.integers(len(pool.shortest), size=count - reduced), size, rng)
+            parts.append(pixels.permute(0, 3, 1, 2).float())
         return torch.cat(parts)
 
 
@@ -221,21 +235,21 @@ class LabelledTiles:
     Parameters
     ----------
     sources : iterable of path
-        With ``<Class>/<image>`` inside, or CSV files of ``file,label``.
+        Folders or zip files with `<Class>/<image>` inside, or CSV files of `file,label`.
     held_out : float
-        Share of each class that is kept for testing, at least one image.
+        Share of each class that is kept for measuring, at least one image.
     seed : int
-        Chooses them.
+        Seed of the choice of these images.
     root : str
-        Folder or zip file that names in a CSV are relative to; default: its own folder.
+        Folder or zip file that names in a CSV file are relative to; default: the folder of the CSV file.
     device, keep : str
-        See :class:`Pool`.
+        As for `Pool`.
 
     Raises
     ------
     ConfigurationError
-        If there are no images, a class has one alone, a CSV names files that are missing, or
-        images are smaller than a cell.
+        If there are no images, a class has only one, a CSV file names missing files, or an image is smaller than a
+        cell.
     """
 
     def __init__(
@@ -248,24 +262,23 @@ class LabelledTiles:
         keep: str = "auto",
     ) -> None:
         self.skipped: list[str] = []
-        found = [one for source in sources for one in _labelled(Path(source), root, self.skipped)]
-        if not found:
+        tiles = [tile for source in sources for tile in _labelled(Path(source), root, self.skipped)]
+        if not tiles:
             raise ConfigurationError(
                 "--labels: no readable image; expected <Class>/<image> inside each source, or a CSV of file,label"
             )
-        _refuse_small([(name, pixels) for name, _, pixels in found], LABEL_CELL, "--labels", "enlarge them")
-        self.classes = sorted({label for _, label, _ in found})
-        labels = np.array([self.classes.index(label) for _, label, _ in found])
-        counts = np.bincount(labels)
-        alone = [name for name, n in zip(self.classes, counts, strict=True) if n < 2]
-        if alone:
+        _refuse_small([(name, pixels) for name, _, pixels in tiles], LABEL_CELL, "--labels", "enlarge them")
+        self.classes = sorted({label for _, label, _ in tiles})
+        labels = np.array([self.classes.index(label) for _, label, _ in tiles])
+        single = [name for name, n in zip(self.classes, np.bincount(labels), strict=True) if n < 2]
+        if single:
             raise ConfigurationError(
-                f"--labels: one image alone in class {', '.join(alone)}; a class needs two, as one is held out"
+                f"--labels: only one image of class {', '.join(single)}; a class needs two, because one is held out"
             )
         if len(self.classes) > 255:
             raise ConfigurationError(f"--labels: {len(self.classes)} classes; a payload numbers at most 255")
         if "unknown" in self.classes:
-            raise ConfigurationError("--labels: the class 'unknown' is the head's own; give such images to --images")
+            raise ConfigurationError("--labels: every model has the class 'unknown'; give such images to --images")
         rng, test, train = np.random.default_rng(seed), [], []
         for c in range(len(self.classes)):
             order = rng.permutation(np.flatnonzero(labels == c))
@@ -273,97 +286,100 @@ class LabelledTiles:
             test += list(order[:cut])
             train += list(order[cut:])
         self.labels, self.test_labels = labels[train], labels[test]
-        self.test_pixels = np.stack([_centre(found[i][2], LABEL_CELL) for i in test])
-        self.pool = Pool([found[i][2] for i in train], device, keep)
+        self.test_pixels = np.stack([_centre(tiles[i][2], LABEL_CELL) for i in test])
+        self.pool = Pool([tiles[i][2] for i in train], device, keep)
 
-    def mosaics(self, count: int, tiles: int, rng: np.random.Generator, jitter: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Float (count,3,64 tiles,64 tiles) of random cells, and their labels int64 (count,tiles,tiles).
+    def mosaics(self, count: int, edge: int, rng: np.random.Generator, jitter: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return mosaics of random cells.
 
-        ``jitter`` varies light and place of each cell: 1 is as much as days and scenes differ.
+        Parameters
+        ----------
+        count : int
+        edge : int
+            Cells along each edge of a mosaic.
+        rng : Generator
+        jitter : float
+            Variation of light and position of each cell; 1 is about the variation between days and scenes.
+
+        Returns
+        -------
+        pixels : float32 Tensor (count,3,64*edge,64*edge)
+            0 to 255.
+        labels : int64 Tensor (count,edge,edge)
+            Number of each cell's class.
         """
-        pick = rng.integers(len(self.labels), size=count * tiles * tiles)
-        cells = self.pool.crops(pick, LABEL_CELL, rng)
+        numbers = rng.integers(len(self.labels), size=count * edge * edge)
+        cells = self.pool.crops(numbers, LABEL_CELL, rng)
         if jitter:
             cells = _jittered(cells.float(), jitter, rng)
-        cells = cells.reshape(count, tiles, tiles, LABEL_CELL, LABEL_CELL, 3)
-        edge = tiles * LABEL_CELL
-        pixels = cells.permute(0, 5, 1, 3, 2, 4).reshape(count, 3, edge, edge)
-        labels = torch.from_numpy(self.labels[pick].reshape(count, tiles, tiles)).to(self.pool.device)
+        cells = cells.reshape(count, edge, edge, LABEL_CELL, LABEL_CELL, 3)
+        side = edge * LABEL_CELL
+        pixels = cells.permute(0, 5, 1, 3, 2, 4).reshape(count, 3, side, side)
+        labels = torch.from_numpy(self.labels[numbers].reshape(count, edge, edge)).to(self.pool.device)
         return pixels.to(memory_format=torch.channels_last).float(), labels
 
 
 def _jittered(cells: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Cells (N,64,64,3) with other contrast, brightness and colour balance, moved by up to 8 pixels."""
+    """Return cells (N,64,64,3) with other contrast, brightness and colour balance, moved by up to 8 pixels."""
     n = len(cells)
 
-    def drawn(width: float, channels: int) -> Tensor:
+    def draw(width: float, channels: int) -> Tensor:
         values = rng.uniform(-width, width, (n, 1, 1, channels)) * strength
         return torch.from_numpy(values).to(cells)
 
     mean = cells.mean((1, 2), keepdim=True)
-    out = (cells - mean) * (1 + drawn(0.2, 1)) + mean * (1 + drawn(0.1, 3)) + drawn(12, 1)
-    by = rng.integers(-8, 9, (n, 2)) * min(1.0, strength)
-    rows, columns = (_mirrored(np.arange(LABEL_CELL) + by[:, i, None].round().astype(int)) for i in (0, 1))
+    out = (cells - mean) * (1 + draw(0.2, 1)) + mean * (1 + draw(0.1, 3)) + draw(12, 1)
+    offset = rng.integers(-8, 9, (n, 2)) * min(1.0, strength)
+    rows, columns = (_mirrored(np.arange(LABEL_CELL) + offset[:, i, None].round().astype(int)) for i in (0, 1))
     index = torch.from_numpy(rows[:, :, None] * LABEL_CELL + columns[:, None, :]).to(cells.device)
     out = out.reshape(n, -1, 3).gather(1, index.reshape(n, -1, 1).expand(-1, -1, 3))
     return out.reshape(cells.shape).round_().clamp_(0, 255)
 
 
-def _mirrored(places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places beyond the edges of a cell, mirrored into it."""
-    places = np.abs(places)
-    return np.where(places >= LABEL_CELL, 2 * LABEL_CELL - 2 - places, places)
+def _mirrored(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Mirror positions beyond the edges of a cell into it."""
+    positions = np.abs(positions)
+    return np.where(positions >= LABEL_CELL, 2 * LABEL_CELL - 2 - positions, positions)
 
 
 def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str, str, Pixels]]:
-    """Name, class and pixels of every labelled image of a source."""
-    if source.suffix.lower() != ".csv":
-        for name, pixels in read_images(source, skipped):
-            label = Path(name).parent.name
-            if not label:
-                raise ConfigurationError(f"--labels: {source}: {name} lies in no class folder")
-            yield name, label, pixels
+    """Yield name, class and pixels of every labelled image of a source."""
+    if source.suffix.lower() == ".csv":
+        labels, folder = _read_csv(source), Path(root) if root else source.parent
+        loaders = _loaders(folder)
+        missing = [name for name in labels if name not in loaders]
+        if missing:
+            first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise ConfigurationError(
+                f"--labels: {source} names {len(missing)} files that are not in {folder}: {first}; see --label-root"
+            )
+        for name, pixels in _read({name: loaders[name] for name in labels}, folder, skipped):
+            yield name, labels[name], pixels
         return
+    for name, pixels in read_images(source, skipped):
+        label = Path(name).parent.name
+        if not label:
+            raise ConfigurationError(f"--labels: {source}: {name} lies in no class folder")
+        yield name, label, pixels
+
+
+def _read_csv(path: Path) -> dict[str, str]:
+    """Return the label of each file."""
     try:
-        with open(source, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [[text.strip() for text in row] for row in csv.reader(file) if row]
     except OSError as error:
-        raise ConfigurationError(f"--labels: {source} cannot be read: {error}") from None
-    if rows and [c.strip().lower() for c in rows[0][:2]] == ["file", "label"]:
+        raise ConfigurationError(f"--labels: {path} cannot be read: {error}") from None
+    if rows and [text.lower() for text in rows[0][:2]] == ["file", "label"]:
         rows = rows[1:]
-    wrong = [i for i, row in enumerate(rows, 1) if len(row) < 2 or not row[0].strip() or not row[1].strip()]
-    if wrong:
-        raise ConfigurationError(
-            f"--labels: {source}: expected file,label in each row; {len(wrong)} are not so, the first is row {wrong[0]}"
-        )
-    wanted = {row[0].strip(): row[1].strip() for row in rows}
-    place = Path(root) if root else source.parent
-    if place.is_dir():
-        loaders: dict[str, Load] = {n: (lambda n=n: read_rgb(place / n)) for n in wanted if (place / n).is_file()}
-    else:
-        loaders = dict(entries(place))
-    missing = [name for name in wanted if name not in loaders]
-    if missing:
-        first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ConfigurationError(
-            f"--labels: {source} names {len(missing)} files that are not in {place}: {first}; see --label-root"
-        )
-    pixels_of = read_images(place, skipped) if not place.is_dir() else _read(loaders, skipped)
-    for name, pixels in pixels_of:
-        if name in wanted:
-            yield name, wanted[name], pixels
-
-
-def _read(loaders: dict[str, Load], skipped: list[str]) -> Iterator[tuple[str, Pixels]]:
-    for name, loaded in _ahead(loaders.items()):
-        try:
-            yield name, loaded.result()
-        except Exception as error:  # see read_images
-            skipped.append(f"{name} ({type(error).__name__}: {error})")
+    for number, row in enumerate(rows, 1):
+        if len(row) < 2 or not row[0] or not row[1]:
+            raise ConfigurationError(f"--labels: {path}: expected file,label in each row, row {number} is {row}")
+    return {Path(row[0]).as_posix(): row[1] for row in rows}
 
 
 def _refuse_small(named: list[tuple[str, Pixels]], edge: int, option: str, advice: str) -> None:
-    small = [f"{name} ({im.shape[0]}x{im.shape[1]})" for name, im in named if min(im.shape[:2]) < edge]
+    small = [f"{name} ({x.shape[0]}x{x.shape[1]})" for name, x in named if min(x.shape[:2]) < edge]
     if small:
         raise ConfigurationError(
             f"{option}: {len(small)} of {len(named)} images are smaller than {edge}x{edge} "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.metrics import luma, ms_ssim, psnr
 
-BATCH_PIXELS = 1 << 22  # images that are encoded at once; bounds memory
+BATCH = 8  # images that are encoded at once
 MIN_MS_SSIM_EDGE = 176  # pixels: MS-SSIM has five scales
 
 Image = tuple[str, NDArray[np.uint8]]
@@ -78,7 +78,8 @@ def evaluate(
     from deepsic_codec.codec.v2 import DeepSIC
 
     codec = DeepSIC(model=model, quality=quality, semantics=semantics, **options)
-    for batch in _batches(images):
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
         payloads = codec.encode_batch([pixels for _, pixels in batch])
         decoded = codec.decode_batch(payloads)
         for (name, pixels), payload, output in zip(batch, payloads, decoded, strict=True):
@@ -101,20 +102,16 @@ def evaluate(
 
 def best_label(payload: bytes, model: str) -> str:
     """Return the class with the highest score of any tile, from the label section or else from the features."""
+    from deepsic_codec.codec.decode import compute_cells, parse_payload
     from deepsic_codec.model.scheduler import get_scheduler
     from deepsic_codec.model.zoo import find_model
     from deepsic_codec.payload.header import unpack
-    from deepsic_codec.payload.sections import FEATURES, LABELS
+    from deepsic_codec.payload.sections import LABELS
 
-    unpacked = unpack(payload)
-    header, labels = unpacked.header, unpacked.read(LABELS)
-    info = find_model(model)
+    info, labels = find_model(model), unpack(payload).read(LABELS)
     names = info.vocabulary.names
     if labels is None:
-        features, runtime = unpacked.read(FEATURES), get_scheduler(info)
-        shape, quality = (header.slices, header.height, header.width), [header.quality]
-        symbols = runtime.decode_symbols([features or b""], [shape], quality)
-        scores = runtime.score(symbols, [shape], quality)[0]
+        scores = compute_cells([parse_payload(payload)], info, get_scheduler(info))[0]
     else:
         scores = labels.dense(len(names))
     best = scores.reshape(-1, len(names)).max(0)
@@ -128,8 +125,8 @@ def means(results: Sequence[Result]) -> list[Result]:
         part = [r for r in results if r.quality == quality]
         numbers: dict[str, Any] = {}
         for name in ("nbytes", "bpp", "psnr", "psnr_luma", "ms_ssim", "top1"):
-            finite = [v for v in (getattr(r, name) for r in part) if not np.isnan(v)]
-            numbers[name] = float(np.mean(finite)) if finite else nan
+            values = [value for value in (getattr(r, name) for r in part) if not np.isnan(value)]
+            numbers[name] = float(np.mean(values)) if values else nan
         label = "all" if part[0].label else ""
         averages.append(Result(image=f"mean of {len(part)}", quality=quality, label=label, **numbers))
     return averages
@@ -141,17 +138,3 @@ def complexity(architecture: Any) -> dict[str, float]:
 
     parts = family_of(architecture).complexity(architecture)
     return parts | {"decoding": parts["prior"] + parts["synthesis"]}
-
-
-def _batches(images: Sequence[Image]) -> Iterator[list[Image]]:
-    batch: list[Image] = []
-    pixels = 0
-    for image in images:
-        size = image[1].shape[0] * image[1].shape[1]
-        if batch and pixels + size > BATCH_PIXELS:
-            yield batch
-            batch, pixels = [], 0
-        batch.append(image)
-        pixels += size
-    if batch:
-        yield batch

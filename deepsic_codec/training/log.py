@@ -1,4 +1,4 @@
-"""The record of a training run: lines for people, `log.csv`, `held_out.csv` and `log.png`."""
+"""The record of a training run: lines for people, `log.csv` and `held_out.csv`."""
 
 import csv
 from collections.abc import Callable
@@ -72,35 +72,6 @@ class Log:
                 writer = csv.DictWriter(file, columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-
-    def plot(self) -> None:
-        """Draw ``log.png``: loss, rate, PSNR and accuracy over steps, and the held-out curves."""
-        try:
-            import matplotlib
-        except ImportError:
-            self.say("log.png needs matplotlib: pip install 'deepsic-codec[bench]'")
-            return
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(2, 3, figsize=(14, 7), layout="constrained")
-        phases = list(dict.fromkeys(r["phase"] for r in self.rows))
-        for axis, name in zip(axes.flat, ("loss", "bpp", "psnr", "accuracy"), strict=False):
-            for phase in phases:
-                part = [r for r in self.rows if r["phase"] == phase and r.get(name) not in (None, "")]
-                if part:
-                    axis.plot([int(r["step"]) for r in part], [float(r[name]) for r in part], label=phase)
-            axis.set(title=name, xlabel="step")
-            axis.grid(alpha=0.3)
-        if phases:
-            axes[0, 0].legend()
-        for axis, name in ((axes[1, 1], "psnr"), (axes[1, 2], "post")):
-            part = [r for r in self.last_held_out() if all(r.get(k) not in (None, "") for k in (name, "bpp"))]
-            axis.plot([float(r["bpp"]) for r in part], [float(r[name]) for r in part], ".-")
-            axis.set(title=f"held out: {name}", xlabel="bpp (estimate)")
-            axis.grid(alpha=0.3)
-        figure.savefig(self.run / "log.png", dpi=100)
-        plt.close(figure)
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.training.loss import Networks, cell_logits
-from deepsic_codec.training.run import Run
+from deepsic_codec.training.run import Run, make_networks
 
 #: Qualities at which held-out data is measured.
 QUALITIES = (15.0, 35.0, 55.0, 80.0)
@@ -37,7 +37,7 @@ def measure(run: Run, state: dict[str, Tensor], quantised: bool) -> list[dict[st
     """
     s = run.settings
     with torch.random.fork_rng(devices=[]):  # measuring must not change what training draws next
-        nets = type(run.nets)(run.nets.arch).to(run.device).eval()
+        nets = make_networks(run.nets.arch).to(run.device).eval()
     nets.load_state_dict(state)
     nets.integer, nets.bounded = run.nets.integer, run.nets.bounded
     rows = []
@@ -56,6 +56,7 @@ def measure(run: Run, state: dict[str, Tensor], quantised: bool) -> list[dict[st
 
 def _rate_and_psnr(run: Run, nets: Networks, quality: float, quantised: bool) -> dict[str, float]:
     rates, decibels = [], []
+    assert run.photos is not None
     for image in run.photos.held_out[:MAX_PHOTOS]:
         height, width = (min(MAX_EDGE, n // 64 * 64) for n in image.shape[:2])
         x = torch.tensor(image[:height, :width], device=run.device).permute(2, 0, 1)[None].float()
@@ -73,14 +74,15 @@ def accuracy(run: Run, nets: Networks, quality: float, stored: bool) -> float:
     Labels come from float latents, or from those of a `stored` chunk. The encoder chooses these once there is a prior
     to choose with; before, they are rounded to the nearest.
     """
-    right = 0
-    for start in range(0, len(run.tiles.test_labels), 256):
-        pixels = run.tiles.test_pixels[start : start + 256]
+    tiles, right = run.tiles, 0
+    assert tiles is not None
+    for start in range(0, len(tiles.test_labels), 256):
+        pixels = tiles.test_pixels[start : start + 256]
         x = torch.from_numpy(pixels).to(run.device).permute(0, 3, 1, 2).float()
         q = torch.full((len(x),), quality, device=run.device)
         y, gain = nets.analysis(x, q), nets.gains(q)
         if stored:
             y = (run.choose(y * gain, q) if run.has_integer_prior else torch.round(y * gain)) / gain
         best = cell_logits(nets.head, y, q)[:, 0, 0].argmax(1).cpu().numpy()
-        right += int((best == run.tiles.test_labels[start : start + 256]).sum())
-    return right / len(run.tiles.test_labels)
+        right += int((best == tiles.test_labels[start : start + 256]).sum())
+    return right / len(tiles.test_labels)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deepsic_codec.model.networks import step_lambda
 from deepsic_codec.payload.constants import LATENT_STRIDE, quality_step
-from deepsic_codec.training.balance import balance, balance_head
+from deepsic_codec.training.balance import MAX_FACTOR, balance, balance_head
 from deepsic_codec.training.graphs import Graphs
 from deepsic_codec.training.loss import Terms, cell_logits, semantic
 from deepsic_codec.training.run import BATCH, Run
@@ -96,9 +96,8 @@ def integer(run: Run) -> Phase:
     """Bring the transforms into the ranges of their integer form, and train on with its arithmetic."""
     s, nets = run.settings, run.nets.eval()
     if not nets.integer:
-        transforms = [nets.analysis] if s.base else [nets.analysis, nets.synthesis]
-        bounds = {"largest": 1.0} if nets.bounded else {}
-        balance(transforms, partial(_run_transforms, run), **bounds)
+        transforms = [nets.analysis, nets.synthesis][: 1 if s.base else 2]
+        balance(transforms, partial(_run_transforms, run), max_factor=1.0 if nets.bounded else MAX_FACTOR)
         nets.integer = True
     nets.train()
     return _joint_phase(run, "integer", s.integer_steps, s.integer_minutes, s.integer_learning_rate)
@@ -130,9 +129,8 @@ def synthesis(run: Run) -> Phase:
 
     def step(number: int, rng: np.random.Generator) -> Measures:
         count = run.share.photos_per_step
-        x = run.photos.crops(count, s.crop, rng)
-        if run.tiles and number % 4 == 3:
-            x = run.tiles.mosaics(max(1, count // 2), 4, rng)[0]
+        mosaics = run.tiles is not None and number % 4 == 3
+        x = run.images(max(1, count // 2) if mosaics else count, rng, mosaics, edge=4)
         q = run.qualities(len(x))
         with torch.no_grad():
             gain = nets.gains(q)
@@ -189,7 +187,7 @@ def _joint_phase(run: Run, name: str, steps: int, minutes: float, lr: float) -> 
     """Return a phase that trains with the joint loss."""
     s, groups = run.settings, _joint_groups(run)
     gradients: Callable[..., Measures] = partial(joint_gradients, run)
-    if run.device.startswith("cuda") and s.graphs and run.nets.can_be_recorded:
+    if run.device.startswith("cuda") and not run.nets.uses_batch_statistics:
         gradients = Graphs(gradients, [p for group in groups for p in group["params"]])
     images = s.photos_per_step + (s.mosaics_per_step if run.tiles else 0)
     return Phase(name, groups, lambda number, rng: gradients(*_draw(run, number, rng)), steps, minutes, lr, images)
@@ -209,6 +207,7 @@ def _joint_groups(run: Run) -> Groups:
 def _draw(run: Run, number: int, rng: np.random.Generator) -> list[Tensor]:
     """Draw the images of a joint step: photographs and qualities, then mosaics, labels and qualities."""
     s = run.share
+    assert run.photos is not None
     images = [run.photos.crops(s.photos_per_step, s.crop, rng), run.qualities(s.photos_per_step)]
     if run.tiles:
         # labelled cells are single in one step and parts of a larger image in the next
@@ -246,7 +245,7 @@ def joint_gradients(
     """
     # with --from, the prior is that of the model file: integers
     nets, bf16, quantised = run.nets, run.share.bf16, bool(run.settings.base)
-    if tiles is None:
+    if tiles is None or tiles_quality is None:
         return backward(run, [(nets.terms(photos, quality, bf16, quantised), quality, None)])
     if tiles.shape[1:] == photos.shape[1:]:  # one batch of both: fewer and larger operations
         both = torch.cat([quality, tiles_quality])
@@ -267,7 +266,8 @@ def backward(run: Run, parts: list[tuple[Terms, Tensor, Tensor | None]]) -> Meas
     parts : list of (Terms, Tensor, Tensor or None)
         Terms, qualities and labels of one kind of image each.
     """
-    s, nets, measures = run.share, run.nets, {}
+    s, nets = run.share, run.nets
+    measures: Measures = {}
     total = torch.zeros((), device=run.device)
     for terms, quality, labels in parts:
         loss = (1.0 if not run.tiles else 0.75 if labels is None else 0.25) * nets.loss(terms, quality)
@@ -287,8 +287,10 @@ def backward(run: Run, parts: list[tuple[Terms, Tensor, Tensor | None]]) -> Meas
 @torch.no_grad()
 def _run_transforms(run: Run) -> None:
     """Run both transforms on training images at all qualities."""
-    nets = run.nets
-    for x, q in run.calibration(CALIBRATION):
+    nets, rng = run.nets, np.random.default_rng(run.settings.seed + 6)
+    for batch in range(CALIBRATION):
+        x = run.images(BATCH, rng, mosaics=batch % 4 == 3, edge=2)
+        q = run.stored_qualities(BATCH, rng)
         gain = nets.gains(q)
         nets.synthesis(torch.round(nets.analysis(x, q) * gain) / gain, q)
 
@@ -296,16 +298,13 @@ def _run_transforms(run: Run) -> None:
 @torch.no_grad()
 def integer_head(run: Run) -> None:
     """Bring the semantic head into its integer form."""
-    nets, s = run.nets.eval(), run.settings
+    nets = run.nets.eval()
 
     def run_head() -> None:
-        rng = np.random.default_rng(s.seed + 7)
+        rng = np.random.default_rng(run.settings.seed + 7)
         for batch in range(4 * CALIBRATION):
-            if run.tiles and (batch % 4 or not run.photos):
-                x = run.tiles.mosaics(BATCH, 4, rng)[0]
-            else:
-                x = run.photos.crops(BATCH, s.crop, rng)
-            q = run.stored_qualities(len(x), rng)
+            x = run.images(BATCH, rng, mosaics=batch % 4 > 0 or not run.photos, edge=4)
+            q = run.stored_qualities(BATCH, rng)
             cell_logits(nets.head, nets.analysis(x, q), q)
 
     if nets.stores_integers and not nets.head.integer:

@@ -1,7 +1,6 @@
 """The state of a training run: networks, data, and the symbols that the encoder chooses with them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +17,7 @@ from deepsic_codec.model.quantise import load_tables, make_tables, quantise
 from deepsic_codec.payload.constants import LABEL_CELL
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.loss import Networks, cells_of
+from deepsic_codec.training.paper import PaperNetworks
 from deepsic_codec.training.settings import Settings
 
 TINY = Architecture(
@@ -129,13 +129,10 @@ class Run:
 
     @torch.no_grad()
     def _collect(self, batches: int, seed: int, prior: CodingPrior, tables: RateTables | None) -> tuple[Tensor, Tensor]:
-        s, nets, rng = self.settings, self.nets.eval(), np.random.default_rng(seed)
+        nets, rng = self.nets.eval(), np.random.default_rng(seed)
         symbols, qualities = [], []
         for number in range(batches):
-            if self.tiles and number % 5 == 4:
-                x = self.tiles.mosaics(BATCH, s.crop // LABEL_CELL, rng)[0]
-            else:
-                x = self.photos.crops(BATCH, s.crop, rng)
+            x = self.images(BATCH, rng, mosaics=number % 5 == 4, edge=self.settings.crop // LABEL_CELL)
             q = self.stored_qualities(BATCH, rng)
             scaled = (nets.analysis(x, q) * nets.gains(q)).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
             symbols.append(choose(prior, tables, scaled, q).to(torch.int16))
@@ -152,13 +149,12 @@ class Run:
         qualities = rng.uniform(self.settings.quality_low, self.settings.quality_high, count).round(2)
         return torch.from_numpy(qualities).float().to(self.device)
 
-    def calibration(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield training images (8,3,H,W) and qualities (8,)."""
-        rng = np.random.default_rng(self.settings.seed + 6)
-        for batch in range(batches):
-            mosaic = self.tiles and batch % 4 == 3
-            x = self.tiles.mosaics(BATCH, 2, rng)[0] if mosaic else self.photos.crops(BATCH, self.settings.crop, rng)
-            yield x, self.stored_qualities(len(x), rng)
+    def images(self, count: int, rng: np.random.Generator, mosaics: bool, edge: int) -> Tensor:
+        """Return images (count,3,H,W): crops, or mosaics of `edge` x `edge` cells if there are labelled tiles."""
+        if mosaics and self.tiles:
+            return self.tiles.mosaics(count, edge, rng)[0]
+        assert self.photos is not None
+        return self.photos.crops(count, self.settings.crop, rng)
 
     @torch.no_grad()
     def cells(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,13 +172,14 @@ class Run:
         quality : Tensor (N,)
         """
         s, nets = self.settings, self.nets
+        assert self.tiles is not None
         unknown = max(1, count // 8) if self.photos else 0
         single = max(1, (count - unknown) // 2)
         parts = [self.tiles.mosaics(single, 1, rng, s.jitter)]
         mosaics = (count - unknown - single) // 16
         if mosaics:
             parts.append(self.tiles.mosaics(mosaics, 4, rng, s.jitter))
-        if unknown:
+        if self.photos:
             edge = s.crop // LABEL_CELL
             x = self.photos.crops(-(-unknown // edge**2), s.crop, rng)
             parts.append((x, torch.full((len(x), edge, edge), nets.arch.classes - 1, device=self.device)))
@@ -199,6 +196,14 @@ class Run:
             columns.append((cells_of(y), labels.reshape(-1), q.repeat_interleave(labels[0].numel())))
         latents, labels, quality = (torch.cat(column) for column in zip(*columns, strict=True))
         return latents, labels, quality
+
+
+def make_networks(arch: Sizes) -> Networks:
+    """Return fresh networks of an architecture."""
+    if isinstance(arch, PaperArchitecture):
+        return PaperNetworks(arch)
+    assert isinstance(arch, Architecture)
+    return Networks(arch)
 
 
 def choose(prior: CodingPrior, tables: RateTables | None, scaled: Tensor, quality: Tensor) -> Tensor:
@@ -218,4 +223,5 @@ def architecture_of(s: Settings, classes: int) -> Sizes:
     """
     if s.architecture not in ARCHITECTURES:
         raise ConfigurationError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {s.architecture!r}")
-    return replace(ARCHITECTURES[s.architecture], classes=classes + 1)
+    arch = ARCHITECTURES[s.architecture]
+    return type(arch).from_json(arch.to_json() | {"classes": classes + 1})

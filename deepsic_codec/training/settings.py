@@ -10,7 +10,7 @@ from deepsic_codec.errors import ConfigurationError
 
 def option(default: Any, text: str, *, common: bool = False) -> Any:
     """Return a field of `Settings`: its default, its help text, and whether `deepsic train --help` shows it."""
-    metadata = {"help": text, "common": common}
+    metadata = {"help": text, "common": common, "default": default}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -38,7 +38,9 @@ class Settings:
     out: str = option("model.safetensors", "model file; its stem is the model's name", common=True)
     run: str = option("", "folder for checkpoints and log (default: runs/<name>)", common=True)
     start: str = option("", "folder of a run, or name or file of a model, whose networks to begin with")
-    base: str = option("", "name or file of a model whose decoder stays: trains its labels, its encoder, or both")
+    base: str = option(
+        "", "name or file of a model whose decoder stays: trains its labels, its encoder, or both", common=True
+    )
     architecture: str = option("base", "base, tiny, or paper-0.25, paper-0.5, paper-1.0, paper-1.5")
 
     klt_crops: int = option(2000, "crops that the linear start is computed from")
@@ -51,10 +53,8 @@ class Settings:
     quality_low: float = option(1.0, "lowest quality to train; equal to the highest: a model for one rate")
     quality_high: float = option(100.0, "highest quality to train")
     quality_power: float = option(1.0, "above 1: low qualities are drawn more often")
-    optimiser: str = option("soap", "soap, or adam, which needs more steps")
     lr: float = option(8e-4, "learning rate of joint: cosine decay to 1 % after a short warm-up")
     warm_up: int = option(200, "steps of warm-up, or a tenth of a phase that has fewer than ten times as many")
-    clip: float = option(1.0, "largest norm of the gradient")
     semantic_weight: float = option(0.1, "weight of the labels in the loss: the paper's lambda2")
     jitter: float = option(0.5, "variation of light and position of labelled cells; 0: none")
 
@@ -90,12 +90,10 @@ class Settings:
     threads: int = option(0, "threads of torch; 0: as many as torch chooses")
     processes: int = option(1, "CPU processes of one thread each that share the images of each step")
     bf16: bool = option(True, "compute in bfloat16 where that is precise enough")
-    graphs: bool = option(True, "on CUDA: record the steps of the joint loss as CUDA graphs")
     every: int = option(250, "steps between rows of the log")
     checkpoint_minutes: float = option(4.0, "minutes between checkpoints")
     checkpoint_steps: int = option(0, "steps between checkpoints; 0: by minutes only")
     seed: int = option(0, "seed of all random draws")
-    plot: bool = option(False, "draw log.png at every checkpoint")
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before any file is read."""
@@ -112,8 +110,6 @@ class Settings:
             )
         if not 0.1 <= self.quality_power <= 10:
             raise ConfigurationError(f"quality_power: expected 0.1 to 10, got {self.quality_power}")
-        if self.optimiser not in ("soap", "adam"):
-            raise ConfigurationError(f"optimiser: expected soap or adam, got {self.optimiser!r}")
         counts = ("photos_per_step", "mosaics_per_step", "every", "prior_batch", "head_batch", "symbol_batches")
         for name in (*counts, "table_samples", "table_checks", "processes"):
             if getattr(self, name) < 1:
@@ -170,7 +166,7 @@ class Settings:
 
     def public(self) -> dict[str, Any]:
         """Return the settings for the model file: no paths of this machine, no settings without effect."""
-        hidden = ["out", "run", "start", "device", "data_device", "plot", "label_root", "threads", "processes"]
+        hidden = ["out", "run", "start", "device", "data_device", "label_root", "threads", "processes"]
         unused = [] if self.trains_encoder else ["encoder"]
         if self.base:
             hidden += ["architecture", "klt_crops", "minutes", "steps", "lr", "symbol_batches"]

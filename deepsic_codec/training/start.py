@@ -1,24 +1,26 @@
 """The networks that a run begins with: fresh, from a model file, or from another run."""
 
 import json
+from functools import partial
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.exact.export import restore_gains, restore_network, restore_prior
 from deepsic_codec.model.families import architecture_from, family_of
-from deepsic_codec.model.family import PRIOR, tensors_below
-from deepsic_codec.model.file import ModelInfo, load_arrays, read_info
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, tensors_below
+from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays, read_info
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.training import checkpoint
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.grow import grow
 from deepsic_codec.training.klt import linear_start
-from deepsic_codec.training.loss import Networks, make_networks
+from deepsic_codec.training.loss import Networks
 from deepsic_codec.training.phases import FLOATING
-from deepsic_codec.training.restore import restore
-from deepsic_codec.training.run import architecture_of
+from deepsic_codec.training.run import architecture_of, make_networks
 from deepsic_codec.training.settings import Settings
 
 
@@ -43,17 +45,18 @@ def starting_networks(
         nets = networks_of(base, len(tiles.classes if tiles else base.vocabulary.classes))
         nets.bounded = nets.integer
         return nets
+    assert photos is not None
     arch = architecture_of(s, len(tiles.classes) if tiles else 0)
     if not s.start or resumed:
         nets = make_networks(arch)
         if not resumed and nets.stores_integers:
-            linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, s.klt_crops)
+            linear_start(nets, photos, s.klt_crops)
         return nets
     old = _networks_of_start(s)
     old.bounded |= old.integer  # trained within bounds: without them, errors of single images grow without limit
     if old.arch == arch:
         return old
-    if arch.family != old.arch.family or not old.stores_integers or photos is None:
+    if not isinstance(arch, Architecture) or not isinstance(old.arch, Architecture):
         raise ConfigurationError(f"--start {s.start}: has another architecture than {s.architecture!r}")
     nets = make_networks(arch)
     old.integer, nets.bounded = False, old.bounded
@@ -70,34 +73,55 @@ def load_networks(run: str | Path) -> Networks:
     Raises
     ------
     ConfigurationError
-        If there is no run, or its tensors do not fit its architecture.
+        If the folder holds no run, or its tensors do not fit its architecture.
     """
     run = Path(run)
     try:
         description = json.loads((run / "settings.json").read_text())
         arch = architecture_from(description["architecture"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{run}: no run there ({type(error).__name__}: {error})") from None
+        raise ConfigurationError(f"{run}: holds no run ({type(error).__name__}: {error})") from None
     state = checkpoint.load(run)
-    averages = run / "ema.safetensors"
-    if state is None and not averages.exists():
+    if state is None:
         raise ConfigurationError(f"{run}: has no checkpoint")
     nets = make_networks(arch)
-    load_state(nets, state.below("ema") if state is not None else load_file(averages), run)
-    nets.integer = state is not None and state.phase not in FLOATING and nets.stores_integers
+    load_state(nets, state.below("ema"), run)
+    nets.integer = state.phase not in FLOATING and nets.stores_integers
     nets.bounded = bool(description.get("bounded"))
     return nets.eval()
 
 
 def networks_of(info: ModelInfo, classes: int, option: str = "--from") -> Networks:
-    """Return networks with the transforms of a model file and, as far as it fits the classes, its head."""
+    """Return networks with the tensors of a model file; of its head, as far as it fits the number of classes.
+
+    Tables over quality pass through fewer points than are stored, so latents may differ by their last bit.
+    """
     arrays = load_arrays(info)
     try:
         nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1}))
-        restore(nets, arrays)
+        _restore(nets, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{option} {info.path}: tensors do not fit its architecture ({error})") from None
     return nets
+
+
+@torch.no_grad()
+def _restore(nets: Networks, arrays: Arrays) -> None:
+    """Load the tensors of a model file into networks."""
+    stored = partial(tensors_below, arrays)
+    nets.integer = nets.stores_integers
+    if nets.stores_integers:
+        restore_network(nets.analysis, stored(ANALYSIS))
+        restore_network(nets.synthesis, stored(SYNTHESIS))
+        restore_gains(nets.gains, stored(GAINS))
+        restore_prior(nets.prior, stored(PRIOR))
+        restore_network(nets.head, stored(HEAD))
+        return
+    for prefix, network in ((ANALYSIS, nets.analysis), (SYNTHESIS, nets.synthesis), (GAINS, nets.gains)):
+        network.load_state_dict({k: v.float() for k, v in stored(prefix).items()})
+    fresh = nets.head.state_dict()
+    fitting = {k: v.float() for k, v in stored(HEAD).items() if k in fresh and fresh[k].shape == v.shape}
+    nets.head.load_state_dict(fresh | fitting)  # the last layer is new where classes are others
 
 
 def prior_of(info: ModelInfo) -> dict[str, Tensor]:

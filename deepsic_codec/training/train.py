@@ -41,6 +41,8 @@ from deepsic_codec.training.start import base_model, load_state, prior_of, start
 
 #: Weight of the past in the averages of the networks, which the next phase and the model file get.
 AVERAGE_DECAY = 0.999
+#: Largest norm of the gradient; larger ones are scaled down.
+MAX_NORM = 1.0
 #: Steps of progress that a phase reports.
 PROGRESS_STEPS = 1000
 
@@ -91,7 +93,7 @@ def train(
             if phase_state is not None:
                 load_state(run.nets, phase_state.below("net"), s.folder)
                 run.nets.integer = name not in FLOATING and run.nets.stores_integers
-                run.saved_prior = phase_state.below("given")
+                run.saved_prior = phase_state.below("phase")
                 if phase_state.done:
                     continue
             torch.manual_seed(s.seed + number)
@@ -113,7 +115,7 @@ def _prepare(s: Settings, base: ModelInfo | None, log: Log, resumed: bool) -> Ru
     torch.manual_seed(s.seed)
     nets = starting_networks(s, base, photos, tiles, resumed)
     _check_processes(s, nets, device)
-    nets.to(device, memory_format=torch.channels_last)
+    nets.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     description = {
         "settings": asdict(s),
         "architecture": nets.arch.to_json(),
@@ -186,7 +188,7 @@ class Trainer:
     ) -> None:
         self.run, self.phase, self.rng, self.log = run, phase, rng, log
         self.parameters = [p.requires_grad_(True) for group in phase.groups for p in group["params"]]
-        self.optimiser = _optimiser(run.settings, phase, run.device)
+        self.optimiser = _optimiser(phase, run.device)
         self.averages = {name: value.detach().clone() for name, value in run.nets.state_dict().items()}
         self.number = 0  # steps that are done
         self._history: list[Tensor] = []  # measures of the steps since the last row of the log
@@ -228,7 +230,7 @@ class Trainer:
             options["lr"] = rate * options["factor"]
         self.optimiser.zero_grad(set_to_none=True)
         measures = group.step(self.number, self.rng)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_NORM)
         if torch.isfinite(norm):
             with _all_cores(s):  # of the other processes, which wait
                 self.optimiser.step()
@@ -261,22 +263,12 @@ class Trainer:
 
     def save(self, done: bool = False) -> None:
         """Write a checkpoint and the log."""
-        state = checkpoint.capture(
-            self.phase.name,
-            self.number,
-            self.seconds,
-            self.run.nets,
-            self.averages,
-            self.optimiser,
-            self.rng,
-            self._history,
-        )
-        state.done = done
-        state.tensors |= {f"given.{name}": value for name, value in self.phase.saved.items()}
+        tensors = checkpoint.training_tensors(self.run.nets, self.averages, self.optimiser, self._history)
+        tensors |= {f"phase.{name}": value for name, value in self.phase.saved.items()}
+        data_rng = dict(self.rng.bit_generator.state)
+        state = checkpoint.State(self.phase.name, self.number, self.seconds, tensors, data_rng, done)
         checkpoint.save(self.run.settings.folder, state)
         self.log.write()
-        if self.run.settings.plot:
-            self.log.plot()
         self._saved = time.monotonic()
         self._window = self._saved, self.number
 
@@ -299,10 +291,10 @@ def _part(progress: Progress, number: int, count: int) -> Callable[[float], None
     return report
 
 
-def _optimiser(s: Settings, phase: Phase, device: str) -> torch.optim.Optimizer:
-    if s.optimiser == "soap" and phase.name != "head":  # the settings of the head were chosen with Adam
-        return Soap(phase.groups, phase.lr)
-    return torch.optim.AdamW(phase.groups, lr=phase.lr, weight_decay=0.0, fused=device.startswith("cuda"))
+def _optimiser(phase: Phase, device: str) -> torch.optim.Optimizer:
+    if phase.name == "head":  # its settings were chosen with Adam
+        return torch.optim.AdamW(phase.groups, lr=phase.lr, weight_decay=0.0, fused=device.startswith("cuda"))
+    return Soap(phase.groups, phase.lr)
 
 
 @torch.no_grad()
@@ -337,7 +329,7 @@ def _check_processes(s: Settings, nets: Networks, device: str) -> None:
         return
     if device != "cpu" or not hasattr(os, "fork"):
         raise ConfigurationError("processes: they share the steps of a CPU, where processes can be forked")
-    if not nets.can_be_shared:
+    if nets.uses_batch_statistics:
         raise ConfigurationError("processes: the paper's networks normalise by statistics of whole batches")
 
 
@@ -379,8 +371,6 @@ def _check_same(s: Settings, description: dict[str, object]) -> bool:
                 f"{s.folder}: {key} of the checkpoint is {stored.get(key)}, asked for: {description[key]}"
             )
     before = Settings(**stored["settings"])
-    if s.optimiser != before.optimiser:
-        raise ConfigurationError(f"{s.folder}: the checkpoint is of a run with --optimiser {before.optimiser}")
     if s.base and before.trains_encoder != s.trains_encoder:
         raise ConfigurationError(f"{s.folder}: with --encoder-minutes or without it, a run goes on as it began")
     return bool(stored["bounded"])

@@ -12,7 +12,8 @@ from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame
 from deepsic_codec.training import train
 from deepsic_codec.training.evaluate import complexity
-from deepsic_codec.training.loss import PaperNetworks, Terms
+from deepsic_codec.training.loss import Terms
+from deepsic_codec.training.paper import PaperNetworks
 from deepsic_codec.training.settings import PRESETS, Settings
 from tests.common import check_rejects, psnr
 from tests.training.conftest import data  # noqa: F401  # a fixture

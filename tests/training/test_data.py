@@ -1,4 +1,4 @@
-"""Training data: what is read, what is skipped, what is refused, and that crops show the images."""
+"""Training data: sources, skipped and refused images, crops, mosaics."""
 
 import io
 import zipfile
@@ -37,9 +37,9 @@ def test_folder_zip_and_zarr_give_the_same_pixels(tmp_path):
     for i, (shape, value) in enumerate([((70, 80, 3), image), ((2, 70, 80, 3), np.stack([image] * 2))]):
         zarr.create_array(str(tmp_path / f"{i}.zarr"), shape=shape, chunks=shape, dtype="u1")[...] = value
     for source in ("folder", "folder/a.png", "a.zip", "0.zarr", "1.zarr"):
-        found = [pixels for _, pixels in read_images(tmp_path / source)]
-        assert len(found) == (2 if source == "1.zarr" else 1)
-        for pixels in found:
+        images = [pixels for _, pixels in read_images(tmp_path / source)]
+        assert len(images) == (2 if source == "1.zarr" else 1)
+        for pixels in images:
             np.testing.assert_array_equal(pixels, image)
 
 
@@ -47,9 +47,9 @@ def test_large_and_grey_zarr_arrays_become_blocks(tmp_path):
     grey = photograph(1100, 70)
     array = zarr.create_array(str(tmp_path / "g.zarr"), shape=grey.shape, chunks=(64, 64), dtype="u1")
     array[...] = grey
-    found = [pixels for _, pixels in read_images(tmp_path / "g.zarr")]
-    assert [p.shape for p in found] == [(1024, 70, 3), (76, 70, 3)]
-    np.testing.assert_array_equal(np.concatenate(found)[..., 1], grey)
+    blocks = [pixels for _, pixels in read_images(tmp_path / "g.zarr")]
+    assert [p.shape for p in blocks] == [(1024, 70, 3), (76, 70, 3)]
+    np.testing.assert_array_equal(np.concatenate(blocks)[..., 1], grey)
     zarr.create_array(str(tmp_path / "w.zarr"), shape=(64, 64), chunks=(64, 64), dtype="u2")
     check_rejects(ConfigurationError, "expected uint8|uint16", list, read_images(tmp_path / "w.zarr"))
 
@@ -58,12 +58,12 @@ def test_crops_are_parts_of_the_images_in_all_eight_orientations():
     image = photograph(9, 11, 3)
     pool = Pool([photograph(20, 5, 3, seed=5), image], "cpu")
     crops = pool.crops(np.ones(300, int), 9, np.random.default_rng(0)).numpy()
-    wanted = [np.rot90(image[:, x : x + 9], k)[:, ::d] for x in range(3) for k in range(4) for d in (1, -1)]
-    seen = {next(i for i, w in enumerate(wanted) if np.array_equal(w, crop)) for crop in crops}
-    assert len(seen) == 24
+    expected = [np.rot90(image[:, x : x + 9], k)[:, ::d] for x in range(3) for k in range(4) for d in (1, -1)]
+    numbers = {next(i for i, part in enumerate(expected) if np.array_equal(part, crop)) for crop in crops}
+    assert len(numbers) == 24
 
 
-def test_photographs_hold_some_out_and_reduce_others(tmp_path):
+def test_photographs_are_held_out_and_crops_reduced(tmp_path):
     for i in range(20):
         write(tmp_path / f"{i:02d}.png", 64 + 8 * i, 130, seed=i)
     photos = Photographs([tmp_path], crop=64)
@@ -71,8 +71,7 @@ def test_photographs_hold_some_out_and_reduce_others(tmp_path):
     crops = photos.crops(16, 64, np.random.default_rng(1))
     assert crops.shape == (16, 3, 64, 64) and crops.min() >= 0 and crops.max() <= 255
     assert torch.equal(crops, crops.round()) and crops.is_contiguous(memory_format=torch.channels_last)
-    again = photos.crops(16, 64, np.random.default_rng(1))
-    assert torch.equal(crops, again)
+    assert torch.equal(crops, photos.crops(16, 64, np.random.default_rng(1)))
 
 
 def test_unreadable_images_are_counted_and_named(tmp_path):
@@ -95,7 +94,7 @@ def test_sources_that_cannot_be_trained_on(tmp_path):
         ("empty", "no readable image"),
         ("missing", "does not exist"),
         ("notes.txt", "is no folder, zip file, image or Zarr array"),
-        ("one", "one image alone"),
+        ("one", "only one image"),
         ("small", "1 of 2 images are smaller than 64x64|b.png (63x90)|--crop"),
     ]:
         check_rejects(ConfigurationError, words, Photographs, [tmp_path / source], crop=64)
@@ -128,33 +127,33 @@ def test_jitter_varies_cells_within_their_range(seed, strength):
     rng = np.random.default_rng(seed)
     cells = torch.from_numpy(rng.integers(0, 256, (5, 64, 64, 3))).float()
     before = cells.clone()
-    found = _jittered(cells, strength, np.random.default_rng(seed))
-    assert torch.equal(cells, before), "the cells given stay as they are"
-    assert found.shape == cells.shape and found.dtype == cells.dtype
-    assert float(found.min()) >= 0 and float(found.max()) <= 255 and torch.equal(found, found.round())
-    assert all(not torch.equal(*pair) for pair in zip(found, cells, strict=True))
-    assert torch.equal(found, _jittered(cells, strength, np.random.default_rng(seed)))
+    result = _jittered(cells, strength, np.random.default_rng(seed))
+    assert torch.equal(cells, before), "the input stays unchanged"
+    assert result.shape == cells.shape and result.dtype == cells.dtype
+    assert float(result.min()) >= 0 and float(result.max()) <= 255 and torch.equal(result, result.round())
+    assert all(not torch.equal(*pair) for pair in zip(result, cells, strict=True))
+    assert torch.equal(result, _jittered(cells, strength, np.random.default_rng(seed)))
     assert torch.equal(_jittered(cells, 0.0, rng), cells), "no strength, no change"
 
 
 def test_jitter_moves_a_cell_and_changes_its_light():
-    """A dark square on grey, varied: a darker square on another grey, somewhere near."""
+    """A dark square on grey becomes a darker square on another grey, at a position nearby."""
     cells = torch.full((200, 64, 64, 3), 120.0)
     cells[:, 24:40, 24:40] = 60
-    found = _jittered(cells, 1.0, np.random.default_rng(0))
-    dark = found.mean(3) < found.mean((1, 2, 3))[:, None, None]
+    result = _jittered(cells, 1.0, np.random.default_rng(0))
+    dark = result.mean(3) < result.mean((1, 2, 3))[:, None, None]
     rows = torch.stack([d.any(1).nonzero()[0, 0] for d in dark])
     assert {*rows.tolist()} == set(range(16, 33)), "moved by up to 8 pixels either way"
-    ground = found[:, 0, 0]
+    ground = result[:, 0, 0]
     assert 5 < float(ground.std(0).mean()) < 15 and bool((ground != ground[:, :1]).any()), "light and colour differ"
-    assert bool((found[:, 0, 0] > found.amin((1, 2))).all())
+    assert bool((result[:, 0, 0] > result.amin((1, 2))).all())
 
 
-def test_mosaics_are_jittered_when_asked_to(classes):
+def test_mosaics_are_jittered_on_request(classes):
     tiles = LabelledTiles([classes])
-    plain, again = (tiles.mosaics(2, 2, np.random.default_rng(3), strength)[0] for strength in (0.0, 0.0))
+    plain, repeated = (tiles.mosaics(2, 2, np.random.default_rng(3))[0] for _ in range(2))
     varied, labels = tiles.mosaics(2, 2, np.random.default_rng(3), 1.0)
-    assert torch.equal(plain, again) and varied.shape == plain.shape and not torch.equal(varied, plain)
+    assert torch.equal(plain, repeated) and varied.shape == plain.shape and not torch.equal(varied, plain)
     assert torch.equal(labels, tiles.mosaics(2, 2, np.random.default_rng(3))[1])
 
 
@@ -172,7 +171,7 @@ def test_csv_of_labels(classes, tmp_path):
     for text, words in [
         ("Dune/0.png,a\nDune/9.png,a\nx.png,a\n", "names 2 files that are not in|Dune/9.png, x.png|--label-root"),
         ("Dune/0.png\n", "expected file,label|row 1"),
-        ("Dune/0.png,a\nDune/1.png,a\nLake/0.png,b\n", "one image alone in class b"),
+        ("Dune/0.png,a\nDune/1.png,a\nLake/0.png,b\n", "only one image of class b"),
     ]:
         (tmp_path / "bad.csv").write_text(text)
         check_rejects(ConfigurationError, words, LabelledTiles, [tmp_path / "bad.csv"], root=str(classes))
@@ -187,10 +186,10 @@ def test_labelled_sources_that_cannot_be_trained_on(classes, tmp_path):
     (tmp_path / "none").mkdir()
     for source, words in [
         ("flat", "lies in no class folder"),
-        ("u", "'unknown' is the head's own"),
+        ("u", "every model has the class 'unknown'"),
         ("s", "smaller than 64x64"),
         ("none", "no readable image"),
     ]:
         check_rejects(ConfigurationError, words, LabelledTiles, [tmp_path / source])
     write(classes / "Cliff" / "a.png", 64, 64)
-    check_rejects(ConfigurationError, "one image alone in class Cliff", LabelledTiles, [classes])
+    check_rejects(ConfigurationError, "only one image of class Cliff", LabelledTiles, [classes])

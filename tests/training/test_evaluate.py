@@ -1,4 +1,4 @@
-"""Measures of a model: those of the codec, and what its networks cost."""
+"""Figures of a model from real payloads, and the cost of its networks."""
 
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.metrics import ms_ssim, psnr
@@ -20,7 +20,7 @@ def test_figures_are_those_of_the_codec():
 
 
 def test_the_architecture_stays_within_the_budget():
-    """Decoding in 20 kMAC/px, the semantic head in 1, the second look at each digit counted."""
+    """20 kMAC/px for decoding, 1 for the semantic head."""
     cost = complexity(ARCHITECTURES["base"])
     assert cost["decoding"] == cost["prior"] + cost["synthesis"]
     assert 8 < cost["decoding"] <= 20 and cost["head"] <= 1

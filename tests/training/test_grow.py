@@ -1,4 +1,4 @@
-"""Larger networks begin with what smaller ones have learnt."""
+"""Larger networks begin with the weights of smaller ones."""
 
 from dataclasses import replace
 
@@ -13,14 +13,14 @@ from deepsic_codec.training import phases
 from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.grow import _shared_steps, grow, residual_transform
 from deepsic_codec.training.klt import linear_start
-from deepsic_codec.training.loss import cells_of, make_networks
-from deepsic_codec.training.run import TINY
+from deepsic_codec.training.loss import cells_of
+from deepsic_codec.training.run import TINY, make_networks
 from deepsic_codec.training.start import load_networks
 from deepsic_codec.training.train import train
 from tests.common import check_rejects
-from tests.training.test_train import settings
+from tests.training.conftest import JOINT_ONLY, settings
 
-#: Grows into the other; nothing of it depends on what later architectures have.
+#: Grows into `LARGER`.
 FIRST = replace(TINY, prior_detail=16)
 LARGER = replace(
     TINY,
@@ -39,15 +39,15 @@ def photos(data):
 
 @pytest.fixture(scope="module")
 def small(photos):
-    """Small networks that are not at their start any more."""
+    """Small networks that differ from their start."""
     torch.manual_seed(0)
     nets = make_networks(FIRST)
-    linear_start(photos, nets.analysis, nets.synthesis, nets.gains, nets.prior, 50)
+    linear_start(nets, photos, 50)
     with torch.no_grad():
         for parameter in nets.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
         block = nets.analysis.blocks16[0]
-        nn.init.constant_(block.up.bias, -1e3)  # as idle as training leaves them
+        nn.init.constant_(block.up.bias, -1e3)  # idle, as training leaves some blocks
         nn.init.normal_(block.down.bias)
     return nets.eval()
 
@@ -60,7 +60,7 @@ def grown(small, photos, arch=LARGER):
 
 
 @torch.no_grad()
-def test_old_latents_stay_and_new_ones_take_what_was_left_out(small, photos):
+def test_old_latents_stay_and_new_ones_reduce_the_error(small, photos):
     nets = grown(small, photos)
     x = torch.tensor(photos.held_out[0][:64, :64]).permute(2, 0, 1)[None].float()
     q = torch.tensor([100.0])
@@ -77,17 +77,18 @@ def test_old_latents_stay_and_new_ones_take_what_was_left_out(small, photos):
     torch.testing.assert_close(nets.head(after, q), small.head(before, q), rtol=1e-4, atol=1e-4)
 
 
-def test_contexts_that_see_less_keep_the_weights_of_what_they_see(small, photos):
+def test_smaller_contexts_keep_the_weights_of_their_inputs(small, photos):
     nets = grown(small, photos, replace(LARGER, prior_detail=2))
-    for net, step, was, before in _shared_steps(nets, small):
-        known = {name: was.first.weight[:, i] for i, name in enumerate(before.input_names())} if was.has_inputs else {}
+    for net, step, old, old_step in _shared_steps(nets, small):
+        old_names = old_step.input_names() if old.has_inputs else []
+        columns = {name: old.first.weight[:, i] for i, name in enumerate(old_names)}
         names = step.input_names()
-        assert len(names) == step.input_count and set(names) <= set(known)
+        assert len(names) == step.input_count and set(names) <= set(columns)
         for i, name in enumerate(names):
-            assert torch.equal(net.first.weight[:, i], known[name])
+            assert torch.equal(net.first.weight[:, i], columns[name])
         assert (net.direct is not None) == step.signed
     last = small.prior.steps[-1]
-    assert len(known) == last.input_count > len(names)
+    assert len(columns) == last.input_count > len(names)
 
 
 def test_head_of_another_width_is_new(small, photos):
@@ -95,7 +96,7 @@ def test_head_of_another_width_is_new(small, photos):
     assert nets.head.stem.weight.shape[0] == 24 and nets.head.stem.weight.abs().amin() > 0
 
 
-def test_everything_that_is_new_learns(small, photos):
+def test_all_additions_have_gradients(small, photos):
     nets = grown(small, photos).train()
     terms = nets.terms(photos.crops(2, 64, np.random.default_rng(0)), torch.tensor([60.0, 90.0]), False)
     (nets.loss(terms, torch.tensor([60.0, 90.0])) + terms.logits.square().mean()).backward()
@@ -112,7 +113,7 @@ def test_everything_that_is_new_learns(small, photos):
         assert gradient.abs().amax() > 0
 
 
-def test_components_are_orthonormal_and_variances_those_of_images(small, photos):
+def test_components_are_orthonormal_and_sorted_by_variance(small, photos):
     forward, backward, variances = residual_transform(small, photos, 24, 50)
     torch.testing.assert_close(backward.T @ backward, torch.eye(24), rtol=0, atol=1e-5)
     assert forward.shape == (24, 768) and (variances > 0).all() and variances[:4].mean() > variances[-4:].mean()
@@ -128,56 +129,54 @@ def test_components_are_orthonormal_and_variances_those_of_images(small, photos)
         ({"prior_width": 32}, "prior_width 32, not 16"),
     ],
 )
-def test_what_does_not_fit_is_refused(small, photos, change, reason):
+def test_other_architectures_are_refused(small, photos, change, reason):
     check_rejects(ConfigurationError, reason, grown, small, photos, replace(LARGER, **change))
 
 
-def test_fewer_blocks_of_the_head_are_refused(photos):
+def test_head_with_fewer_blocks_is_refused(photos):
     old = make_networks(replace(TINY, head_blocks=2))
     words = "head_blocks 1 are fewer than 2"
     check_rejects(ConfigurationError, words, grown, old, photos, replace(LARGER, head_blocks=1))
 
 
-def test_run_started_from_a_model_file(data, tmp_path):
-    info = train(settings(data, tmp_path / "a", steps=2))
-    again = train(
-        settings(data, tmp_path / "b", start=info.path, steps=0, integer_steps=0, synthesis_steps=0, prior_steps=2)
-    )
-    assert again.vocabulary.names == info.vocabulary.names and again.vocabulary.parents == info.vocabulary.parents
-    nets = [load_networks(tmp_path / name / "run") for name in "ab"]
-    # what a model file holds is rounded, and in another scale
+def test_run_started_from_a_model_file(trained, data, tmp_path):
+    folder, info = trained
+    started = train(settings(data, tmp_path, start=info.path, **JOINT_ONLY | {"steps": 0, "prior_steps": 1}))
+    assert started.vocabulary.names == info.vocabulary.names
+    nets = [load_networks(path / "run") for path in (folder, tmp_path)]
+    # weights of a model file are rounded and have another scale
     for part in ("analysis.linear.weight", "synthesis.linear.weight"):
         a, b = (net.state_dict()[part] for net in nets)
         torch.testing.assert_close(b, a, rtol=0, atol=1e-3)
 
 
-def test_what_came_from_integers_is_trained_within_their_bounds(data, tmp_path, monkeypatch):
-    """Without them it may run away, and single images spoil whole steps."""
-    info, seen = train(settings(data, tmp_path / "a", steps=2)), []
+def test_networks_of_a_model_file_are_trained_within_bounds(trained, data, tmp_path, monkeypatch):
+    """Without bounds, errors of single images can grow until they spoil whole steps."""
+    forms = []
     original = phases.joint_gradients
 
     def gradients(run, *drawn):
-        seen.append((run.nets.integer, run.nets.bounded))
-        if len(seen) == 2:
+        forms.append((run.nets.integer, run.nets.bounded))
+        if len(forms) == 2:
             raise RuntimeError("power cut")
         return original(run, *drawn)
 
     monkeypatch.setattr(phases, "joint_gradients", gradients)
-    s = settings(data, tmp_path / "b", start=info.path, steps=2, checkpoint_steps=1, integer_steps=0)
+    s = settings(data, tmp_path, start=trained[1].path, checkpoint_steps=1, **JOINT_ONLY | {"steps": 2})
     with pytest.raises(RuntimeError, match="power cut"):
         train(s)
     train(s, resume=True)
-    assert seen == [(False, True)] * 3
+    assert forms == [(False, True)] * 3
 
 
-def test_bounded_transforms_stay_where_their_integers_do():
+def test_bounded_transforms_stay_in_the_range_of_integers():
     torch.manual_seed(0)
     nets, largest = make_networks(TINY).eval(), []
     blocks = [b for t in (nets.analysis, nets.synthesis) for b in (*t.blocks8, *t.blocks16)]
     for block in (*blocks, *nets.head.blocks):
         for p in block.parameters():
             p.data.mul_(4)
-        block.register_forward_hook(lambda block, given, out: largest.append(float(out.detach().abs().max())))
+        block.register_forward_hook(lambda block, x, out: largest.append(float(out.detach().abs().max())))
     x, q = 255 * torch.rand(2, 3, 64, 64), torch.tensor([20.0, 80.0])
     for bounded in (False, True):
         largest.clear()

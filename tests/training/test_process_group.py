@@ -1,7 +1,8 @@
-"""Processes that share out a step: gradients are their mean, failures are told, draws depend on the step alone."""
+"""Processes that share a step: mean of the gradients, failures, draws that depend on the step alone."""
 
 import os
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from deepsic_codec.training import train
 from deepsic_codec.training.process_group import ProcessGroup
 from deepsic_codec.training.settings import Settings
 from tests.common import check_rejects
-from tests.training.test_train import losses, settings, train_interrupted
+from tests.training.conftest import losses, settings, train_interrupted
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 
@@ -25,25 +26,24 @@ def weights():
 def test_gradients_are_the_mean_of_all_processes(weights):
     def step(number, rng):
         weights[0].grad = torch.full((4,), float(rng.integers(1000)))
-        if number % 2:  # the second stays without a gradient in even steps
+        if number % 2:  # no gradient of the second parameter in even steps
             weights[1].grad = weights[1].detach() * 5
         return {"loss": torch.tensor(float(number))}
 
     with ProcessGroup(step, weights, 3, (7,)) as group:
         for number in (0, 1, 5):
-            own = np.random.default_rng(100 + number)
             for p in weights:
                 p.grad = None
-            assert group.step(number, own)["loss"] == number
+            assert group.step(number, np.random.default_rng(100 + number))["loss"] == number
             seeds = (100 + number, (7, 1, number), (7, 2, number))
             drawn = [np.random.default_rng(seed).integers(1000) for seed in seeds]
             assert torch.allclose(weights[0].grad, torch.full((4,), sum(drawn) / 3))
             assert torch.equal(weights[1].grad, weights[1].detach() * (5 if number % 2 else 0))
             with torch.no_grad():
-                weights[1].add_(1)  # the others see it
+                weights[1].add_(1)  # in all processes
 
 
-def test_a_failure_elsewhere_is_told(weights):
+def test_failure_of_another_process_is_reported(weights):
     parent = os.getpid()
 
     def step(number, rng):
@@ -60,7 +60,7 @@ def test_a_failure_elsewhere_is_told(weights):
             group.step(1, np.random.default_rng())
 
 
-def test_alone_nothing_is_shared(weights):
+def test_one_process_shares_no_memory(weights):
     def step(number, rng):
         weights[0].grad = torch.ones(4)
         return {}
@@ -70,25 +70,28 @@ def test_alone_nothing_is_shared(weights):
     assert torch.equal(weights[0].grad, torch.ones(4)) and not weights[0].is_shared()
 
 
-def test_training_in_two_processes_resumes_where_it_was(data, tmp_path, monkeypatch):
-    changes = {"processes": 2, "mosaics_per_step": 2, "prior_batch": 4, "synthesis_steps": 2}
-    threads, (whole, again) = torch.get_num_threads(), (tmp_path / "whole", tmp_path / "again")
-    info = train.train(settings(data, whole, **changes))
+def test_training_in_two_processes_resumes_exactly(data, tmp_path, monkeypatch):
+    changes = {"processes": 2, "mosaics_per_step": 2, "prior_batch": 4}
+    changes |= {"steps": 4, "integer_steps": 1, "prior_steps": 2, "synthesis_steps": 2, "head_steps": 2}
+    # waiting for threads takes minutes on a busy machine
+    monkeypatch.setattr(train, "_all_cores", lambda s: nullcontext())
+    threads, (first, second) = torch.get_num_threads(), (tmp_path / "first", tmp_path / "second")
+    info = train.train(settings(data, first, **changes))
     assert torch.get_num_threads() == threads
-    interrupted = settings(data, again, **changes)
-    train_interrupted(interrupted, monkeypatch, "joint", 5)
+    interrupted = settings(data, second, **changes)
+    train_interrupted(interrupted, monkeypatch, "joint", 2)
     resumed = train.train(interrupted, resume=True)
-    assert [r[:2] for r in losses(again)] == [r[:2] for r in losses(whole)]
-    np.testing.assert_allclose([r[2] for r in losses(again)], [r[2] for r in losses(whole)], rtol=1e-5)
+    assert [r[:2] for r in losses(second)] == [r[:2] for r in losses(first)]
+    np.testing.assert_allclose([r[2] for r in losses(second)], [r[2] for r in losses(first)], rtol=1e-5)
     assert (resumed.decoder, resumed.head) == (info.decoder, info.head)
 
 
-def test_what_cannot_be_shared_out_is_refused(data, tmp_path):
-    for words, wrong in (
+def test_settings_that_cannot_be_shared_are_refused(data, tmp_path):
+    for words, changes in (
         ("photos_per_step 3", {"photos_per_step": 3}),
         ("leave out --threads", {"threads": 2}),
         ("at least 1", {"processes": 0}),
     ):
-        check_rejects(ConfigurationError, words, Settings, **{"images": ["x"], "processes": 2} | wrong)
+        check_rejects(ConfigurationError, words, Settings, **{"images": ["x"], "processes": 2} | changes)
     paper = settings(data, tmp_path, architecture="paper-0.5", processes=2, mosaics_per_step=2)
     check_rejects(ConfigurationError, "whole batches", train.train, paper)

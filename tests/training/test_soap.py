@@ -1,4 +1,4 @@
-"""The optimiser: what it finds where Adam has a hard time, and its state."""
+"""The optimiser SOAP: results on problems that are hard for Adam, and its state."""
 
 import copy
 import math
@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from deepsic_codec.training.soap import EVERY, LARGEST, Soap
+from deepsic_codec.training.soap import MAX_SIDE, REFINE_STEPS, Soap
 
 
 def problem(outputs, inputs, seed=0):
-    """A matrix to find from noisy batches of inputs that hang together, and the error that it leaves without noise."""
+    """Return the loss of a matrix on noisy batches of correlated inputs, and its error without noise."""
     generator = torch.Generator().manual_seed(seed)
     turn = torch.linalg.qr(torch.randn(inputs, inputs, generator=generator))[0]
     mixing = turn * torch.logspace(0, -1.5, inputs) @ turn.T
@@ -34,33 +34,33 @@ def minimise(make, loss, shape, steps):
     return w, optimiser
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (40, 40), (LARGEST + 1, 30)])
-def test_mixed_directions_are_found_sooner_than_by_adam(shape):
-    found = []
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (40, 40), (MAX_SIDE + 1, 30)])
+def test_correlated_inputs_are_learnt_faster_than_by_adam(shape):
+    errors = []
     for make in (lambda p: Soap(p, lr=0.3), lambda p: torch.optim.AdamW(p, lr=0.3, weight_decay=0)):
         batch, error = problem(*shape)
-        found.append(error(minimise(make, batch, shape, 300)[0]))
-    assert found[0] < 0.5 * found[1]
+        errors.append(error(minimise(make, batch, shape, 300)[0]))
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_bases_stay_orthonormal_and_the_first_step_only_measures():
     loss = problem(16, 30)[0]
     assert not minimise(lambda p: Soap(p, lr=0.02), loss, (16, 30), 1)[0].any()
-    w, optimiser = minimise(lambda p: Soap(p, lr=0.02), loss, (16, 30), 5 * EVERY + 3)
+    w, optimiser = minimise(lambda p: Soap(p, lr=0.02), loss, (16, 30), 5 * REFINE_STEPS + 3)
     for name, n in (("basis_rows", 16), ("basis_columns", 30)):
         basis = optimiser.state[w][name]
         torch.testing.assert_close(basis.T @ basis, torch.eye(n), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(7,), (6, 5), (6, 5, 1, 1), (6, 1, 3, 3)])
-def test_goes_on_from_its_state(shape):
+def test_continues_from_its_state(shape):
     goal = torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape)
     loss = lambda w: (w - goal).square().sum()  # noqa: E731
-    w, optimiser = minimise(lambda p: Soap(p, lr=0.1, weight_decay=0.01), loss, shape, EVERY + 5)
+    w, optimiser = minimise(lambda p: Soap(p, lr=0.1, weight_decay=0.01), loss, shape, REFINE_STEPS + 5)
     other = w.detach().clone().requires_grad_(True)
     resumed = Soap([{"params": [other]}], lr=0.1, weight_decay=0.01)
     resumed.load_state_dict(copy.deepcopy(optimiser.state_dict()))
-    for _ in range(EVERY + 2):
+    for _ in range(REFINE_STEPS + 2):
         for p, o in ((w, optimiser), (other, resumed)):
             o.zero_grad()
             loss(p).backward()
@@ -71,7 +71,7 @@ def test_goes_on_from_its_state(shape):
 def test_a_gradient_of_zeros_changes_nothing():
     w = torch.ones(5, 4, requires_grad=True)
     optimiser = Soap([{"params": [w]}], lr=0.1)
-    for _ in range(EVERY + 2):
+    for _ in range(REFINE_STEPS + 2):
         w.grad = torch.zeros(5, 4)
         optimiser.step()
     assert torch.equal(w, torch.ones(5, 4))

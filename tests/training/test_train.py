@@ -1,23 +1,24 @@
-"""The trainer on tiny networks: phases, exact resume, adapting the head, the model that comes out."""
+"""The trainer on tiny networks: phases, exact resume, adapting a model, the model file."""
 
 import csv
 import json
 import os
-import signal
-from dataclasses import replace
+import re
+import zipfile
+from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from deepsic_codec import config
+from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.export import export_network, export_prior, restore_prior
+from deepsic_codec.model.exact.export import export_prior, restore_prior
 from deepsic_codec.model.exact.layers import check_sums
-from deepsic_codec.model.exact.transforms import IntegerAnalysis
 from deepsic_codec.model.file import load_arrays, read_info, save_model
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
@@ -28,249 +29,114 @@ from deepsic_codec.training import balance as balance_module
 from deepsic_codec.training import checkpoint, phases, train
 from deepsic_codec.training.balance import balance, balance_head
 from deepsic_codec.training.data import LabelledTiles, Photographs
-from deepsic_codec.training.fold import fold_blocks, idle_blocks
 from deepsic_codec.training.graphs import Graphs
-from deepsic_codec.training.loss import make_networks
 from deepsic_codec.training.measure import QUALITIES
-from deepsic_codec.training.run import ARCHITECTURES, TINY, Run, architecture_of
+from deepsic_codec.training.run import ARCHITECTURES, TINY, Run, architecture_of, make_networks
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
 from deepsic_codec.training.start import networks_of, prior_of
 from tests.common import check_lazy, check_rejects, psnr
+from tests.training.conftest import (
+    JOINT_ONLY,
+    adapting,
+    before_step,
+    check_same_losses,
+    head_only,
+    losses,
+    settings,
+    train_interrupted,
+)
 
 
-def settings(data, folder, **changes):
-    tiny = PRESETS["tiny"] | {
-        "minutes": 10.0,
-        "steps": 8,
-        "integer_steps": 2,
-        "prior_steps": 6,
-        "head_steps": 4,
-        "head_batch": 16,
-        "synthesis_minutes": 9.0,
-        "synthesis_steps": 3,
-        "every": 1,
-    }
-    places = {
-        "images": [data.photos],
-        "labels": [data.tiles],
-        "out": str(folder / "model.safetensors"),
-        "run": str(folder / "run"),
-    }
-    return Settings(**(tiny | places | changes))
-
-
-def losses(folder):
-    with open(folder / "run" / "log.csv", newline="") as file:
-        return [(r["phase"], int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)]
-
-
-def check_same_losses(folder, other):
-    """Equal to float noise; where symbols are chosen by rounded integers, noise may choose others."""
-    found, wanted = losses(folder), losses(other)
-    assert [r[:2] for r in found] == [r[:2] for r in wanted]
-    for (phase, _, one), (_, _, two) in zip(found, wanted, strict=True):
-        assert one == pytest.approx(two, rel=1e-5 if phase in ("joint", "integer") else 2e-4), phase
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """A run that nothing interrupted: its folder and its model."""
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, train.train(settings(data, folder))
-
-
-def test_all_phases_end_in_a_model_that_codes_images(whole):
-    folder, info = whole
-    assert [p for p, n, _ in losses(folder) if n == 1] == ["joint", "integer", "prior", "synthesis", "head"]
+def test_all_phases_end_in_a_model_that_codes_images(trained):
+    folder, info = trained
+    assert [phase for phase, step, _ in losses(folder) if step == 1] == [
+        "joint",
+        "integer",
+        "prior",
+        "synthesis",
+        "head",
+    ]
     assert len(losses(folder)) == 8 + 2 + 6 + 3 + 4
     assert info.vocabulary.names == ("Forest", "Highway", "River", "unknown")
-    runtime, tile = Scheduler(LoadedModel(info)), eurosat_mosaic()[None, :96, :130]
-    encoded = runtime.encode([tile], [70.0])
-    decoded = runtime.decode([encoded[0].features], [(1, 96, 130)], [70.0])[0]
+    scheduler, tile = Scheduler(LoadedModel(info)), eurosat_mosaic()[None, :96, :130]
+    encoded = scheduler.encode([tile], [70.0])
+    decoded = scheduler.decode([encoded[0].features], [(1, 96, 130)], [70.0])[0]
     assert psnr(decoded, tile) > 20 and encoded[0].cells.shape == (1, 2, 3, 4)
 
 
-def train_interrupted(s, monkeypatch, phase, step):
-    """Train up to a Ctrl-C during a step of a phase."""
-    make = phases.PHASES[phase]
-
-    def interrupted(run):
-        made = make(run)
-
-        def step_and_signal(number, rng):
-            if number == step:
-                os.kill(os.getpid(), signal.SIGINT)
-            return made.step(number, rng)
-
-        return replace(made, step=step_and_signal)
-
-    with monkeypatch.context() as patch:
-        patch.setitem(phases.PHASES, phase, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(s)
-
-
-@pytest.mark.parametrize("phase,step", [("joint", 5), ("integer", 0), ("synthesis", 1), ("prior", 3), ("head", 2)])
-def test_interrupted_and_resumed_is_the_same_run(whole, data, tmp_path, monkeypatch, phase, step):
+def test_run_interrupted_in_every_phase_gives_the_same_model(trained, data, tmp_path, monkeypatch):
     s = settings(data, tmp_path)
-    train_interrupted(s, monkeypatch, phase, step)
-    assert losses(tmp_path)[-1][:2] == (phase, step + 1), "Ctrl-C ends the step and writes a checkpoint"
+    steps = (("joint", 5), ("integer", 0), ("prior", 3), ("synthesis", 1), ("head", 2))
+    for phase, step in steps:
+        train_interrupted(s, monkeypatch, phase, step, resume=phase != "joint")
     info = train.train(s, resume=True)
-    check_same_losses(tmp_path, whole[0])
-    assert (info.decoder, info.head) == (whole[1].decoder, whole[1].head)
+    check_same_losses(tmp_path, trained[0])
+    assert (info.decoder, info.head) == (trained[1].decoder, trained[1].head)
 
 
-def test_rows_and_steps_after_the_checkpoint_are_done_again(whole, data, tmp_path, monkeypatch):
-    s = settings(data, tmp_path, checkpoint_steps=4)
+def test_steps_after_the_checkpoint_are_repeated_after_a_crash(trained, data, tmp_path, monkeypatch):
+    def crash():
+        raise RuntimeError("power cut")
 
-    def crashing(run):
-        made = original(run)
-
-        def crash(number, rng):
-            if number == 6:
-                raise RuntimeError("power cut")
-            return made.step(number, rng)
-
-        return replace(made, step=crash)
-
-    original = phases.PHASES["joint"]
-    with monkeypatch.context() as patch:
-        patch.setitem(phases.PHASES, "joint", crashing)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train.train(s)
+    s = settings(data, tmp_path, checkpoint_steps=4, **JOINT_ONLY)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        before_step(patch, "joint", 6, crash)
+        train.train(s)
     assert checkpoint.load(tmp_path / "run").step == 4
     train.train(s, resume=True)
-    check_same_losses(tmp_path, whole[0])
+    check_same_losses(tmp_path, trained[0], count=8)
 
 
-def test_adapted_head_leaves_payloads_readable(whole, data, tmp_path, capsys):
-    folder, base = whole
-    out = tmp_path / "mine.safetensors"
-    command = [
-        "train",
-        "--from",
-        base.path,
-        "--labels",
-        data.tiles,
-        "--images",
-        data.photos,
-        "--out",
-        str(out),
-        "--run",
-        str(tmp_path / "run"),
-        "--head-steps",
-        "5",
-        "--head-batch",
-        "16",
-        "--crop",
-        "64",
-        "--parents",
-        '{"Green": ["Forest"]}',
-    ]
-    assert main(command) == 0
+def test_adapted_head_leaves_payloads_readable(trained, data, tmp_path, monkeypatch, capsys):
+    base, out, bounded = trained[1], tmp_path / "mine.safetensors", []
+    make = phases.PHASES["head"]
+    monkeypatch.setitem(phases.PHASES, "head", lambda run: bounded.append(run.nets.head.bounded) or make(run))
+    command = f"train --from {base.path} --labels {data.tiles} --images {data.photos} --out {out} --crop 64"
+    command += f" --run {tmp_path / 'run'} --head-steps 5 --head-batch 16"
+    assert main([*command.split(), "--parents", '{"Green": ["Forest"]}']) == 0
+    assert bounded == [True], "the head is trained within the bounds of its integer form"
     mine = read_info(out)
     assert mine.decoder == base.decoder and mine.head != base.head
     assert mine.vocabulary.parents == {"Green": ("Forest",)} and mine.name == "mine"
     before, after = load_arrays(base), load_arrays(mine)
-    changed = {k for k in before if not np.array_equal(before[k], after[k])}
-    assert changed and all(k.startswith("head.") for k in changed)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed and all(name.startswith("head.") for name in changed)
     tile = eurosat_mosaic()[None, :64, :64]
     payload = Scheduler(LoadedModel(base)).encode([tile], [50.0])[0].features
     assert Scheduler(LoadedModel(mine)).decode([payload], [(1, 64, 64)], [50.0])[0].shape == tile.shape
     assert "held out" in capsys.readouterr().out
-    # broader names stay where none are given
-    s = Settings(
-        base=str(out),
-        labels=[data.tiles],
-        out=str(tmp_path / "again.safetensors"),
-        run=str(tmp_path / "again"),
-        head_steps=1,
-        head_batch=4,
-        crop=64,
-    )
-    again = train.train(s)
-    assert again.vocabulary == mine.vocabulary
+    # without --parents, the broader names of the base model stay
+    (tmp_path / "next").mkdir()
+    after = train.train(head_only(data, tmp_path / "next", str(out)))
+    assert (after.vocabulary.classes, after.vocabulary.parents) == (mine.vocabulary.classes, mine.vocabulary.parents)
 
 
-def test_adapted_head_is_trained_within_the_bounds_of_its_integers(whole, data, tmp_path, monkeypatch):
-    original, seen = phases.PHASES["head"], []
-    monkeypatch.setitem(phases.PHASES, "head", lambda run: seen.append(run.nets.head.bounded) or original(run))
-    s = Settings(
-        base=whole[1].path,
-        labels=[data.tiles],
-        out=str(tmp_path / "mine.safetensors"),
-        run=str(tmp_path / "run"),
-        head_steps=1,
-        head_batch=4,
-        crop=64,
-    )
-    train.train(s)
-    assert seen == [True]
-
-
-def test_head_of_other_classes(whole, data, tmp_path, monkeypatch):
-    """A base is found by name, and a new vocabulary may have another size."""
-    import zipfile
-
-    from PIL import Image
-
-    config.set(model_path=whole[1].path)
+def test_head_of_other_classes(trained, data, tmp_path):
+    """The base model is named, and the new vocabulary has another number of classes."""
+    config.set(model_path=trained[1].path)
     for i, name in enumerate(("Land", "Land", "Sea", "Sea")):
-        (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tiles" / name).mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(data.tiles) as archive, archive.open(f"train/River/{i}.png") as file:
-            Image.open(file).save(tmp_path / "mine" / name / f"{i}.png")
-    s = Settings(
-        base="model",
-        labels=[str(tmp_path / "mine")],
-        out=str(tmp_path / "two.safetensors"),
-        run=str(tmp_path / "run"),
-        head_steps=2,
-        head_batch=4,
-        crop=64,
-    )
-    info = train.train(s)
-    assert info.vocabulary.names == ("Land", "Sea", "unknown") and info.decoder == whole[1].decoder
-
-
-def adapting(data, folder, base, **changes):
-    """Settings of a run that trains the analysis of a model, and with labels its head."""
-    places = {
-        "base": base.path,
-        "images": [data.photos],
-        "out": str(folder / "mine.safetensors"),
-        "run": str(folder / "run"),
-    }
-    tiny = {
-        "crop": 64,
-        "photos_per_step": 2,
-        "mosaics_per_step": 1,
-        "encoder_minutes": 9.0,
-        "encoder_steps": 5,
-        "integer_steps": 2,
-        "head_steps": 3,
-        "head_batch": 16,
-        "every": 1,
-        "warm_up": 1,
-        "encoder_learning_rate": 3e-3,
-    }
-    return Settings(**(places | tiny | changes))
+            Image.open(file).save(tmp_path / "tiles" / name / f"{i}.png")
+    info = train.train(head_only(data, tmp_path, "model", labels=[str(tmp_path / "tiles")]))
+    assert info.vocabulary.names == ("Land", "Sea", "unknown") and info.decoder == trained[1].decoder
 
 
 @pytest.fixture(scope="module")
-def encoders(whole, data, tmp_path_factory):
-    """Models with another analysis than the whole run's, without labels and with them: folders and models."""
-    made = {}
+def encoders(trained, data, tmp_path_factory):
+    """Models with another analysis than the base model, without labels and with them: folders and models."""
+    models = {}
     for labels in ([], [data.tiles]):
         folder = tmp_path_factory.mktemp("encoder")
-        made[bool(labels)] = folder, train.train(adapting(data, folder, whole[1], labels=labels))
-    return made
+        models[bool(labels)] = folder, train.train(adapting(data, folder, trained[1], labels=labels))
+    return models
 
 
 @pytest.mark.parametrize("labelled", [False, True])
-def test_another_analysis_for_the_same_decoder(whole, encoders, labelled):
-    (_, base), (folder, mine) = whole, encoders[labelled]
-    wanted = ["encoder", "integer", "head"][: 3 if labelled else 2]
-    assert [p for p, n, _ in losses(folder) if n == 1] == wanted
+def test_another_analysis_for_the_same_decoder(trained, encoders, labelled):
+    (_, base), (folder, mine) = trained, encoders[labelled]
+    expected = ["encoder", "integer", "head"][: 3 if labelled else 2]
+    assert [phase for phase, step, _ in losses(folder) if step == 1] == expected
     assert mine.decoder == base.decoder and mine.encoder != base.encoder and (mine.head == base.head) != labelled
     assert mine.vocabulary.names == base.vocabulary.names
     before, after = load_arrays(base), load_arrays(mine)
@@ -282,18 +148,16 @@ def test_another_analysis_for_the_same_decoder(whole, encoders, labelled):
     old, new = Scheduler(LoadedModel(base)), Scheduler(LoadedModel(mine))
     payload = new.encode([tile], [60.0])[0].features
     assert payload != old.encode([tile], [60.0])[0].features
-    pixels = [r.decode([payload], [(1, 80, 112)], [60.0])[0] for r in (old, new)]
+    pixels = [scheduler.decode([payload], [(1, 80, 112)], [60.0])[0] for scheduler in (old, new)]
     np.testing.assert_array_equal(*pixels)
     assert psnr(pixels[0], tile) > 20
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_name_decides_which_analysis_encodes(whole, encoders, monkeypatch, order):
-    """Decoder and head are the same in both files, and so is what arrays and payloads say of them."""
-    from deepsic_codec import DeepSIC, create_array
-
-    models = [whole[1], encoders[False][1]]
-    config.set(model_path=[m.path for m in models][::order])
+def test_name_decides_which_analysis_encodes(trained, encoders, order):
+    """Both files have the same decoder and head, so arrays and payloads name the same identities."""
+    models = [trained[1], encoders[False][1]]
+    config.set(model_path=[model.path for model in models][::order])
     assert find_model(models[0].decoder) == models[::order][0]
     tile = eurosat_mosaic()[:64, :64]
     payloads = []
@@ -306,32 +170,30 @@ def test_name_decides_which_analysis_encodes(whole, encoders, monkeypatch, order
         np.testing.assert_array_equal(stored[...], codec.decode(payloads[-1]))
     assert payloads[0] != payloads[1]
     assert get_scheduler(models[0]) is not get_scheduler(models[1])
-    again = [codec.decode(payloads[1]) for codec in (DeepSIC(model=m.name) for m in models)]
-    np.testing.assert_array_equal(*again)
+    np.testing.assert_array_equal(*(DeepSIC(model=model.name).decode(payloads[1]) for model in models))
 
 
-def test_rate_is_measured_where_the_prior_is_a_models(encoders):
+def test_rate_is_measured_with_the_prior_of_the_base_model(encoders):
     for folder, _ in encoders.values():
         with open(folder / "run" / "held_out.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert {r["phase"] for r in rows} >= {"encoder", "integer"} and rows[0]["step"] == "0"
-        assert all(0.05 < float(r["bpp"]) < 12 and 10 < float(r["psnr"]) < 60 for r in rows)
+        assert {row["phase"] for row in rows} >= {"encoder", "integer"} and rows[0]["step"] == "0"
+        assert all(0.05 < float(row["bpp"]) < 12 and 10 < float(row["psnr"]) < 60 for row in rows)
 
 
-@pytest.mark.parametrize("phase,step", [("encoder", 2), ("integer", 0), ("head", 1)])
-def test_interrupted_training_of_an_analysis(whole, encoders, data, tmp_path, monkeypatch, phase, step):
+def test_analysis_interrupted_in_every_phase_is_the_same(trained, encoders, data, tmp_path, monkeypatch):
     folder, mine = encoders[True]
-    s = adapting(data, tmp_path, whole[1], labels=[data.tiles])
-    train_interrupted(s, monkeypatch, phase, step)
-    assert losses(tmp_path)[-1][:2] == (phase, step + 1)
+    s = adapting(data, tmp_path, trained[1], labels=[data.tiles])
+    for phase, step in (("encoder", 2), ("integer", 0), ("head", 1)):
+        train_interrupted(s, monkeypatch, phase, step, resume=phase != "encoder")
     info = train.train(s, resume=True)
     np.testing.assert_allclose([r[2] for r in losses(tmp_path)], [r[2] for r in losses(folder)], rtol=1e-5)
     assert (info.encoder, info.head, info.decoder) == (mine.encoder, mine.head, mine.decoder)
 
 
-def test_an_analysis_is_resumed_as_it_began(whole, encoders, data, tmp_path):
+def test_analysis_is_resumed_with_the_same_phases_and_decoder(trained, encoders, data, tmp_path):
     folder, _ = encoders[True]
-    _, base = whole
+    _, base = trained
     s = adapting(data, folder, base, labels=[data.tiles], encoder_steps=0)
     check_rejects(ConfigurationError, "--encoder-minutes|as it began", train.train, s, resume=True)
     arrays = load_arrays(base)
@@ -341,9 +203,8 @@ def test_an_analysis_is_resumed_as_it_began(whole, encoders, data, tmp_path):
     check_rejects(ConfigurationError, f"decoder of the checkpoint is {base.decoder}", train.train, s, resume=True)
 
 
-def test_model_without_labels_keeps_having_none_or_learns_them(whole, data, tmp_path):
-    s = settings(data, tmp_path, labels=[], steps=2, synthesis_steps=0, prior_steps=1)
-    base = train.train(s)
+def test_model_without_labels_is_adapted_without_and_with_labels(data, tmp_path):
+    base = train.train(settings(data, tmp_path, labels=[], **JOINT_ONLY | {"steps": 2, "prior_steps": 1}))
     assert base.vocabulary.names == ("unknown",)
     (tmp_path / "a").mkdir()
     mine = train.train(adapting(data, tmp_path / "a", base, encoder_steps=1, integer_minutes=0.0))
@@ -353,8 +214,8 @@ def test_model_without_labels_keeps_having_none_or_learns_them(whole, data, tmp_
     assert mine.decoder == base.decoder and mine.vocabulary.classes == data.classes
 
 
-def test_only_integer_networks_have_their_analysis_trained(whole, data, tmp_path):
-    _, base = whole
+def test_analysis_of_float_networks_is_not_trained(trained, data, tmp_path):
+    _, base = trained
     for name, architecture in (
         ("float", base.architecture | {"integer": False}),
         ("paper", ARCHITECTURES["paper-0.5"].to_json()),
@@ -373,66 +234,27 @@ def test_only_integer_networks_have_their_analysis_trained(whole, data, tmp_path
 
 
 def some_images(nets):
-    """What a transform is calibrated on, and a call that runs the analysis on it."""
+    """An image, and a function that runs the analysis on it."""
     x = torch.from_numpy(eurosat_mosaic()[:128, :192].copy()).permute(2, 0, 1)[None].float()
     return x, lambda: nets.analysis(x, torch.tensor([50.0]))
 
 
-@pytest.mark.parametrize("idle8,idle16", [({0}, {0, 1, 2}), ({1}, {1}), (set(), {2}), ({0, 1}, {0, 2})])
-def test_idle_blocks_are_left_out_and_nothing_changes(idle8, idle16):
-    torch.manual_seed(0)
-    arch = replace(TINY, analysis_blocks=(2, 3))
-    analysis = make_networks(arch).eval().requires_grad_(False).analysis
-    analysis.out.weight.normal_(0, 0.1)
-    for blocks, idle in ((analysis.blocks8, idle8), (analysis.blocks16, idle16)):
-        for number, block in enumerate(blocks):
-            block.down.bias.normal_(0, 0.5)
-            if number in idle:
-                block.up.bias.fill_(-1000)
-    analysis.integer = True
-    images, quality = torch.randint(0, 256, (3, 3, 64, 48)).float(), torch.tensor([10.0, 50.0, 90.0])
-    found = idle_blocks(analysis, lambda: analysis(images, quality))
-    assert found == {8: idle8, 16: idle16}
-    tensors = export_network(analysis)
-    folded, n8 = fold_blocks(tensors, 8, idle8)
-    folded, n16 = fold_blocks(folded, 16, idle16)
-    assert (n8, n16) == (2 - len(idle8), 3 - len(idle16)) and len(folded) < len(tensors)
-    cpu = torch.device("cpu")
-    grey = (images.permute(0, 2, 3, 1) - 128).to(torch.int8).contiguous()
-    before, after = (
-        IntegerAnalysis(a, t, cpu)(grey, None, quality.long())
-        for a, t in ((arch, tensors), (replace(arch, analysis_blocks=(n8, n16)), folded))
-    )
-    assert torch.equal(before, after) and before.unique().numel() > 50
-
-
-def test_a_block_whose_constant_fits_nowhere_stays():
-    analysis = make_networks(TINY).eval().requires_grad_(False).analysis
-    analysis.integer = True
-    tensors = export_network(analysis)
-    tensors["blocks16.0.down.bias"][:] = 2**26
-    tensors["blocks16.0.down.shift"][:] = 1
-    kept, count = fold_blocks(tensors, 16, {0})
-    assert count == 1 and kept.keys() == tensors.keys()
-
-
-def test_balance_makes_room_and_enlarges_only_where_asked():
-    torch.manual_seed(0)
+def test_balance_enlarges_only_if_factors_above_one_are_allowed():
     nets = make_networks(TINY).eval().requires_grad_(False)
     _, run = some_images(nets)
     stem = nets.analysis.stem
     stem.weight.mul_(0.01)
     stem.weight[0] *= 1e5
     before = stem.weight.clone()
-    balance([nets.analysis], run, largest=1.0)
+    balance([nets.analysis], run, max_factor=1.0)
     assert (stem.weight[0].abs() < before[0].abs()).any() and torch.equal(stem.weight[1:], before[1:])
     balance([nets.analysis], run)
     assert (stem.weight[1:].abs() > before[1:].abs()).any(1).all()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("largest", [1.0, 64.0])
-def test_balance_leaves_what_bounds_clip_as_it_is(largest):
+@pytest.mark.parametrize("max_factor", [1.0, 64.0])
+def test_balance_keeps_clipped_channels(max_factor):
     torch.manual_seed(0)
     nets = make_networks(TINY).eval().requires_grad_(False)
     nets.analysis.out.weight.normal_(0, 0.1)
@@ -444,18 +266,18 @@ def test_balance_leaves_what_bounds_clip_as_it_is(largest):
             for block in nets.analysis.blocks8:
                 block.up.weight.mul_(30)
         before = run()
-        balance([nets.analysis], run, largest)
+        balance([nets.analysis], run, max_factor)
         outs.append((before, run()))
     torch.testing.assert_close(*outs[0], rtol=1e-3, atol=1e-3)
-    if largest == 1:
+    if max_factor == 1:
         torch.testing.assert_close(*outs[1], rtol=1e-3, atol=1e-3)
         nets.bounded = False
-        assert (run() - outs[1][0]).abs().max() > 0.1, "or nothing was clipped"
+        assert (run() - outs[1][0]).abs().max() > 0.1, "otherwise nothing was clipped"
 
 
 @torch.no_grad()
-def test_scores_mean_the_same_after_a_sure_head_is_rounded():
-    """Logits far beyond what 8 bits can say are clipped; to scale them down would make every score a middling one."""
+def test_scores_stay_after_a_confident_head_is_rounded():
+    """Large logits are clipped, because scaling them down would bring every score towards the middle."""
     torch.manual_seed(0)
     nets = make_networks(TINY).eval()
     nets.head.out.weight.mul_(400)
@@ -465,11 +287,11 @@ def test_scores_mean_the_same_after_a_sure_head_is_rounded():
     balance_head(nets.head, lambda: nets.head(cells, quality))
     nets.head.integer = True
     after = torch.sigmoid(nets.head(cells, quality))
-    sure = (before < 0.001) | (before > 0.999)
-    assert sure.float().mean() > 0.3 and ((after - before).abs()[sure] < 0.02).float().mean() > 0.9
+    confident = (before < 0.001) | (before > 0.999)
+    assert confident.float().mean() > 0.3 and ((after - before).abs()[confident] < 0.02).float().mean() > 0.9
 
 
-def test_low_qualities_are_drawn_more_often_if_asked(data, tmp_path):
+def test_quality_power_draws_low_qualities_more_often(data, tmp_path):
     mean = []
     for power in (1.0, 2.0):
         torch.manual_seed(0)
@@ -490,70 +312,59 @@ def test_any_weights_and_biases_are_stored_in_the_range_of_exact_sums(form, size
     stored = fixed.export_layer(weight, bias, form)
     check_sums("layer", stored["weight"], stored["bias"], stored["shift"], form)
     shift = stored["shift"].double()
-    own = (stored["bias"] - torch.floor(torch.exp2(shift - 1))) * torch.exp2(-shift - form.out_bits)
-    assert float((own - bias).abs().max()) < 2.0**-form.out_bits, "a bias is not cut off"
+    bias_stored = (stored["bias"] - torch.floor(torch.exp2(shift - 1))) * torch.exp2(-shift - form.out_bits)
+    assert float((bias_stored - bias).abs().max()) < 2.0**-form.out_bits, "a bias is not cut off"
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_restored_prior_exports_what_is_stored(whole, released):
-    base = find_model("base") if released else whole[1]
+def test_restored_prior_exports_the_stored_tensors(trained, released):
+    base = find_model("base") if released else trained[1]
     nets = networks_of(base, len(base.vocabulary.classes))
-    stored, again = prior_of(base), export_prior(nets.prior)
-    assert stored.keys() == again.keys() and stored["1.first"].any() and stored["1.second"].any()
-    # a row that rounding left just below a bound may come out with twice its integers, which is the same row
-    finer = {k: again[k].long() - shift.long() for k, shift in stored.items() if k.endswith("_shift")}
-    assert all(((more == 0) | (more == 1)).all() for more in finer.values())
+    stored, exported = prior_of(base), export_prior(nets.prior)
+    assert stored.keys() == exported.keys() and stored["1.first"].any() and stored["1.second"].any()
+    # a row just below a bound may be exported with twice its integers and a shift of one more, which is the same row
+    finer = {k: exported[k].long() - shift.long() for k, shift in stored.items() if k.endswith("_shift")}
+    assert all(((extra == 0) | (extra == 1)).all() for extra in finer.values())
     for name, tensor in stored.items():
         layer = name.removesuffix("_bias")
-        more = finer.get(f"{layer}_shift", torch.zeros(1))
-        unit = torch.exp2(more.float()) if name != layer else torch.exp2(more.float())[:, None]
+        unit = torch.exp2(finer.get(f"{layer}_shift", torch.zeros(1)).float())
+        unit = unit[:, None] if name == layer else unit
         if name not in finer:
-            most = 1 if name.endswith("_bias") else 0
-            assert float((tensor - again[name] / unit).abs().max()) <= most, name
+            limit = 1 if name.endswith("_bias") else 0
+            assert float((tensor - exported[name] / unit).abs().max()) <= limit, name
     with pytest.raises(KeyError):
         restore_prior(nets.prior, {k: v for k, v in stored.items() if k != "1.second_shift"})
 
 
-def test_start_takes_another_runs_networks_or_says_why_not(whole, data, tmp_path):
-    folder, _ = whole
-    s = settings(
-        data,
-        tmp_path,
-        start=str(folder / "run"),
-        steps=0,
-        integer_steps=0,
-        synthesis_steps=0,
-        prior_steps=0,
-        head_steps=1,
-    )
-    train.train(s)
-    one, two = (checkpoint.load(f / "run").below("net") for f in (folder, tmp_path))
+def test_start_takes_the_networks_of_another_run(trained, data, tmp_path):
+    start = str(trained[0] / "run")
+    train.train(settings(data, tmp_path, start=start, **JOINT_ONLY | {"steps": 0}))
+    one, two = (checkpoint.load(folder / "run").below("net") for folder in (trained[0], tmp_path))
     assert torch.equal(one["analysis.stem.weight"], two["analysis.stem.weight"])
-    s = settings(data, tmp_path / "other", start=str(folder / "run"), architecture="base")
+    s = settings(data, tmp_path / "other", start=start, architecture="base")
     words = "cannot start from these networks|analysis_widths [128, 256], not [8, 16]"
     check_rejects(ConfigurationError, words, train.train, s)
 
 
-def test_resume_and_fresh_start_are_not_mixed_up(whole, data, tmp_path):
-    folder, _ = whole
+def test_resume_needs_the_run_and_a_fresh_start_refuses_it(trained, data, tmp_path):
+    folder, _ = trained
     check_rejects(ConfigurationError, "has a checkpoint|--resume", train.train, settings(data, folder))
     check_rejects(ConfigurationError, "no run to resume", resolve, {"run": str(tmp_path)}, resume=True)
     assert resolve({"run": str(folder / "run"), "steps": 9}, resume=True).steps == 9
-    other = ({"labels": []}, "of the checkpoint is|asked for"), ({"optimiser": "adam"}, "--optimiser soap")
-    for changes, words in other:
-        check_rejects(ConfigurationError, words, train.train, settings(data, folder, **changes), resume=True)
+    s = settings(data, folder, labels=[])
+    check_rejects(ConfigurationError, "of the checkpoint is|asked for", train.train, s, resume=True)
 
 
 def test_short_phases_do_not_end_while_they_warm_up():
     rates = {n: [train.schedule(i / n, i, 200) for i in range(n)] for n in (50, 10000)}
-    for n, found in rates.items():
-        assert found.index(max(found)) <= n // 10 and max(found) > 0.95
-        assert found[0] == pytest.approx(1 / 200) and 0.01 <= found[-1] < 0.02
+    for n, values in rates.items():
+        assert values.index(max(values)) <= n // 10 and max(values) > 0.95
+        assert values[0] == pytest.approx(1 / 200) and 0.01 <= values[-1] < 0.02
     assert rates[10000][100] == pytest.approx(0.5, abs=0.01)
 
 
 def joint_run(data, folder, device="cpu"):
-    """Tiny networks in their joint phase, without noise, their parameters, and what a step takes."""
+    """Tiny networks in their joint phase, without noise; their parameters, and the inputs of a step."""
     s = settings(data, folder, crop=256, bf16=False)
     tiles = LabelledTiles(s.labels, device=device)
     torch.manual_seed(0)
@@ -566,46 +377,46 @@ def joint_run(data, folder, device="cpu"):
     return run, parameters, [photos, run.qualities(4), *drawn, run.qualities(2)]
 
 
-def taken(parameters):
-    """Their gradients, which are forgotten."""
-    found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+def take_gradients(parameters):
+    """Return the gradients, and clear them."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
     for p in parameters:
         p.grad = None
-    return found
+    return gradients
 
 
-def test_photographs_and_tiles_count_in_one_batch_as_they_do_apart(data, tmp_path):
+def test_one_batch_of_photographs_and_tiles_has_the_loss_of_two(data, tmp_path):
     run, parameters, (photos, q, tiles, labels, tiles_q) = joint_run(data, tmp_path)
     together = phases.joint_gradients(run, photos, q, tiles, labels, tiles_q)
-    gradients = taken(parameters)
+    gradients = take_gradients(parameters)
     first = phases.backward(run, [(run.nets.terms(photos, q, False), q, None)])
     second = phases.backward(run, [(run.nets.terms(tiles, tiles_q, False), tiles_q, labels)])
     torch.testing.assert_close(together["loss"], first["loss"] + second["loss"])
-    for one, other in zip(gradients, taken(parameters), strict=True):
+    for one, other in zip(gradients, take_gradients(parameters), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     assert together.keys() == first.keys() | second.keys() and any(g.any() for g in gradients)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_recorded_step_is_the_step(data, tmp_path):
+def test_recorded_step_equals_the_step(data, tmp_path):
     run, parameters, drawn = joint_run(data, tmp_path, "cuda")
     graphs = Graphs(partial(phases.joint_gradients, run), parameters)
     for factor in (1.0, 0.5):
         drawn[0] = drawn[0] * factor
-        wanted = phases.joint_gradients(run, *drawn)
-        gradients = taken(parameters)
-        seen = graphs(*drawn)
-        for name, value in wanted.items():
-            torch.testing.assert_close(seen[name], value, rtol=1e-3, atol=1e-4)
-        for one, other in zip(gradients, taken(parameters), strict=True):
+        expected = phases.joint_gradients(run, *drawn)
+        gradients = take_gradients(parameters)
+        measures = graphs(*drawn)
+        for name, value in expected.items():
+            torch.testing.assert_close(measures[name], value, rtol=1e-3, atol=1e-4)
+        for one, other in zip(gradients, take_gradients(parameters), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
 
 
-def test_out_of_memory_says_which_setting_to_lower(data, tmp_path, monkeypatch):
-    def full(*drawn):
+def test_out_of_memory_names_the_settings_to_lower(data, tmp_path, monkeypatch):
+    def fail(*drawn):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(phases, "joint_gradients", full)
+    monkeypatch.setattr(phases, "joint_gradients", fail)
     words = "lower --photos-per-step (now 2)|--mosaics-per-step|--crop (now 64)|--data-device cpu"
     check_rejects(ConfigurationError, words, train.train, settings(data, tmp_path))
 
@@ -614,7 +425,6 @@ def test_settings_that_cannot_work():
     for changes, words in [
         ({"crop": 100}, "crop: expected a multiple of 64"),
         ({"quality_low": 60, "quality_high": 50}, "1 <= low <= high <= 100"),
-        ({"optimiser": "sgd"}, "optimiser: expected soap or adam"),
         ({"every": 0}, "every: expected at least 1"),
         ({"images": []}, "nothing to train on"),
         ({"base": "base"}, "needs labelled images"),
@@ -630,17 +440,17 @@ def test_settings_that_cannot_work():
         resolve({"images": ["x"]}, name)
 
 
-def test_settings_in_a_model_name_no_place_of_this_machine(whole):
+def test_settings_in_a_model_contain_no_paths(trained):
     from safetensors import safe_open
 
-    with safe_open(whole[1].path, "np") as file:
+    with safe_open(trained[1].path, "np") as file:
         about = file.metadata()["deepsic"]
     assert "tiles.zip" in about and "/" not in about.replace("/>", "")
 
 
-def test_settings_in_a_model_are_those_that_had_a_say(data, tmp_path):
-    whole = settings(data, tmp_path).public()
-    assert {"minutes", "architecture", "prior_steps"} <= whole.keys() and "encoder_steps" not in whole
+def test_settings_in_a_model_are_those_with_effect(data, tmp_path):
+    public = settings(data, tmp_path).public()
+    assert {"minutes", "architecture", "prior_steps"} <= public.keys() and "encoder_steps" not in public
     s = Settings(base="/x/base.safetensors", labels=["/y/t.zip"])
     assert s.public()["base"] == "base" and s.public()["labels"] == ["t.zip"]
     assert {"minutes", "architecture", "prior_steps", "integer_minutes", "encoder_minutes"}.isdisjoint(s.public())
@@ -648,40 +458,33 @@ def test_settings_in_a_model_are_those_that_had_a_say(data, tmp_path):
     assert s.public()["encoder_minutes"] == 5 and s.public()["integer_minutes"] == 10 and "lr" not in s.public()
 
 
-def test_json_tells_what_the_model_holds(whole, data, tmp_path, capsys):
-    command = [
-        "train",
-        "--from",
-        whole[1].path,
-        "--images",
-        data.photos,
-        "--out",
-        str(tmp_path / "mine.safetensors"),
-        "--run",
-        str(tmp_path / "run"),
-        "--crop",
-        "64",
-        "--photos-per-step",
-        "2",
-        "--encoder-minutes",
-        "1",
-        "--encoder-steps",
-        "1",
-        "--integer-steps",
-        "1",
-        "--every",
-        "1",
-        "--plot",
-        "--json",
-    ]
-    assert main(command) == 0
+def test_json_has_the_content_of_the_model_file(trained, data, tmp_path, capsys):
+    command = f"train --from {trained[1].path} --images {data.photos} --out {tmp_path / 'mine.safetensors'} --json"
+    command += f" --run {tmp_path / 'run'} --crop 64 --photos-per-step 2 --encoder-minutes 1 --encoder-steps 1"
+    assert main([*command.split(), "--integer-steps", "1", "--every", "1"]) == 0
     printed = capsys.readouterr()
-    found, info = json.loads(printed.out), read_info(tmp_path / "mine.safetensors")
-    assert (found["model"], found["decoder"], found["encoder"]) == ("mine", info.decoder, info.encoder)
-    assert found["vocabulary"]["classes"] == list(data.classes) and found["nbytes"] == os.path.getsize(info.path)
-    assert [(r["phase"], r["step"], r["quality"]) for r in found["held_out"]] == [("integer", 1, q) for q in QUALITIES]
-    assert all(r["bpp"] > 0 and r["psnr"] > 0 for r in found["held_out"])
+    result, info = json.loads(printed.out), read_info(tmp_path / "mine.safetensors")
+    assert (result["model"], result["decoder"], result["encoder"]) == ("mine", info.decoder, info.encoder)
+    assert result["vocabulary"]["classes"] == list(data.classes) and result["nbytes"] == os.path.getsize(info.path)
+    rows = result["held_out"]
+    assert [(row["phase"], row["step"], row["quality"]) for row in rows] == [("integer", 1, q) for q in QUALITIES]
+    assert all(row["bpp"] > 0 and row["psnr"] > 0 for row in rows)
     assert "held out" in printed.err and "encoder" in printed.err
+
+
+@pytest.mark.parametrize("option", ["--help", "--help-all"])
+def test_help_shows_common_settings_and_help_all_shows_all(option, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", option])
+    text = capsys.readouterr().out
+    options = set(re.findall(r"^  (--[a-z0-9-]+)", text, re.MULTILINE))
+    hidden = {"--" + f.name.replace("_", "-") for f in fields(Settings) if not f.metadata["common"]}
+    assert end.value.code == 0 and {"--images", "--labels", "--out", "--from", "--preset", "--resume"} <= options
+    if option == "--help":
+        assert 8 <= len(options) <= 12 and not hidden & options and "--help-all" in text
+    else:
+        assert hidden <= options and len(options) == len(fields(Settings)) + 4
+        assert all(f.metadata["help"].split()[0] in text for f in fields(Settings))
 
 
 def test_checkpoint_files_stay_below_their_limit(tmp_path, monkeypatch):
@@ -691,23 +494,23 @@ def test_checkpoint_files_stay_below_their_limit(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, checkpoint.State("joint", step, 1.5, tensors, {"a": 2**100}))
     files = sorted((tmp_path / "checkpoint").glob("*.safetensors"))
     assert len(files) == 5 and all(f.stat().st_size < 1300 for f in files)
-    found = checkpoint.load(tmp_path)
-    assert found.step == 2 and found.data_rng == {"a": 2**100} and set(found.tensors) == set(tensors)
-    # a crash between the two renames leaves the older one
+    state = checkpoint.load(tmp_path)
+    assert state.step == 2 and state.data_rng == {"a": 2**100} and set(state.tensors) == set(tensors)
+    # a crash between the two renames leaves only the previous checkpoint
     (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
     assert checkpoint.load(tmp_path).step == 2
     (tmp_path / "checkpoint.old" / "3.safetensors").write_bytes(b"x" * 20)
     check_rejects(ConfigurationError, "damaged checkpoint", checkpoint.load, tmp_path)
 
 
-def test_needs_little_where_it_only_trains():
-    """A lent GPU machine has torch, numba, safetensors and rich, and nothing of Zarr."""
+def test_training_imports_no_zarr():
+    """A lent GPU machine has torch, numba, safetensors and pillow, and no Zarr."""
     check_lazy("import deepsic_codec.training.train", unwanted=("zarr", "numcodecs", "google_crc32c", "dask", "xarray"))
     check_lazy("from deepsic_codec.cli.train import resolve", unwanted=("torch", "zarr"))
 
 
-def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):
-    """Channels that hardly do anything are scaled up each time; adapting an adapted head must not run out of range."""
+def test_repeated_balancing_stays_in_the_range_of_integers(monkeypatch):
+    """Channels with small values are scaled up each time; adapting an adapted head must not leave the range."""
     head = make_networks(TINY).head.eval()
     monkeypatch.setattr(
         balance_module,
@@ -721,7 +524,7 @@ def test_what_is_balanced_again_and_again_still_has_integers(monkeypatch):
     for block in head.blocks:
         assert fixed.room(block.spatial.weight, block.spatial.bias, fixed.SPATIAL).min() >= 0.999
         assert fixed.room(block.up.weight, block.up.bias, fixed.UP).min() >= 0.999
-    assert block.spatial.weight.abs().max() > 8, "or nothing was scaled"
+    assert block.spatial.weight.abs().max() > 8, "otherwise nothing was scaled"
 
 
 def test_fresh_cells_are_of_tiles_and_of_photographs(data, tmp_path):
