@@ -162,7 +162,8 @@ def _rescale(stage: Stage, max_factor: float = MAX_FACTOR, quantile: float = QUA
         weight = block.spatial.weight * (spatial / stream)[:, None, None, None]
         spatial = spatial * fixed.room(weight, bias_of(block.spatial) * spatial, fixed.SPATIAL).clamp(max=1)
         weight = block.up.weight * (up[:, None] / spatial[None])[:, :, None, None]
-        up = up * fixed.room(weight, block.condition.biases(bias_of(block.up)) * up, fixed.UP).clamp(max=1)
+        biases = block.condition.biases(block.up.bias)
+        up = up * fixed.room(weight, None if biases is None else biases * up, fixed.UP).clamp(max=1)
         block.spatial.weight.mul_((spatial / stream)[:, None, None, None])
         bias_of(block.spatial).mul_(spatial)
         block.up.weight.mul_(up[:, None, None, None] / spatial[None, :, None, None])

@@ -214,23 +214,12 @@ def test_model_without_labels_is_adapted_without_and_with_labels(data, tmp_path)
     assert mine.decoder == base.decoder and mine.vocabulary.classes == data.classes
 
 
-def test_analysis_of_float_networks_is_not_trained(trained, data, tmp_path):
-    _, base = trained
-    for name, architecture in (
-        ("float", base.architecture | {"integer": False}),
-        ("paper", ARCHITECTURES["paper-0.5"].to_json()),
-    ):
-        info = save_model(
-            tmp_path / f"{name}.safetensors",
-            name,
-            {"decoder.a": np.ones(3, np.float16)},
-            architecture,
-            Vocabulary((), {}),
-            {},
-        )
-        s = adapting(data, tmp_path / name, info, images=["missing"])
-        check_rejects(ConfigurationError, f"{name!r} has networks in floating point|--labels", train.train, s)
-        assert not s.folder.exists()
+def test_analysis_of_float_networks_is_not_trained(data, tmp_path):
+    path, arrays = tmp_path / "paper.safetensors", {"decoder.a": np.ones(3, np.float16)}
+    info = save_model(path, "paper", arrays, ARCHITECTURES["paper-0.5"].to_json(), Vocabulary((), {}), {})
+    s = adapting(data, tmp_path, info, images=["missing"])
+    check_rejects(ConfigurationError, "'paper' has networks in floating point|--labels", train.train, s)
+    assert not s.folder.exists()
 
 
 def some_images(nets):
