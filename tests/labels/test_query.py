@@ -114,6 +114,18 @@ def test_a_scan_gives_the_same(filled):
     assert scanned.bytes_read >= 60 * labels.summary()["header"] and scanned.requests >= labels.summary()["header"]
 
 
+def test_a_summary_counts_from_a_half_on():
+    """What "Dim" alone means in an expression, too: a score of 0.5 lies between 127 and 128 of 255."""
+    array = archive(shape=(128, 384, 3))
+    for column, largest in enumerate((127, 128, 126)):
+        scores = np.zeros((1, 2, 2, 4), "u1")
+        scores[0, :, :, 1] = [[0, 100], [largest, 126]]
+        put(array, (0, column, 0), payload(array, scores))
+    labels = open_labels(array, scan=True)
+    assert labels.summary()["classes"] == {"Dark": 0, "Dim": 1, "Bright": 0, "unknown": 0, "Visible": 1}
+    assert labels.where("Dim").chunks == [(0, 1, 0)]
+
+
 def test_summary_and_map(filled):
     array, labels = filled
     summary = labels.summary()
