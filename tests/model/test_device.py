@@ -96,6 +96,15 @@ def test_pipelined_waits_for_all_items_after_an_error():
     assert log == [1]
 
 
+def test_threads_of_a_pool_have_the_settings_of_the_caller():
+    with ThreadPoolExecutor(1) as pool, config.set(batch_pixels=77):
+        one = device.submit(pool, lambda: config.get().batch_pixels)
+        each = device.submit_each(pool, lambda i: config.get().batch_pixels + i, 2)
+        assert one() == 77 and each() == [77, 78]
+    with ThreadPoolExecutor(1) as pool:
+        assert device.submit_each(pool, lambda i: config.get().batch_pixels, 1)() == [None]
+
+
 def test_stack_padded_repeats_edges():
     images = [np.random.default_rng(i).integers(0, 256, (2, 5, 7, 3), np.uint8) for i in range(3)]
     joined = device.stack_padded(images, 4, "cpu")
@@ -133,6 +142,20 @@ def test_start_encoding_does_not_wait_for_the_device(runtime, monkeypatch):
         )
     assert not waited
     assert rest() == expected and waited
+
+
+def test_encodings_of_one_shape_that_are_in_flight_together(runtime):
+    """One started last may be waited for first, and with more chunks."""
+    model, encoded = runtime.model, runtime.encode(crops(3), [50.0] * 3, symbols=True)
+    symbols = [torch.from_numpy(one.symbols) for one in encoded]
+    with torch.inference_mode():
+        waits = [
+            coding.start_encoding(model.prior, model.coder_tables, torch.cat(part), len(part), [50.0] * len(part))
+            for part in (symbols[:1], symbols, symbols[1:])
+        ]
+        features = [wait() for wait in waits]
+    expected = [one.features for one in encoded]
+    assert features == [expected[:1], expected, expected[1:]]
 
 
 class FakeTorch:

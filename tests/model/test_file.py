@@ -1,6 +1,7 @@
 """Model files: identities, finding, damage."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,15 @@ def test_the_first_of_several_files_with_one_decoder(toy, tmp_path, monkeypatch)
         config.set(model_path=order)
         assert find_model(toy.decoder) == (other if order[0] == tmp_path else later), "folders come in their order"
         assert find_model(toy.decoder, preferred="toy") == toy
+
+
+def test_a_file_that_was_replaced_is_read_again(toy, tmp_path):
+    assert find_model("toy").encoder == toy.encoder
+    os.utime(toy.path, ns=(0, 0))  # clocks of file systems may be coarse
+    other = other_encoder(tmp_path, "toy", "toy")
+    assert other.path == toy.path and find_model("toy") == other != toy
+    (tmp_path / "toy.safetensors").write_bytes(b"damaged")
+    check_rejects(ModelNotFound, "toy", find_model, "toy")
 
 
 def test_what_an_archive_brought_comes_last_and_has_no_name(toy, tmp_path, monkeypatch):

@@ -6,12 +6,14 @@ import torch
 
 from deepsic_codec.model import quantise as rdo
 from deepsic_codec.model.coding import predict
+from deepsic_codec.model.exact.export import restore_prior
 from deepsic_codec.model.exact.prior import IntegerPrior
 from deepsic_codec.model.exact.transforms import IntegerTransforms
 from deepsic_codec.model.families import architecture_from
-from deepsic_codec.model.family import PRIOR, RDO, tensors_below
+from deepsic_codec.model.family import GAINS, PRIOR, RDO, tensors_below
 from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.ops.torch import TorchOps
+from deepsic_codec.model.prior import Prior
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
@@ -50,3 +52,24 @@ def test_no_tables_mean_the_nearest(parts):
     nearest = torch.round(scaled).to(torch.int32)
     found, predictions = rdo.quantise(prior, None, scaled, quality)
     assert torch.equal(found, nearest) and predictions is None
+
+
+def test_tables_are_those_of_the_packaged_model():
+    """Every quality from 1 to 100 has the prices of its own step."""
+    info = find_model("base")
+    arch, arrays = architecture_from(info.architecture), load_arrays(info)
+    prior = Prior(arch)
+    restore_prior(prior, tensors_below(arrays, PRIOR))
+    made = rdo.make_tables(prior.log_scales, tensors_below(arrays, GAINS)["step"])
+    stored = tensors_below(arrays, RDO)
+    assert made.keys() == stored.keys()
+    for name, table in made.items():
+        assert table.dtype == stored[name].dtype and torch.equal(table, stored[name])
+
+
+def test_symbols_do_not_depend_on_the_qualities_beside_them(parts):
+    prior, tables, scaled, quality = parts
+    together, _ = rdo.quantise(prior, tables, scaled, quality)
+    for image, one in enumerate(quality.tolist()):
+        alone, _ = rdo.quantise(prior, tables, scaled[image : image + 1], one)
+        assert torch.equal(alone[0], together[image])

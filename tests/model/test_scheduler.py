@@ -221,5 +221,19 @@ def test_an_error_of_a_last_function_is_raised(runtime, tiles, threads):
         runtime.encode(tiles, [50.0] * 9, finish=[*[lambda one: one] * 8, fail])
 
 
+def test_torch_has_its_threads_again_after_an_error(runtime, tiles, monkeypatch):
+    before = torch.get_num_threads()
+    used = []
+
+    def fail(images, quality):
+        used.append(torch.get_num_threads())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(runtime.model, "analyse", fail)
+    with config.set(threads=before + 1), pytest.raises(ZeroDivisionError):
+        runtime.encode(tiles[:1], [50.0])
+    assert used == [before + 1] and torch.get_num_threads() == before
+
+
 def test_map_keeps_the_order(runtime):
     assert runtime.map(lambda a, b: a - b, range(40), range(0, 80, 2)) == [-number for number in range(40)]
