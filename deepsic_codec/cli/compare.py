@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,8 +70,8 @@ def run_compare(args: argparse.Namespace) -> None:
         compare.plot(files[-1], curves, images[0][0] if len(images) == 1 else f"mean of {len(images)} images")
     if args.json:
         document = {
-            "images": [outcome.to_json() for outcome in outcomes],
-            "curves": {codec: [point.to_json() for point in points] for codec, points in curves.items()},
+            "images": list(map(asdict, outcomes)),
+            "curves": {codec: list(map(asdict, points)) for codec, points in curves.items()},
             "files": [str(file) for file in files],
         }
         say_json(document)

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from math import isfinite
 from typing import Any
 
-from deepsic_codec.progress import Progress
+from deepsic_codec.progress import Progress, no_progress
 
 
 def say(text: str = "", *, error: bool = False) -> None:
@@ -21,8 +22,16 @@ def printable(text: str) -> str:
 
 
 def say_json(document: Any) -> None:
-    """Print one line of JSON."""
-    print(json.dumps(document, allow_nan=False))
+    """Print one line of JSON, with null for NaN and infinity, which JSON does not have."""
+    print(json.dumps(_finite(document), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str] = ()) -> None:
@@ -48,21 +57,13 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Colle
 
 
 @contextmanager
-def progress_bar(text: str) -> Iterator[Progress | None]:
-    """Show a progress bar on standard error during a `with` block.
+def progress_bar(text: str) -> Iterator[Progress]:
+    """Show a progress bar on standard error during a `with` block, which gets the callback that moves it.
 
-    Parameters
-    ----------
-    text : str
-        Description to the left of the bar.
-
-    Yields
-    ------
-    Progress or None
-        Callback that moves the bar. None if standard error is no terminal or rich is not installed.
+    There is no bar if standard error is no terminal or rich is not installed.
     """
     if not sys.stderr.isatty() or find_spec("rich") is None:
-        yield None
+        yield no_progress
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -3,69 +3,27 @@
 import argparse
 import time
 from collections import Counter
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
+from deepsic_codec.cli.console import say, say_json, say_table
 from deepsic_codec.cli.options import add_json, add_quality
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deepsic_codec.io.compare import Outcome
     from deepsic_codec.labels.query import Labels
 
 STORE, PICTURE = "demo.zarr", "before-after.png"
 WATER = ("River", "SeaLake")
 QUERY = " | ".join(f"{name} > 0.5" for name in WATER)
+CHUNKS = {"mosaic": 256, "drone": 512}  # edge in pixels
 CROPS = {"mosaic": (256, 320), "drone": (640, 1056)}  # row and column of the enlarged part
 METADATA = ("zarr.json", ".zarray", ".zattrs")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An image before and after storing it.
-
-    Attributes
-    ----------
-    name : str
-        Name of the array.
-    original, decoded : uint8 array (H, W, 3)
-        Pixels.
-    nbytes : int
-        Bytes of the chunk files.
-    psnr : float
-        In dB.
-    encode_seconds, decode_seconds : float
-        Times to write and to read all chunks.
-    """
-
-    name: str
-    original: "NDArray[np.uint8]"
-    decoded: "NDArray[np.uint8]"
-    nbytes: int
-    psnr: float
-    encode_seconds: float
-    decode_seconds: float
-
-    @property
-    def pixels(self) -> int:
-        """Height times width."""
-        return prod(self.original.shape[:2])
-
-    def figures(self) -> dict[str, Any]:
-        """Return the figures in JSON types."""
-        return {
-            "name": self.name,
-            "raw_bytes": self.original.nbytes,
-            "stored_bytes": self.nbytes,
-            "bpp": 8 * self.nbytes / self.pixels,
-            "psnr": self.psnr,
-            "encode_seconds": self.encode_seconds,
-            "decode_seconds": self.decode_seconds,
-        }
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -85,48 +43,53 @@ def run_demo(args: argparse.Namespace) -> None:
     import zarr
 
     from deepsic_codec.codec.v2 import DeepSIC
+    from deepsic_codec.io import draw
+    from deepsic_codec.io.compare import picture
     from deepsic_codec.labels.open import open_labels
     from deepsic_codec.samples import TILE, drone_frame, eurosat_classes, eurosat_mosaic
 
     args.out.mkdir(parents=True, exist_ok=True)
-    path, picture = args.out / STORE, args.out / PICTURE
+    path = args.out / STORE
     zarr.open_group(str(path), mode="w", zarr_format=args.format)
     if not args.json:
         say(f"Writing Zarr format {args.format}, quality {args.quality:g}, to {path}\n")
-    mosaic, drone = eurosat_mosaic(), drone_frame()
-    images = [
-        _store(path, "mosaic", mosaic, 256, DeepSIC(quality=args.quality, label_tile=(TILE, TILE)), args.format),
-        _store(path, "drone", drone, 512, DeepSIC(quality=args.quality), args.format),
-    ]
-    _draw(images, args.quality).save(picture)
-    best = {name: _best_labels(open_labels(path, name, scan=True)) for name in ("mosaic", "drone")}
+    originals = {"mosaic": eurosat_mosaic(), "drone": drone_frame()}
+    codecs = {"mosaic": DeepSIC(quality=args.quality, label_tile=(TILE, TILE)), "drone": DeepSIC(quality=args.quality)}
+    outcomes, drawings = [], []
+    for name, original in originals.items():
+        outcome, decoded = _store(path, name, original, CHUNKS[name], codecs[name], args.format)
+        outcomes.append(outcome)
+        drawings.append(picture(name, original, [(outcome, decoded)], CROPS[name]))
+    file = args.out / PICTURE
+    draw.sheet(drawings, max(drawing.width for drawing in drawings)).save(file)
+    best = {name: _best_labels(open_labels(path, name, scan=True)) for name in originals}
     truth = [name for row in eurosat_classes() for name in row]
     right = Counter(name for name, label in zip(truth, best["mosaic"], strict=True) if name == label)
-    answer = _query(path, images[0].nbytes)
+    answer = _query(path, outcomes[0].nbytes)
     if args.json:
         labels = {name: dict(Counter(names)) for name, names in best.items()}
         say_json(
             {
-                "images": [image.figures() for image in images],
+                "images": list(map(asdict, outcomes)),
                 "labels": {**labels, "tiles": len(truth), "right": right.total()},
                 "query": answer,
                 "archive": str(path),
-                "picture": str(picture),
+                "picture": str(file),
             }
         )
         return
-    _print_savings(images)
+    _print_savings(outcomes, [original.nbytes for original in originals.values()])
     _print_labels(Counter(truth), Counter(best["mosaic"]), right, Counter(best["drone"]))
     _print_query(answer)
-    say(f"Before and after: {picture}")
+    say(f"Before and after: {file}")
 
 
-def _store(path: Path, name: str, pixels: "NDArray[np.uint8]", edge: int, codec: Any, zarr_format: int) -> Stored:
-    """Write an image a row of chunks at a time and read it back the same way."""
-    import numpy as np
-
+def _store(
+    path: Path, name: str, pixels: "NDArray[np.uint8]", edge: int, codec: Any, zarr_format: int
+) -> "tuple[Outcome, NDArray[np.uint8]]":
+    """Write an image and read it back."""
     from deepsic_codec.archive import create_array
-    from deepsic_codec.metrics import psnr
+    from deepsic_codec.io.compare import Outcome
 
     chunks = (edge, edge, 3)
     warm_up = create_array({}, data=pixels[:edge], chunks=chunks, codec=codec)  # loads the model, compiles the coder
@@ -134,23 +97,15 @@ def _store(path: Path, name: str, pixels: "NDArray[np.uint8]", edge: int, codec:
     array = create_array(
         path, name=name, shape=pixels.shape, chunks=chunks, dtype="u1", codec=codec, zarr_format=zarr_format
     )
-    rows = [slice(top, top + edge) for top in range(0, len(pixels), edge)]
-    decoded = np.empty_like(pixels)
-    with progress_bar(name) as progress:
-        start = time.perf_counter()
-        for number, part in enumerate(rows):
-            array[part] = pixels[part]
-            if progress is not None:
-                progress(number + 1, 2 * len(rows))
-        middle = time.perf_counter()
-        for number, part in enumerate(rows):
-            decoded[part] = array[part]
-            if progress is not None:
-                progress(len(rows) + number + 1, 2 * len(rows))
-        end = time.perf_counter()
+    start = time.perf_counter()
+    array[...] = pixels
+    middle = time.perf_counter()
+    decoded = array[...]
+    seconds = middle - start, time.perf_counter() - middle
     files = (file for file in (path / name).rglob("*") if file.is_file() and file.name not in METADATA)
     nbytes = sum(file.stat().st_size for file in files)
-    return Stored(name, pixels, decoded, nbytes, psnr(pixels, decoded), middle - start, end - middle)
+    title = f"DeepSIC quality {codec.quality:g}"
+    return Outcome.measure(title, name, codec.quality, pixels, decoded, nbytes, seconds), decoded
 
 
 def _best_labels(labels: "Labels") -> list[str]:
@@ -185,33 +140,20 @@ def _query(path: Path, nbytes: int) -> dict[str, Any]:
     }
 
 
-def _draw(images: list[Stored], quality: float) -> Any:
-    """Draw each image, and a part of it enlarged before and after."""
-    from deepsic_codec.io import draw
-    from deepsic_codec.io.compare import Outcome, picture
-
-    parts = []
-    for image in images:
-        name = f"DeepSIC quality {quality:g}"
-        outcome = Outcome.measure(name, image.name, quality, image.original, image.decoded, image.nbytes)
-        parts.append(picture(image.name, image.original, [(outcome, image.decoded)], CROPS[image.name]))
-    return draw.sheet(parts, max(part.width for part in parts))
-
-
-def _print_savings(images: list[Stored]) -> None:
+def _print_savings(outcomes: Sequence["Outcome"], sizes: Sequence[int]) -> None:
     columns = ["image", "raw bytes", "stored bytes", "ratio", "bpp", "PSNR dB", "encode Mpx/s", "decode Mpx/s"]
     rows = [
         [
-            image.name,
-            f"{image.original.nbytes:,}",
-            f"{image.nbytes:,}",
-            f"{image.original.nbytes / image.nbytes:.1f}",
-            f"{8 * image.nbytes / image.pixels:.3f}",
-            f"{image.psnr:.2f}",
-            f"{image.pixels / 1e6 / image.encode_seconds:.1f}",
-            f"{image.pixels / 1e6 / image.decode_seconds:.1f}",
+            outcome.image,
+            f"{size:,}",
+            f"{outcome.nbytes:,}",
+            f"{size / outcome.nbytes:.1f}",
+            f"{outcome.bpp:.3f}",
+            f"{outcome.psnr:.2f}",
+            f"{size / 3e6 / outcome.encode_seconds:.1f}",
+            f"{size / 3e6 / outcome.decode_seconds:.1f}",
         ]
-        for image in images
+        for outcome, size in zip(outcomes, sizes, strict=True)
     ]
     say_table(columns, rows)
     say("Speed on this machine, files included, after a warm-up.\n")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deepsic_codec import config
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
@@ -68,14 +68,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
         for value in args.qualities:
             for result in evaluate(images, name, value, args.semantics, args.labelled, **options):
                 results.append(result)
-                if progress is not None:
-                    progress(len(results), len(images) * len(args.qualities))
+                progress(len(results), len(images) * len(args.qualities))
     averages = means(results)
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(Result)])
             writer.writeheader()
-            writer.writerows(_plain(results + averages))
+            writer.writerows(map(asdict, results + averages))
     if args.json:
         say_json(
             {
@@ -85,8 +84,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
                 "encoder": info.encoder,
                 "kmac_per_pixel": cost,
                 "skipped": skipped,
-                "means": _plain(averages),
-                "images": _plain(results),
+                "means": list(map(asdict, averages)),
+                "images": list(map(asdict, results)),
             }
         )
         return
@@ -113,12 +112,3 @@ def _print(results: Sequence["Result"]) -> None:
         for result in results
     ]
     say_table(columns, rows)
-
-
-def _plain(results: Sequence["Result"]) -> list[dict[str, Any]]:
-    """Return dictionaries with None for NaN and infinity, which JSON does not have."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not isfinite(value) else value
-
-    return [{k: plain(v) for k, v in asdict(result).items()} for result in results]

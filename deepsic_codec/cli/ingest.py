@@ -95,10 +95,7 @@ def run_ingest(args: argparse.Namespace) -> None:
             else:
                 results.append(ingest(source, args.url, progress=progress, **options))
     if args.json:
-        arrays = [
-            asdict(result) | {"psnr": result.psnr if abs(result.psnr) < float("inf") else None} for result in results
-        ]
-        say_json({"arrays": arrays, "skipped": skipped})
+        say_json({"arrays": list(map(asdict, results)), "skipped": skipped})
         return
     _summary(results)
     for message in skipped:

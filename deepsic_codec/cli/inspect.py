@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json
-from deepsic_codec.cli.options import add_array, add_json, axis_part, axis_parts, integers
+from deepsic_codec.cli.options import add_array, add_json, axis_part, integers
 
 MAX_CLASSES = 12  # of the list of labels
-MAX_WRITERS = 8  # of the list of qualities and decoders
 MAX_FILES = 20  # of the list of exported files
 WIDTH = 120  # columns, if standard output is no terminal
 LABEL_WIDTH = 16  # columns for the name of a row
+GROUP_MEMBERS = ("arrays", "other_arrays", "label_indices", "embedded_models")
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
@@ -40,22 +40,16 @@ def run_info(args: argparse.Namespace) -> None:
     if description["kind"] == "array":
         _print_array(description)
         return
-    kinds = {
-        "arrays": "arrays stored with DeepSIC",
-        "others": "other arrays",
-        "label_indices": "label indices",
-        "embedded_models": "embedded models",
-    }
-    counts = [f"{text}: {len(description[key])}" for key, text in kinds.items() if description[key] or key == "arrays"]
-    say(f"{description['store']}: group, Zarr format {description['zarr_format']}; {', '.join(counts)}\n")
-    for array in [*description["arrays"], *description["others"]]:
+    counts = [f"{key.replace('_', ' ')}: {len(description[key])}" for key in GROUP_MEMBERS if description[key]]
+    say(f"{description['store']}: group, Zarr format {description['zarr_format']}; {', '.join(counts) or 'empty'}\n")
+    for array in [*description["arrays"], *description["other_arrays"]]:
         _print_array(array)
 
 
 def _print_array(array: Mapping[str, Any]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     say(str(array["store"]))
-    for name, text in (_rows(array) if "codec_parameters" in array else _foreign_rows(array)).items():
+    for name, text in _rows(array).items():
         space = max(40, width - LABEL_WIDTH - 2)
         first, *others = textwrap.wrap(text, space, break_on_hyphens=False) or [""]
         say(f"  {name:<{LABEL_WIDTH}}{first}")
@@ -68,17 +62,15 @@ def _times(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes)) or "scalar"
 
 
-def _foreign_rows(array: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "array": f"{_times(array['shape'])} {array['dtype']}",
-        "chunks": _times(array["chunk_shape"]),
-        "Zarr format": str(array["zarr_format"]),
-        "codec": f"{array['codec']} (not DeepSIC)",
-    }
-
-
 def _rows(array: Mapping[str, Any]) -> dict[str, str]:
-    """Return name and text of each row about an array stored with DeepSIC."""
+    """Return name and text of each row."""
+    if "codec_parameters" not in array:
+        return {
+            "array": f"{_times(array['shape'])} {array['dtype']}",
+            "chunks": _times(array["chunk_shape"]),
+            "Zarr format": str(array["zarr_format"]),
+            "codec": f"{array['codec']} (not DeepSIC)",
+        }
     chunks, size, model = array["chunks"], array["size"], array["model"]
     about = "" if array["exact"] else "about "
     names = ", ".join(array["dimension_names"])
@@ -130,14 +122,10 @@ def _writers(array: Mapping[str, Any]) -> dict[str, str]:
     writers, parameters = array["written_by"], array["codec_parameters"]
     formats = sorted({writer["payload_format"] for writer in writers})
     rows = {"payload format": ", ".join(map(str, formats))} if formats else {}
-    decoder, quality = parameters["decoder"][:16], parameters.get("quality")
-    if len(writers) > 1 and quality is None and {writer["decoder"] for writer in writers} == {decoder}:
-        qualities = [writer["quality"] for writer in writers]
-        rows["written with"] = f"qualities from {min(qualities):g} to {max(qualities):g}, chosen chunk by chunk"
-    elif any((writer["decoder"], writer["quality"]) != (decoder, quality) for writer in writers):
-        parts = [f"quality {w['quality']:g}, decoder {w['decoder']}: {w['chunks']:,} chunks" for w in writers]
-        more = [f"and {len(parts) - MAX_WRITERS} more"] if len(parts) > MAX_WRITERS else []
-        rows["written with"] = "; ".join(parts[:MAX_WRITERS] + more)
+    qualities, decoders = ({writer[key] for writer in writers} for key in ("quality", "decoder"))
+    if writers and (qualities, decoders) != ({parameters.get("quality")}, {parameters["decoder"][:16]}):
+        ends = f"{min(qualities):g}" if len(qualities) == 1 else f"{min(qualities):g} to {max(qualities):g}"
+        rows["written with"] = f"quality {ends}, decoder {', '.join(sorted(decoders))}"
     return rows
 
 
@@ -147,16 +135,13 @@ def _error(error: Mapping[str, Any], dtype: str) -> str:
     if error["step"] is None:
         return "unknown: no chunk was read"
     text = f"quantiser step {error['step']:.3g} grey levels, about {error['rms']:.2g} RMS"
-    text += "" if error.get("psnr") else " where the image has detail of this size"
-    if error["step_data"] is None:
+    text += "" if error["psnr"] else " where the image has detail of this size"
+    if error["unit"] is None:
         return text + "; units of the data per grey level differ from chunk to chunk"
-    if dtype == "uint8" and error["unit"] == 1:
+    units = error["unit"] if isinstance(error["unit"], list) else [error["unit"]]
+    if dtype == "uint8" and units == [1]:
         return text
-    return text + f"; in units of the data {_numbers(error['step_data'])} and {_numbers(error['rms_data'])}"
-
-
-def _numbers(values: Any) -> str:
-    return f"({', '.join(f'{value:.4g}' for value in values)})" if isinstance(values, list) else f"{values:.4g}"
+    return text + f"; a grey level is {', '.join(f'{unit:.4g}' for unit in units)} in units of the data"
 
 
 def _labels(labels: Mapping[str, Any], tile: Sequence[int]) -> str:
@@ -165,8 +150,7 @@ def _labels(labels: Mapping[str, Any], tile: Sequence[int]) -> str:
     ranked = sorted(((count, name) for name, count in labels["classes"].items() if count), reverse=True)
     shown = ", ".join(f"{name} {count:,}" for count, name in ranked[:MAX_CLASSES]) or "none that scores 0.5"
     more = f" and {len(ranked) - MAX_CLASSES} more" if len(ranked) > MAX_CLASSES else ""
-    note = f" ({labels['note']})" if labels.get("note") else ""
-    source = "the index" if labels["from"] == "index" else f"headers{note}"
+    source = "the index" if labels["from"] == "index" else "headers"
     of_all = f"of {labels['of_chunks']:,}, from {source}, tiles {_times(tile)}"
     return f"chunks that show a class, {of_all}: {shown}{more}"
 
@@ -201,7 +185,7 @@ def run_preview(args: argparse.Namespace) -> None:
             size=args.size,
             labels=args.labels,
             where=args.where,
-            select=axis_parts(args.select),
+            select=dict(args.select or ()),
             bands=args.bands,
             stretch=args.stretch,
             everything=args.all,
@@ -245,7 +229,7 @@ def run_export(args: argparse.Namespace) -> None:
             args.name,
             kind=args.kind,
             where=args.where,
-            region=axis_parts(args.region),
+            region=dict(args.region or ()),
             crop=args.crop,
             codec=args.codec,
             zarr_format=args.format,

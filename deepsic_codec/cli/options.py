@@ -74,23 +74,15 @@ def integers(counts: tuple[int, ...], expected: str) -> Callable[[str], tuple[in
     return parse
 
 
-def axis_part(text: str) -> str:
-    """Check `axis=number` or `axis=start:stop`; a type of arguments."""
-    from deepsic_codec.io.region import parse_parts
-
+def axis_part(text: str) -> tuple[str, slice | int]:
+    """Parse `axis=number` or `axis=start:stop`; a type of arguments."""
+    axis, _, value = text.partition("=")
     try:
-        parse_parts([text])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def axis_parts(texts: list[str] | None) -> dict[str, slice | int]:
-    """Return parts by axis; raises ConfigurationError if an axis occurs twice."""
-    from deepsic_codec.errors import ConfigurationError
-    from deepsic_codec.io.region import parse_parts
-
-    try:
-        return parse_parts(texts or [])
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
+        if not axis:
+            raise ValueError
+        if ":" not in value:
+            return axis, int(value)
+        start, stop = (int(end) if end.strip() else None for end in value.split(":"))
+        return axis, slice(start, stop)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected axis=number or axis=start:stop, got {text!r}") from None

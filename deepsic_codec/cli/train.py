@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import sys
 from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json
-from deepsic_codec.errors import DeepSICError
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
 
 if TYPE_CHECKING:
@@ -107,27 +105,3 @@ def _parents(text: str) -> dict[str, list[str]]:
         return {str(k): [str(c) for c in v] for k, v in data.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise argparse.ArgumentTypeError(f"expected JSON of names and lists, got {text!r} ({error})") from None
-
-
-def main() -> int:
-    """Run `python -m deepsic_codec.cli.train`: training where Zarr is not installed.
-
-    Returns
-    -------
-    int
-        0 for success, 1 for an error, 130 when interrupted.
-    """
-    parser = argparse.ArgumentParser(prog="python -m deepsic_codec.cli.train")
-    add_train(parser)
-    try:
-        run_train(parser.parse_args())
-    except KeyboardInterrupt:
-        return 130
-    except DeepSICError as error:
-        say(f"error: {error}", error=True)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

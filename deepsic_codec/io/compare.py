@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from deepsic_codec.io.images import read_rgb
 from deepsic_codec.io.peers import PEERS, Peer, match_bytes
 from deepsic_codec.io.require import require
 from deepsic_codec.metrics import ms_ssim, psnr
-from deepsic_codec.progress import Progress
+from deepsic_codec.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -81,10 +81,6 @@ class Outcome:
         similarity = ms_ssim(original, decoded) if min(height, width) >= MIN_MS_SSIM_EDGE else float("nan")
         bpp = 8 * nbytes / (height * width)
         return cls(codec, image, float(setting), nbytes, bpp, psnr(original, decoded), similarity, *seconds)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON types, with None for NaN and infinity."""
-        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
 
 
 def read_image(path: str | Path) -> Pixels:
@@ -165,7 +161,7 @@ def at_equal_bytes(
     bpp: float | None = None,
     codecs: Sequence[str] = DEFAULT,
     ours: Peer | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Iterator[tuple[str, Pixels, list[tuple[Outcome, Pixels]]]]:
     """Store images with DeepSIC, then with each peer in as many bytes.
 
@@ -181,7 +177,7 @@ def at_equal_bytes(
         Names in `deepsic_codec.io.peers.PEERS`.
     ours : Peer, optional
         DeepSIC as `deepsic` returns it.
-    progress : callable, optional
+    progress : callable
         Called with the number of encoded images, over all codecs, and of all to encode.
 
     Yields
@@ -199,7 +195,7 @@ def at_equal_bytes(
     peers = [ours or deepsic(), *find_peers(codecs)]
     done, total = 0, len(images) * len(peers)
     for name, image in images:
-        _warm_up(peers[0], image)
+        peers[0].decode(peers[0].encode(image, quality))  # times do not include loading the model
         target = None if bpp is None else round(bpp * image.shape[0] * image.shape[1] / 8)
         results: list[tuple[Outcome, Pixels]] = []
         for peer in peers:
@@ -207,8 +203,7 @@ def at_equal_bytes(
             results.append(_store(peer, name, image, setting))
             target = target or results[0][0].nbytes
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
         yield name, image, results
 
 
@@ -230,11 +225,6 @@ def find_peers(codecs: Sequence[str]) -> list[Peer]:
     return [PEERS[codec] for codec in codecs]
 
 
-def _warm_up(peer: Peer, image: Pixels) -> None:
-    """Code an image once, so that times do not include loading the model."""
-    peer.decode(peer.encode(image, 50))
-
-
 def _store(peer: Peer, name: str, image: Pixels, setting: float) -> tuple[Outcome, Pixels]:
     start = time.perf_counter()
     data = peer.encode(image, setting)
@@ -249,11 +239,11 @@ def means(outcomes: Sequence[Outcome]) -> list[Outcome]:
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.codec, []).append(outcome)
+    names = ("setting", "nbytes", "bpp", "psnr", "ms_ssim", "encode_seconds", "decode_seconds")
     averages = []
     for group in groups.values():
-        names = ("setting", "nbytes", "bpp", "psnr", "ms_ssim", "encode_seconds", "decode_seconds")
         values: dict[str, Any] = {name: float(np.mean([getattr(outcome, name) for outcome in group])) for name in names}
-        averages.append(replace(group[0], image="mean", **{**values, "nbytes": round(values["nbytes"])}))
+        averages.append(replace(group[0], **values | {"image": "mean", "nbytes": round(values["nbytes"])}))
     return averages
 
 
@@ -262,53 +252,35 @@ def curves(
     *,
     codecs: Sequence[str] = DEFAULT,
     ours: Peer | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> dict[str, list[Outcome]]:
     """Measure rate-distortion curves: by codec, the mean over images at each of several settings.
 
     The parameters are those of `at_equal_bytes`; `progress` counts settings.
     """
     peers = [ours or deepsic(), *find_peers(codecs)]
-    settings = {peer.name: _spread(peer.settings) for peer in peers}
-    done, total = 0, sum(map(len, settings.values()))
+    done, total = 0, CURVE_POINTS * len(peers)
     result: dict[str, list[Outcome]] = {}
-    _warm_up(peers[0], images[0][1])
     for peer in peers:
-        points = []
-        for setting in settings[peer.name]:
+        points: list[Outcome] = []
+        numbers = np.linspace(0, len(peer.settings) - 1, CURVE_POINTS).round().astype(int)
+        for setting in [peer.settings[number] for number in numbers]:
             points += means([_store(peer, name, image, setting)[0] for name, image in images])
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
         result[peer.name] = sorted(points, key=lambda point: point.bpp)
     return result
 
 
-def _spread(settings: Sequence[float]) -> list[float]:
-    numbers = np.unique(np.linspace(0, len(settings) - 1, CURVE_POINTS).round().astype(int))
-    return [settings[number] for number in numbers]
-
-
 def busiest(image: Pixels, part: tuple[int, int] = PART) -> tuple[int, int]:
-    """Find the part of an image with the most detail that is not all noise: there codecs differ.
-
-    Returns
-    -------
-    (int, int)
-        Row and column of its top left corner; the part is `part` pixels wide and high, or the whole image.
-    """
+    """Return row and column of the part (width, height) with the most edges among smooth areas: there codecs differ."""
     width, height = min(part[0], image.shape[1]), min(part[1], image.shape[0])
     grey = image.mean(axis=-1, dtype=np.float32)
-    best, corner = -1.0, (0, 0)
-    for y in range(0, image.shape[0] - height + 1, max(1, height // 2)):
-        for x in range(0, image.shape[1] - width + 1, max(1, width // 2)):
-            block = grey[y : y + height, x : x + width]
-            slopes = np.abs(np.diff(block, axis=0))[:, :-1] + np.abs(np.diff(block, axis=1))[:-1]
-            # Edges among smooth areas: neither all slopes small nor all large.
-            interest = float(slopes.var() / (slopes.mean() + 4))
-            if interest > best:
-                best, corner = interest, (y, x)
-    return corner
+    slopes = np.abs(np.diff(grey, axis=0, append=grey[-1:])) + np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
+    corners = np.ndindex(image.shape[0] // height, image.shape[1] // width)
+    blocks = {(y * height, x * width): slopes[y * height :, x * width :][:height, :width] for y, x in corners}
+    # Neither all slopes small nor all large.
+    return max(blocks, key=lambda corner: blocks[corner].var() / (blocks[corner].mean() + 4))
 
 
 def picture(
@@ -328,7 +300,7 @@ def picture(
         Row and column of the part; the busiest one by default.
     """
     require("cli", "PIL")
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageOps
 
     width, height = min(PART[0], original.shape[1]), min(PART[1], original.shape[0])
     size = width * ZOOM, height * ZOOM
@@ -339,24 +311,22 @@ def picture(
         part = np.ascontiguousarray(pixels[y : y + height, x : x + width])
         return Image.fromarray(part).resize(size, Image.Resampling.NEAREST)
 
-    def panel(image: Image.Image, title: str, note: str) -> Image.Image:
-        return draw.panel(image, title, note, size)
-
     whole = Image.fromarray(original)
     scale = min(size[0] / whole.width, size[1] / whole.height)
-    whole = whole.resize(
-        (max(1, round(whole.width * scale)), max(1, round(whole.height * scale))), Image.Resampling.LANCZOS
-    )
+    whole = ImageOps.pad(whole, size, Image.Resampling.LANCZOS, draw.PAPER, (0, 0))
     frame = [round(edge * scale) for edge in (x, y, x + width, y + height)]
     ImageDraw.Draw(whole).rectangle(frame, outline=draw.FRAME, width=2)
-    panels = [
-        panel(whole, f"{name}, {original.shape[1]} x {original.shape[0]}", "the frame shows the enlarged part"),
-        panel(enlarged(original), "Original, enlarged part", f"{original.nbytes:,} bytes"),
+    parts = [
+        (f"{name}, {original.shape[1]} x {original.shape[0]}", "the frame shows the enlarged part", whole),
+        ("Original, enlarged part", f"{original.nbytes:,} bytes", enlarged(original)),
     ]
     for outcome, pixels in results:
         note = f"{outcome.nbytes:,} bytes, {outcome.bpp:.2f} bpp, {outcome.psnr:.2f} dB"
         note += f", MS-SSIM {outcome.ms_ssim:.4f}" if np.isfinite(outcome.ms_ssim) else ""
-        panels.append(panel(enlarged(pixels), outcome.codec, note))
+        parts.append((outcome.codec, note, enlarged(pixels)))
+    panels = [
+        draw.sheet([(title, 17, draw.INK), (note, 14, draw.FAINT), image], size[0]) for title, note, image in parts
+    ]
     columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}.get(len(panels), 4)
     rows = [draw.side_by_side(panels[k : k + columns]) for k in range(0, len(panels), columns)]
     return draw.sheet(rows, max(row.width for row in rows))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import ceil_div
+
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
     from PIL import ImageFont
@@ -70,12 +72,12 @@ def colours(names: Sequence[str]) -> dict[str, Colour]:
     return {name: palette[name] for name in names}
 
 
-def stretch_limits(values: NDArray[Any], percentiles: tuple[float, float] = PERCENTILES) -> list[tuple[float, float]]:
+def stretch_limits(values: NDArray[Any]) -> list[tuple[float, float]]:
     """Return the values of each band (last axis) to show as black and white; NaN does not count."""
     limits = []
     for band in np.moveaxis(values, -1, 0):
         finite = band[np.isfinite(band)]
-        low, high = np.percentile(finite, percentiles).tolist() if finite.size else (0.0, 1.0)
+        low, high = np.percentile(finite, PERCENTILES).tolist() if finite.size else (0.0, 1.0)
         limits.append((low, high if high > low else low + 1))
     return limits
 
@@ -99,33 +101,25 @@ def shrink(values: NDArray[Any], height: int, width: int) -> NDArray[np.float32]
     """Resize bands (H, W, n): each new pixel is the mean of the pixels that it covers, without NaN."""
     from PIL import Image
 
-    # First by an integer factor with numpy: Pillow needs the whole band as float.
-    step = max(1, min(values.shape[0] // max(1, height), values.shape[1] // max(1, width)))
-    if step >= 4 and values.dtype.kind in "iu":
-        rows, columns = (size // step * step for size in values.shape[:2])
-        blocks = values[:rows, :columns].reshape(rows // step, step, columns // step, step, -1)
-        values = blocks.mean(axis=(1, 3), dtype=np.float32)
     values = values.astype(np.float32)
     finite = np.isfinite(values)
     resample = Image.Resampling.BOX if values.shape[0] >= height else Image.Resampling.BILINEAR
 
-    def resized(band: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(Image.fromarray(band).resize((width, height), resample), np.float32)
+    def resized(band: NDArray[Any]) -> NDArray[np.float32]:
+        return np.asarray(Image.fromarray(band.astype(np.float32)).resize((width, height), resample))
 
     bands = []
     for k in range(values.shape[2]):
-        if finite[..., k].all():
-            bands.append(resized(np.ascontiguousarray(values[..., k])))
-            continue
-        weight = resized(finite[..., k].astype(np.float32))
-        total = resized(np.where(finite[..., k], values[..., k], 0).astype(np.float32))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            bands.append(np.where(weight > 0, total / weight, np.nan).astype(np.float32))
+        band = resized(np.where(finite[..., k], values[..., k], 0))
+        if not finite[..., k].all():
+            with np.errstate(invalid="ignore"):
+                band = band / resized(finite[..., k])  # 0 / 0 is NaN
+        bands.append(band)
     return np.stack(bands, axis=-1)
 
 
-def tint(image: Pixels, numbers: NDArray[np.integer], palette: NDArray[np.uint8], strength: float = 0.45) -> Pixels:
-    """Colour an image by class, with a line where classes meet.
+def tint(image: Pixels, numbers: NDArray[np.integer], palette: NDArray[np.uint8]) -> Pixels:
+    """Colour an image by class, and draw a line where classes meet.
 
     Parameters
     ----------
@@ -135,12 +129,10 @@ def tint(image: Pixels, numbers: NDArray[np.integer], palette: NDArray[np.uint8]
         Class of each pixel, -1 for none.
     palette : uint8 array (classes, 3)
         Colours.
-    strength : float
-        Part of the colour in the result.
     """
     grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
     base = 0.6 * grey + 0.4 * image  # less colourful, so that the colours of classes stand out
-    coloured = (1 - strength) * base + strength * palette[np.maximum(numbers, 0)]
+    coloured = 0.55 * base + 0.45 * palette[np.maximum(numbers, 0)]
     result = np.where(numbers[..., None] >= 0, coloured, image)
     edge = np.zeros(numbers.shape, np.bool_)
     edge[:, 1:] |= numbers[:, 1:] != numbers[:, :-1]
@@ -176,7 +168,7 @@ def legend(entries: Mapping[str, Colour], notes: Mapping[str, str], width: int) 
     labels = {name: f"{name}  {notes.get(name, '')}".rstrip() for name in entries}
     cell = max([int(text.getlength(label)) for label in labels.values()], default=0) + 22 + 2 * GAP
     columns = max(1, width // cell)
-    rows = -(-len(labels) // columns)
+    rows = ceil_div(len(labels), columns)
     image = Image.new("RGB", (width, max(1, rows * 24)), PAPER)
     draw = ImageDraw.Draw(image)
     for number, (name, label) in enumerate(labels.items()):
@@ -210,17 +202,6 @@ def sheet(parts: Iterable["PillowImage.Image | tuple[str, int, Colour]"], width:
         else:
             image.paste(part, (GAP, y))
     return image
-
-
-def panel(image: "PillowImage.Image", title: str, note: str, size: tuple[int, int]) -> "PillowImage.Image":
-    """Put an image below a title and a note, on white; `size` is the width and height of the space for the image."""
-    from PIL import Image, ImageDraw
-
-    sheet = Image.new("RGB", (size[0], size[1] + 44), PAPER)
-    ImageDraw.Draw(sheet).text((0, 0), title, INK, font(17))
-    ImageDraw.Draw(sheet).text((0, 22), note, FAINT, font(14))
-    sheet.paste(image, (0, 44))
-    return sheet
 
 
 def side_by_side(images: Sequence["PillowImage.Image"]) -> "PillowImage.Image":

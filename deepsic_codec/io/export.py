@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ from numpy.typing import NDArray
 
 from deepsic_codec import config
 from deepsic_codec.axes import Axes, Index, Region, chunk_region, chunks_covering, grid_shape, iter_grid
-from deepsic_codec.errors import ConfigurationError, LabelIndexError, UnsupportedArray, WriteError
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
 from deepsic_codec.io import georeference
-from deepsic_codec.io.region import Part, to_region
+from deepsic_codec.io.region import Part, open_index, select_chunks, to_region
 from deepsic_codec.io.require import require
 from deepsic_codec.io.zarr_target import write_array
-from deepsic_codec.labels.open import open_labels
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
-from deepsic_codec.progress import Progress
+from deepsic_codec.progress import Progress, no_progress
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
 
@@ -57,7 +57,7 @@ class Exported:
     nbytes : int
         Bytes of the samples.
     seconds : float
-        Duration.
+        Duration of the export.
     """
 
     kind: str
@@ -84,7 +84,7 @@ def export(
     zarr_format: int | None = None,
     overwrite: bool = False,
     index: Any = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Exported:
     """Decode an array and write it in a format that other software reads without this package.
 
@@ -115,7 +115,7 @@ def export(
         Replace an existing array or file.
     index : optional
         Location of the label index, if it is not beside the array.
-    progress : callable, optional
+    progress : callable
         Called with the number of blocks that are written, and of all.
 
     Returns
@@ -145,12 +145,11 @@ def export(
     use_embedded(stored.array)
     start = time.perf_counter()
     request = _request(stored, region or {}, where, crop, index)
-    report = progress or (lambda done, total: None)
     if kind == "zarr":
-        _write_zarr(request, str(target), codec, zarr_format or stored.array.metadata.zarr_format, overwrite, report)
+        _write_zarr(request, str(target), codec, zarr_format or stored.array.metadata.zarr_format, overwrite, progress)
         targets = [str(target)]
     else:
-        targets = _write_files(request, str(target), kind, codec, overwrite, report)
+        targets = _write_files(request, str(target), kind, codec, overwrite, progress)
     copied, left_out = request.count_chunks()
     return Exported(
         kind,
@@ -167,17 +166,7 @@ def export(
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """The part of an array to copy.
-
-    Attributes
-    ----------
-    stored : StoredArray
-        The source.
-    region : tuple of slice
-        Part to copy.
-    mask : bool array, optional
-        For each chunk of the array, whether to copy it. Without a mask, all chunks are copied.
-    """
+    """The part of an array to copy; with a `mask` (grid of chunks), only chunks where it is True."""
 
     stored: StoredArray
     region: Region
@@ -206,13 +195,7 @@ class ExportRequest:
         return copied, total - copied
 
     def read(self, part: Region) -> NDArray[Any]:
-        """Read a part of the copy.
-
-        Parameters
-        ----------
-        part : tuple of slice
-            In coordinates of the copy.
-        """
+        """Read a part of the copy, in coordinates of the copy."""
         region = tuple(
             slice(inner.start + outer.start, inner.stop + outer.start)
             for inner, outer in zip(part, self.region, strict=True)
@@ -257,12 +240,13 @@ class ExportRequest:
         """Height, width and number of bands of a slice."""
         return self.axes.height(self.shape), self.axes.width(self.shape), self.axes.bands(self.shape)
 
-    def row_blocks(self) -> list[range]:
-        """Cut the rows of a slice into blocks of whole chunks, of about `BLOCK` samples to decode each."""
+    def row_blocks(self, tile: int = 1) -> list[range]:
+        """Cut the rows of a slice into blocks of about `BLOCK` samples: whole tiles, and whole chunks if those fit."""
         height, width, bands = self.image_shape
         chunk = self.axes.height(self.stored.chunks)
         pixel = max(bands, prod(self.stored.chunks) // (chunk * self.axes.width(self.stored.chunks)))
-        rows = chunk * max(1, BLOCK // (chunk * width * pixel))
+        step = tile if chunk % tile else chunk
+        rows = step * max(1, BLOCK // (step * width * pixel))
         return [range(top, min(top + rows, height)) for top in range(0, height, rows)]
 
     def read_rows(self, rows: range) -> NDArray[Any]:
@@ -278,15 +262,10 @@ def _request(
     region = to_region(stored.array, stored.axes, parts)
     if where is None:
         return ExportRequest(stored, region)
-    try:
-        labels = open_labels(stored.array, index=index)
-    except LabelIndexError:
-        if index is not None:
-            raise
-        labels = open_labels(stored.array, scan=True)
     selected = _slices(*chunks_covering(region, stored.chunks))
     mask = np.zeros(stored.grid, np.bool_)
-    mask[selected] = labels.where(where).mask[selected]
+    labels = open_index(stored.array, index)
+    mask[selected] = select_chunks(stored.array, labels, where).mask[selected]
     if not mask.any():
         raise UnsupportedArray(f"nothing to export: no chunk of array {stored.path!r} in this region satisfies {where}")
     if crop:
@@ -373,24 +352,25 @@ def _write_files(
             raise WriteError(f"{path}: exists already: choose another target, or --overwrite a file", [str(path)])
     if not first.parent.is_dir():
         raise WriteError(f"{first.parent}: no such folder", [target])
-    done, total = 0, len(images) * len(request.row_blocks())
+    tile = tuple(_tile_edge(request.stored.chunks[axis]) for axis in (request.axes.y, request.axes.x))
+    blocks = request.row_blocks(tile[0])
+    done, total = 0, len(images) * len(blocks)
     progress(done, total)
 
     def read_blocks(image: ExportRequest) -> Iterator[NDArray[Any]]:
         nonlocal done
-        for rows in image.row_blocks():
-            values = image.read_rows(rows)
+        for rows in blocks:
+            yield image.read_rows(rows)
             done += 1
             progress(done, total)
-            yield values
 
     for path, (_, image) in zip(paths, images, strict=True):
         partial = path.with_name(f".{path.name}.partial")
         try:
             if kind == "png":
-                _write_png(partial, image, read_blocks(image))
+                _write_png(partial, read_blocks(image))
             else:
-                _write_tiff(partial, image, read_blocks(image), compress=codec != "none")
+                _write_tiff(partial, image, read_blocks(image), tile, compress=codec != "none")
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -413,7 +393,7 @@ def _check_png(request: ExportRequest) -> None:
     require("images", *(("imagecodecs",) if bands == 3 and request.dtype == np.uint16 else ("PIL",)))
 
 
-def _write_png(path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]]) -> None:
+def _write_png(path: Path, blocks: Iterator[NDArray[Any]]) -> None:
     values = np.concatenate(list(blocks))
     if values.shape[2] == 3 and values.dtype == np.uint16:
         import imagecodecs
@@ -425,28 +405,29 @@ def _write_png(path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]])
     Image.fromarray(values if values.shape[2] == 3 else values[..., 0]).save(path, format="PNG")
 
 
-def _write_tiff(path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]], *, compress: bool) -> None:
-    """Write a tiled TIFF, and the georeference if the array has one."""
+def _write_tiff(
+    path: Path, image: ExportRequest, blocks: Iterator[NDArray[Any]], tile: tuple[int, ...], *, compress: bool
+) -> None:
+    """Write a tiled TIFF, and the georeference if the array has one. Blocks have whole tiles, but for the last one."""
     import tifffile
 
     height, width, bands = image.image_shape
     dtype = image.dtype
-    rows, columns = (_tile_edge(image.stored.chunks[axis]) for axis in (image.axes.y, image.axes.x))
+    rows, columns = tile
 
     def tiles() -> Iterator[NDArray[Any]]:
-        for values in _regrouped(blocks, rows):
-            for left in range(0, width, columns):
-                tile = values[:, left : left + columns]
-                padding = (0, rows - tile.shape[0]), (0, columns - tile.shape[1]), (0, 0)
-                tile = np.pad(tile, padding)
-                yield tile if bands > 1 else tile[..., 0]
+        for values in blocks:
+            values = np.pad(values, ((0, -len(values) % rows), (0, -width % columns), (0, 0)))
+            for top, left in product(range(0, len(values), rows), range(0, width, columns)):
+                part = values[top : top + rows, left : left + columns]
+                yield part if bands > 1 else part[..., 0]
 
     with tifffile.TiffWriter(path, bigtiff=height * width * bands * dtype.itemsize > 1 << 31) as file:
         file.write(
             tiles(),
             shape=(height, width, bands) if bands > 1 else (height, width),
             dtype=dtype,
-            tile=(rows, columns),
+            tile=tile,
             compression="zlib" if compress else None,
             predictor=compress,
             planarconfig="contig" if bands > 1 else None,
@@ -463,16 +444,3 @@ def _tile_edge(chunk: int) -> int:
     """Return the edge of TIFF tiles: the largest that divides a chunk, 512 if there is none of a reasonable size."""
     edges = range(min(chunk, TILE_MIN), TILE_MAX + 1)
     return max((edge for edge in edges if edge % TILE_STEP == 0 and chunk % edge == 0), default=512)
-
-
-def _regrouped(blocks: Iterator[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:
-    """Turn blocks of rows into blocks of `rows` rows each; the last one may have fewer."""
-    rest: NDArray[Any] | None = None
-    for block in blocks:
-        rest = block if rest is None or not len(rest) else np.concatenate([rest, block])
-        whole = len(rest) // rows * rows
-        for top in range(0, whole, rows):
-            yield rest[top : top + rows]
-        rest = rest[whole:]
-    if rest is not None and len(rest):
-        yield rest

@@ -1,6 +1,7 @@
 """Image files as lazy Dask arrays, and as RGB pixels: PNG, JPEG and the like, TIFF, GeoTIFF, JPEG 2000, JPEG XL."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from math import prod
@@ -59,13 +60,14 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """What is known of an image before its samples are read.
+class _ImageFile:
+    """An image file before its samples are read, with the interface that `dask.array.from_array` needs.
 
-    The shape is that of the image without its alpha channel. `read(region)` opens the file and returns a part of the
-    image. `block` is the shape of the parts to read.
+    The shape is that of the image without its alpha channel. `read(region)` opens the file anew, because an open file
+    cannot be sent to another process, and returns a part of the image. `block` is the shape of the parts to read.
     """
 
+    path: Path
     shape: Index
     dtype: np.dtype[Any]
     axes: str
@@ -74,24 +76,25 @@ class _Layout:
     read: Callable[[Region], NDArray[Any]]
     attributes: dict[str, Any] = field(default_factory=dict)
 
-
-class _FileArray:
-    """Array interface of an image file for `dask.array.from_array`.
-
-    The file is opened anew for each block, because an open file cannot be sent to another process.
-    """
-
-    def __init__(self, path: Path, layout: _Layout) -> None:
-        self.path, self.layout = path, layout
-        self.shape, self.dtype, self.ndim = layout.shape, layout.dtype, len(layout.shape)
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
 
     def __getitem__(self, region: Region) -> NDArray[Any]:
-        try:
-            return self.layout.read(region)
-        except DeepSICError:
-            raise
-        except Exception as error:  # libraries raise errors of any class for damaged files
-            raise SourceError(f"{self.path}: cannot be read: {error}") from error
+        with _source_errors(self.path):
+            return self.read(region)
+
+
+@contextmanager
+def _source_errors(path: Path) -> Iterator[None]:
+    """Raise SourceError for errors of libraries, which are of any class for damaged files."""
+    try:
+        yield
+    except DeepSICError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{path}: cannot be read as an image: {error}") from error
 
 
 def open_image(path: str | Path, *, drop_alpha: bool = False) -> ImageSource:
@@ -122,15 +125,24 @@ def open_image(path: str | Path, *, drop_alpha: bool = False) -> ImageSource:
     import dask.array as da
 
     path = Path(path)
-    layout = _open(path)
-    if layout.has_alpha and not drop_alpha:
+    suffix = path.suffix.lower()
+    opener = _open_tiff if suffix in TIFF else _open_rasterio if suffix in JPEG_2000 else _open_whole
+    with _source_errors(path):
+        file = opener(path)
+    if file.has_alpha and not drop_alpha:
         raise UnsupportedArray(f"{path}: the image has transparency, which the codec does not store: use --drop-alpha")
-    check_dtype(path, layout.dtype)
-    meta = np.empty((0,) * len(layout.shape), layout.dtype)
-    options: dict[str, Any] = {"name": False, "lock": False, "fancy": False, "meta": meta}
-    values = da.from_array(_FileArray(path, layout), chunks=layout.block, **options)
-    values, axes = _without_single(values, layout.axes)
-    return ImageSource(path.stem, values, axes, {"source": path.name, **layout.attributes})
+    check_dtype(path, file.dtype)
+    options: dict[str, Any] = {
+        "name": False,
+        "lock": False,
+        "fancy": False,
+        "meta": np.empty((0,) * file.ndim, file.dtype),
+    }
+    values = da.from_array(file, chunks=file.block, **options)
+    single = [axis not in "yx" and size == 1 for axis, size in zip(file.axes, file.shape, strict=True)]
+    values = values[tuple(0 if drop else slice(None) for drop in single)]
+    axes = "".join(axis for axis, drop in zip(file.axes, single, strict=True) if not drop)
+    return ImageSource(path.stem, values, axes, {"source": path.name, **file.attributes})
 
 
 def read_rgb(path: str | Path) -> Pixels:
@@ -144,12 +156,8 @@ def read_rgb(path: str | Path) -> Pixels:
         If the package that reads the format is not installed.
     """
     path = Path(path)
-    try:
+    with _source_errors(path):
         return decode_rgb(path.read_bytes(), path.suffix)
-    except DeepSICError:
-        raise
-    except Exception as error:  # libraries raise errors of any class for damaged files
-        raise SourceError(f"{path}: cannot be read as an image: {error}") from error
 
 
 def decode_rgb(data: bytes, suffix: str) -> Pixels:
@@ -211,21 +219,10 @@ def check_dtype(name: Path | str, dtype: Any) -> None:
         raise UnsupportedArray(f"{name}: the samples are {dtype}, the codec stores {names}: convert them first")
 
 
-def _open(path: Path) -> _Layout:
-    suffix = path.suffix.lower()
-    opener = _open_tiff if suffix in TIFF else _open_rasterio if suffix in JPEG_2000 else _open_whole
-    try:
-        return opener(path)
-    except DeepSICError:
-        raise
-    except Exception as error:  # libraries raise errors of any class for damaged files
-        raise SourceError(f"{path}: cannot be read: {error}") from error
-
-
-def _open_whole(path: Path) -> _Layout:
+def _open_whole(path: Path) -> _ImageFile:
     """Open a file that can only be decoded as a whole."""
     if path.suffix.lower() in IMAGECODECS:
-        return _decoded_layout(path, IMAGECODECS[path.suffix.lower()])
+        return _open_decoded(path, IMAGECODECS[path.suffix.lower()])
     require("images", "PIL")
     from PIL import Image
 
@@ -237,7 +234,7 @@ def _open_whole(path: Path) -> _Layout:
             raise UnsupportedArray(f"{path}: the samples have 32 bits, the codec stores up to 16: convert them first")
         if _loses_bits(image):
             if image.format == "PNG":
-                return _decoded_layout(path, "png_decode")
+                return _open_decoded(path, "png_decode")
             return replace(_open_rasterio(path), attributes={})
         mode = image.mode if image.mode in DEEP_MODES else "L" if image.mode in GREY_MODES else "RGB"
         has_alpha = image.has_transparency_data
@@ -249,11 +246,11 @@ def _open_whole(path: Path) -> _Layout:
             values = np.asarray(image if image.mode == mode else image.convert(mode)).astype(dtype)
         return values.reshape(shape)[region]
 
-    return _Layout(shape, dtype, "yxc", has_alpha, shape, read)
+    return _ImageFile(path, shape, dtype, "yxc", has_alpha, shape, read)
 
 
-def _decoded_layout(path: Path, decoder: str) -> _Layout:
-    """Return the layout of a file that imagecodecs decodes. The file is decoded once to know its shape."""
+def _open_decoded(path: Path, decoder: str) -> _ImageFile:
+    """Open a file that imagecodecs decodes, by decoding it once to know its shape."""
     decode = _imagecodecs(decoder)
     first = decode(path.read_bytes())
     if first.ndim not in (2, 3) or (first.ndim == 3 and first.shape[2] > 4):
@@ -265,10 +262,10 @@ def _decoded_layout(path: Path, decoder: str) -> _Layout:
     def read(region: Region) -> NDArray[Any]:
         return decode(path.read_bytes()).reshape(height, width, bands)[region]
 
-    return _Layout(shape, first.dtype, "yxc", has_alpha, shape, read)
+    return _ImageFile(path, shape, first.dtype, "yxc", has_alpha, shape, read)
 
 
-def _open_tiff(path: Path) -> _Layout:
+def _open_tiff(path: Path) -> _ImageFile:
     """Open a TIFF file with tifffile, or with rasterio if it is georeferenced and has one image."""
     require("images", "tifffile")
     import tifffile
@@ -313,10 +310,10 @@ def _open_tiff(path: Path) -> _Layout:
     if is_georeferenced:
         with georeference.open_raster(path) as raster:
             attributes = georeference.attributes(raster)
-    return _Layout(shape, dtype, axes, has_alpha, _block(axes, shape, chunks), read, attributes)
+    return _ImageFile(path, shape, dtype, axes, has_alpha, _block(axes, shape, chunks), read, attributes)
 
 
-def _open_rasterio(path: Path) -> _Layout:
+def _open_rasterio(path: Path) -> _ImageFile:
     """Open a georeferenced file."""
     from rasterio.enums import ColorInterp
     from rasterio.windows import Window
@@ -333,7 +330,7 @@ def _open_rasterio(path: Path) -> _Layout:
         with georeference.open_raster(path) as file:
             return np.moveaxis(file.read([band + 1 for band in bands], window=window), 0, -1)
 
-    return _Layout(shape, dtype, "yxc", has_alpha, _block("yxc", shape, chunks), read, attributes)
+    return _ImageFile(path, shape, dtype, "yxc", has_alpha, _block("yxc", shape, chunks), read, attributes)
 
 
 def _block(axes: str, shape: Index, chunks: Index) -> Index:
@@ -350,16 +347,8 @@ def _block(axes: str, shape: Index, chunks: Index) -> Index:
         block[axis] = min(size, ceil_div(edge, chunk) * chunk)
     for axis in reversed(axes):
         if axis not in "yxc":
-            room = BLOCK_EDGE**2 // prod(block.values())
-            block[axis] = max(1, min(sizes[axis][0], room))
+            block[axis] = max(1, min(sizes[axis][0], BLOCK_EDGE**2 // prod(block.values())))
     return tuple(block[axis] for axis in axes)
-
-
-def _without_single(values: "da.Array", axes: str) -> tuple["da.Array", str]:
-    """Remove axes of size 1 other than y and x."""
-    single = [axis not in "yx" and size == 1 for axis, size in zip(axes, values.shape, strict=True)]
-    values = values[tuple(0 if drop else slice(None) for drop in single)]
-    return values, "".join(axis for axis, drop in zip(axes, single, strict=True) if not drop)
 
 
 def _loses_bits(image: "ImageFile.ImageFile") -> bool:

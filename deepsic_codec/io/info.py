@@ -10,10 +10,11 @@ import zarr
 
 from deepsic_codec.axes import Index
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.errors import DeepSICError, LabelIndexError, ModelNotFound
+from deepsic_codec.errors import DeepSICError, ModelNotFound
+from deepsic_codec.io.region import open_index
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
-from deepsic_codec.labels.index import MISSING, LabelIndex
+from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import SHOWN_SCORE, Labels
 from deepsic_codec.payload.constants import quality_step
 from deepsic_codec.payload.header import read_section
@@ -21,7 +22,7 @@ from deepsic_codec.payload.sections import VALUE_RANGE, section_name
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.layout import codec_names
-from deepsic_codec.stored.location import Counter, IndexLocation, is_deepsic, open_node
+from deepsic_codec.stored.location import Counter, is_deepsic, open_node
 from deepsic_codec.stored.reader import PayloadStart
 
 MAX_HEADERS = 1024  # that are read of an array, unless all are asked for
@@ -56,14 +57,27 @@ def describe(
     Returns
     -------
     dict
-        JSON types. For an array the items of `describe_array`, and `kind` "array". For a group `kind` "group",
-        `zarr_format`, `arrays` (those stored with DeepSIC), `others` (with their shape, dtype and codecs), and the
-        paths of `label_indices` and `embedded_models`.
+        JSON types. For a group: `kind` "group", `zarr_format`, `arrays` (those stored with DeepSIC), `other_arrays`
+        (with their shape, dtype and codecs), and the paths of `label_indices` and `embedded_models`. For an array: `kind`
+        "array", shape, dtype and the like, and if it is stored with DeepSIC:
+
+        - `codec_parameters`: all parameters of the codec.
+        - `model`: its identity, whether it is `installed` (with this head: `head_installed`) and whether it is
+          `embedded` in the archive.
+        - `chunks`: how many are `stored`, and how many are `missing`.
+        - `written_by`: decoder, head, quality and payload format in the headers, with the number of chunks.
+        - `size`: bytes, bits per pixel and per sample, ratio to the raw samples, and shares of the payloads' sections.
+        - `exact`: False if numbers of chunks and sizes are estimates from a sample.
+        - `error`: see `expected_error`.
+        - `labels`: in how many chunks a class scores at least 0.5, `from` the index or the headers.
+        - `read`: bytes and requests that the description took.
 
     Raises
     ------
     UnsupportedArray
         If there is no such array or group.
+    LabelIndexError
+        If there is no label index of the array at `index`.
     """
     counter = Counter()
     node = open_node(source, name, options=storage_options, counter=counter)
@@ -79,50 +93,25 @@ def describe(
         elif embedded.ATTRIBUTE in member.attrs:
             models.append(path)
         elif not any(path.startswith(f"{group}/") for group in indices):
-            description = _describe(member, index, everything, Counter())
-            (arrays if "codec_parameters" in description else others).append(description)
+            (arrays if is_deepsic(member) else others).append(_describe(member, index, everything, Counter()))
     return {
         "kind": "group",
         "store": str(node.store_path),
         "zarr_format": node.metadata.zarr_format,
         "arrays": arrays,
-        "others": others,
+        "other_arrays": others,
         "label_indices": indices,
         "embedded_models": models,
     }
 
 
 def _describe(array: zarr.Array, index: Any, everything: bool, counter: Counter) -> dict[str, Any]:
-    if is_deepsic(array):
-        return describe_array(array, index=index, everything=everything, counter=counter)
-    return {**_outline(array), "codec": codec_names(array)}
-
-
-def describe_array(
-    array: zarr.Array, *, index: Any = None, everything: bool = False, counter: Counter | None = None
-) -> dict[str, Any]:
-    """Describe an array stored with DeepSIC.
-
-    Returns
-    -------
-    dict
-        Besides shape, dtype and the like:
-
-        - `codec_parameters`: all parameters of the codec.
-        - `model`: its identity, whether it is `installed` (with this head: `head_installed`) and whether it is
-          `embedded` in the archive.
-        - `chunks`: how many are `stored`, and how many are `missing`.
-        - `written_by`: decoder, head, quality and payload format in the headers, with the number of chunks.
-        - `size`: bytes, bits per pixel and per sample, ratio to the raw samples, and shares of the payloads' sections.
-        - `exact`: False if numbers of chunks and sizes are estimates from a sample.
-        - `error`: see `expected_error`.
-        - `labels`: in how many chunks a class scores at least 0.5, `from` the index or the headers.
-        - `read`: bytes and requests that the description took.
-    """
-    counter = counter or Counter()
+    """Describe an array; `counter` counts what is read."""
+    if not is_deepsic(array):
+        return {**_outline(array), "codec": codec_names(array)}
     stored = StoredArray(array, counter=counter)
     params, total = stored.params, stored.geometry.count
-    labels, reason = _open_index(stored, index, counter)
+    labels = open_index(array, index) if total <= MAX_INDEXED else None
     starts = list(stored.reader.starts(stored.indices() if everything else _sample(stored)))
     size, writers = _summary_of_headers(stored, starts)
     exact = len(starts) == total
@@ -147,8 +136,11 @@ def describe_array(
         "written_by": writers,
         "size": size,
         "error": expected_error(params, array.dtype, present, quality),
-        "labels": _classes_in_headers(stored, present, reason) if labels is None else _classes_in_index(labels),
-        "read": {"bytes": counter.bytes, "requests": counter.requests},
+        "labels": _classes_in_headers(stored, present) if labels is None else _classes_in_index(labels),
+        "read": {
+            "bytes": counter.bytes + (labels.bytes_read if labels else 0),
+            "requests": counter.requests + (labels.requests if labels else 0),
+        },
     }
 
 
@@ -186,24 +178,6 @@ def _is_installed(decoder: str, head: str | None) -> bool:
     except ModelNotFound:
         return False
     return True
-
-
-def _open_index(stored: StoredArray, index: Any, counter: Counter) -> tuple[Labels | None, str]:
-    """Open the label index; without one, return the reason."""
-    if stored.geometry.count > MAX_INDEXED:
-        return None, "too many chunks to read the index for a summary"
-    array = stored.array
-    try:
-        if index is None:
-            location = IndexLocation.sibling_of(array)
-        else:
-            location = IndexLocation.from_user(index, array.metadata.zarr_format)
-    except LabelIndexError:
-        return None, "no index"
-    try:
-        return Labels(stored, LabelIndex(location, counter)), ""
-    except LabelIndexError as error:
-        return None, "no index" if "no label index" in str(error) else str(error)
 
 
 def _sample(stored: StoredArray) -> Iterable[Index]:
@@ -263,7 +237,7 @@ def _classes_in_index(labels: Labels) -> dict[str, Any]:
     return {"from": "index", "of_chunks": summary["header"] + summary["features"], "classes": summary["classes"]}
 
 
-def _classes_in_headers(stored: StoredArray, starts: Sequence[PayloadStart], note: str) -> dict[str, Any]:
+def _classes_in_headers(stored: StoredArray, starts: Sequence[PayloadStart]) -> dict[str, Any]:
     """Count the chunks that show a class, by the rule of `Labels.summary`."""
     if stored.params.semantics == "none":
         return {"from": None, "note": "stored without labels (semantics none)"}
@@ -284,7 +258,7 @@ def _classes_in_headers(stored: StoredArray, starts: Sequence[PayloadStart], not
             counts[name] += bool(max(largest[number] for number in vocabulary.members(name)) >= 255 * SHOWN_SCORE)
     if starts and not labelled:
         return {"from": None, "note": "labels are computed on demand (semantics post); deepsic index stores them"}
-    return {"from": "headers", "of_chunks": labelled, "classes": dict(counts), "note": note}
+    return {"from": "headers", "of_chunks": labelled, "classes": dict(counts)}
 
 
 def expected_error(
@@ -315,7 +289,6 @@ def expected_error(
           orthonormal transform leaves it. Images whose detail is below the step have a smaller error.
         - `unit`: a grey level in units of the data, one number or one for each band; the median over chunks if each
           has its own scale.
-        - `step_data`, `rms_data`: step and RMS error in units of the data.
     """
     quality = params.quality if params.quality is not None else quality
     step = None if quality is None else quality_step(quality)
@@ -323,15 +296,7 @@ def expected_error(
     if params.psnr is not None:  # the quality of each chunk was chosen to reach it
         rms = 255 / 10 ** (params.psnr / 20)
     unit = _unit(params.parameters().get("value_range"), np.dtype(dtype), starts)
-    return {
-        "max_error": params.max_error,
-        "psnr": params.psnr,
-        "step": step,
-        "rms": rms,
-        "unit": unit,
-        "step_data": None if unit is None or step is None else np.multiply(unit, step).tolist(),
-        "rms_data": None if unit is None or rms is None else np.multiply(unit, rms).tolist(),
-    }
+    return {"max_error": params.max_error, "psnr": params.psnr, "step": step, "rms": rms, "unit": unit}
 
 
 def _unit(value_range: Any, dtype: np.dtype, starts: Iterable[PayloadStart]) -> float | list[float] | None:
@@ -355,5 +320,4 @@ def _ranges(start: PayloadStart) -> np.ndarray | None:
     entry = start.header.entry(VALUE_RANGE.kind)
     if entry is None or entry.offset + entry.length > len(start.data):
         return None
-    ranges = read_section(start.data, start.header, VALUE_RANGE)
-    return None if ranges is None else ranges.astype(np.float64)
+    return np.asarray(read_section(start.data, start.header, VALUE_RANGE), np.float64)

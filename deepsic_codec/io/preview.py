@@ -1,34 +1,34 @@
 """Draw a small picture of an array with its labels, from a sample of the chunks if there are many."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index, Region, ceil_div
-from deepsic_codec.errors import ConfigurationError, LabelIndexError
+from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io import draw
-from deepsic_codec.io.region import Part, axis_number, to_region
+from deepsic_codec.io.region import Part, axis_number, open_index, select_chunks, to_region
 from deepsic_codec.io.require import require
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import MISSING
-from deepsic_codec.labels.open import open_labels
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.selection import Selection
-from deepsic_codec.progress import Progress
+from deepsic_codec.progress import Progress, no_progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.reader import PayloadStart
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
 
 MAX_PIXELS = 1 << 25  # decoded for a picture (33 megapixels: some seconds), unless `everything` is set
-MAX_SCAN = 4096  # chunks whose headers are read to answer a query if there is no index
 MAX_TABLE = 1 << 26  # bytes of tile scores that are read from an index
 IN_FLIGHT = 8  # chunks that are read and decoded at once
 MAX_ZOOM = 4
@@ -36,7 +36,8 @@ MIN_SIZE = 16  # pixels
 MIN_WIDTH = 480  # pixels of the sheet, so that captions fit
 NO_DATA = (236, 236, 236)
 
-Starts = Mapping[Index, PayloadStart | None]
+Box = tuple[slice, slice]  # rows and columns of the picture
+Tiles = Mapping[Index, NDArray[Any]]  # a value for each label tile of a chunk, (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def preview(
     stretch: bool | None = None,
     everything: bool = False,
     index: Any = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Preview:
     """Draw a small picture of an array.
 
@@ -91,7 +92,7 @@ def preview(
         Whether to add an image with the best label of each tile; by default if there is no `where`.
     where : str, optional
         Expression of labels. The picture dims everything that does not satisfy it; of a large array, only chunks that
-        satisfy it are decoded.
+        satisfy it are decoded. Without an index, the headers of all chunks are read.
     select : mapping, optional
         Position along axes other than y, x and c, by letter or name; 0 by default.
     bands : sequence of int, optional
@@ -102,7 +103,7 @@ def preview(
         Decode all chunks of the plane.
     index : optional
         Location of the label index, if not beside the array.
-    progress : callable, optional
+    progress : callable
         Called with the number of decoded chunks and of all chunks to decode.
 
     Raises
@@ -114,7 +115,7 @@ def preview(
     ExpressionError
         If `where` is no valid expression.
     LabelIndexError
-        If `where` is given and a large array has no index.
+        If there is no label index at `index`.
     MissingPackage
         If Pillow is not installed.
     """
@@ -124,40 +125,42 @@ def preview(
     stored = StoredArray.open(source, name)
     embedded.use_embedded(stored.array)
     plane = _plane(stored, select or {}, bands)
-    show_labels = where is None if labels is None else labels
-    indexed = _open_index(stored, index)
-    selection = None if where is None else _query(stored, where, indexed)
-    cells, block = _choose(plane, size, everything, _candidates(plane, indexed, selection))
-    starts = dict(stored.reader.starts([cell.index for cell in cells]))
-    present = [cell for cell in cells if starts[cell.index] is not None]
+    indexed = open_index(stored.array, index)
+    selection = None if where is None else select_chunks(stored.array, indexed, where)
 
-    values = np.full((*plane.picture(size), len(plane.bands)), np.nan, np.float32)
-    for number, (cell, samples) in enumerate(_decoded(plane, present)):
-        values[cell.box] = draw.shrink(samples[: cell.height, : cell.width], *values[cell.box].shape[:2])
-        if progress is not None:
-            progress(number + 1, len(present))
+    scale = min(size / max(plane.shape), MAX_ZOOM)
+    shape = max(1, round(plane.shape[0] * scale)), max(1, round(plane.shape[1] * scale))
+    boxes, side = _choose(plane, shape, everything, _candidates(plane, indexed, selection))
+    starts = {chunk: start for chunk, start in stored.reader.starts(boxes) if start is not None}
+    values = np.full((*shape, len(plane.bands)), np.nan, np.float32)
+    for number, (chunk, samples) in enumerate(_decoded(plane, list(starts)), 1):
+        values[boxes[chunk]] = draw.shrink(samples, *values[boxes[chunk]].shape[:2])
+        progress(number, len(starts))
     pixels, limits = _to_pixels(values, plane, stretch)
-    panels = [pixels if selection is None else draw.dim(pixels, _matches(selection, plane, cells, pixels.shape[:2]))]
+    if selection is not None:
+        matches = np.zeros(shape, np.bool_)
+        _paint(matches, plane, boxes, selection.geometry, _matches(plane, boxes, selection))
+        pixels = draw.dim(pixels, matches)
+    panels = [pixels]
 
     classes: dict[str, int] = {}
     palette: dict[str, draw.Colour] = {}
+    show_labels = where is None if labels is None else labels
     if show_labels:
-        names, tiles = _best_labels(plane, indexed, present, starts)
+        names, geometry, tiles = _best_labels(plane, indexed, starts)
         counts = Counter(number for grid in tiles.values() for number in grid[grid >= 0].tolist())
         classes = {names[number]: count for number, count in counts.most_common()}
         palette = draw.colours(names)
-    if classes:
-        numbers = np.full(pixels.shape[:2], -1, np.int64)
-        for cell in present:
-            if cell.index in tiles:
-                _paint(numbers, plane, cell, tiles[cell.index])
-        numbers[np.isnan(values).any(axis=-1)] = -1
-        panels.append(draw.tint(panels[0], numbers, np.array([palette[name] for name in names], np.uint8)))
+        if classes:
+            numbers = np.full(shape, -1)
+            _paint(numbers, plane, boxes, geometry, tiles)
+            numbers[np.isnan(values).any(axis=-1)] = -1
+            panels.append(draw.tint(pixels, numbers, np.array([palette[name] for name in names], np.uint8)))
 
-    caption = _caption(plane, cells, len(present), block, selection, limits)
+    caption = _caption(plane, len(boxes), len(starts), side, selection, limits)
     note = "No labels in these chunks." if show_labels and not classes else ""
-    image = _compose(panels, caption, {name: palette[name] for name in classes}, classes, note)
-    return Preview(image, plane.count, len(present), block != (1, 1), classes, limits)
+    image = _compose(panels, caption, palette, classes, note)
+    return Preview(image, prod(plane.grid), len(starts), side > 1, classes, limits)
 
 
 @dataclass(frozen=True)
@@ -176,40 +179,15 @@ class _Plane:
         """Numbers of the axes y and x."""
         return self.stored.axes.y, self.stored.axes.x
 
-    def of_plane(self, sizes: Sequence[int]) -> tuple[int, int]:
-        """Return the sizes along y and x."""
-        return sizes[self.yx[0]], sizes[self.yx[1]]
-
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.of_plane(self.stored.shape)
-
-    @property
-    def chunk(self) -> tuple[int, int]:
-        """Height and width of a chunk in pixels."""
-        return self.of_plane(self.stored.chunks)
+        return self.stored.shape[self.yx[0]], self.stored.shape[self.yx[1]]
 
     @property
     def grid(self) -> tuple[int, int]:
         """Chunks along y and x."""
-        return self.of_plane(self.stored.grid)
-
-    @property
-    def count(self) -> int:
-        """Number of chunks along y and x."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def cost(self) -> int:
-        """Pixels that are decoded for one chunk of the plane: all its slices, in all chunks of the bands."""
-        bands = self.stored.axes.bands(self.stored.chunks)
-        return self.stored.axes.pixels(self.stored.chunks) * len({band // bands for band in self.bands})
-
-    def picture(self, size: int) -> tuple[int, int]:
-        """Return height and width of the picture."""
-        scale = min(size / max(self.shape), MAX_ZOOM)
-        return max(1, round(self.shape[0] * scale)), max(1, round(self.shape[1] * scale))
+        return self.stored.grid[self.yx[0]], self.stored.grid[self.yx[1]]
 
     def index(self, row: Any, column: Any) -> tuple[Any, ...]:
         """Return the position of a chunk in the grid of the array; with several chunks of bands, of the first band."""
@@ -220,7 +198,7 @@ class _Plane:
         return tuple(index)
 
     def read(self, index: Index) -> NDArray[Any]:
-        """Read and decode the bands of a chunk, (H, W, bands)."""
+        """Read and decode the bands of a chunk, (H, W, bands), with NaN for pixels without data."""
         region = list(self.region)
         for axis in self.yx:
             region[axis] = self.stored.geometry.chunk_region(index)[axis]
@@ -228,10 +206,15 @@ class _Plane:
         if self.stored.axes.c is not None:
             region[self.stored.axes.c] = slice(first, max(self.bands) + 1)
         values = self.stored.axes.to_samples(np.asarray(self.stored.array[tuple(region)]))[0]
-        return values[..., [band - first for band in self.bands]]
+        values = values[..., [band - first for band in self.bands]]
+        nodata = self.stored.params.nodata
+        if nodata is None or nodata == "NaN":
+            return values
+        missing = (values == nodata).all(axis=-1, keepdims=True)
+        return np.where(missing, np.float32(np.nan), values) if missing.any() else values
 
     def tiles(self, index: Index, values: NDArray[Any]) -> NDArray[Any]:
-        """Return what belongs to the plane of values for the tiles of a chunk: (rows, columns)."""
+        """Return the values of the plane among those of all label tiles of a chunk: (rows, columns)."""
         axes, chunks = self.stored.axes, self.stored.chunks
         part = [slice(None)] * len(axes)
         for axis in (axes.index(letter) for letter in axes.slice_axes):
@@ -239,54 +222,26 @@ class _Plane:
             part[axis] = slice(position, position + 1)
         return axes.to_samples(values[tuple(part)])[0, ..., 0]
 
+    def tiles_of(self, index: Index, values: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
+        """Return the values of the plane in a chunk among those of all label tiles of the array."""
+        return self.tiles(index, values[geometry.tiles_of(index, [i + 1 for i in index])])
+
 
 def _plane(stored: StoredArray, select: Mapping[str, Part], bands: Sequence[int] | None) -> _Plane:
     axes, array = stored.axes, stored.array
-    for name, part in select.items():
-        if isinstance(part, slice) or axes[axis_number(name, axes, stored.dimension_names)] in "yxc":
-            raise ConfigurationError(f"select {name}: expected one position along an axis other than y, x and c")
     if not min(array.shape):
         raise ConfigurationError(f"array {array.path!r} is empty: {array.shape}")
     positions: dict[str, Part] = dict.fromkeys(axes.slice_axes, 0)
-    positions |= {axes[axis_number(name, axes, stored.dimension_names)]: part for name, part in select.items()}
-    region = to_region(array, axes, positions)
+    for name, part in select.items():
+        axis = axes[axis_number(name, axes, stored.dimension_names)]
+        if isinstance(part, slice) or axis in "yxc":
+            raise ConfigurationError(f"select {name}: expected one position along an axis other than y, x and c")
+        positions[axis] = part
     count = axes.bands(array.shape)
     chosen = tuple(bands) if bands else (0, 1, 2) if count >= 3 else (0,)
     if len(chosen) not in (1, 3) or not all(0 <= band < count for band in chosen):
         raise ConfigurationError(f"bands: expected one or three of 0 to {count - 1}, got {list(chosen)}")
-    return _Plane(stored, region, chosen)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A chunk and its box in the picture.
-
-    `height` and `width` are the pixels of the chunk that fill the box: a chunk that stands for a smaller block at the
-    edge of the array is cut, not squeezed.
-    """
-
-    index: Index
-    box: tuple[slice, slice]
-    height: int
-    width: int
-
-
-def _open_index(stored: StoredArray, index: Any) -> Labels | None:
-    try:
-        return open_labels(stored.array, index=index)
-    except LabelIndexError:
-        if index is not None:
-            raise
-        return None
-
-
-def _query(stored: StoredArray, where: str, indexed: Labels | None) -> Selection:
-    if indexed is None:
-        count = stored.geometry.count
-        if count > MAX_SCAN:
-            raise LabelIndexError(f"array {stored.path!r} has {count:,} chunks and no label index; run deepsic index")
-        indexed = open_labels(stored.array, scan=True)
-    return indexed.where(where)
+    return _Plane(stored, to_region(array, axes, positions), chosen)
 
 
 def _candidates(plane: _Plane, indexed: Labels | None, selection: Selection | None) -> NDArray[np.bool_]:
@@ -302,62 +257,37 @@ def _candidates(plane: _Plane, indexed: Labels | None, selection: Selection | No
 
 
 def _choose(
-    plane: _Plane, size: int, everything: bool, candidates: NDArray[np.bool_]
-) -> tuple[list[_Cell], tuple[int, int]]:
-    """Choose a chunk for each block of chunks, the candidate closest to its middle; also return the block's shape."""
-    budget = plane.count if everything else max(1, MAX_PIXELS // plane.cost)
+    plane: _Plane, shape: tuple[int, int], everything: bool, candidates: NDArray[np.bool_]
+) -> tuple[dict[Index, Box], int]:
+    """Choose a chunk for each block of `side` x `side` chunks; return the boxes that the chunks fill, and `side`."""
+    axes, chunks = plane.stored.axes, plane.stored.chunks
+    cost = axes.pixels(chunks) * len({band // axes.bands(chunks) for band in plane.bands})
     side = 1
-    while ceil_div(plane.grid[0], side) * ceil_div(plane.grid[1], side) > budget:
+    while not everything and side < max(plane.grid) and cost * prod(ceil_div(n, side) for n in plane.grid) > MAX_PIXELS:
         side += 1
-    block = min(side, plane.grid[0]), min(side, plane.grid[1])
-    picture = plane.picture(size)
-
-    def box(axis: int, number: int) -> slice:
-        ends = (min(n * block[axis] * plane.chunk[axis], plane.shape[axis]) for n in (number, number + 1))
-        return slice(*(round(end / plane.shape[axis] * picture[axis]) for end in ends))
-
-    cells = []
-    for row, column in np.ndindex(ceil_div(plane.grid[0], block[0]), ceil_div(plane.grid[1], block[1])):
-        boxes = box(0, row), box(1, column)
-        part = candidates[row * block[0] : (row + 1) * block[0], column * block[1] : (column + 1) * block[1]]
-        positions = np.argwhere(part)
-        if not len(positions) and side == 1:
-            positions = np.zeros((1, 2), int)  # of a small array, chunks that do not match are drawn, too, dimmed
-        if not len(positions) or any(one.start == one.stop for one in boxes):
+    edges = []
+    for axis, size, pixels in zip(plane.yx, plane.shape, shape, strict=True):
+        step = side * chunks[axis]
+        edges.append([round(min(edge, size) / size * pixels) for edge in range(0, size + step, step)])
+    boxes = {}
+    for row, column in np.ndindex(*(len(part) - 1 for part in edges)):
+        box = slice(*edges[0][row : row + 2]), slice(*edges[1][column : column + 2])
+        part = candidates[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        positions = np.argwhere(part | (side == 1))  # of a small array, chunks that do not match are drawn, too, dimmed
+        if not len(positions) or any(edge.start == edge.stop for edge in box):
             continue
         closest = np.abs(positions - (np.array(part.shape) - 1) / 2).sum(axis=1).argmin()
         i, j = positions[closest].tolist()
-        index = plane.index(row * block[0] + i, column * block[1] + j)
-        inside = plane.stored.geometry.chunk_region(index)
-        height, width = (
-            max(1, min(inside[axis].stop - inside[axis].start, round(covered / step)))
-            for axis, covered, step in zip(plane.yx, _covered(plane, block, (row, column)), block, strict=True)
-        )
-        cells.append(_Cell(index, boxes, height, width))
-    return cells, block
+        boxes[plane.index(row * side + i, column * side + j)] = box
+    return boxes, side
 
 
-def _covered(plane: _Plane, block: tuple[int, int], position: tuple[int, int]) -> list[int]:
-    """Return height and width in pixels of a block of chunks, within the array."""
-    sizes = zip(block, plane.chunk, position, plane.shape, strict=True)
-    return [min(count * chunk, size - number * count * chunk) for count, chunk, number, size in sizes]
-
-
-def _decoded(plane: _Plane, cells: Sequence[_Cell]) -> Iterator[tuple[_Cell, NDArray[Any]]]:
-    """Yield the samples of chunks, decoded a few at a time, with NaN for pixels without data."""
-    nodata = plane.stored.params.nodata
-
-    def read(cell: _Cell) -> NDArray[Any]:
-        values = plane.read(cell.index)
-        if nodata is None or nodata == "NaN":
-            return values
-        missing = (values == nodata).all(axis=-1)
-        return np.where(missing[..., None], np.float32(np.nan), values) if missing.any() else values
-
+def _decoded(plane: _Plane, chunks: Sequence[Index]) -> Iterator[tuple[Index, NDArray[Any]]]:
+    """Yield the samples of chunks, decoded a few at a time."""
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        for start in range(0, len(cells), IN_FLIGHT):
-            part = cells[start : start + IN_FLIGHT]
-            yield from zip(part, pool.map(read, part), strict=True)
+        for start in range(0, len(chunks), IN_FLIGHT):
+            part = chunks[start : start + IN_FLIGHT]
+            yield from zip(part, pool.map(plane.read, part), strict=True)
 
 
 def _to_pixels(
@@ -375,67 +305,59 @@ def _to_pixels(
     return pixels, limits
 
 
+def _matches(plane: _Plane, chunks: Collection[Index], selection: Selection) -> Tiles:
+    """Tell which tiles of chunks satisfy the expression."""
+    grid = np.zeros(selection.geometry.tile_grid, np.bool_)
+    grid[tuple(selection.tiles.T)] = True
+    return {chunk: plane.tiles_of(chunk, grid, selection.geometry) for chunk in chunks}
+
+
 def _best_labels(
-    plane: _Plane, indexed: Labels | None, cells: Sequence[_Cell], starts: Starts
-) -> tuple[list[str], dict[Index, NDArray[np.int64]]]:
-    """Return the names of classes, and for each chunk the number of the best class of its tiles, -1 for none.
+    plane: _Plane, indexed: Labels | None, starts: Mapping[Index, PayloadStart]
+) -> tuple[list[str], Geometry, Tiles]:
+    """Return the names of classes, and the number of the best class of each tile, -1 for none.
 
     Labels come from the index if it is small enough, otherwise from the headers. Names are in the order of the
     vocabulary, so that a colour does not depend on what happens to be shown.
     """
-    geometry = plane.stored.geometry
     if indexed is not None and indexed.index.tile_scores.size <= MAX_TABLE:
         names = list(indexed.vocabulary.names)
         scores = np.asarray(indexed.index.tile_scores[...])[: len(names)]
         best = np.where(scores.max(axis=0) > 0, scores.argmax(axis=0), -1)
-        regions = {cell.index: geometry.tiles_of(cell.index, [i + 1 for i in cell.index]) for cell in cells}
-        return names, {index: plane.tiles(index, best[region]) for index, region in regions.items()}
+        return names, indexed.geometry, {chunk: plane.tiles_of(chunk, best, indexed.geometry) for chunk in starts}
+    geometry = plane.stored.geometry
     attributes = Attributes(plane.stored)
     numbers: dict[str, int] = {}
     tiles = {}
-    for cell in cells:
-        start = starts[cell.index]
-        labels = attributes.of(cell.index, start)["labels"]
-        if start is None or not labels:
+    for chunk, start in starts.items():
+        labels = attributes.of(chunk, start)["labels"]
+        if not labels:
             continue
         for name in attributes.vocabulary(start.header).names:
             numbers.setdefault(name, len(numbers))
         best = np.array([numbers[max(tile, key=tile.__getitem__)] if tile else -1 for tile in labels])
-        tiles_per_chunk = [n for axis, n in zip(geometry.axes, geometry.per_chunk, strict=True) if axis in "yx"]
-        rows, columns = tiles_per_chunk if plane.yx[0] < plane.yx[1] else tiles_per_chunk[::-1]
-        arranged = geometry.arrange(best.reshape(-1, rows, columns, 1), cell.index)[0]
-        tiles[cell.index] = plane.tiles(cell.index, arranged)
-    return list(numbers), tiles
+        rows, columns = (geometry.per_chunk[axis] for axis in plane.yx)
+        tiles[chunk] = plane.tiles(chunk, geometry.arrange(best.reshape(-1, rows, columns, 1), chunk)[0])
+    return list(numbers), geometry, tiles
 
 
-def _paint(canvas: NDArray[Any], plane: _Plane, cell: _Cell, tiles: NDArray[Any]) -> None:
-    """Set the pixels that show a chunk to the values of its tiles (rows, columns)."""
-    box = canvas[cell.box]
-    sizes = zip(box.shape, (cell.height, cell.width), plane.stored.geometry.tile, tiles.shape, strict=True)
-    numbers = [
-        np.minimum((np.arange(pixels) + 0.5) / pixels * size // tile, count - 1).astype(int)
-        for pixels, size, tile, count in sizes
-    ]
-    box[...] = tiles[np.ix_(*numbers)]
-
-
-def _matches(selection: Selection, plane: _Plane, cells: Sequence[_Cell], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Tell which pixels of the picture show tiles that satisfy the expression."""
-    geometry = selection.geometry
-    grid = np.zeros(geometry.tile_grid, np.bool_)
-    grid[tuple(selection.tiles.T)] = True
-    matches = np.zeros(shape, np.bool_)
-    for cell in cells:
-        tiles = plane.tiles(cell.index, grid[geometry.tiles_of(cell.index, [i + 1 for i in cell.index])])
-        _paint(matches, plane, cell, tiles)
-    return matches
+def _paint(canvas: NDArray[Any], plane: _Plane, boxes: Mapping[Index, Box], geometry: Geometry, tiles: Tiles) -> None:
+    """Set the pixels that show a chunk to the values of its label tiles."""
+    for chunk, values in tiles.items():
+        region = geometry.chunk_region(chunk)
+        numbers = []
+        for axis, edge, tile, count in zip(plane.yx, boxes[chunk], geometry.tile, values.shape, strict=True):
+            pixels = edge.stop - edge.start
+            samples = (np.arange(pixels) + 0.5) / pixels * (region[axis].stop - region[axis].start)
+            numbers.append(np.minimum(samples // tile, count - 1).astype(int))
+        canvas[boxes[chunk]] = values[np.ix_(*numbers)]
 
 
 def _caption(
     plane: _Plane,
-    cells: Sequence[_Cell],
+    chosen: int,
     decoded: int,
-    block: tuple[int, int],
+    side: int,
     selection: Selection | None,
     limits: list[tuple[float, float]] | None,
 ) -> list[str]:
@@ -444,22 +366,17 @@ def _caption(
     first += "".join(f", {axis}={plane.region[axes.index(axis)].start}" for axis in axes.slice_axes)
     if plane.stored.params.quality is not None:
         first += f", quality {plane.stored.params.quality:g}"
-    if block == (1, 1):
-        missing = f", {len(cells) - decoded} without data" if len(cells) > decoded else ""
-        second = f"{decoded} of {plane.count} chunks decoded{missing}"
-    else:
-        second = f"a sample: {decoded:,} of {plane.count:,} chunks, each for a block of {block[0]} x {block[1]} chunks"
+    second = f"{decoded:,} of {prod(plane.grid):,} chunks decoded"
+    if side > 1:
+        second = f"a sample: {second}, each for a block of {side} x {side} chunks"
+    elif chosen > decoded:
+        second += f", {chosen - decoded} without data"
     if selection is not None:
         second += f"; {selection.count:,} of {selection.mask.size:,} chunks satisfy {selection.expression}"
     if limits is not None:
         pairs = zip(plane.bands, limits, strict=True)
-        bands = ", ".join(f"{band}: {_short(low)} to {_short(high)}" for band, (low, high) in pairs)
-        second += f"; bands stretched ({bands})"
+        second += f"; bands stretched ({', '.join(f'{band}: {low:.4g} to {high:.4g}' for band, (low, high) in pairs)})"
     return [first, second]
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _compose(
@@ -480,7 +397,7 @@ def _compose(
         total = sum(classes.values())
         shares = {name: f"{count / total:.0%}" if 200 * count >= total else "< 1%" for name, count in classes.items()}
         parts.append(("Best label of each tile, and its share of the tiles shown:", 14, draw.FAINT))
-        parts.append(draw.legend(palette, shares, width))
+        parts.append(draw.legend({name: palette[name] for name in classes}, shares, width))
     elif note:
         parts.append((note, 14, draw.FAINT))
     return draw.sheet(parts, width)

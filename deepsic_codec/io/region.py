@@ -1,43 +1,18 @@
-"""Parts of arrays in the words of users: `t=3`, `y=0:512`, by the letter of an axis or the name of its dimension."""
+"""Parts of arrays, named by the letter of an axis or the name of its dimension, or selected by their labels."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import zarr
 
 from deepsic_codec.axes import Region
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, LabelIndexError
+from deepsic_codec.labels.open import open_labels
+from deepsic_codec.labels.query import Labels
+from deepsic_codec.labels.selection import Selection
 from deepsic_codec.stored.array import dimension_names
 
 Part = slice | int
-
-
-def parse_parts(texts: Sequence[str]) -> dict[str, Part]:
-    """Parse texts such as "axis=number" and "axis=start:stop".
-
-    Returns
-    -------
-    dict of str to slice or int
-        Parts by axis.
-
-    Raises
-    ------
-    ValueError
-        For any other text, or an axis that occurs twice.
-    """
-    parts: dict[str, Part] = {}
-    for text in texts:
-        axis, _, value = text.partition("=")
-        try:
-            if not axis or axis in parts:
-                raise ValueError
-            if ":" in value:
-                start, stop = (int(end) if end.strip() else None for end in value.split(":"))
-                parts[axis] = slice(start, stop)
-            else:
-                parts[axis] = int(value)
-        except ValueError:
-            raise ValueError(f"expected axis=number or axis=start:stop, each axis once, got {text!r}") from None
-    return parts
 
 
 def to_region(array: zarr.Array, axes: str, parts: Mapping[str, Part]) -> Region:
@@ -72,3 +47,24 @@ def axis_number(name: str, axes: str, names: Sequence[str]) -> int:
     if len(name) == 1 and name in axes:
         return axes.index(name)
     raise ConfigurationError(f"no axis {name!r}: the axes of this array are {', '.join(names)}")
+
+
+def open_index(array: zarr.Array, index: Any = None) -> Labels | None:
+    """Open the label index of an array; without one beside the array, return None.
+
+    Raises
+    ------
+    LabelIndexError
+        If `index` is given and is no index of this array.
+    """
+    try:
+        return open_labels(array, index=index)
+    except LabelIndexError:
+        if index is not None:
+            raise
+        return None
+
+
+def select_chunks(array: zarr.Array, labels: Labels | None, where: str) -> Selection:
+    """Return the chunks that satisfy an expression; without an index, read the headers of all chunks."""
+    return (labels or open_labels(array, scan=True)).where(where)

@@ -20,12 +20,12 @@ METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 @contextlib.contextmanager
 def write_array(target: str, template: zarr.Array, *, overwrite: bool, source: str) -> Iterator[zarr.Array]:
-    """Create an array whose metadata is stored when the `with` block has ended without an error.
+    """Create an array, fill it in a `with` block, and store its metadata when the block has ended without an error.
 
     On a local path, the chunks go to a hidden folder beside the target. At the end the folder gets the name of the
     target; if the block fails, it is removed, and an array that was to be replaced is still there. Other stores cannot
-    rename: there the array to replace is deleted first, and a block that fails leaves chunks without metadata, which
-    are no array for any reader and which another call replaces.
+    rename: there the array to replace is deleted first, and so are the chunks of a block that fails. Chunks of a
+    process that was killed have no metadata and are no array for any reader.
 
     Parameters
     ----------
@@ -37,11 +37,6 @@ def write_array(target: str, template: zarr.Array, *, overwrite: bool, source: s
         Replace an array at the target.
     source : str
         URL of an array that the target must not overlap.
-
-    Yields
-    ------
-    zarr.Array
-        The array to fill.
 
     Raises
     ------
@@ -90,13 +85,21 @@ def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: st
     if source.rstrip("/") == target.rstrip("/"):
         raise WriteError(f"{target}: the target is the source: choose another target", [target])
     location = sync(make_store_path(target, mode="a", storage_options=fsspec_options(target, None)))
+    store, path = location.store, location.path
     documents = {key: data for key in METADATA if (data := _read(location / key)) is not None}
     if documents:
         _check_replaceable(target, documents, overwrite)
         for key in documents:  # first, so that an interruption leaves no array that lacks chunks
             sync((location / key).delete())
-        sync(location.store.delete_dir(location.path))
-    yield zarr.Array(zarr.AsyncArray(template.metadata, location))
+        sync(store.delete_dir(path))
+    elif not sync(store.is_empty(path)):
+        message = "has objects that are no Zarr array: choose another target, or delete what an export left there"
+        raise WriteError(f"{target}: {message}", [target])
+    try:
+        yield zarr.Array(zarr.AsyncArray(template.metadata, location))
+    except BaseException:
+        sync(store.delete_dir(path))
+        raise
     _write_metadata(template, location)
 
 

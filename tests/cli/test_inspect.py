@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import numpy as np
@@ -7,7 +8,8 @@ from PIL import Image
 
 from deepsic_codec import create_array, open_labels
 from deepsic_codec.cli.main import main
-from tests.common import photograph
+from deepsic_codec.cli.options import axis_part
+from tests.common import check_rejects, photograph
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_an_index_that_is_named_is_the_one_that_is_read(place, capsys, arguments
 def test_demo_as_json(tmp_path, capsys):
     code, out, _ = run(capsys, "demo", "--out", str(tmp_path), "--json")
     found = json.loads(out)
-    assert code == 0 and [one["name"] for one in found["images"]] == ["mosaic", "drone"]
+    assert code == 0 and [one["image"] for one in found["images"]] == ["mosaic", "drone"]
     assert found["labels"]["tiles"] == 192 and found["labels"]["right"] > 0.7 * 192
     assert found["query"]["bytes_read"] <= 12 * 256 + 3000  # and metadata
 
@@ -144,3 +146,16 @@ def test_misuse_exits_with_2(place, capsys, arguments):
         main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"deepsic {arguments[0]}: error: ")
+
+
+@pytest.mark.parametrize("text", ["y", "y=", "=3", "y=a:b", "y=1:2:3", "y=1.5"])
+def test_parts_of_axes_that_are_none(text):
+    check_rejects(argparse.ArgumentTypeError, "axis=number", axis_part, text)
+
+
+def test_parts_of_axes():
+    assert [axis_part(text) for text in ("y=0:512", "t=3", "x=:-4")] == [
+        ("y", slice(0, 512)),
+        ("t", 3),
+        ("x", slice(None, -4)),
+    ]

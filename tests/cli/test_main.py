@@ -9,7 +9,7 @@ import zarr
 from PIL import Image
 
 from deepsic_codec.cli import console
-from deepsic_codec.cli.console import say, say_table
+from deepsic_codec.cli.console import say, say_json, say_table
 from deepsic_codec.cli.main import COMMANDS, main
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import drone_frame, eurosat_classes, eurosat_mosaic
@@ -130,6 +130,11 @@ def test_control_characters_are_escaped(capsys):
     assert capsys.readouterr().out == "a\\x1b[31mb\\r\nc\nname  n\n\\x07  1\n"
 
 
+def test_json_has_null_for_what_is_no_number(capsys):
+    say_json({"a": [float("nan"), 1.5], "b": (float("inf"), "NaN")})
+    assert capsys.readouterr().out == '{"a": [null, 1.5], "b": [null, "NaN"]}\n'
+
+
 def test_tables_are_aligned(capsys):
     say_table(["name", "bytes", "labels"], [["a", "1,234", "x"], ["longer", "5", "yy"]], left=["labels"])
     assert capsys.readouterr().out == "name    bytes  labels\na       1,234  x\nlonger      5  yy\n"
@@ -143,7 +148,8 @@ class Terminal(io.StringIO):
 def test_the_bar_moves_on_a_terminal_alone(monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())
     with console.progress_bar("files") as progress:
-        assert progress is None
+        progress(3, 7)
+    assert not sys.stderr.getvalue()
     monkeypatch.setattr("sys.stderr", Terminal())
     with console.progress_bar("fi[les]") as progress:
         progress(3, 7)

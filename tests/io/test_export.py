@@ -12,7 +12,6 @@ from deepsic_codec import DeepSIC, create_array
 from deepsic_codec.errors import ConfigurationError, MissingPackage, UnsupportedArray, WriteError
 from deepsic_codec.io import export as module
 from deepsic_codec.io.export import export
-from deepsic_codec.io.region import parse_parts
 from tests.common import check_rejects, photograph, run_python
 
 
@@ -122,6 +121,24 @@ def test_remote_targets_get_their_metadata_last(image):
     assert zarr.open_array(target, mode="r").shape == (180, 64, 3)
     assert len([file for file in files.find(target) if "/c/" in file]) == 3
     assert done.targets == [target]
+
+
+def test_remote_targets_have_no_chunks_of_other_exports(image):
+    import fsspec
+
+    target = f"memory://bucket-{os.urandom(6).hex()}/a.zarr"
+    files = fsspec.filesystem("memory")
+
+    def stop(done, total):
+        if done == 4:
+            assert files.find(target)
+            raise OSError("stopped")
+
+    with pytest.raises(OSError, match="stopped"):
+        export(image, target, progress=stop)
+    assert not files.find(target)
+    files.pipe(f"{target}/c/0/0/0", b"left by a process that was killed")
+    check_rejects(WriteError, "delete what an export left", export, image, target)
 
 
 def test_what_is_there_is_not_lost(image, tmp_path):
@@ -308,13 +325,3 @@ def test_memory_stays_flat(stub, tmp_path, monkeypatch):
     export(array, tmp_path / "a.zarr")
     export(array, tmp_path / "a.tif")
     assert max(sizes) <= 1 << 15 and sum(sizes) == 2 * 512 * 512
-
-
-@pytest.mark.parametrize("text", ["y", "y=", "=3", "y=a:b", "y=1:2:3", "y=1.5"])
-def test_parts_that_are_none(text):
-    check_rejects(ValueError, "axis=number", parse_parts, [text])
-
-
-def test_parts():
-    assert parse_parts(["y=0:512", "t=3", "x=:-4"]) == {"y": slice(0, 512), "t": 3, "x": slice(None, -4)}
-    check_rejects(ValueError, "once", parse_parts, ["y=1", "y=2"])

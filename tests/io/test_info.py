@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from deepsic_codec import DeepSIC, consolidate_labels, create_array
-from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.errors import LabelIndexError, UnsupportedArray
 from deepsic_codec.io import info
 from deepsic_codec.io.info import describe, expected_error
 from deepsic_codec.payload.constants import quality_step
@@ -28,7 +28,7 @@ def test_a_group_lists_what_is_in_it(place):
     found = describe(place)
     assert json.loads(json.dumps(found)) == found
     assert found["kind"] == "group" and [one["path"] for one in found["arrays"]] == ["img"]
-    assert [(one["path"], one["shape"]) for one in found["others"]] == [("other", [4])]
+    assert [(one["path"], one["shape"]) for one in found["other_arrays"]] == [("other", [4])]
 
 
 def test_an_array_is_counted_exactly(place):
@@ -72,6 +72,7 @@ def test_the_index_answers_for_what_was_not_read(stub, tmp_path, monkeypatch):
     assert indexed["size"]["bytes"] == exact["size"]["bytes"]
     assert indexed["size"]["bpp"] == pytest.approx(exact["size"]["bpp"])
     assert indexed["labels"]["classes"] == exact["labels"]["classes"]
+    check_rejects(LabelIndexError, "nowhere", describe, array, index=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("shards", [None, (128, 128, 3)])
@@ -104,10 +105,11 @@ def test_other_writers_show(stub):
 
 
 def test_errors_in_units_of_the_data(stub):
-    assert expected_error(DeepSIC(quality=50), np.dtype("u1"))["step_data"] == quality_step(50)
-    assert expected_error(DeepSIC(quality=50), np.dtype("u2"))["step_data"] == pytest.approx(257 * quality_step(50))
-    one = expected_error(DeepSIC(quality=50, value_range=[1000, 3550]), np.dtype("u2"))
-    assert one["unit"] == 10 and one["rms_data"] == pytest.approx(10 * quality_step(50) / 12**0.5)
+    plain = expected_error(DeepSIC(quality=50), np.dtype("u1"))
+    assert plain["step"] == quality_step(50) and plain["unit"] == 1
+    assert plain["rms"] == pytest.approx(quality_step(50) / 12**0.5)
+    assert expected_error(DeepSIC(quality=50), np.dtype("u2"))["unit"] == 257
+    assert expected_error(DeepSIC(quality=50, value_range=[1000, 3550]), np.dtype("u2"))["unit"] == 10
     each = expected_error(DeepSIC(value_range=[[0, 255], [0, 510], [0, 765]]), np.dtype("u2"))
     assert each["unit"] == [1, 2, 3]
     assert expected_error(DeepSIC(value_range="chunk"), np.dtype("u2"))["unit"] is None
@@ -115,7 +117,7 @@ def test_errors_in_units_of_the_data(stub):
 
 def test_a_psnr_says_what_the_error_is(stub):
     error = expected_error(DeepSIC(psnr=40), np.dtype("u2"), quality=60.0)
-    assert error["rms"] == pytest.approx(2.55) and error["rms_data"] == pytest.approx(2.55 * 257)
+    assert error["rms"] == pytest.approx(2.55) and error["unit"] == 257
     assert error["step"] == quality_step(60) and expected_error(DeepSIC(psnr=40), np.dtype("u1"))["step"] is None
 
 

@@ -79,15 +79,14 @@ def test_a_large_array_is_sampled(stub, monkeypatch):
     assert preview(array, size=320, everything=True).shown == 100
 
 
-def test_a_sample_of_matches_decodes_matches_only(stub, monkeypatch):
+def test_a_sample_of_matches_decodes_matches_only(stub, monkeypatch, tmp_path):
     image = np.full((640, 640, 3), 10, "u1")
     image[64:128, 512:576] = 250
     array = create_array({}, data=image, chunks=(64, 64, 3))
     monkeypatch.setattr(module, "MAX_PIXELS", 9 * 64 * 64)
     made = preview(array, size=320, where="Bright")
     assert made.shown == 1 and made.sampled
-    monkeypatch.setattr(module, "MAX_SCAN", 50)
-    check_rejects(LabelIndexError, "deepsic index", preview, array, where="Bright")
+    check_rejects(LabelIndexError, "nowhere", preview, array, where="Bright", index=tmp_path / "nowhere")
 
 
 def test_bands_of_16_bits_are_stretched(stub):
