@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from benchmarks.common import Pixels, machine, read_images, table
 from benchmarks.resnet import ResNet18
 from deepsic_codec import DeepSIC, config
+from deepsic_codec.cli.console import finite
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.file import read_info
 from deepsic_codec.model.networks import Analysis, SemanticHead
@@ -100,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             writer.writeheader()
             writer.writerows(asdict(r) for r in rows)
     if a.json:
-        plain = [{k: None if v != v else v for k, v in asdict(r).items()} for r in rows]  # NaN is not JSON
-        Path(a.json).write_text(json.dumps({"machine": machine(torch.get_num_threads()), "rows": plain}, indent=1))
+        document = {"machine": machine(torch.get_num_threads()), "rows": [asdict(r) for r in rows]}
+        Path(a.json).write_text(json.dumps(finite(document), indent=1))
     if a.png:
         plot(a.png, rows)
 

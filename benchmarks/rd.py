@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks.common import PEERS, Pixels, machine, over_threads, read_images, table
 from benchmarks.metrics import BPP_RANGE, Curve, bd_rate
+from deepsic_codec.cli.console import finite
 from deepsic_codec.metrics import luma, ms_ssim, psnr
 
 OURS = "DeepSIC"
@@ -322,16 +323,7 @@ def write_json(
         "images": [asdict(p) for p in points],
     }
     with open(path, "w") as file:
-        # NaN is not JSON: a measure that an image is too small for becomes null.
-        json.dump(_no_nan(document), file, indent=1, allow_nan=False)
-
-
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _no_nan(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_no_nan(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+        json.dump(finite(document), file, indent=1, allow_nan=False)
 
 
 def plot(path: str, averages: Averages, published: Averages, title: str) -> None:

@@ -23,14 +23,15 @@ def printable(text: str) -> str:
 
 def say_json(document: Any) -> None:
     """Print one line of JSON, with null for NaN and infinity, which JSON does not have."""
-    print(json.dumps(_finite(document), allow_nan=False))
+    print(json.dumps(finite(document), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a document of JSON types with None in the place of NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

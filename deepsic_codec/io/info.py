@@ -58,8 +58,9 @@ def describe(
     -------
     dict
         JSON types. For a group: `kind` "group", `zarr_format`, `arrays` (those stored with DeepSIC), `other_arrays`
-        (with their shape, dtype and codecs), and the paths of `label_indices` and `embedded_models`. For an array: `kind`
-        "array", shape, dtype and the like, and if it is stored with DeepSIC:
+        (with their shape, dtype and codecs), and the paths of `label_indices` and `embedded_models`.
+
+        For an array: `kind` "array", shape, dtype and the like, and if it is stored with DeepSIC:
 
         - `codec_parameters`: all parameters of the codec.
         - `model`: its identity, whether it is `installed` (with this head: `head_installed`) and whether it is

@@ -3,14 +3,12 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 import zarr
 
 from deepsic_codec import dask as deepsic_dask
-from deepsic_codec.axes import chunk_region, grid_shape
 from deepsic_codec.codec.scaled import nodata_value
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
@@ -191,29 +189,20 @@ def _psnr(source: ImageSource, array: zarr.Array) -> float:
 
     The peak is 255 for uint8, otherwise the range of the samples in these chunks.
     """
-    grid = grid_shape(array.shape, array.chunks)
-    total = prod(grid)
-    sample = np.random.default_rng(0).choice(total, min(PSNR_CHUNKS, total), replace=False)
-    pairs = []
-    for number in sorted(sample.tolist()):
-        index = [int(position) for position in np.unravel_index(number, grid)]
-        region = chunk_region(index, array.chunks, array.shape)
-        original = np.asarray(source.values[region].compute())
-        pairs.append((original.ravel(), np.asarray(array[region]).ravel()))
-    if not pairs:
-        return float("nan")
-    originals, decoded = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
-    data = ~_without_data(originals, array)
-    originals, decoded = originals[data], decoded[data]
+    stored = StoredArray(array)
+    total = stored.geometry.count
+    numbers = np.sort(np.random.default_rng(0).choice(total, min(PSNR_CHUNKS, total), replace=False))
+    regions = [
+        stored.geometry.chunk_region(index) for index in np.transpose(np.unravel_index(numbers, stored.grid)).tolist()
+    ]
+    empty = np.zeros(0, array.dtype)
+    originals = np.concatenate([empty, *(source.values[region].compute().ravel() for region in regions)])
+    decoded = np.concatenate([empty, *(np.asarray(array[region]).ravel() for region in regions)])
+    if stored.params.nodata is not None:
+        nodata = nodata_value(stored.params, originals.dtype.newbyteorder("="))
+        data = ~np.isnan(originals) if nodata != nodata else originals != nodata
+        originals, decoded = originals[data], decoded[data]
     if not originals.size:
         return float("nan")
     peak = 255.0 if array.dtype == np.uint8 else float(np.ptp(originals.astype(np.float64))) or 1.0
     return psnr(originals, decoded, peak)
-
-
-def _without_data(values: np.ndarray, array: zarr.Array) -> np.ndarray:
-    params = StoredArray(array).params
-    if params.nodata is None:
-        return np.zeros(values.shape, bool)
-    value = nodata_value(params, values.dtype.newbyteorder("="))
-    return np.isnan(values) if value != value else values == value

@@ -118,28 +118,19 @@ def open_group(url: Any, name: str) -> zarr.Group:
 def _halve(values: "da.Array", nodata: Any) -> "da.Array":
     import dask.array as da
 
-    for axis in (values.ndim - 2, values.ndim - 1):
-        if values.shape[axis] % 2:  # the last row or column is counted twice
-            last = da.take(values, [values.shape[axis] - 1], axis=axis)
-            values = da.concatenate([values, last], axis=axis)
-        sizes = values.chunks[axis]
-        if any(size % 2 for size in sizes):
-            values = values.rechunk({axis: max(2, max(sizes) // 2 * 2)})
-    chunks = (*values.chunks[:-2], *(tuple(n // 2 for n in sizes) for sizes in values.chunks[-2:]))
-    return da.map_blocks(partial(_mean, nodata=nodata), values, dtype=values.dtype, chunks=chunks)
+    odd = [(0, 0)] * (values.ndim - 2) + [(0, size % 2) for size in values.shape[-2:]]
+    even = da.pad(values, odd, mode="edge")  # the last row or column is counted twice
+    return da.coarsen(partial(_mean, nodata=nodata), even, {values.ndim - 2: 2, values.ndim - 1: 2})
 
 
-def _mean(block: np.ndarray, nodata: Any) -> np.ndarray:
-    """Return the mean of each 2 x 2 pixels along the last two axes, of those that hold data."""
-    *outer, height, width = block.shape
-    cells = block.reshape(*outer, height // 2, 2, width // 2, 2).astype(np.float64)
+def _mean(cells: np.ndarray, axis: tuple[int, ...] | None = None, *, nodata: Any) -> np.ndarray:
+    """Return the mean along axes of the samples that hold data."""
     empty = np.isnan(cells)
     if nodata is not None:
         empty |= cells == float(nodata)
-    count = (~empty).sum(axis=(-3, -1))
-    total = np.where(empty, 0.0, cells).sum(axis=(-3, -1))
-    mean = total / np.maximum(count, 1)
-    if np.issubdtype(block.dtype, np.integer):
+    count = (~empty).sum(axis=axis)
+    mean = np.where(empty, 0, cells).sum(axis=axis, dtype=np.float64) / np.maximum(count, 1)
+    if cells.dtype.kind != "f":
         mean = np.floor(mean + 0.5)
-    gap = float(nodata) if nodata is not None else np.nan if block.dtype.kind == "f" else 0.0
-    return np.where(count > 0, mean, gap).astype(block.dtype)
+    gap = float(nodata) if nodata is not None else np.nan if cells.dtype.kind == "f" else 0.0
+    return np.where(count > 0, mean, gap).astype(cells.dtype)
