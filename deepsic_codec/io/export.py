@@ -360,9 +360,10 @@ def _write_files(
     def read_blocks(image: ExportRequest) -> Iterator[NDArray[Any]]:
         nonlocal done
         for rows in blocks:
-            yield image.read_rows(rows)
+            values = image.read_rows(rows)
             done += 1
             progress(done, total)
+            yield values
 
     for path, (_, image) in zip(paths, images, strict=True):
         partial = path.with_name(f".{path.name}.partial")

@@ -10,7 +10,7 @@ import zarr
 
 from deepsic_codec.axes import Index
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.errors import DeepSICError, ModelNotFound
+from deepsic_codec.errors import ConfigurationError, DeepSICError, ModelNotFound
 from deepsic_codec.io.region import open_index
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
@@ -48,7 +48,7 @@ def describe(
     name : str, optional
         Path of an array in the group.
     index : optional
-        Location of the label index, if not beside the array.
+        Location of the label index of an array, if not beside it.
     everything : bool
         Read the headers of all chunks; otherwise of at most 1024 of each array, a random sample of all chunks.
     storage_options : dict, optional
@@ -79,11 +79,15 @@ def describe(
         If there is no such array or group.
     LabelIndexError
         If there is no label index of the array at `index`.
+    ConfigurationError
+        If there is an `index` for a group.
     """
     counter = Counter()
     node = open_node(source, name, options=storage_options, counter=counter)
     if isinstance(node, zarr.Array):
         return {"kind": "array", **_describe(node, index, everything, counter)}
+    if index is not None:
+        raise ConfigurationError(f"index {index}: a group may have several arrays: pass the name of the array, too")
     arrays: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     indices: list[str] = []
@@ -94,7 +98,7 @@ def describe(
         elif embedded.ATTRIBUTE in member.attrs:
             models.append(path)
         elif not any(path.startswith(f"{group}/") for group in indices):
-            (arrays if is_deepsic(member) else others).append(_describe(member, index, everything, Counter()))
+            (arrays if is_deepsic(member) else others).append(_describe(member, None, everything, Counter()))
     return {
         "kind": "group",
         "store": str(node.store_path),

@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from deepsic_codec import DeepSIC, consolidate_labels, create_array
-from deepsic_codec.errors import LabelIndexError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, LabelIndexError, UnsupportedArray
 from deepsic_codec.io import info
 from deepsic_codec.io.info import describe, expected_error
 from deepsic_codec.payload.constants import quality_step
@@ -29,6 +29,7 @@ def test_a_group_lists_what_is_in_it(place):
     assert json.loads(json.dumps(found)) == found
     assert found["kind"] == "group" and [one["path"] for one in found["arrays"]] == ["img"]
     assert [(one["path"], one["shape"]) for one in found["other_arrays"]] == [("other", [4])]
+    check_rejects(ConfigurationError, "name of the array", describe, place, index="x.zarr")
 
 
 def test_an_array_is_counted_exactly(place):
