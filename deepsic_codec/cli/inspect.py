@@ -179,7 +179,7 @@ def run_preview(args: argparse.Namespace) -> None:
     from deepsic_codec.io.preview import preview
 
     with progress_bar("decoding") as progress:
-        made = preview(
+        result = preview(
             args.url,
             args.name,
             size=args.size,
@@ -192,13 +192,13 @@ def run_preview(args: argparse.Namespace) -> None:
             index=args.index,
             progress=progress,
         )
-    made.image.save(args.out)
+    result.image.save(args.out)
     if args.json:
-        about = {"out": str(args.out), "chunks": made.chunks, "decoded": made.shown, "sampled": made.sampled}
-        say_json({**about, "tiles": made.classes, "stretch": made.limits})
+        about = {"out": str(args.out), "chunks": result.chunks, "decoded": result.shown, "sampled": result.sampled}
+        say_json({**about, "tiles": result.classes, "stretch": result.limits})
         return
-    sampled = "; each stands for its neighbours" if made.sampled else ""
-    say(f"{args.out}: {made.shown:,} of {made.chunks:,} chunks decoded{sampled}")
+    sampled = "; each stands for its neighbours" if result.sampled else ""
+    say(f"{args.out}: {result.shown:,} of {result.chunks:,} chunks decoded{sampled}")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -223,7 +223,7 @@ def run_export(args: argparse.Namespace) -> None:
     from deepsic_codec.io.export import export
 
     with progress_bar("copying") as progress:
-        done = export(
+        result = export(
             args.url,
             args.target,
             args.name,
@@ -238,14 +238,14 @@ def run_export(args: argparse.Namespace) -> None:
             progress=progress,
         )
     if args.json:
-        say_json(asdict(done))
+        say_json(asdict(result))
         return
-    left = f", {done.left_out:,} others left at the fill value" if done.left_out else ""
+    left = f", {result.left_out:,} others left at the fill value" if result.left_out else ""
     say(
-        f"{done.kind}, {_times(done.shape)} {done.dtype}, {done.nbytes:,} bytes of samples, "
-        f"{done.chunks:,} chunks decoded{left} in {done.seconds:.1f} s"
+        f"{result.kind}, {_times(result.shape)} {result.dtype}, {result.nbytes:,} bytes of samples, "
+        f"{result.chunks:,} chunks decoded{left} in {result.seconds:.1f} s"
     )
-    for target in done.targets[:MAX_FILES]:
+    for target in result.targets[:MAX_FILES]:
         say(f"wrote {target}")
-    if len(done.targets) > MAX_FILES:
-        say(f"and {len(done.targets) - MAX_FILES:,} more files")
+    if len(result.targets) > MAX_FILES:
+        say(f"and {len(result.targets) - MAX_FILES:,} more files")

@@ -208,10 +208,10 @@ def side_by_side(images: Sequence["PillowImage.Image"]) -> "PillowImage.Image":
     """Put images beside each other, a gap between them."""
     from PIL import Image
 
-    width = sum(one.width for one in images) + GAP * (len(images) - 1)
-    image = Image.new("RGB", (width, max(one.height for one in images)), PAPER)
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    row = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
     left = 0
-    for one in images:
-        image.paste(one, (left, 0))
-        left += one.width + GAP
-    return image
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width + GAP
+    return row
