@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from deepsic_codec import DeepSIC, DeepSICCodec, create_array
@@ -82,7 +83,7 @@ def test_axes(axes, shape, chunks):
 
 @pytest.mark.parametrize("location", ["start", "end"])
 def test_shards_are_those_that_zarr_reads(location):
-    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+    from zarr.codecs import BytesCodec, ShardingCodec
 
     sharding = ShardingCodec(
         chunk_shape=(64, 64, 3),
@@ -242,6 +243,26 @@ def test_truncated_payloads_are_not_complete():
     raw(array, "image/c/0/0/0", b"")
     raw(array, "image/c/0/1/0", b"nonsense" * 20)
     assert complete_chunks(StoredArray(array), EVERYTHING) == set(EVERYTHING) - {(1, 2, 0), (0, 0, 0), (0, 1, 0)}
+
+
+@pytest.mark.parametrize("checksums", [0, 1])
+def test_payloads_with_bytes_after_their_end_are_not_complete(checksums):
+    """Readers refuse them, so resuming has to write them again."""
+    array = zarr.create_array(
+        MemoryStore(),
+        name="image",
+        shape=(200, 300, 3),
+        dtype="u1",
+        chunks=(64, 64, 3),
+        serializer=DeepSICCodec(label_tile=64),
+        compressors=[Crc32cCodec()] * checksums or None,
+    )
+    write(array, photograph(200, 300, 3))
+    for key, rest in (("image/c/1/2/0", b"\0"), ("image/c/0/0/0", b"0000")):
+        raw(array, key, raw(array, key) + rest)
+    for read_all in (False, True):
+        complete = complete_chunks(StoredArray(array), EVERYTHING, read_all=read_all)
+        assert complete == set(EVERYTHING) - {(1, 2, 0), (0, 0, 0)}
 
 
 def test_damaged_sections_are_found_by_reading_all():
