@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,6 +77,27 @@ def test_equal_bytes_side_by_side(stub, image):
         assert outcome.bpp == pytest.approx(8 * outcome.nbytes / (192 * 256))
     mean = compare.means([outcome for outcome, _ in results] * 2)
     assert [(one.codec, one.nbytes) for one in mean] == [(outcome.codec, outcome.nbytes) for outcome, _ in results]
+
+
+def plain_peer(name):
+    """A codec whose setting is the bytes it takes."""
+    black = np.zeros((64, 64, 3), "u1")
+    return Peer(name, (1,), (1, 10_000), lambda image, setting: bytes(round(setting)), lambda data: black)
+
+
+@pytest.mark.parametrize("bpp", [None, 0.25])
+def test_each_image_has_bytes_of_its_own(monkeypatch, bpp):
+    """What DeepSIC took for one image is no target for the next."""
+    ours = plain_peer(compare.OURS)
+    if bpp is None:
+        ours = replace(ours, encode=lambda image, setting: bytes(int(image[0, 0, 0])))
+    monkeypatch.setitem(compare.PEERS, "plain", plain_peer("plain"))
+    monkeypatch.setattr(compare, "require", lambda *names: None)
+    images = [(str(value), np.full((64, 64, 3), value, "u1")) for value in (100, 200)]
+    results = list(compare.at_equal_bytes(images, quality=50, bpp=bpp, codecs=["plain"], ours=ours))
+    sizes = [[outcome.nbytes for outcome, _ in outcomes] for _, _, outcomes in results]
+    targets = (100, 200) if bpp is None else (128, 128)
+    assert sizes == [[pytest.approx(target, rel=0.01)] * 2 for target in targets]
 
 
 def test_our_chunks_make_the_image(stub):
