@@ -1,6 +1,6 @@
 """Small real images that ship with the package. Their sources and licences are in `data/ATTRIBUTION.md`.
 
-Reading them needs Pillow, which the extra `deepsic-codec[cli]` brings.
+Reading them needs Pillow, which the extra `deepsic-codec[cli]` brings; without it they raise MissingPackage.
 """
 
 import json
@@ -23,15 +23,6 @@ def eurosat_mosaic() -> NDArray[np.uint8]:
     -------
     uint8 array (768, 1024, 3)
         RGB. The tiles were JPEG files once, so they tell nothing about lossless compression.
-
-    Raises
-    ------
-    MissingPackage
-        If Pillow is not installed.
-
-    Notes
-    -----
-    MIT licence, (c) 2023 Patrick Helber; contains Copernicus Sentinel data.
     """
     return _pixels("eurosat-mosaic.png")
 
@@ -49,15 +40,6 @@ def drone_frame() -> NDArray[np.uint8]:
     -------
     uint8 array (1536, 2048, 3)
         RGB, from the camera's JPEG file.
-
-    Raises
-    ------
-    MissingPackage
-        If Pillow is not installed.
-
-    Notes
-    -----
-    BSD-2 licence, (c) 2017 Piero Toffanin.
     """
     return _pixels("drone-frame.jpg")
 

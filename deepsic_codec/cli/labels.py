@@ -77,10 +77,6 @@ def add_query(parser: argparse.ArgumentParser) -> None:
 
 def run_query(args: argparse.Namespace) -> None:
     """Print the chunks that satisfy an expression."""
-    if args.export is not None:
-        from deepsic_codec.io.require import require
-
-        require("cli", "PIL")
     labels = _open(args)
     verify = None if args.verify == "none" else args.verify
     selection = labels.where(args.expression, tiles=args.tiles, verify=verify)
@@ -183,15 +179,12 @@ def _map(labels: "Labels", name: str) -> "PillowImage.Image":
 
 def _export(match: "Match", labels: "Labels", folder: Path, kind: str) -> int:
     """Write a chunk as images, one for each slice; returns their number."""
-    from PIL import Image
+    from deepsic_codec.io.export import write_image
 
-    from deepsic_codec.axes import Axes
-
-    axes = Axes(labels.geometry.axes)
+    axes = labels.geometry.axes
     images = axes.to_samples(match.array)
     name = "_".join([labels.array.basename or "chunk", *map(str, match.chunk)])
     for number, image in enumerate(images):
         part = f"_{number}" if axes.slice_axes else ""
-        pixels = image[..., 0] if image.shape[-1] == 1 else image
-        Image.fromarray(pixels.copy(order="C")).save(folder / f"{name}{part}.{kind}")
+        write_image(folder / f"{name}{part}.{kind}", image, kind)
     return len(images)

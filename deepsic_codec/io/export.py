@@ -342,7 +342,7 @@ def _write_files(
         raise ConfigurationError(f"{target}: {kind} is written to a local path only: export there, then copy the file")
     first = Path(target.removeprefix("file://"))
     if kind == "png":
-        _check_png(request)
+        _check_png(request.image_shape, request.dtype)
     else:
         require("images", "tifffile", "imagecodecs")
     images = list(request.images())
@@ -369,7 +369,7 @@ def _write_files(
         partial = path.with_name(f".{path.name}.partial")
         try:
             if kind == "png":
-                _write_png(partial, read_blocks(image))
+                _write_png(partial, np.concatenate(list(read_blocks(image))))
             else:
                 _write_tiff(partial, image, read_blocks(image), tile, compress=codec != "none")
             os.replace(partial, path)
@@ -379,23 +379,52 @@ def _write_files(
     return [str(path) for path in paths]
 
 
-def _check_png(request: ExportRequest) -> None:
-    height, width, bands = request.image_shape
-    if bands not in (1, 3) or request.dtype not in (np.uint8, np.uint16):
+def write_image(path: Path, values: NDArray[Any], kind: str) -> None:
+    """Write one image as a file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    values : array (H, W, bands)
+        Samples.
+    kind : {"png", "tiff"}
+        Format.
+
+    Raises
+    ------
+    UnsupportedArray
+        If PNG cannot store the samples.
+    MissingPackage
+        If a package that writes the format is not installed.
+    """
+    if kind == "png":
+        _check_png(values.shape, values.dtype)
+        _write_png(path, values)
+        return
+    require("images", "tifffile", "imagecodecs")
+    import tifffile
+
+    options = _tiff_options(values.shape[2], values.dtype)
+    tifffile.imwrite(path, values if values.shape[2] > 1 else values[..., 0], compression="zlib", **options)
+
+
+def _check_png(shape: Index, dtype: np.dtype[Any]) -> None:
+    height, width, bands = shape
+    if bands not in (1, 3) or dtype not in (np.uint8, np.uint16):
         raise UnsupportedArray(
-            f"{bands} bands of {request.dtype}: PNG has 1 or 3 bands of uint8 or uint16: select bands with "
-            "--region c=0:3, or write TIFF"
+            f"{bands} bands of {dtype}: PNG has 1 or 3 bands of uint8 or uint16: write TIFF, or export the bands "
+            "--region c=0:3"
         )
-    if height * width * bands > PNG_LIMIT:
+    if prod(shape) > PNG_LIMIT:
         raise UnsupportedArray(
             f"{height} x {width} pixels are too many for PNG, which is written as a whole (limit: {PNG_LIMIT:,} "
             "samples): write TIFF, or select a part with --region"
         )
-    require("images", *(("imagecodecs",) if bands == 3 and request.dtype == np.uint16 else ("PIL",)))
+    require("images", *(("imagecodecs",) if bands == 3 and dtype == np.uint16 else ("PIL",)))
 
 
-def _write_png(path: Path, blocks: Iterator[NDArray[Any]]) -> None:
-    values = np.concatenate(list(blocks))
+def _write_png(path: Path, values: NDArray[Any]) -> None:
     if values.shape[2] == 3 and values.dtype == np.uint16:
         import imagecodecs
 
@@ -403,7 +432,17 @@ def _write_png(path: Path, blocks: Iterator[NDArray[Any]]) -> None:
         return
     from PIL import Image
 
-    Image.fromarray(values if values.shape[2] == 3 else values[..., 0]).save(path, format="PNG")
+    pixels = values if values.shape[2] == 3 else values[..., 0]
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="PNG")
+
+
+def _tiff_options(bands: int, dtype: np.dtype[Any]) -> dict[str, Any]:
+    return {
+        "photometric": "rgb" if bands == 3 and dtype.kind == "u" else "minisblack",
+        "planarconfig": "contig" if bands > 1 else None,
+        "metadata": None,
+        "software": False,
+    }
 
 
 def _write_tiff(
@@ -431,10 +470,7 @@ def _write_tiff(
             tile=tile,
             compression="zlib" if compress else None,
             predictor=compress,
-            planarconfig="contig" if bands > 1 else None,
-            photometric="rgb" if bands == 3 and dtype.kind == "u" else "minisblack",
-            metadata=None,
-            software=False,
+            **_tiff_options(bands, dtype),
         )
     attributes = image.attributes()
     nodata = image.stored.params.nodata

@@ -6,7 +6,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from deepsic_codec import create_array, open_labels
+from deepsic_codec import DeepSIC, create_array, open_labels
 from deepsic_codec.cli.main import main
 from deepsic_codec.cli.options import axis_part
 from tests.common import check_rejects, photograph
@@ -75,6 +75,19 @@ def test_an_index_that_is_named_is_the_one_that_is_read(place, capsys, arguments
     assert run(capsys, *arguments)[0] == 0
     code, _, error = run(capsys, *arguments, "--index", "missing.zarr", *(["--overwrite"] * ("export" in arguments)))
     assert code == 1 and "missing.zarr" in error
+
+
+def test_query_exports_images_of_any_bands_as_tiff(place, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    data = photograph(64, 64, 6).astype("u2") * 9
+    codec = DeepSIC(value_range="chunk")
+    array = create_array("bands.zarr", name="img", data=data, chunks=(64, 64, 6), codec=codec)
+    arguments = ["query", "bands.zarr", "Dark | ~Dark", "--scan", "--export", "out"]
+    code, _, err = run(capsys, *arguments, "--as", "tiff")
+    assert code == 0 and err == "1 images: out\n"
+    np.testing.assert_array_equal(tifffile.imread("out/img_0_0_0.tiff"), array[...])
+    code, _, err = run(capsys, *arguments)
+    assert code == 1 and "6 bands of uint16: PNG has 1 or 3" in err
 
 
 def test_demo_as_json(tmp_path, capsys):
