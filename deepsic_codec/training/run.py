@@ -1,5 +1,6 @@
 """The state of a training run: networks, data, and the symbols that the encoder chooses with them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,6 +35,7 @@ TINY = Architecture(
 )
 ARCHITECTURES: dict[str, Sizes] = {"base": Architecture(), "tiny": TINY}
 ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(r, strides) for r, strides in RATES.items()}
+Choose = Callable[[Tensor, Tensor], Tensor]
 #: Images per call where nothing is trained.
 BATCH = 8
 #: Symbols of a latent, which a payload can hold.
@@ -94,48 +96,45 @@ class Run:
         return self.stored_prior is not None or "integer_prior" in self.__dict__
 
     @cached_property
-    def rdo_tables(self) -> RateTables | None:
-        """Tables that the encoder chooses symbols by."""
-        return self.make_rdo_tables(self.integer_prior)
+    def choose(self) -> Choose:
+        """Choose the symbols of latents as the encoder does at its default effort.
 
-    def make_rdo_tables(self, prior: CodingPrior) -> RateTables | None:
-        """Return the tables of the optimised quantiser for a prior, or None if it quantises to the nearest."""
-        if not self.nets.stores_integers:
-            return None
-        tables = make_tables(prior.log_scales, export_gains(self.nets.gains)["step"])
-        return load_tables(tables, self.nets.arch.latents, self.device)
-
-    def choose(self, scaled: Tensor, quality: Tensor) -> Tensor:
-        """Return the symbols that the encoder chooses, at its default effort.
-
-        Parameters
-        ----------
-        scaled : Tensor (B,C,h,w)
-            Latents in units of the quantiser's step.
-        quality : Tensor (B,)
+        Takes latents in quantiser steps (B,C,h,w) and qualities (B,), and returns symbols as float (B,C,h,w).
         """
-        return choose(self.integer_prior, self.rdo_tables, scaled, quality)
+        return self._chooser(self.integer_prior)
+
+    def _chooser(self, prior: CodingPrior) -> Choose:
+        tables: RateTables | None = None  # rounds to the nearest
+        if self.nets.stores_integers:
+            rates = make_tables(prior.log_scales, export_gains(self.nets.gains)["step"])
+            tables = load_tables(rates, self.nets.arch.latents, self.device)
+
+        def choose(scaled: Tensor, quality: Tensor) -> Tensor:
+            channels_last = scaled.permute(0, 2, 3, 1).contiguous()
+            rounded = torch.floor(quality + 0.5).clamp(1, 100).long()
+            return quantise(prior, tables, channels_last, rounded)[0].float().permute(0, 3, 1, 2)
+
+        return choose
 
     @cached_property
     def symbols(self) -> tuple[Tensor, Tensor]:
         """Symbols that the phase `prior` is trained on, chosen with the prior from before it, and their qualities."""
-        prior = self.nets.integer_prior(self.prior_before, self.device)
-        tables = self.make_rdo_tables(prior)
-        return self._collect(self.settings.symbol_batches, self.settings.seed + 1, prior, tables)
+        choose = self._chooser(self.nets.integer_prior(self.prior_before, self.device))
+        return self._collect(self.settings.symbol_batches, self.settings.seed + 1, choose)
 
     def collect_symbols(self, batches: int, seed: int) -> tuple[Tensor, Tensor]:
         """Return symbols int16 (N,C,h,w) of random crops at random qualities (N,); every fifth batch is mosaics."""
-        return self._collect(batches, seed, self.integer_prior, self.rdo_tables)
+        return self._collect(batches, seed, self.choose)
 
     @torch.no_grad()
-    def _collect(self, batches: int, seed: int, prior: CodingPrior, tables: RateTables | None) -> tuple[Tensor, Tensor]:
+    def _collect(self, batches: int, seed: int, choose: Choose) -> tuple[Tensor, Tensor]:
         nets, rng = self.nets.eval(), np.random.default_rng(seed)
         symbols, qualities = [], []
         for number in range(batches):
             x = self.images(BATCH, rng, mosaics=number % 5 == 4, edge=self.settings.crop // LABEL_CELL)
             q = self.stored_qualities(BATCH, rng)
             scaled = (nets.analysis(x, q) * nets.gains(q)).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
-            symbols.append(choose(prior, tables, scaled, q).to(torch.int16))
+            symbols.append(choose(scaled, q).to(torch.int16))
             qualities.append(q)
         return torch.cat(symbols), torch.cat(qualities)
 
@@ -204,13 +203,6 @@ def make_networks(arch: Sizes) -> Networks:
         return PaperNetworks(arch)
     assert isinstance(arch, Architecture)
     return Networks(arch)
-
-
-def choose(prior: CodingPrior, tables: RateTables | None, scaled: Tensor, quality: Tensor) -> Tensor:
-    """Return symbols, as float, of latents in quantiser steps (B,C,h,w) at qualities (B,)."""
-    channels_last = scaled.permute(0, 2, 3, 1).contiguous()
-    whole = torch.floor(quality + 0.5).clamp(1, 100).long()
-    return quantise(prior, tables, channels_last, whole)[0].float().permute(0, 3, 1, 2)
 
 
 def architecture_of(s: Settings, classes: int) -> Sizes:

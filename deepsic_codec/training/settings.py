@@ -255,7 +255,7 @@ def resolve(settings: dict[str, Any], preset: str = "", resume: bool = False) ->
     try:
         stored = Settings(**json.loads((folder / "settings.json").read_text())["settings"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        message = f"{folder}: no run to resume there ({type(error).__name__}: {error}); name its folder with --run"
+        message = f"{folder}: no run to resume ({type(error).__name__}: {error}); name its folder with --run"
         raise ConfigurationError(message) from None
     return replace(stored, **{"run": str(folder), **settings})
 
