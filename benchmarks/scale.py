@@ -186,36 +186,60 @@ def _by_batch(chunks: list[np.ndarray], repeats: int) -> Iterator[tuple[int, flo
 
 
 def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
-    """Return the calls that `stages` times."""
+    """Return the calls that `stages` times; single stages begin and end on the device, but for pixels and scores."""
     import torch
 
     from deepsic_codec.model.coding import predict
-    from deepsic_codec.model.device import upload
+    from deepsic_codec.model.device import download, synchronize, upload
     from deepsic_codec.model.runtime import Chosen
+    from deepsic_codec.model.scheduler import CACHED_PIXELS
 
-    model, count = scheduler.model, len(chunks)
-    images, qualities = [chunk[None] for chunk in chunks], [50.0] * count
-    shapes = [image.shape[:3] for image in images]
-    payloads, encoded = codec.encode_batch(chunks), scheduler.encode(images, qualities, symbols=True)
-    features, symbols = [one.features for one in encoded], [one.symbols for one in encoded]
+    model, count, quality = scheduler.model, len(chunks), np.full(len(chunks), 50.0)
+    payloads = codec.encode_batch(chunks)
+    encoded = scheduler.encode([chunk[None] for chunk in chunks], quality.tolist(), symbols=True)
+    features, shape = [one.features for one in encoded], (1, *chunks[0].shape[:2])
+    limit = CACHED_PIXELS if model.device.type == "cpu" else config.get().pixels_per_call(model.device.type)
+    size = max(1, limit // (shape[1] * shape[2]))
+    pieces = [slice(start, start + size) for start in range(0, count, size)]
     with torch.inference_mode():
-        stacked = upload(np.concatenate(symbols), model.device)
-        predictions = predict(model.prior, stacked, 50)
+        images = upload(np.stack(chunks), model.device)
+        symbols = upload(np.concatenate([one.symbols for one in encoded]), model.device)
+        predictions = predict(model.prior, symbols, 50)
     coder, pool = scheduler.device_coder(count), ThreadPoolExecutor(config.get().threads or os.cpu_count())
 
+    @torch.inference_mode()
     def analyse(effort: int) -> None:
-        scheduler.encode(images, qualities, [effort] * count, features=False)
+        pending = []
+        for piece in pieces:
+            analysed = model.analyse(images[piece], quality[piece])
+            model.choose(analysed.scaled, quality[piece], effort)
+            pending.append(download(model.score(analysed.latents, quality[piece])))
+        for scores in pending:
+            scores()
+        synchronize(model.device)
+
+    @torch.inference_mode()
+    def synthesise() -> None:
+        pending = [download(model.synthesise(symbols[piece], quality[piece], False)) for piece in pieces]
+        for pixels in pending:
+            pixels()
 
     def encode(predictions: Any) -> None:
-        model.encode_symbols(Chosen(stacked, predictions), count, qualities, pool, coder, count)()
+        model.encode_symbols(Chosen(symbols, predictions), count, quality.tolist(), pool, coder, count)()
+
+    def decode() -> None:
+        if coder is None:
+            model.decode_symbols(features, shape, quality.tolist(), pool)
+        else:
+            model.decode_symbols_on_device(features, shape, quality.tolist(), coder, count)[1]()
 
     return {
         "analysis": lambda: analyse(0),
         "analysis and optimised quantisation": lambda: analyse(1),
-        "synthesis": lambda: scheduler.synthesise(symbols, shapes, qualities, q6=False),
+        "synthesis": synthesise,
         "entropy coder, encode": lambda: encode(predictions),
         "prior and entropy coder, encode": lambda: encode(None),
-        "prior and entropy coder, decode": lambda: scheduler.decode_symbols(features, shapes, qualities),
+        "prior and entropy coder, decode": decode,
         "encode, end to end": lambda: codec.encode_batch(chunks),
         "decode, end to end": lambda: codec.decode_batch(payloads),
     }
