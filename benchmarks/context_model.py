@@ -91,7 +91,7 @@ def main() -> None:
     check, check_quality = symbols_of(runtime, photos, 64, 2)
     model = ContextModel(symbols.shape[1])
     adam = torch.optim.Adam(model.parameters(), a.lr)
-    start, step, shown = time.monotonic(), 0, 0.0
+    start, step, reported = time.monotonic(), 0, 0.0
     while (progress := (time.monotonic() - start) / (60 * a.minutes)) < 1:
         for group in adam.param_groups:
             group["lr"] = a.lr * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
@@ -103,11 +103,11 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         step += 1
-        if time.monotonic() - shown > 60:
-            shown = time.monotonic()
+        if time.monotonic() - reported > 60:
+            reported = time.monotonic()
             with torch.inference_mode():
                 check_bits = float(model(check.float(), check_quality).sum()) / (65536 * len(check))
-            print(f"step {step}, {shown - start:.0f} s: held out {check_bits:.4f} bpp", flush=True)
+            print(f"step {step}, {reported - start:.0f} s: held out {check_bits:.4f} bpp", flush=True)
     save_file(model.state_dict(), a.out)
 
 

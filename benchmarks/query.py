@@ -171,8 +171,8 @@ def simulate(folder: Path, dense: NDArray[np.uint8], truth: NDArray[np.str_], co
     kept = np.where(dense >= 8, dense, 0)
     chosen = np.zeros((rows, columns), np.int32)  # each tile gets all scores of a real tile of its class
     for number, name in enumerate(vocabulary.classes):
-        here = cover == number
-        chosen[here] = rng.choice(np.flatnonzero(truth == name), int(here.sum()))
+        mask = cover == number
+        chosen[mask] = rng.choice(np.flatnonzero(truth == name), int(mask.sum()))
     about = {"name": "image", "decoder": codec.decoder}
     writer = IndexWriter(IndexLocation(LocalStore(folder), "image_labels", 3), geometry, vocabulary, about)
     total = 0

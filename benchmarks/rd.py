@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if rate is None:
             points += measure_deepsic(images, args.qualities, args, f"{OURS} {model}", model=model)
         else:  # models of one rate each are a curve together
-            found = measure_deepsic(images, [50.0], args, PER_RATE, model=model)
-            points += [replace(point, setting=rate) for point in found]
+            measured = measure_deepsic(images, [50.0], args, PER_RATE, model=model)
+            points += [replace(point, setting=rate) for point in measured]
     points += measure_deepsic(images, args.rates, args, BY_RATE, mode="bpp")
     for name in args.codecs:
         points += measure_peer(name, images, args.threads)
@@ -225,10 +225,12 @@ def compare(points: list[Point], averages: Averages, published: Averages, ours: 
 
 def _by_image(points: list[Point]) -> dict[str, dict[str, Curve | None]]:
     """Curve of PSNR RGB of every codec and image."""
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     for p in points:
-        found.setdefault(p.codec, {}).setdefault(p.image, []).append({"bpp": p.bpp, "psnr_rgb": p.psnr_rgb})
-    return {codec: {image: _curve_of_image(rows) for image, rows in images.items()} for codec, images in found.items()}
+        rows.setdefault(p.codec, {}).setdefault(p.image, []).append({"bpp": p.bpp, "psnr_rgb": p.psnr_rgb})
+    return {
+        codec: {image: _curve_of_image(points) for image, points in images.items()} for codec, images in rows.items()
+    }
 
 
 def _curve_of_image(rows: list[dict[str, float]]) -> Curve | None:

@@ -127,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        given = {"IMAGES": args.images, "TILES": args.tiles, "SCENES": args.scenes}
-        places = {name: str(place) for name, place in given.items() if place}
+        sources = {"IMAGES": args.images, "TILES": args.tiles, "SCENES": args.scenes}
+        places = {name: str(place) for name, place in sources.items() if place}
         bundled = [name for name in ("IMAGES", "TILES") if name not in places]
         places |= _bundled(Path(temporary), bundled)
         outcomes = []
@@ -145,15 +145,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(name: str, places: dict[str, str], quick: bool, out: Path, timeout: float) -> Outcome:
     """Run one part as a command of its own, so that no part profits or suffers from another."""
     part = PARTS[name]
-    shown = part.quick if quick else part.full
-    lacking = [word for word in shlex.split(shown) if word in ("IMAGES", "TILES", "SCENES") and word not in places]
+    arguments = part.quick if quick else part.full
+    lacking = [word for word in shlex.split(arguments) if word in ("IMAGES", "TILES", "SCENES") and word not in places]
     module = f"benchmarks.{name}"
     if lacking or not (ROOT / "benchmarks" / f"{name}.py").is_file():
         reason = f"needs --{lacking[0].lower()}" if lacking else "this version has no such benchmark"
-        return Outcome(part, f"python -m {module} {shown}", f"Left out: {reason}.", 0, 0.0, None)
+        return Outcome(part, f"python -m {module} {arguments}", f"Left out: {reason}.", 0, 0.0, None)
     plot = f"benchmarks-{part.plot}.png" if part.plot else None
     words = {**places, "PNG": str(out / plot) if plot else ""}
-    command = [sys.executable, "-W", "ignore", "-m", module, *(words.get(word, word) for word in shlex.split(shown))]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        module,
+        *(words.get(word, word) for word in shlex.split(arguments)),
+    ]
     began = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
@@ -167,7 +174,7 @@ def run(name: str, places: dict[str, str], quick: bool, out: Path, timeout: floa
     output = "\n".join(line for line in output.splitlines() if not line.startswith(cpu))
     for word, place in sorted(words.items(), key=lambda item: -len(item[1])):
         output = output.replace(place, word) if place else output
-    text = f"python -m {module} {shown}".replace("PNG", plot or "")
+    text = f"python -m {module} {arguments}".replace("PNG", plot or "")
     return Outcome(part, text, output, status, seconds, plot if plot and (out / plot).is_file() else None)
 
 
@@ -222,17 +229,17 @@ def markdown(output: str) -> str:
     return "\n\n".join(blocks)
 
 
-def _bundled(folder: Path, wanted: Sequence[str]) -> dict[str, str]:
+def _bundled(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Write the images of the package as the benchmarks like to have them; returns where."""
     places = {}
-    if "IMAGES" in wanted:
+    if "IMAGES" in names:
         (folder / "images").mkdir()
         frame = drone_frame()
         for number, (row, column) in enumerate(np.ndindex(2, 2)):
             crop = frame[768 * row : 768 * row + 512, 1024 * column : 1024 * column + 768]
             Image.fromarray(crop).save(folder / "images" / f"frame-{number}.png")
         places["IMAGES"] = str(folder / "images")
-    if "TILES" in wanted:
+    if "TILES" in names:
         mosaic = eurosat_mosaic()
         for row, names in enumerate(eurosat_classes()):
             for column, name in enumerate(names):

@@ -22,7 +22,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-OWN = ("connection", "content-length", "transfer-encoding", "date", "server")  # headers that the proxy sets itself
+PROXY_HEADERS = (
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "date",
+    "server",
+)  # headers that the proxy sets itself
 
 
 class Proxy:
@@ -72,7 +78,7 @@ class Proxy:
         data = answer.read()
         connection.close()
         head = [f"HTTP/1.1 {answer.status} {answer.reason}"]
-        head += [f"{name}: {value}" for name, value in answer.getheaders() if name.lower() not in OWN]
+        head += [f"{name}: {value}" for name, value in answer.getheaders() if name.lower() not in PROXY_HEADERS]
         size = answer.getheader("Content-Length", "0") if method == "HEAD" else str(len(data))
         head += [f"Content-Length: {size}", "", ""]
         return "\r\n".join(head).encode("latin-1") + data

@@ -72,11 +72,18 @@ def memory(args: argparse.Namespace) -> str:
     unit = max(1, round(args.pixels / sum(SIZES) / BLOCK**2))
     rows, peaks = [], []
     for size in SIZES:
-        found = _in_child(args, "write", height=BLOCK * unit * size)
-        peaks.append(found["peak"])
-        pixels = found["pixels"] / 1e6
+        figures = _in_child(args, "write", height=BLOCK * unit * size)
+        peaks.append(figures["peak"])
+        pixels = figures["pixels"] / 1e6
         rows.append(
-            (f"{size}x", f"{pixels:.1f}", found["peak"], found["before"], found["chunks"], pixels / found["seconds"])
+            (
+                f"{size}x",
+                f"{pixels:.1f}",
+                figures["peak"],
+                figures["before"],
+                figures["chunks"],
+                pixels / figures["seconds"],
+            )
         )
     print(table(("source", "Mpx", "peak MiB", "before MiB", "chunks", "Mpx/s"), rows), "\n")
     growth = max(peaks) / min(peaks) - 1
@@ -142,26 +149,26 @@ def stages(args: argparse.Namespace) -> str:
     _prepare(args.device, args.threads)
     edge, cuda = 512, torch.device(args.device).type == "cuda"
     chunks = _chunks(args.image, edge, 512 if cuda else 8)
-    found = {}
+    figures = {}
     for kernels in ("auto", "plain") if cuda else ("auto",):
-        some = chunks if kernels == "auto" else chunks[:128]
-        pixels = len(some) * edge**2 / 1e6
+        batch = chunks if kernels == "auto" else chunks[:128]
+        pixels = len(batch) * edge**2 / 1e6
         for size in args.batch_pixels or [None]:
             with config.set(kernels=kernels, batch_pixels=None if size is None else int(size)):
-                work, rates = _stages(get_scheduler(find_model()), DeepSIC(), some), {}
+                work, rates = _stages(get_scheduler(find_model()), DeepSIC(), batch), {}
                 for stage, run in work.items():
                     run()
                     rates[stage] = pixels / median_time(run, args.repeats)
             calls = "" if size is None else f"calls of {size / 1e6:g} Mpx"
             name = ", ".join(filter(None, (f"kernels {kernels}" * cuda, calls)))
-            found[name] = rates
-            title = ", ".join(filter(None, (f"on {args.device}", f"batch {len(some)}", name)))
+            figures[name] = rates
+            title = ", ".join(filter(None, (f"on {args.device}", f"batch {len(batch)}", name)))
             rows = [(stage, rate * 1e6 / edge**2, rate) for stage, rate in rates.items()]
             print(table((title, "images/s", "Mpx/s"), rows), "\n")
     if cuda:
         print(table(("chunks in a batch", "encode Mpx/s", "decode Mpx/s"), _by_batch(chunks, args.repeats)), "\n")
-    best = max(found, key=lambda name: found[name]["encode, end to end"])
-    rates, bound = found[best], {}
+    best = max(figures, key=lambda name: figures[name]["encode, end to end"])
+    rates, bound = figures[best], {}
     for way, network in (("encode", "analysis and optimised quantisation"), ("decode", "synthesis")):
         bound[way] = min((network, f"prior and entropy coder, {way}"), key=lambda stage: rates[stage])
     text = f"encoding is bound by {bound['encode']}, decoding by {bound['decode']}"
@@ -175,12 +182,12 @@ def _by_batch(chunks: list[np.ndarray], repeats: int) -> Iterator[tuple[int, flo
     """Yield batch sizes with the speed of encoding and decoding end to end."""
     codec = DeepSIC()
     for size in BATCHES:
-        some = [chunks[i % len(chunks)] for i in range(size)]
-        payloads, pixels = codec.encode_batch(some), size * chunks[0].shape[0] * chunks[0].shape[1] / 1e6
+        batch = [chunks[i % len(chunks)] for i in range(size)]
+        payloads, pixels = codec.encode_batch(batch), size * chunks[0].shape[0] * chunks[0].shape[1] / 1e6
         codec.decode_batch(payloads)
         seconds = [
-            median_time(lambda run=run, given=given: run(given), repeats)  # type: ignore[misc]
-            for run, given in ((codec.encode_batch, some), (codec.decode_batch, payloads))
+            median_time(lambda run=run, values=values: run(values), repeats)  # type: ignore[misc]
+            for run, values in ((codec.encode_batch, batch), (codec.decode_batch, payloads))
         ]
         yield size, pixels / seconds[0], pixels / seconds[1]
 
@@ -247,17 +254,17 @@ def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[st
 
 def archive(args: argparse.Namespace) -> str:
     """A large source written, indexed and queried, with memory on the way."""
-    found = _in_child(args, "archive", height=max(BLOCK, round(args.pixels / args.width / BLOCK) * BLOCK))
-    rows = [(f"{done:.0%}", mib) for done, mib in found["memory"]]
+    figures = _in_child(args, "archive", height=max(BLOCK, round(args.pixels / args.width / BLOCK) * BLOCK))
+    rows = [(f"{done:.0%}", mib) for done, mib in figures["memory"]]
     print(table(("written", "memory MiB"), rows), "\n")
     print(
-        f"{found['pixels'] / 1e6:,.0f} Mpx in {found['chunks']:,} chunks, {found['nbytes']:,} bytes "
-        f"({8 * found['nbytes'] / found['pixels']:.3f} bpp), written in {found['seconds']:.0f} s "
-        f"({found['pixels'] / 1e6 / found['seconds']:.2f} Mpx/s), index included.\n"
-        f"Query {found['expression']!r}: {found['matches']:,} chunks in {found['query'] * 1e3:.0f} ms, opening "
-        f"included; it read {found['read']:,} bytes in {found['requests']} requests.\n"
+        f"{figures['pixels'] / 1e6:,.0f} Mpx in {figures['chunks']:,} chunks, {figures['nbytes']:,} bytes "
+        f"({8 * figures['nbytes'] / figures['pixels']:.3f} bpp), written in {figures['seconds']:.0f} s "
+        f"({figures['pixels'] / 1e6 / figures['seconds']:.2f} Mpx/s), index included.\n"
+        f"Query {figures['expression']!r}: {figures['matches']:,} chunks in {figures['query'] * 1e3:.0f} ms, opening "
+        f"included; it read {figures['read']:,} bytes in {figures['requests']} requests.\n"
     )
-    later = [mib for done, mib in found["memory"] if done >= 0.2]
+    later = [mib for done, mib in figures["memory"] if done >= 0.2]
     growth = max(later) / later[0] - 1
     return f"memory grew by {growth:+.1%} after the first fifth; {_met(growth <= FLAT)} (at most {FLAT:+.0%})"
 
@@ -390,7 +397,7 @@ def _child(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     with watch, dask.config.set(scheduler="threads", num_workers=args.threads):
         report = _store(source, path)
-    found = {
+    figures = {
         "seconds": time.perf_counter() - began,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "before": before,
@@ -402,11 +409,11 @@ def _child(args: argparse.Namespace) -> None:
     if task["what"] == "archive":
         began = time.perf_counter()
         labels, selection = _query(str(path))
-        found |= {"matches": int(selection.count), "query": time.perf_counter() - began}
-        found |= {"expression": _expression(labels)}
-        found |= {"read": int(labels.bytes_read + selection.bytes_read)}
-        found |= {"requests": int(labels.requests + selection.requests)}
-    print(json.dumps(found))
+        figures |= {"matches": int(selection.count), "query": time.perf_counter() - began}
+        figures |= {"expression": _expression(labels)}
+        figures |= {"read": int(labels.bytes_read + selection.bytes_read)}
+        figures |= {"requests": int(labels.requests + selection.requests)}
+    print(json.dumps(figures))
 
 
 class _Watch(Callback):

@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         url = str(Path(folder) / "frame.zarr")
         create_array(url, data=drone_frame()[:512, :512], chunks=(512, 512, 3))
         cold = seconds(STEPS[COLD].format(url=url), 1, NUMBA_CACHE_DIR=str(Path(folder) / "numba"))
-        found = {name: seconds(code.format(url=url), args.repeats) for name, code in STEPS.items()}
-    rows = [(name, f"{wall:.3f}", f"{cpu:.3f}") for name, (wall, cpu) in found.items()]
-    rows.insert(list(found).index(COLD) + 1, (f"{COLD}, cold", f"{cold[0]:.3f}", f"{cold[1]:.3f}"))
+        times = {name: seconds(code.format(url=url), args.repeats) for name, code in STEPS.items()}
+    rows = [(name, f"{wall:.3f}", f"{cpu:.3f}") for name, (wall, cpu) in times.items()]
+    rows.insert(list(times).index(COLD) + 1, (f"{COLD}, cold", f"{cold[0]:.3f}", f"{cold[1]:.3f}"))
     print(table(("step, in a new process", "seconds", "of CPU"), rows), "\n")
-    print(conclusion({name: wall for name, (wall, _) in found.items()}, cold[0]))
+    print(conclusion({name: wall for name, (wall, _) in times.items()}, cold[0]))
 
 
 def compared(pair: tuple[against.Side, against.Side], repeats: int) -> str:
@@ -107,10 +107,10 @@ def seconds(code: str, repeats: int, **environment: str) -> tuple[float, float]:
     return wall, cpu
 
 
-def conclusion(found: dict[str, float], cold: float) -> str:
+def conclusion(times: dict[str, float], cold: float) -> str:
     """Return one paragraph: whether the limits are kept, and what the first decode is made of."""
-    light, first, again = found["import deepsic_codec, after numpy"], found[COLD], found["the second decode"]
-    torch, zarr = found["import torch, after numpy"], found["import zarr, after numpy"]
+    light, first, again = times["import deepsic_codec, after numpy"], times[COLD], times["the second decode"]
+    torch, zarr = times["import torch, after numpy"], times["import zarr, after numpy"]
     rest = max(0.0, first - torch - zarr - again)
     return (
         f"Import: {1000 * light:.0f} ms beyond numpy (limit {1000 * IMPORT_LIMIT:.0f}: "
