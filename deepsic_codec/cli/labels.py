@@ -25,15 +25,10 @@ KINDS = {  # keys of a summary of chunks
 
 def add_labels(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `deepsic labels`."""
-    add_array(parser)
-    _add_scan(parser)
+    add_array(parser, scan=True)
     parser.add_argument("--map", metavar="CLASS", help="write a map of this class or parent, one value per label tile")
     parser.add_argument("--out", type=Path, metavar="PNG", help="file of the map (default: CLASS.png)")
     add_json(parser)
-
-
-def _add_scan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scan", action="store_true", help="read the headers of all chunks instead of an index")
 
 
 def run_labels(args: argparse.Namespace) -> None:
@@ -62,8 +57,7 @@ def run_labels(args: argparse.Namespace) -> None:
 
 def add_query(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `deepsic query`."""
-    add_array(parser)
-    _add_scan(parser)
+    add_array(parser, scan=True)
     parser.add_argument("expression", help="for example 'Forest > 0.6 & ~Water'")
     parser.add_argument("--tiles", action="store_true", help="regions of the label tiles instead of the chunks")
     parser.add_argument("--json", action="store_true", help="print each match as a line of JSON")

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def add_array(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments that name one array and its label index."""
+def add_array(parser: argparse.ArgumentParser, *, scan: bool = False) -> None:
+    """Declare the arguments that name one array and its label index; with `scan`, also the option to do without it."""
     parser.add_argument("url", metavar="URL", help="path or URL of the array, or of a group that has it")
     parser.add_argument("--name", help="which array, if the group has several")
     parser.add_argument("--index", metavar="URL", help="location of the label index, if not beside the array")
+    if scan:
+        parser.add_argument("--scan", action="store_true", help="read the headers of all chunks instead of an index")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -45,7 +45,7 @@ COVER: dict[str, Colour] = {
 }
 INK, PAPER, FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
 FRAME = (255, 220, 0)  # around a part of an image
-GAP = 10  # pixels
+GAP = 8  # pixels
 CHARACTER = 0.55  # average width of a character as a part of the font's size, at most
 
 
@@ -180,27 +180,24 @@ def legend(entries: Mapping[str, Colour], notes: Mapping[str, str], width: int) 
 
 def sheet(parts: Iterable["PillowImage.Image | tuple[str, int, Colour]"], width: int) -> "PillowImage.Image":
     """Put images and texts (words, size, colour) below each other, on white with a margin."""
+    from PIL import Image
+
+    images = [_text(*part, width) if isinstance(part, tuple) else part for part in parts]
+    result = Image.new("RGB", (width + 2 * GAP, sum(image.height + GAP for image in images) + GAP), PAPER)
+    top = GAP
+    for image in images:
+        result.paste(image, (GAP, top))
+        top += image.height + GAP
+    return result
+
+
+def _text(words: str, size: int, colour: Colour, width: int) -> "PillowImage.Image":
     from PIL import Image, ImageDraw
 
-    placed: list[tuple[int, Any]] = []
-    top = GAP
-    for part in parts:
-        if isinstance(part, tuple):
-            text, size, colour = part
-            for line in textwrap.wrap(text, round(width / (CHARACTER * size))):
-                placed.append((top, (line, size, colour)))
-                top += size + 5
-            top += 2
-        else:
-            placed.append((top, part))
-            top += part.height + GAP
-    image = Image.new("RGB", (width + 2 * GAP, top + GAP // 2), PAPER)
-    draw = ImageDraw.Draw(image)
-    for y, part in placed:
-        if isinstance(part, tuple):
-            draw.text((GAP, y), part[0], part[2], font(part[1]))
-        else:
-            image.paste(part, (GAP, y))
+    lines = textwrap.wrap(words, round(width / (CHARACTER * size)))
+    image = Image.new("RGB", (width, (size + 5) * len(lines)), PAPER)
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(image).text((0, (size + 5) * number), line, colour, font(size))
     return image
 
 
