@@ -37,7 +37,7 @@ start)
   [ -d "$run/checkpoint" ] && resume=(--resume)
   tar cf - deepsic_codec | tar xf - -C "$work"  # the next call may replace the checkout
   cd "$work"
-  PYTHONUNBUFFERED=1 setsid nohup python3 -m deepsic_codec.cli.main train --run "$run" --out "$work/model/base.safetensors" \
+  PYTHONUNBUFFERED=1 setsid nohup python3 -m deepsic_codec.cli.main train --run "$run" --out "$work/model/trained.safetensors" \
     "${resume[@]}" "${arguments[@]}" >>"$work/train.log" 2>&1 &
   echo $! >"$work/pid"
   sleep 20

@@ -150,11 +150,9 @@ def _effort_and_tune(text: str) -> dict[str, Any]:
 def _only_rate(model: str) -> float | None:
     """Bits per pixel that the paper's networks were trained for; None for a model of all qualities."""
     from deepsic_codec.model.families import architecture_from
-    from deepsic_codec.model.paper import PaperArchitecture
     from deepsic_codec.model.zoo import find_model
 
-    architecture = architecture_from(find_model(model).architecture)
-    return architecture.rate if isinstance(architecture, PaperArchitecture) else None
+    return getattr(architecture_from(find_model(model).architecture), "rate", None)
 
 
 def measure_peer(name: str, images: list[tuple[str, Pixels]], threads: int) -> list[Point]:

@@ -204,6 +204,7 @@ def modules():
     scheduler.get_scheduler, scheduler.Encoded = get_scheduler, Encoded
     families = types.ModuleType("deepsic_codec.model.families")
     families.family_of = lambda architecture: types.SimpleNamespace(exact=architecture["family"] != "paper")
+    families.architecture_from = lambda architecture: types.SimpleNamespace(**architecture)
     return {module.__name__: module for module in (file, zoo, families, scheduler)}
 
 

@@ -169,7 +169,9 @@ def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
     header = payload.header
     info, scheduler = load_model(payload.key.hex())
     if payload.features is None:
-        latents = int(info.architecture["latents"])
+        from deepsic_codec.model.families import architecture_from  # late: it imports torch
+
+        latents = architecture_from(info.architecture).latents
         return np.zeros((header.slices, header.images // header.slices * latents, *header.grid), np.int16)
     symbols = scheduler.decode_symbols(*_columns([payload]))[0]
     return symbols.reshape(header.slices, -1, *symbols.shape[2:])

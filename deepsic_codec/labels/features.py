@@ -47,7 +47,8 @@ def decode_features(array: zarr.Array, *, dequantise: bool = False) -> "dask.arr
     import dask
     import dask.array
 
-    from deepsic_codec.model.zoo import find_model  # late, for start-up: it reads model files
+    from deepsic_codec.model.families import architecture_from  # late: it imports torch
+    from deepsic_codec.model.zoo import find_model
 
     stored = StoredArray(array)
     stored.layout.check_first()
@@ -57,7 +58,7 @@ def decode_features(array: zarr.Array, *, dequantise: bool = False) -> "dask.arr
         raise ConfigurationError("several chunks share the bands of a pixel: each of them has its own features")
     bands = axes.bands(stored.chunks)
     images = image_count(bands, grouping_of(bands, stored.params.bands))
-    latents = images * int(find_model(stored.decoder).architecture["latents"])
+    latents = images * architecture_from(find_model(stored.decoder).architecture).latents
     order = [axes.index(axis) for axis in axes.slice_axes + "yx"]
     # A task for each shard reads the index of the shard once.
     per_block = grid_shape(array.shards or array.chunks, array.chunks)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.zoo import ALIASES
 
 
 def option(default: Any, text: str, *, common: bool = False) -> Any:
@@ -125,6 +126,10 @@ class Settings:
                 )
 
     def _check_sources(self) -> None:
+        if self.name in ALIASES:
+            raise ConfigurationError(
+                f"out: the name {self.name!r} already stands for a packaged model; give the file another one"
+            )
         if self.base and not self.labels and not self.trains_encoder:
             raise ConfigurationError(
                 "--from adapts the semantic head and needs labelled images: add --labels, or "

@@ -1,7 +1,7 @@
 """Train a DeepSIC model: data, phases, checkpoints, model file.
 
-    deepsic train --images photos.zip scenes/ --labels tiles.zip --out base.safetensors
-    deepsic train --images photos.zip scenes/ --labels tiles.zip --out base.safetensors --resume
+    deepsic train --images photos.zip scenes/ --labels tiles.zip --out mine.safetensors
+    deepsic train --images photos.zip scenes/ --labels tiles.zip --out mine.safetensors --resume
     deepsic train --from base --labels my-tiles/ --out my.safetensors
     deepsic train --from base --encoder-minutes 30 --images scenes/ --out my.safetensors
 

@@ -421,6 +421,7 @@ def test_settings_that_cannot_work():
         ({"encoder_minutes": 1.0}, "--encoder-minutes is for --from"),
         ({"base": "base", "labels": ["x"], "images": [], "encoder_minutes": 1.0}, "add --images"),
         ({"base": "base", "encoder_minutes": 1.0, "encoder_steps": 0}, "--labels|--encoder-minutes"),
+        ({"out": "models/base.safetensors"}, "'base' already stands for a packaged model"),
     ]:
         check_rejects(ConfigurationError, words, Settings, **({"images": ["x"]} | changes))
     check_rejects(ConfigurationError, "no setting speed", resolve, {"speed": 1})
