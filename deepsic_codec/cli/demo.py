@@ -88,6 +88,8 @@ def _store(
     path: Path, name: str, pixels: "NDArray[np.uint8]", edge: int, codec: Any, zarr_format: int
 ) -> "tuple[Outcome, NDArray[np.uint8]]":
     """Write an image and read it back."""
+    import numpy as np
+
     from deepsic_codec.archive import create_array
     from deepsic_codec.io.compare import Outcome
 
@@ -100,7 +102,7 @@ def _store(
     start = time.perf_counter()
     array[...] = pixels
     middle = time.perf_counter()
-    decoded = array[...]
+    decoded = np.asarray(array[...])
     seconds = middle - start, time.perf_counter() - middle
     files = (file for file in (path / name).rglob("*") if file.is_file() and file.name not in METADATA)
     nbytes = sum(file.stat().st_size for file in files)
