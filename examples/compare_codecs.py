@@ -1,4 +1,4 @@
-"""Your images through DeepSIC, JPEG, JPEG 2000, WebP, AVIF and JPEG XL, at equal bytes.
+"""Compare DeepSIC with JPEG, JPEG 2000, WebP, AVIF and JPEG XL on your images, at equal bytes.
 
     python examples/compare_codecs.py compare-out
     python examples/compare_codecs.py compare-out a.png b.tif --bpp 0.5

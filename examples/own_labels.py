@@ -1,10 +1,10 @@
-"""Train labels of your own and use them on an existing archive. No chunk is written again.
+"""Train your own labels and use them on an existing archive. No chunk is written again.
 
     python examples/own_labels.py labels-out                          # a minute, on bundled tiles
     python examples/own_labels.py labels-out --tiles MY_TILES --photos MY_PHOTOS --minutes 6
 
-MY_TILES has a folder for each class, with images of at least 64 x 64 pixels. MY_PHOTOS has images of none of the
-classes, which teach "unknown".
+MY_TILES has a folder for each class, with images of at least 64 x 64 pixels. MY_PHOTOS has images that show none of the
+classes, from which the model learns "unknown".
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
         overwrite=True,
     )
 
-    # Train the semantic head alone, on features as they are stored. The decoder and all archives stay as they are.
+    # Train the semantic head alone, on quantised features. The decoder and all archives stay unchanged.
     from deepsic_codec.training.settings import Settings
     from deepsic_codec.training.train import train
 

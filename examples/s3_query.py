@@ -1,4 +1,4 @@
-"""Put an archive on S3 and ask what it shows, fetching labels instead of pixels.
+"""Put an archive on S3 and query its labels without fetching pixels.
 
     python examples/s3_query.py s3-out                      # against a server that this script starts (moto)
     python examples/s3_query.py s3-out --url s3://my-bucket/land.zarr
@@ -26,7 +26,7 @@ def local_server() -> Iterator[str]:
     import s3fs
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # otherwise it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -44,7 +44,7 @@ def local_server() -> Iterator[str]:
 
 
 def run(url: str, out: Path, expression: str) -> None:
-    """Write, index, ask, fetch."""
+    """Write an archive, index it, query it, and fetch the matches."""
     array = create_array(
         url,
         name="land",
@@ -56,12 +56,12 @@ def run(url: str, out: Path, expression: str) -> None:
     consolidate_labels(url, "land")
     print(f"wrote {url}: {array.nchunks} chunks")
 
-    # From here on what somebody else would do who knows the URL.
+    # From here on, only the URL is needed.
     labels = open_labels(url, "land")
     found = labels.where(expression)
     read = labels.bytes_read + found.bytes_read
     total = int(labels.index.group["nbytes"][...].sum())
-    print(f"{expression}: {found.count} of {found.mask.size} chunks, by reading {read:,} bytes; pixels are {total:,}")
+    print(f"{expression}: {found.count} of {found.mask.size} chunks, by reading {read:,} bytes of {total:,}")
     for match in found.iter_arrays():  # only these chunks are fetched and decoded
         path = out / f"match-{'-'.join(map(str, match.chunk))}.png"
         Image.fromarray(match.array).save(path)
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path, help="folder for pictures")
     parser.add_argument("--url", help="where the archive goes (default: a server on this machine)")
-    parser.add_argument("--where", default="River > 0.5", help="what to look for (default: River > 0.5)")
+    parser.add_argument("--where", default="River > 0.5", help="query expression (default: River > 0.5)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.url:

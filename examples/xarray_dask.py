@@ -1,6 +1,6 @@
-"""Write a stack of images with Dask, open it with xarray, ask for what it shows, compute with what was found.
+"""Write a stack of images with Dask, open it with xarray, query its labels, and compute with the matching chunks.
 
-Run it as ``python examples/xarray_dask.py xarray-out``.
+python examples/xarray_dask.py xarray-out
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     url = args.out / "archive.zarr"
 
-    # A lazy stack: each day a little brighter. Nothing of it is in memory as a whole.
+    # A lazy stack: each day a little brighter. It is never in memory as a whole.
     scene = da.from_array(eurosat_mosaic()[: args.size, : args.size], chunks=(256, 256, 3))
     days = da.stack([(scene.astype("f4") * (1 + 0.1 * day)).clip(0, 255).astype("u1") for day in range(args.days)])
     stack = xr.DataArray(days, dims=("time", "y", "x", "band"), name="land")
@@ -41,11 +41,11 @@ def main() -> None:
     means = land.mean(("y", "x", "band")).compute()
     print("mean of each day:", np.round(means.values, 1))
 
-    # The index tells which chunks show something, from a few kilobytes and without decoding.
+    # The index tells which chunks show a class: a few kilobytes are read, and nothing is decoded.
     found = land.deepsic.where("SeaLake > 0.5")
     print(f"{found.count} of {found.mask.size} chunks show sea or lake, found by reading {found.bytes_read:,} bytes")
     water = found.to_xarray()
-    print(f"{dict(water.sizes)}; mean of what was found: {float(water.mean()):.1f}")
+    print(f"{dict(water.sizes)}; mean of the matches: {float(water.mean()):.1f}")
     at = zip(water["time_start"].values, water["y_start"].values, water["x_start"].values, strict=True)
     print("first:", *(f"day {t}, row {y}, column {x};" for t, y, x in list(at)[:3]))
 
