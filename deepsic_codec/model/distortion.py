@@ -1,10 +1,9 @@
-"""What the refiner counts as distortion: sums of squares of weighted errors.
+"""Distortion that refinement lowers: sums of squares of weighted errors.
 
-Either squared errors of pixels (`"mse"`), or (`"ms-ssim"`) squared errors at five scales,
-each weighted by how little the image itself varies there, which is what MS-SSIM sees of an
-error that is small (Wang, Simoncelli and Bovik 2003; its contrast term falls by s / (2 v + C)
-for an error of variance s in a window of variance v).  Any such sum can be told apart by
-window, and its curvature can be measured with random signs.
+With `"mse"` all errors weigh the same. With `"ms-ssim"` errors count at five scales, and weigh less where the image
+varies more. This approximates how MS-SSIM falls with small errors (Wang, Simoncelli and Bovik 2003: its contrast term
+falls by s / (2 v + C) for an error of variance s in a window of variance v). A sum of squares can be split by window,
+and its curvature can be measured with random signs.
 """
 
 from collections.abc import Sequence
@@ -13,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepsic_codec.axes import ceil_div
 from deepsic_codec.metrics import K2, SCALE_WEIGHTS
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
-#: MS-SSIM: weights of plain squared errors, without which flat parts get nearly all the bits, and of those of scales.
+#: MS-SSIM: weights of plain squared errors, without which flat parts get nearly all the bits, and of weighted errors.
 PLAIN, SCALED = 0.2, 43.0
-#: Edge of the windows that variances are taken in.
+#: Edge of the windows in which variances are computed.
 WINDOW = 9
-#: The power of the variances by which errors are divided. One would be right for small errors; those of low rates are
-#: so large in flat windows that MS-SSIM sees less of them than that.
+#: Power of the variances by which errors are divided. One would be right for small errors; at low rates, errors in flat
+#: windows are so large that they change MS-SSIM less.
 POWER = 0.5
 
 
@@ -38,42 +38,42 @@ class Distortion:
     Attributes
     ----------
     local : Tensor
-        By how much errors weigh around each latent, (N,h,w,1); 1 for plain squared errors.
+        Weight of errors around each latent, (N,h,w,1); 1 for plain squared errors.
     """
 
     def __init__(self, images: Tensor, tune: str) -> None:
         self.images, self.tune = images, tune
-        #: By scale, roots of weights, (N,3,H,W) and half as large from one to the next; none for plain errors.
+        #: Roots of the weights at each scale, (N,3,H,W), (N,3,H/2,W/2) and so on; none for plain errors.
         self._roots: list[Tensor] = []
         n, height, width, _ = images.shape
-        self.local = images.new_ones(n, -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE), 1)
+        self.local = images.new_ones(n, ceil_div(height, LATENT_STRIDE), ceil_div(width, LATENT_STRIDE), 1)
         if tune == "mse":
             return
         weights, x = [], images.permute(0, 3, 1, 2)
         for scale, share in enumerate(SCALE_WEIGHTS):
             variance = (_blur(x.square()) - _blur(x).square()).clamp(min=0)
-            seen = _blur((2 * variance + (255 * K2) ** 2) ** -POWER)
-            weights.append(SCALED * share * 4**scale * seen + (0 if scale else PLAIN))
+            weight = _blur((2 * variance + (255 * K2) ** 2) ** -POWER)
+            weights.append(SCALED * share * 4**scale * weight + (0 if scale else PLAIN))
             x = _pooled(x, 2)
         self._roots = [weight.sqrt() for weight in weights]
-        # an error of a whole latent weighs that much at each scale
+        # weight of an error that is constant over a latent, at each scale
         parts = [_pooled(w.mean(1, keepdim=True), LATENT_STRIDE >> i) / 4**i for i, w in enumerate(weights)]
         self.local = torch.stack(parts).sum(0).permute(0, 2, 3, 1)
 
     def residuals(self, decoded: Tensor, rows: slice, columns: slice) -> list[Tensor]:
-        """What is squared and summed up.
+        """Weighted errors of a part of the images.
 
         Parameters
         ----------
         decoded : Tensor
-            A part of the images as decoded, (N,h,w,3).
+            Decoded pixels of the part, (N,h,w,3).
         rows, columns : slice
-            Where it begins and ends; both are multiples of 16, or the image ends there.
+            Position of the part. Both ends are multiples of 16, or the end of the image.
 
         Returns
         -------
         list of Tensor
-            By scale, (N,h / 2^scale,w / 2^scale,3), rounded up.
+            For each scale (N,h / 2^scale,w / 2^scale,3), rounded up.
         """
         error = decoded - self.images[:, rows, columns]
         if not self._roots:
@@ -81,30 +81,30 @@ class Distortion:
         out, error = [], error.permute(0, 3, 1, 2)
         for scale, root in enumerate(self._roots):
             error = _pooled(error, 2) if scale else error
-            there = (_halved(part, scale) for part in (rows, columns))
-            out.append((error * root[:, :, *there]).permute(0, 2, 3, 1))
+            part = root[:, :, _halved(rows, scale), _halved(columns, scale)]
+            out.append((error * part).permute(0, 2, 3, 1))
         return out
 
 
-def total(residuals: Sequence[Tensor], own: tuple[slice, slice] | None = None) -> Tensor:
-    """Their sum of squares (N,), or that of a part, which begins and ends as above, or beyond the end."""
-    found = []
-    for scale, part in enumerate(residuals):
-        if own is not None:
-            part = part[:, _halved(own[0], scale), _halved(own[1], scale)]
-        found.append(part.square().sum((1, 2, 3)))
-    return torch.stack(found).sum(0)
+def total(residuals: Sequence[Tensor], part: tuple[slice, slice] | None = None) -> Tensor:
+    """Sum of squares (N,) of residuals, or of a part of them, whose rows and columns may exceed the image."""
+    sums = []
+    for scale, values in enumerate(residuals):
+        if part is not None:
+            values = values[:, _halved(part[0], scale), _halved(part[1], scale)]
+        sums.append(values.square().sum((1, 2, 3)))
+    return torch.stack(sums).sum(0)
 
 
 def _halved(pixels: slice, times: int) -> slice:
-    return slice(pixels.start >> times, -(-pixels.stop >> times))
+    return slice(pixels.start >> times, ceil_div(pixels.stop, 1 << times))
 
 
 def _pooled(x: Tensor, edge: int) -> Tensor:
-    """Means of blocks of edge x edge, at the lower and right border of what there is of them."""
+    """Means of blocks of edge x edge pixels; blocks at the lower and right border may be smaller."""
     return F.avg_pool2d(x, edge, ceil_mode=True, count_include_pad=False)
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Means over windows, of what there is of them."""
+    """Means over windows around each pixel, without pixels beyond the border."""
     return F.avg_pool2d(x, WINDOW, 1, WINDOW // 2, count_include_pad=False)

@@ -1,11 +1,11 @@
 """Registry of the families of networks.
 
-A family is one object that has what `family.Family` asks for. To add one, write it in a module of its own, as
-`paper` does, and `register` it before a model of the family is loaded.
+To add a family, write an implementation of `family.Family` in a module of its own, as `paper` does, and `register` it
+before a model of the family is loaded.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +15,34 @@ from deepsic_codec.model.exact.prior import IntegerPrior
 from deepsic_codec.model.exact.transforms import IntegerTransforms
 from deepsic_codec.model.family import CodingPrior, Family, Transforms
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.networks import Analysis, Gains, SemanticHead, Synthesis, complexity
+from deepsic_codec.model.networks import Analysis, Gains, SemanticHead, Synthesis
 from deepsic_codec.model.paper import PaperFamily
-
-AnyFamily = TypeVar("AnyFamily", bound=Family)
 
 #: Families by the name that architectures give.
 FAMILIES: dict[str, Family] = {}
 
 
-def register(family: AnyFamily) -> AnyFamily:
-    """Add a family, and return it.
+def register(family: Family) -> None:
+    """Add a family.
 
     Raises
     ------
     ValueError
         If there is one of its name.
     """
-    if family.name in FAMILIES:
-        raise ValueError(f"a family named {family.name!r} is already registered")
-    FAMILIES[family.name] = family
-    return family
+    name = family.architecture.family
+    if name in FAMILIES:
+        raise ValueError(f"a family named {name!r} is already registered")
+    FAMILIES[name] = family
 
 
-class DeepSICFamily:
+class DeepSICFamily(Family):
     """Networks with integer transforms and a learned prior (`networks`, `exact`)."""
 
-    name = Architecture.family
-    exact = True
     architecture = Architecture
+    exact = True
 
     def networks(self, arch: Architecture) -> dict[str, nn.Module]:
-        """See `Family.networks`."""
         return {
             "analysis": Analysis(arch),
             "gains": Gains(arch),
@@ -55,16 +51,10 @@ class DeepSICFamily:
         }
 
     def prior(self, arch: Architecture, tensors: Mapping[str, Tensor], device: str) -> CodingPrior:
-        """See `Family.prior`."""
         return IntegerPrior(arch, tensors, device)
 
     def transforms(self, arch: Architecture, arrays: Arrays, device: torch.device) -> Transforms:
-        """See `Family.transforms`."""
         return IntegerTransforms(arch, arrays, device)
-
-    def complexity(self, arch: Architecture) -> dict[str, float]:
-        """See `Family.complexity`."""
-        return complexity(arch)
 
 
 register(DeepSICFamily())

@@ -104,25 +104,14 @@ class Family(Protocol):
 
     Attributes
     ----------
-    name : str
-        As architectures name it in their JSON.
+    architecture : type of Sizes
+        Its sizes, and its name.
     exact : bool
         Whether equal payloads give equal pixels on every machine.
-    architecture : type of Sizes
-        Its sizes.
     """
 
-    @property
-    def name(self) -> str:
-        """See the class."""
-
-    @property
-    def exact(self) -> bool:
-        """See the class."""
-
-    @property
-    def architecture(self) -> type[Sizes]:
-        """See the class."""
+    architecture: type[Sizes]
+    exact: bool
 
     def networks(self, arch: Any) -> dict[str, nn.Module]:
         """Networks that are trained and stored: `analysis`, `gains`, `synthesis`, `head`."""
@@ -132,9 +121,6 @@ class Family(Protocol):
 
     def transforms(self, arch: Any, arrays: Arrays, device: torch.device) -> Transforms:
         """Transforms of a model file, from all of its arrays."""
-
-    def complexity(self, arch: Any) -> dict[str, float]:
-        """Thousands of multiply-accumulates per pixel of `analysis`, `prior`, `synthesis` and `head`."""
 
 
 def below(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

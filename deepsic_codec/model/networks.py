@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.fixed import imitate
-from deepsic_codec.model.schedule import STARTS, schedule
-from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
+from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
 
 #: Largest values of streams and of hidden channels of blocks in the integer form.
 STREAM_MAX, HIDDEN_MAX = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS
@@ -304,41 +303,6 @@ class SemanticHead(nn.Module):
         h = _imitated(self.blocks, h, quality)
         pooled = _read(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
         return imitate(self.dropout(imitate(pooled, self.hidden, fixed.UP)), self.out, fixed.TO_LOGIT)
-
-
-def complexity(arch: Architecture) -> dict[str, float]:
-    """Thousands of multiply-accumulates per pixel of `analysis`, `prior`, `synthesis` and `head`.
-
-    Integer layers of two digits multiply more than once (`docs/model.md`).
-    """
-    prior = 0.0
-    for step in schedule(arch.prior_groups, arch.prior_detail):
-        inputs = step.input_count
-        layers = arch.prior_width * (inputs + arch.prior_width + 2 * step.count) if inputs else 0
-        prior += len(STARTS[step.mask]) / 4 * (layers + step.signed * step.count * len(step.offsets)) / LATENT_STRIDE**2
-    shortcut = arch.latents * 3 / 1e3
-    head = SemanticHead(arch)
-    linear = head.hidden.weight.numel() + head.out.weight.numel()
-    return {
-        "analysis": _kmac_per_pixel(Analysis(arch)) + shortcut,
-        "prior": prior / 1e3,
-        "synthesis": _kmac_per_pixel(Synthesis(arch))
-        + 2 * shortcut
-        + arch.latents * arch.synthesis_widths[1] / LATENT_STRIDE**2 / 1e3,
-        "head": _kmac_per_pixel(head)
-        + linear / LABEL_CELL**2 / 1e3
-        + arch.latents * arch.head_width / LATENT_STRIDE**2 / 1e3,
-    }
-
-
-def _kmac_per_pixel(module: nn.Module) -> float:
-    """Multiply-accumulates per image pixel, in thousands, of a transform's convolutions."""
-    at8 = {Analysis: ("stem", "blocks8"), Synthesis: ("blocks8", "out")}.get(type(module), ())
-    total = 0.0
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            total += layer.weight.numel() / (64 if name.split(".")[0] in at8 else LATENT_STRIDE**2)
-    return total / 1e3
 
 
 def step_lambda(quality: Tensor) -> Tensor:

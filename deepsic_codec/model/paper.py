@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from deepsic_codec.model.architecture import Sizes
 from deepsic_codec.model.device import upload
 from deepsic_codec.model.exact.transforms import FINE, analyses_in_bfloat16, grey_levels
-from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analysed, tensors_below
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analysed, Family, tensors_below
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, log_scales, logistic_bits, scale_of
 from deepsic_codec.model.neighbours import Neighbours
@@ -89,18 +89,6 @@ class PaperArchitecture(Sizes):
     def latents(self) -> int:
         """Channels of the symbol grid."""
         return self.filters * self.fold**2
-
-    def kmac_per_pixel(self) -> dict[str, float]:
-        """Thousands of multiply-accumulates per pixel."""
-        area, stages, inputs = 1, [], 3
-        for kernel, stride in zip(KERNELS, self.strides, strict=True):
-            area *= stride**2
-            stages.append(inputs * self.filters * kernel**2 / area / 1e3)
-            inputs = self.filters
-        head = (9 * self.latents * self.head_width + 9 * self.head_width**2) / 256e3
-        head += self.head_width * (self.head_width + self.classes) / 4096e3
-        total = sum(stages)
-        return {"analysis": total, "prior": 0.0, "synthesis": total, "head": head}
 
 
 class Analysis(nn.Module):
@@ -194,7 +182,7 @@ class SemanticHead(nn.Module):
 
 
 class ChannelPrior(nn.Module):
-    """What training takes for the rate: a logistic density per channel (equations 5 and 6)."""
+    """Estimate of the rate in training: a logistic density per channel (equations 5 and 6)."""
 
     def __init__(self, arch: PaperArchitecture) -> None:
         super().__init__()
@@ -223,14 +211,7 @@ class ChannelPrior(nn.Module):
 class StaticPrior:
     """Prior with the same mean and scale everywhere: all context is the adaptive coder's, as in the paper (III-B).
 
-    Parameters
-    ----------
-    arch : PaperArchitecture
-        Sizes.
-    tensors : mapping of str to Tensor
-        As `ChannelPrior.export` returns them.
-    device : str
-        Where to compute.
+    Its tensors are those that `ChannelPrior.export` returns.
     """
 
     def __init__(self, arch: PaperArchitecture, tensors: Mapping[str, Tensor], device: str = "cpu") -> None:
@@ -243,16 +224,14 @@ class StaticPrior:
         self.log_scales = log_scales(device)
 
     def neighbours(self, symbols: Tensor) -> Neighbours:
-        """Positions of symbols (N,h,w,C); their values do not matter."""
-        nothing = symbols[..., :1]
+        nothing = symbols[..., :1]  # only positions matter: no prediction depends on symbols
         return Neighbours(nothing, nothing)
 
     def no_neighbours(self, images: int, grid: tuple[int, int]) -> Neighbours:
-        """Positions of symbols that are not decoded yet."""
         return self.neighbours(torch.zeros(images, *grid, 1, dtype=torch.int8, device=self.device))
 
     def update(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor) -> None:
-        """Do nothing: no prediction depends on decoded symbols."""
+        pass
 
     def move_symbols(
         self,
@@ -263,10 +242,9 @@ class StaticPrior:
         tables: RateTables,
         quality: Tensor | int,
     ) -> None:
-        """Do nothing: the quantiser is the paper's."""
+        pass  # the paper's quantiser takes the nearest symbols
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Means in eighths (P,C) int16 and scale indices in quarters (P,C) uint8."""
         mean, index = (v.expand(len(rows), -1).contiguous() for v in (self.mean, self.index))
         return mean, index
 
@@ -290,7 +268,6 @@ class PaperTransforms(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
-        """See `Transforms.analyse`."""
         q = self._quality(quality)
         x = grey_levels(upload(images, self.device)).permute(0, 3, 1, 2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=analyses_in_bfloat16(self.device)):
@@ -299,7 +276,6 @@ class PaperTransforms(nn.Module):
         return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
     def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
-        """See `Transforms.synthesise`."""
         q, unit = self._quality(quality), FINE if q6 else 1
         y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)
         x = self.synthesis(y, q)
@@ -307,12 +283,10 @@ class PaperTransforms(nn.Module):
         return x.to(torch.int16 if q6 else torch.uint8).permute(0, 2, 3, 1)
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
-        """See `Transforms.latents`."""
         gain = self.gains(self._quality(quality)).permute(0, 2, 3, 1)
         return upload(symbols, self.device).float() / gain
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
-        """See `Transforms.score`."""
         logits = self.head(cells.permute(0, 3, 1, 2), self._quality(quality))
         return torch.round(torch.sigmoid(logits) * 255).to(torch.uint8)
 
@@ -320,15 +294,13 @@ class PaperTransforms(nn.Module):
         return upload(torch.tensor(quality, dtype=torch.float32), self.device)
 
 
-class PaperFamily:
+class PaperFamily(Family):
     """The paper's networks: floating point, a static prior, no choice of symbols by the encoder."""
 
-    name = PaperArchitecture.family
-    exact = False
     architecture = PaperArchitecture
+    exact = False
 
     def networks(self, arch: PaperArchitecture) -> dict[str, nn.Module]:
-        """See `Family.networks`."""
         return {
             "analysis": Analysis(arch),
             "gains": Gains(arch),
@@ -337,13 +309,7 @@ class PaperFamily:
         }
 
     def prior(self, arch: PaperArchitecture, tensors: Mapping[str, Tensor], device: str) -> StaticPrior:
-        """See `Family.prior`."""
         return StaticPrior(arch, tensors, device)
 
     def transforms(self, arch: PaperArchitecture, arrays: Arrays, device: torch.device) -> PaperTransforms:
-        """See `Family.transforms`."""
         return PaperTransforms(self.networks(arch), arrays, device)
-
-    def complexity(self, arch: PaperArchitecture) -> dict[str, float]:
-        """See `Family.complexity`."""
-        return arch.kmac_per_pixel()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,12 +34,11 @@ from deepsic_codec.model.device import (
     upload,
 )
 from deepsic_codec.model.device_coder.coder import DeviceCoder, device_coder_for
-from deepsic_codec.model.exact.transforms import grey_levels, multiplies_bfloat16, whole_qualities
+from deepsic_codec.model.exact.transforms import IntegerTransforms, grey_levels, multiplies_bfloat16, whole_qualities
 from deepsic_codec.model.families import architecture_from, family_of
 from deepsic_codec.model.family import PRIOR, RDO, SYNTHESIS, Analysed, below, tensors_below
-from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
+from deepsic_codec.model.file import ModelInfo, load_arrays
 from deepsic_codec.model.neighbours import Predictions
-from deepsic_codec.model.ops.protocol import RateTables
 from deepsic_codec.model.quantise import load_tables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
 from deepsic_codec.payload.coders.contexts import CoderTables
@@ -59,15 +58,7 @@ Qualities = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The symbols of a batch.
-
-    Attributes
-    ----------
-    symbols : Tensor
-        int16 (N,h,w,C), on the device.
-    predictions : Predictions or None
-        The prior's predictions of these symbols, if choosing them computed the predictions.
-    """
+    """Symbols of a batch, int16 (N,h,w,C), and the prior's predictions of them, if choosing them computed these."""
 
     symbols: Tensor
     predictions: Predictions | None
@@ -98,9 +89,10 @@ class LoadedModel:
         try:
             self.arch = architecture_from(info.architecture)
             self.family = family_of(self.arch)
-            self.transforms: Any = self.family.transforms(self.arch, arrays, self.device)
+            self.transforms = self.family.transforms(self.arch, arrays, self.device)
             self.prior = self.family.prior(self.arch, tensors_below(arrays, PRIOR), str(self.device))
-            self._rate_tables = self._load_rate_tables(arrays)
+            rdo = tensors_below(arrays, RDO)
+            self._rate_tables = load_tables(rdo, self.arch.latents, self.device) if rdo else None
             self.coder_tables = CoderTables.from_arrays(below(arrays, "decoder.coder")).check(self.arch.latents)
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
@@ -115,21 +107,9 @@ class LoadedModel:
         """Whether equal payloads give equal pixels on every machine: the synthesis computes in integers."""
         return self.family.exact
 
-    def _load_rate_tables(self, arrays: Arrays) -> RateTables | None:
-        tensors = tensors_below(arrays, RDO)
-        return load_tables(tensors, self.arch.latents, self.device) if tensors else None
-
     def analyse(self, images: Tensor, quality: Qualities) -> Analysed:
-        """Transform images to latents.
-
-        Parameters
-        ----------
-        images : Tensor
-            (N,H,W,3), height and width multiples of 16: uint8 grey levels, or int16 in 64ths of a grey level.
-        quality : ndarray
-            Quality of each image.
-        """
-        return cast(Analysed, self.transforms.analyse(images, quality))
+        """Transform images to latents; see `family.Transforms`."""
+        return self.transforms.analyse(images, quality)
 
     def choose(
         self,
@@ -164,7 +144,7 @@ class LoadedModel:
 
     def _refined(self, images: Tensor, symbols: Tensor, quality: Qualities, effort: int, tune: str) -> Tensor:
         """Return refined symbols (N,h,w,C) of images (N,H,W,3), a few images at a time."""
-        steps, whole = self.transforms.steps(quality), whole_qualities(quality)[1]
+        steps, whole = cast(IntegerTransforms, self.transforms).steps(quality), whole_qualities(quality)[1]
         size = max(1, REFINE_PIXELS // (images.shape[1] * images.shape[2]))
         refiner, parts = self.refiner(), []
         for k in range(0, len(images), size):
@@ -185,33 +165,11 @@ class LoadedModel:
             return self._refiner
 
     def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: Qualities, q6: bool) -> Tensor:
-        """Reconstruct pixels.
-
-        Parameters
-        ----------
-        symbols : ndarray or Tensor
-            int16 (N,h,w,C).
-        quality : ndarray
-            Quality of each image.
-        q6 : bool
-            Whether to return 64ths of a grey level.
-
-        Returns
-        -------
-        Tensor
-            (N,16h,16w,3): uint8 grey levels, or int16 in 64ths.
-        """
-        return cast(Tensor, self.transforms.synthesise(symbols, quality, q6))
+        """Reconstruct pixels from symbols; see `family.Transforms`."""
+        return self.transforms.synthesise(symbols, quality, q6)
 
     def score(self, latents: Tensor, quality: Qualities) -> Tensor:
-        """Score the label cells of a batch.
-
-        Parameters
-        ----------
-        latents : Tensor
-            (N,h,w,C), as `analyse` or `latents_of` returns them.
-        quality : ndarray
-            Quality of each image.
+        """Score the label cells of latents (N,h,w,C).
 
         Returns
         -------
@@ -234,7 +192,7 @@ class LoadedModel:
 
     def latents_of(self, symbols: NDArray[np.int16], quality: Qualities) -> Tensor:
         """Dequantise symbols int16 (N,h,w,C) to latents for `score`."""
-        return cast(Tensor, self.transforms.latents(symbols, quality))
+        return self.transforms.latents(symbols, quality)
 
     def encode_symbols(
         self,
@@ -262,13 +220,7 @@ class LoadedModel:
     def decode_symbols(
         self, features: list[bytes], shape: Shape, qualities: list[float], pool: ThreadPoolExecutor | None = None
     ) -> list[NDArray[np.int16]]:
-        """Decode feature sections of chunks of equal shape to symbols, int16 (S,h,w,C) each.
-
-        Raises
-        ------
-        CorruptPayload
-            If a stream is damaged.
-        """
+        """Decode feature sections of chunks of equal shape to symbols; see `coding.decode_symbols`."""
         with torch.inference_mode(), high_priority_stream(self.device):
             return decode_symbols(self.prior, self.coder_tables, features, shape[0], grid_of(shape), qualities, pool)
 

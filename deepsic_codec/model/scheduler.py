@@ -85,17 +85,9 @@ class Encoded:
 class Pipeline(Generic[Result]):
     """Functions that a batch goes through.
 
-    Attributes
-    ----------
-    start : callable
-        `start(indices, total)` starts a group of chunks of equal shape and returns their pending results; `total` is
-        the number of chunks of this shape in the batch.
-    finish : sequence of callable, optional
-        The last function of each chunk: takes its result, on the host.
-    prefetch : int
-        Groups that are started before the results of one are waited for.
-    pool : ThreadPoolExecutor, optional
-        Threads that share the last functions of a group.
+    `start(indices, total)` starts a group of chunks of equal shape and returns their pending results; `total` is the
+    number of chunks of this shape in the batch. `finish` has the last function of each chunk, which takes its result on
+    the host; the threads of `pool` share these. `prefetch` groups are started before the results of one are waited for.
     """
 
     start: Callable[[list[int], int], Pending[list[Result]]]
@@ -336,18 +328,10 @@ class Scheduler:
         return None if chunks < least else self.model.device_coder()
 
     def _run(self, keys: Sequence[tuple[Any, ...]], pipeline: Pipeline[Any]) -> list[Any]:
-        """Run a pipeline over a batch and return its results in order.
-
-        Parameters
-        ----------
-        keys : sequence of tuple
-            Slices, height and width of each chunk, and what else the chunks of a group have to share.
-        pipeline : Pipeline
-            What to run.
-        """
+        """Run a pipeline over a batch; results come in order. Chunks of equal keys (S, H, W, ...) form a group."""
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for i, key in enumerate(keys):
-            groups[tuple(key)].append(i)
+            groups[key].append(i)
 
         def parts(limit: int, shares: int = 1) -> Iterator[tuple[list[int], int]]:
             """Yield indices of groups of at most `limit` pixels, and the number of chunks of their shape."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.metrics import luma, ms_ssim, psnr
+from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 
 BATCH = 8  # images that are encoded at once
 MIN_MS_SSIM_EDGE = 176  # pixels: MS-SSIM has five scales
@@ -133,8 +134,21 @@ def means(results: Sequence[Result]) -> list[Result]:
 
 
 def complexity(architecture: Any) -> dict[str, float]:
-    """Return kMAC per pixel (thousands of multiply-accumulates) of each network of an architecture, and of decoding."""
-    from deepsic_codec.model.families import family_of
+    """Return kMAC per pixel (thousands of multiply-accumulates) of each network of an architecture, and of decoding.
 
-    parts = family_of(architecture).complexity(architecture)
+    Networks are counted as they are trained: integer layers of two digits multiply more than once.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from deepsic_codec.training.run import make_networks
+
+    networks = make_networks(architecture).eval()
+    image, cell = torch.zeros(1, 3, LABEL_CELL, LABEL_CELL), LABEL_CELL // LATENT_STRIDE
+    latents = torch.zeros(1, architecture.latents, cell, cell)
+    parts: dict[str, float] = {}
+    for name, values in {"analysis": image, "prior": latents, "synthesis": latents, "head": latents}.items():
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            getattr(networks, name)(values, torch.ones(1))
+        parts[name] = counter.get_total_flops() / 2 / LABEL_CELL**2 / 1e3
     return parts | {"decoding": parts["prior"] + parts["synthesis"]}

@@ -67,7 +67,7 @@ QUALITY = np.array([20.0, 71.5])
 def test_descriptions_come_back(loaded):
     family, arch, _, _ = loaded
     described = arch.to_json()
-    assert described["family"] == family.name == arch.family and architecture_from(described) == arch
+    assert described["family"] == arch.family and architecture_from(described) == arch
     assert isinstance(arch, Sizes) and family_of(described) is family_of(arch) is family
     for wrong in ({k: v for k, v in described.items() if k != "classes"}, described | {"more": 1}, {}):
         check_rejects(ValueError, "architecture", architecture_from, wrong)
@@ -112,15 +112,10 @@ def test_what_is_claimed_to_be_exact_is(loaded):
     assert torch.equal(pixels, alone) and torch.equal(pixels, other)
 
 
-def test_complexity_is_counted_part_by_part(loaded):
-    family, arch, _, _ = loaded
-    parts = family.complexity(arch)
-    assert parts.keys() == {"analysis", "prior", "synthesis", "head"} and parts["synthesis"] > 0 <= parts["prior"]
-
-
 def test_families_are_registered_once(monkeypatch):
     family = FAMILIES["paper"]
     check_rejects(ValueError, "already registered", register, family)
     monkeypatch.delitem(FAMILIES, "paper")
     check_rejects(ValueError, "no family 'paper'", architecture_from, SMALL["paper"].to_json())
-    assert register(family) is family and FAMILIES["paper"] is family
+    register(family)
+    assert FAMILIES["paper"] is family

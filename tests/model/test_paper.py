@@ -51,7 +51,9 @@ def test_multiplications_are_counted_as_they_are():
     for conv in net.convs:
         conv.register_forward_hook(lambda m, i, o: counted.append(m.weight.numel() * o.shape[2] * o.shape[3]))
     net(torch.zeros(2, 3, 64, 64), torch.ones(2))
-    assert np.isclose(sum(counted) / 64**2 / 1e3, arch.kmac_per_pixel()["analysis"])
+    cost = complexity(arch)
+    assert np.isclose(sum(counted) / 64**2 / 1e3, cost["analysis"])
+    assert cost["prior"] == 0 and cost["decoding"] == cost["synthesis"]
 
 
 def test_rate_is_steered():
@@ -90,7 +92,6 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
         assert symbols.shape == (1, 32, 11, 9) and symbols.min() >= -31 and symbols.max() <= 32
         (decoded,) = runtime.decode([encoded.features], shapes, [quality])
         assert psnr(decoded, image) > 9
-    assert complexity(runtime.model.arch)["decoding"] == SMALL.kmac_per_pixel()["synthesis"]
     again = Settings(**tiny, images=[data.photos], labels=[data.tiles], start=info.path, run=str(tmp_path / "again"))
     check_rejects(ConfigurationError, "files do not hold the prior", train.train, again)
 

@@ -91,8 +91,8 @@ def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     step = runtime.model.transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
     distortion = Distortion(torch.from_numpy(frame.copy())[None].float(), "mse")
     job = refine.RefineState(distortion, step, torch.tensor([50.0]))
-    (window,) = job.windows(symbols)
-    refiner._expected(job, window, 1.0)
+    (window,) = refine.windows(*symbols.shape[1:3])
+    refiner._expected(job, symbols, window, 1.0)
     with torch.no_grad():
         features = refiner._prior.features(symbols)
         still = refiner._decode(job, symbols, *features)[0]
@@ -111,13 +111,12 @@ def test_windows_share_out_the_grid(monkeypatch):
     monkeypatch.setattr(refine, "WINDOW", 5)
     monkeypatch.setattr(refine, "HALO", 2)
     for size in ((1, 1), (5, 6), (13, 9)):
-        seen = np.zeros(size, int)
-        for inner, outer in refine._windows(*size):
-            seen[inner] += 1
-            own = refine._within(inner, outer)
+        count = np.zeros(size, int)
+        for window in refine.windows(*size):
+            count[window.inner] += 1
             index = np.arange(size[0] * size[1]).reshape(size)
-            assert np.array_equal(index[outer][own], index[inner])
-        assert (seen == 1).all()
+            assert np.array_equal(index[window.outer][window.core], index[window.inner])
+        assert (count == 1).all()
 
 
 @pytest.mark.parametrize("tune", ["mse", "ms-ssim"])

@@ -71,18 +71,15 @@ class IntegerPrior:
         self.log_scales = log_scales(device)
 
     def neighbours(self, symbols: Tensor) -> Neighbours:
-        """Features, int8, of symbols (N,h,w,C)."""
         features = self.ops.features(symbols.reshape(-1, symbols.shape[-1]), self.companded)
         linear, magnitude = (t.view(symbols.shape) for t in features)
         return Neighbours(linear, magnitude)
 
     def no_neighbours(self, images: int, grid: tuple[int, int]) -> Neighbours:
-        """Features of symbols that are all zero, as they are before the first step of decoding."""
         zeros = torch.zeros(images, *grid, self.latents, dtype=torch.int8, device=self.device)
         return Neighbours(zeros, zeros)
 
     def update(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor) -> None:
-        """Enter the symbols (P,count) of a decoded step at its padded rows (P,), in place."""
         self.ops.enter(neighbours, step, rows, symbols, self.companded)
 
     def move_symbols(
@@ -94,14 +91,9 @@ class IntegerPrior:
         tables: RateTables,
         quality: Tensor | int,
     ) -> None:
-        """See `CodingPrior.move_symbols`."""
         self.ops.move_symbols(state, step, rows, predicted, tables, self.companded, quality)
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Means in eighths int16 and scale indices in quarters uint8, (P,count), of one step.
-
-        `quality` holds the whole quality 1..100 of each row, int64 (P,), or is that of all rows.
-        """
         return self.ops.predict(neighbours, self.steps[number], rows, self._tensors[number], quality)
 
 

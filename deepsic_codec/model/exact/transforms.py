@@ -196,7 +196,6 @@ class IntegerTransforms:
         self._head = IntegerHead(arch, tensors_below(arrays, HEAD), device)
 
     def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
-        """See `family.Transforms`."""
         whole, steps = self._qualities(quality)
         x = upload(images, self.device)
         rest = None
@@ -210,17 +209,14 @@ class IntegerTransforms:
         return Analysed(in_steps(latents, steps), latents)
 
     def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
-        """See `family.Transforms`."""
         whole, steps = self._qualities(quality)
         return self._synthesis(dequantise(upload(symbols, self.device), steps), whole, q6)
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
-        """See `family.Transforms`."""
         _, steps = self._qualities(quality)
         return dequantise(upload(symbols, self.device), steps)
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
-        """See `family.Transforms`."""
         return self._head(cells, upload(whole_qualities(quality)[1], self.device))
 
     def steps(self, quality: NDArray[np.float64]) -> Tensor:

@@ -28,44 +28,37 @@ MIN_SHARED_VALUES = 1 << 18
 
 
 class NumbaOps(TorchOps):
-    """See `protocol.Ops`."""
+    """`protocol.Ops` in loops of Numba; what it does not override is fast in torch."""
 
     def narrow(self, total: Tensor, bias: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
-        """See `Ops.narrow`."""
         out = torch.empty(total.shape, dtype=torch.int8)
         _over_rows(_narrow, total, _with_rows(bias), rows_per_entry(total, bias), shift, low, high, out)
         return out
 
     def add(self, stream: Tensor, total: Tensor, bias: Tensor, shift: Tensor) -> None:
-        """See `Ops.add`."""
         _over_rows(_add, total, bias, shift, stream)
 
     def read(self, values: Tensor, bits: int) -> Tensor:
-        """See `Ops.read`."""
         out = torch.empty(values.shape, dtype=torch.int8)
         _over_rows(_read, values, np.float32(2.0**-bits), np.float32(0.5 if bits else 0), out)
         return out
 
     def modulate(self, total: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        """See `Ops.modulate`."""
         out = torch.empty(total.shape, dtype=torch.float32)
         _over_rows(_modulate, total, bias, shift, scale, offset, rows_per_entry(total, scale), out)
         return out
 
     def features(self, symbols: Tensor, companded: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Ops.features`."""
         linear, magnitude = (torch.empty(symbols.shape, dtype=torch.int8) for _ in range(2))
         _over_rows(_features, symbols, companded, linear, magnitude)
         return linear, magnitude
 
     def enter(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor, companded: Tensor) -> None:
-        """See `Ops.enter`."""
         _over_rows(_enter, symbols, companded, rows, step.start, neighbours.linear, neighbours.magnitude)
 
     def means_and_indices(
         self, total: Tensor, bias: Tensor, mean_shift: Tensor, index_shift: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `TorchOps.means_and_indices`."""
         shape = len(total), total.shape[1] // 2
         mean, index = torch.empty(shape, dtype=torch.int16), torch.empty(shape, dtype=torch.uint8)
         shifts = torch.cat([mean_shift, index_shift])
@@ -82,32 +75,27 @@ class NumbaOps(TorchOps):
         companded: Tensor,
         quality: Tensor | int,
     ) -> None:
-        """See `Ops.move_symbols`."""
         features = state.neighbours.linear, state.neighbours.magnitude, companded
         tensors = (state.symbols, state.latents, *features, *rows, *predicted, *tables)
         qualities = np.full(1, quality) if isinstance(quality, int) else quality.numpy()
         _move_symbols(*(t.numpy() for t in tensors), qualities, step.start)
 
     def dequantise(self, symbols: Tensor, steps: Tensor) -> Tensor:
-        """See `Ops.dequantise`."""
         out = torch.empty(symbols.shape, dtype=torch.int32)
         _over_rows(_dequantise, symbols, steps, rows_per_entry(symbols, steps), out)
         return out
 
     def digits(self, values: Tensor, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `Ops.digits`."""
         high, low = (torch.empty(values.shape, dtype=torch.int8) for _ in range(2))
         _over_rows(_digits, values, torch.ones(values.shape[1]) if unit is None else unit, high, low)
         return high, low
 
     def companded_digits(self, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Ops.companded_digits`."""
         high, low = (torch.empty(values.shape, dtype=torch.int8) for _ in range(2))
         _over_rows(_companded_digits, values, table, high, low)
         return high, low
 
     def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int], q6: bool) -> Tensor:
-        """See `Ops.pixels`."""
         n, h, w = grid
         out = torch.empty((n * h, 16, w * 48), dtype=torch.int16 if q6 else torch.uint8)
         _over_rows(_pixels, linear.total.view(n * h, w, -1), *linear[1:], *rest, 0 if q6 else fixed.PIXEL_BITS, out)

@@ -15,30 +15,25 @@ HIDDEN_LOW, HIDDEN_HIGH = -128, 127
 
 
 class TorchOps:
-    """See `protocol.Ops`."""
+    """`protocol.Ops` in torch operations."""
 
     def narrow(self, total: Tensor, bias: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
-        """See `Ops.narrow`."""
         return shifted(total, bias, shift).clamp_(low, high).to(torch.int8)
 
     def add(self, stream: Tensor, total: Tensor, bias: Tensor, shift: Tensor) -> None:
-        """See `Ops.add`."""
         stream.add_(shifted(total, bias, shift)).clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX)
 
     def read(self, values: Tensor, bits: int) -> Tensor:
-        """See `Ops.read`."""
         out = values.floor() if bits == 0 else values.mul(2.0**-bits).add_(0.5).floor_()
         return out.clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
 
     def modulate(self, total: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        """See `Ops.modulate`."""
         values = shifted(total, bias, shift).clamp_(-fixed.STEM_MAX, fixed.STEM_MAX).float()
         values = values.view(len(scale), -1, total.shape[1])
         out = torch.addcmul(offset[:, None], values, scale[:, None]).mul_(2.0**-fixed.MODULATION_BITS).floor_()
         return out.clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX).view(total.shape)
 
     def blocks(self, stream: Tensor, blocks: list[BlockTensors], quality: Tensor) -> Tensor:
-        """See `Ops.blocks`."""
         channels = stream.shape[3]
         rows, depthwise = stream.view(-1, channels), depthwise_on(stream.device)
         for block in blocks:
@@ -49,18 +44,15 @@ class TorchOps:
         return stream
 
     def features(self, symbols: Tensor, companded: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Ops.features`."""
         return symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(torch.int8), companded[symbols.abs().long()]
 
     def enter(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor, companded: Tensor) -> None:
-        """See `Ops.enter`."""
         linear, magnitude = self.features(symbols, companded)
         neighbours.linear[rows, step.channels], neighbours.magnitude[rows, step.channels] = linear, magnitude
 
     def predict(
         self, neighbours: Neighbours, step: Step, rows: Tensor, tensors: StepTensors, quality: Tensor | int
     ) -> tuple[Tensor, Tensor]:
-        """See `Ops.predict`."""
         x, row = neighbours.gather(step, rows), quality - 1
         if x is None or tensors.hidden is None:
             total = torch.zeros(len(rows), 2 * step.count, dtype=torch.int32, device=rows.device)
@@ -98,7 +90,6 @@ class TorchOps:
         companded: Tensor,
         quality: Tensor | int,
     ) -> None:
-        """See `Ops.move_symbols`."""
         padded, flat = rows
         means, indices = predicted
         latents, symbols = state.latents[flat, step.channels], state.symbols[flat, step.channels]
@@ -115,7 +106,6 @@ class TorchOps:
         self.enter(state.neighbours, step, padded, symbols, companded)
 
     def dequantise(self, symbols: Tensor, steps: Tensor) -> Tensor:
-        """See `Ops.dequantise`."""
         step = steps[:, None]
         # beyond this limit every product ends in the same clamp
         limit = (1 << (14 + fixed.STEP_BITS)) // step + 1
@@ -125,7 +115,6 @@ class TorchOps:
         return latents.clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX).view(symbols.shape)
 
     def digits(self, values: Tensor, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `Ops.digits`."""
         if unit is not None:
             values = values.float().mul_(unit).add_(0.5).floor_().clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
             values = values.to(torch.int32)
@@ -133,11 +122,9 @@ class TorchOps:
         return high.to(torch.int8), (values - (high << 7)).to(torch.int8)
 
     def companded_digits(self, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Ops.companded_digits`."""
         return self.digits(table[values.abs().long()] * values.sign())
 
     def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int], q6: bool) -> Tensor:
-        """See `Ops.pixels`."""
         n, h, w = grid
         branches = []
         for sums, edge, k in ((linear, 16, 1), (rest, 8, 2)):
