@@ -129,7 +129,7 @@ def test_all_passes_at_once_are_those_one_by_one(room, chunk, other):
 
 def test_zeros_that_were_foreseen_cost_almost_nothing():
     shape = (1, 16, 16, LATENTS)
-    tables = replace(LEVELS, probabilities=np.full(ContextLayout(LATENTS).size, 100, np.uint16))
+    tables = replace(LEVELS, probabilities=np.full(ContextLayout.of(LATENTS).size, 100, np.uint16))
     data = roundtrip(tables, np.zeros(shape, np.int16), np.zeros(shape, np.int16), np.zeros(shape, np.uint8))
     assert len(data) <= 4
 

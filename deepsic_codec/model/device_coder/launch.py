@@ -73,12 +73,12 @@ def fits_shared(device: torch.device, latents: int) -> bool:
 def shared_bytes(latents: int) -> int:
     """Return the bytes of shared memory of a chunk that has its contexts there."""
     working = LANES * (16 + 4 + 4) + 16
-    return working + 4 * (ContextLayout(latents).size + 2 * tables.MIXERS * tables.INPUTS) + lookup_tables().nbytes
+    return working + 4 * (ContextLayout.of(latents).size + 2 * tables.MIXERS * tables.INPUTS) + lookup_tables().nbytes
 
 
 def source(latents: int, shared: bool, lanes: int = LANES) -> str:
     """Return `coder.cu` with the format's constants in front, for contexts in shared or in global memory."""
-    layout = ContextLayout(latents)
+    layout = ContextLayout.of(latents)
     constants = {
         "CODE_BITS": bits.CODE_BITS,
         "CODE_MAX": f"{bits.CODE_MAX}ULL",

@@ -3,15 +3,15 @@
 A context is a uint32: the probability of a one in the upper 22 bits, a number of observations in the lower 10. All
 functions are inlined into the coders of symbols, residuals and masks. `docs/entropy-coder.md` is normative.
 
-Their common parameters are whether to decode, the bit (ignored if decoding), and the state of the stream: the interval
-(`low`, `high`), the decoder's `value`, the `position` in `data`. They return the bit and the new state.
+Their common parameters are whether to decode, the bit (ignored if decoding), `data`, and the state of its stream: low
+and high end of the interval, the decoder's value, the position in `data`. They return the bit and the new state.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.payload.coders.interval import CODE_BITS, CODE_MAX
-from deepsic_codec.payload.coders.numba_jit import inline
+from deepsic_codec.payload.coders.numba_jit import array_jit, inline
 
 TOP_SHIFT = CODE_BITS - 8
 EVEN = 32768  # probability of bits that are coded without a context
@@ -55,8 +55,9 @@ def adapt(contexts, index, bit, limit):
 
 
 @inline
-def code_bit(decoding, bit, p, low, high, value, position, data):
+def code_bit(decoding, bit, p, stream, data):
     """Code a bit whose probability of being one is p / 65536 (0 < p < 65536)."""
+    low, high, value, position = stream
     # low <= middle < high holds whenever low < high, and the loop below restores low < high
     middle = low + ((high - low) >> 16) * p
     if decoding:
@@ -74,20 +75,20 @@ def code_bit(decoding, bit, p, low, high, value, position, data):
         position += 1
         low = (low << 8) & CODE_MAX
         high = ((high << 8) & CODE_MAX) | 255
-    return bit, low, high, value, position
+    return bit, (low, high, value, position)
 
 
 @inline
-def code_single(decoding, bit, index, min_p, limit, contexts, low, high, value, position, data):
+def code_single(decoding, bit, index, min_p, limit, contexts, stream, data):
     """Code a bit under one context, whose probability is clipped to `min_p` and 65536 - `min_p`."""
     p = min(max(np.int64(contexts[index] >> 16), min_p), 65536 - min_p)
-    bit, low, high, value, position = code_bit(decoding, bit, p, low, high, value, position, data)
+    bit, stream = code_bit(decoding, bit, p, stream, data)
     adapt(contexts, index, bit, limit)
-    return bit, low, high, value, position
+    return bit, stream
 
 
 @inline
-def code_mixed(decoding, bit, a, b, c, mixer, bias, weights, rate, limit, contexts, low, high, value, position, data):
+def code_mixed(decoding, bit, a, b, c, mixer, bias, weights, rate, limit, contexts, stream, data):
     """Code a bit under the contexts a, b, c and train them and the mixer on it.
 
     The mixer's three weights start at `weights[mixer]`. `bias` is added to the weighted sum. The first of the values
@@ -99,7 +100,7 @@ def code_mixed(decoding, bit, a, b, c, mixer, bias, weights, rate, limit, contex
     dot = (weights[mixer] * sa + weights[mixer + 1] * sb + weights[mixer + 2] * sc + bias) >> 16
     dot = min(max(dot, -STRETCH_MAX), STRETCH_MAX)
     p = np.int64(SQUASH[dot + STRETCH_MAX])
-    bit, low, high, value, position = code_bit(decoding, bit, p, low, high, value, position, data)
+    bit, stream = code_bit(decoding, bit, p, stream, data)
     error = ((np.int64(65535) if bit else np.int64(0)) - p) * rate
     weights[mixer] += (sa * error + 131072) >> 18
     weights[mixer + 1] += (sb * error + 131072) >> 18
@@ -107,4 +108,14 @@ def code_mixed(decoding, bit, a, b, c, mixer, bias, weights, rate, limit, contex
     adapt(contexts, a, bit, limit)
     adapt(contexts, b, bit, limit)
     adapt(contexts, c, bit, limit)
-    return error, bit, low, high, value, position
+    return error, bit, stream
+
+
+@array_jit
+def grown(data, used, room):
+    """Return an output of which `used` bytes are written, with room for `room` more bytes."""
+    if used + room <= data.size:
+        return data
+    grown = np.empty(2 * data.size + room, np.uint8)
+    grown[:used] = data[:used]
+    return grown

@@ -6,7 +6,8 @@ fixed by the format; only the numbers in it are trained.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from itertools import accumulate
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,61 +28,27 @@ INDICES = 256
 MAX_CONFIDENCE, MAX_LOW_BITS, MAX_RATE = 1023, 8, 64
 
 
-@dataclass(frozen=True)
-class ContextLayout:
-    """Where each family of contexts starts in the context array."""
+class ContextLayout(NamedTuple):
+    """Where each family of contexts starts in the context array, and the number of contexts."""
 
-    latents: int
+    zero_scale: int  # zero flag by scale level, fraction, and whether the mean rounds to zero
+    zero_channel: int  # zero flag by spatial pass, channel, neighbourhood, and whether the mean rounds to zero
+    zero_previous: int  # zero flag by scale level, previous channels, and coarse neighbourhood
+    sign: int  # sign by scale level and fraction
+    unary_scale: int  # magnitude bin by scale level and bin
+    unary_neighbours: int  # magnitude bin by coarse scale level, neighbourhood, and bin
+    unary_channel: int  # magnitude bin by channel, previous channels (3 levels), and bin (4 levels)
+    low_bit: int  # highest of the bits below a coarse magnitude, by scale level
+    escape: int  # Exp-Golomb prefix, by position
+    size: int
 
-    @property
-    def zero_scale(self) -> int:
-        """Zero flag by scale level, fraction and whether the mean rounds to zero."""
-        return 0
-
-    @property
-    def zero_channel(self) -> int:
-        """Zero flag by spatial pass, channel, neighbourhood, whether the mean rounds to zero."""
-        return self.zero_scale + SCALES * FRACTIONS * 2
-
-    @property
-    def zero_previous(self) -> int:
-        """Zero flag by scale level, previous channels and coarse neighbourhood."""
-        return self.zero_channel + 2 * self.latents * NEIGHBOURS * 2
-
-    @property
-    def sign(self) -> int:
-        """Sign by scale level and fraction."""
-        return self.zero_previous + SCALES * PREVIOUS * 5
-
-    @property
-    def unary_scale(self) -> int:
-        """Magnitude bin by scale level and bin."""
-        return self.sign + SCALES * FRACTIONS
-
-    @property
-    def unary_neighbours(self) -> int:
-        """Magnitude bin by coarse scale level, neighbourhood and bin."""
-        return self.unary_scale + SCALES * UNARY
-
-    @property
-    def unary_channel(self) -> int:
-        """Magnitude bin by channel, previous channels (3 levels) and bin (4 levels)."""
-        return self.unary_neighbours + 16 * NEIGHBOURS * UNARY
-
-    @property
-    def low_bit(self) -> int:
-        """Highest of the bits below a coarse magnitude, by scale level."""
-        return self.unary_channel + self.latents * 3 * 4
-
-    @property
-    def escape(self) -> int:
-        """Exp-Golomb prefix, by position."""
-        return self.low_bit + SCALES
-
-    @property
-    def size(self) -> int:
-        """Number of contexts."""
-        return self.escape + ESCAPE_BITS
+    @classmethod
+    def of(cls, latents: int) -> Self:
+        """Return the layout for this number of channels."""
+        zero_flags = SCALES * FRACTIONS * 2, 2 * latents * NEIGHBOURS * 2, SCALES * PREVIOUS * 5
+        magnitudes = SCALES * UNARY, 16 * NEIGHBOURS * UNARY, latents * 3 * 4, SCALES
+        sizes = (*zero_flags, SCALES * FRACTIONS, *magnitudes, ESCAPE_BITS)
+        return cls(*accumulate(sizes, initial=0))
 
 
 @dataclass(frozen=True)
@@ -129,7 +96,7 @@ class CoderTables:
         log_scales : ndarray
             float64 (64,), logarithms of the logistic scales at the whole indices.
         """
-        size = ContextLayout(latents).size
+        size = ContextLayout.of(latents).size
         index = np.arange(INDICES) / 4
         # whole steps up to 32, halves up to 48, quarters above: 33 + 32 + 61 levels
         upper = np.where(index < 48, 32 + 2 * (index - 32), 4 * index - 128)
@@ -151,7 +118,7 @@ class CoderTables:
 
     def check(self, latents: int) -> Self:
         """Return self, or raise ValueError if a table does not fit: the coder itself checks no index."""
-        size = ContextLayout(latents).size
+        size = ContextLayout.of(latents).size
         sound = (
             self.probabilities.shape == self.confidence.shape == (size,)
             and self.weights.shape == (MIXERS, INPUTS)

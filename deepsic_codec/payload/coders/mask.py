@@ -8,7 +8,7 @@ coded under an adaptive probability chosen by ten neighbours, as in JBIG, and by
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.payload.coders.binary import code_single
+from deepsic_codec.payload.coders.binary import code_single, grown
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, finish_decoding, finish_encoding
 from deepsic_codec.payload.coders.numba_jit import array_jit, inline
 
@@ -32,37 +32,33 @@ START = _start_table()
 
 
 @inline
-def _code(decoding, bit, index, contexts, low, high, value, position, data):
+def _code(decoding, bit, index, contexts, stream, data):
     """Code a bit under one context; a pixel may cost as little as 1/45000 bit."""
-    return code_single(decoding, bit, index, 1, LIMIT, contexts, low, high, value, position, data)
+    return code_single(decoding, bit, index, 1, LIMIT, contexts, stream, data)
 
 
 @array_jit
 def _code_mask(decoding, mask, contexts, state, data):
     """Code `mask` uint8 (S, H, W), which a decoder fills; returns the stream."""
-    low, high, value, position = state[0], state[1], state[2], state[3]
+    stream = (state[0], state[1], state[2], state[3])
     slices, height, width = mask.shape
     # two rows above and two columns on either side are 0
     previous = np.zeros((height + 2, width + 4), np.uint8)
     plane = np.zeros((height + 2, width + 4), np.uint8)
     for s in range(slices):
-        if not decoding and position + 64 > data.size:
-            data = _grown(data, position, 64)
+        if not decoding:
+            data = grown(data, stream[3], 64)
         same, constant, kind = True, True, mask[s, 0, 0] != 0
         if not decoding:
             for y in range(height):
                 for x in range(width):
                     same = same and mask[s, y, x] == previous[y + 2, x + 2]
                     constant = constant and mask[s, y, x] == mask[s, 0, 0]
-        same, low, high, value, position = _code(decoding, same, SAME, contexts, low, high, value, position, data)
+        same, stream = _code(decoding, same, SAME, contexts, stream, data)
         if not same:
-            constant, low, high, value, position = _code(
-                decoding, constant, CONSTANT, contexts, low, high, value, position, data
-            )
+            constant, stream = _code(decoding, constant, CONSTANT, contexts, stream, data)
             if constant:
-                kind, low, high, value, position = _code(
-                    decoding, kind, VALUE, contexts, low, high, value, position, data
-                )
+                kind, stream = _code(decoding, kind, VALUE, contexts, stream, data)
         for y in range(height):
             row, up, upper, previous_row = plane[y + 2], plane[y + 1], plane[y], previous[y + 2]
             if same:
@@ -70,8 +66,8 @@ def _code_mask(decoding, mask, contexts, state, data):
             elif constant:
                 row[2 : width + 2] = kind
             else:
-                if not decoding and position + width * BIT_BYTES + 64 > data.size:
-                    data = _grown(data, position, width * BIT_BYTES + 64)
+                if not decoding:
+                    data = grown(data, stream[3], width * BIT_BYTES + 64)
                 a = np.int64(upper[2])
                 b = np.int64(up[2]) << 1 | np.int64(up[3])
                 c = np.int64(0)
@@ -81,24 +77,14 @@ def _code_mask(decoding, mask, contexts, state, data):
                     b = (b << 1 | np.int64(up[x + 4])) & 31
                     i = np.int64(previous_row[x + 2]) << 10 | a << 7 | b << 2 | c
                     bit = target[x] != 0
-                    bit, low, high, value, position = _code(
-                        decoding, bit, i, contexts, low, high, value, position, data
-                    )
+                    bit, stream = _code(decoding, bit, i, contexts, stream, data)
                     row[x + 2] = bit
                     c = (c << 1 | np.int64(bit)) & 3
             if decoding:
                 mask[s, y] = row[2 : width + 2]
         previous, plane = plane, previous
-    state[0], state[1], state[2], state[3] = low, high, value, position
+    state[0], state[1], state[2], state[3] = stream
     return data
-
-
-@array_jit
-def _grown(data, position, room):
-    """Return the output with room for `room` more bytes."""
-    grown = np.empty(2 * data.size + room, np.uint8)
-    grown[:position] = data[:position]
-    return grown
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes:

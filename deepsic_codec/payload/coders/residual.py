@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.payload.coders.binary import MIN_P, code_mixed, code_single
+from deepsic_codec.payload.coders.binary import MIN_P, code_mixed, code_single, grown
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, finish_decoding, finish_encoding
 from deepsic_codec.payload.coders.numba_jit import array_jit, inline, jit
 from deepsic_codec.payload.coders.residual_filter import SLOPE_SHIFT, SLOPE_SHIFT_BITS, TAPS, USED, WEIGHT_SHIFT, fit
@@ -81,13 +81,14 @@ def _level(n):
 
 
 @inline
-def _code_plain(decoding, bits, n, buffer, buffered, plain_position, plain):
+def _code_plain(decoding, bits, n, state, plain):
     """Code `n` <= 22 bits as they are, low ones first; past the end a decoder reads zeros."""
+    buffer, buffered, position = state
     if decoding:
         while buffered < n:
-            if plain_position < plain.size:
-                buffer |= np.int64(plain[plain_position]) << buffered
-            plain_position += 1
+            if position < plain.size:
+                buffer |= np.int64(plain[position]) << buffered
+            position += 1
             buffered += 8
         bits = buffer & ((1 << n) - 1)
         buffer >>= n
@@ -96,21 +97,11 @@ def _code_plain(decoding, bits, n, buffer, buffered, plain_position, plain):
         buffer |= bits << buffered
         buffered += n
         while buffered >= 8:
-            plain[plain_position] = buffer & 255
-            plain_position += 1
+            plain[position] = buffer & 255
+            position += 1
             buffer >>= 8
             buffered -= 8
-    return bits, buffer, buffered, plain_position
-
-
-@array_jit
-def _grown(data, used, room):
-    """Return the output with room for `room` more bytes."""
-    if used + room <= data.size:
-        return data
-    grown = np.empty(2 * data.size + room, np.uint8)
-    grown[:used] = data[:used]
-    return grown
+    return bits, (buffer, buffered, position)
 
 
 @array_jit
@@ -119,24 +110,21 @@ def _code_weights(decoding, filters, contexts, state, data, plain):
 
     Returns (status, data, plain); status 1: the stream holds an impossible weight.
     """
-    low, high, value, position = state[0], state[1], state[2], state[3]
-    buffer, buffered, plain_position = state[4], state[5], state[6]
+    stream, plain_state = (state[0], state[1], state[2], state[3]), (state[4], state[5], state[6])
     for band in range(filters.shape[0]):
         used = USED[min(band, 2)]
         if not decoding:
-            data = _grown(data, position, 64 + used * 4 * (2 + WEIGHT_BITS))
-            plain = _grown(plain, plain_position, 64 + used * PLAIN_BYTES)
+            data = grown(data, stream[3], 64 + used * 4 * (2 + WEIGHT_BITS))
+            plain = grown(plain, plain_state[2], 64 + used * PLAIN_BYTES)
         new_filter = False
         if not decoding:
             for t in range(len(TAPS)):
                 inherited = filters[band - 1, t] if band else 0
                 new_filter = new_filter or filters[band, t] != inherited
-        slope_shift, buffer, buffered, plain_position = _code_plain(
-            decoding, filters[band, SLOPE_SHIFT], SLOPE_SHIFT_BITS, buffer, buffered, plain_position, plain
+        slope_shift, plain_state = _code_plain(
+            decoding, filters[band, SLOPE_SHIFT], SLOPE_SHIFT_BITS, plain_state, plain
         )
-        new_filter, low, high, value, position = code_single(
-            decoding, new_filter, NEW_FILTER, MIN_P, LIMIT, contexts, low, high, value, position, data
-        )
+        new_filter, stream = code_single(decoding, new_filter, NEW_FILTER, MIN_P, LIMIT, contexts, stream, data)
         if not new_filter:
             if decoding and band:
                 filters[band] = filters[band - 1]
@@ -146,10 +134,7 @@ def _code_weights(decoding, filters, contexts, state, data, plain):
         last = np.int64(1)
         for t in range(used):
             weight = filters[band, t]
-            bit = weight != 0
-            bit, low, high, value, position = code_single(
-                decoding, bit, NONZERO + last, MIN_P, LIMIT, contexts, low, high, value, position, data
-            )
+            bit, stream = code_single(decoding, weight != 0, NONZERO + last, MIN_P, LIMIT, contexts, stream, data)
             last = np.int64(bit)
             if not bit:
                 filters[band, t] = 0
@@ -161,10 +146,7 @@ def _code_weights(decoding, filters, contexts, state, data, plain):
                     length += 1
             n = np.int64(0)
             while True:
-                bit = n < length
-                bit, low, high, value, position = code_single(
-                    decoding, bit, LENGTH + n, MIN_P, LIMIT, contexts, low, high, value, position, data
-                )
+                bit, stream = code_single(decoding, n < length, LENGTH + n, MIN_P, LIMIT, contexts, stream, data)
                 if not bit:
                     break
                 n += 1
@@ -172,13 +154,11 @@ def _code_weights(decoding, filters, contexts, state, data, plain):
                     return 1, data, plain
             # the bits after the first, and the sign
             bits = ((size & ((1 << n) - 1)) << 1) | np.int64(weight < 0)
-            bits, buffer, buffered, plain_position = _code_plain(
-                decoding, bits, n + 1, buffer, buffered, plain_position, plain
-            )
+            bits, plain_state = _code_plain(decoding, bits, n + 1, plain_state, plain)
             size = (1 << n) | (bits >> 1)
             filters[band, t] = -size if bits & 1 else size
-    state[0], state[1], state[2], state[3] = low, high, value, position
-    state[4], state[5], state[6] = buffer, buffered, plain_position
+    state[0], state[1], state[2], state[3] = stream
+    state[4], state[5], state[6] = plain_state
     return 0, data, plain
 
 
@@ -232,8 +212,7 @@ def _code_row(
     plain,
 ):
     """Code a row of samples of one band; returns 0, or 1 if the stream holds an impossible sample."""
-    low, high, value, position = state[0], state[1], state[2], state[3]
-    buffer, buffered, plain_position = state[4], state[5], state[6]
+    stream, plain_state = (state[0], state[1], state[2], state[3]), (state[4], state[5], state[6])
     fixed, activity, near, other = prepared
     row, size_row, base_row = band_rows
     base_n, base_pn, base_ph = other_rows
@@ -267,9 +246,7 @@ def _code_row(
         magnitude = abs(difference)
         sign_at = SIGN + level * 9 + fraction
         if k > 0:  # few samples are 0: the sign comes first, and that of 0 is positive
-            negative, low, high, value, position = code_single(
-                decoding, negative, sign_at, MIN_P, LIMIT, contexts, low, high, value, position, data
-            )
+            negative, stream = code_single(decoding, negative, sign_at, MIN_P, LIMIT, contexts, stream, data)
             magnitude -= np.int64(negative)
         coarse = magnitude >> k
         a = ZERO + (level * 9 + fraction) * MIXED
@@ -278,7 +255,7 @@ def _code_row(
         while v < UNARY:
             bit = coarse > v
             if v < MIXED:
-                _, bit, low, high, value, position = code_mixed(
+                _, bit, stream = code_mixed(
                     decoding,
                     bit,
                     a + v,
@@ -290,22 +267,15 @@ def _code_row(
                     RATE,
                     LIMIT,
                     contexts,
-                    low,
-                    high,
-                    value,
-                    position,
+                    stream,
                     data,
                 )
             else:
-                bit, low, high, value, position = code_single(
-                    decoding, bit, HIGH + level * UNARY + v, MIN_P, LIMIT, contexts, low, high, value, position, data
-                )
+                bit, stream = code_single(decoding, bit, HIGH + level * UNARY + v, MIN_P, LIMIT, contexts, stream, data)
             if not bit:
                 break
             if v == 0 and k == 0:
-                negative, low, high, value, position = code_single(
-                    decoding, negative, sign_at, MIN_P, LIMIT, contexts, low, high, value, position, data
-                )
+                negative, stream = code_single(decoding, negative, sign_at, MIN_P, LIMIT, contexts, stream, data)
             v += 1
         if v == UNARY:
             # Exp-Golomb code of coarse - UNARY + 1: its length in unary, then its lower bits
@@ -316,31 +286,30 @@ def _code_row(
                     length += 1
             n = np.int64(0)
             while True:
-                bit = n < length
-                bit, low, high, value, position = code_single(
-                    decoding, bit, ESCAPE + n, MIN_P, LIMIT, contexts, low, high, value, position, data
-                )
+                bit, stream = code_single(decoding, n < length, ESCAPE + n, MIN_P, LIMIT, contexts, stream, data)
                 if not bit:
                     break
                 n += 1
                 if n == ESCAPE_BITS:
                     return 1
             bits = suffix & ((1 << n) - 1)
-            bits, buffer, buffered, plain_position = _code_plain(
-                decoding, bits, n, buffer, buffered, plain_position, plain
-            )
+            bits, plain_state = _code_plain(decoding, bits, n, plain_state, plain)
             v = UNARY + ((1 << n) | bits) - 1
         if k > 0:
-            bit = (magnitude >> (k - 1)) & 1 != 0
-            bit, low, high, value, position = code_single(
-                decoding, bit, LOW + level * 2 + min(v, 1), MIN_P, LIMIT, contexts, low, high, value, position, data
+            bit, stream = code_single(
+                decoding,
+                (magnitude >> (k - 1)) & 1 != 0,
+                LOW + level * 2 + min(v, 1),
+                MIN_P,
+                LIMIT,
+                contexts,
+                stream,
+                data,
             )
             v = (v << 1) | np.int64(bit)
             if k > 1:
                 bits = magnitude & ((1 << (k - 1)) - 1)
-                bits, buffer, buffered, plain_position = _code_plain(
-                    decoding, bits, k - 1, buffer, buffered, plain_position, plain
-                )
+                bits, plain_state = _code_plain(decoding, bits, k - 1, plain_state, plain)
                 v = (v << (k - 1)) | bits
             v += np.int64(negative)
         difference = -v if negative else v
@@ -359,8 +328,8 @@ def _code_row(
         for t in range(ADAPTIVE_TAPS):
             moved = np.int64(adaptive_c[t]) + ((gain * np.int64(inputs[t]) + 32) >> 6)
             adaptive_c[t] = min(max(moved, -ADAPTIVE_MAX), ADAPTIVE_MAX)
-    state[0], state[1], state[2], state[3] = low, high, value, position
-    state[4], state[5], state[6] = buffer, buffered, plain_position
+    state[0], state[1], state[2], state[3] = stream
+    state[4], state[5], state[6] = plain_state
     return 0
 
 
@@ -406,8 +375,8 @@ def _code_bands(decoding, residual, context, filters, contexts, state, data, pla
             north_weight = np.int64(2) if c else np.int64(3)
             for y in range(height):
                 if not decoding:
-                    data = _grown(data, state[3], width * SAMPLE_BYTES + 64)
-                    plain = _grown(plain, state[6], width * PLAIN_BYTES + 64)
+                    data = grown(data, state[3], width * SAMPLE_BYTES + 64)
+                    plain = grown(plain, state[6], width * PLAIN_BYTES + 64)
                 _predict_row(weights, used, planes, order, y + 2, fixed)
                 row, size_row, size_n, size_nn = res[y + 2], size[y + 2], size[y + 1], size[y]
                 size_pn, size_ph, size_ps = size_p[y + 1], size_p[y + 2], size_p[y + 3]

@@ -30,6 +30,9 @@ from deepsic_codec.payload.coders.numba_jit import inline, jit
 
 SYMBOL_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 16)  # limit for one symbol: 16 bits for each bin
 SYMBOL_MAX = 32767
+OUT_OF_RANGE = "features: the stream holds a symbol outside the allowed range"
+
+Positions = tuple[NDArray[np.int64], NDArray[np.int64]]  # y and x
 
 
 def _neighbour_table() -> NDArray[np.uint8]:
@@ -42,44 +45,20 @@ NEIGHBOUR = _neighbour_table()
 
 
 @inline
-def _code_mixed(decoding, bit, a, b, c, mixer, weights, rate, limit, contexts, low, high, value, position, data):
+def _code_mixed(decoding, bit, a, b, c, mixer, weights, rate, limit, contexts, stream, data):
     """Code a bit under three contexts and a bias, which has a weight as well."""
     m = mixer * INPUTS
     bias = weights[m + 3] * STRETCH_ONE
-    error, bit, low, high, value, position = code_mixed(
-        decoding, bit, a, b, c, m, bias, weights, rate, limit, contexts, low, high, value, position, data
-    )
+    error, bit, stream = code_mixed(decoding, bit, a, b, c, m, bias, weights, rate, limit, contexts, stream, data)
     weights[m + 3] += (STRETCH_ONE * error + 131072) >> 18
-    return bit, low, high, value, position
+    return bit, stream
 
 
 @jit
 def _code_pass(
-    decoding,
-    source,
-    symbols,
-    ys,
-    xs,
-    start,
-    count,
-    second,
-    means,
-    indices,
-    levels,
-    contexts,
-    weights,
-    low_bits,
-    limit,
-    rate,
-    single,
-    offsets,
-    state,
-    data,
-    out,
-    neighbourhood,
-    row,
+    decoding, source, symbols, positions, channels, predictions, tables, memory, offsets, state, data, out, row
 ):
-    """Code one pass of one group over all slices, from a row of `means` on.
+    """Code one pass of one group over all slices, from a row of the predictions on.
 
     Parameters
     ----------
@@ -90,22 +69,22 @@ def _code_pass(
     symbols : int16 (S, h + 2, w + 2, C)
         Symbols coded so far, with a border of zeros. Both directions fill it symbol by symbol, so that contexts never
         depend on anything that a decoder does not have yet.
-    ys, xs : int64 (positions,)
-        The positions of the pass, in row-major order.
-    start, count, second : int
+    positions : two of int64 (positions,)
+        y and x of the pass, in row-major order.
+    channels : (int, int, int)
         First channel, channels, and 1 for a second pass of a group.
-    means, indices : int16, uint8 (P count,)
-        Means in eighths and scale indices: rows of `count`, in the order of slices and then positions.
-    levels : uint8 (256,)
-        Scale level of each index.
-    contexts, weights, low_bits, limit, rate, single, offsets
-        Adaptive state, tables, and where each family of contexts starts.
+    predictions : int16, uint8 (P channels,)
+        Means in eighths and scale indices: rows of all channels, in the order of slices and then positions.
+    tables : tuple
+        `levels`, `low_bits`, `limit`, `rate` and `single` of `CoderTables`.
+    memory : tuple
+        Contexts, mixers, and working memory int32 (C,).
+    offsets : tuple of int
+        `ContextLayout` of the contexts.
     state, data : int64 (4,), uint8 (n,)
         The stream.
-    out : int16 (P count,)
-        A decoder's symbols, arranged like `means`.
-    neighbourhood : int32 (count,)
-        Working memory.
+    out : int16 (P channels,)
+        A decoder's symbols, arranged like the predictions.
     row : int
         The first row to code.
 
@@ -115,13 +94,17 @@ def _code_pass(
         The next row. It is not the last if `data` may be too short for a row. -1 if the stream holds an impossible
         symbol.
     """
-    low, high, value, position = state[0], state[1], state[2], state[3]
-    zero_scale, zero_channel, zero_previous, sign_at = offsets[:4]
-    unary_scale, unary_near, unary_channel, low_at, escape_at = offsets[4:]
+    stream = (state[0], state[1], state[2], state[3])
+    (ys, xs), (start, count, second), (means, indices) = positions, channels, predictions
+    levels, low_bits, limit, rate, single = tables
+    contexts, weights, neighbourhood = memory
+    zero_scale, zero_channel, zero_previous, sign_at, unary_scale, unary_near, unary_channel, low_at, escape_at = (
+        offsets
+    )
     latents = symbols.shape[3]
     end = start + count
     rows = symbols.shape[0] * ys.size
-    while row < rows and (decoding or position + count * SYMBOL_BYTES <= data.size):
+    while row < rows and (decoding or stream[3] + count * SYMBOL_BYTES <= data.size):
         s, n = row // ys.size, row % ys.size
         y, x = ys[n] + 1, xs[n] + 1
         # one-dimensional slices let the compiler turn this loop into vector code
@@ -162,27 +145,13 @@ def _code_pass(
             c3 = zero_previous + (scale * PREVIOUS + previous) * 5 + min(level >> 1, 4)
             bit = difference != 0
             if scale < single:
-                bit, low, high, value, position = code_single(
-                    decoding, bit, c3, MIN_P, limit, contexts, low, high, value, position, data
-                )
+                bit, stream = code_single(decoding, bit, c3, MIN_P, limit, contexts, stream, data)
             else:
-                bit, low, high, value, position = _code_mixed(
-                    decoding, bit, a, b, c3, scale, weights, rate, limit, contexts, low, high, value, position, data
-                )
+                bit, stream = _code_mixed(decoding, bit, a, b, c3, scale, weights, rate, limit, contexts, stream, data)
             if bit:
                 negative = difference < 0
-                negative, low, high, value, position = code_single(
-                    decoding,
-                    negative,
-                    sign_at + scale * FRACTIONS + fraction,
-                    MIN_P,
-                    limit,
-                    contexts,
-                    low,
-                    high,
-                    value,
-                    position,
-                    data,
+                negative, stream = code_single(
+                    decoding, negative, sign_at + scale * FRACTIONS + fraction, MIN_P, limit, contexts, stream, data
                 )
                 low_count = np.int64(low_bits[scale])
                 magnitude = abs(difference) - 1
@@ -193,7 +162,7 @@ def _code_pass(
                     b = unary_near + ((scale >> 3) * NEIGHBOURS + level) * UNARY + v
                     c3 = unary_channel + (k * 3 + min((previous + 1) >> 1, 2)) * 4 + min(v, 3)
                     bit = coarse > v
-                    bit, low, high, value, position = _code_mixed(
+                    bit, stream = _code_mixed(
                         decoding,
                         bit,
                         a,
@@ -204,10 +173,7 @@ def _code_pass(
                         rate,
                         limit,
                         contexts,
-                        low,
-                        high,
-                        value,
-                        position,
+                        stream,
                         data,
                     )
                     if not bit:
@@ -223,18 +189,8 @@ def _code_pass(
                     suffix_bits = np.int64(0)
                     while True:
                         bit = suffix_bits < length
-                        bit, low, high, value, position = code_single(
-                            decoding,
-                            bit,
-                            escape_at + suffix_bits,
-                            MIN_P,
-                            limit,
-                            contexts,
-                            low,
-                            high,
-                            value,
-                            position,
-                            data,
+                        bit, stream = code_single(
+                            decoding, bit, escape_at + suffix_bits, MIN_P, limit, contexts, stream, data
                         )
                         if not bit:
                             break
@@ -243,22 +199,15 @@ def _code_pass(
                             return -1
                     suffix = np.int64(1)
                     for i in range(suffix_bits - 1, -1, -1):
-                        bit = (rest >> i) & 1 != 0
-                        bit, low, high, value, position = code_bit(
-                            decoding, bit, EVEN, low, high, value, position, data
-                        )
+                        bit, stream = code_bit(decoding, (rest >> i) & 1 != 0, EVEN, stream, data)
                         suffix = (suffix << 1) | np.int64(bit)
                     v = UNARY + suffix - 1
                 for i in range(low_count - 1, -1, -1):
                     bit = (magnitude >> i) & 1 != 0
                     if i == low_count - 1:
-                        bit, low, high, value, position = code_single(
-                            decoding, bit, low_at + scale, MIN_P, limit, contexts, low, high, value, position, data
-                        )
+                        bit, stream = code_single(decoding, bit, low_at + scale, MIN_P, limit, contexts, stream, data)
                     else:
-                        bit, low, high, value, position = code_bit(
-                            decoding, bit, EVEN, low, high, value, position, data
-                        )
+                        bit, stream = code_bit(decoding, bit, EVEN, stream, data)
                     v = (v << 1) | np.int64(bit)
                 if decoding:
                     difference = -(v + 1) if negative else v + 1
@@ -269,66 +218,38 @@ def _code_pass(
             if decoding:
                 out[first + c] = symbol
         row += 1
-    state[0], state[1], state[2], state[3] = low, high, value, position
+    state[0], state[1], state[2], state[3] = stream
     return row
 
 
 @jit
 def _encode_passes(
-    passes,
-    chunk,
-    source,
-    symbols,
-    ys,
-    xs,
-    means,
-    indices,
-    levels,
-    contexts,
-    weights,
-    low_bits,
-    limit,
-    rate,
-    single,
-    offsets,
-    state,
-    data,
-    neighbourhood,
-    progress,
+    passes, chunk, source, symbols, positions, predictions, tables, memory, offsets, state, data, progress
 ):
-    """Encode passes of a chunk, from pass `progress[0]`, row `progress[1]` on.
+    """Encode passes of a chunk, from pass `progress[0]`, row `progress[1]` on, and update `progress`.
 
-    `passes` (n, 6) has first channel, channels, whether it is a second pass, first position in `ys` and `xs`,
-    positions, and where the pass begins in `means` and `indices`, which hold the chunks of a batch one after the other.
-    The function updates `progress`. It returns before the last pass if `data` may be too short for a row.
+    `passes`, `positions`, `predictions` and `chunk` are those of `SymbolEncoder.encode`. The function returns before
+    the last pass if `data` may be too short for a row.
     """
+    (ys, xs), (means, indices) = positions, predictions
     while progress[0] < len(passes):
-        start, count, second, first, positions, begin = passes[progress[0]]
-        rows = symbols.shape[0] * positions
+        start, count, second, first, places, begin = passes[progress[0]]
+        end, rows = first + places, symbols.shape[0] * places
         begin += chunk * rows * count
+        stop = begin + rows * count
         row = _code_pass(
             False,
             source,
             symbols,
-            ys[first : first + positions],
-            xs[first : first + positions],
-            start,
-            count,
-            second,
-            means[begin : begin + rows * count],
-            indices[begin : begin + rows * count],
-            levels,
-            contexts,
-            weights,
-            low_bits,
-            limit,
-            rate,
-            single,
+            (ys[first:end], xs[first:end]),
+            (start, count, second),
+            (means[begin:stop], indices[begin:stop]),
+            tables,
+            memory,
             offsets,
             state,
             data,
             means,
-            neighbourhood,
             progress[1],
         )
         progress[1] = row
@@ -336,9 +257,6 @@ def _encode_passes(
             return
         progress[0] += 1
         progress[1] = 0
-
-
-OUT_OF_RANGE = "features: the stream holds a symbol outside the allowed range"
 
 
 def initial_contexts(tables: CoderTables) -> NDArray[np.uint32]:
@@ -351,63 +269,40 @@ class _Coder:
     """State of the stream of a chunk, for either direction."""
 
     def __init__(self, tables: CoderTables, slices: int, grid: tuple[int, int], latents: int) -> None:
-        layout = ContextLayout(latents)
-        self.tables = tables
         self.symbols = np.zeros((slices, grid[0] + 2, grid[1] + 2, latents), np.int16)
-        self._contexts = initial_contexts(tables)
-        self._weights = tables.weights.astype(np.int64).ravel()
         self._source = self.symbols
-        self._offsets = (
-            layout.zero_scale,
-            layout.zero_channel,
-            layout.zero_previous,
-            layout.sign,
-            layout.unary_scale,
-            layout.unary_neighbours,
-            layout.unary_channel,
-            layout.low_bit,
-            layout.escape,
-        )
+        self._tables = tables.levels, tables.low_bits, tables.limit, tables.rate, tables.single
+        weights = tables.weights.astype(np.int64).ravel()
+        self._memory = initial_contexts(tables), weights, np.empty(latents, np.int32)
+        self._offsets = tuple(ContextLayout.of(latents))[:-1]
         self._state = begin_encoding()
         self._data = np.empty(0, np.uint8)
-        self._neighbourhood = np.empty(latents, np.int32)
 
     def _run(
         self,
         decoding: bool,
-        ys: NDArray[np.int64],
-        xs: NDArray[np.int64],
+        positions: Positions,
         start: int,
         second: bool,
         means: NDArray[np.int16],
         indices: NDArray[np.uint8],
         out: NDArray[np.int16],
     ) -> None:
-        tables, row, (rows, count) = self.tables, 0, means.shape
-        flat = means.reshape(-1), indices.reshape(-1), out.reshape(-1)
+        row, (rows, count) = 0, means.shape
         while row < rows:
             row = _code_pass(
                 decoding,
                 self._source,
                 self.symbols,
-                ys,
-                xs,
-                start,
-                count,
-                int(second),
-                *flat[:2],
-                tables.levels,
-                self._contexts,
-                self._weights,
-                tables.low_bits,
-                tables.limit,
-                tables.rate,
-                tables.single,
+                positions,
+                (start, count, int(second)),
+                (means.reshape(-1), indices.reshape(-1)),
+                self._tables,
+                self._memory,
                 self._offsets,
                 self._state,
                 self._data,
-                flat[2],
-                self._neighbourhood,
+                out.reshape(-1),
                 row,
             )
             if row < 0:
@@ -439,7 +334,7 @@ class SymbolEncoder(_Coder):
         s, h, w, c = symbols.shape
         super().__init__(tables, s, (h, w), c)
         if continued is not None:
-            self._contexts, self._weights = continued._contexts, continued._weights
+            self._memory = continued._memory
         self._source = np.ascontiguousarray(symbols, np.int16)
         self._data = np.empty(1 << 16, np.uint8)
 
@@ -465,7 +360,7 @@ class SymbolEncoder(_Coder):
         means, indices : int16, uint8 (P, channels)
             Means in eighths and scale indices of the prior, rows by slice and position.
         """
-        self._run(False, ys, xs, start, second, means, indices, means)
+        self._run(False, (ys, xs), start, second, means, indices, means)
 
     def encode(
         self,
@@ -489,28 +384,20 @@ class SymbolEncoder(_Coder):
         chunk : int
             Number of this chunk in the batch.
         """
-        tables, progress = self.tables, np.zeros(2, np.int64)
+        progress = np.zeros(2, np.int64)
         while progress[0] < len(passes):
             _encode_passes(
                 passes,
                 chunk,
                 self._source,
                 self.symbols,
-                ys,
-                xs,
-                means,
-                indices,
-                tables.levels,
-                self._contexts,
-                self._weights,
-                tables.low_bits,
-                tables.limit,
-                tables.rate,
-                tables.single,
+                (ys, xs),
+                (means, indices),
+                self._tables,
+                self._memory,
                 self._offsets,
                 self._state,
                 self._data,
-                self._neighbourhood,
                 progress,
             )
             if progress[0] < len(passes):
@@ -518,7 +405,8 @@ class SymbolEncoder(_Coder):
 
     def adaptive_state(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return the contexts (probability in the upper 22 bits, observations below) and mixers (MIXERS, INPUTS)."""
-        return self._contexts, self._weights.reshape(-1, INPUTS)
+        contexts, weights, _ = self._memory
+        return contexts, weights.reshape(-1, INPUTS)
 
     def finish(self) -> bytes:
         """Return the stream: the fewest bytes that lie in the final interval when continued by zeros."""
@@ -553,7 +441,7 @@ class SymbolDecoder(_Coder):
         out: NDArray[np.int16] | None = None,
     ) -> None:
         """Decode a pass, as `SymbolEncoder.encode_pass` encodes it, to `symbols` and, if given, `out` (P, channels)."""
-        self._run(True, ys, xs, start, second, means, indices, np.empty_like(means) if out is None else out)
+        self._run(True, (ys, xs), start, second, means, indices, np.empty_like(means) if out is None else out)
 
     def finish(self) -> NDArray[np.int16]:
         """Return all symbols (S, h, w, C).
