@@ -14,7 +14,7 @@ from deepsic_codec.axes import Axes, ceil_div
 from deepsic_codec.codec.bands import from_images, grouping_of, to_images
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
 from deepsic_codec.codec.params import DEFAULT_QUALITY, CodecParams
-from deepsic_codec.codec.scaled import DTYPES, ScaledChunk, check_finite, check_values, scale_chunk
+from deepsic_codec.codec.scaled import DTYPES, Decoded, check_finite, check_values, scale_chunk, unscale
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
 from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.payload.fields import MAX_BANDS, MAX_SAMPLES, image_count
@@ -75,7 +75,7 @@ def check_exact(params: CodecParams) -> None:
 
     decoder, head = params.identity()
     info = find_model(decoder, head=head)
-    if info.architecture["family"] == Architecture.family:  # exact; this needs no torch
+    if info.architecture["family"] == Architecture.family:  # exact; to know that needs no torch
         return
     from deepsic_codec.model.families import family_of
 
@@ -167,7 +167,7 @@ def prepare_chunk(
     params : CodecParams
         How to encode it.
     array : ndarray
-        The chunk; not copied before it is encoded, never written to, and not kept afterwards.
+        The chunk. It is not copied before it is encoded, never written to, and not kept afterwards.
     order : {"C", "F"}, optional
         Memory order in which decoding returns the chunk; the array's order by default.
     valid_shape : sequence of int, optional
@@ -191,19 +191,11 @@ def prepare_chunk(
 
 
 class EncodeTask:
-    """A chunk, scaled, and the model that encodes it.
-
-    Parameters
-    ----------
-    chunk : ChunkToEncode
-        The chunk.
-    info : ModelInfo
-        The model.
-    """
+    """A chunk, scaled, and the model that encodes it."""
 
     def __init__(self, chunk: ChunkToEncode, info: "ModelInfo") -> None:
         self.chunk, self.info, self.params = chunk, info, chunk.params
-        self.scaled: ScaledChunk = scale_chunk(chunk.axes.to_samples(chunk.array), chunk.params)
+        self.scaled = scale_chunk(chunk.axes.to_samples(chunk.array), chunk.params)
 
     @property
     def quality(self) -> float:
@@ -225,22 +217,13 @@ class EncodeTask:
         """Return the images that the networks see, (images, height, width, 3)."""
         return to_images(self.scaled.bands, self.chunk.grouping)
 
-    def bands(self, images: NDArray[Any]) -> NDArray[Any]:
-        """Return the bands (slices, height, width, bands) of decoded images."""
-        return from_images(images, self.chunk.bands, self.chunk.grouping)
+    def decode(self, images: NDArray[Any] | None) -> Decoded:
+        """Return what reconstructed images (images, height, width, 3) decode to, before residual and NoData."""
+        assert images is not None
+        return unscale(from_images(images, self.chunk.bands, self.chunk.grouping), self.scaled.ranges)
 
     def pack(self, encoded: "Encoded | None", quality: float, residual: Residual | None = None) -> bytes:
-        """Return the payload.
-
-        Parameters
-        ----------
-        encoded : Encoded or None
-            Features and label cells; None for a chunk without data.
-        quality : float
-            Quality of the features.
-        residual : Residual, optional
-            Added to decoded samples.
-        """
+        """Return the payload, of a chunk without data if `encoded` is None; `quality` is that of the features."""
         chunk, params, info = self.chunk, self.params, self.info
         _, height, width, _ = self.scaled.samples.shape
         sections: dict[Section[Any], Any] = {

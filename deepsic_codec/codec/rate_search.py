@@ -8,18 +8,20 @@ A trial computes only what its target needs. PSNR is that of pixels synthesised 
 is decoded again, and for `psnr` only the results are coded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log, log2, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from deepsic_codec.codec.params import BOUNDED_QUALITY, DEFAULT_QUALITY, CodecParams
-from deepsic_codec.codec.scaled import Decoded, unscale
+from deepsic_codec.codec.scaled import Decoded
 
 if TYPE_CHECKING:
     from deepsic_codec.codec.chunk import EncodeTask
     from deepsic_codec.model.scheduler import Encoded, Scheduler
+
+T = TypeVar("T")
 
 MIN_INDEX, MAX_INDEX = 100, 10000  # quality in hundredths
 RESIDUAL_ABOVE = 5000  # up to this quality no residual is tried
@@ -33,27 +35,13 @@ SLOPE_BYTES, SLOPE_DECIBELS = (4e-4, 5e-3), (1.5e-3, 6 / PER_OCTAVE)
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One way to encode a chunk, with what is known of it.
+    """One way to encode a chunk, with what is known of it."""
 
-    Attributes
-    ----------
-    quality : float
-        Quality of the features.
-    step : float or None
-        Step of the residual; None for no residual.
-    decibels : float or None
-        PSNR in dB.
-    payload : bytes or None
-        The whole payload.
-    encoded : Encoded or None
-        Symbols and label cells.
-    """
-
-    quality: float
-    step: float | None = None
+    quality: float  # of the features
+    step: float | None = None  # of the residual; None for no residual
     decibels: float | None = None
     payload: bytes | None = None
-    encoded: "Encoded | None" = None
+    encoded: "Encoded | None" = None  # symbols and label cells
 
     @property
     def nbytes(self) -> int:
@@ -136,9 +124,8 @@ class RateSearch:
 
     def _start_residual(self) -> None:
         self._with_residual, self._excess = True, {}
-        step = self.extent / 16
-        if self.params.psnr is not None:
-            step = sqrt(12) * self.extent * 10 ** (-self.params.psnr / 20)
+        psnr = self.params.psnr
+        step = self.extent / 16 if psnr is None else sqrt(12) * self.extent * 10 ** (-psnr / 20)
         self._index = min(self._max_index, max(0, round(PER_OCTAVE * log2(self.extent / step))))
 
     @property
@@ -179,69 +166,72 @@ class _ResidualBase:
 
 
 def search_rate(tasks: Sequence["EncodeTask"], scheduler: "Scheduler") -> list[bytes]:
-    """Encode chunks so that each has the PSNR or the size that its parameters ask for.
-
-    Returns
-    -------
-    list of bytes
-        Payloads. A chunk that cannot reach its target gets the closest result.
-    """
-    exact = scheduler.model.exact
-    searches = {
-        task: RateSearch(
-            task.params,
-            task.chunk.axes.pixels(task.chunk.array.shape),
-            task.scaled.extent,
-            task.scaled.min_step if exact else None,
-        )
-        for task in tasks
-    }
+    """Encode chunks so that each has the PSNR or the size that its parameters ask for, or comes as near as it can."""
+    searches: dict[EncodeTask, RateSearch] = {}
+    for task in tasks:
+        pixels, scaled = task.chunk.axes.pixels(task.chunk.array.shape), task.scaled
+        min_step = scaled.min_step if scheduler.model.exact else None
+        searches[task] = RateSearch(task.params, pixels, scaled.extent, min_step)
     bases: dict[EncodeTask, _ResidualBase] = {}
     while active := [task for task in tasks if not searches[task].done]:
-        qualities = {task: searches[task].quality for task in active if searches[task].step is None}
-        steps = {task: step for task in active if (step := searches[task].step) is not None}
+        steps = [task for task in active if searches[task].step is not None]
         new = {task: BOUNDED_QUALITY for task in steps if task not in bases}
-        if new:
-            bases |= zip(new, _encode(new, scheduler, _residual_base, features=True, pixels=True), strict=True)
-        trials: dict[EncodeTask, Trial] = {}
+        bases |= encode_tasks(new, scheduler, _residual_base, features=True, pixels=True)
+        qualities = {task: searches[task].quality for task in active if searches[task].step is None}
         for_psnr = {task: quality for task, quality in qualities.items() if task.params.psnr is not None}
         for_bpp = {task: quality for task, quality in qualities.items() if task.params.psnr is None}
-        if for_psnr:
-            trials |= zip(for_psnr, _encode(for_psnr, scheduler, _psnr_trial, pixels=True), strict=True)
-        if for_bpp:
-            trials |= zip(for_bpp, _encode(for_bpp, scheduler, _bpp_trial, features=True), strict=True)
-        residual_trials = scheduler.map(_residual_trial, steps, [bases[task] for task in steps], steps.values())
-        trials |= zip(steps, residual_trials, strict=True)
+        trials: dict[EncodeTask, Trial] = encode_tasks(for_psnr, scheduler, _psnr_trial, features=False, pixels=True)
+        trials |= encode_tasks(for_bpp, scheduler, _bpp_trial, features=True, pixels=False)
+        with_step = [Trial(BOUNDED_QUALITY, searches[task].step) for task in steps]
+        code = [task.params.psnr is None for task in steps]
+        measured = scheduler.map(_measure_residual, steps, [bases[task] for task in steps], with_step, code)
+        trials |= zip(steps, measured, strict=True)
         for task, trial in trials.items():
             searches[task].add(trial)
     return _best({task: searches[task].candidates for task in tasks}, bases, scheduler)
 
 
-def _encode(
-    qualities: dict["EncodeTask", float],
+def encode_tasks(
+    qualities: Mapping["EncodeTask", float],
     scheduler: "Scheduler",
-    finish: Callable[["EncodeTask", float, "Encoded"], object],
-    features: bool = False,
-    pixels: bool = False,
-) -> list[Any]:
-    """Analyse chunks and choose their symbols at these qualities; `finish` is the last function of each."""
-    tasks = list(qualities)
-    return scheduler.encode(
-        [task.images() for task in tasks],
+    finish: Callable[["EncodeTask", float, "Encoded"], T],
+    *,
+    features: bool,
+    pixels: bool,
+    symbols: bool = True,
+) -> "dict[EncodeTask, T]":
+    """Analyse chunks and choose their symbols at these qualities.
+
+    Parameters
+    ----------
+    qualities : mapping of EncodeTask to float
+        The chunks.
+    scheduler : Scheduler
+        Of their model.
+    finish : callable
+        Makes the result of each chunk, on a thread of the scheduler.
+    features, pixels, symbols : bool
+        What `finish` gets of each chunk.
+    """
+    if not qualities:
+        return {}
+    results = scheduler.encode(
+        [task.images() for task in qualities],
         list(qualities.values()),
-        [task.params.effort for task in tasks],
-        [task.params.tune for task in tasks],
+        [task.params.effort for task in qualities],
+        [task.params.tune for task in qualities],
         features=features,
-        labels=any(task.params.semantics == "pre" for task in tasks),
-        symbols=True,
+        labels=any(task.params.semantics == "pre" for task in qualities),
+        symbols=symbols,
         pixels=pixels,
         finish=[partial(finish, task, quality) for task, quality in qualities.items()],
     )
+    return dict(zip(qualities, results, strict=True))
 
 
 def _psnr_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
-    decoded = _decoded(task, encoded)
-    return Trial(quality, decibels=task.scaled.psnr(decoded.samples), encoded=replace(encoded, pixels=None))
+    decibels = task.scaled.psnr(task.decode(encoded.pixels).samples)
+    return Trial(quality, decibels=decibels, encoded=replace(encoded, pixels=None))
 
 
 def _bpp_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
@@ -249,62 +239,45 @@ def _bpp_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
 
 
 def _residual_base(task: "EncodeTask", quality: float, encoded: "Encoded") -> _ResidualBase:
-    return _ResidualBase(replace(encoded, pixels=None, symbols=None), _decoded(task, encoded))
+    return _ResidualBase(replace(encoded, pixels=None, symbols=None), task.decode(encoded.pixels))
 
 
-def _decoded(task: "EncodeTask", encoded: "Encoded") -> Decoded:
-    assert encoded.pixels is not None
-    return unscale(task.bands(encoded.pixels), task.scaled.ranges)
-
-
-def _residual_trial(task: "EncodeTask", base: _ResidualBase, step: float) -> Trial:
-    trial = Trial(BOUNDED_QUALITY, step)
-    return _with_decibels(task, base, trial) if task.params.psnr is not None else _with_payload(task, base, trial)
-
-
-def _with_decibels(task: "EncodeTask", base: _ResidualBase, trial: Trial) -> Trial:
-    """Return a trial that has a residual with its PSNR."""
+def _measure_residual(task: "EncodeTask", base: _ResidualBase, trial: Trial, code: bool) -> Trial:
+    """Return a trial that has a residual with its payload, or without `code` with its PSNR."""
     assert trial.step is not None
     residual = task.scaled.stepped_residual(base.decoded, trial.step)
+    if code:
+        coded = residual.encode(base.decoded.context())
+        return replace(trial, payload=task.pack(base.encoded, trial.quality, coded))
     return replace(trial, decibels=task.scaled.psnr(residual.apply(base.decoded.samples)))
 
 
-def _with_payload(task: "EncodeTask", base: _ResidualBase, trial: Trial) -> Trial:
-    """Return a trial that has a residual with its payload."""
-    assert trial.step is not None
-    residual = task.scaled.stepped_residual(base.decoded, trial.step).encode(base.decoded.context())
-    return replace(trial, payload=task.pack(base.encoded, trial.quality, residual))
-
-
 def _best(
-    candidates: dict["EncodeTask", list[Trial]], bases: dict["EncodeTask", _ResidualBase], scheduler: "Scheduler"
+    candidates: Mapping["EncodeTask", list[Trial]], bases: Mapping["EncodeTask", _ResidualBase], scheduler: "Scheduler"
 ) -> list[bytes]:
     """Return the payload of the best candidate of each chunk: the smallest for a PSNR, the most exact for a size."""
-    pairs = [
-        (task, trial)
-        for task, trials in candidates.items()
-        for trial in trials
-        if trial.payload is None or len(trials) > 1
-    ]
-    coded = [(task, trial) for task, trial in pairs if trial.step is None and trial.payload is None]
-    decoded = [(task, trial) for task, trial in pairs if trial.step is None and trial.decibels is None]
+    uncoded: list[tuple[EncodeTask, Trial]] = []
+    unmeasured: list[tuple[EncodeTask, Trial]] = []  # a single candidate with a payload needs no PSNR
     completed: dict[Trial, Trial] = {}
-    if coded:
-        features = scheduler.encode_symbols(*_symbol_columns(coded))
-        for (task, trial), data in zip(coded, features, strict=True):
+    for task, trials in candidates.items():
+        for trial in trials:
+            if trial.payload is not None and len(trials) == 1:
+                continue
+            if trial.step is not None:
+                completed[trial] = _measure_residual(task, bases[task], trial, trial.payload is None)
+            else:
+                (uncoded if trial.payload is None else unmeasured).append((task, trial))
+    if uncoded:
+        features = scheduler.encode_symbols(*_symbol_columns(uncoded))
+        for (task, trial), data in zip(uncoded, features, strict=True):
             assert trial.encoded is not None
             payload = task.pack(replace(trial.encoded, features=data), trial.quality)
             completed[trial] = replace(trial, payload=payload)
     for q6 in (False, True):
-        part = [(task, trial) for task, trial in decoded if task.q6 == q6]
-        if part:
-            for (task, trial), pixels in zip(part, scheduler.synthesise(*_symbol_columns(part), q6), strict=True):
-                samples = unscale(task.bands(pixels), task.scaled.ranges).samples
-                completed[trial] = replace(trial, decibels=task.scaled.psnr(samples))
-    for task, trial in pairs:
-        if trial.step is not None:
-            complete = _with_payload if trial.payload is None else _with_decibels
-            completed[trial] = complete(task, bases[task], trial)
+        pairs = [(task, trial) for task, trial in unmeasured if task.q6 == q6]
+        if pairs:
+            for (task, trial), pixels in zip(pairs, scheduler.synthesise(*_symbol_columns(pairs), q6), strict=True):
+                completed[trial] = replace(trial, decibels=task.scaled.psnr(task.decode(pixels).samples))
     payloads = []
     for task, trials in candidates.items():
         known = [completed.get(trial, trial) for trial in trials]
