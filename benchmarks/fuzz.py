@@ -439,7 +439,7 @@ class Parts(Stage):
             integers = np.rint(rng.laplace(0, 4, shape)).astype(np.int32)
             self.readers.append((encode_mask(mask), partial(decode_mask, shape=shape[:3])))
             coded = encode_integers(integers, context)
-            self.readers.append((coded, partial(decode_integers, shape=shape, context=context)))
+            self.readers.append((coded, partial(decode_integers, context=context)))
         for section in SECTIONS:
             payloads = [unpacked for seed in seeds if section in (unpacked := h.unpack(seed.payload))]
             if not payloads:

@@ -59,7 +59,7 @@ def _ours(chunks: list[Pixels], quality: float) -> list[object]:
         decoded = runtime.decode([encoded.features], [(1, *chunk.shape[:2])], [quality])[0].astype(np.int32)
         residual = chunk[None] - decoded
         encode_seconds, data = _timed(encode_integers, residual, decoded)
-        decode_seconds, result = _timed(decode_integers, data, residual.shape, decoded)
+        decode_seconds, result = _timed(decode_integers, data, decoded)
         if not np.array_equal(result, residual):
             raise AssertionError("the residual is not restored")
         features, coded = features + len(encoded.features), coded + len(data)

@@ -10,16 +10,8 @@ MAX_STEP, MIN_STEP = 200.0, 4.0
 
 
 def quality_step(quality: Any) -> Any:
-    """Return the nominal step of the quantiser at a quality.
+    """Return the nominal step of the quantiser at a quality from 1 to 100, a number, array or tensor.
 
-    Parameters
-    ----------
-    quality : float or array or tensor
-        From 1 to 100.
-
-    Returns
-    -------
-    float or array or tensor
-        In grey levels (1/255 of the coded range): 200 at quality 1, 4 at quality 100, log-linear between.
+    In grey levels (1/255 of the coded range): 200 at quality 1, 4 at quality 100, log-linear between.
     """
     return MAX_STEP * (MIN_STEP / MAX_STEP) ** ((quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY))

@@ -37,24 +37,12 @@ DTYPES |= {code | 256: dtype.newbyteorder(">") for code, dtype in DTYPES.items()
 
 @dataclass(frozen=True, slots=True)
 class SectionEntry:
-    """An entry of the section table.
+    """An entry of the section table."""
 
-    Attributes
-    ----------
-    kind : int
-        Number of the section, with the bit OPTIONAL if a reader may skip it.
-    length : int
-        Bytes.
-    crc : int
-        CRC-32C of these bytes.
-    offset : int
-        First byte, from the start of the payload.
-    """
-
-    kind: int
-    length: int
-    crc: int
-    offset: int
+    kind: int  # number of the section, with the bit OPTIONAL if a reader may skip it
+    length: int  # bytes
+    crc: int  # CRC-32C of these bytes
+    offset: int  # of the first byte, from the start of the payload
 
 
 @dataclass(frozen=True, slots=True)

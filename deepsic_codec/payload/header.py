@@ -49,12 +49,7 @@ _DTYPE_KEYS = {dtype: key for key, dtype in DTYPES.items()}
 
 
 def header_size(data: Any) -> int:
-    """Return the length of the header in bytes.
-
-    Parameters
-    ----------
-    data : bytes-like
-        The payload, or its first 12 bytes at least.
+    """Return the length of a header in bytes, from the first 12 bytes of a payload at least.
 
     Raises
     ------
@@ -183,19 +178,9 @@ def _read_body(body: bytes, size: int) -> Header:
     if position != len(body):
         raise CorruptPayload(f"header: {len(body) - position} bytes after the section table")
     order = "F" if layout & FORTRAN else "C"
+    grid, entries = (rows, columns), tuple(sections)
     return Header(
-        dtype,
-        shape,
-        order,
-        axes,
-        decoder,
-        head,
-        quality / 100,
-        (rows, columns),
-        tuple(sections),
-        size,
-        FORMAT_VERSION,
-        grouping,
+        dtype, shape, order, axes, decoder, head, quality / 100, grid, entries, size, FORMAT_VERSION, grouping
     )
 
 
@@ -234,39 +219,23 @@ def _check_kind(kind: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Payload:
-    """A payload whose checksums are right.
-
-    Attributes
-    ----------
-    header : Header
-        Its header.
-    sections : mapping of int to bytes
-        Coded sections by kind, those of unknown kinds included.
-    """
+    """A payload whose checksums are right."""
 
     header: Header
-    sections: Mapping[int, bytes]
+    sections: Mapping[int, bytes]  # coded, by kind, those of unknown kinds included
 
     def __contains__(self, section: Section[Any]) -> bool:
         """Whether the payload has a section."""
         return section.kind in self.sections
 
     def read(self, section: Section[T]) -> T | None:
-        """Decode a section, None if the payload has no such section.
-
-        Raises
-        ------
-        CorruptPayload
-            If the section is damaged, or not that of such a chunk.
-        UnsupportedPayload
-            If it needs a newer version.
-        """
+        """Decode a section; None if the payload has no such section. Raises the errors of `Section.decode`."""
         data = self.sections.get(section.kind)
         return None if data is None else section.decode(data, self.header)
 
 
 def read_section(payload: Any, header: Header, section: Section[T]) -> T | None:
-    """Verify the checksum of a section, and decode it.
+    """Verify the checksum of a section and decode it; None if the payload has no such section.
 
     Parameters
     ----------
@@ -276,10 +245,6 @@ def read_section(payload: Any, header: Header, section: Section[T]) -> T | None:
         Its header.
     section : Section
         LABELS or another kind of `deepsic_codec.payload.sections`.
-
-    Returns
-    -------
-    Content of the section, None if the payload has no such section.
 
     Raises
     ------
@@ -304,12 +269,7 @@ def _read(payload: bytes | memoryview, entry: SectionEntry) -> bytes:
 
 
 def unpack(payload: Any) -> Payload:
-    """Verify a whole payload: its header, the checksum of each section, and its length.
-
-    Parameters
-    ----------
-    payload : bytes-like
-        Not kept.
+    """Verify a whole payload, bytes-like: its header, the checksum of each section, and its length.
 
     Raises
     ------
@@ -352,25 +312,11 @@ def pack(
 
     Parameters
     ----------
-    dtype : dtype-like
-        Of the chunk: u1, i1, u2, i2 or f4, in either byte order.
-    shape : sequence of int
-        Of the chunk, in the order of `axes`.
-    order : {"C", "F"}
-        Memory order of the chunk.
-    axes : str
-        y, x and any of c, t, z, n, each once.
-    decoder, head : bytes
-        The first 8 bytes of the decoder's SHA-256, the first 4 of the head's; four zeros for no head.
-    quality : float
-        1 to 100, stored in hundredths.
-    grid : (int, int)
-        Rows and columns of symbols.
+    dtype, shape, order, axes, decoder, head, quality, grid, grouping
+        As in `Header`; the dtype is u1, i1, u2, i2 or f4, and the quality is stored in hundredths.
     sections : mapping of Section to its content
         Kinds of `deepsic_codec.payload.sections`, and others that readers may skip. Stored in ascending order of their
         numbers, so that labels come first.
-    grouping : int
-        TRIPLES, FIRST_TRIPLE (of 4 bands or more) or PLANES (of 2 or more).
 
     Returns
     -------

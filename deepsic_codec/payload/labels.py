@@ -53,7 +53,7 @@ class LabelBlock:
 
 
 def best_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> LabelBlock:
-    """Choose the classes of each tile that are stored.
+    """Choose the classes of each tile that are stored: at most the 5 best, none below MIN_SCORE.
 
     Parameters
     ----------
@@ -61,11 +61,6 @@ def best_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> LabelBlock:
         uint8 (slices, rows, columns, classes), in 1/255, of at most 255 classes.
     tile : (int, int)
         Height and width of a tile in pixels, multiples of 64.
-
-    Returns
-    -------
-    LabelBlock
-        At most the 5 best classes of each tile, none below MIN_SCORE.
 
     Raises
     ------
@@ -104,14 +99,7 @@ def encode_labels(labels: LabelBlock) -> bytes:
 
 
 def decode_labels(data: bytes, header: Header) -> LabelBlock:
-    """Read a labels section.
-
-    Parameters
-    ----------
-    data : bytes
-        The section, its checksum verified.
-    header : Header
-        Of the payload, whose chunk shape says how many tiles there are.
+    """Read a labels section; the chunk shape in the header says how many tiles it has.
 
     Raises
     ------
@@ -154,19 +142,9 @@ def default_tile(height: int, width: int) -> tuple[int, int]:
 
 
 def tile_scores(cells: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.uint8]:
-    """Join cells to tiles: a class scores in a tile what it scores in the best of its cells.
+    """Join cells of 64 x 64 pixels to tiles: a class scores in a tile what it scores in the best of its cells.
 
-    Parameters
-    ----------
-    cells : ndarray
-        uint8 (slices, rows, columns, classes): scores of cells of 64 x 64 pixels.
-    tile : (int, int)
-        Height and width of a tile in pixels, multiples of 64.
-
-    Returns
-    -------
-    ndarray
-        uint8 (slices, tile rows, tile columns, classes): the maximum over the cells of each tile.
+    Cells and tiles are uint8 (slices, rows, columns, classes). `tile` is height and width of a tile in pixels.
     """
     _check_tile(tile)
     for axis, length in zip((1, 2), tile, strict=True):

@@ -31,15 +31,10 @@ class NoData:
     down: bool
     mask: NDArray[np.bool_] | None
 
-    @property
-    def neighbour(self) -> Any:
-        """The value that data which decodes to `value` becomes; None for NaN, which data never decodes to."""
-        return next_value(self.value, self.down)
-
     def apply(self, samples: NDArray[Any]) -> None:
         """Set samples under the mask to the NoData value, in place, and move all others off it."""
-        neighbour = self.neighbour
-        if neighbour is not None:
+        neighbour = next_value(self.value, self.down)
+        if neighbour is not None:  # data never decodes to NaN
             samples[samples == self.value] = neighbour
         if self.mask is not None:
             np.copyto(samples, self.value, where=self.mask)

@@ -25,63 +25,29 @@ FLOAT_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Residual:
-    """Coded integers, one for each sample, and how they are applied.
+    """Coded integers, one for each sample, and how they are applied."""
 
-    Attributes
-    ----------
-    layout : int
-        STEPS for samples that are integers, FLOAT_STEPS or FLOAT_BITS for float32.
-    step : float
-        Units of the samples in one integer: a whole number for STEPS, not used by FLOAT_BITS.
-    coded : bytes
-        The integers.
-    """
-
-    layout: int
-    step: float
+    layout: int  # STEPS for samples that are integers, FLOAT_STEPS or FLOAT_BITS for float32
+    step: float  # units of the samples in one integer: a whole number for STEPS, not used by FLOAT_BITS
     coded: bytes
 
     def apply(self, decoded: NDArray[Any], context: NDArray[np.int32]) -> NDArray[Any]:
-        """Add the residual to decoded samples.
+        """Return new samples: decoded ones (slices, height, width, bands) plus the residual.
 
-        Parameters
-        ----------
-        decoded : ndarray
-            (slices, height, width, bands).
-        context : ndarray
-            int32 of that shape, equal to the encoder's.
-
-        Returns
-        -------
-        ndarray
-            New samples of that shape and dtype.
-
-        Raises
-        ------
-        CorruptPayload
-            If the coded integers are damaged.
+        `context` is int32 of that shape, equal to the encoder's. Raises CorruptPayload if the integers are damaged.
         """
         from deepsic_codec.payload.coders.residual import decode_integers  # numba, which reading labels does not need
 
         if self.layout == FLOAT_BITS:
-            context = _twice(context)
-            integers = _join_halves(decode_integers(self.coded, context.shape, context))
+            integers = _join_halves(decode_integers(self.coded, _twice(context)))
         else:
-            integers = decode_integers(self.coded, decoded.shape, context)
+            integers = decode_integers(self.coded, context)
         return UncodedResidual(self.layout, self.step, integers).apply(decoded)
 
 
 @dataclass(frozen=True, eq=False)
 class UncodedResidual:
-    """Integers, one for each sample, and how they are applied.
-
-    Attributes
-    ----------
-    layout, step
-        As in `Residual`.
-    integers : ndarray
-        int32 (slices, height, width, bands).
-    """
+    """A residual whose integers, int32 (slices, height, width, bands), are not coded."""
 
     layout: int
     step: float

@@ -31,17 +31,12 @@ def full_range(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 
 def encode_ranges(ranges: Ranges) -> bytes:
-    """Write a value range section.
+    """Write a value range section, which has one range if all are equal.
 
     Parameters
     ----------
     ranges : ndarray
         (bands, 2), of the chunk's dtype: the values that become grey levels 0 and 255, the first at most the second.
-
-    Returns
-    -------
-    bytes
-        The section; one range if all are equal.
     """
     same = bool((ranges == ranges[:1]).all())
     stored = ranges[:1] if same else ranges
@@ -49,12 +44,7 @@ def encode_ranges(ranges: Ranges) -> bytes:
 
 
 def decode_ranges(data: bytes, header: Header) -> Ranges:
-    """Read a value range section.
-
-    Returns
-    -------
-    ndarray
-        (bands, 2), of the chunk's dtype in the byte order of this machine.
+    """Read a value range section: (bands, 2), of the chunk's dtype in the byte order of this machine.
 
     Raises
     ------
@@ -78,25 +68,17 @@ def decode_ranges(data: bytes, header: Header) -> Ranges:
 
 
 def to_q6(samples: NDArray[Any], ranges: Ranges) -> NDArray[np.int16]:
-    """Scale samples.
+    """Scale finite samples (..., bands) to int16 in q6 grey levels, 0 to 16320.
 
-    Parameters
-    ----------
-    samples : ndarray
-        (..., bands), of the dtype of the ranges; finite. Samples outside of their range are clipped to it.
-    ranges : ndarray
-        (bands, 2).
-
-    Returns
-    -------
-    ndarray
-        int16 of the same shape in q6 grey levels, 0 to 16320.
+    Samples have the dtype of the ranges (bands, 2). Those outside of their range are clipped to it.
     """
     out = np.empty(samples.shape, np.int16)
     for band, group in _band_groups(ranges):
         low, high = ranges[band]
         part = samples[..., group]
-        if samples.dtype.kind == "f":
+        if low == high:
+            out[..., group] = MIDDLE_Q6
+        elif samples.dtype.kind == "f":
             out[..., group] = _float_to_q6(part, float(low), float(high))
         elif part.size < TABLE_MIN_SAMPLES:
             out[..., group] = _integer_to_q6(part, int(low), int(high))
@@ -107,20 +89,7 @@ def to_q6(samples: NDArray[Any], ranges: Ranges) -> NDArray[np.int16]:
 
 
 def from_q6(scaled: NDArray[np.int16], ranges: Ranges) -> NDArray[Any]:
-    """Undo `to_q6`, but for rounding and clipping.
-
-    Parameters
-    ----------
-    scaled : ndarray
-        int16 (..., bands), 0 to 16320.
-    ranges : ndarray
-        (bands, 2).
-
-    Returns
-    -------
-    ndarray
-        Samples of the dtype of the ranges, of the same shape.
-    """
+    """Undo `to_q6`, but for rounding and clipping: return samples of the dtype of the ranges."""
     out = np.empty(scaled.shape, ranges.dtype)
     for band, group in _band_groups(ranges):
         low, high = ranges[band].tolist()
@@ -136,16 +105,12 @@ def _band_groups(ranges: Ranges) -> list[tuple[int, Any]]:
 
 
 def _integer_to_q6(values: NDArray[Any], low: int, high: int) -> NDArray[np.int16]:
-    if low == high:
-        return np.full(values.shape, MIDDLE_Q6, np.int16)
     extent = high - low
     steps = np.clip(values.astype(np.int64), low, high) - low
     return ((2 * MAX_Q6 * steps + extent) // (2 * extent)).astype(np.int16)
 
 
 def _float_to_q6(values: NDArray[Any], low: float, high: float) -> NDArray[np.int16]:
-    if low == high:
-        return np.full(values.shape, MIDDLE_Q6, np.int16)
     steps = np.clip(values.astype(np.float64), low, high)
     steps -= low
     steps *= MAX_Q6

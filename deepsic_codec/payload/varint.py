@@ -20,21 +20,7 @@ def write_varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, position: int, name: str) -> tuple[int, int]:
-    """Read an integer.
-
-    Parameters
-    ----------
-    data : bytes
-        Where it is.
-    position : int
-        Its first byte.
-    name : str
-        Section and field, for errors.
-
-    Returns
-    -------
-    (int, int)
-        The integer and the position after it.
+    """Read the integer at a position; return it and the position after it. `name` is that of the field, for errors.
 
     Raises
     ------

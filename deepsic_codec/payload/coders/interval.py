@@ -29,13 +29,7 @@ def finish_encoding(state: NDArray[np.int64], data: NDArray[np.uint8]) -> bytes:
 
 
 def begin_decoding(data: bytes, section: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return the state of a decoder, with 6 bytes read, and the stream as an array; refuse zero bytes at its end.
-
-    Raises
-    ------
-    CorruptPayload
-        If the stream ends in a zero byte, which an encoder never writes.
-    """
+    """Do as `read_first`; raise CorruptPayload if the stream ends in a zero byte, which an encoder never writes."""
     state, stream = read_first(data)
     if stream.size and not stream[-1]:
         raise CorruptPayload(f"{section}: the stream ends in a zero byte")
@@ -50,26 +44,11 @@ def read_first(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: str, unit: str = "sample") -> None:
-    """Check that the stream was read to its end.
-
-    Parameters
-    ----------
-    state, data : ndarray
-        Of the decoder.
-    section : str
-        For the message.
-    unit : str
-        What the stream codes: "sample" or "symbol".
-
-    Raises
-    ------
-    CorruptPayload
-        If bytes are left over.
-    """
+    """Raise CorruptPayload if bytes of a stream are left over; `unit` is what it codes, "sample" or "symbol"."""
     check_end(int(state[3]), data.size, section, unit)
 
 
 def check_end(position: int, size: int, section: str, unit: str = "sample") -> None:
-    """Check that a stream of `size` bytes was read to its end, as `finish_decoding` does."""
+    """Raise CorruptPayload if a decoder at a position has not read all bytes of a stream, as `finish_decoding` does."""
     if position < size:
         raise CorruptPayload(f"{section}: bytes left over after the last {unit}")

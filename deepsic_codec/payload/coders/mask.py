@@ -88,14 +88,7 @@ def _code_mask(decoding, mask, contexts, state, data):
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes:
-    """Encode a mask.
-
-    Parameters
-    ----------
-    mask : bool (S, H, W)
-        True where there is no data.
-    """
-    mask = np.asarray(mask)
+    """Encode a mask bool (S, H, W), True where there is no data."""
     if mask.dtype != bool or mask.ndim != 3 or not mask.size:
         raise ValueError(f"a mask is a bool array (S, H, W) with pixels, not {mask.dtype} {mask.shape}")
     state = begin_encoding()
@@ -104,13 +97,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def decode_mask(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Decode a mask of shape (S, H, W).
-
-    Raises
-    ------
-    CorruptPayload
-        If bytes are left over after the last pixel, or the stream ends in a zero byte.
-    """
+    """Decode a mask of shape (S, H, W); raises CorruptPayload if the stream does not end with the last pixel."""
     state, stream = begin_decoding(data, "nodata")
     mask = np.zeros(shape, np.uint8)
     _code_mask(True, mask, START.copy(), state, stream)

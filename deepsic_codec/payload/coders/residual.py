@@ -426,19 +426,9 @@ def _code_bands(decoding, residual, context, filters, contexts, state, data, pla
 
 
 def encode_integers(residual: NDArray[np.int32], context: NDArray[np.int32]) -> bytes:
-    """Encode the integers of a residual section.
+    """Encode the integers of a residual section, int32 (S, H, W, C), with decoded samples of that shape as context.
 
-    Parameters
-    ----------
-    residual : int32 (S, H, W, C)
-        Integers within +-RESIDUAL_MAX.
-    context : int32 (S, H, W, C)
-        The decoded samples.
-
-    Raises
-    ------
-    ValueError
-        If a residual is out of range, or shapes differ.
+    Raises ValueError if an integer is beyond +-RESIDUAL_MAX, or shapes differ.
     """
     residual, context = np.ascontiguousarray(residual, np.int32), np.ascontiguousarray(context, np.int32)
     if residual.shape != context.shape or residual.ndim != 4 or not residual.size:
@@ -456,17 +446,10 @@ def encode_integers(residual: NDArray[np.int32], context: NDArray[np.int32]) -> 
     return write_varint(len(coded)) + coded + plain[:plain_position].tobytes() + tail
 
 
-def decode_integers(data: bytes, shape: tuple[int, int, int, int], context: NDArray[np.int32]) -> NDArray[np.int32]:
+def decode_integers(data: bytes, context: NDArray[np.int32]) -> NDArray[np.int32]:
     """Decode the integers of a residual section.
 
-    Parameters
-    ----------
-    data : bytes
-        What `encode_integers` returned.
-    shape : (int, int, int, int)
-        S, H, W, C.
-    context : int32 (S, H, W, C)
-        Equal to the encoder's.
+    `context` is int32 (S, H, W, C), equal to the encoder's.
 
     Raises
     ------
@@ -474,9 +457,6 @@ def decode_integers(data: bytes, shape: tuple[int, int, int, int], context: NDAr
         If the section holds an impossible sample or weight, ends early, or goes on after the last sample.
     """
     context = np.ascontiguousarray(context, np.int32)
-    if context.shape != tuple(shape):
-        raise ValueError(f"a context of shape {context.shape} for residuals of shape {tuple(shape)}")
-    data = bytes(data)
     try:
         length, start = read_varint(data, 0, "residual")
     except IndexError:
@@ -486,7 +466,7 @@ def decode_integers(data: bytes, shape: tuple[int, int, int, int], context: NDAr
     start_state, stream = begin_decoding(data[start : start + length], "residual")
     plain = np.frombuffer(data[start + length :], np.uint8).copy()
     state, contexts = np.concatenate([start_state, np.zeros(3, np.int64)]), START.copy()
-    residual, filters = np.zeros(shape, np.int32), np.zeros((shape[3], SLOPE_SHIFT + 1), np.int64)
+    residual, filters = np.zeros_like(context), np.zeros((context.shape[3], SLOPE_SHIFT + 1), np.int64)
     status, _, _ = _code_weights(True, filters, contexts, state, stream, plain)
     if status:
         raise CorruptPayload("residual: a weight outside the allowed range")

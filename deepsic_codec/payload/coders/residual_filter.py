@@ -111,28 +111,18 @@ def _confidence(activity: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def fit(residual: NDArray[np.int32], context: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Choose the weights of the fixed filter for a chunk.
+    """Choose the weights of the fixed filter for a chunk, from the arguments of the coder.
 
-    Parameters
-    ----------
-    residual, context : int32 (S, H, W, C)
-        The arguments of the coder.
-
-    Returns
-    -------
-    ndarray
-        int64 (C, taps + 1), the last column being slope shifts. A band without gain repeats the weights of the one
-        before.
+    Returns int64 (C, taps + 1), the last column being slope shifts. A band without gain repeats the weights of the one
+    before.
     """
     slices, height, width, bands = residual.shape
     total = slices * height * width
     weights = np.zeros((bands, SLOPE_SHIFT + 1), np.int64)
     samples = min(max(total // THINNING, SAMPLES // THINNING), SAMPLES, total)
     row, column = np.divmod(np.arange(samples) * total // samples, width)
-    if samples < total:
-        column = (
-            column + 7 * row
-        ) % width  # a step that divides the width must not choose the same columns in each row
+    if samples < total:  # a step that divides the width must not choose the same columns in each row
+        column = (column + 7 * row) % width
     where = np.stack([*np.divmod(row, height), column], axis=1)
     for band in range(bands):
         if band:
@@ -186,15 +176,14 @@ def _fit_band(values: NDArray[np.int64], inter: bool) -> NDArray[np.int64]:
     activity = _activity(values, inter)
     confidence = _confidence(activity)
     exact = values.astype(np.float64)
-    inputs = exact[:, :-1]
-    weights = np.zeros(inputs.shape[1], np.int64)
+    taps = exact.shape[1] - 1
+    weights = np.zeros(taps, np.int64)
     for _ in range(ROUNDS):
         # integers below 2^53 throughout: the same in whatever order they are added
-        matrix, right = np.zeros((inputs.shape[1],) * 2), np.zeros(inputs.shape[1])
+        matrix, right = np.zeros((taps, taps)), np.zeros(taps)
         _sum_products(exact, confidence, matrix, right)
         matrix[np.diag_indices_from(matrix)] += np.floor(confidence.sum() / 64) + 1
-        solution = _solve(matrix, right)
-        limit = float(WEIGHT_MAX)
-        weights = np.clip(np.floor(solution * (1 << WEIGHT_SHIFT) + 0.5), -limit, limit).astype(np.int64)
+        weights = np.floor(_solve(matrix, right) * (1 << WEIGHT_SHIFT) + 0.5)
+        weights = np.clip(weights, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
         confidence = _confidence(activity + _errors(values, weights))
     return weights
