@@ -12,14 +12,7 @@ from deepsic_codec.stored.reader import PayloadStart
 
 
 def index_location(stored: StoredArray, index: Any) -> IndexLocation | None:
-    """Return where the index of an array goes, None for nowhere.
-
-    Parameters
-    ----------
-    stored : StoredArray
-        The array.
-    index : bool, "auto" or location
-        False for none; "auto" for the location beside the array if there can be one; True requires that location.
+    """Return where the index of an array goes, None for nowhere; `index` is that of `deepsic_codec.dask.store`.
 
     Raises
     ------
@@ -39,15 +32,8 @@ def index_location(stored: StoredArray, index: Any) -> IndexLocation | None:
 def write_index(stored: StoredArray, location: IndexLocation, starts: Mapping[Index, bytes]) -> None:
     """Write the index of an array, equal to the one that `consolidate_labels` makes.
 
-    Parameters
-    ----------
-    stored : StoredArray
-        The array.
-    location : IndexLocation
-        Where the index goes. An earlier index stays valid until the new one is.
-    starts : mapping of tuple of int to bytes
-        Starts of the payloads, to the end of their labels, of chunks that were just written. Those of other chunks
-        are read.
+    `starts` are those of payloads just written, to the end of their labels. Those of other chunks are read. An earlier
+    index stays valid until the new one is.
     """
 
     def all_starts(indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, PayloadStart | None]]:

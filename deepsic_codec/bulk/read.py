@@ -16,7 +16,7 @@ Decode = Callable[[list[PayloadToDecode]], list[Any]]
 
 
 def read_region(stored: StoredArray, region: Region, batch_size: int) -> NDArray[Any]:
-    """Read a region.
+    """Read a region, the fill value where chunks are missing.
 
     Parameters
     ----------
@@ -26,11 +26,6 @@ def read_region(stored: StoredArray, region: Region, batch_size: int) -> NDArray
         One for each axis, with start and stop within the array and step 1.
     batch_size : int
         Chunks that are fetched, and decoded in one call; bounds memory.
-
-    Returns
-    -------
-    ndarray
-        Its values; the fill value where chunks are missing.
 
     Raises
     ------
@@ -77,15 +72,7 @@ def _copy_overlap(result: NDArray[Any], region: Region, index: Index, chunk: NDA
 
 
 class BatchedArray:
-    """An array for Dask to slice. The chunks of each slice are decoded as one batch.
-
-    Parameters
-    ----------
-    stored : StoredArray
-        The array.
-    batch_size : int
-        Chunks decoded in one call.
-    """
+    """An array for Dask to slice. The chunks of each slice are decoded as one batch, of up to `batch_size` chunks."""
 
     def __init__(self, stored: StoredArray, batch_size: int) -> None:
         self.stored, self.batch_size = stored, batch_size

@@ -29,38 +29,19 @@ PERMANENT = (PermissionError, NotImplementedError, TypeError, ValueError, IsADir
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How a block is written.
+    """How a block is written."""
 
-    Attributes
-    ----------
-    batch_size : int
-        Chunks in one call of the model.
-    retries : int
-        How often a failing write is tried again.
-    backoff : float
-        Seconds before the first retry; doubled for each further one, and up to doubled again at random.
-    process : int
-        ID of the process that opened the target. Writes of another process to a memory store would be lost, so they
-        are refused.
-    """
-
-    batch_size: int = 16
-    retries: int = 5
-    backoff: float = 0.2
+    batch_size: int = 16  # chunks in one call of the model
+    retries: int = 5  # of a failing write
+    backoff: float = 0.2  # seconds before the first retry; doubled for each further one, and up to doubled at random
+    # The process that opened the target. Writes of another to a memory store would be lost, so they are refused.
     process: int = field(default_factory=os.getpid)
 
 
 class PackedStarts(Mapping[Index, bytes]):
     """Starts of payloads by position in the grid of chunks, packed into arrays: there may be millions.
 
-    Parameters
-    ----------
-    grid : tuple of int
-        Chunks of the array along each axis.
-    numbers, starts, stops : ndarray
-        int64: position of each chunk in the flattened grid, ascending; its first byte in `data`, and one past the last.
-    data : bytes
-        All starts, one after the other.
+    `numbers` are the positions in the flattened grid, ascending; `starts` and `stops` the bytes of each in `data`.
     """
 
     def __init__(self, grid: Index, numbers: Any = (), starts: Any = (), stops: Any = (), data: bytes = b"") -> None:
@@ -104,27 +85,13 @@ class PackedStarts(Mapping[Index, bytes]):
 
 @dataclass
 class BlockReport:
-    """What `write_block` did.
+    """What `write_block` did."""
 
-    Attributes
-    ----------
-    starts : PackedStarts
-        The start of each payload written, to the end of its labels.
-    empty : int
-        Chunks that are the fill value everywhere and therefore not stored.
-    nbytes : int
-        Bytes stored.
-    samples : int
-        Samples encoded or found empty.
-    failed : dict of str to str
-        Keys that could not be written, and why.
-    """
-
-    starts: PackedStarts
-    empty: int = 0
-    nbytes: int = 0
-    samples: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
+    starts: PackedStarts  # of each payload written, to the end of its labels
+    empty: int = 0  # chunks that are the fill value everywhere and therefore not stored
+    nbytes: int = 0  # stored
+    samples: int = 0  # encoded or found empty
+    failed: dict[str, str] = field(default_factory=dict)  # keys that could not be written, and why
 
 
 def write_block(

@@ -103,25 +103,12 @@ def load_model(decoder: str, head: str | None = None, name: str | None = None) -
 
 @dataclass(frozen=True, eq=False)
 class ChunkToEncode:
-    """A chunk that passed all checks.
+    """A chunk that passed all checks; see `prepare_chunk`."""
 
-    Attributes
-    ----------
-    params : CodecParams
-        With the identity of the model.
-    array : ndarray
-        The chunk.
-    order : str
-        "C" or "F": memory order in which decoding returns the chunk.
-    valid_shape : tuple of int or None
-        Samples along each axis that are data, from the first; the rest is padding and gets no labels. None if all
-        samples are data.
-    """
-
-    params: CodecParams
+    params: CodecParams  # with the identity of the model
     array: NDArray[Any]
     order: str
-    valid_shape: tuple[int, ...] | None = None
+    valid_shape: tuple[int, ...] | None = None  # None: without padding
 
     @cached_property
     def axes(self) -> Axes:

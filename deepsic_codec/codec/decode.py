@@ -32,26 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PayloadToDecode:
-    """A payload with verified header and checksums.
-
-    Attributes
-    ----------
-    header : Header
-        Its header.
-    features : bytes or None
-        None for a chunk without data.
-    ranges : ndarray or None
-        The value range; None for uint8 that is not scaled.
-    nodata_section : bytes or None
-        The coded nodata section.
-    residual : Residual or None
-        Added to decoded samples.
-    """
+    """A payload with verified header and checksums."""
 
     header: Header
-    features: bytes | None
-    ranges: Ranges | None = None
-    nodata_section: bytes | None = None
+    features: bytes | None  # None for a chunk without data
+    ranges: Ranges | None = None  # None for uint8 that is not scaled
+    nodata_section: bytes | None = None  # still coded
     residual: Residual | None = None
 
     @property
@@ -158,13 +144,9 @@ def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tup
 
 
 def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
-    """Decode a payload to its symbols.
+    """Decode a payload to its symbols, int16 (slices, latents, grid rows, grid columns).
 
-    Returns
-    -------
-    ndarray
-        int16 (slices, latents, grid rows, grid columns), the latents of all images of a slice one after the other.
-        Zeros for a chunk without data.
+    The latents of all images of a slice follow one another. A chunk without data has zeros.
     """
     header = payload.header
     info, scheduler = load_model(payload.key.hex())
@@ -190,19 +172,9 @@ def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
 
 
 def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", scheduler: "Scheduler") -> list[Scores]:
-    """Compute the scores of label cells from stored features.
+    """Compute the scores of label cells, 0 in cells without data, from stored features.
 
-    Parameters
-    ----------
-    payloads : sequence of PayloadToDecode
-        Payloads of the model's decoder.
-    info, scheduler : ModelInfo, Scheduler
-        The model with the head that scores.
-
-    Returns
-    -------
-    list of ndarray
-        For each payload uint8 (slices, rows, columns, classes), 0 in cells without data.
+    All payloads are of the model's decoder. `info` and `scheduler` are those of the model whose head scores.
     """
     with_data = [payload for payload in payloads if payload.features is not None]
     scores: Iterator[Scores] = iter(())

@@ -22,15 +22,7 @@ def no_scores(slices: int, height: int, width: int, classes: int) -> Scores:
 
 
 def cells_with_data(cells: Scores, mask: NDArray[np.bool_] | None) -> Scores:
-    """Return cells that score 0 where no pixel has data.
-
-    Parameters
-    ----------
-    cells : ndarray
-        Scores.
-    mask : ndarray or None
-        bool (slices, height, width, bands), True where a sample holds no data; None if all samples are data.
-    """
+    """Return cells that score 0 where no pixel has data; `mask` is that of `NoData`."""
     if mask is None:
         return cells
     data = ~mask.all(axis=-1)
@@ -40,17 +32,7 @@ def cells_with_data(cells: Scores, mask: NDArray[np.bool_] | None) -> Scores:
 
 
 def cells_within(cells: Scores, axes: Axes, shape: Sequence[int], valid_shape: Sequence[int]) -> Scores:
-    """Return cells that score 0 where they lie wholly in padding.
-
-    Parameters
-    ----------
-    cells : ndarray
-        Scores.
-    axes : Axes
-        Axes of the chunk.
-    shape, valid_shape : sequence of int
-        Shape of the chunk, and of its first samples, which are data.
-    """
+    """Return cells that score 0 where they lie wholly in padding, beyond the first `valid_shape` samples of a chunk."""
     by_axis = cells.reshape(*axes.slice_shape(shape), *cells.shape[1:])
     rows, columns = (ceil_div(size(valid_shape), LABEL_CELL) for size in (axes.height, axes.width))
     region = tuple(slice(count) for count in (*axes.slice_shape(valid_shape), rows, columns))
@@ -60,16 +42,6 @@ def cells_within(cells: Scores, axes: Axes, shape: Sequence[int], valid_shape: S
 
 
 def tile_labels(cells: Scores, height: int, width: int, tile: tuple[int, int] | None = None) -> LabelBlock:
-    """Return the labels of a chunk.
-
-    Parameters
-    ----------
-    cells : ndarray
-        Scores.
-    height, width : int
-        Of the chunk, in pixels.
-    tile : (int, int), optional
-        Height and width of a label tile in pixels, multiples of 64; see `default_tile` for the default.
-    """
+    """Return the labels of a chunk; `height`, `width` and `tile` are in pixels, `default_tile` is the default."""
     tile = tile or default_tile(height, width)
     return best_labels(tile_scores(cells, tile), tile)

@@ -52,24 +52,12 @@ class Trial:
 
 @dataclass
 class RateSearch:
-    """The search for one chunk: which quality or step to try next, and which trials are good.
+    """The search for one chunk: which quality or step to try next, and which trials to choose from."""
 
-    Parameters
-    ----------
-    params : CodecParams
-        `psnr` or `bpp` is the target.
-    pixels : int
-        Slices x height x width of the chunk.
-    extent : float
-        Size of the value range.
-    min_step : float or None
-        The smallest step of a residual; None if there can be no residual.
-    """
-
-    params: CodecParams
-    pixels: int
-    extent: float
-    min_step: float | None
+    params: CodecParams  # `psnr` or `bpp` is the target
+    pixels: int  # slices x height x width of the chunk
+    extent: float  # size of the value range
+    min_step: float | None  # smallest step of a residual; None if there can be no residual
     done: bool = False
     _with_residual: bool = False  # whether the step of a residual is searched
     _index: int = round(100 * DEFAULT_QUALITY)  # the next trial: hundredths of quality, or index of the step

@@ -23,18 +23,10 @@ MIDDLE = {"u1": 128, "i2": MIDDLE_Q6}  # fills a band without data
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What the features of a chunk decode to, before residual and NoData.
+    """What the features of a chunk decode to, before residual and NoData."""
 
-    Attributes
-    ----------
-    samples : ndarray
-        Of the chunk's dtype; may be `bands`.
-    bands : ndarray
-        uint8 grey levels, or int16 in 64ths of a grey level, of the same shape.
-    """
-
-    samples: NDArray[Any]
-    bands: NDArray[Any]
+    samples: NDArray[Any]  # of the chunk's dtype; may be `bands`
+    bands: NDArray[Any]  # uint8 grey levels, or int16 in 64ths of a grey level, of the same shape
 
     def context(self) -> NDArray[np.int32]:
         """Return the context of the residual: the samples, or the 64ths of samples that are no integers."""
@@ -48,24 +40,13 @@ def unscale(bands: NDArray[Any], ranges: Ranges | None) -> Decoded:
 
 @dataclass(frozen=True, eq=False)
 class ScaledChunk:
-    """A chunk as the networks see it.
+    """A chunk as the networks see it."""
 
-    Attributes
-    ----------
-    samples : ndarray
-        The original, of the chunk's dtype in the byte order of this machine; may be a view of the caller's array.
-    bands : ndarray
-        uint8 grey levels, or int16 in 64ths of a grey level; of the same shape.
-    ranges : ndarray or None
-        The value range; None for uint8 that is not scaled.
-    nodata : NoData or None
-        The parameter `nodata`; its mask has the shape of the samples.
-    """
-
+    # The original, of the chunk's dtype in the byte order of this machine; may be a view of the caller's array.
     samples: NDArray[Any]
-    bands: NDArray[Any]
-    ranges: Ranges | None
-    nodata: NoData | None
+    bands: NDArray[Any]  # uint8 grey levels, or int16 in 64ths of a grey level, of the same shape
+    ranges: Ranges | None  # None for uint8 that is not scaled
+    nodata: NoData | None  # the parameter `nodata`; its mask has the shape of the samples
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
@@ -111,23 +92,14 @@ class ScaledChunk:
 
 
 def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = None) -> None:
-    """Raise unless chunks of this dtype can be encoded with these parameters.
-
-    Parameters
-    ----------
-    dtype : dtype
-        Of the chunks.
-    params : CodecParams
-        `value_range`, `nodata` and `max_error` have to fit the dtype.
-    bands : int, optional
-        Of a chunk, if the number is known.
+    """Raise unless chunks of this dtype, and of this number of bands, can be encoded with these parameters.
 
     Raises
     ------
     UnsupportedArray
         For a dtype that the codec does not encode.
     ConfigurationError
-        For a parameter that does not fit the dtype or the number of bands.
+        If `value_range`, `nodata` or `max_error` does not fit the dtype or the number of bands.
     """
     native = np.dtype(dtype).newbyteorder("=")
     if native not in DTYPES:
@@ -188,15 +160,7 @@ def check_finite(array: NDArray[Any], params: CodecParams) -> None:
 
 
 def scale_chunk(samples: NDArray[Any], params: CodecParams) -> ScaledChunk:
-    """Scale the samples of a chunk for the networks.
-
-    Parameters
-    ----------
-    samples : ndarray
-        (slices, height, width, bands), of any byte order; not written to.
-    params : CodecParams
-        Checked against the dtype of the samples.
-    """
+    """Scale samples (slices, height, width, bands) of any byte order; `params` was checked against their dtype."""
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
     nodata = None
     if params.nodata is not None:

@@ -140,13 +140,6 @@ class StoredArray:
 def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
     """Return the arrays stored with DeepSIC that a node of Zarr is or has, ordered by path.
 
-    Parameters
-    ----------
-    node : zarr.Array or zarr.Group
-        The node.
-    **kwargs
-        Options of `StoredArray`.
-
     Raises
     ------
     UnsupportedArray

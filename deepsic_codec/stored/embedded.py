@@ -130,15 +130,7 @@ def check_location(store: Any, name: str | None, zarr_format: int, options: Any 
 def use_embedded(array: zarr.Array) -> "ModelInfo | None":
     """Make the model of an array available to this process and, through the cache folder, to later ones.
 
-    Parameters
-    ----------
-    array : zarr.Array
-        Stored with DeepSIC.
-
-    Returns
-    -------
-    ModelInfo or None
-        The model; None if it is neither installed nor in the group.
+    Returns None if the model is neither installed nor in the group.
 
     Raises
     ------

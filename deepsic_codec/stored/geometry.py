@@ -115,17 +115,8 @@ class Geometry:
     def arrange(self, values: NDArray[Any], index: Sequence[int]) -> NDArray[Any]:
         """Bring values of a payload's tiles into the order of the array's axes, and drop tiles outside of the array.
 
-        Parameters
-        ----------
-        values : ndarray
-            (slices, rows, columns, n), as in a label block.
-        index : sequence of int
-            Position of the chunk in the grid of chunks.
-
-        Returns
-        -------
-        ndarray
-            (n, tiles along each axis of the array).
+        Values (slices, rows, columns, n), as in the label block of the chunk at `index`, become (n, tiles along each
+        axis of the array).
         """
         order = self.axes.slice_axes + "yx"
         sizes = [self.per_chunk[self.axes.index(axis)] for axis in order]

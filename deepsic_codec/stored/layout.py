@@ -164,25 +164,10 @@ class StoredLayout:
         return RangeByteRequest(0, size) if first else SuffixByteRequest(size)
 
     def parse_shard_index(self, data: bytes, shard: Index) -> NDArray[np.uint64]:
-        """Read a shard index.
+        """Read a shard index from the `shard_index_range` of the shard at a position.
 
-        Parameters
-        ----------
-        data : bytes
-            `shard_index_range` of a shard.
-        shard : tuple of int
-            Position of the shard, for messages.
-
-        Returns
-        -------
-        ndarray
-            uint64 (chunks of a shard along each axis, 2): offset and length in bytes, both `MISSING` for a missing
-            chunk.
-
-        Raises
-        ------
-        CorruptPayload
-            If it is truncated or does not match its checksums.
+        Returns uint64 (chunks of a shard along each axis, 2): offset and length in bytes, both `MISSING` for a missing
+        chunk. Raises CorruptPayload for an index that is truncated or does not match its checksums.
         """
         dtype, checksums, _ = self._index_format()
         if len(data) != 16 * prod(self._shards) + 4 * checksums:
@@ -194,19 +179,9 @@ class StoredLayout:
         return np.frombuffer(data, dtype).reshape(*self._shards, 2)
 
     def locate(self, index: Index, table: NDArray[np.uint64] | None) -> PayloadLocation | None:
-        """Find a chunk.
+        """Find a chunk; None if it is not stored, which without shards only reading it tells.
 
-        Parameters
-        ----------
-        index : tuple of int
-            Position in the grid of chunks of the array.
-        table : ndarray or None
-            The index of its shard; None for a missing shard, or an array without shards.
-
-        Returns
-        -------
-        PayloadLocation or None
-            None for a chunk that is not stored. Without shards, only reading it tells that.
+        `table` is the index of its shard, None for a missing shard or an array without shards.
         """
         if self.shard_grid is None:
             return PayloadLocation(self.key(index))

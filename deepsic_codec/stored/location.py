@@ -52,15 +52,7 @@ class Counter:
 
 
 class CountingStore(WrapperStore[Store]):
-    """A store that counts what is read of it.
-
-    Attributes
-    ----------
-    wrapped : Store
-        The store that it reads.
-    counter : Counter
-        Its count.
-    """
+    """A store that counts what is read of the store that it wraps."""
 
     def __init__(self, store: Store, counter: Counter | None = None) -> None:
         super().__init__(store)
@@ -149,19 +141,8 @@ def open_node(
 def to_store_path(location: Any, options: Mapping[str, Any] | None = None, *, write: bool = False) -> StorePath:
     """Return the path in a store that a user named: a node, store or path as `zarr.open_group` takes.
 
-    Parameters
-    ----------
-    location
-        What the user named.
-    options : dict, optional
-        `storage_options` for a URL.
-    write : bool
-        Open the store for writing.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such store.
+    `options` are `storage_options` for a URL; `write` opens the store for writing. Raises FileNotFoundError if there is
+    no such store.
     """
     if isinstance(location, StorePath):
         return location
@@ -208,19 +189,9 @@ class IndexLocation:
 
     @classmethod
     def sibling_of(cls, array: Any, *, check: bool = False) -> "IndexLocation":
-        """Return the location beside an array, where its index is by default.
+        """Return the location beside an array, where its index is by default; LabelIndexError if there can be none.
 
-        Parameters
-        ----------
-        array : zarr.Array
-            The array.
-        check : bool
-            Look whether the array lies in a group, as is needed to write an index; may take one request.
-
-        Raises
-        ------
-        LabelIndexError
-            If nothing can be beside the array.
+        With `check`, look whether the array lies in a group, as is needed to write an index; may take one request.
         """
         parent, name = parent_and_name(array.store_path)
         zarr_format = array.metadata.zarr_format
@@ -237,13 +208,7 @@ class IndexLocation:
     def from_user(
         cls, location: Any, zarr_format: int, options: Mapping[str, Any] | None = None, *, write: bool = False
     ) -> "IndexLocation":
-        """Return the location that a user named: a group, store or path as `zarr.open_group` takes.
-
-        Raises
-        ------
-        LabelIndexError
-            If there is no such store.
-        """
+        """Return the location that a user named, as `to_store_path` does; LabelIndexError if there is no such store."""
         try:
             path = to_store_path(location, options, write=write)
         except FileNotFoundError as error:

@@ -65,17 +65,7 @@ def label_end(header: Header) -> int:
 
 
 class PayloadReader:
-    """Reads chunks of an array concurrently. Chunks of a shard share one read of its index.
-
-    Parameters
-    ----------
-    store : zarr.abc.store.Store
-        The store.
-    layout : StoredLayout
-        Layout of the array in it.
-    concurrency : int
-        Reads in flight.
-    """
+    """Reads chunks of an array concurrently. Chunks of a shard share one read of its index."""
 
     def __init__(self, store: Store, layout: StoredLayout, concurrency: int = CONCURRENCY) -> None:
         self.store, self.layout = store, layout
@@ -118,21 +108,10 @@ class PayloadReader:
         read: Callable[[PayloadLocation], Awaitable[T]],
         ignore: tuple[type[Exception], ...] = (),
     ) -> Iterator[tuple[Index, T | None]]:
-        """Locate chunks and run a coroutine for each, many at a time.
+        """Locate chunks, run a coroutine for each, many at a time, and yield positions and results in their order.
 
-        Parameters
-        ----------
-        indices : iterable of sequences of int
-            Positions in the grid of chunks.
-        read : callable
-            Gets the location of a payload; where there are no shards, the payload may be missing.
-        ignore : tuple of exception classes
-            Errors, of the shard index too, after which the result is None.
-
-        Yields
-        ------
-        (tuple of int, T or None)
-            Position and result in the order of `indices`, None for a chunk that its shard does not have.
+        `read` gets the location of a payload; where there are no shards, the payload may be missing. The result is
+        None for a chunk that its shard does not have, and after the errors `ignore`, also of the shard index.
         """
         remaining = (tuple(int(i) for i in index) for index in indices)
         while batch := list(islice(remaining, BATCH)):
