@@ -44,10 +44,10 @@ import zarr
 from google_crc32c import value as crc32c
 
 from deepsic_codec import DeepSIC, config, create_array
-from deepsic_codec.archive import chunk_attrs
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.codec.decode import compute_labels, decode_payloads, parse_payload
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
+from deepsic_codec.labels.attributes import chunk_attrs
 from deepsic_codec.model import file as model_file
 from deepsic_codec.model import zoo
 from deepsic_codec.model.exact.export import export_gains

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `as` marks a name as public for type checkers
     from deepsic_codec import config as config
     from deepsic_codec import errors as errors
-    from deepsic_codec.archive import chunk_attrs as chunk_attrs
     from deepsic_codec.archive import create_array as create_array
     from deepsic_codec.archive import open_archive as open_archive
     from deepsic_codec.codec.v2 import DeepSIC as DeepSIC
     from deepsic_codec.codec.v3 import DeepSICCodec as DeepSICCodec
+    from deepsic_codec.labels.attributes import chunk_attrs as chunk_attrs
     from deepsic_codec.labels.attributes import iter_chunk_attrs as iter_chunk_attrs
     from deepsic_codec.labels.consolidate import consolidate_labels as consolidate_labels
     from deepsic_codec.labels.features import decode_features as decode_features
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # `as` marks a name as public for type checkers
 _MODULES = {
     "DeepSIC": "codec.v2",
     "DeepSICCodec": "codec.v3",
-    "chunk_attrs": "archive",
+    "chunk_attrs": "labels.attributes",
     "config": "",
     "consolidate_labels": "labels.consolidate",
     "create_array": "archive",

@@ -1,4 +1,4 @@
-"""The everyday API: create and open arrays stored with DeepSIC, and read the labels of a chunk."""
+"""The everyday API: create and open arrays stored with DeepSIC."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,6 @@ from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
-from deepsic_codec.labels import attributes as label_attributes
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -175,48 +174,6 @@ def open_archive(
     array = StoredArray.open(store, name, mode=mode, options=storage_options, **kwargs).array
     embedded.use_embedded(array)
     return array
-
-
-def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
-    """Return the labels of a chunk and how it is stored, in most cases from one read of 256 bytes.
-
-    With `semantics="post"` the whole chunk is read, to compute labels from its features.
-
-    Parameters
-    ----------
-    array : zarr.Array
-        An array stored with DeepSIC.
-    index : sequence of int
-        Position in the grid of chunks (those within shards, if there are shards), one number for each axis.
-
-    Returns
-    -------
-    dict
-        In JSON types:
-
-        - `labels`: a list of label tiles, slice by slice and row by row. Each is a dict of class name to score (0 to
-          1, best first, with the class "unknown"), empty for a tile wholly outside of the array. None for a chunk
-          without labels.
-        - `tile_shape`: height and width of a tile in pixels.
-        - `model`: its name, or the first digits of the decoder's identity if another model than that in the metadata
-          wrote the chunk.
-        - `quality`, `nbytes`, `format_version`: of the payload.
-        - `bpp`: bits per pixel (slices x height x width).
-
-        For a missing chunk, which holds no data, `labels` is empty and all others are None.
-
-    Raises
-    ------
-    UnsupportedPayload
-        If the array is not stored with DeepSIC, or the chunk needs a newer version.
-    CorruptPayload
-        If what was read of the chunk is damaged.
-    IndexError
-        If the array has no such chunk.
-    ModelNotFound
-        If labels cannot be named or computed because the model is not installed.
-    """
-    return label_attributes.chunk_attrs(array, index)
 
 
 def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks: Sequence[int] | str) -> Index:

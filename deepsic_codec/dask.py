@@ -24,8 +24,8 @@ from deepsic_codec.bulk.read import BatchedArray
 from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, write_block
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
+from deepsic_codec.model.zoo import find_model
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -171,7 +171,7 @@ def store(
         embedded.embed_model(array)  # also beside an array that existed
     stored = StoredArray(array)
     stored.layout.check_writable()
-    _check_model(stored.params)
+    find_model(stored.decoder, head=stored.head)  # raises for a model that is missing
     target_region = check_region(array, region)
     shape = tuple(part.stop - part.start for part in target_region)
     if values.shape != shape:
@@ -323,10 +323,6 @@ def _open_target(
         return existing
     if must_exist:
         raise UnsupportedArray(f"region: there is no array {path!r} in {group.store}; create it first")
-    codec = creation["codec"] = creation["codec"] or DeepSIC()
-    if not isinstance(codec, CodecParams):
-        raise ConfigurationError(f"codec: expected DeepSIC(...) or DeepSICCodec(...), got {codec!r}")
-    _check_model(codec)
     if _is_data_array(source):
         creation.setdefault("dimension_names", [str(dimension) for dimension in source.dims])
         creation["attributes"] = {**_to_json(source.attrs), **(creation.get("attributes") or {})}
@@ -369,13 +365,6 @@ def _check_existing(array: zarr.Array, values: "da.Array", creation: Mapping[str
         raise UnsupportedArray(f"source of {values.dtype} for array {array.store_path} of {array.dtype}")
     if array.read_only:
         raise ConfigurationError(f"array {array.store_path} is open for reading only")
-
-
-def _check_model(config: CodecParams) -> None:
-    from deepsic_codec.model.zoo import find_model
-
-    decoder, head = config.identity()
-    find_model(decoder, head=head)
 
 
 def _to_json(attributes: Mapping[Any, Any]) -> dict[str, Any]:

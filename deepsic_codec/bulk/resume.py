@@ -28,11 +28,10 @@ def complete_chunks(stored: StoredArray, indices: Sequence[Index], *, read_all: 
         short.
     """
     reader, layout = stored.reader, stored.layout
-    configured = _Configured(stored)
 
     async def is_complete(location: PayloadLocation) -> bool:
         start = await reader.read_start(location)
-        if start is None or not configured.matches(start.header):
+        if start is None or not _is_as_configured(start.header, stored):
             return False
         if await reader.stored_length(location) != layout.stored_length(start.header.nbytes):
             return False
@@ -47,22 +46,15 @@ def complete_chunks(stored: StoredArray, indices: Sequence[Index], *, read_all: 
     return {index for index, complete in reader.map(indices, is_complete, ignore=damaged) if complete}
 
 
-class _Configured:
-    """Compares headers with the codec of an array."""
-
-    def __init__(self, stored: StoredArray) -> None:
-        self._params, self._layout = stored.params, stored.layout
-        head = stored.head if self._params.semantics != "none" else None
-        self._identities = bytes.fromhex(stored.decoder)[:8], bytes.fromhex(head or "0" * 8)[:4]
-
-    def matches(self, header: Header) -> bool:
-        """Tell whether the codec writes payloads with such a header."""
-        labelled = header.entry(LABELS.kind) is not None
-        return (
-            header.shape == self._layout.chunks
-            and header.axes == self._params.axes
-            and header.order == self._layout.order
-            and self._params.quality in (None, header.quality)  # None: searched for each chunk
-            and (header.decoder, header.head) == self._identities
-            and labelled == (self._params.semantics == "pre")
-        )
+def _is_as_configured(header: Header, stored: StoredArray) -> bool:
+    """Tell whether the codec of an array writes payloads with such a header."""
+    params, head = stored.params, stored.head
+    head_id = bytes.fromhex(head)[:4] if head and params.semantics != "none" else bytes(4)
+    return (
+        header.shape == stored.chunks
+        and header.axes == params.axes
+        and header.order == stored.layout.order
+        and params.quality in (None, header.quality)  # None: searched for each chunk
+        and (header.decoder, header.head) == (bytes.fromhex(stored.decoder)[:8], head_id)
+        and (header.entry(LABELS.kind) is not None) == (params.semantics == "pre")
+    )

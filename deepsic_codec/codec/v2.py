@@ -1,7 +1,7 @@
 """The codec of Zarr format 2, which is also the codec to use without Zarr."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numcodecs.abc import Codec
@@ -14,9 +14,6 @@ from deepsic_codec.codec.decode import DECODER, decode_symbols, parse_payload
 from deepsic_codec.codec.encode import ENCODER
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import UnsupportedArray
-
-if TYPE_CHECKING:
-    from deepsic_codec.codec.v3 import DeepSICCodec
 
 
 class DeepSIC(CodecParams, Codec):
@@ -105,12 +102,6 @@ class DeepSIC(CodecParams, Codec):
     def decode_features(self, buf: Any) -> np.ndarray:
         """Decode a payload to its symbols, int16 (slices, images x latents, rows, columns), without pixels."""
         return decode_symbols(parse_payload(ensure_ndarray(buf).data))
-
-    def to_zarr3(self) -> "DeepSICCodec":
-        """Return the codec of Zarr format 3 with the same parameters."""
-        from deepsic_codec.codec.v3 import DeepSICCodec
-
-        return self.convert(DeepSICCodec)
 
     def get_config(self) -> dict[str, Any]:
         """Return the array metadata of this codec."""

@@ -14,7 +14,6 @@ from deepsic_codec.codec.decode import DECODER, PayloadToDecode, parse_payload
 from deepsic_codec.codec.encode import ENCODER
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.scaled import check_values
-from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
 
 NAME = "deepsic"
@@ -39,10 +38,6 @@ class DeepSICCodec(CodecParams, ArrayBytesCodec):
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of this codec in array metadata."""
         return {"name": NAME, "configuration": self.to_json()}
-
-    def to_numcodecs(self) -> DeepSIC:
-        """Return the codec of Zarr format 2 with the same parameters."""
-        return self.convert(DeepSIC)
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
         """Raise for an array that cannot be coded; zarr calls this when an array is created or opened."""

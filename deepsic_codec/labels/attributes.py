@@ -49,7 +49,7 @@ class Attributes:
         return dict.fromkeys(("tile_shape", "model", "quality", "nbytes", "bpp", "format_version"))
 
     def of(self, index: Index, start: PayloadStart | None) -> dict[str, Any]:
-        """Return the attributes of a chunk as `deepsic_codec.chunk_attrs` describes them."""
+        """Return the attributes of a chunk as `chunk_attrs` describes them."""
         if start is None:
             return {"labels": [], **self._fields}
         header, config = start.header, self.stored.params
@@ -142,7 +142,44 @@ class Attributes:
 
 
 def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
-    """Return the attributes of one chunk; `deepsic_codec.chunk_attrs` has the description."""
+    """Return the labels of a chunk and how it is stored, in most cases from one read of 256 bytes.
+
+    With `semantics="post"` the whole chunk is read, to compute labels from its features.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        An array stored with DeepSIC.
+    index : sequence of int
+        Position in the grid of chunks (those within shards, if there are shards), one number for each axis.
+
+    Returns
+    -------
+    dict
+        In JSON types:
+
+        - `labels`: a list of label tiles, slice by slice and row by row. Each is a dict of class name to score (0 to
+          1, best first, with the class "unknown"), empty for a tile wholly outside of the array. None for a chunk
+          without labels.
+        - `tile_shape`: height and width of a tile in pixels.
+        - `model`: its name, or the first digits of the decoder's identity if another model than that in the metadata
+          wrote the chunk.
+        - `quality`, `nbytes`, `format_version`: of the payload.
+        - `bpp`: bits per pixel (slices x height x width).
+
+        For a missing chunk, which holds no data, `labels` is empty and all others are None.
+
+    Raises
+    ------
+    UnsupportedPayload
+        If the array is not stored with DeepSIC, or the chunk needs a newer version.
+    CorruptPayload
+        If what was read of the chunk is damaged.
+    IndexError
+        If the array has no such chunk.
+    ModelNotFound
+        If labels cannot be named or computed because the model is not installed.
+    """
     stored = StoredArray(array)
     ((position, start),) = stored.reader.starts([index])
     return Attributes(stored).of(position, start)

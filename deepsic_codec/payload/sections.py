@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from deepsic_codec.payload.features import decode_features, encode_features
 from deepsic_codec.payload.fields import OPTIONAL, Header
 from deepsic_codec.payload.labels import LabelBlock, decode_labels, encode_labels
 from deepsic_codec.payload.nodata import NoData, decode_nodata, encode_nodata
@@ -49,7 +48,8 @@ class Section(Generic[T]):
 
 LABELS: Section[LabelBlock] = Section(1, "labels", False, encode_labels, decode_labels)
 VALUE_RANGE: Section[Ranges] = Section(2, "value range", True, encode_ranges, decode_ranges)
-FEATURES: Section[bytes] = Section(3, "features", True, encode_features, decode_features)
+# Arithmetic-coded latents, which the model that the header names writes and reads.
+FEATURES: Section[bytes] = Section(3, "features", True, bytes, lambda data, header: data)
 NODATA: Section[NoData] = Section(4, "nodata", True, encode_nodata, decode_nodata)
 RESIDUAL: Section[Residual] = Section(6, "residual", True, encode_residual, decode_residual)
 SECTIONS = (LABELS, VALUE_RANGE, FEATURES, NODATA, RESIDUAL)

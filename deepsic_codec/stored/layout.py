@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -112,7 +113,7 @@ class StoredLayout:
                 "through zarr, or create it with create_array"
             )
         if self._sharding is not None:
-            self._index_format()
+            _ = self._index_format
 
     def check_index(self, index: Sequence[int]) -> None:
         """Raise IndexError unless the array has a chunk at this position."""
@@ -130,8 +131,7 @@ class StoredLayout:
 
     @property
     def _shards(self) -> Index:
-        if self.shard_grid is None:
-            raise ValueError(f"{self.name} has no shards")
+        assert self.shard_grid is not None
         return self.shard_grid
 
     # What is stored of a payload.
@@ -146,20 +146,19 @@ class StoredLayout:
 
     # Shards.
 
+    @cached_property
     def _index_format(self) -> tuple[str, int, bool]:
-        """Return dtype of the numbers of a shard index, number of its checksums, and whether it comes first."""
-        sharding = self._sharding
-        if sharding is None:
-            raise ValueError(f"{self.name} has no shards")
-        numbers, *checks = sharding.index_codecs
+        """Dtype of the numbers of a shard index, number of its checksums, and whether it comes first."""
+        assert self._sharding is not None
+        numbers, *checks = self._sharding.index_codecs
         if not isinstance(numbers, BytesCodec) or not all(isinstance(codec, Crc32cCodec) for codec in checks):
-            raise UnsupportedPayload(f"{self.name}: shard index stored with {sharding.index_codecs}")
+            raise UnsupportedPayload(f"{self.name}: shard index stored with {self._sharding.index_codecs}")
         dtype = ">u8" if setting(numbers.endian) == "big" else "<u8"
-        return dtype, len(checks), setting(sharding.index_location) == "start"
+        return dtype, len(checks), setting(self._sharding.index_location) == "start"
 
     def shard_index_range(self) -> ByteRequest:
         """Return the part of a shard that holds its index."""
-        _, checksums, first = self._index_format()
+        _, checksums, first = self._index_format
         size = 16 * prod(self._shards) + 4 * checksums
         return RangeByteRequest(0, size) if first else SuffixByteRequest(size)
 
@@ -169,7 +168,7 @@ class StoredLayout:
         Returns uint64 (chunks of a shard along each axis, 2): offset and length in bytes, both `MISSING` for a missing
         chunk. Raises CorruptPayload for an index that is truncated or does not match its checksums.
         """
-        dtype, checksums, _ = self._index_format()
+        dtype, checksums, _ = self._index_format
         if len(data) != 16 * prod(self._shards) + 4 * checksums:
             raise CorruptPayload(f"shard {shard} of {self.name}: truncated index")
         for _ in range(checksums):
@@ -205,7 +204,7 @@ class StoredLayout:
         bytes
             The whole shard: payloads in the order of the grid, and the index of their offsets and lengths.
         """
-        dtype, checksums, first = self._index_format()
+        dtype, checksums, first = self._index_format
         table = np.full((*self._shards, 2), MISSING, dtype)
         parts, offset = [], table.nbytes + 4 * checksums if first else 0
         for index, payload in sorted(payloads.items()):

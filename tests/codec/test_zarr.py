@@ -35,7 +35,7 @@ def create(zarr_format, store=None, codec=None, **arguments):
     arguments = {"dtype": "u1", **arguments}
     if zarr_format == 2:
         return zarr.open(store, mode="w", zarr_format=2, compressor=codec, **arguments)
-    return zarr.create_array(store, serializer=codec.to_zarr3(), compressors=None, **arguments)
+    return zarr.create_array(store, serializer=codec.convert(DeepSICCodec), compressors=None, **arguments)
 
 
 def stored(store):

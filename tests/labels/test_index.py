@@ -10,7 +10,7 @@ import xarray
 import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore, ZipStore
 
-from deepsic_codec import DeepSIC, consolidate_labels, create_array, iter_chunk_attrs, open_labels
+from deepsic_codec import DeepSIC, DeepSICCodec, consolidate_labels, create_array, iter_chunk_attrs, open_labels
 from deepsic_codec.errors import CorruptPayload, LabelIndexError, StaleIndex, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.labels import index as label_index
 from tests import stub_runtime
@@ -340,7 +340,7 @@ def test_not_an_archive(tmp_path):
         dtype="u1",
         chunks=(8, 9, 3),
         compressors=None,
-        serializer=DeepSIC().to_zarr3(),
+        serializer=DeepSICCodec(),
         filters=[zarr.codecs.TransposeCodec(order=(1, 0, 2))],
     )
     check_rejects(UnsupportedArray, "Transpose", open_labels, turned, scan=True)

@@ -13,6 +13,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
 from benchmarks.fuzz import tiny_model
 from deepsic_codec import (
     DeepSIC,
+    DeepSICCodec,
     chunk_attrs,
     config,
     consolidate_labels,
@@ -334,7 +335,11 @@ def test_vocabulary_of_an_array_that_zarr_created(tiny, uninstall, tmp_path):
     path = tmp_path / "a.zarr"
     group = zarr.open_group(path)
     z = group.create_array(
-        "image", data=IMAGE, chunks=(32, 32, 3), compressors=None, serializer=DeepSIC(model="fuzz-tiny").to_zarr3()
+        "image",
+        data=IMAGE,
+        chunks=(32, 32, 3),
+        compressors=None,
+        serializer=DeepSICCodec(model="fuzz-tiny"),
     )
     embedded.embed_model(z)
     uninstall()
