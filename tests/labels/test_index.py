@@ -10,7 +10,7 @@ import xarray
 import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore, ZipStore
 
-from deepsic_codec import DeepSIC, DeepSICCodec, consolidate_labels, create_array, iter_chunk_attrs, open_labels
+from deepsic_codec import DeepSICCodec, consolidate_labels, create_array, iter_chunk_attrs, open_labels
 from deepsic_codec.errors import CorruptPayload, LabelIndexError, StaleIndex, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.labels import index as label_index
 from tests import stub_runtime
