@@ -248,11 +248,11 @@ def _check_quality(quality: object) -> float:
 
 
 def _check_rate(quality: object, psnr: object, bpp: object, max_error: object) -> None:
-    given = [name for name, value in (("quality", quality), ("psnr", psnr), ("bpp", bpp)) if value is not None]
-    if len(given) > 1:
-        raise ConfigurationError(f"{', '.join(given)}: each decides how many bytes a chunk takes; give one of them")
-    if max_error is not None and given and given != ["quality"]:
-        raise ConfigurationError(f"max_error, {given[0]}: a bound on the error leaves no choice of that; give one")
+    targets = [name for name, value in (("quality", quality), ("psnr", psnr), ("bpp", bpp)) if value is not None]
+    if len(targets) > 1:
+        raise ConfigurationError(f"{', '.join(targets)}: each decides how many bytes a chunk takes; pass one of them")
+    if max_error is not None and targets and targets != ["quality"]:
+        raise ConfigurationError(f"max_error, {targets[0]}: a bound on the error leaves no choice of that; pass one")
 
 
 def _plain(number: Any) -> float:

@@ -124,8 +124,8 @@ class Geometry:
         values = values.transpose(len(order), *(order.index(axis) for axis in self.axes if axis != "c"))
         if self.axes.c is not None:
             values = np.expand_dims(values, 1 + self.axes.c)
-        inside = self.tiles_of(index, [i + 1 for i in index])
-        return values[(slice(None), *(slice(part.stop - part.start) for part in inside))]
+        tiles = self.tiles_of(index, [i + 1 for i in index])
+        return values[(slice(None), *(slice(part.stop - part.start) for part in tiles))]
 
     def any_tile(self, hits: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Reduce a block of tiles (that starts with a chunk) to its chunks: whether one of the tiles is True."""

@@ -43,12 +43,7 @@ def read_first(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     return np.array([0, CODE_MAX, first, CODE_BITS // 8], np.int64), stream
 
 
-def finish_decoding(state: NDArray[np.int64], data: NDArray[np.uint8], section: str, unit: str = "sample") -> None:
-    """Raise CorruptPayload if bytes of a stream are left over; `unit` is what it codes, "sample" or "symbol"."""
-    check_end(int(state[3]), data.size, section, unit)
-
-
 def check_end(position: int, size: int, section: str, unit: str = "sample") -> None:
-    """Raise CorruptPayload if a decoder at a position has not read all bytes of a stream, as `finish_decoding` does."""
+    """Raise CorruptPayload if a decoder at a position has bytes left over; `unit` is what the stream codes."""
     if position < size:
         raise CorruptPayload(f"{section}: bytes left over after the last {unit}")

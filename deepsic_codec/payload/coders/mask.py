@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.payload.coders.binary import code_single, grown
-from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, finish_decoding, finish_encoding
+from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
 from deepsic_codec.payload.coders.numba_jit import array_jit, inline
 
 LIMIT = 255  # observations that a context counts
@@ -101,5 +101,5 @@ def decode_mask(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
     state, stream = begin_decoding(data, "nodata")
     mask = np.zeros(shape, np.uint8)
     _code_mask(True, mask, START.copy(), state, stream)
-    finish_decoding(state, stream, "nodata")
+    check_end(int(state[3]), stream.size, "nodata")
     return mask.view(np.bool_)

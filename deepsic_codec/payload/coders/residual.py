@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload.coders.binary import MIN_P, code_mixed, code_single, grown
-from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, finish_decoding, finish_encoding
+from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
 from deepsic_codec.payload.coders.numba_jit import array_jit, inline, jit
 from deepsic_codec.payload.coders.residual_filter import SLOPE_SHIFT, SLOPE_SHIFT_BITS, TAPS, USED, WEIGHT_SHIFT, fit
 from deepsic_codec.payload.varint import read_varint, write_varint
@@ -196,27 +196,14 @@ def _predict_row(filters, used, planes, order, y, out):
 
 
 @jit
-def _code_row(
-    decoding,
-    samples,
-    prepared,
-    band_rows,
-    other_rows,
-    weights,
-    adaptive_c,
-    inputs,
-    mixers,
-    contexts,
-    state,
-    data,
-    plain,
-):
+def _code_row(decoding, samples, prepared, band_rows, other_rows, weights, memory, state, data, plain):
     """Code a row of samples of one band; returns 0, or 1 if the stream holds an impossible sample."""
     stream, plain_state = (state[0], state[1], state[2], state[3]), (state[4], state[5], state[6])
     fixed, activity, near, other = prepared
     row, size_row, base_row = band_rows
     base_n, base_pn, base_ph = other_rows
     west1, west2, north_weight = weights
+    adaptive_c, inputs, mixers, contexts = memory
     width = samples.size
     r1, r2, size1, size2 = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for x in range(width):
@@ -337,7 +324,7 @@ def _code_row(
 def _code_bands(decoding, residual, context, filters, contexts, state, data, plain):
     """Code all samples; returns (status, data, plain).
 
-    ``residual`` (S,H,W,C) is buffered by a decoder.  Status 0: done, 1: the stream holds an impossible sample.
+    A decoder fills `residual` (S, H, W, C). Status 0: done; 1: the stream holds an impossible sample.
     """
     slices, height, width, bands = residual.shape
     # planes with a border of 2: samples of this band and the two before it, then decoded samples of the same bands
@@ -351,17 +338,14 @@ def _code_bands(decoding, residual, context, filters, contexts, state, data, pla
     mixers = MIXERS.copy()
     fixed, activity = np.empty(width, np.int64), np.empty(width, np.int64)
     near, other, samples = np.empty(width, np.int64), np.empty(width, np.int64), np.empty(width, np.int64)
+    prepared = (fixed, activity, near, other)
     for s in range(slices):
         for c in range(bands):
             for p in (0, 3):
                 order[p], order[p + 1], order[p + 2] = order[p + 2], order[p], order[p + 1]
             res, dec = planes[order[0]], planes[order[3]]
-            size, size_p, base_error, base_error_p = (
-                magnitudes[c & 1],
-                magnitudes[1 - (c & 1)],
-                base_errors[c & 1],
-                base_errors[1 - (c & 1)],
-            )
+            size, base_error = magnitudes[c & 1], base_errors[c & 1]
+            size_p, base_error_p = magnitudes[1 - (c & 1)], base_errors[1 - (c & 1)]
             res[:], size[:], base_error[:] = 0, 0, 0
             if c == 0:
                 base_error_p[:] = 0
@@ -371,6 +355,7 @@ def _code_bands(decoding, residual, context, filters, contexts, state, data, pla
             adaptive_c, weights = adaptive[c], filters[c]
             west1, west2, slope_shift = weights[0], weights[1], weights[SLOPE_SHIFT]
             used = USED[min(c, 2)]
+            memory = (adaptive_c, inputs, mixers, contexts)
             # the first band has no `previous`, whose part it takes
             north_weight = np.int64(2) if c else np.int64(3)
             for y in range(height):
@@ -380,12 +365,8 @@ def _code_bands(decoding, residual, context, filters, contexts, state, data, pla
                 _predict_row(weights, used, planes, order, y + 2, fixed)
                 row, size_row, size_n, size_nn = res[y + 2], size[y + 2], size[y + 1], size[y]
                 size_pn, size_ph, size_ps = size_p[y + 1], size_p[y + 2], size_p[y + 3]
-                base_row, base_n, base_pn, base_ph = (
-                    base_error[y + 2],
-                    base_error[y + 1],
-                    base_error_p[y + 1],
-                    base_error_p[y + 2],
-                )
+                base_row, base_n = base_error[y + 2], base_error[y + 1]
+                base_pn, base_ph = base_error_p[y + 1], base_error_p[y + 2]
                 dec_n, dec_h, dec_s = dec[y + 1], dec[y + 2], dec[y + 3]
                 for x in range(width):
                     i = x + 2
@@ -403,21 +384,9 @@ def _code_bands(decoding, residual, context, filters, contexts, state, data, pla
                     other[x] = OTHER + (min(_level(previous) >> 1, 31) * 16 + min(_level(slope) >> 1, 15)) * MIXED
                     if not decoding:
                         samples[x] = residual[s, y, x, c]
-                if _code_row(
-                    decoding,
-                    samples,
-                    (fixed, activity, near, other),
-                    (row, size_row, base_row),
-                    (base_n, base_pn, base_ph),
-                    (west1, west2, north_weight),
-                    adaptive_c,
-                    inputs,
-                    mixers,
-                    contexts,
-                    state,
-                    data,
-                    plain,
-                ):
+                band_rows, other_rows = (row, size_row, base_row), (base_n, base_pn, base_ph)
+                taps = (west1, west2, north_weight)
+                if _code_row(decoding, samples, prepared, band_rows, other_rows, taps, memory, state, data, plain):
                     return 1, data, plain
                 if decoding:
                     for x in range(width):
@@ -473,7 +442,7 @@ def decode_integers(data: bytes, context: NDArray[np.int32]) -> NDArray[np.int32
     status, _, _ = _code_bands(True, residual, context, filters, contexts, state, stream, plain)
     if status:
         raise CorruptPayload("residual: a sample outside the allowed range")
-    finish_decoding(state[:4], stream, "residual")
+    check_end(int(state[3]), stream.size, "residual")
     if int(state[6]) != plain.size or state[4]:
         raise CorruptPayload("residual: plain bits missing or left over after the last sample")
     return residual

@@ -53,8 +53,8 @@ def _inputs(residual, context, taps, band, where, out):
         for t in range(len(taps)):
             plane, ty, tx = taps[t, 0], y + taps[t, 1], x + taps[t, 2]
             if plane < 3:
-                inside = 0 <= ty < height and 0 <= tx < width
-                out[n, t] = residual[s, ty, tx, band - plane] if inside else 0
+                within = 0 <= ty < height and 0 <= tx < width
+                out[n, t] = residual[s, ty, tx, band - plane] if within else 0
             else:
                 ty, tx = min(max(ty, 0), height - 1), min(max(tx, 0), width - 1)
                 b = band - plane + 3

@@ -25,7 +25,7 @@ from deepsic_codec.payload.coders.contexts import (
     CoderTables,
     ContextLayout,
 )
-from deepsic_codec.payload.coders.interval import begin_encoding, finish_decoding, finish_encoding, read_first
+from deepsic_codec.payload.coders.interval import begin_encoding, check_end, finish_encoding, read_first
 from deepsic_codec.payload.coders.numba_jit import inline, jit
 
 SYMBOL_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 16)  # limit for one symbol: 16 bits for each bin
@@ -451,5 +451,5 @@ class SymbolDecoder(_Coder):
         CorruptPayload
             If bytes of the stream are left over.
         """
-        finish_decoding(self._state, self._data, "features", unit="symbol")
+        check_end(int(self._state[3]), self._data.size, "features", unit="symbol")
         return self.symbols[:, 1:-1, 1:-1]
