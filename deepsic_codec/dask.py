@@ -25,7 +25,7 @@ from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, write_block
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
-from deepsic_codec.model.zoo import find_model
+from deepsic_codec.model import zoo
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -171,7 +171,7 @@ def store(
         embedded.embed_model(array)  # also beside an array that existed
     stored = StoredArray(array)
     stored.layout.check_writable()
-    find_model(stored.decoder, head=stored.head)  # raises for a model that is missing
+    zoo.find_model(stored.decoder, head=stored.head)  # raises for a model that is missing
     target_region = check_region(array, region)
     shape = tuple(part.stop - part.start for part in target_region)
     if values.shape != shape:
