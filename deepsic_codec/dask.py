@@ -25,7 +25,6 @@ from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, write_block
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
-from deepsic_codec.model import zoo
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -153,6 +152,8 @@ def store(
     WriteError
         If the store would not take some of the chunks. All others are written, but no index.
     """
+    from deepsic_codec.model.zoo import find_model  # late: only writing needs it
+
     _check_options(batch_size, retries, resume)
     da = _dask()
     values = _as_dask(source, da)
@@ -171,7 +172,7 @@ def store(
         embedded.embed_model(array)  # also beside an array that existed
     stored = StoredArray(array)
     stored.layout.check_writable()
-    zoo.find_model(stored.decoder, head=stored.head)  # raises for a model that is missing
+    find_model(stored.decoder, head=stored.head)  # raises for a model that is missing
     target_region = check_region(array, region)
     shape = tuple(part.stop - part.start for part in target_region)
     if values.shape != shape:
