@@ -246,5 +246,6 @@ def device_in_use(loading: bool = False) -> str:
     if loading:
         with suppress(ImportError):
             import_module("torch")
-    torch: Any = sys.modules.get("torch")
-    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    # without `cuda` while another thread imports torch
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
+    return "cuda" if cuda is not None and cuda.is_available() else "cpu"

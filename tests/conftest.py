@@ -5,6 +5,7 @@ import hypothesis
 import pytest
 
 from deepsic_codec import config
+from deepsic_codec.codec import batching
 from tests import stub_runtime
 
 # A busy machine is no failure: nothing here is about time.
@@ -23,7 +24,11 @@ def stub(monkeypatch):
     for name, module in stub_runtime.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(stub_runtime, "RUNTIME", stub_runtime.Scheduler())
-    return stub_runtime.RUNTIME
+    yield stub_runtime.RUNTIME
+    # A read that failed leaves the chunks beside it in flight. They have to end with this model.
+    for batcher in list(batching._batchers):
+        with batcher._finished:
+            batcher._finished.wait_for(lambda batcher=batcher: not batcher._busy, 10)
 
 
 @pytest.fixture(autouse=True)

@@ -201,9 +201,9 @@ class Batcher:
         return await future
 
     async def _flush(self, gathering: list[tuple[list[_Item], asyncio.Future]]) -> None:
-        seen = 0
-        while seen != len(gathering):  # all coroutines that can run do so before the loop returns to this one
-            seen = len(gathering)
+        count = 0
+        while count != len(gathering):  # all coroutines that can run do so before the loop returns to this one
+            count = len(gathering)
             await asyncio.sleep(0)
         calls = gathering.copy()
         gathering.clear()
@@ -262,18 +262,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release_memory() -> None:
     """Release the device memory that torch caches: its small pieces have no room for a large tensor."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_available():
+        cuda.empty_cache()
 
 
 def batch_limit() -> int:
     """Return the maximum pixels of a batch on this process's device."""
     settings = config.get()
-    torch: Any = sys.modules.get("torch")  # not imported for this; from the first batch on it is there
-    threads = settings.threads
-    if threads is None:
-        threads = os.cpu_count() or 1 if torch is None else torch.get_num_threads()
+    # Not imported for this. Another thread may be importing it: then the module has no functions yet.
+    torch_threads = getattr(sys.modules.get("torch"), "get_num_threads", os.cpu_count)
+    threads = settings.threads or torch_threads() or 1
     return settings.pixels_per_batch(config.device_in_use().split(":")[0], threads)
 
 

@@ -3,11 +3,13 @@ import os
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 
+from deepsic_codec.codec import batching
 from deepsic_codec.codec.batching import Batcher
 from tests.common import run_python
 
@@ -322,7 +324,8 @@ def test_while_the_interpreter_shuts_down():
     output = run_python("""
         import asyncio, atexit, threading
         from dataclasses import dataclass
-        from deepsic_codec.codec.batching import Batcher
+        from deepsic_codec.codec import batching
+from deepsic_codec.codec.batching import Batcher
 
         @dataclass
         class Job:
@@ -344,3 +347,8 @@ def test_while_the_interpreter_shuts_down():
 def test_module_needs_nothing():
     assert run_python("import sys, deepsic_codec.codec.batching; print('numpy' in sys.modules)").strip() == "False"
     assert sys.version_info >= (3, 11)
+
+
+def test_limit_while_another_thread_imports_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    assert batching.batch_limit() > 0

@@ -133,6 +133,22 @@ def test_imports_point_downward():
     assert not upward, "\n".join(f"{name} imports {target}" for name, target in sorted(upward))
 
 
+def test_no_module_imports_itself_through_others():
+    """Imports inside functions count: they may be late, but hide no circle."""
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    del paths["deepsic_codec"]  # loads names of all rooms when they are first used
+    graph = {
+        name: {target if target in paths else target.rpartition(".")[0] for target in imported(path)} & paths.keys()
+        for name, path in paths.items()
+    }
+    while ends := [name for name, targets in graph.items() if not targets]:  # modules that import no others
+        graph = {name: targets.difference(ends) for name, targets in graph.items() if name not in ends}
+    assert not graph, f"circle of imports: {', '.join(sorted(graph))}"
+
+
 @pytest.mark.parametrize("floor", ["payload", "codec", "stored", "labels", "bulk"])
 def test_torch_is_imported_by_networks_alone(floor):
     for path in (PACKAGE / floor).rglob("*.py"):
