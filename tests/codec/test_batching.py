@@ -324,8 +324,7 @@ def test_while_the_interpreter_shuts_down():
     output = run_python("""
         import asyncio, atexit, threading
         from dataclasses import dataclass
-        from deepsic_codec.codec import batching
-from deepsic_codec.codec.batching import Batcher
+        from deepsic_codec.codec.batching import Batcher
 
         @dataclass
         class Job:
