@@ -20,19 +20,9 @@ def write_unit(array: Any) -> Index:
 
 
 def check_region(array: Any, region: Any) -> Region:
-    """Check a region that values are to be written to.
+    """Return a region to write to, as slices with start and stop, one for each axis.
 
-    Parameters
-    ----------
-    array : zarr.Array
-        The array.
-    region : tuple of slice, slice, Ellipsis or None
-        None is all of the array; axes that are left out are whole.
-
-    Returns
-    -------
-    tuple of slice
-        One for each axis, with start and stop.
+    A region of None is all of the array; axes that are left out are whole.
 
     Raises
     ------
@@ -69,22 +59,9 @@ def _text(region: Sequence[slice]) -> str:
 def block_shape(array: Any, axes: str, source_chunks: Sequence[int], batch_size: int) -> Index:
     """Choose the shape of the part of an array that one task writes.
 
-    Parameters
-    ----------
-    array : zarr.Array
-        The array.
-    axes : str
-        Letter of each axis.
-    source_chunks : sequence of int
-        Largest chunk of the source along each axis. A block first grows within chunks of the source.
-    batch_size : int
-        Minimum of chunks in a block, unless the array has fewer. A block has less than double that number, unless a
-        shard has more.
-
-    Returns
-    -------
-    tuple of int
-        A multiple of a shard, or of a chunk, along each axis.
+    It is a multiple of a shard, or of a chunk, along each axis. It has at least `batch_size` chunks, unless the array
+    has fewer, and less than double that number, unless a shard has more. It first grows within `source_chunks`, the
+    largest chunk of the source along each axis.
     """
     unit = write_unit(array)
     per_unit = prod(size // chunk for size, chunk in zip(unit, array.chunks, strict=True))

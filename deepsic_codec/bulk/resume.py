@@ -16,16 +16,9 @@ def complete_chunks(stored: StoredArray, indices: Sequence[Index], *, read_all: 
 
     A missing chunk does not count as complete: it was not written yet, or it is the fill value everywhere.
 
-    Parameters
-    ----------
-    stored : StoredArray
-        The array.
-    indices : sequence of tuple of int
-        Positions of the chunks to look at.
-    read_all : bool
-        Read payloads whole and verify the checksums of all sections. Otherwise only the header is read and verified,
-        and the length that it states compared with the stored length; this also detects a payload that a crash cut
-        short.
+    With `read_all`, payloads are read whole and the checksums of all sections verified. Otherwise only the header is
+    read and verified, and the length that it states compared with the stored length; this also detects a payload that a
+    crash cut short.
     """
     reader, layout = stored.reader, stored.layout
 

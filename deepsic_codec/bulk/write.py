@@ -239,13 +239,7 @@ class _BlockWriter:
 async def put(
     store: Store, key: str, data: bytes | None, options: WriteOptions, limit: asyncio.Semaphore
 ) -> str | None:
-    """Set a key of a store, or delete it if `data` is None; try again if that fails.
-
-    Returns
-    -------
-    str or None
-        The error of the last attempt, None after success.
-    """
+    """Set a key of a store, or delete it if `data` is None; try again if that fails. Return the last error, or None."""
     for attempt in range(options.retries + 1):
         try:
             async with limit:

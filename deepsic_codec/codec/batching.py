@@ -228,15 +228,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 def in_halves(run: Callable[[Sequence[Any]], Sequence[Any]]) -> Callable[[Sequence[Any]], list[Any]]:
     """Return `run` for batches that may not fit into memory: if memory runs out, each half runs by itself.
 
-    Parameters
-    ----------
-    run : callable
-        Takes a sequence of jobs, returns their results in order.
-
-    Returns
-    -------
-    callable
-        Like `run`; raises for lack of memory only if a single job does not fit.
+    `run` takes a sequence of jobs and returns their results in order. Lack of memory raises only for a single job.
     """
 
     def halves(jobs: Sequence[Any]) -> list[Any]:

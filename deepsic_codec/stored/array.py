@@ -23,27 +23,8 @@ class StoredArray:
     Functions make one at the door and pass it on, so that the codec chain, the axes and the keys of an array are
     worked out once.
 
-    Parameters
-    ----------
-    array : zarr.Array
-        The array.
-    counter : Counter, optional
-        Counts what `reader` reads.
-    concurrency : int
-        Reads in flight of `reader`.
-
-    Attributes
-    ----------
-    array : zarr.Array
-        The array.
-    layout : StoredLayout
-        Its keys and codecs.
-    params : CodecParams
-        Its DeepSIC codec.
-    axes : Axes
-        Letter of each axis.
-    decoder, head : str
-        SHA-256 of decoder and semantic head, hexadecimal; `head` may be None.
+    `counter` counts what its `reader` reads, with `concurrency` reads in flight. `decoder` and `head` are the SHA-256
+    of the model in hexadecimal; `head` may be None.
 
     Raises
     ------
@@ -65,12 +46,7 @@ class StoredArray:
     ) -> "StoredArray":
         """Open the one array stored with DeepSIC that a source is or has.
 
-        Parameters
-        ----------
-        source, name, **kwargs
-            As for `deepsic_codec.stored.location.open_node`.
-        counter : Counter, optional
-            Counts what opening reads, and what `reader` reads.
+        Takes the arguments of `deepsic_codec.stored.location.open_node`; `counter` also counts what `reader` reads.
 
         Raises
         ------

@@ -37,20 +37,10 @@ def array_name(decoder: str, head: str) -> str:
 
 
 def embed_model(array: zarr.Array, info: "ModelInfo | None" = None) -> zarr.Array:
-    """Store the model of an array beside it, once for all arrays of a group.
+    """Store the model of an array beside it, once for all arrays of a group, and return the array that has it.
 
-    Parameters
-    ----------
-    array : zarr.Array
-        Stored with DeepSIC, in a group.
-    info : ModelInfo, optional
-        The model; by default the one in the metadata of the array, which has to be installed here.
-
-    Returns
-    -------
-    zarr.Array
-        The model file: uint8, one axis, uncompressed, in the Zarr format of `array`. An earlier array is left as it is
-        if it holds this model, or another one with the same decoder and head, which decodes the same.
+    By default it is the model in the metadata of the array, which has to be installed here. An earlier array is left as
+    it is if it holds this model, or another one with the same decoder and head, which decodes the same.
 
     Raises
     ------

@@ -35,23 +35,9 @@ class StoredLayout:
     The codecs of such an array are, in this order: any that change arrays, DeepSIC, and any number of CRC-32C
     checksums. All of them may be within shards.
 
-    Parameters
-    ----------
-    array : zarr.Array or zarr.AsyncArray
-        The array. Only its metadata and path are used.
-
-    Attributes
-    ----------
-    params : CodecParams
-        The codec, its model resolved.
-    chunks : tuple of int
-        Shape of a chunk.
-    grid : tuple of int
-        Chunks along each axis.
-    shard_grid : tuple of int or None
-        Chunks of a shard along each axis, None without shards.
-    order : {"C", "F"}
-        Memory order of chunks.
+    Only the metadata and path of the array are used. `params` is its codec, the model resolved; `grid` has the chunks
+    of the array along each axis, `shard_grid` those of a shard, None without shards; `order` is the memory order of
+    chunks.
 
     Raises
     ------

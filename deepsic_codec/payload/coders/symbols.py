@@ -316,16 +316,9 @@ class _Coder:
 
 
 class SymbolEncoder(_Coder):
-    """Arithmetic encoder of one chunk.
+    """Arithmetic encoder of all symbols of a chunk, int16 (S, h, w, C).
 
-    Parameters
-    ----------
-    tables : CoderTables
-        Trained start.
-    symbols : int16 (S, h, w, C)
-        All symbols of the chunk.
-    continued : SymbolEncoder, optional
-        Start with the contexts and mixers of this encoder, for training. A payload never does.
+    With `continued` it starts with the contexts and mixers of that encoder, for training. A payload never does.
     """
 
     def __init__(
@@ -414,17 +407,7 @@ class SymbolEncoder(_Coder):
 
 
 class SymbolDecoder(_Coder):
-    """Arithmetic decoder of one chunk.
-
-    Parameters
-    ----------
-    tables : CoderTables
-        Trained start.
-    data : bytes
-        The feature section.
-    slices, grid, latents
-        Size of the symbols (S, h, w, C).
-    """
+    """Arithmetic decoder of the feature section of a chunk with symbols (S, h, w, C): slices, grid and latents."""
 
     def __init__(self, tables: CoderTables, data: bytes, slices: int, grid: tuple[int, int], latents: int) -> None:
         super().__init__(tables, slices, grid, latents)
