@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-#: Bounds of what a model file may ask for.
+#: Bounds of widths and of numbers of blocks in a model file.
 MAX_WIDTH, MAX_BLOCKS = 2048, 64
 
 

@@ -34,22 +34,10 @@ def encode_symbols(
     pool: ThreadPoolExecutor | None = None,
     coder: EncoderFactory = SymbolEncoder,
 ) -> list[bytes]:
-    """Encode chunks of equal shape to feature sections.
+    """Encode chunks of equal shape, symbols int16 (S,h,w,C) each, to feature sections at qualities 1 to 100.
 
-    Parameters
-    ----------
-    prior : CodingPrior
-        Predicts the symbols.
-    tables : CoderTables
-        State in which the arithmetic coder starts.
-    symbols : list of ndarray
-        int16 (S,h,w,C), the quantised latents of each chunk.
-    qualities : iterable of float
-        Quality of each chunk, 1 to 100.
-    pool : ThreadPoolExecutor, optional
-        Threads that code the chunks in parallel.
-    coder : callable, optional
-        Makes the encoder of a chunk; training passes one that keeps statistics.
+    The threads of the pool code the chunks in parallel. `coder` makes the encoder of a chunk; training passes one that
+    keeps statistics.
     """
     stacked = upload(np.concatenate(symbols), prior.device)
     return start_encoding(prior, tables, stacked, len(symbols), qualities, pool, coder)()
@@ -67,16 +55,12 @@ def start_encoding(
     device_coder: DeviceCoder | None = None,
     batch_total: int = 0,
 ) -> Pending[list[bytes]]:
-    """Start to encode chunks of equal shape, without waiting for the device.
-
-    Parameters beyond those of `encode_symbols`:
+    """Start to encode chunks of equal shape, without waiting for the device; like `encode_symbols`.
 
     Parameters
     ----------
     symbols : Tensor
         int16 (S chunks,h,w,C), all chunks stacked, on the prior's device.
-    chunks : int
-        Number of chunks.
     predictions : Predictions, optional
         The prior's predictions of these symbols, if they are known already.
     device_coder : DeviceCoder, optional

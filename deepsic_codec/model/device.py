@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_all
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from functools import lru_cache
@@ -80,23 +81,10 @@ def stack_padded(
     device: torch.device | str,
     pool: ThreadPoolExecutor | None = None,
 ) -> Tensor:
-    """Stack images in host memory, pinned if the device is CUDA.
+    """Stack images (S,H,W,C) of one shape and dtype in host memory, pinned if the device is CUDA.
 
-    Parameters
-    ----------
-    images : sequence of ndarray
-        (S,H,W,C) each, of one shape and dtype.
-    multiple : int
-        Height and width are padded to multiples of this number by repeating the last row and column.
-    device : torch.device or str
-        Where the images will be copied to.
-    pool : ThreadPoolExecutor, optional
-        Threads that share the copying.
-
-    Returns
-    -------
-    Tensor
-        (S len(images), padded H, padded W, C) on the host.
+    Height and width are padded to multiples of a number by repeating the last row and column. The threads of the pool
+    share the copying.
     """
     s, h, w, c = images[0].shape
     shape = s * len(images), h + -h % multiple, w + -w % multiple, c
@@ -131,17 +119,8 @@ def high_priority_stream(device: torch.device | str) -> AbstractContextManager[A
 def side_stream(device: torch.device | str, after: bool = True) -> Iterator[Callable[[Tensor], Tensor]]:
     """Run CUDA work on a high-priority side stream; no-op on other devices.
 
-    Parameters
-    ----------
-    device : torch.device or str
-        Where the work runs.
-    after : bool
-        Whether the side stream first waits for the current stream.
-
-    Yields
-    ------
-    callable
-        Makes the current stream wait for the side stream, and returns the tensor for use on the current stream.
+    The side stream first waits for the current stream, unless `after=False`. The context's value is a function that
+    makes the current stream wait for the side stream, and returns the tensor for use on the current stream.
     """
     device = torch.device(device)
     if device.type != "cuda":
@@ -214,7 +193,7 @@ def submit_each(
     """Start `function(0)` to `function(count - 1)` on the threads of a pool; the results come in order.
 
     Without a pool, and for calls that the pool refuses while the interpreter shuts down, the thread that waits for the
-    results runs the calls.
+    results runs the calls. The first error is raised when no call runs any more.
     """
     futures: list[Future[Result]] = []
     if pool is not None:
@@ -223,7 +202,10 @@ def submit_each(
                 futures.append(pool.submit(copy_context().run, function, i))
 
     def wait() -> list[Result]:
-        rest = [function(i) for i in range(len(futures), count)]
+        try:
+            rest = [function(i) for i in range(len(futures), count)]
+        finally:
+            wait_for_all(futures)
         return [future.result() for future in futures] + rest
 
     return wait
@@ -272,30 +254,18 @@ class Workers:
         """Whether the current thread is a worker."""
         return getattr(cls._local, "active", False)
 
-    def _run_in_caller(self, task: Callable[[], Result]) -> Result:
-        """Run a task in the calling thread, which already holds the locks that a worker must not wait for."""
-        self._local.active = True
-        try:
-            return task()
-        finally:
-            self._local.active = False
-
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """Run all tasks and return their results in order; the first error is raised when no task runs any more."""
-        futures: list[Future[Result]] = []
-        with suppress(RuntimeError):  # the interpreter shuts down and takes no more work: the rest runs below
-            for task in tasks:
-                futures.append(self._pool.submit(copy_context().run, task))
-        results: list[Result] = []
-        errors: list[BaseException] = []
-        for number, task in enumerate(tasks):
+
+        def as_worker(i: int) -> Result:
+            # The caller, too, is a worker while it runs tasks: it holds the locks that a worker must not wait for.
+            before, self._local.active = self.is_worker(), True
             try:
-                results.append(futures[number].result() if number < len(futures) else self._run_in_caller(task))
-            except BaseException as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        return results
+                return tasks[i]()
+            finally:
+                self._local.active = before
+
+        return submit_each(self._pool, as_worker, len(tasks))()
 
 
 def keep_freed_memory() -> bool:

@@ -1,4 +1,4 @@
-"""What a family of networks brings: the protocols that the rest of the package talks to."""
+"""Protocols of a family of networks, through which the rest of the package uses it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,15 +22,7 @@ PRIOR = "decoder.prior"
 
 @dataclass
 class Analysed:
-    """Latents of a batch of images.
-
-    Attributes
-    ----------
-    scaled : Tensor
-        Latents in units of the quantiser's step, float32 (N,h,w,C).
-    latents : Tensor
-        Latents for the semantic head, (N,h,w,C), in the family's own format.
-    """
+    """Latents (N,h,w,C) of a batch: float32 in units of the quantiser's step, and in a format for the semantic head."""
 
     scaled: Tensor
     latents: Tensor

@@ -180,7 +180,7 @@ def load_arrays(info: ModelInfo) -> Arrays:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file, whose sizes are checked before it is read; all that is wrong becomes ModelMismatch."""
+    """Open a safetensors file, whose sizes are checked before it is read; any damage is a ModelMismatch."""
     size = os.stat(path).st_size
     if size > MAX_FILE:
         raise ModelMismatch(f"{path}: {size} bytes, expected at most {MAX_FILE} in a model file")
@@ -199,7 +199,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
 
 def _parse(text: str) -> Any:
-    """Parse JSON; a name that occurs twice and NaN are refused, since readers differ in what they make of them."""
+    """Parse JSON; a name that occurs twice and NaN are refused, since readers treat them differently."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) < len(pairs):
@@ -278,7 +278,7 @@ def _check_tensors(file: Any) -> int:
 def _check_claims(sizes: Mapping[str, Any], elements: int) -> None:
     """Raise ValueError if the networks that an architecture describes would be far larger than the stored tensors.
 
-    What is built before tensors are compared in detail is thus at most a small multiple of the file.
+    Networks that are built before tensors are compared in detail thus take at most a small multiple of the file.
     """
     elements = max(MAX_SIZE, elements)  # small models may claim more than they have
     for name, value in sizes.items():

@@ -17,14 +17,10 @@ Predictions = list[tuple[Tensor, Tensor]]
 
 
 class ContextOffsets(NamedTuple):
-    """Where the features of a step are in `Neighbours.both`, flattened, relative to the first channel of a row.
+    """Positions of the features of a step in `Neighbours.both`, flattened, relative to the first channel of a row.
 
-    Attributes
-    ----------
-    kinds, offsets : Tensor
-        int32 and int64 (K,): kind of each feature, and its offset within the features of this kind.
-    direct : Tensor
-        int64 (n,): offsets of the neighbours that predict the mean directly, without their channels.
+    `kinds` int32 (K,) has the kind of each feature, `offsets` int64 (K,) its offset within the features of this kind,
+    and `direct` int64 (n,) the offsets of the neighbours that predict the mean directly, without their channels.
     """
 
     kinds: Tensor

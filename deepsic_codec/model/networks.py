@@ -12,8 +12,8 @@ The linear shortcut makes the codec useful before the first training step; the l
 starts at zero. All layers work at 1/8 and 1/16 of the image's resolution with 1x1 and depth-wise 3x3 convolutions and
 ReLU only, so that all of them can become integers (`docs/model.md`).
 
-Two flags select what a network computes. `integer`: it imitates its integer form, which is then what is stored.
-`bounded`: in floating point, streams and hidden channels are clipped where those of the integer form are.
+Two flags change how a network computes. With `integer` it imitates its integer form, which a model file stores. With
+`bounded` it clips streams and hidden channels where the integer form does, in floating point.
 """
 
 import math
@@ -111,7 +111,7 @@ class Block(nn.Module):
         self.down = nn.Conv2d(width * expand, width, 1)
 
     def forward(self, x: Tensor, quality: Tensor, bounded: bool = False) -> Tensor:
-        """(B,width,h,w) and qualities (B,) -> the same shape; `bounded` clips what the integer form clips."""
+        """(B,width,h,w) and qualities (B,) -> the same shape; `bounded` clips as the integer form does."""
         h = self.condition(self.up(self.spatial(x)), quality)
         if not bounded:
             return x + self.down(F.relu(h))
@@ -149,7 +149,7 @@ def _through(blocks: nn.ModuleList, x: Tensor, quality: Tensor, bounded: bool = 
 
 
 def _read(x: Tensor) -> Tensor:
-    """Round a stream to what 1x1 convolutions read."""
+    """Round a stream to the values that 1x1 convolutions read."""
     return fixed.fixed(x, fixed.READ_BITS, fixed.READ_LOW, fixed.READ_HIGH)
 
 
@@ -186,7 +186,7 @@ class Analysis(nn.Module):
 
     @contextmanager
     def floating(self) -> Iterator[None]:
-        """Compute in floating point inside the context: faster, and equal but for what integers round."""
+        """Compute in floating point inside the context: faster, and equal but for the rounding of integers."""
         before = self.integer, self.bounded
         self.integer, self.bounded = False, self.bounded or self.integer
         try:
@@ -308,7 +308,7 @@ class SemanticHead(nn.Module):
 def step_lambda(quality: Tensor) -> Tensor:
     """Weight of the mean squared error against bits per pixel that matches the step.
 
-    At high rate an orthonormal transform with step d has dD/dR = -2 ln 2 d^2 / 12 per
-    coefficient; with three samples per pixel, lambda = 3 * 12 / (2 ln 2 d^2).
+    At high rate an orthonormal transform with step d has dD/dR = -2 ln 2 d^2 / 12 per coefficient; with three samples
+    per pixel, lambda = 3 * 12 / (2 ln 2 d^2).
     """
     return 36 / (2 * math.log(2)) / quality_step(quality) ** 2

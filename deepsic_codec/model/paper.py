@@ -10,11 +10,11 @@
 
     Q(f) or f - 3x3 - 3x3 - mean - fully connected - fully connected
 
-The paper leaves open, and here are: ReLU after each batch normalisation but the last (without it
-the stages would be one linear map), strides 4, 2, 2, 1 for the two lower rates and 4, 2, 1, 1 for the
-two higher ones, independent sigmoids in place of the softmax (so that *unknown* can be said), and lambda1,
-which is steered until the estimated rate is the one asked for.  Feature maps at 1/8 are
-folded to 1/16 (2x2 positions become channels), so that payloads have the usual grid.
+Where the paper leaves a choice open, these networks have: ReLU after each batch normalisation but the last (without it
+the stages would be one linear map); strides 4, 2, 2, 1 for the two lower rates and 4, 2, 1, 1 for the two higher ones;
+independent sigmoids in place of the softmax, so that a cell can be *unknown*; and a lambda1 that training steers until
+the estimated rate is the desired one. Feature maps at 1/8 are folded to 1/16 (2x2 positions become channels), so that
+payloads have the usual grid.
 """
 
 import math
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from deepsic_codec.model.architecture import Sizes
 from deepsic_codec.model.device import upload
-from deepsic_codec.model.exact.transforms import FINE, analyses_in_bfloat16, grey_levels
+from deepsic_codec.model.exact.transforms import UNITS_PER_LEVEL, analyses_in_bfloat16, grey_levels
 from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analysed, Family, tensors_below
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, log_scales, logistic_bits, scale_of
@@ -276,7 +276,7 @@ class PaperTransforms(nn.Module):
         return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
     def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
-        q, unit = self._quality(quality), FINE if q6 else 1
+        q, unit = self._quality(quality), UNITS_PER_LEVEL if q6 else 1
         y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)
         x = self.synthesis(y, q)
         x = (x * unit + 0.5).clamp_(0, 255 * unit)  # truncation after + 1/2 rounds

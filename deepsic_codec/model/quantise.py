@@ -1,9 +1,9 @@
-"""Rate-distortion optimised quantisation: symbols that cost more bits than their error is worth.
+"""Rate-distortion optimised quantisation: symbols that cost more bits than their error is worth are moved.
 
-A symbol is moved a step towards the prior's mean where that lowers D + R / lambda. The bit stream and the decoder do
-not depend on it; it is the encoder's first level of effort (latent refinement in the sense of Nonlinear Transform
-Coding, in its cheapest form). What a move saves and what an error costs are tables of integers in the model file, so
-that equal images give equal payloads on every machine.
+A symbol moves one step towards the prior's mean where that lowers D + R / lambda. The bit stream and the decoder do not
+depend on it: it is the encoder's first level of effort (latent refinement in the sense of Nonlinear Transform Coding,
+in its cheapest form). The saving of a move and the price of an error are tables of integers in the model file, so that
+equal images give equal payloads on every machine.
 """
 
 import numpy as np
@@ -42,19 +42,9 @@ def load_tables(tensors: dict[str, Tensor], latents: int, device: torch.device |
 
 @torch.no_grad()
 def make_tables(log_scales: Tensor, steps: Tensor) -> dict[str, Tensor]:
-    """Tables of a model file.
+    """Tables of a model file, `saved` int16 (scale indices, DISTANCES) and `price` int32 (100,C), as in `RateTables`.
 
-    Parameters
-    ----------
-    log_scales : Tensor
-        Logarithms of the prior's scales (SCALES,).
-    steps : Tensor
-        Dequantiser steps int32 (100,C).
-
-    Returns
-    -------
-    dict
-        `saved`, int16 (scale indices, DISTANCES), and `price`, int32 (100,C), as in `RateTables`.
+    They are made from the logarithms of the prior's scales (SCALES,) and the dequantiser steps int32 (100,C).
     """
     index = torch.arange(INDEX_MAX + 1, dtype=torch.float64) / INDEX_LEVELS
     scale = scale_of(index, log_scales.cpu().double())[:, None]
@@ -74,17 +64,16 @@ def make_tables(log_scales: Tensor, steps: Tensor) -> dict[str, Tensor]:
 def quantise(
     prior: CodingPrior, tables: RateTables | None, scaled: Tensor, quality: Tensor | int
 ) -> tuple[Tensor, Predictions | None]:
-    """Choose the symbols of a batch of images.
+    """Choose the symbols of a batch of images, step by step in coding order.
 
-    They are chosen step by step in coding order. The prior's predictions of a symbol follow from symbols that are
-    already chosen, and are not computed again for coding.
+    The prior's predictions of a symbol follow from symbols that are already chosen, so that coding can use them again.
 
     Parameters
     ----------
     prior : CodingPrior
         Codes the symbols.
     tables : RateTables, optional
-        On the prior's device; without them every symbol is the nearest.
+        On the prior's device; without them every symbol is the nearest, and there are no predictions.
     scaled : Tensor
         Latents in units of the quantiser's step, float32 (N,h,w,C).
     quality : Tensor or int
@@ -95,7 +84,6 @@ def quantise(
     symbols : Tensor
         int32 (N,h,w,C).
     predictions : Predictions or None
-        Of the symbols, if there are tables.
     """
     nearest = torch.round(scaled).to(torch.int32)
     if tables is None:

@@ -36,17 +36,7 @@ MAGNITUDE, LINEAR = 0, 1
 
 
 class Inputs(NamedTuple):
-    """Features of a range of channels at some neighbouring positions; offset by offset, channel by channel.
-
-    Attributes
-    ----------
-    kind : int
-        `MAGNITUDE` or `LINEAR`.
-    offsets : Offsets
-        Neighbouring positions.
-    first, stop : int
-        Range of channels.
-    """
+    """Features, `MAGNITUDE` or `LINEAR`, of a range of channels at neighbours; offset by offset, channel by channel."""
 
     kind: int
     offsets: Offsets

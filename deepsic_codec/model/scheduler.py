@@ -58,7 +58,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One encoded chunk, with the results that were asked for.
+    """One encoded chunk; results that were not requested are None.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class Encoded:
     symbols : ndarray or None
         int16 (S,h,w,C).
     pixels : ndarray or None
-        (S,H,W,3) of the dtype of the images: what decoding the features gives.
+        (S,H,W,3) of the dtype of the images: the pixels that decoding the features gives.
     """
 
     grid: tuple[int, int]

@@ -31,7 +31,7 @@ PRIOR_BIAS_MAX = 2**22
 
 
 class _Layer(NamedTuple):
-    """A layer of a network, its name in the file, and what its bias depends on."""
+    """A layer of a network: its name in the file, its format, and the condition that its bias depends on."""
 
     name: str
     layer: nn.Conv2d | nn.Linear

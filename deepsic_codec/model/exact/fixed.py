@@ -6,7 +6,7 @@ bias, and shifts the sum down with rounding:
     out = clamp(floor((sum_i w_i a_i + bias) / 2^shift + 1/2))
 
 which gives the same integers on every machine, in any order of summation. Training works on real numbers that stand for
-such integers, rounded where the integers are rounded (straight-through), so that what is trained is what is stored
+such integers, rounded where the integers are rounded (straight-through), so that the trained network is the stored one
 (`docs/integer-transforms.md`).
 """
 
@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Bits after the binary point: input pixels less 128 (64 grey levels are one), what 1x1
-#: convolutions read, what they write inside of a block, the residual stream, latents,
-#: normalised latents, output pixels (64ths of a grey level).
+#: Bits after the binary point of: input pixels less 128 (64 grey levels are one), inputs of 1x1 convolutions, hidden
+#: values of a block, the residual stream, latents, normalised latents, output pixels (64ths of a grey level).
 PIXEL_BITS, READ_BITS, HIDDEN_BITS, STREAM_BITS = 6, 5, 6, 9
 LATENT_BITS, NORMAL_BITS, OUTPUT_BITS = 8, 9, 12
-#: What the semantic head reads and writes: companded latents, and logits.
+#: Companded latents, which the semantic head reads, and logits, which it writes.
 COMPAND_BITS, LOGIT_BITS, LOGIT_MAX = 9, 8, 2047
 #: Ranges of the integers: 8 bits, 12 bits signed, twice that before modulation.
 READ_LOW, READ_HIGH, HIDDEN_HIGH, STREAM_MAX, STEM_MAX = -128, 127, 255, 2047, 4095
@@ -31,10 +30,10 @@ PIXEL_MAX = 16383
 #: Two digits to the base 128: a high one of 8 bits and a low one of 7 bits.
 DIGIT = 128
 WIDE_MAX = 127 * DIGIT + 63
-#: Weights are 8 bits; sums of products stay below these, so that float32 holds them exactly
-#: with their bias (spatial ones also in algorithms that are not exact, such as Winograd's).
+#: Weights have 8 bits; sums of products stay below these bounds, so that float32 holds them exactly with their bias
+#: (spatial ones also in algorithms that are not exact, such as Winograd's).
 WEIGHT_MAX, PRODUCT_SUM, SPATIAL_SUM, BIAS_MAX = 127, 2.0**23, 2.0**19, 2**22
-#: A spatial sum is at most 2^20 with its bias and with what rounds.
+#: A spatial sum is at most 2^20 with its bias and with the half that rounds.
 SPATIAL_BIAS_MAX, SPATIAL_EXPONENT_MAX = 2**18, 15
 #: Largest exponent of a weight's unit.
 EXPONENT_MAX = 20
@@ -107,14 +106,14 @@ class Format:
 SPATIAL = Format(STREAM_BITS, STREAM_MAX, READ_BITS, READ_LOW, READ_HIGH, spatial=True)
 UP = Format(READ_BITS, -READ_LOW, HIDDEN_BITS, 0, HIDDEN_HIGH)
 DOWN = Format(HIDDEN_BITS, HIDDEN_HIGH, STREAM_BITS, -(2.0**15), 2.0**15)
-#: From pixels, from the stream, and from normalised latents to what is modulated.
+#: From pixels, from the stream, and from normalised latents to the input of a modulation.
 STEM = Format(PIXEL_BITS, -READ_LOW, STREAM_BITS, -STEM_MAX, STEM_MAX)
 INNER = Format(READ_BITS, -READ_LOW, STREAM_BITS, -STEM_MAX, STEM_MAX)
 LATENT_STEM = Format(NORMAL_BITS, WIDE_MAX, STREAM_BITS, -STEM_MAX, STEM_MAX, wide_input=True)
 #: From the stream to latents and to pixels; the linear shortcuts.
 TO_LATENT = Format(READ_BITS, -READ_LOW, LATENT_BITS, -WIDE_MAX, WIDE_MAX)
 TO_PIXEL = Format(READ_BITS, -READ_LOW, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX)
-#: Of the semantic head, which reads pooled streams.
+#: Layers of the semantic head.
 COMPANDED_STEM = Format(COMPAND_BITS, WIDE_MAX, STREAM_BITS, -STEM_MAX, STEM_MAX, wide_input=True)
 TO_LOGIT = Format(HIDDEN_BITS, HIDDEN_HIGH, LOGIT_BITS, -LOGIT_MAX, LOGIT_MAX)
 LINEAR_IN = Format(PIXEL_BITS, -READ_LOW, LATENT_BITS, -(2.0**20), 2.0**20, wide_weight=True)

@@ -20,16 +20,8 @@ Tensors = Mapping[str, Tensor]
 class Layer:
     """A 1x1 convolution as matrix product, with the bias, shift and clamp that follow it.
 
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        `<name>.weight`, `<name>.bias` and `<name>.shift` of a model file.
-    name : str
-        Of the layer.
-    form : Format
-        What it reads and writes. Hidden values 0..255 are stored as -128..127.
-    device : torch.device
-        Where to compute.
+    Its tensors in a model file are `<name>.weight`, `<name>.bias` and `<name>.shift`. Hidden values 0..255 are stored
+    as -128..127.
     """
 
     def __init__(self, tensors: Tensors, name: str, form: fixed.Format, device: torch.device) -> None:
@@ -113,21 +105,7 @@ def check_sums(name: str, weight: Tensor, bias: Tensor, shift: Tensor, form: fix
 
 
 class Blocks:
-    """The residual blocks of a stream.
-
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        Of a model file.
-    name : str
-        Of the list of blocks.
-    count : int
-        Number of blocks.
-    device : torch.device
-        Where to compute.
-    conditioned : bool
-        Whether hidden biases depend on quality.
-    """
+    """The residual blocks `<name>.0`, `<name>.1`, ... of a stream; `conditioned` if hidden biases depend on quality."""
 
     def __init__(
         self, tensors: Tensors, name: str, count: int, device: torch.device, conditioned: bool = False
@@ -157,18 +135,9 @@ class Blocks:
 
 
 class Modulation:
-    """Factor and offset per channel and whole quality; begins a stream.
+    """Factor and offset per channel and whole quality, `<name>.scale` and `<name>.offset`; begins a stream.
 
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        `<name>.scale` and `<name>.offset` of a model file.
-    name : str
-        Of the modulation.
-    stem : Layer
-        The layer before it, with a pixel shuffle between if it has more outputs.
-    device : torch.device
-        Where to compute.
+    A pixel shuffle follows the stem, the layer before it, if the stem has more outputs than there are factors.
     """
 
     def __init__(self, tensors: Tensors, name: str, stem: Layer, device: torch.device) -> None:

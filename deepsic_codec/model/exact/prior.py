@@ -13,6 +13,7 @@ from torch import Tensor
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact.fixed import QUALITIES
 from deepsic_codec.model.exact.matrix import Matrix
+from deepsic_codec.model.family import below
 from deepsic_codec.model.logistic import log_scales
 from deepsic_codec.model.neighbours import LINEAR_MAX, Neighbours
 from deepsic_codec.model.ops.protocol import Direct, Hidden, RateTables, StepTensors, SymbolState
@@ -33,16 +34,7 @@ COMPANDED = 32769
 
 
 class IntegerPrior:
-    """Predictions of a model file's prior (`family.CodingPrior`).
-
-    Parameters
-    ----------
-    arch : Architecture
-        Sizes.
-    tensors : mapping of str to Tensor
-        As `export.export_prior` writes them.
-    device : str
-        Where to compute.
+    """The `family.CodingPrior` of the tensors that `export.export_prior` writes.
 
     Raises
     ------
@@ -55,9 +47,7 @@ class IntegerPrior:
         self.latents = arch.latents
         self.device = device
         self.ops = ops_for(device)
-        parts: list[dict[str, Tensor]] = []
-        for i in range(len(self.steps)):
-            parts.append({k.split(".", 1)[1]: v for k, v in tensors.items() if k.split(".")[0] == str(i)})
+        parts = [below(tensors, str(i)) for i in range(len(self.steps))]
         for i, (step, part) in enumerate(zip(self.steps, parts, strict=True)):
             _check_shapes(i, step, part, arch.prior_width)
         compand = tensors["compand"]
@@ -149,5 +139,5 @@ def _step_tensors(part: Mapping[str, Tensor], device: str) -> StepTensors:
 
 
 def _half(shift: Tensor) -> Tensor:
-    """What makes a shift to the right round to nearest: 2^(shift - 1), or 0 for no shift."""
+    """Addend with which a shift to the right rounds to nearest: 2^(shift - 1), or 0 for no shift."""
     return (1 << shift) >> 1

@@ -19,7 +19,7 @@ from deepsic_codec.payload.constants import LATENT_STRIDE
 #: Units per whole quality of the qualities in payloads.
 HUNDREDTHS = 100
 #: Units per grey level of images in int16.
-FINE = 1 << fixed.PIXEL_BITS
+UNITS_PER_LEVEL = 1 << fixed.PIXEL_BITS
 
 Pixels = NDArray[np.uint8] | NDArray[np.int16]
 
@@ -69,21 +69,10 @@ class IntegerAnalysis:
         )
 
     def __call__(self, grey: Tensor, rest: Tensor | None, quality: Tensor) -> Tensor:
-        """Analyse images.
+        """Analyse images (N,H,W,3), H and W multiples of 16, at whole qualities int64 (N,).
 
-        Parameters
-        ----------
-        grey : int8 (N,H,W,3)
-            Grey levels less 128, H and W multiples of 16.
-        rest : int8 (N,H,W,3) or None
-            64ths of a grey level, -32..31, on top.
-        quality : int64 (N,)
-            Whole qualities, 1..100.
-
-        Returns
-        -------
-        Tensor
-            Latents int32 (N,H/16,W/16,C).
+        `grey` are grey levels less 128, int8, and `rest` 64ths of a grey level on top, int8 -32..31. The latents are
+        int32 (N,H/16,W/16,C).
         """
         n, height, width, _ = grey.shape
         h, w = height // LATENT_STRIDE, width // LATENT_STRIDE
@@ -200,7 +189,7 @@ class IntegerTransforms:
         x = upload(images, self.device)
         rest = None
         if x.dtype == torch.int16:
-            grey = (x + FINE // 2) >> fixed.PIXEL_BITS
+            grey = (x + UNITS_PER_LEVEL // 2) >> fixed.PIXEL_BITS
             rest = (x - (grey << fixed.PIXEL_BITS)).to(torch.int8)
             grey = (grey - 128).to(torch.int8)
         else:
@@ -220,7 +209,7 @@ class IntegerTransforms:
         return self._head(cells, upload(whole_qualities(quality)[1], self.device))
 
     def steps(self, quality: NDArray[np.float64]) -> Tensor:
-        """Dequantiser steps int32 (N,C)."""
+        """Quantiser steps int32 (N,C)."""
         return self._qualities(quality)[1]
 
     def _qualities(self, quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
@@ -249,7 +238,7 @@ def _bfloat16(device: torch.device, test: str) -> bool:
 
 def grey_levels(images: Tensor) -> Tensor:
     """Images uint8 in grey levels or int16 in 64ths of them -> grey levels, float32."""
-    return images.float() / (FINE if images.dtype == torch.int16 else 1)
+    return images.float() / (UNITS_PER_LEVEL if images.dtype == torch.int16 else 1)
 
 
 def whole_qualities(quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:

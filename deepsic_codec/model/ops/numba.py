@@ -28,7 +28,7 @@ MIN_SHARED_VALUES = 1 << 18
 
 
 class NumbaOps(TorchOps):
-    """`protocol.Ops` in loops of Numba; what it does not override is fast in torch."""
+    """`protocol.Ops` in loops of Numba; methods that it does not override are fast in torch."""
 
     def narrow(self, total: Tensor, bias: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
         out = torch.empty(total.shape, dtype=torch.int8)
@@ -271,7 +271,7 @@ def _pixels(first, last, linear, bias, shift, rest, rest_bias, rest_shift, bits,
 def _move_symbols(
     chosen, latents, linear, magnitude, compand, padded, flat, means, indices, saved, price, quality, start
 ):
-    """Most symbols are what the prior expects and stay as they are; qualities are (P,), or (1,) for one quality."""
+    """Most symbols are those that the prior expects, and stay; qualities are (P,), or (1,) for one quality."""
     one, half = np.float32(1 << RATE_BITS), np.float32(0.5)
     for p in range(len(flat)):
         row, q = flat[p], quality[p if len(quality) > 1 else 0] - 1

@@ -1,4 +1,4 @@
-"""What the operations on integers are, and the tensors that they take.
+"""Operations on integers, and the tensors that they take.
 
 All implementations give the same integers. Streams are integers in float32 within +-STREAM_MAX, in units of
 2^-STREAM_BITS (`exact.fixed`); sums of products are int32. N counts images, P rows (positions), C channels.
@@ -29,7 +29,7 @@ class BlockTensors(NamedTuple):
     weight, taps : Tensor
         Of the 3x3 convolution by channel, float32 (C,1,3,3), and the same as (9,C).
     spatial_bias : Tensor
-        float32 (C,), in units of what the convolution gives.
+        float32 (C,), in units of the convolution's result.
     up, down : Matrix
         int8 (hidden,C) and (C,hidden).
     up_bias, up_shift, down_bias, down_shift : Tensor
@@ -86,17 +86,7 @@ class StepTensors(NamedTuple):
 
 
 class SymbolState(NamedTuple):
-    """Symbols that are being chosen.
-
-    Attributes
-    ----------
-    latents : Tensor
-        In units of the quantiser's step, float32 (positions,C).
-    symbols : Tensor
-        int32 (positions,C), the nearest ones at first; changed in place.
-    neighbours : Neighbours
-        Features of the symbols, changed along.
-    """
+    """Latents in quantiser steps, float32 (P,C), their symbols, int32 (P,C), and features, which are changed in place."""
 
     latents: Tensor
     symbols: Tensor
@@ -104,14 +94,10 @@ class SymbolState(NamedTuple):
 
 
 class RateTables(NamedTuple):
-    """What moving a symbol saves and costs, int32, in 2^-RATE_BITS bits.
+    """Saving and price of a moved symbol, int32, in 2^-RATE_BITS bits.
 
-    Attributes
-    ----------
-    saved : Tensor
-        (scale indices, distances): bits that a step towards the mean saves.
-    price : Tensor
-        (100,C): bits that the squared error of one quantiser step is worth, for each whole quality.
+    `saved` (scale indices, distances) has the bits that a step towards the mean saves, and `price` (100,C) the bits
+    that the squared error of one quantiser step is worth, for each whole quality.
     """
 
     saved: Tensor
@@ -190,21 +176,9 @@ class Ops(Protocol):
         """Digits of integers int32 (P,C) whose magnitudes are replaced by the entries of a table."""
 
     def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int], q6: bool) -> Tensor:
-        """Images from the sums of both branches of a synthesis.
+        """Images (n,16h,16w,3) from the sums of both branches of a synthesis; `grid` is (n, h, w).
 
-        Parameters
-        ----------
-        linear : Sums
-            Of blocks of 16x16 pixels, (n h w,768), channels in the order (y,x,colour).
-        rest : Sums
-            Of blocks of 8x8 pixels, (n 2h 2w,192), likewise.
-        grid : (int, int, int)
-            n, h, w: images, and rows and columns of the larger blocks.
-        q6 : bool
-            Whether to return int16 in 64ths of a grey level, 0..16320, instead of uint8 in grey levels.
-
-        Returns
-        -------
-        Tensor
-            (n,16h,16w,3).
+        `linear` are sums (n h w,768) of blocks of 16x16 pixels, `rest` sums (n 2h 2w,192) of blocks of 8x8 pixels, both
+        with channels in the order (y,x,colour). With `q6`, images are int16 in 64ths of a grey level, 0..16320, else
+        uint8 in grey levels.
         """

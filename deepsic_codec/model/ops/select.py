@@ -1,4 +1,4 @@
-"""Which operations a device gets, and whether its kernels can be relied on.
+"""Choice of the operations for a device, after a check of its kernels.
 
 A CPU has Numba loops, CUDA has Triton kernels if Triton is installed. Any other device, and a device on which a kernel
 fails or gives one different integer, has torch operations.
@@ -190,7 +190,7 @@ def checks(ops: Any, device: torch.device) -> Iterator[tuple[str, Callable[[], b
 
 
 def _copied(argument: Any) -> Any:
-    """A copy of what operations may change in place."""
+    """A copy of an argument that operations may change in place."""
     if isinstance(argument, Sums):
         return Sums(*(t.clone() for t in argument))
     if isinstance(argument, Neighbours):
