@@ -56,8 +56,8 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
     """Find a model along the setting `model_path`, in the package, and among models from archives, in this order.
 
     The first file that fits is returned; files of a folder are tried in the order of their names. Several files may
-    have one decoder, and any of them decodes the payloads of another one. `head` and `preferred` choose between them for
-    labels and for encoding.
+    have one decoder, and any of them decodes the payloads of another one. `head` and `preferred` choose between them
+    for labels and for encoding.
 
     Parameters
     ----------

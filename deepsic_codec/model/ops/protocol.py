@@ -86,7 +86,7 @@ class StepTensors(NamedTuple):
 
 
 class SymbolState(NamedTuple):
-    """Latents in quantiser steps, float32 (P,C), their symbols, int32 (P,C), and features, which are changed in place."""
+    """Latents in quantiser steps, float32 (P,C); their symbols, int32 (P,C), and features, both changed in place."""
 
     latents: Tensor
     symbols: Tensor
