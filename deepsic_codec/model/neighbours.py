@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deepsic_codec.model.device import synchronize
 from deepsic_codec.model.schedule import LINEAR, MAGNITUDE, Offsets, Step
+
+if TYPE_CHECKING:
+    from deepsic_codec.model.family import CodingPrior
 
 #: Features are symbols clipped to +-LINEAR_MAX, and companded magnitudes.
 LINEAR_MAX = 127
@@ -68,15 +71,7 @@ class Neighbours:
         return _context_offsets(step, self.shape[2] + 2, self.shape[3], self.both.device)
 
 
-class HasSteps(Protocol):
-    """A prior, as far as iterating over its steps needs it."""
-
-    @property
-    def steps(self) -> list[Step]:
-        """The coding order."""
-
-
-def iter_steps(prior: HasSteps, neighbours: Neighbours) -> Iterator[tuple[int, Step, Tensor, Tensor, Tensor]]:
+def iter_steps(prior: "CodingPrior", neighbours: Neighbours) -> Iterator[tuple[int, Step, Tensor, Tensor, Tensor]]:
     """Number, step, padded rows, unpadded rows and image numbers of every step that has positions."""
     for number, step in enumerate(prior.steps):
         rows, flat, image = neighbours.rows(step)

@@ -100,6 +100,6 @@ def scores(t, latents, quality):
     for i in range(sum(k.startswith("blocks") and k.endswith("up.weight") for k in t)):
         h = block(t, f"blocks.{i}", h, quality)
     n = h.shape[0] * h.shape[1]
-    mean, most = (2 * h.sum((0, 1)) + n) // (2 * n), h.max((0, 1))
-    hidden = layer(t, "hidden", read(np.concatenate([mean, most])), 0, 255)
+    mean, peak = (2 * h.sum((0, 1)) + n) // (2 * n), h.max((0, 1))
+    hidden = layer(t, "hidden", read(np.concatenate([mean, peak])), 0, 255)
     return t["score"][layer(t, "out", hidden, -2047, 2047) + 2047]

@@ -39,19 +39,8 @@ BYTES_PER_SYMBOL = 1
 class DeviceCoder:
     """Arithmetic coder of whole batches on a device.
 
-    Parameters
-    ----------
-    start : CoderTables
-        State in which the coder starts.
-    latents : int
-        Channels of the symbols.
-    device : torch.device
-        Device of symbols and predictions.
-    launch : callable
-        Runs the compiled coder.
-    max_shared : int
-        Up to this number of chunks are coded in shared memory, which is faster but has room for one chunk on each
-        multiprocessor. The chunks of larger batches keep their contexts in global memory.
+    Up to `max_shared` chunks are coded in shared memory, which is faster but has room for one chunk on each
+    multiprocessor. The chunks of larger batches keep their contexts in global memory.
     """
 
     def __init__(
@@ -67,25 +56,9 @@ class DeviceCoder:
     def encode(
         self, steps: Sequence[Step], symbols: Tensor, chunks: int, predictions: Predictions, batch_total: int = 0
     ) -> Pending[list[bytes | None]]:
-        """Start to encode symbols.
+        """Start to encode symbols int16 (S chunks,h,w,C) of stacked chunks; parameters as in `start_encoding`.
 
-        Parameters
-        ----------
-        steps : sequence of Step
-            The prior's passes.
-        symbols : Tensor
-            int16 (S chunks,h,w,C), all chunks stacked.
-        chunks : int
-            Number of chunks.
-        predictions : Predictions
-            The prior's predictions of these symbols.
-        batch_total : int
-            Number of chunks that the device codes at the same time, these included.
-
-        Returns
-        -------
-        Pending
-            Streams, with None for a stream that is longer than its symbols.
+        The results are streams, with None for a stream that is longer than its symbols.
         """
         images, h, w, _ = symbols.shape
         symbols, predictions = symbols.contiguous(), [(m.contiguous(), i.contiguous()) for m, i in predictions]
@@ -125,27 +98,9 @@ class DeviceCoder:
         quality_of: Callable[[Tensor], Tensor | int],
         batch_total: int = 0,
     ) -> tuple[Tensor, Pending[None]]:
-        """Start to decode feature sections of chunks of equal shape.
+        """Start to decode feature sections of chunks of equal shape; parameters and results as in `start_decoding`.
 
-        Parameters
-        ----------
-        prior : CodingPrior
-            On this device.
-        features : sequence of bytes
-            One section for each chunk.
-        slices, grid : int, (int, int)
-            Size of the symbols (slices, *grid, latents) of a chunk.
-        quality_of : callable
-            Returns the whole qualities of images, given their numbers.
-        batch_total : int
-            Number of chunks that the device codes at the same time, these included.
-
-        Returns
-        -------
-        symbols : Tensor
-            int16 (chunks slices, *grid, latents).
-        check : Pending
-            Waits for the symbols and raises CorruptPayload if a stream is damaged.
+        `quality_of` returns the whole qualities of images, given their numbers.
         """
         chunks, (h, w) = len(features), grid
         sizes = np.array([len(data) for data in features], np.int64)

@@ -6,7 +6,6 @@ may differ by the last bit.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from deepsic_codec.model.exact.prior import (
     INPUT_BITS,
     check_prior_sums,
 )
-from deepsic_codec.model.networks import Analysis, Condition, Gains, Modulate, QualityTable, SemanticHead, Synthesis
+from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis
 from deepsic_codec.model.prior import IntLinear, Prior, StepNetwork, compand
 from deepsic_codec.payload.constants import quality_step
 
@@ -30,33 +29,29 @@ Network = Analysis | Synthesis | SemanticHead
 PRIOR_BIAS_MAX = 2**22
 
 
-class _Layer(NamedTuple):
-    """A layer of a network: its name in the file, its format, and the condition that its bias depends on."""
-
-    name: str
-    layer: nn.Conv2d | nn.Linear
-    form: fixed.Format
-    condition: Condition | None
-
-
-def _layers(network: Network) -> Iterator[_Layer]:
+def _layers(network: Network) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, fixed.Format, QualityTable | None]]:
+    """Names in the file, layers, formats, and tables over quality that the biases of some layers have."""
     for name, form in network.formats.items():
-        yield _Layer(name, getattr(network, name), form, None)
+        yield name, getattr(network, name), form, None
     for blocks in network.block_lists:
         for i, block in enumerate(getattr(network, blocks)):
             for part, form in fixed.BLOCK_LAYERS.items():
-                condition = block.condition if part == "up" and block.condition.offset is not None else None
-                yield _Layer(f"{blocks}.{i}.{part}", getattr(block, part), form, condition)
+                yield (
+                    f"{blocks}.{i}.{part}",
+                    getattr(block, part),
+                    form,
+                    block.condition.offset if part == "up" else None,
+                )
 
 
 @torch.no_grad()
 def export_network(network: Network) -> dict[str, Tensor]:
     """Integer tensors of a transform or of the semantic head, on the CPU."""
     out: dict[str, Tensor] = {}
-    for name, layer, form, condition in _layers(network):
+    for name, layer, form, table in _layers(network):
         bias = layer.bias
-        if bias is not None and condition is not None and condition.offset is not None:
-            bias = bias + condition.offset(_qualities(bias.device))
+        if bias is not None and table is not None:
+            bias = bias + table(_qualities(bias.device))
         out |= {f"{name}.{k}": v for k, v in fixed.export_layer(layer.weight, bias, form).items()}
     for name in network.modulations:
         out |= {f"{name}.{k}": v for k, v in _export_modulation(getattr(network, name)).items()}
@@ -79,16 +74,16 @@ def restore_network(network: Network, tensors: Tensors) -> None:
     KeyError, RuntimeError, ValueError
         If the tensors do not fit the architecture.
     """
-    for name, layer, form, condition in _layers(network):
+    for name, layer, form, table in _layers(network):
         weight, bias, shift = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
         if isinstance(network, SemanticHead) and name == "out" and len(weight) != len(layer.weight):
             continue
-        if weight.shape != layer.weight.shape or (bias.ndim > 1) != (condition is not None):
+        if weight.shape != layer.weight.shape or (bias.ndim > 1) != (table is not None):
             raise ValueError(f"{name}: weights or biases of another shape, expected {tuple(layer.weight.shape)}")
         weights, biases = fixed.restore_layer(weight, bias, shift, form)
         layer.weight.copy_(weights)
-        if condition is not None and condition.offset is not None:
-            _fit(condition.offset, biases)
+        if table is not None:
+            _fit(table, biases)
             biases = torch.zeros_like(biases[0])
         if layer.bias is not None:
             layer.bias.copy_(biases)
