@@ -104,8 +104,8 @@ def _rows(array: Mapping[str, Any]) -> dict[str, str]:
 def _parameters(parameters: Mapping[str, Any]) -> str:
     """Return the parameters that are set, but for those in other rows."""
     elsewhere = ("model", "decoder", "head", "axes")
-    shown = {k: v for k, v in parameters.items() if k not in elsewhere and v not in (None, {}, [])}
-    return ", ".join(f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in shown.items())
+    visible = {k: v for k, v in parameters.items() if k not in elsewhere and v not in (None, {}, [])}
+    return ", ".join(f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in visible.items())
 
 
 def _availability(model: Mapping[str, Any]) -> str:
@@ -148,11 +148,11 @@ def _labels(labels: Mapping[str, Any], tile: Sequence[int]) -> str:
     if labels["from"] is None:
         return labels["note"]
     ranked = sorted(((count, name) for name, count in labels["classes"].items() if count), reverse=True)
-    shown = ", ".join(f"{name} {count:,}" for count, name in ranked[:MAX_CLASSES]) or "none that scores 0.5"
+    counts = ", ".join(f"{name} {count:,}" for count, name in ranked[:MAX_CLASSES]) or "none that scores 0.5"
     more = f" and {len(ranked) - MAX_CLASSES} more" if len(ranked) > MAX_CLASSES else ""
     source = "the index" if labels["from"] == "index" else "headers"
     of_all = f"of {labels['of_chunks']:,}, from {source}, tiles {_times(tile)}"
-    return f"chunks that show a class, {of_all}: {shown}{more}"
+    return f"chunks that show a class, {of_all}: {counts}{more}"
 
 
 def add_preview(parser: argparse.ArgumentParser) -> None:
@@ -194,11 +194,11 @@ def run_preview(args: argparse.Namespace) -> None:
         )
     result.image.save(args.out)
     if args.json:
-        about = {"out": str(args.out), "chunks": result.chunks, "decoded": result.shown, "sampled": result.sampled}
+        about = {"out": str(args.out), "chunks": result.chunks, "decoded": result.decoded, "sampled": result.sampled}
         say_json({**about, "tiles": result.classes, "stretch": result.limits})
         return
     sampled = "; each stands for its neighbours" if result.sampled else ""
-    say(f"{args.out}: {result.shown:,} of {result.chunks:,} chunks decoded{sampled}")
+    say(f"{args.out}: {result.decoded:,} of {result.chunks:,} chunks decoded{sampled}")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

@@ -141,15 +141,15 @@ def tint(image: Pixels, numbers: NDArray[np.integer], palette: NDArray[np.uint8]
     return np.where(edge[..., None], lines, result).round().astype(np.uint8)
 
 
-def dim(image: Pixels, shown: NDArray[np.bool_]) -> Pixels:
-    """Darken pixels where `shown` is False, and draw a line around the others."""
+def dim(image: Pixels, visible: NDArray[np.bool_]) -> Pixels:
+    """Darken pixels where `visible` is False, and draw a line around the others."""
     dark = image.mean(axis=-1, keepdims=True) * 0.35
-    result = np.where(shown[..., None], image, dark)
-    inside = shown.copy()
+    result = np.where(visible[..., None], image, dark)
+    inside = visible.copy()
     for axis in (0, 1):
         for step in (-2, -1, 1, 2):
-            inside &= np.roll(shown, step, axis)
-    edge = shown & ~inside
+            inside &= np.roll(visible, step, axis)
+    edge = visible & ~inside
     return np.where(edge[..., None], FRAME, result).round().astype(np.uint8)
 
 

@@ -15,7 +15,7 @@ from deepsic_codec.io.region import open_index
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
 from deepsic_codec.labels.index import MISSING
-from deepsic_codec.labels.query import SHOWN_SCORE, Labels
+from deepsic_codec.labels.query import SUMMARY_SCORE, Labels
 from deepsic_codec.payload.constants import quality_step
 from deepsic_codec.payload.header import read_section
 from deepsic_codec.payload.sections import VALUE_RANGE, section_name
@@ -260,7 +260,7 @@ def _classes_in_headers(stored: StoredArray, starts: Sequence[PayloadStart]) -> 
             return {"from": None, "note": str(error)}
         largest = block.dense(len(vocabulary.names)).max(axis=(0, 1, 2))
         for name in vocabulary.known:
-            counts[name] += bool(max(largest[number] for number in vocabulary.members(name)) >= 255 * SHOWN_SCORE)
+            counts[name] += bool(max(largest[number] for number in vocabulary.members(name)) >= 255 * SUMMARY_SCORE)
     if starts and not labelled:
         return {"from": None, "note": "labels are computed on demand (semantics post); deepsic index stores them"}
     return {"from": "headers", "of_chunks": labelled, "classes": dict(counts)}

@@ -48,7 +48,7 @@ class Preview:
     ----------
     image : PIL.Image.Image
         The picture, with captions and a legend.
-    chunks, shown : int
+    chunks, decoded : int
         Chunks of the plane that is shown, and the number of those that were decoded.
     sampled : bool
         Whether decoded chunks stand for their neighbours.
@@ -60,7 +60,7 @@ class Preview:
 
     image: "PillowImage.Image"
     chunks: int
-    shown: int
+    decoded: int
     sampled: bool
     classes: dict[str, int] = field(default_factory=dict)
     limits: list[tuple[float, float]] | None = None

@@ -15,7 +15,7 @@ from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, parent_and_name
 
-SHOWN_SCORE = 0.5  # score from which on a summary counts a chunk for a class
+SUMMARY_SCORE = 0.5  # score from which on a summary counts a chunk for a class
 
 
 class Labels:
@@ -114,7 +114,7 @@ class Labels:
         parts: list[Any] = [(self.index.scores, (row,)) for row in range(len(names))]
         *columns, source = self.index.read([*parts, (self.index.source, (...,))])
         labelled = (source == HEADER) | (source == FEATURES)
-        threshold = ceil(SHOWN_SCORE * 255)
+        threshold = ceil(SUMMARY_SCORE * 255)
         classes = {name: int(((s >= threshold) & labelled).sum()) for name, s in zip(names, columns, strict=True)}
         counts = np.bincount(source.ravel(), minlength=len(SOURCES)).tolist()
         return {"chunks": int(source.size), **dict(zip(SOURCES, counts, strict=True)), "classes": classes}

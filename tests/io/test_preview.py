@@ -34,7 +34,7 @@ def test_the_picture_is_the_image(stub):
     array = quarters(stub)
     made = preview(array, size=192, labels=False)
     np.testing.assert_array_equal(body(made.image, 128, 192), array[...])
-    assert (made.chunks, made.shown, made.sampled, made.classes) == (4, 4, False, {})
+    assert (made.chunks, made.decoded, made.sampled, made.classes) == (4, 4, False, {})
 
 
 def test_labels_are_counted_and_drawn(stub):
@@ -72,11 +72,11 @@ def test_a_large_array_is_sampled(stub, monkeypatch):
     monkeypatch.setattr(module, "MAX_PIXELS", 9 * 64 * 64)
     stub.batches.clear()
     made = preview(array, size=320)
-    assert made.sampled and made.chunks == 100 and made.shown == sum(stub.sizes("decode")) == 9
+    assert made.sampled and made.chunks == 100 and made.decoded == sum(stub.sizes("decode")) == 9
     cell = body(made.image, 128, 128)  # 4 x 4 chunks, shown by one of the two in the middle
     candidates = [array[y : y + 64, x : x + 64].mean() for y in (64, 128) for x in (64, 128)]
     assert min(abs(cell.mean() - mean) for mean in candidates) < 3
-    assert preview(array, size=320, everything=True).shown == 100
+    assert preview(array, size=320, everything=True).decoded == 100
 
 
 def test_a_sample_of_matches_decodes_matches_only(stub, monkeypatch, tmp_path):
@@ -85,7 +85,7 @@ def test_a_sample_of_matches_decodes_matches_only(stub, monkeypatch, tmp_path):
     array = create_array({}, data=image, chunks=(64, 64, 3))
     monkeypatch.setattr(module, "MAX_PIXELS", 9 * 64 * 64)
     made = preview(array, size=320, where="Bright")
-    assert made.shown == 1 and made.sampled
+    assert made.decoded == 1 and made.sampled
     check_rejects(LabelIndexError, "nowhere", preview, array, where="Bright", index=tmp_path / "nowhere")
 
 
@@ -111,7 +111,7 @@ def test_nodata_and_missing_chunks_are_left_out(stub):
     pixels = body(made.image, 128, 128)
     assert (pixels[:40, :40] == NO_DATA).all() and (pixels[:, 64:] == NO_DATA).all()
     np.testing.assert_array_equal(pixels[64:, :64], data[64:, :64])
-    assert made.shown == 2
+    assert made.decoded == 2
 
 
 @pytest.mark.parametrize(

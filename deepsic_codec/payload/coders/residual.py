@@ -190,9 +190,9 @@ def _predict_row(filters, used, planes, order, y, out):
             for x in range(width):
                 out[x] += weight * np.int64(row[x])
             if TAPS[t, 0] > 2:
-                here = plane[y][2 : 2 + width]
+                row = plane[y][2 : 2 + width]
                 for x in range(width):
-                    out[x] -= weight * np.int64(here[x])
+                    out[x] -= weight * np.int64(row[x])
 
 
 @jit
@@ -376,9 +376,9 @@ def _code_bands(decoding, residual, context, filters, contexts, state, data, pla
                     if c:
                         previous = 2 * np.int64(size_ph[i]) + np.int64(size_ph[i - 1]) + np.int64(size_ph[i + 1])
                         previous = ((previous + np.int64(size_pn[i]) + np.int64(size_ps[i])) * 5) >> 5
-                    here = np.int64(dec_h[i])
-                    slope = abs(dec_h[i - 1] - here) + abs(dec_h[i + 1] - here)
-                    slope += abs(dec_n[i] - here) + abs(dec_s[i] - here)
+                    value = np.int64(dec_h[i])
+                    slope = abs(dec_h[i - 1] - value) + abs(dec_h[i + 1] - value)
+                    slope += abs(dec_n[i] - value) + abs(dec_s[i] - value)
                     activity[x] = north_weight * north + 8 * previous + ((16 * slope) >> slope_shift)
                     near[x] = NEAR + min(_level(north + 2 * previous) >> 1, 31) * 16 * MIXED
                     other[x] = OTHER + (min(_level(previous) >> 1, 31) * 16 + min(_level(slope) >> 1, 15)) * MIXED
