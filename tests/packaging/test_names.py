@@ -8,7 +8,24 @@ import pytest
 from tests.common import ROOT
 
 #: Words that name nothing by themselves: prepositions, participles and adjectives of quantity.
-EMPTY_WORDS = set(["there", "here", "aside", "behind", "crowd", "most", "many", "some", "fine", "own", "found", "given", "wanted", "sought", "seen", "shown"])
+EMPTY_WORDS = {
+    "there",
+    "here",
+    "aside",
+    "behind",
+    "crowd",
+    "most",
+    "many",
+    "some",
+    "fine",
+    "own",
+    "found",
+    "given",
+    "wanted",
+    "sought",
+    "seen",
+    "shown",
+}
 ALLOWED = {"ModelNotFound"}
 
 
