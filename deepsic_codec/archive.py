@@ -95,16 +95,16 @@ def create_array(
     codec = codec.resolved()
     for key in ("compressor", "compressors", "filters", "serializer"):
         if kwargs.pop(key, None) not in (None, "auto", (), []):
-            raise ConfigurationError(f"{key}: DeepSIC takes images in and needs nothing after it; leave {key} out")
+            raise ConfigurationError(f"{key}: DeepSIC is the only codec of the array; leave out {key}")
     if zarr_format not in (2, 3):
         raise ConfigurationError(f"zarr_format: expected 2 or 3, got {zarr_format!r}")
     if zarr_format == 2 and shards is not None:
-        raise ConfigurationError("shards: Zarr format 2 has none; use zarr_format=3")
+        raise ConfigurationError("shards: Zarr format 2 has no shards; use zarr_format=3")
     if data is not None:
         data = np.asarray(data)
         shape, dtype = data.shape, data.dtype
     elif shape is None or dtype is None:
-        raise TypeError("create_array() needs shape and dtype, or data")
+        raise TypeError("create_array() needs either shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
     check_exact(codec)
@@ -190,13 +190,18 @@ def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks:
     check_chunk(chunks, dtype, codec)
     bands, per_chunk, rows = axes.bands(shape), axes.bands(chunks), axes.height(chunks)
     if bands % per_chunk:
-        raise UnsupportedArray(f"{bands} channels in chunks of {per_chunk}: the last chunk would be padded; choose 1")
+        raise UnsupportedArray(
+            f"chunks: {bands} bands cannot be divided into chunks of {per_chunk} bands; choose a divisor, such as 1"
+        )
     if bands != per_chunk and isinstance(codec.value_range, tuple) and len(codec.value_range) > 1:
-        raise ConfigurationError(f"value_range: a range for each of {per_chunk} bands, and the array has {bands}")
+        raise ConfigurationError(
+            f"value_range: {per_chunk} pairs for an array of {bands} bands; give one pair, or choose chunks of "
+            "all bands"
+        )
     if rows <= 4 < per_chunk:  # this would work, but compress poorly
         warnings.warn(
-            f"axes={codec.axes!r} makes chunks {chunks} images of {per_chunk} bands and {rows} rows: if they are not, "
-            "pass the codec other axes, such as 'cyx'",
+            f"axes={codec.axes!r} means that a chunk {chunks} has {per_chunk} bands and {rows} rows; if that is "
+            "wrong, pass the codec other axes, such as 'cyx'",
             stacklevel=3,
         )
     return chunks

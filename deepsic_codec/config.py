@@ -121,7 +121,9 @@ def _check(name: str, value: Any) -> Any:
         paths = value.split(os.pathsep) if isinstance(value, str) else value
         paths = [paths] if isinstance(paths, os.PathLike) else paths
         if not isinstance(paths, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in paths):
-            raise ConfigurationError(f"{name}: expected files and folders, or a string of them, got {value!r}")
+            raise ConfigurationError(
+                f"{name}: expected paths, or a string of paths with {os.pathsep!r} between them, got {value!r}"
+            )
         return tuple(os.fspath(path) for path in paths if os.fspath(path))
     elif name == "cache":
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
@@ -222,7 +224,7 @@ def set_defaults(**changes: Any) -> None:
 def _check_names(changes: Mapping[str, Any]) -> None:
     unknown = sorted(changes.keys() - {*_NAMES})
     if unknown:
-        raise ConfigurationError(f"no setting {', '.join(unknown)}; the settings are {', '.join(_NAMES)}")
+        raise ConfigurationError(f"unknown setting {', '.join(unknown)}; known are {', '.join(_NAMES)}")
 
 
 def pool_map(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

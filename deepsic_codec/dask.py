@@ -176,7 +176,9 @@ def store(
     target_region = check_region(array, region)
     shape = tuple(part.stop - part.start for part in target_region)
     if values.shape != shape:
-        raise UnsupportedArray(f"source {values.shape} for a region of {shape} of array {array.shape}")
+        raise UnsupportedArray(
+            f"source: expected shape {shape} for this region of the array {array.shape}, got {values.shape}"
+        )
     location = index_location(stored, index)
     if batch_size is None:
         gpu = settings.device_in_use(loading=True).startswith("cuda")
@@ -259,7 +261,7 @@ def _dask() -> Any:
     try:
         import dask.array as da
     except ImportError as error:
-        raise ImportError("deepsic_codec.dask needs Dask: pip install 'deepsic-codec[dask]'") from error
+        raise ImportError("deepsic_codec.dask needs Dask; run pip install 'deepsic-codec[dask]'") from error
     return da
 
 
@@ -279,7 +281,7 @@ def _is_data_array(source: Any) -> bool:
 
 def _as_dask(source: Any, da: Any) -> "da.Array":
     if hasattr(source, "data_vars"):
-        raise UnsupportedArray("source: a Dataset; pass one of its variables, dataset[name]")
+        raise UnsupportedArray("source: expected an array, got a Dataset; pass one of its variables, dataset[name]")
     if isinstance(source, zarr.Array):
         source = da.from_zarr(source)
     if _is_data_array(source):
@@ -287,7 +289,7 @@ def _as_dask(source: Any, da: Any) -> "da.Array":
         source = (source.chunk("auto") if source.chunks is None else source).data
     values = source if isinstance(source, da.Array) else da.from_array(np.asarray(source))
     if any(np.isnan(size) for size in values.shape):
-        raise UnsupportedArray("source: a Dask array of unknown shape; call its compute_chunk_sizes() first")
+        raise UnsupportedArray("source: the Dask array has an unknown shape; call its compute_chunk_sizes() first")
     return values
 
 
@@ -306,7 +308,9 @@ def _open_target(
     """Return the array to write to, created with the arguments `creation` of `create_array` if need be."""
     if isinstance(target, zarr.Array):
         if name is not None:
-            raise ConfigurationError(f"name: the target is an array, which has no array {name!r} in it")
+            raise ConfigurationError(
+                f"name: the target is an array and cannot contain an array {name!r}; leave out name"
+            )
         if overwrite:
             raise ConfigurationError("overwrite: an open array cannot be replaced; pass its location")
         _check_existing(target, values, creation)
@@ -317,7 +321,7 @@ def _open_target(
     if existing is not None and not overwrite:
         if not may_exist:
             raise ConfigurationError(
-                f"array {existing.store_path} exists: pass resume=True to complete it, region=... to write a part of "
+                f"array {existing.store_path} exists; pass resume=True to complete it, region=... to write a part of "
                 "it, overwrite=True to delete it first, or another name"
             )
         _check_existing(existing, values, creation)
@@ -340,7 +344,7 @@ def _existing(store: Any, path: str) -> zarr.Array | None:
     if isinstance(node, zarr.Group):
         if not path and not any(True for _ in node.members()):
             return None  # an empty group, which the array then replaces
-        raise ConfigurationError(f"{node.store_path} is a group; pass the name of the array in it")
+        raise ConfigurationError(f"{node.store_path} is a group; pass the name of an array in it")
     return node
 
 
@@ -354,18 +358,26 @@ def _check_existing(array: zarr.Array, values: "da.Array", creation: Mapping[str
         if different:
             texts = ", ".join(f"{key} {stored[key]!r}, not {requested[key]!r}" for key in different)
             raise ConfigurationError(
-                f"array {array.store_path} has another codec: {texts}; its chunks would be of two kinds. Write to "
-                "another array, or without `codec`"
+                f"array {array.store_path} has another codec: {texts}; leave out codec, or write to another array"
             )
     for key, shape in (("chunks", array.chunks), ("shards", array.shards)):
         if creation[key] not in (None, "auto") and tuple(creation[key]) != shape:
-            raise ConfigurationError(f"array {array.store_path} has {key} {shape}, not {tuple(creation[key])}")
+            raise ConfigurationError(
+                f"array {array.store_path} has {key} {shape}, not {tuple(creation[key])}; leave out {key}, or write "
+                "to another array"
+            )
     if creation.get("zarr_format", array.metadata.zarr_format) != array.metadata.zarr_format:
-        raise ConfigurationError(f"array {array.store_path} is of Zarr format {array.metadata.zarr_format}")
+        raise ConfigurationError(
+            f"array {array.store_path} has Zarr format {array.metadata.zarr_format}; leave out zarr_format, or "
+            "write to another array"
+        )
     if values.dtype != array.dtype:
-        raise UnsupportedArray(f"source of {values.dtype} for array {array.store_path} of {array.dtype}")
+        raise UnsupportedArray(
+            f"source: expected {array.dtype}, the dtype of array {array.store_path}, got {values.dtype}; convert "
+            "the source"
+        )
     if array.read_only:
-        raise ConfigurationError(f"array {array.store_path} is open for reading only")
+        raise ConfigurationError(f"array {array.store_path} is open for reading only; open it with mode='r+'")
 
 
 def _to_json(attributes: Mapping[Any, Any]) -> dict[str, Any]:
@@ -453,8 +465,8 @@ def _finish(
         examples = ", ".join(f"{key} ({reason})" for key, reason in list(failed.items())[:5])
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise WriteError(
-            f"the store would not take {len(failed)} keys: {examples}{more}. All else is written; mend the store and "
-            "write again with resume=True",
+            f"{len(failed)} keys could not be written: {examples}{more}. All other chunks are stored; fix the "
+            "store, then write again with resume=True",
             sorted(failed),
         )
     starts = PackedStarts.join(stored.grid, [result.starts for result in results])

@@ -46,8 +46,8 @@ def check_region(array: Any, region: Any) -> Region:
     if bounds != aligned:
         what = "shards" if array.shards else "chunks"
         raise UnsupportedArray(
-            f"region ({_text(bounds)}) cuts {what} of {write_unit(array)}, whose other pixels would be encoded a "
-            f"second time, at a loss; the aligned region around it is ({_text(aligned)})"
+            f"region ({_text(bounds)}) cuts {what} of {write_unit(array)}, whose other pixels would lose quality "
+            f"by a second encoding; write the aligned region ({_text(aligned)}) instead"
         )
     return tuple(bounds)
 

@@ -123,9 +123,11 @@ def write_block(
         If the block has masked values or lies beyond the array, or another process opened a memory store.
     """
     if isinstance(stored.array.store, MemoryStore) and os.getpid() != options.process:
-        raise UnsupportedArray("target: a memory store is lost with the process that writes it; use the threads of one")
+        raise UnsupportedArray(
+            "target: another process cannot write to a memory store; use threads of one process, or another store"
+        )
     if np.ma.is_masked(block):
-        raise UnsupportedArray("source: masked values, for which the codec has no value; fill them first")
+        raise UnsupportedArray("source: the codec cannot store masked values; fill them first")
     writer = _BlockWriter(stored, np.asarray(block), first, options)
     indices = list(iter_grid(first, writer.last))
     return writer.write(indices, indices if pending is None else pending)

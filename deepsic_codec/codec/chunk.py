@@ -32,15 +32,16 @@ def check_chunk(shape: Sequence[int], dtype: np.dtype[Any], params: CodecParams)
     axes = Axes(params.axes)
     if len(shape) == 1 and np.dtype(dtype).newbyteorder("=") in DTYPES:
         raise UnsupportedArray(
-            f"flat chunk of {shape[0]} samples where axes {params.axes!r} were expected: a filter before DeepSIC lost "
-            "the shape; use DeepSIC without filters"
+            f"the chunk is flat ({shape[0]} samples), but axes={params.axes!r} needs {len(params.axes)} axes; a "
+            "filter before DeepSIC lost the shape, so use DeepSIC without filters"
         )
     bands = axes.bands(shape) if len(shape) == len(axes) else 1
     check_values(dtype, params, bands)
     check_axes(shape, params.axes)
     if bands > MAX_BANDS:
         raise UnsupportedArray(
-            f"chunk {tuple(shape)} with axes {params.axes!r} has {bands} bands: choose chunks of at most {MAX_BANDS}"
+            f"chunk {tuple(shape)} with axes {params.axes!r} has {bands} bands; choose chunks of at most "
+            f"{MAX_BANDS} bands"
         )
     if not 0 < prod(shape) <= MAX_SAMPLES:
         raise UnsupportedArray(f"chunk {tuple(shape)}: expected 1 to {MAX_SAMPLES} samples; choose other chunks")
@@ -61,8 +62,9 @@ def check_size(images: int, height: int, width: int, error: type[DeepSICError]) 
     limit = config.get().max_pixels
     if images * rows * columns * LATENT_STRIDE**2 > limit:
         raise error(
-            f"chunk of {images} images of {height} x {width} pixels: with their borders more than the limit of {limit} "
-            "pixels; if the chunk is meant to be so large, raise it with deepsic_codec.config.set(max_pixels=...)"
+            f"a chunk of {images} images of {height} x {width} pixels, each with a border, exceeds the limit of "
+            f"{limit} pixels; if you expect chunks of this size, raise the limit with "
+            "deepsic_codec.config.set(max_pixels=...)"
         )
 
 
@@ -86,8 +88,8 @@ def check_exact(params: CodecParams) -> None:
 def inexact_model(info: "ModelInfo") -> ConfigurationError:
     """Return the error for a bound that a model cannot keep."""
     return ConfigurationError(
-        f"max_error: model {info.name!r} decodes in floating point, which differs between machines, so it cannot keep "
-        "a bound; use a model with integer synthesis, or no max_error"
+        f"max_error: model {info.name!r} decodes in floating point, which differs between machines, so it "
+        "cannot keep a bound; use a model with integer synthesis, or leave out max_error"
     )
 
 

@@ -80,19 +80,19 @@ def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> Payload
     unpacked = unpack(payload)
     header = unpacked.header
     if shape is not None and tuple(shape) != tuple(header.shape):
-        raise CorruptPayload(f"header: payload of a chunk {tuple(header.shape)} where the array has {tuple(shape)}")
+        raise CorruptPayload(f"header: chunk shape {tuple(header.shape)}, expected {tuple(shape)}")
     grid = ceil_div(header.height, LATENT_STRIDE), ceil_div(header.width, LATENT_STRIDE)
     if tuple(header.grid) != grid:
-        raise CorruptPayload(f"header: symbol grid {tuple(header.grid)} where images of this size have {grid}")
+        raise CorruptPayload(f"header: symbol grid {tuple(header.grid)}, expected {grid} for images of this size")
     check_size(header.images, header.height, header.width, UnsupportedPayload)
     features, nodata_section = unpacked.read(FEATURES), unpacked.sections.get(NODATA.kind)
     ranges, residual = unpacked.read(VALUE_RANGE), unpacked.read(RESIDUAL)
     if features is None and not is_empty(nodata_section, header):
-        raise CorruptPayload("section table: there is no feature section")
+        raise CorruptPayload("section table: the features section is missing")
     if ranges is None and header.dtype != UINT8:
-        raise CorruptPayload(f"section table: there is no value range section, and samples are {header.dtype}")
+        raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
     if features is None and residual is not None:
-        raise CorruptPayload("section table: a residual section without features")
+        raise CorruptPayload("section table: a residual section without a features section")
     return PayloadToDecode(header, features, ranges, nodata_section, residual)
 
 

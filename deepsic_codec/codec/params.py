@@ -181,10 +181,11 @@ class CodecParams:
         values = dict(data)
         version = values.pop("format", FORMAT)
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise ConfigurationError(f"format: expected a version number from 1 on, got {version!r}")
+            raise ConfigurationError(f"format: expected a version number of at least 1, got {version!r}")
         if version > FORMAT:
             raise ConfigurationError(
-                f"format: this array says {version}, this version of deepsic_codec reads up to {FORMAT}; upgrade it"
+                f"format: the array has version {version}, but this deepsic_codec reads up to version {FORMAT}; "
+                "upgrade deepsic_codec"
             )
         unknown = sorted(str(name) for name in values if name not in _NAMES)
         if unknown:
@@ -250,9 +251,11 @@ def _check_quality(quality: object) -> float:
 def _check_rate(quality: object, psnr: object, bpp: object, max_error: object) -> None:
     targets = [name for name, value in (("quality", quality), ("psnr", psnr), ("bpp", bpp)) if value is not None]
     if len(targets) > 1:
-        raise ConfigurationError(f"{', '.join(targets)}: each decides how many bytes a chunk takes; pass one of them")
+        raise ConfigurationError(f"{' and '.join(targets)}: each sets the size of a chunk; pass only one of them")
     if max_error is not None and targets and targets != ["quality"]:
-        raise ConfigurationError(f"max_error, {targets[0]}: a bound on the error leaves no choice of that; pass one")
+        raise ConfigurationError(
+            f"max_error and {targets[0]}: a bound on the error determines the size; pass only one of them"
+        )
 
 
 def _plain(number: Any) -> float:
@@ -267,7 +270,7 @@ def _check_positive(name: str, value: object, zero: bool = False) -> float:
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if math.isfinite(number) and (number > 0 or (zero and number == 0)):
         return _plain(value)
-    raise ConfigurationError(f"{name}: expected None or a number {'from' if zero else 'above'} 0, got {value!r}")
+    raise ConfigurationError(f"{name}: expected None or a number {'of at least' if zero else 'above'} 0, got {value!r}")
 
 
 def _check_nodata(value: object) -> float | str | None:
@@ -319,7 +322,7 @@ def _check_tile(tile: object) -> tuple[int, int]:
     if not isinstance(tile, tuple | list) or len(tile) != 2 or not all(isinstance(size, Integral) for size in tile):
         raise ConfigurationError(f"label_tile: expected None, a size or (height, width) in pixels, got {tile!r}")
     if not all(0 < size <= MAX_TILE and size % LABEL_CELL == 0 for size in tile):
-        raise ConfigurationError(f"label_tile: height and width have to be multiples of {LABEL_CELL}, got {tile!r}")
+        raise ConfigurationError(f"label_tile: expected multiples of {LABEL_CELL} as height and width, got {tile!r}")
     return int(tile[0]), int(tile[1])
 
 

@@ -109,28 +109,34 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
     pairs = params.value_range
     if native.kind == "f" and pairs is None:
         raise ConfigurationError(
-            "value_range: float32 has no range of its own; give (low, high) of the values, or 'chunk' to measure it in "
-            "every chunk"
+            "value_range: float32 needs a value range; give (low, high), or 'chunk' to measure the range of every chunk"
         )
     if native.kind == "f" and params.max_error == 0:
-        raise ConfigurationError("max_error: 0 is for integers; give float32 a bound above 0, or use another codec")
+        raise ConfigurationError("max_error: float32 cannot be lossless; give a bound above 0, or use another codec")
     if isinstance(pairs, tuple):
         if bands is not None and len(pairs) not in (1, bands):
-            raise ConfigurationError(f"value_range: {len(pairs)} pairs for {bands} bands; give one, or {bands}")
+            raise ConfigurationError(
+                f"value_range: {len(pairs)} pairs for {bands} bands; give one pair, or {bands} pairs"
+            )
         ranges = np.array([[_value(number, native, "value_range") for number in pair] for pair in pairs])
         if not (ranges[:, 0] < ranges[:, 1]).all():
-            raise ConfigurationError(f"value_range: {pairs!r} is a single value in {native}; give low below high")
+            raise ConfigurationError(
+                f"value_range: low and high of {pairs!r} are equal in {native}; give low below high"
+            )
     if params.nodata is not None:
         value = nodata_value(params, native)
         if value == value and all(next_value(value, down) is None for down in (False, True)):
-            raise ConfigurationError(f"nodata: {value!r} has no neighbour in {native}")
+            raise ConfigurationError(
+                f"nodata: {value!r} has no neighbour in {native} that data of this value could become; choose another "
+                "value"
+            )
 
 
 def nodata_value(params: CodecParams, dtype: np.dtype[Any]) -> Any:
     """Return the NoData value as a number of this dtype; raises ConfigurationError if the dtype does not have it."""
     if params.nodata == NAN:
         if dtype.kind != "f":
-            raise ConfigurationError(f"nodata: {dtype} has no NaN; give a value that it has")
+            raise ConfigurationError(f"nodata: {dtype} has no NaN; give a number")
         return np.float32(np.nan)
     return _value(params.nodata, dtype, "nodata")
 
@@ -138,9 +144,9 @@ def nodata_value(params: CodecParams, dtype: np.dtype[Any]) -> Any:
 def _value(number: Any, dtype: np.dtype[Any], name: str) -> Any:
     if dtype.kind == "f":
         if abs(number) > float(np.finfo(dtype).max):
-            raise ConfigurationError(f"{name}: {number!r} is outside of {dtype}")
+            raise ConfigurationError(f"{name}: {number!r} is outside the range of {dtype}; give a value of that dtype")
     elif number != int(number) or not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
-        raise ConfigurationError(f"{name}: {number!r} is no value of {dtype}")
+        raise ConfigurationError(f"{name}: {number!r} cannot be stored as {dtype}; give a value of that dtype")
     return dtype.type(number)
 
 
@@ -154,8 +160,8 @@ def check_finite(array: NDArray[Any], params: CodecParams) -> None:
     if not finite.all():
         number = array.size - np.count_nonzero(finite)
         raise UnsupportedArray(
-            f"{number} samples of the chunk are NaN or infinite: fill them, or pass nodata=float('nan') if NaN stands "
-            "for no data"
+            f"{number} samples of the chunk are NaN or infinite; fill them, or pass nodata=float('nan') if NaN "
+            "means no data"
         )
 
 

@@ -124,7 +124,10 @@ def _fill(out: Any, array: np.ndarray) -> Any:
     """Copy `array` into a buffer: by index if the shape is the same, else in its memory order, as numcodecs does."""
     target = ensure_ndarray(out)
     if target.nbytes != array.nbytes:
-        raise UnsupportedArray(f"out: a buffer of {target.nbytes} bytes for a chunk of {array.nbytes}")
+        raise UnsupportedArray(
+            f"out: the buffer has {target.nbytes} bytes, but the chunk has {array.nbytes}; pass a buffer of the "
+            "same size"
+        )
     if target.shape != array.shape or target.dtype.newbyteorder("=") != array.dtype.newbyteorder("="):
         flat = array.reshape(-1, order="A").view(target.dtype)
         order = "F" if target.flags.f_contiguous and not target.flags.c_contiguous else "C"

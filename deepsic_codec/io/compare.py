@@ -96,7 +96,7 @@ def read_image(path: str | Path) -> Pixels:
     pixels = read_rgb(path)
     if min(pixels.shape[:2]) < MIN_EDGE:
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise UnsupportedArray(f"{path}: {size} pixels are too few to compare codecs; take at least 32 x 32")
+        raise UnsupportedArray(f"{path}: {size} pixels are too few to compare codecs; use an image of at least 32 x 32")
     return pixels
 
 

@@ -140,7 +140,7 @@ def export(
             f"expected one of {KINDS}, one of {CODECS} and Zarr format 2 or 3, got {kind}, {codec} and {zarr_format}"
         )
     if crop and where is None:
-        raise ConfigurationError("crop: expected a query (where) that selects the chunks to crop to")
+        raise ConfigurationError("crop: needs a query (where) that selects the chunks to crop to")
     stored = StoredArray.open(source, name)
     use_embedded(stored.array)
     start = time.perf_counter()
@@ -339,7 +339,9 @@ def _write_files(
 ) -> list[str]:
     """Write one file for each slice; each is written under a temporary name and then renamed."""
     if "://" in target and not target.startswith("file://"):
-        raise ConfigurationError(f"{target}: {kind} is written to a local path only: export there, then copy the file")
+        raise ConfigurationError(
+            f"{target}: {kind} can only be written to a local path; export there, then copy the file"
+        )
     first = Path(target.removeprefix("file://"))
     if kind == "png":
         _check_png(request.image_shape, request.dtype)
@@ -349,9 +351,11 @@ def _write_files(
     paths = [first.with_name(f"{first.stem}{text}{first.suffix}") for text, _ in images] if len(images) > 1 else [first]
     for path in paths:
         if path.is_dir() or (path.exists() and not overwrite):
-            raise WriteError(f"{path}: exists already: choose another target, or --overwrite a file", [str(path)])
+            raise WriteError(
+                f"{path}: exists already; choose another target, or replace it with --overwrite", [str(path)]
+            )
     if not first.parent.is_dir():
-        raise WriteError(f"{first.parent}: no such folder", [target])
+        raise WriteError(f"{first.parent}: no such folder; create it first", [target])
     tile = tuple(_tile_edge(request.stored.chunks[axis]) for axis in (request.axes.y, request.axes.x))
     blocks = request.row_blocks(tile[0])
     done, total = 0, len(images) * len(blocks)
@@ -413,13 +417,13 @@ def _check_png(shape: Index, dtype: np.dtype[Any]) -> None:
     height, width, bands = shape
     if bands not in (1, 3) or dtype not in (np.uint8, np.uint16):
         raise UnsupportedArray(
-            f"{bands} bands of {dtype}: PNG has 1 or 3 bands of uint8 or uint16: write TIFF, or export the bands "
-            "--region c=0:3"
+            f"PNG holds 1 or 3 bands of uint8 or uint16, not {bands} bands of {dtype}; write TIFF, or select "
+            "bands, such as --region c=0:3"
         )
     if prod(shape) > PNG_LIMIT:
         raise UnsupportedArray(
-            f"{height} x {width} pixels are too many for PNG, which is written as a whole (limit: {PNG_LIMIT:,} "
-            "samples): write TIFF, or select a part with --region"
+            f"{height} x {width} pixels exceed the limit of PNG ({PNG_LIMIT:,} samples), which is written as a "
+            "whole; write TIFF, or select a part with --region"
         )
     require("images", *(("imagecodecs",) if bands == 3 and dtype == np.uint16 else ("PIL",)))
 

@@ -130,7 +130,7 @@ def open_image(path: str | Path, *, drop_alpha: bool = False) -> ImageSource:
     with _source_errors(path):
         file = opener(path)
     if file.has_alpha and not drop_alpha:
-        raise UnsupportedArray(f"{path}: the image has transparency, which the codec does not store: use --drop-alpha")
+        raise UnsupportedArray(f"{path}: the codec cannot store transparency; leave it out with --drop-alpha")
     check_dtype(path, file.dtype)
     options: dict[str, Any] = {
         "name": False,
@@ -216,7 +216,7 @@ def check_dtype(name: Path | str, dtype: Any) -> None:
     """Raise UnsupportedArray for a dtype that the codec cannot store."""
     if np.dtype(dtype).newbyteorder("=") not in DTYPES:
         names = ", ".join(map(str, DTYPES))
-        raise UnsupportedArray(f"{name}: the samples are {dtype}, the codec stores {names}: convert them first")
+        raise UnsupportedArray(f"{name}: the codec cannot store {dtype}; convert the samples to one of {names}")
 
 
 def _open_whole(path: Path) -> _ImageFile:
@@ -229,9 +229,13 @@ def _open_whole(path: Path) -> _ImageFile:
     with Image.open(path) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # of these JPEG files of cameras, the first image is the photograph
-            raise UnsupportedArray(f"{path}: {frames} images in one file: save each as a file, or all as TIFF")
+            raise UnsupportedArray(
+                f"{path}: the file has {frames} images; save each as a file of its own, or all as one TIFF"
+            )
         if image.mode == "I":
-            raise UnsupportedArray(f"{path}: the samples have 32 bits, the codec stores up to 16: convert them first")
+            raise UnsupportedArray(
+                f"{path}: the samples have 32 bits, but the codec stores up to 16; convert them first"
+            )
         if _loses_bits(image):
             if image.format == "PNG":
                 return _open_decoded(path, "png_decode")
@@ -254,7 +258,7 @@ def _open_decoded(path: Path, decoder: str) -> _ImageFile:
     decode = _imagecodecs(decoder)
     first = decode(path.read_bytes())
     if first.ndim not in (2, 3) or (first.ndim == 3 and first.shape[2] > 4):
-        raise UnsupportedArray(f"{path}: the shape {first.shape} is no image in grey or colour")
+        raise UnsupportedArray(f"{path}: expected a grey or colour image, got shape {first.shape}")
     height, width, bands = (*first.shape, 1)[:3]
     has_alpha = bands in (2, 4)
     shape = (height, width, bands - has_alpha)
@@ -291,7 +295,10 @@ def _open_tiff(path: Path) -> _ImageFile:
     axes = "".join(letters[axis] for axis in order)
     single = {axis for axis, size in zip(letters, shape, strict=True) if size == 1}
     if not {"y", "x"} <= set(axes) <= set(AXES) | single or any(axes.count(axis) > 1 for axis in set(axes) - single):
-        raise UnsupportedArray(f"{path}: axes {series.axes} in the terms of tifffile: extract images of axes {AXES}")
+        raise UnsupportedArray(
+            f"{path}: tifffile reports axes {series.axes}, but only {AXES} can be stored; extract images with "
+            "these axes"
+        )
     shape, chunks = (tuple(sizes[axis] for axis in order) for sizes in (shape, chunks))
     if has_alpha:
         shape = (*shape[:-1], shape[-1] - 1)
@@ -377,7 +384,7 @@ def _to_rgb(values: NDArray[Any]) -> Pixels:
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3:
-        raise ValueError(f"the shape {values.shape} is no image")
+        raise ValueError(f"expected an image (H, W) or (H, W, bands), got shape {values.shape}")
     values = values[..., :3] if values.shape[2] >= 3 else np.repeat(values[..., :1], 3, axis=2)
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)

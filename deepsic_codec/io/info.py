@@ -87,7 +87,7 @@ def describe(
     if isinstance(node, zarr.Array):
         return {"kind": "array", **_describe(node, index, everything, counter)}
     if index is not None:
-        raise ConfigurationError(f"index {index}: a group may have several arrays: pass the name of the array, too")
+        raise ConfigurationError(f"index {index}: the group may have several arrays; pass the name of the array too")
     arrays: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     indices: list[str] = []

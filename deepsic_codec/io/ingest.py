@@ -142,7 +142,7 @@ def ingest_pyramid(
         For Zarr format 2.
     """
     if zarr_format != 3:
-        raise ConfigurationError(f"OME-NGFF {ome.VERSION} needs Zarr format 3, got format {zarr_format}")
+        raise ConfigurationError(f"zarr_format: OME-NGFF {ome.VERSION} needs Zarr format 3, got {zarr_format}")
     parameters = {"nodata": declared_nodata(source), **(codec or {})}
     levels = ome.pyramid(source, chunk, parameters["nodata"])
     group = ome.open_group(url, source.name)

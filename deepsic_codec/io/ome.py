@@ -50,7 +50,7 @@ def pyramid(source: ImageSource, smallest: int | None = None, nodata: Any = None
     """
     unknown = sorted(set(source.axes) - set(AXES))
     if unknown:
-        raise UnsupportedArray(f"{source.name}: OME-NGFF has no axis {', '.join(unknown)}: its axes are t, c, z, y, x")
+        raise UnsupportedArray(f"{source.name}: OME-NGFF has no axis {', '.join(unknown)}; its axes are t, c, z, y, x")
     axes = "".join(axis for axis in AXES if axis in source.axes)
     values = source.values.transpose([source.axes.index(axis) for axis in axes])
     smallest = SMALLEST if smallest is None else max(1, smallest)

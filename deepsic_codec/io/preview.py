@@ -230,7 +230,7 @@ class _Plane:
 def _plane(stored: StoredArray, select: Mapping[str, Part], bands: Sequence[int] | None) -> _Plane:
     axes, array = stored.axes, stored.array
     if not min(array.shape):
-        raise ConfigurationError(f"array {array.path!r} is empty: {array.shape}")
+        raise ConfigurationError(f"array {array.path!r} has no samples; its shape is {array.shape}")
     positions: dict[str, Part] = dict.fromkeys(axes.slice_axes, 0)
     for name, part in select.items():
         axis = axes[axis_number(name, axes, stored.dimension_names)]
@@ -240,7 +240,7 @@ def _plane(stored: StoredArray, select: Mapping[str, Part], bands: Sequence[int]
     count = axes.bands(array.shape)
     chosen = tuple(bands) if bands else (0, 1, 2) if count >= 3 else (0,)
     if len(chosen) not in (1, 3) or not all(0 <= band < count for band in chosen):
-        raise ConfigurationError(f"bands: expected one or three of 0 to {count - 1}, got {list(chosen)}")
+        raise ConfigurationError(f"bands: expected one or three numbers from 0 to {count - 1}, got {list(chosen)}")
     return _Plane(stored, to_region(array, axes, positions), chosen)
 
 

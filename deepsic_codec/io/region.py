@@ -46,7 +46,7 @@ def axis_number(name: str, axes: str, names: Sequence[str]) -> int:
         return list(names).index(name)
     if len(name) == 1 and name in axes:
         return axes.index(name)
-    raise ConfigurationError(f"no axis {name!r}: the axes of this array are {', '.join(names)}")
+    raise ConfigurationError(f"no axis {name!r}; the axes of this array are {', '.join(names)}")
 
 
 def open_index(array: zarr.Array, index: Any = None) -> Labels | None:

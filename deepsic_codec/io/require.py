@@ -18,4 +18,4 @@ def require(extra: str, *packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         names = " and ".join("pillow" if name == "PIL" else name for name in missing)
-        raise MissingPackage(f"{names} not installed: pip install 'deepsic-codec[{extra}]'")
+        raise MissingPackage(f"missing package {names}; run pip install 'deepsic-codec[{extra}]'")

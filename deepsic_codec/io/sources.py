@@ -65,7 +65,9 @@ def open_sources(
             if source.name in names:
                 source = replace(source, name=f"{source.name}-{Path(str(location)).suffix.strip('.')}")
             if source.name in names:
-                raise ConfigurationError(f"{names[source.name]} and {location} would both be array {source.name!r}")
+                raise ConfigurationError(
+                    f"{names[source.name]} and {location} would both be array {source.name!r}; rename one of them"
+                )
             names[source.name] = location
             yield source
 
@@ -81,16 +83,19 @@ def stack(sources: Sequence[ImageSource], name: str) -> ImageSource:
     import dask.array as da
 
     if not sources:
-        raise UnsupportedArray("there are no images to stack")
+        raise UnsupportedArray("there are no images to stack; name at least one")
     first = sources[0]
     for source in sources:
         if (source.values.shape, source.axes) != (first.values.shape, first.axes):
             raise UnsupportedArray(
-                f"{source.name} is {source.values.shape} ({source.axes}), {first.name} is {first.values.shape} "
-                f"({first.axes}): a stack needs images of equal size"
+                f"{source.name} is {source.values.shape} ({source.axes}), but {first.name} is {first.values.shape} "
+                f"({first.axes}); a stack needs images of equal size"
             )
     if "n" in first.axes:
-        raise UnsupportedArray(f"{first.name} already has an axis n ({first.axes})")
+        raise UnsupportedArray(
+            f"{first.name} already has an axis n ({first.axes}), the axis of a stack; store these images without "
+            "--stack"
+        )
     files = [source.attributes.get("source", source.name) for source in sources]
     return ImageSource(name, da.stack([source.values for source in sources]), f"n{first.axes}", {"sources": files})
 

@@ -88,7 +88,7 @@ def _source(array: zarr.Array, location: str, name: str, axes: str | None) -> Im
         axes = "".join(letters)
     if not axes:
         raise UnsupportedArray(
-            f"{location}: the axes are unknown (names of its {array.ndim} dimensions: {list(dimensions) or 'none'}): "
-            "name them with --axes, such as --axes yxc"
+            f"{location}: the axes of the {array.ndim} dimensions are unknown (their names: "
+            f"{list(dimensions) or 'none'}); give them with --axes, such as --axes yxc"
         )
     return ImageSource(name, da.from_zarr(array), axes, attributes)

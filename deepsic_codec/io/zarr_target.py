@@ -46,7 +46,7 @@ def write_array(target: str, template: zarr.Array, *, overwrite: bool, source: s
         If the target is a zip file, whose members cannot be replaced.
     """
     if target.endswith(".zip"):
-        raise ConfigurationError(f"{target}: an array cannot be exported to a zip file: export to a folder, zip that")
+        raise ConfigurationError(f"{target}: cannot export to a zip file; export to a folder, then zip it")
     if "://" in target and not target.startswith("file://"):
         yield from _write_remote(target, template, overwrite, source)
     else:
@@ -57,9 +57,9 @@ def _write_local(path: Path, template: zarr.Array, overwrite: bool, source: str)
     if source.startswith("file://"):
         origin, resolved = Path(source.removeprefix("file://")).resolve(), path.resolve()
         if resolved == origin or resolved in origin.parents or origin in resolved.parents:
-            raise WriteError(f"{path}: the target overlaps the source {origin}: choose another target", [str(path)])
+            raise WriteError(f"{path}: the target overlaps the source {origin}; choose another target", [str(path)])
     if not path.parent.is_dir():
-        raise WriteError(f"{path.parent}: no such folder", [str(path)])
+        raise WriteError(f"{path.parent}: no such folder; create it first", [str(path)])
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         documents = {key: (path / key).read_bytes() for key in METADATA if (path / key).is_file()}
         _check_replaceable(str(path), documents, overwrite)
@@ -83,7 +83,7 @@ def _write_local(path: Path, template: zarr.Array, overwrite: bool, source: str)
 
 def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: str) -> Iterator[zarr.Array]:
     if source.rstrip("/") == target.rstrip("/"):
-        raise WriteError(f"{target}: the target is the source: choose another target", [target])
+        raise WriteError(f"{target}: the target is the source; choose another target", [target])
     location = sync(make_store_path(target, mode="a", storage_options=fsspec_options(target, None)))
     store, path = location.store, location.path
     documents = {key: data for key in METADATA if (data := _read(location / key)) is not None}
@@ -109,9 +109,9 @@ def _check_replaceable(target: str, documents: dict[str, bytes], overwrite: bool
     with contextlib.suppress(ValueError, AttributeError, KeyError):
         is_array = is_array or json.loads(documents["zarr.json"]).get("node_type") == "array"
     if not is_array:
-        raise WriteError(f"{target}: exists and is no Zarr array: choose another target", [target])
+        raise WriteError(f"{target}: exists already and is no Zarr array; choose another target", [target])
     if not overwrite:
-        raise WriteError(f"{target}: an array exists already: choose another target, or --overwrite it", [target])
+        raise WriteError(f"{target}: exists already; choose another target, or replace it with --overwrite", [target])
 
 
 def _write_metadata(template: zarr.Array, location: StorePath) -> None:

@@ -92,8 +92,8 @@ def location_for(array: zarr.Array, index: Any, options: Mapping[str, Any] | Non
         location = IndexLocation.sibling_of(array, check=True)
     if location.store.read_only:
         raise LabelIndexError(
-            f"{location}: open for reading only, so no index can be written; pass another location (index=...), or "
-            "scan the headers (open_labels(array, scan=True))"
+            f"{location}: the store is open for reading only; pass another location (index=...), or scan the "
+            "headers (open_labels(array, scan=True))"
         )
     return location
 
@@ -163,8 +163,8 @@ def write_index(
     fill_index(stored, location, vocabulary, filler, progress)
     if filler.foreign:
         warnings.warn(
-            f"{filler.foreign} chunks have labels of another vocabulary than the index, which comes from features; "
-            "they count as unlabelled until relabel is run",
+            f"{filler.foreign} chunks have labels of another vocabulary than the index, which was made from "
+            "features; run relabel to label them too",
             stacklevel=4,
         )
 
@@ -223,14 +223,14 @@ class _FromHeaders:
                 self.foreign += 1
                 return None
             raise LabelIndexError(
-                f"chunk {index} of array {self.stored.path!r} was labelled by head "
-                f"{head.header.head.hex()}, which names other classes than head {self.vocabulary.head[:8]} of the "
-                "array; write it again, or relabel the array"
+                f"chunk {index} of array {self.stored.path!r} was labelled by head {head.header.head.hex()}, whose "
+                f"classes differ from those of head {self.vocabulary.head[:8]} of the array; write the chunk again, "
+                "or relabel the array"
             )
         if block.tile != self.geometry.tile or head.header.axes != self.geometry.axes:
             raise UnsupportedPayload(
-                f"labels of {block.tile} pixels under axes {head.header.axes!r}, but those of the array are of "
-                f"{self.geometry.tile} under {self.geometry.axes!r}; write the chunk again"
+                f"labels section: tiles of {block.tile} pixels with axes {head.header.axes!r}, expected "
+                f"{self.geometry.tile} with axes {self.geometry.axes!r}; write the chunk again"
             )
         return self.geometry.arrange(block.dense(len(names)), index)
 

@@ -95,7 +95,7 @@ def matching_tiles(
 def judge_chunk(
     attributes: Attributes, index: LabelIndex, expression: Expression, position: Index, start: PayloadStart | None
 ) -> Grid:
-    """Evaluate the tiles of a chunk that was written again since it was indexed, from its header.
+    """Evaluate the tiles of a chunk that was written again after it was indexed, from its header.
 
     Parameters
     ----------
@@ -128,8 +128,8 @@ def judge_chunk(
         block = start.labels()
     if block is None or block.tile != geometry.tile or attributes.vocabulary(start.header).names != names:
         raise StaleIndex(
-            f"chunk {position} of array {stored.path!r} was written again since it was indexed, and its labels are not "
-            "in its header; run consolidate_labels, or relabel if labels come from features"
+            f"chunk {position} of array {stored.path!r} was written again after it was indexed, and its labels "
+            "are not in its header; run consolidate_labels, or relabel if labels come from features"
         )
     scores = geometry.arrange(block.dense(len(names)), position)
     return expression.tiles(lambda name: index.vocabulary.score(name, scores.__getitem__))

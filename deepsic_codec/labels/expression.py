@@ -253,7 +253,7 @@ def parse(text: str) -> Expression:
         If the text is none. The message points to the mistake.
     """
     if len(text) > MAX_TEXT:
-        raise ExpressionError(f"an expression of {len(text)} characters; at most {MAX_TEXT} are allowed")
+        raise ExpressionError(f"the expression has {len(text)} characters; at most {MAX_TEXT} are allowed")
     return _Parser(text).parse()
 
 
@@ -336,7 +336,9 @@ class _Parser:
             return self._comparison()
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self._error(f"more than {MAX_DEPTH} parentheses and negations within each other", self.token.position)
+            raise self._error(
+                f"at most {MAX_DEPTH} levels of parentheses and negations are allowed", self.token.position
+            )
         inner: Expression
         if self._take().kind == "~":
             inner = Not(self._not())

@@ -55,7 +55,10 @@ def decode_features(array: zarr.Array, *, dequantise: bool = False) -> "dask.arr
     use_embedded(array)
     axes, grid = stored.axes, stored.grid
     if axes.bands(grid) > 1:
-        raise ConfigurationError("several chunks share the bands of a pixel: each of them has its own features")
+        raise ConfigurationError(
+            "chunks: the bands of a pixel are in several chunks, each with features of its own; features need "
+            "chunks of all bands"
+        )
     bands = axes.bands(stored.chunks)
     images = image_count(bands, grouping_of(bands, stored.params.bands))
     latents = images * architecture_from(find_model(stored.decoder).architecture).latents

@@ -169,7 +169,8 @@ class LabelIndex:
             raise LabelIndexError(f"{location}: no label index, or one that was never finished; run consolidate_labels")
         if about.get("format") != FORMAT:
             raise LabelIndexError(
-                f"{location}: label index of format {about.get('format')}, this version reads {FORMAT}"
+                f"{location}: the label index has format {about.get('format')}, but this deepsic_codec reads "
+                f"{FORMAT}; run consolidate_labels"
             )
         self.location, self.group = location, group
         self.vocabulary = Vocabulary.from_json(about.get("vocabulary"))
@@ -210,14 +211,17 @@ class LabelIndex:
         for key, expected in {"name": name, "decoder": decoder}.items():
             indexed = str(self.about.get(key, ""))
             if indexed and expected and indexed != expected:
-                raise LabelIndexError(f"{self.location}: index of another array: {key} {indexed!r}, not {expected!r}")
+                raise LabelIndexError(
+                    f"{self.location}: index of another array, with {key} {indexed!r} instead of {expected!r}; run "
+                    "consolidate_labels"
+                )
         # Check the shape last: a mismatch in shape alone means that the array was resized.
         for key, value in sorted(geometry.to_json().items(), key=lambda item: item[0] == "shape"):
             if self.about[key] != value:
                 error = StaleIndex if key == "shape" else LabelIndexError
                 raise error(
-                    f"{self.location}: index of an array with {key} {self.about[key]}, but it has {value}; "
-                    "run consolidate_labels"
+                    f"{self.location}: the index was made for {key} {self.about[key]}, but the array has {value}; run "
+                    "consolidate_labels"
                 )
 
     @property

@@ -196,7 +196,7 @@ def replace(location: IndexLocation, write: Callable[[IndexLocation], None]) -> 
         if not location.store.supports_deletes or not location.path:
             reason = "cannot delete" if location.path else "is the index itself and has no location beside it"
             raise LabelIndexError(
-                f"{location}: the store {reason}, so the index cannot be replaced; write it elsewhere"
+                f"{location}: the store {reason}, so the index cannot be replaced; pass another location (index=...)"
             )
         about = _attribute(old)
         name = location.path.rpartition("/")[2]
@@ -210,7 +210,9 @@ def replace(location: IndexLocation, write: Callable[[IndexLocation], None]) -> 
         for other in NEXT:
             sync(location.store.delete_dir(location.with_suffix(other).path))
     except (PermissionError, NotImplementedError) as error:
-        raise LabelIndexError(f"{location}: cannot be written to ({error}); give the index another place") from error
+        raise LabelIndexError(
+            f"{location}: cannot be written to ({error}); pass another location (index=...)"
+        ) from error
     return None
 
 
@@ -226,7 +228,9 @@ def _earlier(location: IndexLocation) -> zarr.Group | None:
     if group is not None and about is None and not len(group.attrs) and next(iter(group), None) is None:
         return None
     if not isinstance(about, Mapping):
-        raise LabelIndexError(f"{location}: is no label index and is not replaced; give the index another location")
+        raise LabelIndexError(
+            f"{location}: holds no label index, and is not replaced; pass another location (index=...)"
+        )
     return group if "array" in about else None
 
 

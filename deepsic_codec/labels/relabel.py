@@ -73,8 +73,8 @@ def relabel(
     info = _find(model, stored)
     if info.decoder != stored.decoder:
         raise ModelMismatch(
-            f"model {info.name!r} has decoder {info.decoder[:16]}, the array {stored.decoder[:16]}: a head "
-            "labels only the features that it was trained on"
+            f"model {info.name!r} has decoder {info.decoder[:16]}, but the array has {stored.decoder[:16]}; use a "
+            "model with the decoder of the array"
         )
     location = location_for(stored.array, index, storage_options)
     labeller = _Labeller(stored, info)
@@ -126,8 +126,8 @@ class _Labeller:
                 job = parse_payload(payload, self.geometry.chunks)
             if job.header.decoder != bytes.fromhex(self.info.decoder)[:8]:
                 raise ModelMismatch(
-                    f"chunk {index} of array {self.stored.path!r} has decoder {job.header.decoder.hex()}, the "
-                    f"model {self.info.decoder[:16]}"
+                    f"chunk {index} of array {self.stored.path!r} has decoder {job.header.decoder.hex()}, but "
+                    f"the model has {self.info.decoder[:16]}; write the chunk again"
                 )
             jobs.append(job)
         if not jobs:

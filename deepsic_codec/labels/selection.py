@@ -33,7 +33,7 @@ QUERY_AGAIN = "run consolidate_labels and query again"
 
 
 class StaleIndexWarning(UserWarning):
-    """A chunk was written again since it was indexed and no longer satisfies the expression of a query."""
+    """A chunk was written again after it was indexed and no longer satisfies the expression of a query."""
 
 
 class Match(NamedTuple):
@@ -149,7 +149,7 @@ class Selection:
         ------
         Match
             `chunk`, its position; `region`, slices of the array; `array`, the pixels in it. Chunks that were
-            written again since they were indexed are judged anew (unless `verify=None`) and left out, with a
+            written again after they were indexed are judged anew (unless `verify=None`) and left out, with a
             StaleIndexWarning, if they no longer satisfy the expression.
 
         Raises
@@ -180,7 +180,7 @@ class Selection:
         to_decode = []
         for chunk, payload in payloads.items():
             if payload is None:
-                raise StaleIndex(f"chunk {chunk} was deleted since it was indexed; {QUERY_AGAIN}")
+                raise StaleIndex(f"chunk {chunk} was deleted after it was indexed; {QUERY_AGAIN}")
             with reader.error_context(chunk):
                 to_decode.append(parse_payload(payload, self.geometry.chunks))
         for (chunk, _), array in zip(payloads.items(), DECODER.submit(to_decode), strict=True):
@@ -204,7 +204,7 @@ class Selection:
             if is_current(start, *entry) or judge_chunk(attributes, self.index, self.expression, chunk, start).any():
                 matching[chunk] = payload
                 continue
-            message = f"chunk {chunk} was written again since it was indexed, and no longer shows {self.expression}"
+            message = f"chunk {chunk} was written again after it was indexed, and no longer shows {self.expression}"
             if keep_all:
                 raise StaleIndex(f"{message}; {QUERY_AGAIN}")
             warnings.warn(message, StaleIndexWarning, stacklevel=4)
