@@ -161,7 +161,7 @@ def test_a_call_takes_more_on_a_gpu_unless_told_how_much():
 @pytest.mark.parametrize(
     "changes,words",
     [
-        ({"gpu": 1}, "no setting gpu|device"),
+        ({"gpu": 1}, "unknown setting gpu|device"),
         ({"threads": 0}, "threads|0"),
         ({"threads": "2"}, "threads|'2'"),
         ({"batch_pixels": 0}, "batch_pixels|0"),

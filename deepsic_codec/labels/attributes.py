@@ -135,9 +135,7 @@ class Attributes:
                     if number == payload_labels.NO_CLASS:
                         continue
                     if number >= len(names):
-                        raise CorruptPayload(
-                            f"labels section: class {number}, expected fewer than {len(names)} classes"
-                        )
+                        raise CorruptPayload(f"labels section: class {number}, but there are {len(names)} classes")
                     scores[names[number]] = round(score / 255, 4)
             tiles.append(scores)
         return tiles

@@ -71,7 +71,9 @@ def family_of(architecture: Sizes | Mapping[str, Any]) -> Family:
     """
     name = architecture.family if isinstance(architecture, Sizes) else architecture.get("family")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"architecture: no family {name!r}, known are {', '.join(FAMILIES)}: `register` it")
+        raise ValueError(
+            f"architecture: no family {name!r}; known are {', '.join(FAMILIES)}; add others with families.register"
+        )
     return FAMILIES[name]
 
 

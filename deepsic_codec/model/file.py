@@ -183,7 +183,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
     """Open a safetensors file, whose sizes are checked before it is read; any damage is a ModelMismatch."""
     size = os.stat(path).st_size
     if size > MAX_FILE:
-        raise ModelMismatch(f"{path}: {size} bytes, expected at most {MAX_FILE} in a model file")
+        raise ModelMismatch(f"{path}: {size} bytes, expected a model file of at most {MAX_FILE} bytes")
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if not 2 <= header <= min(MAX_HEADER, size - 8):
@@ -207,7 +207,7 @@ def _parse(text: str) -> Any:
         return dict(pairs)
 
     def refuse(text: str) -> Any:
-        raise ValueError(f"the number {text}")
+        raise ValueError(f"the number {text} is not allowed")
 
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
@@ -218,7 +218,7 @@ def _describe(path: str, file: Any) -> ModelInfo:
     if not isinstance(name, str) or len(name) > MAX_NAME:
         raise ValueError(f"name: expected text of at most {MAX_NAME} characters")
     if not all(re.fullmatch(r"[0-9a-f]{64}", digits) for digits in (decoder, head, encoder)):
-        raise ValueError("an identity is no SHA-256")
+        raise ValueError("decoder, head and encoder: expected SHA-256 hashes")
     vocabulary, architecture = about["vocabulary"], about["architecture"]
     _check_vocabulary(vocabulary)
     _check_description(architecture)
@@ -247,7 +247,7 @@ def _check_description(data: Any) -> None:
     for name, value in data.items():
         values = value if isinstance(value, list) else [value]
         if len(values) > MAX_SIZES or not all(_is_size(one) for one in values):
-            raise ValueError(f"architecture: {name} is {str(value)[:40]}")
+            raise ValueError(f"architecture: unsupported value {str(value)[:40]} of {name}")
 
 
 def _is_size(value: Any) -> bool:
@@ -270,7 +270,7 @@ def _check_tensors(file: Any) -> int:
         if not name.startswith(PARTS) or len(name) > MAX_NAME:
             raise ValueError(f"tensor {name[:40]!r}: expected a name that starts with one of {', '.join(PARTS)}")
         if len(shape) > MAX_DIMENSIONS or dtype not in DTYPES:
-            raise ValueError(f"tensor {name}: {len(shape)} dimensions of {dtype}")
+            raise ValueError(f"tensor {name}: unsupported: {len(shape)} dimensions of {dtype}")
         elements += prod(shape)
     return elements
 
@@ -285,12 +285,12 @@ def _check_claims(sizes: Mapping[str, Any], elements: int) -> None:
         values = value if isinstance(value, list) else [value]
         numbers = [n for n in values if isinstance(n, int) and not isinstance(n, bool)]
         if any(n**2 > elements for n in numbers):
-            raise ValueError(f"architecture: {name} is {value} in a file of {elements} weights")
+            raise ValueError(f"architecture: {name} is {value}, too large for a file of {elements} weights")
         if name.endswith("_blocks"):
             stem = name.removesuffix("_blocks")
             widths = sizes.get(f"{stem}_widths", [sizes.get(f"{stem}_width")])
             valid = isinstance(widths, list) and len(widths) == len(values) == len(numbers)
             if not valid or not all(isinstance(w, int) for w in widths):
-                raise ValueError(f"architecture: {name} is {value} for widths {widths}")
+                raise ValueError(f"architecture: {name} is {value}, which does not fit widths {widths}")
             if sum(n * w**2 for n, w in zip(numbers, widths, strict=True)) > elements:
-                raise ValueError(f"architecture: {name} is {value} in a file of {elements} weights")
+                raise ValueError(f"architecture: {name} is {value}, too large for a file of {elements} weights")

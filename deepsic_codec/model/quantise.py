@@ -36,7 +36,7 @@ def load_tables(tensors: dict[str, Tensor], latents: int, device: torch.device |
     """
     saved, price = tensors["saved"], tensors["price"]
     if saved.shape != (INDEX_MAX + 1, DISTANCES) or price.shape != (QUALITIES, latents):
-        raise ValueError("tables of the optimised quantiser have other sizes")
+        raise ValueError("the tables of the optimised quantiser have unexpected sizes")
     return RateTables(*(t.to(device=device, dtype=torch.int32) for t in (saved, price)))
 
 

@@ -96,9 +96,9 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
     subject += f" and head {head}" if head else ""
     places = ", ".join(str(place) for place in [*_user_places(), *_archive_folders()])
     raise ModelNotFound(
-        f"no model {subject}; looked in {places}. Set DEEPSIC_MODEL_PATH to the folder that has it. If the archive has "
-        "it embedded, call deepsic_codec.open_archive(URL) once: from then on zarr.open and xarray.open_zarr find it "
-        "too"
+        f"no model {subject}; searched {places}. Set DEEPSIC_MODEL_PATH to the folder of its file. If "
+        "the model is embedded in the archive, call deepsic_codec.open_archive(URL) once; from then "
+        "on, zarr.open and xarray.open_zarr find it too"
     )
 
 

@@ -64,15 +64,15 @@ def header_size(data: Any) -> int:
     if start[:4] != MAGIC[: len(start)]:
         raise UnsupportedPayload(f"not a payload of DeepSIC: starts with {start[:4]!r}, expected {MAGIC!r}")
     if len(start) < PREFIX:
-        raise CorruptPayload(f"header: truncated, {len(start)} bytes where at least {PREFIX} were expected")
+        raise CorruptPayload(f"header: truncated, {len(start)} bytes, expected at least {PREFIX}")
     if start[4] != FORMAT_VERSION:
         raise UnsupportedPayload(
-            f"header: format version {start[4]}, this version of deepsic_codec reads {FORMAT_VERSION}; upgrade it, "
-            "unless that byte is damaged"
+            f"header: format version {start[4]}, but this deepsic_codec reads version {FORMAT_VERSION}; "
+            "upgrade deepsic_codec, unless the payload is damaged"
         )
     length = start[6] | start[7] << 8
     if length > MAX_BODY:
-        raise CorruptPayload(f"header: length {length} where at most {MAX_BODY} was expected")
+        raise CorruptPayload(f"header: length {length}, expected at most {MAX_BODY}")
     return PREFIX + length
 
 
@@ -99,9 +99,9 @@ def read_header(data: Any) -> Header:
     body = data[PREFIX:size]
     stored = int.from_bytes(data[8:PREFIX], "little")
     if crc32c_extend(crc32c(data[:8]), body) != stored:
-        raise CorruptPayload("header: its bytes do not match their checksum")
+        raise CorruptPayload("header: the checksum does not match")
     if data[5]:
-        raise UnsupportedPayload(f"header: flags {data[5]:#04x}, this version knows none; upgrade deepsic_codec")
+        raise UnsupportedPayload(f"header: unknown flags {data[5]:#04x}; upgrade deepsic_codec")
     try:
         return _read_body(body, size)
     except IndexError:
@@ -113,12 +113,14 @@ def _read_body(body: bytes, size: int) -> Header:
     layout, ndim = body[1], body[2]
     dtype = DTYPES.get(body[0] | (layout & BIG_ENDIAN) << 8)
     if dtype is None:
-        raise UnsupportedPayload(f"header: dtype code {body[0]} with layout {layout:#04x}; upgrade deepsic_codec")
+        raise UnsupportedPayload(
+            f"header: unknown dtype code {body[0]} with layout {layout:#04x}; upgrade deepsic_codec"
+        )
     grouping = (layout & GROUPING) >> 2
     if layout & ~(BIG_ENDIAN | FORTRAN | GROUPING) or grouping > PLANES:
-        raise UnsupportedPayload(f"header: layout {layout:#04x}, unknown to this version; upgrade deepsic_codec")
+        raise UnsupportedPayload(f"header: unknown layout {layout:#04x}; upgrade deepsic_codec")
     if not MIN_NDIM <= ndim <= MAX_NDIM:
-        raise CorruptPayload(f"header: {ndim} axes where {MIN_NDIM} to {MAX_NDIM} were expected")
+        raise CorruptPayload(f"header: {ndim} axes, expected {MIN_NDIM} to {MAX_NDIM}")
     position = 3 + (ndim + 1 >> 1)
     axes = _read_axes(ndim, body[3:position])
 
@@ -133,29 +135,29 @@ def _read_body(body: bytes, size: int) -> Header:
         samples *= length
     shape = tuple(sizes)
     if not 0 < samples <= MAX_SAMPLES:
-        raise CorruptPayload(f"header: chunk shape {shape} where 1 to {MAX_SAMPLES} samples were expected")
+        raise CorruptPayload(f"header: chunk shape {shape}, expected 1 to {MAX_SAMPLES} samples")
     bands = shape[axes.index("c")] if "c" in axes else 1
     if bands > MAX_BANDS:
-        raise CorruptPayload(f"header: {bands} bands where at most {MAX_BANDS} were expected")
+        raise CorruptPayload(f"header: {bands} bands, expected at most {MAX_BANDS}")
     if bands < MIN_BANDS[grouping]:
-        raise CorruptPayload(f"header: grouping {grouping} of {bands} bands")
+        raise CorruptPayload(f"header: grouping {grouping} is impossible with {bands} bands")
 
     decoder, head = body[position : position + 8], body[position + 8 : position + 12]
     position += 14
     quality = body[position - 2] | body[position - 1] << 8
     if not MIN_QUALITY <= quality / 100 <= MAX_QUALITY:
-        raise CorruptPayload(f"header: quality {quality / 100} where 1 to 100 was expected")
+        raise CorruptPayload(f"header: quality {quality / 100}, expected 1 to 100")
     rows, position = read_varint(body, position, "header: grid")
     columns, position = read_varint(body, position, "header: grid")
     height, width = shape[axes.index("y")], shape[axes.index("x")]
     if not (0 < rows <= height and 0 < columns <= width):
-        raise CorruptPayload(f"header: grid of {rows} x {columns} symbols for {height} x {width} pixels")
+        raise CorruptPayload(f"header: grid of {rows} x {columns} symbols does not fit {height} x {width} pixels")
 
     count, offset = body[position], size
     numbers = 0  # a set of them, as bits
     position += 1
     if count > MAX_SECTIONS:
-        raise CorruptPayload(f"section table: {count} sections where at most {MAX_SECTIONS} were expected")
+        raise CorruptPayload(f"section table: {count} sections, expected at most {MAX_SECTIONS}")
     sections = []
     for index in range(count):
         kind = body[position]
@@ -165,14 +167,14 @@ def _read_body(body: bytes, size: int) -> Header:
         if kind not in _KINDS:
             _check_kind(kind)
         if numbers >> (kind & ~OPTIONAL) & 1:
-            raise CorruptPayload(f"section table: the {section_name(kind)} is there twice")
+            raise CorruptPayload(f"section table: the {section_name(kind)} occurs twice")
         numbers |= 1 << (kind & ~OPTIONAL)
         if kind == _LABELS:
             if index:
                 raise CorruptPayload("section table: the labels section is not the first")
             limit = _max_labels(samples // (bands * height * width), height, width)
             if length > limit:
-                raise CorruptPayload(f"section table: {length} bytes of labels where at most {limit} were expected")
+                raise CorruptPayload(f"section table: {length} bytes of labels, expected at most {limit}")
         sections.append(SectionEntry(kind, length, crc, offset))
         offset += length
     if position != len(body):
@@ -188,10 +190,10 @@ def _read_body(body: bytes, size: int) -> Header:
 def _read_axes(ndim: int, packed: bytes) -> Axes:
     codes = [packed[i >> 1] >> (4 * (i & 1)) & 15 for i in range(ndim)]
     if not all(code in _AXES for code in codes):
-        raise UnsupportedPayload(f"header: axis codes {codes}, this version knows 1 to 6; upgrade deepsic_codec")
+        raise UnsupportedPayload(f"header: unknown axis codes {codes}, expected 1 to 6; upgrade deepsic_codec")
     axes = Axes("".join(_AXES[code] for code in codes))
     if len(set(axes)) != ndim or "y" not in axes or "x" not in axes:
-        raise CorruptPayload(f"header: axes {axes!r} where y, x and others, each once, were expected")
+        raise CorruptPayload(f"header: axes {axes!r}, expected y, x and others, each once")
     if ndim & 1 and packed[-1] >> 4:
         raise CorruptPayload("header: padding of the axes is not zero")
     return axes
@@ -206,14 +208,13 @@ def _max_labels(slices: int, height: int, width: int) -> int:
 def _check_kind(kind: int) -> None:
     """Raise unless a section of a kind that this version does not read can be skipped."""
     if kind & ~OPTIONAL == 0:
-        raise CorruptPayload("section table: kind 0")
+        raise CorruptPayload("section table: kind 0 does not exist")
     if kind ^ OPTIONAL in _KINDS:
         expected = "optional" if kind < OPTIONAL else "required"
         raise CorruptPayload(f"section table: the {section_name(kind ^ OPTIONAL)} is not marked as {expected}")
     if kind < OPTIONAL:
         raise UnsupportedPayload(
-            f"section table: this version cannot decode a {section_name(kind)}, which is required; upgrade "
-            "deepsic_codec"
+            f"section table: unknown {section_name(kind)}, which is required; upgrade deepsic_codec"
         )
 
 
@@ -264,7 +265,7 @@ def _read(payload: bytes | memoryview, entry: SectionEntry) -> bytes:
     if len(data) < entry.length:
         raise CorruptPayload(f"{section_name(entry.kind)}: truncated, {len(data)} of {entry.length} bytes")
     if crc32c(data) != entry.crc:
-        raise CorruptPayload(f"{section_name(entry.kind)}: its bytes do not match their checksum")
+        raise CorruptPayload(f"{section_name(entry.kind)}: the checksum does not match")
     return data
 
 
@@ -343,7 +344,9 @@ def pack(
         raise UnsupportedArray(f"chunk {shape} with axes {axes!r}: expected 1 to {MAX_SAMPLES} samples, sizes above 0")
     bands = axes.bands(shape)
     if bands > MAX_BANDS:
-        raise UnsupportedArray(f"chunk {shape} with axes {axes!r}: at most {MAX_BANDS} bands in a chunk")
+        raise UnsupportedArray(
+            f"chunk {shape} with axes {axes!r} has too many bands; choose chunks of at most {MAX_BANDS} bands"
+        )
     if bands < MIN_BANDS[grouping]:
         raise ValueError(f"grouping {grouping} of {bands} bands")
     if not MIN_QUALITY <= quality <= MAX_QUALITY:
@@ -381,7 +384,7 @@ def _encode_sections(sections: Mapping[Section[Any], Any]) -> dict[int, bytes]:
     for section in sections:
         unknown = not section.required and section.kind ^ OPTIONAL not in _KINDS
         if not 0 < section.number < OPTIONAL or not (section.kind in _KINDS or unknown):
-            raise ValueError(f"section {section.number}: expected a kind of this version, or one that readers may skip")
+            raise ValueError(f"section {section.number}: expected a known kind, or one that readers may skip")
     ordered = sorted(sections.items(), key=lambda item: item[0].number)
     coded = {section.kind: bytes(section.encode(content)) for section, content in ordered}
     if any(len(data) > MAX_VARINT for data in coded.values()):

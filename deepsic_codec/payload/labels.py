@@ -46,7 +46,7 @@ class LabelBlock:
         used = self.scores > 0
         largest = int(self.classes[used].max(initial=0))
         if used.any() and largest >= n_classes:
-            raise CorruptPayload(f"labels section: class {largest} where {n_classes} classes are known")
+            raise CorruptPayload(f"labels section: class {largest}, but there are {n_classes} classes")
         dense = np.zeros((*self.classes.shape[:3], n_classes + 1), np.uint8)  # the last column is for unused pairs
         np.put_along_axis(dense, np.minimum(self.classes.astype(np.intp), n_classes), self.scores, axis=-1)
         return dense[..., :n_classes]
@@ -75,7 +75,9 @@ def best_labels(scores: NDArray[np.uint8], tile: tuple[int, int]) -> LabelBlock:
     if scores.dtype != np.uint8 or scores.ndim != 4 or not 0 < scores.shape[3] <= NO_CLASS or not scores.size:
         raise ValueError(f"scores: expected uint8 (slices, rows, columns, 1..255), got {scores.dtype} {scores.shape}")
     if scores.size // scores.shape[3] > MAX_TILES:
-        raise UnsupportedArray(f"{scores.shape[:3]} label tiles, at most {MAX_TILES}: use larger tiles, smaller chunks")
+        raise UnsupportedArray(
+            f"{scores.shape[:3]} label tiles, expected at most {MAX_TILES}; choose larger tiles or smaller chunks"
+        )
     # One number for a class, larger for the better: its score, and of equal scores the lower class first.
     keys = np.left_shift(scores, 8, dtype=np.uint16)
     keys |= np.arange(255, 255 - scores.shape[3], -1, dtype=np.uint16)
@@ -117,22 +119,22 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
             f"labels section: tile {height} x {width}, expected multiples of {LABEL_CELL} up to {MAX_TILE}"
         )
     if k > MAX_K:
-        raise CorruptPayload(f"labels section: {k} classes a tile where at most {MAX_K} were expected")
+        raise CorruptPayload(f"labels section: {k} classes for each tile, expected at most {MAX_K}")
     grid = header.slices, ceil_div(header.height, height), ceil_div(header.width, width)
     tiles = grid[0] * grid[1] * grid[2]
     if tiles > MAX_TILES:
-        raise CorruptPayload(f"labels section: {tiles} tiles where at most {MAX_TILES} were expected")
+        raise CorruptPayload(f"labels section: {tiles} tiles, expected at most {MAX_TILES}")
     if len(data) != position + 1 + 2 * k * tiles:
         raise CorruptPayload(f"labels section: {len(data)} bytes, expected {position + 1 + 2 * k * tiles} for {grid}")
     keys = np.frombuffer(data, "<u2", offset=position + 1).reshape(*grid, k) ^ 255
     if (((keys & 255) == 0) != (keys < 256)).any():
         raise CorruptPayload("labels section: a class without a score, or a score without a class")
     if ((keys[..., :-1] <= keys[..., 1:]) & (keys[..., 1:] > 0)).any():
-        raise CorruptPayload("labels section: classes of a tile are not in order, best first")
+        raise CorruptPayload("labels section: the classes of a tile are not in order, best first")
     block = _block((height, width), keys)
     numbers = np.sort(block.classes, axis=-1)
     if ((numbers[..., :-1] == numbers[..., 1:]) & (numbers[..., 1:] != NO_CLASS)).any():
-        raise CorruptPayload("labels section: a class is there twice in a tile")
+        raise CorruptPayload("labels section: a class occurs twice in a tile")
     return block
 
 

@@ -92,10 +92,10 @@ def decode_nodata(data: bytes, header: Header) -> NoData:
     value = np.frombuffer(data, dtype, 1).astype(dtype.newbyteorder("="))[0]
     layout, coded = data[dtype.itemsize], data[dtype.itemsize + 1 :]
     if layout > (DOWN | SAMPLES):
-        raise UnsupportedPayload(f"nodata section: layout {layout:#04x}; upgrade deepsic_codec")
+        raise UnsupportedPayload(f"nodata section: unknown layout {layout:#04x}; upgrade deepsic_codec")
     down, layout = bool(layout & DOWN), layout & SAMPLES
     if np.isinf(value) or (value == value and next_value(value, down) is None):
-        raise CorruptPayload(f"nodata section: value {value} has no neighbour")
+        raise CorruptPayload(f"nodata section: value {value} has no neighbour that data could become")
     if layout in (NONE, ALL) and coded:
         raise CorruptPayload(f"nodata section: {len(coded)} bytes after a layout without a mask")
     shape = header.slices, header.height, header.width

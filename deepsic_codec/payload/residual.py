@@ -151,12 +151,12 @@ def decode_residual(data: bytes, header: Header) -> Residual:
         If it has a layout that this version does not know.
     """
     if not data:
-        raise CorruptPayload("residual section: it is empty")
+        raise CorruptPayload("residual section: empty")
     layout, end, step = data[0], 1, 1.0
     if layout > FLOAT_BITS:
-        raise UnsupportedPayload(f"residual section: layout {layout}; upgrade deepsic_codec")
+        raise UnsupportedPayload(f"residual section: unknown layout {layout}; upgrade deepsic_codec")
     if (layout == STEPS) == (header.dtype.kind == "f"):
-        raise CorruptPayload(f"residual section: layout {layout} for samples of {header.dtype}")
+        raise CorruptPayload(f"residual section: layout {layout} does not fit samples of {header.dtype}")
     if layout == STEPS:
         try:
             step, end = read_varint(data, 1, "residual section: step")
@@ -207,7 +207,7 @@ def _join_halves(halves: NDArray[np.int32]) -> NDArray[np.int32]:
     bands = halves.shape[-1] // 2
     upper, lower = halves[..., :bands], halves[..., bands:]
     if lower.size and (lower.min() < 0 or lower.max() > 0xFFFF or upper.min() < -0x8000 or upper.max() > 0x7FFF):
-        raise CorruptPayload("residual section: a half of more than 16 bits")
+        raise CorruptPayload("residual section: a value has more than 16 bits")
     return upper << 16 | lower
 
 

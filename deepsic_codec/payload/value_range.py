@@ -54,16 +54,16 @@ def decode_ranges(data: bytes, header: Header) -> Ranges:
         If it has another layout.
     """
     if not data:
-        raise CorruptPayload("value range section: it is empty")
+        raise CorruptPayload("value range section: empty")
     if data[0] not in (SHARED, PER_BAND):
-        raise UnsupportedPayload(f"value range section: layout {data[0]}; upgrade deepsic_codec")
+        raise UnsupportedPayload(f"value range section: unknown layout {data[0]}; upgrade deepsic_codec")
     dtype = header.dtype.newbyteorder("<")
     count = header.channels if data[0] == PER_BAND else 1
     if len(data) != 1 + count * 2 * dtype.itemsize:
         raise CorruptPayload(f"value range section: {len(data)} bytes, expected {1 + count * 2 * dtype.itemsize}")
     ranges = np.frombuffer(data, dtype, offset=1).reshape(count, 2).astype(dtype.newbyteorder("="))
     if not (np.isfinite(ranges).all() and (ranges[:, 0] <= ranges[:, 1]).all()):
-        raise CorruptPayload("value range section: a range that is not finite, or ends before it starts")
+        raise CorruptPayload("value range section: a range is not finite, or ends before it starts")
     return np.broadcast_to(ranges, (header.channels, 2))
 
 

@@ -38,9 +38,9 @@ def read_varint(data: bytes, position: int, name: str) -> tuple[int, int]:
             break
         shift += 7
         if shift > 28:
-            raise CorruptPayload(f"{name}: an integer of more than 5 bytes")
+            raise CorruptPayload(f"{name}: an integer has more than 5 bytes")
     if value > MAX_VARINT:
-        raise CorruptPayload(f"{name}: {value} where at most {MAX_VARINT} was expected")
+        raise CorruptPayload(f"{name}: {value}, expected at most {MAX_VARINT}")
     if shift and not byte:  # one way to write a number, so that equal chunks are equal bytes
-        raise CorruptPayload(f"{name}: an integer in more bytes than it needs")
+        raise CorruptPayload(f"{name}: an integer has more bytes than it needs")
     return value, position

@@ -71,7 +71,7 @@ def embed_model(array: zarr.Array, info: "ModelInfo | None" = None) -> zarr.Arra
         same = isinstance(attribute, Mapping) and dict(attribute) == about and existing.shape == data.shape
         if not same and not _holds(existing, attribute, info):
             raise ConfigurationError(
-                f"{path} exists and is not this model; it is never overwritten: delete it, or write to another group"
+                f"{path} exists, is not this model, and is never overwritten; delete it, or write to another group"
             )
         # Different bytes under the right attribute: writing them was interrupted.
         if same and (str(path), digest) not in _complete and not np.array_equal(existing[:], data):
@@ -196,7 +196,7 @@ def _read(node: Any, max_size: int) -> bytes:
         raise ModelMismatch(f"{name}: damaged: {error}") from None
     digest = hashlib.sha256(data).hexdigest()
     if digest != expected:
-        raise ModelMismatch(f"{name}: damaged: its bytes have SHA-256 {digest}, its attributes say {expected}")
+        raise ModelMismatch(f"{name}: damaged: SHA-256 {digest}, expected {expected}")
     return data
 
 
@@ -218,8 +218,7 @@ def _cache(data: bytes, decoder: str, head: str, source: str) -> "ModelInfo":
         info = file.read_info(part)
         if (info.decoder, info.head) != (decoder, head):
             raise ModelMismatch(
-                f"{source}: holds the model with decoder {info.decoder} and head {info.head}, "
-                f"expected {decoder}, {head}"
+                f"{source}: the model has decoder {info.decoder} and head {info.head}, expected {decoder} and {head}"
             )
         file.load_arrays(info)
         os.replace(part, folder / f"{decoder[:32]}-{head[:16]}.safetensors")

@@ -59,7 +59,10 @@ class StoredLayout:
             if self._chain and isinstance(self._chain[0], ShardingCodec):
                 if len(self._chain) > 1:
                     names = ", ".join(map(_name, self._chain))
-                    raise UnsupportedPayload(f"{self.name} is stored with {names}: what follows shards hides chunks")
+                    raise UnsupportedPayload(
+                        f"{self.name} is stored with {names}: a codec after shards hides chunks; rewrite the array "
+                        "without it"
+                    )
                 self._sharding = self._chain[0]
                 self._chain = list(self._sharding.codecs)
         self.params = self._codec()
@@ -77,8 +80,8 @@ class StoredLayout:
         self._before, trailing = self._chain[:number], self._chain[number + 1 :]
         if not all(isinstance(codec, Crc32cCodec) for codec in trailing):
             raise UnsupportedPayload(
-                f"{self.name} is stored with {names}: what follows DeepSIC hides its headers and saves nothing; "
-                "rewrite the array through deepsic_codec.create_array, or with compressors=None"
+                f"{self.name} is stored with {names}: a codec after DeepSIC hides its headers and saves "
+                "nothing; rewrite the array with deepsic_codec.create_array, or with compressors=None"
             )
         self._checksums = len(trailing)
         codec: CodecParams = self._chain[number]
@@ -88,15 +91,15 @@ class StoredLayout:
         """Raise UnsupportedArray if DeepSIC is not the first codec: others may move the tiles that headers describe."""
         if self._before:
             names = ", ".join(map(_name, self._chain))
-            raise UnsupportedArray(f"{self.name} is stored with {names}: labels need DeepSIC to come first")
+            raise UnsupportedArray(f"{self.name} is stored with {names}: labels need DeepSIC as the first codec")
 
     def check_writable(self) -> None:
         """Raise UnsupportedArray or UnsupportedPayload if `stored_bytes` and `build_shard` do not know all codecs."""
         if self._before:
             names = ", ".join(map(_name, self._before))
             raise UnsupportedArray(
-                f"{self.name} has other codecs before DeepSIC ({names}), which the bulk writer does not run; write it "
-                "through zarr, or create it with create_array"
+                f"{self.name} has other codecs before DeepSIC ({names}), which the bulk writer does not "
+                "support; write it through zarr, or create it with create_array"
             )
         if self._sharding is not None:
             _ = self._index_format
@@ -138,7 +141,9 @@ class StoredLayout:
         assert self._sharding is not None
         numbers, *checks = self._sharding.index_codecs
         if not isinstance(numbers, BytesCodec) or not all(isinstance(codec, Crc32cCodec) for codec in checks):
-            raise UnsupportedPayload(f"{self.name}: shard index stored with {self._sharding.index_codecs}")
+            raise UnsupportedPayload(
+                f"{self.name}: the shard index has unsupported codecs {sharding.index_codecs}; write it through zarr"
+            )
         dtype = ">u8" if setting(numbers.endian) == "big" else "<u8"
         return dtype, len(checks), setting(self._sharding.index_location) == "start"
 
@@ -160,7 +165,7 @@ class StoredLayout:
         for _ in range(checksums):
             data, checksum = data[:-4], data[-4:]
             if crc32c(data) != int.from_bytes(checksum, "little"):
-                raise CorruptPayload(f"shard {shard} of {self.name}: index does not match its checksum")
+                raise CorruptPayload(f"shard {shard} of {self.name}: the checksum of the index does not match")
         return np.frombuffer(data, dtype).reshape(*self._shards, 2)
 
     def locate(self, index: Index, table: NDArray[np.uint64] | None) -> PayloadLocation | None:

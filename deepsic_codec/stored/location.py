@@ -197,7 +197,7 @@ class IndexLocation:
         zarr_format = array.metadata.zarr_format
         if parent is None or not name or check and not is_in_group(array.store_path, zarr_format):
             raise LabelIndexError(
-                f"array {array.store_path} is at the root of its store, where nothing can be beside it; give the index "
+                f"array {array.store_path} is at the root of its store, so no index can be beside it; pass "
                 "another location (consolidate_labels(array, index=...)), or scan the headers "
                 "(open_labels(array, scan=True))"
             )
@@ -212,7 +212,7 @@ class IndexLocation:
         try:
             path = to_store_path(location, options, write=write)
         except FileNotFoundError as error:
-            raise LabelIndexError(f"{location}: no label index there ({error})") from None
+            raise LabelIndexError(f"{location}: no label index ({error}); run consolidate_labels") from None
         return cls(path.store, path.path, zarr_format)
 
     def with_suffix(self, suffix: str) -> "IndexLocation":

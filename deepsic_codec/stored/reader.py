@@ -167,7 +167,7 @@ class PayloadReader:
         header = read_header(data)
         chunks = self.layout.chunks
         if header.shape != chunks:
-            raise CorruptPayload(f"header: payload of a chunk {header.shape} in an array of chunks {chunks}")
+            raise CorruptPayload(f"header: chunk shape {header.shape}, expected {chunks}")
         if label_end(header) > len(data):
             data = await self._read(location, label_end(header)) or b""
         return PayloadStart(header, data)

@@ -193,7 +193,7 @@ class Photographs:
         if not named:
             raise ConfigurationError(f"no readable image in --images ({len(self.skipped)} unreadable)")
         if len(named) < 2:
-            raise ConfigurationError("--images: only one image; at least two are needed, because one is held out")
+            raise ConfigurationError("--images: only one image; give at least two, because one is held out")
         _refuse_small(named, crop, "--images", f"leave them out or lower --crop (now {crop})")
         images = [pixels for _, pixels in named]
         held_out = max(1, min(held_out, len(images) // 10))
@@ -273,12 +273,13 @@ class LabelledTiles:
         single = [name for name, n in zip(self.classes, np.bincount(labels), strict=True) if n < 2]
         if single:
             raise ConfigurationError(
-                f"--labels: only one image of class {', '.join(single)}; a class needs two, because one is held out"
+                f"--labels: only one image of class {', '.join(single)}; give at least two of each class, "
+                "because one is held out"
             )
         if len(self.classes) > 255:
-            raise ConfigurationError(f"--labels: {len(self.classes)} classes; a payload numbers at most 255")
+            raise ConfigurationError(f"--labels: {len(self.classes)} classes; a payload has at most 255")
         if "unknown" in self.classes:
-            raise ConfigurationError("--labels: every model has the class 'unknown'; give such images to --images")
+            raise ConfigurationError("--labels: every model has a class 'unknown'; pass such images to --images")
         rng, test, train = np.random.default_rng(seed), [], []
         for c in range(len(self.classes)):
             order = rng.permutation(np.flatnonzero(labels == c))
@@ -351,7 +352,8 @@ def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str
         if missing:
             first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ConfigurationError(
-                f"--labels: {source} names {len(missing)} files that are not in {folder}: {first}; see --label-root"
+                f"--labels: {source} names {len(missing)} files that are not in {folder}: {first}; set the "
+                "folder with --label-root"
             )
         for name, pixels in _read({name: loaders[name] for name in labels}, folder, skipped):
             yield name, labels[name], pixels
@@ -359,7 +361,7 @@ def _labelled(source: Path, root: str, skipped: list[str]) -> Iterator[tuple[str
     for name, pixels in read_images(source, skipped):
         label = Path(name).parent.name
         if not label:
-            raise ConfigurationError(f"--labels: {source}: {name} lies in no class folder")
+            raise ConfigurationError(f"--labels: {source}: {name} is in no folder of a class")
         yield name, label, pixels
 
 

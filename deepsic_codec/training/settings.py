@@ -118,7 +118,7 @@ class Settings:
 
     def _check_processes(self) -> None:
         if self.processes > 1 and self.threads > 1:
-            raise ConfigurationError("processes: each has one thread; leave out --threads")
+            raise ConfigurationError("processes: each process has one thread; leave out --threads")
         for name in self._divided:
             if getattr(self, name) % self.processes:
                 raise ConfigurationError(
@@ -140,7 +140,7 @@ class Settings:
         if self.trains_encoder and not self.images:
             raise ConfigurationError("--encoder-minutes: nothing to train the analysis transform on; add --images")
         if self.base and self.start:
-            raise ConfigurationError("--from and --start exclude each other")
+            raise ConfigurationError("--from and --start exclude each other; give one of them")
         if not self.base and not self.images:
             raise ConfigurationError("nothing to train on: add --images (folders, zip files or Zarr arrays)")
 
@@ -268,7 +268,7 @@ def resolve(settings: dict[str, Any], preset: str = "", resume: bool = False) ->
 def _check_names(settings: dict[str, Any]) -> None:
     unknown = sorted(set(settings) - {f.name for f in fields(Settings)})
     if unknown:
-        raise ConfigurationError(f"no setting {', '.join(unknown)}; see deepsic train --help-all")
+        raise ConfigurationError(f"unknown setting {', '.join(unknown)}; see deepsic train --help-all")
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -281,6 +281,6 @@ def _preset(name: str) -> dict[str, Any]:
             f"preset: expected one of {', '.join(PRESETS)}, or a JSON file of settings, got {name!r} ({error})"
         ) from None
     if not isinstance(settings, dict):
-        raise ConfigurationError(f"preset: {name} holds {type(settings).__name__}, expected a JSON object of settings")
+        raise ConfigurationError(f"preset: expected a JSON object of settings in {name}, got {type(settings).__name__}")
     _check_names(settings)
     return settings

@@ -57,7 +57,9 @@ def starting_networks(
     if old.arch == arch:
         return old
     if not isinstance(arch, Architecture) or not isinstance(old.arch, Architecture):
-        raise ConfigurationError(f"--start {s.start}: has another architecture than {s.architecture!r}")
+        raise ConfigurationError(
+            f"--start {s.start}: its architecture is not {s.architecture!r}; name another run, or leave out --start"
+        )
     nets = make_networks(arch)
     old.integer, nets.bounded = False, old.bounded
     try:
@@ -80,10 +82,10 @@ def load_networks(run: str | Path) -> Networks:
         description = json.loads((run / "settings.json").read_text())
         arch = architecture_from(description["architecture"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{run}: holds no run ({type(error).__name__}: {error})") from None
+        raise ConfigurationError(f"{run}: not the folder of a run ({type(error).__name__}: {error})") from None
     state = checkpoint.load(run)
     if state is None:
-        raise ConfigurationError(f"{run}: has no checkpoint")
+        raise ConfigurationError(f"{run}: the run has no checkpoint")
     nets = make_networks(arch)
     load_state(nets, state.below("ema"), run)
     nets.integer = state.phase not in FLOATING and nets.stores_integers
@@ -144,8 +146,8 @@ def _networks_of_start(s: Settings) -> Networks:
     info = _model(s.start)
     if not family_of(info.architecture).exact:
         raise ConfigurationError(
-            f"--start {s.start}: model {info.name!r} has networks in floating point, whose files do not hold the prior "
-            "that training goes on with; name the folder of its run"
+            f"--start {s.start}: model {info.name!r} has networks in floating point, whose files do not "
+            "hold the prior that training continues with; name the folder of its run"
         )
     return networks_of(info, len(info.vocabulary.classes), "--start").eval()
 

@@ -132,8 +132,8 @@ def _prepare(s: Settings, base: ModelInfo | None, log: Log, resumed: bool) -> Ru
 def _continue_log(s: Settings, state: checkpoint.State, names: list[str], log: Log) -> None:
     if state.phase not in names:
         raise ConfigurationError(
-            f"{s.folder}: the checkpoint is of phase {state.phase!r}, which these settings "
-            f"leave out; phases: {', '.join(names) or 'none'}"
+            f"{s.folder}: the checkpoint is of phase {state.phase!r}, which these settings leave out; "
+            f"their phases: {', '.join(names) or 'none'}"
         )
     log.rewind(names, state.phase, state.step)
     log.say(f"resuming in phase {state.phase} after step {state.step}")
@@ -319,7 +319,7 @@ def _figures(means: dict[str, float]) -> dict[str, float]:
 def _device(s: Settings) -> str:
     if s.device != "auto":
         if s.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigurationError(f"device: {s.device} was asked for, and there is no CUDA device")
+            raise ConfigurationError(f"device: {s.device} needs a CUDA device, and there is none; use --device cpu")
         return s.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -328,9 +328,13 @@ def _check_processes(s: Settings, nets: Networks, device: str) -> None:
     if s.processes == 1:
         return
     if device != "cpu" or not hasattr(os, "fork"):
-        raise ConfigurationError("processes: they share the steps of a CPU, where processes can be forked")
+        raise ConfigurationError(
+            "processes: several processes need a CPU and a system that can fork; leave out --processes"
+        )
     if nets.uses_batch_statistics:
-        raise ConfigurationError("processes: the paper's networks normalise by statistics of whole batches")
+        raise ConfigurationError(
+            "processes: the paper's networks need statistics of whole batches; leave out --processes"
+        )
 
 
 def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles | None, log: Log) -> None:
@@ -353,7 +357,7 @@ def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles |
         if not photos:
             log.say("no --images: nothing teaches the head what is unknown")
     elif s.parents:
-        raise ConfigurationError("parents: names of labels, but there are no --labels")
+        raise ConfigurationError("parents: there are no labels to name; add --labels")
     skipped = [name for data in (photos, tiles) if data for name in data.skipped]
     if skipped:
         (s.folder / "skipped.txt").write_text("\n".join(skipped) + "\n")
@@ -368,11 +372,12 @@ def _check_same(s: Settings, description: dict[str, object]) -> bool:
     for key in ("architecture", "classes", "decoder"):
         if stored.get(key) != description[key]:
             raise ConfigurationError(
-                f"{s.folder}: {key} of the checkpoint is {stored.get(key)}, asked for: {description[key]}"
+                f"{s.folder}: {key} of the checkpoint is {stored.get(key)}, but the settings have "
+                f"{description[key]}; name another --run"
             )
     before = Settings(**stored["settings"])
     if s.base and before.trains_encoder != s.trains_encoder:
-        raise ConfigurationError(f"{s.folder}: with --encoder-minutes or without it, a run goes on as it began")
+        raise ConfigurationError(f"{s.folder}: resume the run as it began, with or without --encoder-minutes")
     return bool(stored["bounded"])
 
 

@@ -460,7 +460,12 @@ def test_a_chunk_without_features_has_no_data():
     payload = DeepSIC(nodata=5).encode(np.full((9, 9, 3), 5, "u1"))
     unpacked = h.unpack(payload)
     assert payload_nodata.is_empty(unpacked.sections[NODATA.kind], unpacked.header)
-    check_rejects(CorruptPayload, "no feature", DeepSIC().decode, _changed(payload, "nodata", lambda data: b"\5\0"))
+    check_rejects(
+        CorruptPayload,
+        "features section is missing",
+        DeepSIC().decode,
+        _changed(payload, "nodata", lambda data: b"\5\0"),
+    )
 
 
 def test_equal_arrays_of_both_byte_orders_differ_in_the_header_alone():

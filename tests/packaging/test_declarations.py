@@ -119,7 +119,7 @@ def test_archives_need_no_extra():
         print(open_archive("memory://a").shape, z[...].shape, open_labels(z, scan=True).where("Forest >= 0").count)
     """
     missing, shapes = run_python(code).splitlines()
-    assert missing == "MissingPackage pillow not installed: pip install 'deepsic-codec[cli]'"
+    assert missing == "MissingPackage missing package pillow; run pip install 'deepsic-codec[cli]'"
     assert shapes == "(64, 64, 3) (64, 64, 3) 0"
 
 

@@ -124,11 +124,11 @@ CRAFTED = {
         f"{section.name} twice": (
             {"sections": [(section.kind, b"")] * 2},
             CorruptPayload,
-            f"{section.name} section is there twice",
+            f"{section.name} section occurs twice",
         )
         for section in SECTIONS
     },
-    "unknown twice": ({"sections": [(0x89, b""), (0x89, b"")]}, CorruptPayload, "section of kind 9 is there twice"),
+    "unknown twice": ({"sections": [(0x89, b""), (0x89, b"")]}, CorruptPayload, "section of kind 9 occurs twice"),
     "labels second": ({"sections": [(3, b""), (0x81, b"")]}, CorruptPayload, "labels section is not the first"),
     **{
         f"{section.name} with the other bit": (
@@ -157,7 +157,7 @@ CRAFTED = {
         CorruptPayload,
         "section table: length|more bytes",
     ),
-    "empty header": ({"length": 0}, CorruptPayload, "header: its bytes do not match"),
+    "empty header": ({"length": 0}, CorruptPayload, "header: the checksum does not match"),
     "header length 233": ({"length": MAX_BODY + 1}, CorruptPayload, "header: length 233"),
     "header length 65535": ({"length": 0xFFFF}, CorruptPayload, "header: length 65535"),
     "header without a body": ({}, CorruptPayload, "header: a field goes beyond its 0 bytes"),

@@ -194,7 +194,7 @@ def _fit(table: QualityTable, values: Tensor) -> None:
     """Set the knots that come nearest to values (QUALITIES,C) at whole qualities."""
     knots, channels = table.table.shape
     if values.shape != (QUALITIES, channels):
-        raise ValueError(f"a table over quality of shape {tuple(values.shape)}, expected ({QUALITIES}, {channels})")
+        raise ValueError(f"expected a table over quality of shape ({QUALITIES}, {channels}), got {tuple(values.shape)}")
     probe = QualityTable(knots, knots)
     probe.table.copy_(torch.eye(knots))
     weights = probe(_qualities(torch.device("cpu"))).double()

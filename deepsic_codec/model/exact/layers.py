@@ -101,7 +101,7 @@ def check_sums(name: str, weight: Tensor, bias: Tensor, shift: Tensor, form: fix
     valid = valid and lowest_shift <= int(shift.min()) and int(shift.max()) <= highest_shift
     shapes = [weight.shape[:1], (fixed.QUALITIES, weight.shape[0])] if form is fixed.UP else [weight.shape[:1]]
     if not valid or bias.shape not in shapes or shift.shape != weight.shape[:1]:
-        raise ValueError(f"{name}: weights, biases or shifts out of the range in which sums are exact")
+        raise ValueError(f"{name}: weights, biases or shifts are out of the range in which sums are exact")
 
 
 class Blocks:
@@ -115,7 +115,9 @@ class Blocks:
         for i in range(count):
             at = f"{name}.{i}"
             if tensors[f"{at}.up.bias"].ndim != 1 + conditioned:
-                raise ValueError(f"{at}.up: biases for {'one' if conditioned else 'each'} quality, unlike described")
+                raise ValueError(
+                    f"{at}.up: has biases for {'one' if conditioned else 'each'} quality, unlike described"
+                )
             # a weight's unit is a power of two, and so are the units of the sums: float32 holds both exactly
             weight, bias, shift = (
                 tensors[f"{at}.spatial.{part}"].to(torch.int32) for part in ("weight", "bias", "shift")

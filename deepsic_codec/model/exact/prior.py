@@ -52,7 +52,7 @@ class IntegerPrior:
             _check_shapes(i, step, part, arch.prior_width)
         compand = tensors["compand"]
         if compand.shape != (COMPANDED,) or int(compand.max()) > LINEAR_MAX:
-            raise ValueError("the table of companded magnitudes has another size or range")
+            raise ValueError("the table of companded magnitudes has an unexpected size or range")
         check_prior_sums(tensors)
         self._tensors = [_step_tensors(part, device) for part in parts]
         #: Companded magnitudes of symbols, int8 (COMPANDED,).
@@ -98,7 +98,7 @@ def _check_shapes(number: int, step: Step, part: Mapping[str, Tensor], width: in
     if step.signed:
         shapes["direct"] = (len(step.offsets), step.count)
     if {k: tuple(v.shape) for k, v in part.items()} != shapes:
-        raise ValueError(f"prior step {number}: tensors are missing or have other shapes")
+        raise ValueError(f"prior step {number}: tensors are missing or have unexpected shapes")
 
 
 def check_prior_sums(tensors: Mapping[str, Tensor]) -> None:
@@ -109,7 +109,9 @@ def check_prior_sums(tensors: Mapping[str, Tensor]) -> None:
             bias = tensors[f"{name}_bias"].abs().double()
             total = weight.abs().double().sum(1) * largest + (bias.amax(0) if bias.ndim > 1 else bias)
             if float(total.max()) >= 2**23:
-                raise ValueError(f"prior: weights of {name} are too large for exact sums; train with a lower rate")
+                raise ValueError(
+                    f"prior: weights of {name} are too large for exact sums; train with a lower learning rate"
+                )
 
 
 def _step_tensors(part: Mapping[str, Tensor], device: str) -> StepTensors:

@@ -134,7 +134,7 @@ class IntegerHead:
         self.compand = tensors["compand"].to(device=device, dtype=torch.int32)
         self.score = tensors["score"].to(device=device)
         if self.compand.shape != (fixed.WIDE_MAX + 1,) or self.score.shape != (2 * fixed.LOGIT_MAX + 1,):
-            raise ValueError("the head's tables have other sizes")
+            raise ValueError("the head's tables have unexpected sizes")
         if int(self.compand.abs().max()) > fixed.WIDE_MAX:
             raise ValueError("the head's table of companded latents is out of range")
 

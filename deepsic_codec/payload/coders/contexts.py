@@ -130,7 +130,7 @@ class CoderTables:
             and 0 <= self.rate <= MAX_RATE
         )
         if not sound:
-            raise ValueError("coder tables have other sizes or values than the format allows")
+            raise ValueError("the coder tables have sizes or values that the format does not allow")
         return self
 
     def arrays(self) -> dict[str, NDArray[Any]]:

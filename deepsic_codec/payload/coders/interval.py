@@ -46,4 +46,4 @@ def read_first(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 def check_end(position: int, size: int, section: str, unit: str = "sample") -> None:
     """Raise CorruptPayload if a decoder at a position has bytes left over; `unit` is what the stream codes."""
     if position < size:
-        raise CorruptPayload(f"{section}: bytes left over after the last {unit}")
+        raise CorruptPayload(f"{section}: bytes are left over after the last {unit}")

@@ -90,7 +90,7 @@ def _code_mask(decoding, mask, contexts, state, data):
 def encode_mask(mask: NDArray[np.bool_]) -> bytes:
     """Encode a mask bool (S, H, W), True where there is no data."""
     if mask.dtype != bool or mask.ndim != 3 or not mask.size:
-        raise ValueError(f"a mask is a bool array (S, H, W) with pixels, not {mask.dtype} {mask.shape}")
+        raise ValueError(f"expected a bool array (S, H, W) with pixels, got {mask.dtype} {mask.shape}")
     state = begin_encoding()
     data = _code_mask(False, np.ascontiguousarray(mask).view(np.uint8), START.copy(), state, np.empty(4096, np.uint8))
     return finish_encoding(state, data)

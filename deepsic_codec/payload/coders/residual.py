@@ -427,22 +427,22 @@ def decode_integers(data: bytes, context: NDArray[np.int32]) -> NDArray[np.int32
     """
     context = np.ascontiguousarray(context, np.int32)
     try:
-        length, start = read_varint(data, 0, "residual")
+        length, start = read_varint(data, 0, "residual section")
     except IndexError:
         length, start = 0, len(data) + 1
     if start + length > len(data):
-        raise CorruptPayload("residual: the section ends early")
-    start_state, stream = begin_decoding(data[start : start + length], "residual")
+        raise CorruptPayload("residual section: truncated")
+    start_state, stream = begin_decoding(data[start : start + length], "residual section")
     plain = np.frombuffer(data[start + length :], np.uint8).copy()
     state, contexts = np.concatenate([start_state, np.zeros(3, np.int64)]), START.copy()
     residual, filters = np.zeros_like(context), np.zeros((context.shape[3], SLOPE_SHIFT + 1), np.int64)
     status, _, _ = _code_weights(True, filters, contexts, state, stream, plain)
     if status:
-        raise CorruptPayload("residual: a weight outside the allowed range")
+        raise CorruptPayload("residual section: a weight is outside the allowed range")
     status, _, _ = _code_bands(True, residual, context, filters, contexts, state, stream, plain)
     if status:
-        raise CorruptPayload("residual: a sample outside the allowed range")
-    check_end(int(state[3]), stream.size, "residual")
+        raise CorruptPayload("residual section: a sample is outside the allowed range")
+    check_end(int(state[3]), stream.size, "residual section")
     if int(state[6]) != plain.size or state[4]:
-        raise CorruptPayload("residual: plain bits missing or left over after the last sample")
+        raise CorruptPayload("residual section: plain bits are missing, or left over after the last sample")
     return residual
