@@ -135,7 +135,9 @@ class Attributes:
                     if number == payload_labels.NO_CLASS:
                         continue
                     if number >= len(names):
-                        raise CorruptPayload(f"labels section: class {number}, but there are {len(names)} classes")
+                        raise CorruptPayload(
+                            f"labels section: class {number}, but the vocabulary has {len(names)} classes"
+                        )
                     scores[names[number]] = round(score / 255, 4)
             tiles.append(scores)
         return tiles

@@ -46,7 +46,7 @@ class LabelBlock:
         used = self.scores > 0
         largest = int(self.classes[used].max(initial=0))
         if used.any() and largest >= n_classes:
-            raise CorruptPayload(f"labels section: class {largest}, but there are {n_classes} classes")
+            raise CorruptPayload(f"labels section: class {largest}, but the vocabulary has {n_classes} classes")
         dense = np.zeros((*self.classes.shape[:3], n_classes + 1), np.uint8)  # the last column is for unused pairs
         np.put_along_axis(dense, np.minimum(self.classes.astype(np.intp), n_classes), self.scores, axis=-1)
         return dense[..., :n_classes]

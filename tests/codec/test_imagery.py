@@ -278,7 +278,7 @@ def test_ranges_per_band_and_clipping():
         ("f4", {}, "value_range|float32"),
         ("f4", {"value_range": "chunk", "max_error": 0}, "max_error|float32"),
         ("f4", {"value_range": (0, 1e39)}, "value_range|1e+39"),
-        ("f4", {"value_range": (1, 1 + 1e-12)}, "value_range|single"),
+        ("f4", {"value_range": (1, 1 + 1e-12)}, "value_range|equal"),
         ("f4", {"value_range": (0, 1), "nodata": 1e300}, "nodata|1e+300"),
         ("u1", {"value_range": (0, 256)}, "value_range|256"),
         ("u2", {"value_range": (-1, 5)}, "value_range|-1"),
@@ -324,7 +324,7 @@ def test_too_many_bands():
     check_rejects(UnsupportedArray, "257 bands", create_array, {}, shape=(4, 4, 257), dtype="u1", codec=codec)
     check_rejects(
         ConfigurationError,
-        "value_range|3 bands|6",
+        "value_range|3 pairs|6 bands",
         create_array,
         {},
         shape=(4, 4, 6),
@@ -428,7 +428,7 @@ def _changed(payload, name, change):
     "dtype, name, change, error, words",
     [
         ("u2", "value range", lambda data: b"", CorruptPayload, "value range|empty"),
-        ("u2", "value range", lambda data: None, CorruptPayload, "no value range"),
+        ("u2", "value range", lambda data: None, CorruptPayload, "value range section is missing"),
         ("u2", "value range", lambda data: b"\x02" + data[1:], UnsupportedPayload, "value range|layout 2"),
         ("u2", "value range", lambda data: data + b"\0", CorruptPayload, "value range|bytes"),
         ("u2", "value range", lambda data: b"\0" + data[1:], CorruptPayload, "value range|bytes"),

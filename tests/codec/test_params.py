@@ -298,9 +298,9 @@ def test_metadata_needs_no_model_file(monkeypatch):
 @pytest.mark.parametrize(
     "parameters, words",
     [
-        ({"psnr": 40, "bpp": 0.5}, "psnr, bpp|one of them"),
-        ({"quality": 50, "psnr": 40}, "quality, psnr"),
-        ({"max_error": 1, "psnr": 40}, "max_error, psnr"),
+        ({"psnr": 40, "bpp": 0.5}, "psnr and bpp|one of them"),
+        ({"quality": 50, "psnr": 40}, "quality and psnr"),
+        ({"max_error": 1, "psnr": 40}, "max_error and psnr"),
     ],
     ids=str,
 )

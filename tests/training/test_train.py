@@ -338,7 +338,7 @@ def test_start_takes_the_networks_of_another_run(trained, data, tmp_path):
 def test_resume_needs_the_run_and_a_fresh_start_refuses_it(trained, data, tmp_path):
     folder, _ = trained
     check_rejects(ConfigurationError, "has a checkpoint|--resume", train.train, settings(data, folder))
-    check_rejects(ConfigurationError, "not the folder of a run", resolve, {"run": str(tmp_path)}, resume=True)
+    check_rejects(ConfigurationError, "no run to resume", resolve, {"run": str(tmp_path)}, resume=True)
     assert resolve({"run": str(folder / "run"), "steps": 9}, resume=True).steps == 9
     s = settings(data, folder, labels=[])
     check_rejects(ConfigurationError, "of the checkpoint is|the settings have", train.train, s, resume=True)
