@@ -195,7 +195,7 @@ def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks:
         )
     if bands != per_chunk and isinstance(codec.value_range, tuple) and len(codec.value_range) > 1:
         raise ConfigurationError(
-            f"value_range: {per_chunk} pairs for an array of {bands} bands; give one pair, or choose chunks of "
+            f"value_range: {per_chunk} pairs for an array of {bands} bands; pass one pair, or choose chunks of "
             "all bands"
         )
     if rows <= 4 < per_chunk:  # this would work, but compress poorly

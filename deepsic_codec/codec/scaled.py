@@ -109,19 +109,19 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
     pairs = params.value_range
     if native.kind == "f" and pairs is None:
         raise ConfigurationError(
-            "value_range: float32 needs a value range; give (low, high), or 'chunk' to measure the range of every chunk"
+            "value_range: float32 needs a value range; pass (low, high), or 'chunk' to measure the range of every chunk"
         )
     if native.kind == "f" and params.max_error == 0:
-        raise ConfigurationError("max_error: float32 cannot be lossless; give a bound above 0, or use another codec")
+        raise ConfigurationError("max_error: float32 cannot be lossless; pass a bound above 0, or use another codec")
     if isinstance(pairs, tuple):
         if bands is not None and len(pairs) not in (1, bands):
             raise ConfigurationError(
-                f"value_range: {len(pairs)} pairs for {bands} bands; give one pair, or {bands} pairs"
+                f"value_range: {len(pairs)} pairs for {bands} bands; pass one pair, or {bands} pairs"
             )
         ranges = np.array([[_value(number, native, "value_range") for number in pair] for pair in pairs])
         if not (ranges[:, 0] < ranges[:, 1]).all():
             raise ConfigurationError(
-                f"value_range: low and high of {pairs!r} are equal in {native}; give low below high"
+                f"value_range: low and high of {pairs!r} are equal in {native}; pass low below high"
             )
     if params.nodata is not None:
         value = nodata_value(params, native)
@@ -136,7 +136,7 @@ def nodata_value(params: CodecParams, dtype: np.dtype[Any]) -> Any:
     """Return the NoData value as a number of this dtype; raises ConfigurationError if the dtype does not have it."""
     if params.nodata == NAN:
         if dtype.kind != "f":
-            raise ConfigurationError(f"nodata: {dtype} has no NaN; give a number")
+            raise ConfigurationError(f"nodata: {dtype} has no NaN; pass a number")
         return np.float32(np.nan)
     return _value(params.nodata, dtype, "nodata")
 
@@ -144,9 +144,9 @@ def nodata_value(params: CodecParams, dtype: np.dtype[Any]) -> Any:
 def _value(number: Any, dtype: np.dtype[Any], name: str) -> Any:
     if dtype.kind == "f":
         if abs(number) > float(np.finfo(dtype).max):
-            raise ConfigurationError(f"{name}: {number!r} is outside the range of {dtype}; give a value of that dtype")
+            raise ConfigurationError(f"{name}: {number!r} is outside the range of {dtype}; pass a value of that dtype")
     elif number != int(number) or not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
-        raise ConfigurationError(f"{name}: {number!r} cannot be stored as {dtype}; give a value of that dtype")
+        raise ConfigurationError(f"{name}: {number!r} cannot be stored as {dtype}; pass a value of that dtype")
     return dtype.type(number)
 
 

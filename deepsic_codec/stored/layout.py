@@ -142,7 +142,7 @@ class StoredLayout:
         numbers, *checks = self._sharding.index_codecs
         if not isinstance(numbers, BytesCodec) or not all(isinstance(codec, Crc32cCodec) for codec in checks):
             raise UnsupportedPayload(
-                f"{self.name}: the shard index has unsupported codecs {self._sharding.index_codecs}; write it through zarr"
+                f"{self.name}: the shard index has unsupported codecs {self._sharding.index_codecs}"
             )
         dtype = ">u8" if setting(numbers.endian) == "big" else "<u8"
         return dtype, len(checks), setting(self._sharding.index_location) == "start"

@@ -94,7 +94,7 @@ def test_parents_take_the_largest_score_of_their_classes():
         ("0.2 < Forest <= 0.6", "two comparisons, such as Forest > 0.2 & Forest < 0.6", 13),
         ("Forest > 0.2 > 0.1", "two comparisons", 13),
         ("'Forest", 'cannot read "\'"', 0),
-        ("~" * (MAX_DEPTH + 1) + "Forest", "within each other", MAX_DEPTH),
+        ("~" * (MAX_DEPTH + 1) + "Forest", "levels of parentheses", MAX_DEPTH),
         ("Forest > River", "expected a number", 9),
     ],
 )
