@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         times = {name: seconds(code.format(url=url), args.repeats) for name, code in STEPS.items()}
     rows = [(name, f"{wall:.3f}", f"{cpu:.3f}") for name, (wall, cpu) in times.items()]
     rows.insert(list(times).index(COLD) + 1, (f"{COLD}, cold", f"{cold[0]:.3f}", f"{cold[1]:.3f}"))
-    print(table(("step, in a new process", "seconds", "of CPU"), rows), "\n")
+    print(table(("step, in a new process", "seconds", "CPU s"), rows), "\n")
     print(conclusion({name: wall for name, (wall, _) in times.items()}, cold[0]))
 
 

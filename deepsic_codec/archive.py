@@ -108,7 +108,7 @@ def create_array(
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
     check_exact(codec)
-    if codec.nodata is not None:  # what is missing, and what pads the last chunks, is no data either
+    if codec.nodata is not None:  # missing chunks and padding have no data either
         kwargs.setdefault("fill_value", float("nan") if codec.nodata == NAN else codec.nodata)
     attributes = dict(attributes or {})
     attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), "vocabulary": _vocabulary(*codec.identity())}

@@ -1,4 +1,4 @@
-"""Settings of this process: device, threads, limits, where models lie. Array metadata never has them.
+"""Settings of this process: device, threads, limits, folders of models. Array metadata never contains them.
 
 >>> from deepsic_codec import config
 >>> config.get().threads is None
@@ -54,7 +54,7 @@ class Settings:
     device : str
         Where networks run: "auto" (CUDA if there is one, else CPU) or a device name that `torch.device` takes.
     batch_pixels : int or None
-        Maximum of pixels (slices x height x width) in one model call; a larger chunk goes alone. None is 2 Mpx on a
+        Maximum pixels (slices x height x width) in one model call; a larger chunk goes alone. None is 2 Mpx on a
         CPU (8 chunks of 512x512) or 1 Mpx for each thread, beyond which only memory grows, and 32 Mpx on a GPU. On a
         GPU up to 8 such calls are joined to a batch, and one is entropy-coded while the device computes the next.
     threads : int or None
@@ -63,7 +63,7 @@ class Settings:
         Arithmetic of the analysis transform: "float32", "bfloat16", or "auto", which is bfloat16 where the processor
         multiplies matrices in it (AMX, CUDA). Decoding does not depend on it.
     max_pixels : int
-        Maximum of pixels of one chunk, counted as for `batch_pixels` with a border of 16 around each image. Larger
+        Maximum pixels of one chunk, counted as for `batch_pixels` with a border of 16 around each image. Larger
         chunks are neither written nor read. A hundred bytes from a stranger can announce a chunk of 2**31 samples,
         which takes tens of gigabytes to decode; the default, 2**29, takes a few.
     kernels : str
@@ -74,7 +74,7 @@ class Settings:
         Files and folders where models are looked for before the package itself. Environment and files have a string
         with the separator of PATH.
     cache : str
-        Folder for models that archives bring along.
+        Folder for models that were copied from archives.
     """
 
     device: str = "auto"
@@ -91,11 +91,11 @@ class Settings:
             object.__setattr__(self, item.name, _check(item.name, getattr(self, item.name)))
 
     def pixels_per_call(self, kind: str) -> int:
-        """Return the maximum of pixels of one model call on a kind of device, "cpu" or another."""
+        """Return the maximum number of pixels of one model call on a kind of device, "cpu" or another."""
         return self.batch_pixels or (CPU_CALL_PIXELS if kind == "cpu" else GPU_CALL_PIXELS)
 
     def pixels_per_batch(self, kind: str, threads: int = 1) -> int:
-        """Return the maximum of pixels of a batch, which a CPU's threads share and a GPU takes in several calls."""
+        """Return the maximum pixels of a batch, which threads of a CPU share and a GPU takes in several calls."""
         if kind != "cpu":
             return GPU_CALLS_PER_BATCH * self.pixels_per_call(kind)
         return self.batch_pixels or max(CPU_CALL_PIXELS, threads * PIXELS_PER_THREAD)
@@ -107,7 +107,7 @@ def _check(name: str, value: Any) -> Any:
     Raises
     ------
     ConfigurationError
-        If the value is none that the setting can have. The message names the setting.
+        If the setting cannot have the value. The message names the setting.
     """
     if name in _CHOICES:
         if not isinstance(value, str) or value not in _CHOICES[name]:

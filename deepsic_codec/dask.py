@@ -397,7 +397,7 @@ class _Block:
 def _plan(
     stored: StoredArray, values: "da.Array", region: Region, batch_size: int, resume: bool | str
 ) -> tuple["da.Array", list[_Block], int]:
-    """Cut the source into blocks and leave out what is complete.
+    """Cut the source into blocks and leave out complete chunks.
 
     Returns
     -------
@@ -441,7 +441,7 @@ def _report(
     from dask.delayed import Delayed
     from dask.highlevelgraph import HighLevelGraph
 
-    (values,) = dask.optimize(values)  # of a Delayed, Dask leaves what it depends on as it is
+    (values,) = dask.optimize(values)  # Dask does not optimise the inputs of a Delayed
     run = uuid4().hex
     target, report = f"target-{run}", f"report-{run}"
     # One node for the array, so that a worker gets it once. The rest is bound to the functions: Dask would take tuples

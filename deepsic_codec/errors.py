@@ -1,4 +1,4 @@
-"""What can go wrong, in twelve kinds. A message says what was found, what was expected, what to do."""
+"""The exceptions of this package. A message says what is wrong, what was expected, and what to do."""
 
 from collections.abc import Sequence
 
@@ -8,52 +8,52 @@ class DeepSICError(Exception):
 
 
 class CorruptPayload(DeepSICError, ValueError):
-    """The bytes began as a DeepSIC payload and are damaged: empty, truncated, bit-flipped, inconsistent.
+    """A DeepSIC payload is damaged: empty, truncated, altered or inconsistent.
 
-    The message names the section and field. Store the chunk again, or fetch it again.
+    The message names the section and field. Fetch the chunk again, or store it again.
     """
 
 
 class UnsupportedPayload(DeepSICError, ValueError):
-    """The bytes may be sound, but this release cannot read them.
+    """The bytes may be intact, but this version cannot read them.
 
-    Not a DeepSIC payload (wrong magic), a newer format version, or a section that a reader must know and this one does
-    not. Use another codec, or a newer deepsic_codec.
+    They are not a DeepSIC payload, or they have a newer format version or an unknown required section. Use another
+    codec, or a newer deepsic_codec.
     """
 
 
 class UnsupportedArray(DeepSICError, ValueError):
-    """An array that the codec cannot take: dtype, axes, shape, or NaN in it. Raised at array creation if possible."""
+    """The codec cannot store an array with this dtype, axes, shape or NaN. Raised at array creation if possible."""
 
 
 class ConfigurationError(DeepSICError, ValueError):
-    """A codec parameter or metadata key that is unknown or out of range."""
+    """A parameter, setting or metadata key is unknown or out of range."""
 
 
 class ModelNotFound(DeepSICError, LookupError):
-    """No model with the name or identity asked for. The message names the hash and every place looked at."""
+    """No model has this name or identity. The message names the identity and every folder that was searched."""
 
 
 class ModelMismatch(DeepSICError, ValueError):
-    """A model file is damaged, or its content does not have the identity asked for."""
+    """A model file is damaged, or its content does not have the expected identity."""
 
 
 class ExpressionError(DeepSICError, ValueError):
-    """A query that is not an expression, or names a class that there is not. The message points to the place."""
+    """The text of a query is no expression, or names an unknown class. The message points to the mistake."""
 
 
 class LabelIndexError(DeepSICError, LookupError):
-    """No label index, one that is damaged or made for another array or vocabulary, or nowhere to write one."""
+    """A label index is missing, damaged, made for another array or vocabulary, or cannot be written."""
 
 
 class StaleIndex(LabelIndexError):
-    """The index no longer fits the chunks: some were written again since, or the array has another shape now."""
+    """The label index is older than the array: chunks were written again, or the shape has changed."""
 
 
 class WriteError(DeepSICError, OSError):
-    """Chunks or shards that the store would not take, after retries; all others are written. `keys` has their keys.
+    """Chunks or shards could not be written, after retries. `keys` has their keys. All others are written.
 
-    Mend the store, then write again with `resume=True`.
+    Fix the store, then write again with `resume=True`.
     """
 
     def __init__(self, message: str, keys: Sequence[str] = ()) -> None:
@@ -62,8 +62,8 @@ class WriteError(DeepSICError, OSError):
 
 
 class SourceError(DeepSICError, OSError):
-    """An image file or array that cannot be read. The message names it."""
+    """An image file or array cannot be read. The message names it."""
 
 
 class MissingPackage(DeepSICError, ImportError):
-    """Something that needs a package which is not installed. The message says what to install."""
+    """A package that is needed is not installed. The message says what to install."""

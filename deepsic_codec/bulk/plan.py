@@ -15,7 +15,7 @@ GPU_BATCH_SIZE, GPU_BATCH_PIXELS = 256, 1 << 26
 
 
 def write_unit(array: Any) -> Index:
-    """Return the shape of what one task has to write as a whole: a shard, or a chunk if there are no shards."""
+    """Return the shape that one task writes as a whole: that of a shard, or of a chunk if there are no shards."""
     return tuple(array.shards or array.chunks)
 
 

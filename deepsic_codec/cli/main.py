@@ -50,7 +50,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (argparse itself exits with 2 on misuse)."""
     argv = sys.argv[1:] if argv is None else argv
-    # Only the module of the command at hand is imported: `deepsic --help` is quick.
+    # Only the module of the chosen command is imported, so that `deepsic --help` is quick.
     args = build_parser([name for name in argv if name in COMMANDS][:1]).parse_args(argv)
     try:
         _function("run", args.command)(args)

@@ -39,7 +39,7 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
 
 
 def encoder_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the parameters `effort` and `tune` of `DeepSIC` that the command line has."""
+    """Return the parameters `effort` and `tune` of `DeepSIC` from the command line, as far as they are set."""
     return {name: getattr(args, name) for name in ("effort", "tune") if getattr(args, name) is not None}
 
 

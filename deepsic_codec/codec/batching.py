@@ -281,7 +281,7 @@ _ending = False  # while the interpreter ends, daemon threads start no batches
 
 
 def _finish_batches() -> None:
-    """Wait for batches of daemon threads, and let no new ones start.
+    """Wait for batches of daemon threads, and start no new ones.
 
     At its end the interpreter stops daemon threads at any point, and a stop inside torch aborts the process.
     """

@@ -34,7 +34,7 @@ AnyCodec = TypeVar("AnyCodec", bound="CodecParams")
 class CodecParams:
     """Parameters that both codec classes share; `deepsic_codec.DeepSIC` documents them.
 
-    A plain value: it holds what it was given and reads no file. `identity` looks the model up.
+    A plain value that holds its arguments and reads no file. `identity` looks the model up.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 """Search the quality of a chunk that has a target: `psnr` or `bpp`.
 
-First the quality is searched. Features have a ceiling: beyond it more of them hardly bring back fine detail, but a
-residual does. If the quality is high, or the target is out of reach, and the model decodes exactly, the step of a
+First the quality is searched. Features alone cannot restore all fine detail, but a residual
+can. If the quality is high, or the target is out of reach, and the model decodes exactly, the step of a
 residual is searched, too, and the better of the two results is kept.
 
 A trial computes only what its target needs. PSNR is that of pixels synthesised from the symbols; nothing that was coded
@@ -35,7 +35,7 @@ SLOPE_BYTES, SLOPE_DECIBELS = (4e-4, 5e-3), (1.5e-3, 6 / PER_OCTAVE)
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One way to encode a chunk, with what is known of it."""
+    """One way to encode a chunk, with the results that were computed so far."""
 
     quality: float  # of the features
     step: float | None = None  # of the residual; None for no residual
@@ -154,7 +154,7 @@ class _ResidualBase:
 
 
 def search_rate(tasks: Sequence["EncodeTask"], scheduler: "Scheduler") -> list[bytes]:
-    """Encode chunks so that each has the PSNR or the size that its parameters ask for, or comes as near as it can."""
+    """Encode chunks to the PSNR or the size in their parameters, or as near to it as possible."""
     searches: dict[EncodeTask, RateSearch] = {}
     for task in tasks:
         pixels, scaled = task.chunk.axes.pixels(task.chunk.array.shape), task.scaled

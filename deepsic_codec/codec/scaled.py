@@ -75,7 +75,7 @@ class ScaledChunk:
         return bounded_residual(self.samples, decoded.samples, decoded.context(), max_error, self.nodata)
 
     def stepped_residual(self, decoded: Decoded, step: float) -> UncodedResidual:
-        """Return the residual that brings decoded samples nearer to the original, in steps of this size."""
+        """Return the residual that corrects decoded samples towards the original, in steps of this size."""
         return stepped_residual(self.samples, decoded.samples, step, self.nodata)
 
     def psnr(self, samples: NDArray[Any]) -> float:

@@ -68,8 +68,8 @@ class DeepSIC(CodecParams, Codec):
         step of integers is a whole number, so a high target may be missed by some 0.3 dB. A target out of reach gives
         the nearest PSNR.
     bpp : float, optional
-        Target size of each payload in bits per pixel (slices x height x width), instead of `quality`; searched
-        likewise.
+        Target size of each payload in bits per pixel (slices x height x width), instead of `quality`; searched in
+        the same way.
     decoder, head : str, optional
         SHA-256 identities of the model. Array metadata always has them. By default they are looked up by `model` when
         metadata is written or a chunk is encoded, and ModelNotFound is raised then if there is no such model.

@@ -25,7 +25,7 @@ from deepsic_codec.stored.layout import codec_names
 from deepsic_codec.stored.location import Counter, is_deepsic, open_node
 from deepsic_codec.stored.reader import PayloadStart
 
-MAX_HEADERS = 1024  # that are read of an array, unless all are asked for
+MAX_HEADERS = 1024  # headers that are read of an array, unless `everything` is set
 MAX_INDEXED = 1 << 24  # chunks: the index of a larger array is not read for a summary
 
 Start = tuple[Index, PayloadStart | None]
@@ -111,7 +111,7 @@ def describe(
 
 
 def _describe(array: zarr.Array, index: Any, everything: bool, counter: Counter) -> dict[str, Any]:
-    """Describe an array; `counter` counts what is read."""
+    """Describe an array; `counter` counts reads."""
     if not is_deepsic(array):
         return {**_outline(array), "codec": codec_names(array)}
     stored = StoredArray(array, counter=counter)
@@ -195,7 +195,7 @@ def _sample(stored: StoredArray) -> Iterable[Index]:
 
 
 def _summary_of_headers(stored: StoredArray, starts: Sequence[Start]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the sizes of all chunks, scaled up from those read, and who wrote them."""
+    """Return the sizes of all chunks, scaled up from those read, and the models that wrote them."""
     headers = [(index, start.header) for index, start in starts if start is not None]
     scale = stored.geometry.count / max(1, len(starts))
     nbytes = sum(header.nbytes for _, header in headers)
@@ -285,10 +285,10 @@ def expected_error(
     Returns
     -------
     dict
-        None for what is unknown.
+        Unknown values are None.
 
         - `max_error`: bound on the error in units of the data.
-        - `psnr`: PSNR that was asked for, in dB.
+        - `psnr`: target PSNR in dB.
         - `step`: nominal step of the quantiser in grey levels.
         - `rms`: RMS error in grey levels: that of the PSNR, otherwise step / sqrt(12), as uniform rounding in an
           orthonormal transform leaves it. Images whose detail is below the step have a smaller error.

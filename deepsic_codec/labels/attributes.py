@@ -176,7 +176,7 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
     UnsupportedPayload
         If the array is not stored with DeepSIC, or the chunk needs a newer version.
     CorruptPayload
-        If what was read of the chunk is damaged.
+        If the part of the chunk that was read is damaged.
     IndexError
         If the array has no such chunk.
     ModelNotFound

@@ -65,7 +65,7 @@ def matching_tiles(
     chunks : ndarray
         bool, the grid of chunks: True for the chunks in question.
     counter : Counter
-        Counts what is read.
+        Counts reads.
 
     Yields
     ------

@@ -66,7 +66,7 @@ class Expression:
         raise NotImplementedError
 
     def chunks(self, largest: Column) -> "Verdict":
-        """Tell what is certain of chunks of one or more tiles.
+        """Judge chunks of one or more tiles by their largest scores.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Ask an array what it shows."""
+"""Query the labels of an array."""
 
 from math import ceil
 from typing import Any

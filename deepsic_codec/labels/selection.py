@@ -126,7 +126,7 @@ class Selection:
 
     @property
     def straddling(self) -> Grid:
-        """Whether the array ends within the tile, bool, for each of `tiles`: padding had a say in its scores."""
+        """Whether the array ends within the tile, bool, for each of `tiles`: padding influenced its scores."""
         geometry, tiles = self.geometry, self.tiles
         result = np.zeros(len(tiles), np.bool_)
         for number in (geometry.axes.y, geometry.axes.x):

@@ -209,7 +209,7 @@ class ChannelPrior(nn.Module):
 
 
 class StaticPrior:
-    """Prior with the same mean and scale everywhere: all context is the adaptive coder's, as in the paper (III-B).
+    """Prior with the same mean and scale everywhere: only the adaptive coder has contexts, as in the paper (III-B).
 
     Its tensors are those that `ChannelPrior.export` returns.
     """

@@ -78,7 +78,7 @@ SYMBOL_MAX = 32767
 
 
 def trade(quality: Tensor) -> Tensor:
-    """Bits that a squared error of one grey level is worth, by quality (N,)."""
+    """Return the price of a squared error of one grey level in bits, for qualities (N,)."""
     (low, high), (first, last) = TRADE_QUALITIES, TRADE
     share = ((quality - low) / (high - low)).clamp(0, 1)
     return (first + (last - first) * share) * step_lambda(quality) / 3  # three samples share a pixel's bits
@@ -262,7 +262,7 @@ class Refiner:
     def _decode(
         self, state: RefineState, symbols: Tensor, linear: Tensor, magnitude: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (N,H,W,3), and mean and scale index of each symbol under its features."""
+        """Return pixels (N,H,W,3), and the mean and scale index of each symbol."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             latents = (symbols * state.step[:, None, None, :]).permute(0, 3, 1, 2)
             decoded = self._synthesis(latents, state.quality).permute(0, 2, 3, 1)

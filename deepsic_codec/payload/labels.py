@@ -144,7 +144,7 @@ def default_tile(height: int, width: int) -> tuple[int, int]:
 
 
 def tile_scores(cells: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.uint8]:
-    """Join cells of 64 x 64 pixels to tiles: a class scores in a tile what it scores in the best of its cells.
+    """Join cells of 64 x 64 pixels to tiles: the score of a class in a tile is its largest score in a cell of the tile.
 
     Cells and tiles are uint8 (slices, rows, columns, classes). `tile` is height and width of a tile in pixels.
     """

@@ -1,4 +1,4 @@
-"""The residual section of a payload: integers that bring decoded samples nearer to the original. See `docs/format.md`.
+"""The residual section of a payload: integers that correct decoded samples. See `docs/format.md`.
 
 The section starts with how the integers are applied; `deepsic_codec.payload.coders.residual` codes the integers.
 """
@@ -107,7 +107,7 @@ def bounded_residual(
 def stepped_residual(
     samples: NDArray[Any], decoded: NDArray[Any], step: float, nodata: NoData | None
 ) -> UncodedResidual:
-    """Choose a residual that brings samples nearer to the original, in fewer bytes than a bound takes.
+    """Choose a residual that corrects samples in steps, in fewer bytes than for a bound.
 
     Parameters
     ----------

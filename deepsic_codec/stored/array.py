@@ -1,4 +1,4 @@
-"""An array stored with DeepSIC, with all that follows from its metadata."""
+"""An array stored with DeepSIC, and the properties that its metadata determine."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,10 +20,9 @@ from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
 class StoredArray:
     """An array whose chunks are payloads of DeepSIC.
 
-    Functions make one at the door and pass it on, so that the codec chain, the axes and the keys of an array are
-    worked out once.
+    Public functions create one and pass it on, so that the codecs, axes and keys of an array are parsed once.
 
-    `counter` counts what its `reader` reads, with `concurrency` reads in flight. `decoder` and `head` are the SHA-256
+    `counter` counts the reads of its `reader`, with `concurrency` reads in flight. `decoder` and `head` are the SHA-256
     of the model in hexadecimal; `head` may be None.
 
     Raises

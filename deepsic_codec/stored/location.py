@@ -1,4 +1,4 @@
-"""Open arrays in any store, find where their index belongs, and count what is read."""
+"""Open arrays in any store, find where their index belongs, and count reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Counter:
 
 
 class CountingStore(WrapperStore[Store]):
-    """A store that counts what is read of the store that it wraps."""
+    """A store that counts the reads of the store that it wraps."""
 
     def __init__(self, store: Store, counter: Counter | None = None) -> None:
         super().__init__(store)

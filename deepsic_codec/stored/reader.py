@@ -188,7 +188,7 @@ class PayloadReader:
         return await self._get(location.key, RangeByteRequest(location.offset, location.offset + size))
 
     async def _get(self, key: str, part: ByteRequest) -> bytes | None:
-        # Not get_partial_values: stores differ in what it does for a missing key.
+        # Not get_partial_values: stores differ in how they treat a missing key.
         data = await read_part(self.store, key, default_buffer_prototype(), part)
         return None if data is None else data.to_bytes()
 

@@ -146,7 +146,7 @@ class Settings:
 
     @property
     def _divided(self) -> list[str]:
-        """Settings that count the images of a step, for the data at hand."""
+        """Settings that count the images of a step, for the available data."""
         names = ["photos_per_step"] * bool(self.images) + ["mosaics_per_step", "head_batch"] * bool(self.labels)
         return names + ([] if self.base else ["prior_batch"])
 

@@ -1,8 +1,8 @@
 """The arithmetic coder on CUDA: all chunks of a batch at once, one warp for each chunk (`coder.cu`).
 
 It writes and reads the streams of `deepsic_codec.payload.coders.symbols`; `device_coder_for` compares the two before
-the device's coder is used. Only the streams themselves pass through the host. Decoding needs no word from it: prior
-and coder follow one another on the device, pass by pass.
+the device's coder is used. Only the streams themselves pass through the host. Decoding does not wait for the
+host: prior and coder alternate on the device, pass by pass.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """Products and depth-wise convolutions of integers that give the same result everywhere.
 
 There are three implementations, of which the first that is exact on the device is used: 8-bit matrix instructions,
-float32 with sums below 2^24, and float64. A process can be set at any time to multiply float32 with less precision
-(TF32, bfloat16), so that this is probed before each use.
+float32 with sums below 2^24, and float64. A process can switch float32 products to a lower precision at any time
+(TF32, bfloat16), so exactness is tested before each use.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Choice of the operations for a device, after a check of its kernels.
 
-A CPU has Numba loops, CUDA has Triton kernels if Triton is installed. Any other device, and a device on which a kernel
-fails or gives one different integer, has torch operations.
+A CPU gets Numba loops, and CUDA gets Triton kernels if Triton is installed. Other devices get torch operations, and so
+does a device on which a kernel fails or returns one different integer.
 """
 
 import importlib

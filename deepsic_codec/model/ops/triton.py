@@ -5,7 +5,7 @@ from Python. Here each method is one kernel, and a whole residual block or a who
 included.
 
 All of it is integers, or integers in float32 below 2^24, so that results are the same bit by bit; `select` compares
-them on the device at hand before anything relies on them.
+them on the device before they are used.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""How loops are compiled.
+"""Compile loops with numba, without reference counts.
 
 Numba counts references to an array wherever a variable is bound to it, and so at each call that it inlines. Counting
 takes one locked instruction for each reference. In coders that call several small functions for each bit, counting took
@@ -26,5 +26,5 @@ def _options() -> dict[str, Any]:
 jit: Any = numba.njit(**_options())
 # For functions that create arrays.
 array_jit: Any = numba.njit(nogil=True, cache=True)
-# For functions that are part of whoever calls them.
+# For functions that are inlined into their callers.
 inline: Any = numba.njit(inline="always")
