@@ -32,6 +32,7 @@ from deepsic_codec.model.logistic import scale_of
 from deepsic_codec.model.networks import Synthesis, step_lambda
 from deepsic_codec.model.prior import Prior, compand
 from deepsic_codec.model.quantise import UNIT
+from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
 Tensors = dict[str, Tensor]
@@ -74,7 +75,6 @@ GUESSED_CURVATURE, GUESS_COUNT = 0.8, {"mse": 32, "ms-ssim": 2}
 #: Edge of the windows that are differentiated at once, and width of the border around them, in latents; gradients take
 #: some hundred bytes a pixel.
 WINDOW, HALO = 48, 6
-SYMBOL_MAX = 32767
 
 
 def trade(quality: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from deepsic_codec.model.family import CodingPrior
 from deepsic_codec.model.ops.protocol import RateTables
 from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.model.quantise import load_tables, make_tables, quantise
+from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
 from deepsic_codec.payload.constants import LABEL_CELL
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.loss import Networks, cells_of
@@ -38,8 +39,6 @@ ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(r, strides) for r, strides in 
 Choose = Callable[[Tensor, Tensor], Tensor]
 #: Images per call where nothing is trained.
 BATCH = 8
-#: Symbols of a latent, which a payload can hold.
-SYMBOL_LIMIT = 32767
 
 
 @dataclass
@@ -133,7 +132,7 @@ class Run:
         for number in range(batches):
             x = self.images(BATCH, rng, mosaics=number % 5 == 4, edge=self.settings.crop // LABEL_CELL)
             q = self.stored_qualities(BATCH, rng)
-            scaled = (nets.analysis(x, q) * nets.gains(q)).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+            scaled = (nets.analysis(x, q) * nets.gains(q)).clamp(-SYMBOL_MAX, SYMBOL_MAX)
             symbols.append(choose(scaled, q).to(torch.int16))
             qualities.append(q)
         return torch.cat(symbols), torch.cat(qualities)
@@ -190,7 +189,7 @@ class Run:
             stored = torch.from_numpy(np.flatnonzero(rng.random(len(y)) < 0.5)).to(self.device)
             if len(stored):
                 gain = nets.gains(q[stored])
-                scaled = (y[stored] * gain).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+                scaled = (y[stored] * gain).clamp(-SYMBOL_MAX, SYMBOL_MAX)
                 y[stored] = self.choose(scaled, q[stored]) / gain
             columns.append((cells_of(y), labels.reshape(-1), q.repeat_interleave(labels[0].numel())))
         latents, labels, quality = (torch.cat(column) for column in zip(*columns, strict=True))

@@ -37,12 +37,12 @@ def test_cpu_upload_and_download_copy_nothing():
 def test_pipelined_waits_after_prefetch_further_items(prefetch):
     log = []
 
-    def begun():
+    def started():
         for i in range(4):
             log.append(("begin", i))
             yield i, lambda i=i: log.append(("finish", i)) or i * i
 
-    assert list(device.pipelined(begun(), prefetch)) == [(i, i * i) for i in range(4)]
+    assert list(device.pipelined(started(), prefetch)) == [(i, i * i) for i in range(4)]
     for i in range(4):
         before = [k for what, k in log[: log.index(("finish", i))] if what == "begin"]
         assert before == list(range(min(4, i + prefetch + 1)))
@@ -86,13 +86,13 @@ def test_pipelined_waits_for_all_items_after_an_error():
     def fails():
         raise MemoryError("no more of it")
 
-    def begun():
+    def started():
         yield 0, fails
         yield 1, lambda: log.append(1)
         yield 2, fails
 
     with pytest.raises(MemoryError):
-        list(device.pipelined(begun(), 1))
+        list(device.pipelined(started(), 1))
     assert log == [1]
 
 

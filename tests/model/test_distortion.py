@@ -1,4 +1,4 @@
-"""What the refiner counts as distortion: in parts as in whole, and close to what it stands for."""
+"""Distortion of the refiner: parts add up to the whole, and `"ms-ssim"` orders errors as MS-SSIM does."""
 
 import numpy as np
 import pytest
@@ -27,11 +27,11 @@ def test_parts_add_up(tune, height, width):
     parts, edge = torch.zeros(1), 48
     for y in range(0, height, edge):
         for x in range(0, width, edge):
-            # a window that sees 16 pixels more on each side than are its own
+            # a window of which 16 pixels on each side belong to its neighbours
             rows, columns = (slice(max(0, at - 16), min(end, at + edge + 16)) for at, end in ((y, height), (x, width)))
             seen = distortion.residuals(decoded[:, rows, columns], rows, columns)
-            own = slice(y - rows.start, y - rows.start + edge), slice(x - columns.start, x - columns.start + edge)
-            parts += total(seen, own)
+            core = slice(y - rows.start, y - rows.start + edge), slice(x - columns.start, x - columns.start + edge)
+            parts += total(seen, core)
     assert parts.item() == pytest.approx(whole.item(), rel=1e-5)
     assert distortion.local.shape == (1, -(-height // 16), -(-width // 16), 1) and (distortion.local > 0).all()
 
@@ -39,20 +39,20 @@ def test_parts_add_up(tune, height, width):
 def test_plain_errors_are_squares():
     original = image(32, 48)
     decoded = original + noise(original.shape)
-    found = total(Distortion(original, "mse").residuals(decoded, slice(0, 32), slice(0, 48)))
-    assert found.item() == pytest.approx((decoded - original).square().sum().item(), rel=1e-5)
+    actual = total(Distortion(original, "mse").residuals(decoded, slice(0, 32), slice(0, 48)))
+    assert actual.item() == pytest.approx((decoded - original).square().sum().item(), rel=1e-5)
 
 
 def test_tells_what_ms_ssim_sees():
-    """Of errors of the same size, fine ones and those in busy places count less, as they do in MS-SSIM."""
+    """Errors of one size count less if they are grainy or in busy places, as in MS-SSIM."""
     original = image(256, 256)
     distortion = Distortion(original, "ms-ssim")
     smooth = torch.nn.functional.avg_pool2d(noise((1, 3, 256 + 8, 256 + 8)), 9, 1).permute(0, 2, 3, 1)
-    fine = noise(original.shape)
+    grain = noise(original.shape)
     variance = original.mean(3, keepdim=True)
     variance = (variance - variance.mean((1, 2), keepdim=True)).abs()
-    busy = fine * (variance > variance.median())
-    errors = [e * (3 / e.square().mean().sqrt()) for e in (smooth, fine, busy)]
+    busy = grain * (variance > variance.median())
+    errors = [e * (3 / e.square().mean().sqrt()) for e in (smooth, grain, busy)]
     counted = [total(distortion.residuals(original + e, slice(0, 256), slice(0, 256))).item() for e in errors]
     pixels = original[0].numpy()
     seen = [1 - ms_ssim(pixels, pixels + e[0].numpy()) for e in errors]

@@ -34,12 +34,12 @@ def images():
     """Shapes that need padding, in grey levels and in 64ths of them."""
     whole = eurosat_mosaic()[:150, :170]
     rest = np.random.default_rng(0).integers(-31, 32, (70, 90, 3))
-    fine = np.clip(whole[:70, :90].astype(np.int16) * 64 + rest, 0, 16320)
-    return [whole[None], np.stack([whole[:64, :64], whole[20:84, 30:94]]), fine.astype(np.int16)[None]]
+    q6 = np.clip(whole[:70, :90].astype(np.int16) * 64 + rest, 0, 16320)
+    return [whole[None], np.stack([whole[:64, :64], whole[20:84, 30:94]]), q6.astype(np.int16)[None]]
 
 
 @pytest.fixture(scope="module")
-def wanted(runtime, images):
+def expected(runtime, images):
     return coded(runtime, images)
 
 
@@ -49,15 +49,15 @@ def coded(runtime, images):
     for quality in QUALITIES:
         encoded = runtime.encode(images, [quality] * len(images))
         features, shapes = [e.features for e in encoded], [i.shape[:3] for i in images]
-        for fine in (False, True):
-            out += runtime.decode(features, shapes, [quality] * len(images), [fine] * len(images))
+        for q6 in (False, True):
+            out += runtime.decode(features, shapes, [quality] * len(images), [q6] * len(images))
         out += [e.cells for e in encoded] + [np.frombuffer(f, np.uint8) for f in features]
     return out
 
 
-def check(found, wanted):
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
+def check(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
         assert one.dtype == other.dtype and np.array_equal(one, other)
 
 
@@ -92,19 +92,19 @@ def precision(name):
         lambda: torch.autocast("cpu", torch.bfloat16),
     ],
 )
-def test_settings_of_the_process_do_not_matter(runtime, images, wanted, setting):
+def test_settings_of_the_process_do_not_matter(runtime, images, expected, setting):
     assert runtime.model.exact
     with setting():
-        check(coded(runtime, images), wanted)
+        check(coded(runtime, images), expected)
 
 
-def test_all_ways_of_computing_agree(images, wanted, monkeypatch):
+def test_all_ways_of_computing_agree(images, expected, monkeypatch):
     """8-bit instructions, float32 and float64: no sum saturated, no partial sum was rounded."""
     monkeypatch.setattr(exact, "_has_int8", lambda kind: False)
-    check(coded(Scheduler(LoadedModel(find_model("base"))), images), wanted)
+    check(coded(Scheduler(LoadedModel(find_model("base"))), images), expected)
     monkeypatch.setattr(exact, "_float32_is_exact", lambda device: False)
     monkeypatch.setattr(exact, "_convolution_is_exact", lambda device: False)
-    check(coded(Scheduler(LoadedModel(find_model("base"))), images), wanted)
+    check(coded(Scheduler(LoadedModel(find_model("base"))), images), expected)
 
 
 def test_chunk_alone_and_in_a_batch_of_64(runtime):
@@ -129,11 +129,11 @@ def test_whole_grey_levels_are_the_same_in_either_type(runtime, images):
     assert one.features == two.features and np.array_equal(one.cells, two.cells)
 
 
-def test_fine_pixels_round_to_whole_ones(runtime, images):
+def test_64ths_round_to_grey_levels(runtime, images):
     encoded = runtime.encode(images[:1], [60.0])[0].features
-    whole, fine = runtime.decode([encoded] * 2, [images[0].shape[:3]] * 2, [60.0] * 2, [False, True])
-    assert fine.dtype == np.int16 and fine.min() >= 0 and fine.max() <= 255 * 64
-    assert np.array_equal(whole, (fine + 32) >> 6)
+    whole, q6 = runtime.decode([encoded] * 2, [images[0].shape[:3]] * 2, [60.0] * 2, [False, True])
+    assert q6.dtype == np.int16 and q6.min() >= 0 and q6.max() <= 255 * 64
+    assert np.array_equal(whole, (q6 + 32) >> 6)
 
 
 def test_quantiser_and_dequantiser_agree():
@@ -193,20 +193,20 @@ def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(con
     imitated = stream.permute(0, 3, 1, 2) * 2.0**-fixed.STREAM_BITS
     for block in network.blocks16:
         imitated = block.imitate(imitated, quality.float())
-    found = Blocks(tensors, "blocks16", 2, cpu, True)(stream.clone(), quality)
-    off = (imitated.permute(0, 2, 3, 1) * 2.0**fixed.STREAM_BITS - found).abs()
+    actual = Blocks(tensors, "blocks16", 2, cpu, True)(stream.clone(), quality)
+    off = (imitated.permute(0, 2, 3, 1) * 2.0**fixed.STREAM_BITS - actual).abs()
     # biases are rounded to integers only in the exported form, which can turn a tie
     assert float(off.max()) <= 8 and float((off > 0.5).float().mean()) < 0.3
     latents = torch.randint(-500, 501, (3, 3, 2, 16), dtype=torch.int32)
     integer = IntegerSynthesis(network_arch(), tensors, cpu)
-    found = integer(latents, quality)
+    actual = integer(latents, quality)
     for i in range(3):
-        assert torch.equal(integer(latents[i : i + 1], quality[i : i + 1]), found[i : i + 1])
+        assert torch.equal(integer(latents[i : i + 1], quality[i : i + 1]), actual[i : i + 1])
         symbols, step = latents[i].numpy(), np.full((100, 16), 256)
         plain = reference.synthesise({k: v.numpy() for k, v in tensors.items()}, step, symbols, int(quality[i]) * 100)
-        assert np.array_equal(plain, found[i].numpy())
+        assert np.array_equal(plain, actual[i].numpy())
     other = integer(latents, torch.tensor([97, 48, 5]))
-    assert not torch.equal(other[0], found[0]) and torch.equal(other[1], found[1])
+    assert not torch.equal(other[0], actual[0]) and torch.equal(other[1], actual[1])
 
 
 def test_conditioned_blocks_come_back_from_a_file(conditioned):
@@ -214,8 +214,8 @@ def test_conditioned_blocks_come_back_from_a_file(conditioned):
     again = Synthesis(network_arch()).eval().requires_grad_(False)
     restore_network(again, tensors)
     again.integer = True
-    for name, wanted in export_network(again).items():
-        assert (wanted.double() - tensors[name].double()).abs().max() <= 1, name
+    for name, expected in export_network(again).items():
+        assert (expected.double() - tensors[name].double()).abs().max() <= 1, name
 
 
 def test_biases_for_qualities_fit_their_layer_and_architecture(conditioned):
@@ -249,19 +249,19 @@ def test_reference_of_the_specification_gives_the_same_pixels_and_symbols(runtim
     arrays = load_arrays(find_model("base"))
     table, hundredths = arrays[f"{GAINS}.step"], round(quality * 100)
     image = eurosat_mosaic()[40:88, 30:62]
-    fine = np.clip(image.astype(np.int16) * 64 + np.arange(32)[:, None] - 16, 0, 16320).astype(np.int16)
-    for given in (image, fine):
-        encoded = runtime.encode([given[None]], [quality], efforts=[0])[0].features
+    q6 = np.clip(image.astype(np.int16) * 64 + np.arange(32)[:, None] - 16, 0, 16320).astype(np.int16)
+    for source in (image, q6):
+        encoded = runtime.encode([source[None]], [quality], efforts=[0])[0].features
         symbols = runtime.decode_symbols([encoded], [(1, 48, 32)], [quality])[0][0].transpose(1, 2, 0)
-        pixels = given.astype(np.int64) * (1 if given.dtype == np.int16 else 64)
+        pixels = source.astype(np.int64) * (1 if source.dtype == np.int16 else 64)
         latents = reference.analyse(below(arrays, ANALYSIS), pixels, hundredths)
         scaled = np.float32(256) * latents.astype(np.float32) / reference.steps(table, hundredths).astype(np.float32)
         assert np.array_equal(np.rint(scaled).astype(np.int64), symbols)
         decoded = runtime.decode([encoded], [(1, 48, 32)], [quality], [True])[0][0]
         assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, symbols, hundredths), decoded)
     hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, table.shape[1])).astype(np.int16)
-    found = runtime.synthesise([hostile], [(1, 48, 32)], [quality], q6=True)[0][0]
-    assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, hostile[0], hundredths), found)
+    actual = runtime.synthesise([hostile], [(1, 48, 32)], [quality], q6=True)[0][0]
+    assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, hostile[0], hundredths), actual)
 
 
 def test_reference_of_the_specification_gives_the_same_scores(runtime):
@@ -270,14 +270,14 @@ def test_reference_of_the_specification_gives_the_same_scores(runtime):
     image = eurosat_mosaic()[None, :128, :80]
     encoded = runtime.encode([image], [50.0])[0]
     symbols = runtime.decode_symbols([encoded.features], [(1, 128, 80)], [50.0])[0]
-    found = runtime.score([symbols], [(1, 128, 80)], [50.0])[0][0]
+    actual = runtime.score([symbols], [(1, 128, 80)], [50.0])[0][0]
     steps = reference.steps(arrays[f"{GAINS}.step"], 5000)
     latents = np.clip((symbols[0].transpose(1, 2, 0).astype(np.int64) * steps + 128) >> 8, -16319, 16319)
-    assert found.shape[:2] == (2, 2)
+    assert actual.shape[:2] == (2, 2)
     for row in range(2):
         for column in range(2):
             cell = latents[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-            assert np.array_equal(reference.scores(below(arrays, HEAD), cell, 50), found[row, column])
+            assert np.array_equal(reference.scores(below(arrays, HEAD), cell, 50), actual[row, column])
 
 
 def test_model_whose_sums_could_be_inexact_is_refused():
@@ -298,12 +298,12 @@ def test_model_whose_sums_could_be_inexact_is_refused():
             IntegerTransforms(arch, crafted, torch.device("cpu"))
 
 
-def test_a_matrix_brought_up_to_a_size_that_cuda_takes_gives_its_own_rows():
+def test_a_matrix_padded_for_cuda_gives_the_rows_without_padding():
     chance = torch.Generator().manual_seed(0)
     values, rows = (torch.randint(-127, 128, (n, 40), generator=chance, dtype=torch.int8) for n in (11, 33))
     matrix = exact.Matrix(values, "cpu")
-    wanted = (rows.double() @ values.double().t()).int()
-    assert torch.equal(matrix.matmul(rows), wanted)
+    expected = (rows.double() @ values.double().t()).int()
+    assert torch.equal(matrix.matmul(rows), expected)
     matrix._padded = exact.F.pad(matrix.int8, (0, 0, 0, 5))
-    found = matrix.matmul(rows)
-    assert torch.equal(found, wanted) and found.is_contiguous()
+    actual = matrix.matmul(rows)
+    assert torch.equal(actual, expected) and actual.is_contiguous()

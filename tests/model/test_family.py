@@ -80,9 +80,9 @@ def test_shapes(loaded, dtype):
     assert analysed.scaled.shape == analysed.latents.shape == (2, 4, 3, arch.latents)
     assert analysed.scaled.dtype == torch.float32
     symbols = torch.round(analysed.scaled).to(torch.int16)
-    pixels, fine = (transforms.synthesise(symbols, QUALITY, q6) for q6 in (False, True))
-    assert pixels.shape == fine.shape == (2, 64, 48, 3)
-    assert (pixels.dtype, fine.dtype) == (torch.uint8, torch.int16) and fine.min() >= 0 and fine.max() <= 255 * 64
+    pixels, exact = (transforms.synthesise(symbols, QUALITY, q6) for q6 in (False, True))
+    assert pixels.shape == exact.shape == (2, 64, 48, 3)
+    assert (pixels.dtype, exact.dtype) == (torch.uint8, torch.int16) and exact.min() >= 0 and exact.max() <= 255 * 64
     latents = transforms.latents(symbols.numpy(), QUALITY)
     assert latents.shape == analysed.latents.shape and latents.dtype == analysed.latents.dtype
     scores = transforms.score(latents[:, :, :3], QUALITY)

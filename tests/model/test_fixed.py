@@ -14,9 +14,9 @@ def rounded(x, bits, low, high):
 @pytest.mark.parametrize(("bits", "low", "high"), [(0, -3, 3), (5, -128, 127), (6, 0, 255), (3, -7, -2)])
 def test_values_are_multiples_within_the_range(bits, low, high):
     x = torch.linspace(-300, 300, 4001) / 2.0**bits
-    found = fixed.fixed(x, bits, low, high)
-    assert torch.equal(found, rounded(x, bits, low, high))
-    assert float(found.min()) == low / 2**bits and float(found.max()) == high / 2**bits
+    actual = fixed.fixed(x, bits, low, high)
+    assert torch.equal(actual, rounded(x, bits, low, high))
+    assert float(actual.min()) == low / 2**bits and float(actual.max()) == high / 2**bits
     assert fixed.fixed(torch.tensor(0.5), 0, -9, 9) == 1 and fixed.fixed(torch.tensor(-0.5), 0, -9, 9) == 0  # ties up
 
 
@@ -52,7 +52,7 @@ def test_gradients_of_an_imitated_layer_are_those_of_the_layer(form):
     offset = torch.full((2, 3), 0.01, requires_grad=True)
     slopes = torch.randn(2, 3, 3, 3)
     tensors = [x, layer.weight, layer.bias, offset]
-    found = torch.autograd.grad(fixed.imitate(x, layer, form, offset), tensors, slopes)
+    actual = torch.autograd.grad(fixed.imitate(x, layer, form, offset), tensors, slopes)
     plain = torch.nn.functional.conv2d(x, layer.weight, layer.bias) + offset[:, :, None, None]
-    for one, other in zip(found, torch.autograd.grad(plain, tensors, slopes), strict=True):
+    for one, other in zip(actual, torch.autograd.grad(plain, tensors, slopes), strict=True):
         torch.testing.assert_close(one, other, atol=0.02, rtol=0.02)

@@ -71,10 +71,10 @@ def refused(path):
 
 
 def test_a_file_that_is_not_changed_is_read(toy):
-    found = read(forged(toy, lambda header, about: None))
-    assert found.keys() == ARRAYS.keys()
-    assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
-    assert all(found[name].flags.writeable and found[name].flags.owndata for name in ARRAYS)
+    actual = read(forged(toy, lambda header, about: None))
+    assert actual.keys() == ARRAYS.keys()
+    assert all(np.array_equal(actual[name], ARRAYS[name]) for name in ARRAYS)
+    assert all(actual[name].flags.writeable and actual[name].flags.owndata for name in ARRAYS)
 
 
 def of(name, part, value):
@@ -145,7 +145,7 @@ def test_crafted_headers(toy, name):
     ],
     ids=lambda a: str(a)[:40],
 )
-def test_descriptions_that_claim_more_than_is_there(toy, architecture):
+def test_descriptions_that_claim_more_than_the_tensors(toy, architecture):
     assert "architecture" in refused(forged(toy, lambda header, about: None, architecture))
 
 
@@ -266,10 +266,10 @@ def test_any_changed_bytes_are_read_or_refused(toy, changes):
 
 def survives(path):
     try:
-        found = read(path)
+        actual = read(path)
     except ModelMismatch:
         return
-    assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
+    assert all(np.array_equal(actual[name], ARRAYS[name]) for name in ARRAYS)
 
 
 UNSAFE = re.compile(
@@ -280,13 +280,13 @@ UNSAFE = re.compile(
 
 @pytest.mark.parametrize("folder", ["deepsic_codec", "benchmarks"])
 def test_nothing_is_unpickled_or_executed(folder):
-    found = [
+    actual = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in sorted((ROOT / folder).rglob("*.py"))
         for line in path.read_text().splitlines()
         if UNSAFE.search(line)
     ]
-    assert found == []
+    assert actual == []
 
 
 def test_the_search_for_unsafe_calls_can_find_them():

@@ -42,13 +42,13 @@ def test_both_forms_agree(threads, rows, columns, images):
     biases, shift = drawn(g, -(2**22), 2**22, images, columns), drawn(g, 0, 24, columns)
     stream = drawn(g, -fixed.STREAM_MAX, fixed.STREAM_MAX, rows, columns).float()
 
-    def both(name, *given):
+    def both(name, *arguments):
         """What either form makes of copies of the same, and leaves of the first of them."""
         results = []
         for form in FORMS:
-            copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in given]
-            found = getattr(form, name)(*copies)
-            results.append(copies[0] if found is None else found)
+            copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in arguments]
+            actual = getattr(form, name)(*copies)
+            results.append(copies[0] if actual is None else actual)
         a, b = ([r] if isinstance(r, torch.Tensor) else r for r in results)
         for x, y in zip(a, b, strict=True):
             assert x.dtype == y.dtype and torch.equal(x, y), name
@@ -76,8 +76,8 @@ def test_both_forms_agree(threads, rows, columns, images):
 
 
 @pytest.mark.parametrize("grid", [(1, 1, 1), (2, 3, 2)])
-@pytest.mark.parametrize("fine", [True, False])
-def test_pixels_of_both_forms_agree(threads, grid, fine):
+@pytest.mark.parametrize("q6", [True, False])
+def test_pixels_of_both_forms_agree(threads, grid, q6):
     g = torch.Generator().manual_seed(1)
     n, h, w = grid
     parts = []
@@ -85,9 +85,9 @@ def test_pixels_of_both_forms_agree(threads, grid, fine):
         parts.append(
             (drawn(g, -(2**28), 2**28, count, channels), drawn(g, -(2**22), 2**22, channels), drawn(g, 8, 31, channels))
         )
-    found = [form.pixels(*(Sums(*(t.clone() for t in p)) for p in parts), grid, fine) for form in FORMS]
-    assert found[0].shape == (n, 16 * h, 16 * w, 3) and found[0].dtype == (torch.int16 if fine else torch.uint8)
-    assert torch.equal(*found) and len(found[0].unique()) > 20
+    actual = [form.pixels(*(Sums(*(t.clone() for t in p)) for p in parts), grid, q6) for form in FORMS]
+    assert actual[0].shape == (n, 16 * h, 16 * w, 3) and actual[0].dtype == (torch.int16 if q6 else torch.uint8)
+    assert torch.equal(*actual) and len(actual[0].unique()) > 20
 
 
 def test_digits_are_what_they_are_called():
@@ -98,7 +98,7 @@ def test_digits_are_what_they_are_called():
 
 def test_rows_are_done_once_also_while_the_interpreter_ends(monkeypatch):
     class Ended:
-        def submit(self, *given):
+        def submit(self, *arguments):
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     done = np.zeros(97, int)
@@ -123,11 +123,11 @@ def test_symbols_of_a_step_are_entered_where_they_belong(threads, kind):
     rows = before.rows(step)[0]
     symbols = drawn(g, -32767, 32767, len(rows), 9, dtype=kind)
     companded = torch.arange(32769).div(270, rounding_mode="floor").to(torch.int8)
-    found = [Neighbours(linear, magnitude) for _ in FORMS]
-    for form, neighbours in zip(FORMS, found, strict=True):
+    actual = [Neighbours(linear, magnitude) for _ in FORMS]
+    for form, neighbours in zip(FORMS, actual, strict=True):
         form.enter(neighbours, step, rows, symbols, companded)
-    assert torch.equal(*(neighbours.both for neighbours in found))
-    changed = (found[0].both != before.both).any(0)
+    assert torch.equal(*(neighbours.both for neighbours in actual))
+    changed = (actual[0].both != before.both).any(0)
     assert not changed[:, :4].any() and not changed[:, 13:].any()
     assert set(changed.any(1).nonzero()[:, 0].tolist()) <= set(rows.tolist()) and changed.any(1).sum() > 60
 
@@ -142,13 +142,13 @@ def test_torch_operations_are_what_the_formats_say():
     total = (narrow @ block.up.int8.double().t()).int() + block.up_bias[quality - 1][:, None, None]
     hidden = (total >> block.up_shift).clamp(*block.bounds).double()
     moved = ((hidden @ block.down.int8.double().t()).int() + block.down_bias) >> block.down_shift
-    wanted = (area + moved).clamp(-fixed.STREAM_MAX, fixed.STREAM_MAX)
-    assert torch.equal(TorchOps().blocks(area.clone(), [block], quality), wanted)
+    expected = (area + moved).clamp(-fixed.STREAM_MAX, fixed.STREAM_MAX)
+    assert torch.equal(TorchOps().blocks(area.clone(), [block], quality), expected)
     for step in (Step(0, 8, "A", (), 32), Step(0, 8, "2", CROSS, 32), Step(8, 96, "1", (), 4)):
         near, tensors = chance.neighbours(104), chance.step(step)
         rows, _, image = near.rows(step)
-        found = TorchOps().predict(near, step, rows, tensors, quality[image])
-        for one, other in zip(found, predicted(near, step, rows, tensors, quality[image]), strict=True):
+        actual = TorchOps().predict(near, step, rows, tensors, quality[image])
+        for one, other in zip(actual, predicted(near, step, rows, tensors, quality[image]), strict=True):
             assert torch.equal(one, other)
 
 

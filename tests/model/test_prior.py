@@ -50,11 +50,11 @@ def everything(prior, values, quality):
 
 def test_schedule_covers_every_symbol_once():
     for grid in ((1, 1), (1, 4), (5, 3), (8, 8)):
-        seen = np.zeros((*grid, sum(ARCH.prior_groups)), int)
+        count = np.zeros((*grid, sum(ARCH.prior_groups)), int)
         for step in schedule(ARCH.prior_groups, ARCH.prior_detail):
             ys, xs = step.positions(*grid)
-            seen[ys, xs, step.start : step.start + step.count] += 1
-        assert (seen == 1).all()
+            count[ys, xs, step.start : step.start + step.count] += 1
+        assert (count == 1).all()
 
 
 def test_equals_what_training_imitates(trained, integer):
@@ -68,57 +68,56 @@ def test_equals_what_training_imitates(trained, integer):
     for n, step, rows, _, image in iter_steps(integer, neighbours):
         means, scales = integer.run(n, neighbours, rows, torch.tensor(quality)[image])
         ys, xs = step.positions(6, 5)
-        own = slice(step.start, step.start + step.count)
-        pick = lambda t, own=own, ys=ys, xs=xs: t.permute(0, 2, 3, 1)[:, ys, xs, own].reshape(-1, own.stop - own.start)  # noqa: E731
-        agree += [(means == pick(mean) * 8).float().mean(), (scales == pick(index) * 4).float().mean()]
+        as_rows = [t.permute(0, 2, 3, 1)[:, ys, xs, step.channels].reshape(-1, step.count) for t in (mean, index)]
+        agree += [(means == as_rows[0] * 8).float().mean(), (scales == as_rows[1] * 4).float().mean()]
     # biases are rounded to integers only in the exported form, which can turn a tie
     assert min(agree) > 0.9 and torch.stack(agree).mean() > 0.98
 
 
 def test_same_integers_under_any_threads_batches_and_precision(integer):
     values, quality = symbols(12, 7, 6, 16), list(range(3, 99, 8))
-    wanted = everything(integer, values, quality)
+    expected = everything(integer, values, quality)
     for threads in (1, 2, 8):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            for found, one in zip(everything(integer, values, quality), wanted, strict=True):
-                assert torch.equal(found[0], one[0]) and torch.equal(found[1], one[1])
+            for actual, one in zip(everything(integer, values, quality), expected, strict=True):
+                assert torch.equal(actual[0], one[0]) and torch.equal(actual[1], one[1])
         finally:
             torch.set_num_threads(before)
     for i in (0, 5, 11):
         alone = everything(integer, values[i : i + 1], quality[i : i + 1])
-        for found, one in zip(alone, wanted, strict=True):
-            n = len(found[0])
-            assert torch.equal(found[0], one[0][i * n : i * n + n]) and torch.equal(found[1], one[1][i * n : i * n + n])
+        for actual, one in zip(alone, expected, strict=True):
+            rows = slice(i * len(actual[0]), (i + 1) * len(actual[0]))
+            assert torch.equal(actual[0], one[0][rows]) and torch.equal(actual[1], one[1][rows])
 
 
-def check_same(found, wanted):
-    for one, other in zip(found, wanted, strict=True):
+def check_same(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
 def test_all_ways_of_multiplying_agree(integer, monkeypatch):
     """8-bit instructions, float32 and float64 give the same integers: no sum saturated, no partial sum was rounded."""
     values = symbols(2, 6, 6, 16, seed=3) * 40
-    wanted = everything(integer, values, [1, 100])
+    expected = everything(integer, values, [1, 100])
     monkeypatch.setattr(exact, "_has_int8", lambda kind: False)
-    check_same(everything(integer, values, [1, 100]), wanted)
+    check_same(everything(integer, values, [1, 100]), expected)
     monkeypatch.setattr(exact, "_float32_is_exact", lambda device: False)
-    check_same(everything(integer, values, [1, 100]), wanted)
+    check_same(everything(integer, values, [1, 100]), expected)
 
 
 def test_callers_settings_do_not_matter(integer):
     """Neither autocast nor a lower precision of products changes an integer."""
     values = symbols(2, 6, 6, 16, seed=4)
-    wanted = everything(integer, values, [30, 60])
+    expected = everything(integer, values, [30, 60])
     with torch.autocast("cpu", torch.bfloat16):
-        check_same(everything(integer, values, [30, 60]), wanted)
+        check_same(everything(integer, values, [30, 60]), expected)
     before = torch.get_float32_matmul_precision()
     try:
         for precision in ("high", "medium"):
             torch.set_float32_matmul_precision(precision)
-            check_same(everything(integer, values, [30, 60]), wanted)
+            check_same(everything(integer, values, [30, 60]), expected)
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -200,20 +199,20 @@ def test_training_reads_the_contexts_that_coding_reads(integer, grid):
         t.reshape(2, grid[0] + 2, grid[1] + 2, 16)[:, 1:-1, 1:-1].float()
         for t in (neighbours.linear, neighbours.magnitude)
     )
-    found = iter(prior_module._Features.apply(integer.steps, linear, magnitude))
+    actual = iter(prior_module._Features.apply(integer.steps, linear, magnitude))
     for _, step, rows, flat, image in iter_steps(integer, neighbours):
-        wanted = neighbours.gather(step, rows)
-        if wanted is None:
+        expected = neighbours.gather(step, rows)
+        if expected is None:
             continue
-        features, places = next(found), []
+        features, places = next(actual), []
         for y, x, height, width in step.grids(*grid):
             place = (y + 2 * torch.arange(height))[:, None] * grid[1] + x + 2 * torch.arange(width)
             places.append(place.reshape(-1))
         order = torch.cat(places) + image.unique()[:, None] * grid[0] * grid[1]
         back = torch.argsort(order.reshape(-1))
         assert torch.equal(order.reshape(-1)[back], flat.sort().values)
-        assert torch.equal(features.flatten(0, 1)[back], wanted[flat.argsort()].float())
-    assert next(found, None) is None
+        assert torch.equal(features.flatten(0, 1)[back], expected[flat.argsort()].float())
+    assert next(actual, None) is None
 
 
 def test_gradients_of_contexts_and_places():
@@ -222,8 +221,8 @@ def test_gradients_of_contexts_and_places():
     source = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(lambda a, b: prior_module._Features.apply(steps, a, b), source)
     counts = [(s, s.position_count(3, 4)) for s in steps]
-    found = [torch.randn(2, n, s.count, dtype=torch.float64, requires_grad=True) for s, n in counts for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda *parts: prior_module._Assembled.apply(steps, shape, *parts), found)
+    actual = [torch.randn(2, n, s.count, dtype=torch.float64, requires_grad=True) for s, n in counts for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda *parts: prior_module._Assembled.apply(steps, shape, *parts), actual)
 
 
 def test_bfloat16_is_for_training_only(trained):

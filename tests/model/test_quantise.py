@@ -50,8 +50,8 @@ def test_compiled_loop_and_tensors_agree(parts, monkeypatch, one):
 def test_no_tables_mean_the_nearest(parts):
     prior, tables, scaled, quality = parts
     nearest = torch.round(scaled).to(torch.int32)
-    found, predictions = rdo.quantise(prior, None, scaled, quality)
-    assert torch.equal(found, nearest) and predictions is None
+    actual, predictions = rdo.quantise(prior, None, scaled, quality)
+    assert torch.equal(actual, nearest) and predictions is None
 
 
 def test_tables_are_those_of_the_packaged_model():

@@ -23,12 +23,12 @@ def runtime():
 def cost(runtime, image, quality, effort, tune="mse", measure="mse"):
     """Bits of an image (H,W,3) as it is stored, and what its distortion is worth in bits."""
     encoded = runtime.encode([image[None]], [quality], efforts=[effort], tunes=[tune])[0]
-    fine = image.dtype == np.int16
-    decoded = runtime.decode([encoded.features], [(1, *image.shape[:2])], [quality], [fine])[0][0]
-    unit = 64 if fine else 1
-    original, found = (torch.from_numpy(v / unit).float()[None] for v in (image, decoded))
+    q6 = image.dtype == np.int16
+    decoded = runtime.decode([encoded.features], [(1, *image.shape[:2])], [quality], [q6])[0][0]
+    unit = 64 if q6 else 1
+    original, actual = (torch.from_numpy(v / unit).float()[None] for v in (image, decoded))
     whole = (slice(0, size) for size in image.shape[:2])
-    error = float(total(Distortion(original, measure).residuals(found, *whole)))
+    error = float(total(Distortion(original, measure).residuals(actual, *whole)))
     return 8 * len(encoded.features) + float(refine.trade(torch.tensor([quality]))[0]) * error
 
 
@@ -57,7 +57,7 @@ def test_expectation_is_that_of_the_probabilities():
     random = np.random.default_rng(3)
     for _ in range(50):
         symbol, mean = random.normal(0, 2), random.normal(0, 2)
-        scale, curvature, heat = random.uniform(0.3, 3, 3)
+        scale, curvature, temperature = random.uniform(0.3, 3, 3)
         slope, by_magnitude = random.normal(0, 1, 2)
         costs = []
         for k in (-1, 0, 1):
@@ -65,18 +65,20 @@ def test_expectation_is_that_of_the_probabilities():
             bits = -np.log2(0.5 * (np.tanh((at + 0.5 - mean) / scale / 2) - np.tanh((at - 0.5 - mean) / scale / 2)))
             far = at - symbol
             costs.append(bits + slope * far + curvature * far**2 + by_magnitude * 4 * np.log2(1 + abs(at)))
-        chances = np.exp(-(np.array(costs) - min(costs)) / heat)
-        wanted = round(symbol) + (chances[2] - chances[0]) / chances.sum()
-        given = (torch.tensor([v], dtype=torch.float32) for v in (symbol, mean, scale, slope, by_magnitude, curvature))
-        assert refine.expected(*given, heat).item() == pytest.approx(wanted, abs=2e-3)
+        probabilities = np.exp(-(np.array(costs) - min(costs)) / temperature)
+        expected = round(symbol) + (probabilities[2] - probabilities[0]) / probabilities.sum()
+        arguments = (
+            torch.tensor([v], dtype=torch.float32) for v in (symbol, mean, scale, slope, by_magnitude, curvature)
+        )
+        assert refine.expected(*arguments, temperature).item() == pytest.approx(expected, abs=2e-3)
 
 
 def test_improbable_symbols_have_finite_costs():
     """Far out, where both edges of a symbol's bin round to the same probability."""
     far = torch.tensor([-300.0, 0.0, 250.4, 32767.0])
     zero = torch.zeros(4)
-    found = refine.expected(far, -far, torch.full((4,), 0.02), zero, zero, zero, 0.2)
-    assert found.isfinite().all() and (found - far).abs().max() <= 1.5
+    actual = refine.expected(far, -far, torch.full((4,), 0.02), zero, zero, zero, 0.2)
+    assert actual.isfinite().all() and (actual - far).abs().max() <= 1.5
 
 
 def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
@@ -131,9 +133,9 @@ def test_windows_cost_little(runtime, monkeypatch, tune):
 def test_lowers_the_loss_that_it_is_tuned_for(runtime, edge):
     """In small chunks, too, where there is little to measure curvatures by."""
     image = np.ascontiguousarray(drone_frame()[600 : 600 + edge, 700 : 700 + edge])
-    found = {(tune, of): cost(runtime, image, 40.0, 3, tune, of) for tune in TUNES for of in TUNES}
-    assert found["ms-ssim", "ms-ssim"] < 0.99 * found["mse", "ms-ssim"]
-    assert found["mse", "mse"] < 0.99 * found["ms-ssim", "mse"]
+    actual = {(tune, of): cost(runtime, image, 40.0, 3, tune, of) for tune in TUNES for of in TUNES}
+    assert actual["ms-ssim", "ms-ssim"] < 0.99 * actual["mse", "ms-ssim"]
+    assert actual["mse", "mse"] < 0.99 * actual["ms-ssim", "mse"]
 
 
 def test_what_runs_away_is_not_kept(runtime, monkeypatch):
@@ -173,11 +175,11 @@ def test_tuned_for_ms_ssim():
             payload = codec.encode_batch([image])[0]
             decoded = codec.decode_batch([payload])[0]
             points[tune, quality] = len(payload), -np.log(1 - ms_ssim(image, decoded)), psnr(image, decoded)
-    (low, least, _), (high, most, _) = points["mse", 30], points["mse", 45]
-    size, found, _ = points["ms-ssim", 45]
+    (low, low_score, _), (high, high_score, _) = points["mse", 30], points["mse", 45]
+    size, score, _ = points["ms-ssim", 45]
     assert low < size < high
     share = np.log(size / low) / np.log(high / low)
-    assert found > least + (most - least) * share + 0.05
+    assert score > low_score + (high_score - low_score) * share + 0.05
     assert points["ms-ssim", 45][2] < points["mse", 45][2]
 
 

@@ -88,14 +88,14 @@ def test_payloads_and_pixels_are_those_of_a_cpu(runtimes):
     frame, (fused, plain) = drone_frame(), runtimes
     images = [frame[None, 70 * i : 70 * i + 64, 90 * i : 90 * i + 80] for i in range(3)] + [frame[None, :40, :50]]
     images.append((images[3].astype(np.int16) * 64 + 5 * (images[3] < 255)).astype(np.int16))
-    qualities, fine = [50.0, 22.5, 90.0, 50.0, 70.0], [False, True, False, False, True]
+    qualities, q6 = [50.0, 22.5, 90.0, 50.0, 70.0], [False, True, False, False, True]
     shapes = [image.shape[:3] for image in images]
-    wanted = plain.encode(images, qualities)
-    found = fused.encode(images, qualities)
-    for a, b in zip(found, wanted, strict=True):
+    expected = plain.encode(images, qualities)
+    actual = fused.encode(images, qualities)
+    for a, b in zip(actual, expected, strict=True):
         assert a.features == b.features and np.array_equal(a.cells, b.cells)
-    streams = [one.features for one in wanted]
-    decoded = zip(*(r.decode(streams, shapes, qualities, fine) for r in (fused, plain)), strict=True)
+    streams = [one.features for one in expected]
+    decoded = zip(*(r.decode(streams, shapes, qualities, q6) for r in (fused, plain)), strict=True)
     assert all(np.array_equal(a, b) for a, b in decoded)
     assert [one.features for one in fused.encode(images[:2], [50.0, 50.0])] == [
         one.features for one in plain.encode(images[:2], [50.0, 50.0])
