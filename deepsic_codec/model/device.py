@@ -273,12 +273,8 @@ def keep_freed_memory() -> bool:
 
     `distributed` starts its workers with MALLOC_TRIM_THRESHOLD_, and glibc then no longer adapts to the sizes that a
     process allocates. The activations of each layer are mapped, zeroed page by page and unmapped again, which takes
-    longer than the layers themselves. An environment that sets MALLOC_MMAP_THRESHOLD_, too, is left as it is.
-
-    Returns
-    -------
-    bool
-        Whether a parameter was changed.
+    longer than the layers themselves. An environment that sets MALLOC_MMAP_THRESHOLD_, too, is left as it is. Returns
+    whether a parameter was changed.
     """
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False

@@ -105,27 +105,10 @@ def save_model(
     vocabulary: Vocabulary,
     trained: Mapping[str, Any],
 ) -> ModelInfo:
-    """Write a model file.
+    """Write a model file, or replace one, and return its description.
 
-    Parameters
-    ----------
-    path : path
-        Path of the file; replaced if it exists.
-    name : str
-        Name under which `zoo.find_model` finds it.
-    arrays : dict of str to ndarray
-        Named `decoder.*`, `head.*` and `encoder.*`.
-    architecture : mapping
-        Family and sizes of the networks, as JSON.
-    vocabulary : Vocabulary
-        Names of the head's scores.
-    trained : mapping
-        How the model was trained, for people; not part of an identity.
-
-    Returns
-    -------
-    ModelInfo
-        Description of the file.
+    Names of arrays start with `decoder.`, `head.` or `encoder.`. The architecture is the JSON of its family and sizes.
+    `trained` tells people how the model was trained; it is not part of an identity.
     """
     decoder, head = identities(arrays, architecture, vocabulary)
     about = {

@@ -182,14 +182,14 @@ class Refiner:
     def refine(
         self, images: Tensor, symbols: Tensor, steps: Tensor, quality: Tensor, schedule: Schedule, tune: str = "mse"
     ) -> Tensor:
-        """Improve the symbols of a batch of images.
+        """Improve the symbols int32 (N,h,w,C) of a batch of images.
 
         Parameters
         ----------
         images : Tensor
             Grey levels float32 (N,H,W,3).
         symbols : Tensor
-            int32 (N,h,w,C), chosen by the optimised quantiser; they stay where refinement does not lower the loss.
+            Chosen by the optimised quantiser; those of an image stay where refinement does not lower its loss.
         steps : Tensor
             Dequantiser steps int32 (N,C), in 2^-STEP_BITS units of integer latents.
         quality : Tensor
@@ -198,11 +198,6 @@ class Refiner:
             Rounds and temperatures.
         tune : str
             Distortion to lower: `"mse"` or `"ms-ssim"`.
-
-        Returns
-        -------
-        Tensor
-            int32 (N,h,w,C).
         """
         with torch.inference_mode(False):  # whose tensors autograd refuses
             step = steps.to(self.device).clone().float() * 2.0 ** -(fixed.LATENT_BITS + fixed.STEP_BITS)

@@ -65,14 +65,7 @@ class Chosen:
 
 
 class LoadedModel:
-    """A model, loaded on a device. All methods may be called from any thread.
-
-    Parameters
-    ----------
-    info : ModelInfo
-        The model file.
-    device : str
-        A torch device.
+    """A model, loaded on a torch device. All methods may be called from any thread.
 
     Raises
     ------

@@ -15,14 +15,9 @@ PACKAGED = Path(__file__).resolve().parent.parent / "models"
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name of a packaged model.
+    """The model behind a short name: its name, `<alias>-<first 8 digits of the decoder>`, and its two identities.
 
-    Attributes
-    ----------
-    name : str
-        Name of the model: `<alias>-<first 8 digits of the decoder>`. Its file is `<name>.safetensors` in `PACKAGED`.
-    decoder, head : str
-        The two identities, 64 hexadecimal digits each.
+    Its file is `<name>.safetensors` in `PACKAGED`.
     """
 
     name: str

@@ -50,7 +50,7 @@ class NumbaOps(TorchOps):
 
     def features(self, symbols: Tensor, companded: Tensor) -> tuple[Tensor, Tensor]:
         linear, magnitude = (torch.empty(symbols.shape, dtype=torch.int8) for _ in range(2))
-        _over_rows(_features, symbols, companded, linear, magnitude)
+        _over_rows(_enter, symbols, companded, np.arange(len(symbols)), 0, linear, magnitude)
         return linear, magnitude
 
     def enter(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor, companded: Tensor) -> None:
@@ -177,16 +177,6 @@ def _modulate(first, last, total, bias, shift, scale, offset, per, out):
             value = min(max(int32(int32(t[c] + bias[c]) >> int32(shift[c] & 31)), low), high)
             # integers below 2^24, in whatever way they are multiplied and added
             o[c] = min(max(np.floor((np.float32(value) * s[c] + f[c]) * unit), -end), end)
-
-
-@jit
-def _features(first, last, symbols, companded, linear, magnitude):
-    for p in range(first, last):
-        s, x, m = symbols[p], linear[p], magnitude[p]
-        for c in range(s.size):
-            value = int32(s[c])
-            x[c] = min(max(value, -LINEAR_MAX), LINEAR_MAX)
-            m[c] = companded[abs(value)]
 
 
 @jit
