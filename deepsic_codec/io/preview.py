@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec import config
 from deepsic_codec.axes import Index, Region, ceil_div
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io import draw
@@ -287,7 +288,7 @@ def _decoded(plane: _Plane, chunks: Sequence[Index]) -> Iterator[tuple[Index, ND
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for start in range(0, len(chunks), IN_FLIGHT):
             part = chunks[start : start + IN_FLIGHT]
-            yield from zip(part, pool.map(plane.read, part), strict=True)
+            yield from zip(part, config.pool_map(pool, plane.read, part), strict=True)
 
 
 def _to_pixels(
