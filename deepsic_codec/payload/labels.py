@@ -119,7 +119,7 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
             f"labels section: tile {height} x {width}, expected multiples of {LABEL_CELL} up to {MAX_TILE}"
         )
     if k > MAX_K:
-        raise CorruptPayload(f"labels section: {k} classes for each tile, expected at most {MAX_K}")
+        raise CorruptPayload(f"labels section: {k} classes a tile, expected at most {MAX_K}")
     grid = header.slices, ceil_div(header.height, height), ceil_div(header.width, width)
     tiles = grid[0] * grid[1] * grid[2]
     if tiles > MAX_TILES:

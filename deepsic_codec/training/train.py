@@ -355,7 +355,7 @@ def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles |
                 f"parents: no class named {', '.join(unknown)}; classes: {', '.join(tiles.classes)}"
             )
         if not photos:
-            log.say("no --images: nothing teaches the head what is unknown")
+            log.say("no --images: the head cannot learn the class unknown")
     elif s.parents:
         raise ConfigurationError("parents: there are no labels to name; add --labels")
     skipped = [name for data in (photos, tiles) if data for name in data.skipped]

@@ -183,10 +183,12 @@ def device_coder_for(
         same = matches_host(coder, start) and matches_host(coder, start, max_shared + 1)
     except Exception as error:  # whatever fails in a compiler or driver, the host's coder works
         if not isinstance(error, ImportError):
-            log.warning("entropy coder for %s: %s: %s; using the host's", device, type(error).__name__, error)
+            log.warning(
+                "the entropy coder for %s failed (%s: %s); the CPU codes instead", device, type(error).__name__, error
+            )
         return None
     if not same:
-        log.warning("the entropy coder for %s writes other streams than the host's; using the host's", device)
+        log.warning("the entropy coder for %s writes different streams; the CPU codes instead", device)
         return None
     synchronize(device)
     return coder

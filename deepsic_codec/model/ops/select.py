@@ -53,10 +53,19 @@ def _triton(device: torch.device) -> Ops | None:
             wrong = [name for name, same in checks(ops, device) if not same()]
     except Exception as error:  # a compiler, a driver: whatever fails, torch operations work
         if not isinstance(error, ImportError):
-            log.warning("kernels for %s: %s: %s; using slower operations", device, type(error).__name__, error)
+            log.warning(
+                "the kernels for %s failed (%s: %s); torch operations are used instead",
+                device,
+                type(error).__name__,
+                error,
+            )
         return None
     if wrong:
-        log.warning("kernels for %s give other integers (%s); using slower operations", device, ", ".join(wrong))
+        log.warning(
+            "the kernels for %s give different integers (%s); torch operations are used instead",
+            device,
+            ", ".join(wrong),
+        )
         return None
     return ops
 
