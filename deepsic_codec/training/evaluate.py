@@ -136,11 +136,12 @@ def means(results: Sequence[Result]) -> list[Result]:
 def complexity(architecture: Any) -> dict[str, float]:
     """Return kMAC per pixel (thousands of multiply-accumulates) of each network of an architecture, and of decoding.
 
-    Networks are counted as they are trained: integer layers of two digits multiply more than once.
+    Integer layers whose inputs or weights have two digits are counted as often as they multiply (`docs/model.md`).
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from deepsic_codec.model.families import family_of
     from deepsic_codec.training.run import make_networks
 
     networks = make_networks(architecture).eval()
@@ -151,4 +152,12 @@ def complexity(architecture: Any) -> dict[str, float]:
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             getattr(networks, name)(values, torch.ones(1))
         parts[name] = counter.get_total_flops() / 2 / LABEL_CELL**2 / 1e3
+    if family_of(architecture).exact:
+        latents_at_16 = architecture.latents / LATENT_STRIDE**2 / 1e3
+        linear = (
+            3 * LATENT_STRIDE**2 * latents_at_16
+        )  # the linear paths, of two digits in analysis, of three in synthesis
+        parts["analysis"] += linear
+        parts["synthesis"] += 2 * linear + latents_at_16 * architecture.synthesis_widths[1]
+        parts["head"] += latents_at_16 * architecture.head_width
     return parts | {"decoding": parts["prior"] + parts["synthesis"]}
