@@ -96,6 +96,7 @@ def test_a_result_within_the_size_beats_a_closer_one_above_it():
 
 @pytest.fixture(scope="module")
 def chunks():
+    pytest.importorskip("torch")  # these are for the model itself
     return [photograph(64, 80, 3, seed=seed) for seed in range(3)]
 
 
