@@ -87,7 +87,7 @@ def test_query_exports_images_of_any_bands_as_tiff(place, capsys):
     assert code == 0 and err == "1 images: out\n"
     np.testing.assert_array_equal(tifffile.imread("out/img_0_0_0.tiff"), array[...])
     code, _, err = run(capsys, *arguments)
-    assert code == 1 and "6 bands of uint16: PNG has 1 or 3" in err
+    assert code == 1 and "PNG holds 1 or 3 bands" in err and "not 6 bands of uint16; write TIFF" in err
 
 
 def test_demo_as_json(tmp_path, capsys):

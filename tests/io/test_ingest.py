@@ -250,7 +250,7 @@ def test_a_value_that_samples_cannot_have_is_no_nodata(tmp_path):
     [
         (["--value-range", "5,1"], "value_range"),
         (["--nodata", "300"], "nodata|300"),
-        (["--psnr", "40", "--bpp", "1"], "psnr, bpp"),
+        (["--psnr", "40", "--bpp", "1"], "psnr and bpp"),
         (["--max-error", "-1"], "max_error"),
     ],
     ids=str,

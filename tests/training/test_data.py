@@ -185,7 +185,7 @@ def test_labelled_sources_that_cannot_be_trained_on(classes, tmp_path):
     write(tmp_path / "s" / "Dune" / "a.png", 64, 40)
     (tmp_path / "none").mkdir()
     for source, words in [
-        ("flat", "lies in no class folder"),
+        ("flat", "is in no folder of a class"),
         ("u", "every model has the class 'unknown'"),
         ("s", "smaller than 64x64"),
         ("none", "no readable image"),
