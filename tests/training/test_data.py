@@ -186,7 +186,7 @@ def test_labelled_sources_that_cannot_be_trained_on(classes, tmp_path):
     (tmp_path / "none").mkdir()
     for source, words in [
         ("flat", "is in no folder of a class"),
-        ("u", "every model has the class 'unknown'"),
+        ("u", "every model has a class 'unknown'"),
         ("s", "smaller than 64x64"),
         ("none", "no readable image"),
     ]:
