@@ -174,6 +174,8 @@ def test_what_contributors_are_told_is_there():
     for name in re.findall(r"`((?:deepsic_codec|tests|docs|benchmarks|payload|model|codecs)/[\w/]+\.py)`", text):
         assert (ROOT / name).is_file() or (PACKAGE / name).is_file(), name
     drawing = text.split("```text\n")[1].split("```")[0]
+    rooms = {name for line in drawing.splitlines() for name in re.split(r"\s{3,}", line)[0].split()}
+    assert rooms == FLOOR.keys() - {"_compat"}, "the drawing and LAYERS differ"
     for line in drawing.splitlines():
         for name in re.split(r"\s{3,}", line)[0].split():
             assert list(PACKAGE.glob(f"{name}.py")) or (PACKAGE / name).is_dir() or "*" in name, name
