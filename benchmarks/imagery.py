@@ -1,337 +1,695 @@
-"""Imagery of every kind beside other codecs: rate and error at equal bytes, and size and speed within a bound.
+"""Scientific imagery beside other codecs: error at equal bytes, lossless size, size within a bound on the error.
 
-    python -m benchmarks.imagery --scenes ../shared/data/scenes
+    python -m benchmarks.imagery --scenes DIR [DIR ...] --json rows.json --resume --plot curves.png
+    python -m benchmarks.imagery --scenes DIR --names "landsat*" --only lossy --bits 0.5 2
 
-Scenes are TIFF files of 8 or 16 bits with any number of bands.  DeepSIC stores them as an archive would, in chunks of
-512 x 512; the others get each scene whole, which is in their favour, once as a colour image where there are three
-bands and once band by band, and the better of the two counts.  JPEG XL takes values stretched to their range, as its
-quality is about appearance.  The lossy comparison sets the bits of each chunk of DeepSIC (which takes a search, so that
-its time for encoding is that of the search), and the others to the bytes that come out.  Errors are in units of the
-data, over all samples that are data.  Every round trip is checked.  All codecs run on one thread.
+Scenes are TIFF files, read with their dtype, bands and NoData value.
+
+DeepSIC stores a scene as one chunk without labels, and takes `value_range=(min, max)` of the samples that are data if
+they have 16 bits or are floats, which is what its documentation advises. `--chunked` adds a second comparison, with
+chunks of 512 x 512 that have labels. Everything that is stored counts.
+
+Lossy: DeepSIC encodes with `bpp=`, whose time is that of a search. Each peer encodes at a ladder of settings, 3 dB
+apart (JPEG XL: distances by factors of 1.5), and its RMS error at the bytes of DeepSIC is interpolated between the two
+nearest, in log bytes and log error; maximum error and speeds are those of the nearest. Below its lowest rate, a peer
+is taken at that rate; from the bytes of its lossless file on, it has no error. Bands are handed to a peer in all ways
+that it takes (together, in threes as colours, alone), and the best counts.
+
+"JPEG 2000 + KLT" codes the KLT of the bands, of the covariance of horizontal and vertical differences, as components of
+one image with one scale and one slope of rate and distortion; its matrix counts. "JPEG 2000 5/3" is the reversible
+wavelet, cut off. JPEG XL takes values stretched to 16 bits, since its quality is about appearance; codecs of integers
+take floats stretched to 16 bits (JPEG 2000: 20).
+
+Peers that know no NoData get the scene with the mean of each band in its place, and the bytes of the mask, packed bits
+with Zstd, count. Without loss or within a bound they get it as it is, too, if the NoData value comes back exactly and
+nowhere else, and the smaller counts. Errors are in units of the data, over all samples that are data. Bounds are in
+units of the data for integers, and in 256ths of the standard deviation for floats. Every round trip is checked. All
+codecs run on one thread. MB are those of raw samples.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
-import numcodecs
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from benchmarks.common import machine, table
+from benchmarks.metrics import Curve, bd_rate
 from deepsic_codec import DeepSIC, config
-from deepsic_codec.io.compare import Chunked
-from deepsic_codec.io.peers import Peer, match_bytes
+from deepsic_codec.errors import DeepSICError
+from deepsic_codec.io.images import TIFF
+from deepsic_codec.io.ingest import declared_nodata
+from deepsic_codec.io.peers import BAND_PEERS, BandPeer, band_groups, split_bands
 from deepsic_codec.io.sources import open_sources
 
-EDGE = 512  # of a chunk, pixels
-BITS = (0.2, 0.5, 1.0)  # per sample
-BOUNDS = (0, 1, 2, 4)
-MATCH = 0.02  # relative deviation of the bytes from the target at which the search stops
 Values = NDArray[Any]
-Parts = list[Values]
+Restore = Callable[[Values], Values]
+
+LOSSY, LOSSLESS, BOUNDS = MODES = ("lossy", "lossless", "bounds")
+BITS = (0.2, 0.5, 1.0, 2.0, 4.0)  # per sample
+BOUND_SIZES = (1.0, 2.0, 4.0, 16.0)
+FLOAT_BOUND = 1 / 256  # standard deviations: the bound 1 of floats
+OURS, CHUNKED = "DeepSIC", "DeepSIC, chunks and labels"
+EDGE = 512  # pixels: of a chunk
+KLT = "JPEG 2000 + KLT"
+KLT_BANDS = 6  # from this number on the summary has a column for it
+KLT_BITS = 22  # of a component with its sign, of the 26 that OpenJPEG can code
+MAX_KLT_SCALE = 64.0
+JPEG2000 = ("JPEG 2000", "JPEG 2000 5/3")
+DISTANCES = [25 / 1.5**k for k in range(20)]
+RATE_MARGIN = 1.1  # a ladder ends above the largest number of bits by this factor
+AS_IS = ", NoData as it is"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A codec on a scene: bits per sample, errors in units of the data, seconds."""
+    """A round trip of a scene through a codec.
+
+    Attributes
+    ----------
+    scene, codec, group, mode : str
+        Names; how the codec was handed the bands; one of `MODES`.
+    target : float
+        Bits per sample for DeepSIC, the setting of a lossy peer, the bound as a multiple of the unit of bounds.
+    bits : float
+        Per sample.
+    rms, largest : float
+        Errors over samples that are data, in units of the data.
+    encode, decode : float
+        MB/s of raw samples.
+    kept : bool
+        Whether the NoData value came back exactly and nowhere else; if not, the row does not count.
+    """
 
     scene: str
     codec: str
-    setting: str
+    group: str
+    mode: str
+    target: float
     bits: float
-    largest: float
     rms: float
+    largest: float
     encode: float
     decode: float
+    kept: bool = True
+
+    @property
+    def key(self) -> tuple[str, str, str, str, float]:
+        """What is measured."""
+        return self.scene, self.codec, self.group, self.mode, self.target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
-    """An image (height, width, bands) and how DeepSIC takes it."""
+    """An image (height, width, bands) with its NoData value: a number, "NaN" or None."""
 
     name: str
     values: Values
-    codec: dict[str, Any]
+    nodata: Any = None
+
+    @cached_property
+    def valid(self) -> NDArray[np.bool_]:
+        """Samples that are data."""
+        return ~self.equal_nodata(self.values)
+
+    def equal_nodata(self, values: Values) -> NDArray[np.bool_]:
+        """Return which values are the NoData value."""
+        if self.nodata is None:
+            return np.zeros(values.shape, bool)
+        return np.isnan(values) if self.nodata == "NaN" else values == self.values.dtype.type(self.nodata)
+
+    @cached_property
+    def filled(self) -> Values:
+        """The scene with the mean of each band instead of NoData."""
+        values = self.values.copy()
+        for band in range(values.shape[2]):
+            data = self.valid[..., band]
+            mean = values[..., band][data].mean(dtype=np.float64) if data.any() else 0
+            values[..., band][~data] = np.rint(mean) if values.dtype.kind in "iu" else mean
+        return values
+
+    @cached_property
+    def mask(self) -> bytes:
+        """The mask as packed bits with Zstd; empty if all samples are data."""
+        if self.valid.all():
+            return b""
+        return bytes(imagecodecs.zstd_encode(np.packbits(np.moveaxis(self.valid, -1, 0)).tobytes(), level=19))
+
+    @cached_property
+    def deviation(self) -> float:
+        """Standard deviation of the samples that are data, over all bands."""
+        return float(self.values[self.valid].std(dtype=np.float64)) or 1.0
 
     @property
-    def data(self) -> NDArray[np.bool_]:
-        """Samples that are data."""
-        value = self.codec.get("nodata")
-        return np.ones(self.values.shape, bool) if value is None else self.values != value
+    def is_float(self) -> bool:
+        """Whether samples are floats."""
+        return self.values.dtype.kind == "f"
 
-    def row(self, codec: str, setting: str, nbytes: int, decoded: Values, encode: float, decode: float) -> Row:
-        """Measure a round trip."""
-        assert decoded.shape == self.values.shape
-        error = np.abs(decoded.astype(np.float64) - self.values)[self.data]
-        rms = float(np.sqrt(np.square(error).mean()))
-        bits = 8 * nbytes / self.values.size
-        return Row(self.name, codec, setting, bits, float(error.max()), rms, encode, decode)
+    def bound(self, multiple: float) -> float:
+        """Return a bound on the error in units of the data."""
+        return multiple * self.deviation * FLOAT_BOUND if self.is_float else multiple
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of DeepSIC."""
+        parameters: dict[str, Any] = {"axes": "yxc", "nodata": self.nodata}
+        data = self.values[self.valid]
+        if self.values.dtype.itemsize > 1 and data.min() < data.max():
+            parameters["value_range"] = (data.min().item(), data.max().item())
+        return parameters
 
-def read_scenes(folder: Path, names: Sequence[str] | None, crop: int) -> list[Scene]:
-    """Read TIFF scenes; a scene with a share of zeros in all bands takes 0 for NoData."""
-    scenes = []
-    for path in sorted(folder.glob("*.tif")):
-        if names and not any(name in path.name for name in names):
-            continue
-        (source,) = open_sources([path])
-        values = np.asarray(source.values.compute())
-        values = values[..., None] if values.ndim == 2 else values
-        if source.axes.index("y"):
-            values = np.moveaxis(values, source.axes.index("c"), -1)
-        values = np.ascontiguousarray(values[:crop, :crop])
-        codec: dict[str, Any] = {"axes": "yxc", "semantics": "none"}
-        if values.dtype != np.uint8:
-            codec["value_range"] = "chunk"
-        if (values == 0).all(axis=-1).mean() > 0.01 and values.dtype == np.uint8:
-            codec["nodata"] = 0
-        if _unlike(values):
-            codec["bands"] = "planes"
-        scenes.append(Scene(path.stem, values, codec))
-    return scenes
-
-
-def _unlike(values: Values) -> bool:
-    """Whether three bands show different things: their edges are not in the same places."""
-    if values.shape[2] != 3:
-        return False
-    edges = np.diff(values.astype(np.float32), axis=1).reshape(-1, 3)
-    return bool(np.corrcoef(edges.T)[np.triu_indices(3, 1)].mean() < 0.5)
-
-
-def ours(scene: Scene, setting: str, **parameters: Any) -> Row:
-    """Store a scene in chunks with DeepSIC."""
-    codec = DeepSIC(**{**scene.codec, **parameters})
-    height, width, _ = scene.values.shape
-    places = [(slice(y, y + EDGE), slice(x, x + EDGE)) for y in range(0, height, EDGE) for x in range(0, width, EDGE)]
-    began = time.perf_counter()
-    payloads = codec.encode_batch([np.ascontiguousarray(scene.values[place]) for place in places])
-    encoded = time.perf_counter()
-    chunks = codec.decode_batch(payloads)
-    done = time.perf_counter()
-    decoded = np.empty_like(scene.values)
-    for place, chunk in zip(places, chunks, strict=True):
-        decoded[place] = chunk
-    if "nodata" in scene.codec:
-        np.testing.assert_array_equal(decoded[~scene.data], scene.values[~scene.data])
-    nbytes = sum(map(len, payloads))
-    return scene.row("DeepSIC", setting, nbytes, decoded, encoded - began, done - encoded)
-
-
-def _parts(values: Values) -> list[Parts]:
-    """Return the ways to hand bands to a codec for photographs: all alone, and three as colours."""
-    alone = [np.ascontiguousarray(values[..., band]) for band in range(values.shape[2])]
-    triples = [np.ascontiguousarray(values[..., k : k + 3]) for k in range(0, values.shape[2] - 2, 3)]
-    colours = [*triples, *alone[3 * len(triples) :]]
-    return [alone, colours] if triples else [alone]
-
-
-def _join(parts: Sequence[Values]) -> Values:
-    return np.concatenate([part if part.ndim == 3 else part[..., None] for part in parts], axis=2)
-
-
-def _stretch(values: Values) -> tuple[Values, Callable[[Values], Values]]:
-    """Stretch 16-bit values to their dtype's range; returns them and the way back."""
-    low, high = int(values.min()), int(values.max())
-    if values.dtype == np.uint8 or low == high:
-        return values, lambda decoded: decoded
-    top = int(np.iinfo(values.dtype).max)
-    stretched = np.rint((values.astype(np.float64) - low) * top / (high - low)).astype(values.dtype)
-    return stretched, lambda d: np.rint(low + d.astype(np.float64) * (high - low) / top).astype(values.dtype)
-
-
-def _jpeg2000(x: Values, level: float) -> bytes:
-    mct = x.ndim == 3
-    return bytes(imagecodecs.jpeg2k_encode(x, level=level, codecformat="j2k", reversible=False, mct=mct, numthreads=1))
-
-
-def _jpegxl(x: Values, distance: float) -> bytes:
-    return bytes(imagecodecs.jpegxl_encode(x, distance=distance, effort=5, numthreads=1))
-
-
-def _jpeg2000_decode(data: bytes) -> Values:
-    return imagecodecs.jpeg2k_decode(data, numthreads=1)
-
-
-def _jpegxl_decode(data: bytes) -> Values:
-    return imagecodecs.jpegxl_decode(data, numthreads=1)
-
-
-def _peer(
-    name: str, limits: tuple[float, float], encode: Callable[[Values, float], bytes], decode: Callable[[bytes], Values]
-) -> Peer:
-    """Return a codec of single images as a codec of scenes in parts."""
-    return Peer(
-        name,
-        (),
-        limits,
-        lambda parts, setting: Chunked([encode(part, setting) for part in parts], ()),
-        lambda chunked: [decode(payload) for payload in chunked.payloads],
-    )
-
-
-JPEG_XL = "JPEG XL e5"
-LOSSY = {
-    "JPEG 2000": _peer("JPEG 2000", (10, 90), _jpeg2000, _jpeg2000_decode),
-    JPEG_XL: _peer(JPEG_XL, (25, 0.02), _jpegxl, _jpegxl_decode),
-}
-
-
-def peer_at(scene: Scene, name: str, target: int) -> Row:
-    """Measure a peer at about `target` bytes, with the smaller error of colours and single bands."""
-    peer = LOSSY[name]
-    values, back = _stretch(scene.values) if name == JPEG_XL else (scene.values, lambda decoded: decoded)
-    rows = []
-    for parts in _parts(values):
-        setting, _ = match_bytes(peer, parts, target, MATCH)
-        start = time.perf_counter()
-        chunked = peer.encode(parts, setting)
-        middle = time.perf_counter()
-        decoded = back(_join(peer.decode(chunked)))
-        seconds = middle - start, time.perf_counter() - middle
-        rows.append(scene.row(name, f"{setting:.2f}", len(chunked), decoded, *seconds))
-    return min(rows, key=lambda row: row.rms)
-
-
-Decode = Callable[[bytes], Values]
-
-
-def _lerc(bound: int) -> tuple[Callable[[Values], bytes], Decode]:
-    return lambda x: bytes(imagecodecs.lerc_encode(x, level=bound, compression="zstd")), imagecodecs.lerc_decode
-
-
-def bounded_peers(bound: int) -> dict[str, tuple[Callable[[Values], bytes], Decode]]:
-    """Codecs that keep a bound on the error, each a way to encode a part and one to decode it."""
-    peers: dict[str, tuple[Callable[[Values], bytes], Decode]] = {"LERC Zstd": _lerc(bound)}
-    if imagecodecs.SPERR.available and bound:
-        peers["SPERR"] = (
-            lambda x: bytes(imagecodecs.sperr_encode(x.astype(np.float32), level=float(bound), mode="pwe")),
-            lambda data: np.rint(imagecodecs.sperr_decode(data)),
-        )
-    if bound == 0:
-        peers[JPEG_XL] = (
-            lambda x: bytes(imagecodecs.jpegxl_encode(x, lossless=True, effort=5, numthreads=1)),
-            _jpegxl_decode,
-        )
-        peers["JPEG 2000"] = (
-            lambda x: bytes(imagecodecs.jpeg2k_encode(x, level=0, codecformat="j2k", reversible=True, numthreads=1)),
-            _jpeg2000_decode,
-        )
-        blosc = numcodecs.Blosc("zstd", clevel=9, shuffle=numcodecs.Blosc.SHUFFLE)
-        peers["Blosc Zstd 9"] = (lambda x: _with_shape(x, blosc.encode(x)), lambda data: _of_shape(data, blosc))
-    return peers
-
-
-def _with_shape(x: Values, data: bytes) -> bytes:
-    return json.dumps([x.shape, x.dtype.str]).ljust(64).encode() + bytes(data)
-
-
-def _of_shape(data: bytes, codec: Any) -> Values:
-    shape, dtype = json.loads(data[:64])
-    return np.frombuffer(codec.decode(data[64:]), dtype).reshape(shape)
-
-
-def peer_within(scene: Scene, name: str, bound: int) -> Row:
-    """Another codec within a bound, with the fewer bytes of colours and single bands."""
-    encode, decode = bounded_peers(bound)[name]
-    best: Row | None = None
-    for parts in _parts(scene.values) if name != "SPERR" else _parts(scene.values)[:1]:
-        began = time.perf_counter()
-        coded = [encode(part) for part in parts]
+    def measure(
+        self,
+        codec: str,
+        group: str,
+        mode: str,
+        target: float,
+        encode: Callable[[], Sequence[bytes]],
+        decode: Callable[[Sequence[bytes]], Values],
+    ) -> tuple[Row, Values]:
+        """Measure a round trip, check it, and return the decoded samples, too."""
+        started = time.perf_counter()
+        stored = encode()
         encoded = time.perf_counter()
-        joined = _join([decode(data) for data in coded])
-        done = time.perf_counter()
-        decoded = np.clip(joined, *_limits(scene.values)).astype(scene.values.dtype)
-        row = scene.row(name, f"<= {bound}", sum(map(len, coded)), decoded, encoded - began, done - encoded)
-        assert row.largest <= bound, row
-        best = row if best is None or row.bits < best.bits else best
-    assert best is not None
+        decoded = decode(stored)
+        seconds = encoded - started, time.perf_counter() - encoded
+        if decoded.shape != self.values.shape or decoded.dtype != self.values.dtype:
+            raise AssertionError(f"{self.name}, {codec}: decoded {decoded.dtype} {decoded.shape}")
+        error = np.abs(decoded.astype(np.float64) - self.values)[self.valid]
+        rms, largest = float(np.sqrt(np.square(error).mean())), float(error.max())
+        limit = {LOSSY: np.inf, LOSSLESS: 0.0, BOUNDS: self.bound(target)}[mode]
+        if self.is_float and not codec.startswith(OURS):  # peers compute in float32
+            limit += float(np.spacing(np.abs(self.values[self.valid]).max()))
+        if not largest <= limit:  # also if it is NaN
+            raise AssertionError(f"{self.name}, {codec}, {group}: error {largest}, bound {limit}")
+        bits = 8 * sum(map(len, stored)) / self.values.size
+        speeds = [self.values.nbytes / 1e6 / max(duration, 1e-9) for duration in seconds]
+        return Row(self.name, codec, group, mode, target, bits, rms, largest, speeds[0], speeds[1]), decoded
+
+
+def read_scenes(locations: Sequence[Path], patterns: Sequence[str]) -> Iterator[Scene]:
+    """Read TIFF files, and those of folders, whose names match one of the patterns (all if there is none)."""
+    for location in locations:
+        paths = [location] if location.is_file() else sorted(p for p in location.iterdir() if p.suffix.lower() in TIFF)
+        for path in paths:
+            if not patterns or any(fnmatch(path.stem, pattern) for pattern in patterns):
+                yield read_scene(path)
+
+
+def read_scene(path: Path) -> Scene:
+    """Read a TIFF file; a band that the file calls transparency, as is often done to near infrared, is a band."""
+    (source,) = open_sources([path], drop_alpha=True)
+    values, axes = np.asarray(source.values), source.axes
+    with tifffile.TiffFile(path) as file:
+        if values.size < np.prod(file.series[0].shape):
+            values, axes = file.series[0].asarray(), file.series[0].axes.lower()
+    others = sorted(set(axes) - {"y", "x"})
+    if len(others) > 1 or values.ndim != 2 + len(others):
+        raise ValueError(f"{path}: axes {axes}; a scene has rows, columns and bands")
+    values = np.moveaxis(values, axes.index(others[0]), -1) if others else values[..., None]
+    nodata = declared_nodata(source)
+    if nodata is None and values.dtype.kind == "f" and np.isnan(values).any():
+        nodata = "NaN"
+    return Scene(path.stem, np.ascontiguousarray(values), nodata)
+
+
+def ours(scene: Scene, codec: str, mode: str, target: float) -> Row:
+    """Store a scene with DeepSIC: as one chunk without labels, or in chunks with labels."""
+    height, width, bands = scene.values.shape
+    rate = {LOSSY: {"bpp": target * bands}, LOSSLESS: {"max_error": 0}, BOUNDS: {"max_error": scene.bound(target)}}
+    coder = DeepSIC(**scene.parameters, **rate[mode], semantics="none" if codec == OURS else "pre")
+    edge = max(height, width) if codec == OURS else EDGE
+    corners = [(y, x) for y in range(0, height, edge) for x in range(0, width, edge)]
+    places = [(slice(y, y + edge), slice(x, x + edge)) for y, x in corners]
+
+    def decode(payloads: Sequence[bytes]) -> Values:
+        decoded = np.empty_like(scene.values)
+        for place, chunk in zip(places, coder.decode_batch(payloads), strict=True):
+            decoded[place] = chunk
+        return decoded
+
+    def encode() -> list[bytes]:
+        return coder.encode_batch([np.ascontiguousarray(scene.values[place]) for place in places])
+
+    row, decoded = scene.measure(codec, "", mode, target, encode, decode)
+    if not np.array_equal(scene.equal_nodata(decoded), ~scene.valid):
+        raise AssertionError(f"{scene.name}: the NoData value is not where it was")
+    return row
+
+
+def as_integers(values: Values, bits: int) -> tuple[Values, float, Restore]:
+    """Return unsigned integers or, for more than 16 bits, int32 that stand for samples.
+
+    Parameters
+    ----------
+    values : ndarray
+        Samples.
+    bits : int
+        Stretch them to integers of this many bits; 0 leaves integers as they are and only makes them unsigned.
+
+    Returns
+    -------
+    (ndarray, float, callable)
+        Integers, the difference of two neighbours in units of the data, and the way back.
+    """
+    if bits == 0 or values.dtype == np.uint8:
+        low, step = float(np.iinfo(values.dtype).min), 1.0
+        integers = (values.astype(np.int64) - int(low)).astype(f"u{values.dtype.itemsize}")
+    else:
+        middle = 0 if bits <= 16 else 1 << (bits - 1)
+        low = float(values.min())
+        step = (float(values.max()) - low) / ((1 << bits) - 1) or 1.0
+        integers = np.rint((values.astype(np.float64) - low) / step) - middle
+        low, integers = low + middle * step, integers.astype(np.int32 if middle else np.uint16)
+    return integers, step, lambda decoded: to_dtype(low + step * decoded.astype(np.float64), values.dtype)
+
+
+def to_dtype(decoded: Values, dtype: np.dtype[Any]) -> Values:
+    """Round and clip decoded numbers to a dtype."""
+    if dtype.kind == "f":
+        return decoded.astype(dtype)
+    info = np.iinfo(dtype)
+    return np.clip(np.rint(decoded), info.min, info.max).astype(dtype)
+
+
+def measure_peer(scene: Scene, peer: BandPeer, group: str, mode: str, target: float) -> Row:
+    """Measure a peer.
+
+    A lossy target is a distance of JPEG XL or an RMS error as a share of the standard deviation.
+    """
+    as_is = group.endswith(AS_IS)
+    values = scene.values if as_is else scene.filled
+    if scene.is_float and peer.floats:
+        image, step, restore = values, 1.0, lambda decoded: to_dtype(decoded, values.dtype)
+    else:
+        stretched = scene.is_float or (mode == LOSSY and peer.distances)
+        image, step, restore = as_integers(values, peer.depth if stretched else 0)
+    parts = split_bands(image, group.removesuffix(AS_IS))
+    setting = target if peer.distances else target * scene.deviation / step
+
+    def encode() -> list[bytes]:
+        if mode == LOSSLESS:
+            assert peer.lossless is not None
+            payloads = [peer.lossless(part) for part in parts]
+        elif mode == BOUNDS:
+            assert peer.bounded is not None
+            payloads = [peer.bounded(part, scene.bound(target)) for part in parts]
+        else:
+            assert peer.lossy is not None
+            payloads = [peer.lossy(part, setting) for part in parts]
+        return payloads if as_is else [*payloads, scene.mask]
+
+    def decode(payloads: Sequence[bytes]) -> Values:
+        decoded = [peer.decode(payload, part) for payload, part in zip(payloads, parts, strict=False)]
+        return restore(np.concatenate([part.reshape(*part.shape[:2], -1) for part in decoded], axis=2))
+
+    row, decoded = scene.measure(peer.name, group, mode, target, encode, decode)
+    return replace(row, kept=not as_is or np.array_equal(scene.equal_nodata(decoded), ~scene.valid))
+
+
+def klt(values: Values) -> NDArray[np.float32]:
+    """Return the KLT of bands as the columns of a matrix, that of the largest variance first.
+
+    The covariance is that of horizontal and vertical differences of float64 (height, width, bands), so edges decide.
+    """
+    bands = values.shape[2]
+    differences = np.concatenate([np.diff(values, axis=axis).reshape(-1, bands) for axis in (0, 1)])
+    return np.linalg.eigh(differences.T @ differences)[1][:, ::-1].astype(np.float32)
+
+
+def measure_klt(scene: Scene, target: float) -> Row:
+    """Measure JPEG 2000 of spectral components at an RMS error, a share of the standard deviation."""
+    peer = BAND_PEERS["JPEG 2000"]
+    assert peer.lossy is not None
+    coder = peer.lossy
+
+    def encode() -> list[bytes]:
+        values = scene.filled.astype(np.float64)
+        matrix, means = klt(values), values.mean(axis=(0, 1)).astype(np.float32)
+        components = (values - means) @ matrix
+        scale = np.float32(min(MAX_KLT_SCALE, (2 ** (KLT_BITS - 1) - 1) / (np.abs(components).max() or 1)))
+        integers = np.rint(components * scale).astype(np.int32)
+        header = np.concatenate([[scale], means, matrix.ravel()]).astype(np.float32)
+        return [header.tobytes(), coder(integers, target * scene.deviation * float(scale)), scene.mask]
+
+    def decode(stored: Sequence[bytes]) -> Values:
+        bands = scene.values.shape[2]
+        header = np.frombuffer(stored[0], np.float32)
+        matrix = header[1 + bands :].reshape(bands, bands)
+        components = peer.decode(stored[1], scene.values).astype(np.float64) / header[0]
+        return to_dtype(components @ matrix.T.astype(np.float64) + header[1 : 1 + bands], scene.values.dtype)
+
+    return scene.measure(KLT, "all", LOSSY, target, encode, decode)[0]
+
+
+class Results:
+    """Rows by what they measure, kept in a JSON file if there is one."""
+
+    def __init__(self, path: Path | None, resume: bool) -> None:
+        self.path = path
+        self.failures: list[str] = []
+        self._rows: dict[tuple[str, str, str, str, float], Row] = {}
+        if path is not None and resume and path.exists():
+            self._rows = {row.key: row for row in (Row(**values) for values in json.loads(path.read_text()))}
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows."""
+        return list(self._rows.values())
+
+    def get(
+        self, measure: Callable[[], Row], scene: str, codec: str, group: str, mode: str, target: float
+    ) -> Row | None:
+        """Return a row, measured if it is not there; None if the codec failed."""
+        key = scene, codec, group, mode, target
+        if key not in self._rows:
+            try:
+                self._rows[key] = measure()
+            # Errors of imagecodecs are RuntimeErrors. A codec that does not keep its promise is left out, too.
+            except (DeepSICError, RuntimeError, ValueError, AssertionError) as error:
+                self.failures.append(f"{scene}, {codec} {group}, {mode} {target:g}: {error}")
+                return None
+        return self._rows[key]
+
+    def save(self) -> None:
+        """Write the file anew."""
+        if self.path is not None:
+            text = "[\n" + ",\n".join(json.dumps(asdict(row)) for row in self.rows) + "\n]\n"
+            temporary = self.path.with_name(self.path.name + ".part")
+            temporary.write_text(text)
+            temporary.replace(self.path)
+
+
+def run(
+    scene: Scene, results: Results, codecs: Sequence[str], targets: dict[str, Sequence[float]], max_bits: float
+) -> None:
+    """Measure a scene with DeepSIC (`codecs`) and all peers; `targets` has those of each mode."""
+    warm_up(scene)
+    for codec in codecs:
+        for mode, numbers in targets.items():
+            for target in numbers:
+                results.get(partial(ours, scene, codec, mode, target), scene.name, codec, "", mode, target)
+                results.save()
+    for peer in BAND_PEERS.values():
+        for mode, numbers in targets.items():
+            if mode == LOSSY and peer.lossy is not None:
+                for group in band_groups(peer, scene.values.shape[2]):
+                    _ladder(results, scene, peer.name, group, max_bits, peer.distances)
+            elif (peer.lossless if mode == LOSSLESS else peer.bounded if mode == BOUNDS else None) is not None:
+                _bounded(results, scene, peer, mode, numbers)
+        results.save()
+    if LOSSY in targets and scene.values.shape[2] > 1:
+        _ladder(results, scene, KLT, "all", max_bits, False)
+        results.save()
+
+
+def warm_up(scene: Scene) -> None:
+    """Compile and load what DeepSIC needs, on a part of the scene; errors are left to the measurements."""
+    part = np.ascontiguousarray(scene.values[:128, :128])
+    for rate in ({"quality": 50}, {"max_error": scene.bound(1)}):
+        with suppress(DeepSICError):
+            codec = DeepSIC(**scene.parameters, **rate)
+            codec.decode(codec.encode(part))
+
+
+def _ladder(results: Results, scene: Scene, codec: str, group: str, max_bits: float, distances: bool) -> None:
+    """Measure a lossy peer from low to high rates."""
+    floor = np.ptp(scene.filled.astype(np.float64)) / 2**19 if scene.is_float else 0.2  # units of the data
+    settings = DISTANCES if distances else [2 ** (-k / 2) for k in range(60) if 2 ** (-k / 2) * scene.deviation > floor]
+    for setting in settings:
+        if codec == KLT:
+            measure: Callable[[], Row] = partial(measure_klt, scene, setting)
+        else:
+            measure = partial(measure_peer, scene, BAND_PEERS[codec], group, LOSSY, setting)
+        row = results.get(measure, scene.name, codec, group, LOSSY, setting)
+        if row is not None and row.bits > RATE_MARGIN * max_bits:
+            return
+    peer = BAND_PEERS.get(codec)
+    if peer is not None and peer.lossless is not None and not scene.is_float:
+        _bounded(results, scene, peer, LOSSLESS, [0.0])
+
+
+def _bounded(results: Results, scene: Scene, peer: BandPeer, mode: str, targets: Sequence[float]) -> None:
+    """Measure a peer without loss or within bounds."""
+    if scene.is_float and not peer.floats:
+        return
+    groups = band_groups(peer, scene.values.shape[2])
+    if not scene.is_float and not scene.valid.all():
+        groups += [group + AS_IS for group in groups]
+    for group in groups:
+        for target in targets:
+            measure = partial(measure_peer, scene, peer, group, mode, target)
+            results.get(measure, scene.name, peer.name, group, mode, target)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Codecs on a scene at a target: the row of DeepSIC, and that of each peer, best first."""
+
+    scene: str
+    mode: str
+    target: float
+    ours: Row
+    peers: list[Row]
+
+    @property
+    def won(self) -> bool:
+        """Whether DeepSIC has the smaller error at equal bytes, or as small an error as all peers in fewer bytes."""
+        best = self.peers[0]
+        if self.mode == LOSSY and (self.ours.rms > 0 or best.rms > 0):
+            return self.ours.rms < best.rms
+        return self.ours.bits < best.bits
+
+    @property
+    def ratio(self) -> float:
+        """RMS error relative to the best peer's at equal bytes, or bytes relative to the best peer's."""
+        best = self.peers[0]
+        if self.mode == LOSSY:
+            return self.ours.rms / best.rms if best.rms else float("inf") if self.ours.rms else 1.0
+        return self.ours.bits / best.bits
+
+
+def at_bits(rows: Sequence[Row], bits: float) -> Row | None:
+    """Interpolate the rows of a codec, lossy and lossless, at bits per sample, with the best group of bands."""
+    exact = [row for row in rows if row.rms == 0 and row.bits <= bits]
+    if exact:
+        return min(exact, key=lambda row: row.bits)
+    best: Row | None = None
+    for group in dict.fromkeys(row.group for row in rows if row.mode == LOSSY):
+        points = _falling([row for row in rows if row.group == group and row.mode == LOSSY and row.rms > 0])
+        if not points:
+            continue
+        logs = np.log([(row.bits, row.rms) for row in points])
+        rms = float(np.exp(np.interp(np.log(bits), logs[:, 0], logs[:, 1])))
+        if best is None or rms < best.rms:
+            nearest = points[int(np.abs(logs[:, 0] - np.log(bits)).argmin())]
+            best = replace(nearest, rms=rms, bits=bits)
     return best
 
 
-def _limits(values: Values) -> tuple[int, int]:
-    info = np.iinfo(values.dtype)
-    return int(info.min), int(info.max)
+def _falling(rows: Sequence[Row]) -> list[Row]:
+    """Sort by rate; leave out rows that take more bytes for no smaller error."""
+    points: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.bits, row.rms)):
+        if not points or (row.rms < points[-1].rms and row.bits > points[-1].bits):
+            points.append(row)
+    return points
 
 
-def run(scenes: Sequence[Scene], rates: Sequence[float], bounds: Sequence[int]) -> list[Row]:
-    """Measure everything."""
-    rows: list[Row] = []
-    for scene in scenes:
-        ours(scene, "", quality=50.0)  # compiles and loads
-        for bits in rates:
-            rows.append(ours(scene, f"{bits:g} bits", bpp=bits * scene.values.shape[2]))
-            target = round(rows[-1].bits * scene.values.size / 8)
-            rows += [peer_at(scene, name, target) for name in LOSSY]
-        for bound in bounds:
-            rows.append(ours(scene, f"<= {bound}", max_error=bound))
-            assert rows[-1].largest <= bound, rows[-1]
-            rows += [peer_within(scene, name, bound) for name in bounded_peers(bound)]
-    return rows
+def compare(rows: Sequence[Row], codec: str, mode: str, target: float) -> Comparison | None:
+    """Compare DeepSIC (`codec`) with the peers; `rows` are those of one scene."""
+    stored = [row for row in rows if row.codec == codec and row.mode == mode and row.target == target]
+    peers: list[Row] = []
+    for name in dict.fromkeys(row.codec for row in rows if not row.codec.startswith(OURS)):
+        candidates = [row for row in rows if row.codec == name and row.kept]
+        if mode == LOSSY and stored:
+            row = at_bits([row for row in candidates if row.mode != BOUNDS], stored[0].bits)
+            peers += [row] if row is not None else []
+        else:
+            candidates = [row for row in candidates if row.mode == mode and row.target == target]
+            peers += [min(candidates, key=lambda row: row.bits)] if candidates else []
+    if not stored or not peers:
+        return None
+    order = (lambda row: (row.rms, row.bits)) if mode == LOSSY else (lambda row: (row.bits, row.rms))
+    return Comparison(stored[0].scene, mode, target, stored[0], sorted(peers, key=order))
 
 
-def report(scenes: Sequence[Scene], rows: Sequence[Row]) -> str:
-    """Return the table of all rows, and what it says in a sentence."""
-    size = {scene.name: scene.values.nbytes / 1e6 for scene in scenes}
-    header = ["scene", "codec", "setting", "bits/sample", "max error", "RMS error", "encode MB/s", "decode MB/s"]
-    cells: list[list[object]] = [
+def rate_curve(rows: Sequence[Row], codecs: Sequence[str]) -> Curve | None:
+    """Return -20 log10 of the RMS error over rate, the best of some codecs; None without two points."""
+    rows = [row for row in rows if row.codec in codecs and row.mode == LOSSY and row.rms > 0]
+    if not rows:
+        return None
+    if codecs[0].startswith(OURS):
+        points = [(row.bits, row.rms) for row in rows]
+    else:
+        grid = np.geomspace(min(row.bits for row in rows), max(row.bits for row in rows), 64)
+        points = []
+        for bits in grid:
+            at = [at_bits([row for row in rows if row.codec == name], bits) for name in codecs]
+            points.append((bits, min(row.rms for row in at if row is not None)))
+    try:
+        return Curve([bits for bits, _ in points], [-20 * np.log10(rms) for _, rms in points])
+    except ValueError:
+        return None
+
+
+def bytes_saved(rows: Sequence[Row], codec: str, peers: Sequence[str]) -> float:
+    """BD-rate over the RMS errors that both reach, in percent, negative where DeepSIC takes fewer bytes."""
+    peers = [name for name in peers if any(row.codec == name and row.mode == LOSSY for row in rows)]
+    test = rate_curve(rows, [codec])
+    anchor = rate_curve(rows, peers) if peers else None
+    return float("nan") if test is None or anchor is None else bd_rate(anchor, test, (0.0, np.inf))
+
+
+def title(mode: str, target: float) -> str:
+    """Name a target."""
+    return {LOSSY: f"{target:g} bits", LOSSLESS: "lossless", BOUNDS: f"<= {target:g}"}[mode]
+
+
+def describe(scene: Scene, comparisons: Sequence[Comparison]) -> str:
+    """Return the table of a scene."""
+    height, width, bands = scene.values.shape
+    lines = [f"## {scene.name}", "", f"{height} x {width} x {bands} {scene.values.dtype}, DeepSIC({scene.parameters})"]
+    header = ["target", "codec", "bands", "bits/sample", "RMS error", "max error", "encode MB/s", "decode MB/s"]
+    cells = [
         [
-            r.scene,
-            r.codec,
-            r.setting,
-            f"{r.bits:.3f}",
-            f"{r.largest:g}",
-            r.rms,
-            size[r.scene] / r.encode,
-            size[r.scene] / r.decode,
+            title(one.mode, one.target),
+            row.codec,
+            row.group,
+            f"{row.bits:.3f}",
+            f"{row.rms:.4g}",
+            f"{row.largest:.4g}",
+            f"{row.encode:.3g}",
+            f"{row.decode:.3g}",
         ]
-        for r in rows
+        for one in comparisons
+        for row in [one.ours, *one.peers]
     ]
-    lossy = [r for r in rows if not r.setting.startswith("<=")]
-    wins = dict.fromkeys(LOSSY, 0)
-    count = 0
-    for k in range(0, len(lossy), 1 + len(LOSSY)):
-        count += 1
-        for peer in lossy[k + 1 : k + 1 + len(LOSSY)]:
-            wins[peer.codec] += lossy[k].rms < peer.rms
-    text = ", ".join(f"than {name} in {number} of {count}" for name, number in wins.items())
-    lossless = [r for r in rows if r.setting == "<= 0"]
-    names = dict.fromkeys(r.scene for r in lossless)
-    best = {name: min((r for r in lossless if r.scene == name), key=lambda r: r.bits) for name in names}
-    smallest = ", ".join(f"{name}: {row.codec}" for name, row in best.items())
-    sentences = [f"at equal bytes the RMS error of DeepSIC is smaller {text} cases"] * bool(count)
-    sentences += [f"the smallest lossless file is that of ({smallest})"] * bool(smallest)
-    return f"{table(header, cells)}\n\nConclusion: {'; '.join(sentences)}."
+    return "\n".join([*lines, "", table(header, cells)])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, and write JSON if asked to."""
+def summary(names: dict[str, int], rows: Sequence[Row], codec: str, targets: dict[str, Sequence[float]]) -> str:
+    """Return the tables over all scenes (names and numbers of bands), for one of the ways to store with DeepSIC."""
+    of_scene = {name: [row for row in rows if row.scene == name] for name in names}
+    parts = [f"## Summary of {codec}"]
+    for modes, caption in (
+        ((LOSSY,), "RMS error relative to that of the best peer (named) at equal bytes"),
+        ((LOSSLESS, BOUNDS), "Bytes relative to those of the best peer (named)"),
+    ):
+        columns = [(mode, target) for mode in modes for target in targets.get(mode, ())]
+        table_rows = {name: [compare(of_scene[name], codec, *column) for column in columns] for name in names}
+        if any(cell for cells in table_rows.values() for cell in cells):
+            parts += [f"{caption}; below 1 DeepSIC is better:", _ratios(columns, table_rows)]
+    if LOSSY in targets:
+        parts += ["BD-rate over RMS in %, negative where DeepSIC takes fewer bytes:", _bd_rates(names, of_scene, codec)]
+    return "\n\n".join(parts)
+
+
+def _ratios(columns: Sequence[tuple[str, float]], cells: dict[str, list[Comparison | None]]) -> str:
+    lines = [
+        [name, *("-" if one is None else f"{one.ratio:.3f} ({one.peers[0].codec})" for one in row)]
+        for name, row in cells.items()
+    ]
+    columnwise = [[one for one in column if one is not None] for column in zip(*cells.values(), strict=True)]
+    means = []
+    for column in columnwise:
+        ratios = [one.ratio for one in column if 0 < one.ratio < np.inf]
+        means.append(f"{np.exp(np.mean(np.log(ratios))):.3f}" if ratios else "-")
+    lines.append(["geometric mean", *means])
+    lines.append(["DeepSIC is best", *(f"{sum(one.won for one in column)} of {len(column)}" for column in columnwise)])
+    return table(["scene", *(title(*column) for column in columns)], lines)
+
+
+def _bd_rates(names: dict[str, int], of_scene: dict[str, list[Row]], codec: str) -> str:
+    lossy = [name for name, peer in BAND_PEERS.items() if peer.lossy is not None] + [KLT]
+    rivals = {"the best peer": lossy, "JPEG 2000": JPEG2000, KLT: [KLT], "JPEG XL e7": ["JPEG XL e7"]}
+    lines: list[list[Any]] = []
+    for name, bands in names.items():
+        rates = {rival: bytes_saved(of_scene[name], codec, peers) for rival, peers in rivals.items()}
+        if bands < KLT_BANDS:
+            rates[KLT] = float("nan")
+        lines.append([name, bands, *rates.values()])
+    numbers = np.array([line[2:] for line in lines], float)
+    means = [float(column[np.isfinite(column)].mean()) if np.isfinite(column).any() else np.nan for column in numbers.T]
+    header = ["scene", "bands", *(f"against {rival}" for rival in rivals)]
+    return table(header, [*lines, ["mean", "", *means]])
+
+
+def plot(path: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
+    """Draw the RMS error over bits per sample, one panel for each scene."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * lines), layout="constrained")
+    codecs = list(dict.fromkeys(row.codec for row in rows if row.mode == LOSSY))
+    for number, name in enumerate(names):
+        axis = figure.add_subplot(lines, columns, number + 1)
+        for index, codec in enumerate(codecs):
+            points = [row for row in rows if (row.scene, row.codec, row.mode) == (name, codec, LOSSY) and row.rms > 0]
+            points = _falling(points)
+            style: dict[str, Any] = {"color": "black", "lw": 2.2} if codec == OURS else {"color": f"C{index}", "lw": 1}
+            axis.plot([row.bits for row in points], [row.rms for row in points], "o-", ms=2, label=codec, **style)
+        axis.set(title=name, xscale="log", yscale="log", xlabel="bits per sample", ylabel="RMS error")
+        axis.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(fontsize=6)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns 1 if DeepSIC failed on a scene."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.imagery", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--scenes", type=Path, required=True, help="folder of TIFF files")
-    parser.add_argument("--only", nargs="*", help="parts of the names of scenes")
-    parser.add_argument("--crop", type=int, default=1 << 20, help="pixels of each edge")
-    parser.add_argument("--bits", type=float, nargs="*", default=BITS, help="bits per sample of the lossy comparison")
-    parser.add_argument("--bound", type=int, nargs="*", default=BOUNDS)
-    parser.add_argument("--json", type=Path)
+    add = parser.add_argument
+    add("--scenes", type=Path, nargs="+", required=True, metavar="DIR", help="folders of TIFF files, or files")
+    add("--names", nargs="+", default=[], metavar="PATTERN", help="only scenes with such names, as in 'landsat*'")
+    add("--only", choices=MODES, nargs="+", default=MODES, help="parts of the comparison")
+    add("--bits", type=float, nargs="+", default=BITS, help="bits per sample of the lossy comparison")
+    add("--bounds", type=float, nargs="+", default=BOUND_SIZES, help="bounds on the error")
+    add("--chunked", action="store_true", help="also store with DeepSIC in chunks of 512 x 512 that have labels")
+    add("--json", type=Path, metavar="FILE", help="keep all rows here")
+    add("--resume", action="store_true", help="do not measure again what the JSON file has")
+    add("--plot", type=Path, metavar="FILE", help="draw rate and error here")
     args = parser.parse_args(argv)
     config.set_defaults(threads=1)
-    scenes = read_scenes(args.scenes, args.only, args.crop)
+    numbers = {LOSSY: args.bits, LOSSLESS: [0.0], BOUNDS: args.bounds}
+    targets = {mode: numbers[mode] for mode in MODES if mode in args.only}
+    codecs = [OURS, CHUNKED] if args.chunked else [OURS]
+    results = Results(args.json, args.resume)
     print(machine(1))
-    for scene in scenes:
-        print(f"{scene.name}: {scene.values.shape} {scene.values.dtype}, DeepSIC({scene.codec})")
-    rows = run(scenes, args.bits, args.bound)
-    print(report(scenes, rows))
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    names: dict[str, int] = {}
+    for scene in read_scenes(args.scenes, args.names):
+        started = time.perf_counter()
+        possible = {mode: numbers for mode, numbers in targets.items() if mode != LOSSLESS or not scene.is_float}
+        run(scene, results, codecs, possible, max(args.bits))
+        rows = [row for row in results.rows if row.scene == scene.name]
+        columns = [(codec, mode, target) for codec in codecs for mode in possible for target in possible[mode]]
+        comparisons = [compare(rows, *column) for column in columns]
+        print(f"\n{describe(scene, [one for one in comparisons if one is not None])}", flush=True)
+        won = sum(one.won for one in comparisons if one is not None)
+        seconds = time.perf_counter() - started
+        print(f"{scene.name}: best in {won} of {len(comparisons)}, {seconds:.0f} s", file=sys.stderr, flush=True)
+        names[scene.name] = scene.values.shape[2]
+    for codec in codecs:
+        print(f"\n{summary(names, results.rows, codec, targets)}")
+    if results.failures:
+        print("\nLeft out:\n" + "\n".join(results.failures))
+    if args.plot:
+        plot(args.plot, list(names), results.rows)
+    return int(any(f", {OURS}" in failure for failure in results.failures))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

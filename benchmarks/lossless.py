@@ -12,37 +12,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import machine, read_images, table
+from deepsic_codec.io.peers import LOSSLESS_PEERS
 from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.coders.residual import decode_integers, encode_integers
 
 Pixels = NDArray[np.uint8]
-
-PEERS: dict[str, tuple[Callable[[Pixels], bytes | bytearray], Callable[[bytes | bytearray], Any]]] = {
-    "JPEG XL e7": (
-        lambda x: imagecodecs.jpegxl_encode(x, lossless=True, effort=7, numthreads=1),
-        lambda d: imagecodecs.jpegxl_decode(d, numthreads=1),
-    ),
-    "JPEG XL e3": (
-        lambda x: imagecodecs.jpegxl_encode(x, lossless=True, effort=3, numthreads=1),
-        lambda d: imagecodecs.jpegxl_decode(d, numthreads=1),
-    ),
-    "JPEG 2000 reversible": (
-        lambda x: imagecodecs.jpeg2k_encode(x, level=0, reversible=True, mct=True, codecformat="j2k", numthreads=1),
-        lambda d: imagecodecs.jpeg2k_decode(d, numthreads=1),
-    ),
-    "WebP lossless": (lambda x: imagecodecs.webp_encode(x, lossless=True, method=4), imagecodecs.webp_decode),
-    "PNG": (lambda x: imagecodecs.png_encode(x, level=9), imagecodecs.png_decode),
-    "Blosc-Zstd": (
-        lambda x: imagecodecs.blosc2_encode(x.tobytes(), level=9, compressor="zstd", shuffle="shuffle", typesize=1),
-        imagecodecs.blosc2_decode,
-    ),
-}
 
 
 def _timed(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
@@ -68,12 +47,13 @@ def _ours(chunks: list[Pixels], quality: float) -> list[object]:
 
 
 def _peer(chunks: list[Pixels], name: str) -> list[object]:
-    encode, decode = PEERS[name]
+    peer = LOSSLESS_PEERS[name]
+    assert peer.lossless is not None
     coded, seconds = 0, [0.0, 0.0]
     for chunk in chunks:
-        encode_seconds, data = _timed(encode, chunk)
-        decode_seconds, result = _timed(decode, data)
-        if memoryview(result).tobytes() != chunk.tobytes():
+        encode_seconds, data = _timed(peer.lossless, chunk)
+        decode_seconds, result = _timed(peer.decode, data, chunk)
+        if not np.array_equal(result, chunk):
             raise AssertionError(f"{name}: the image is not restored")
         coded += len(data)
         seconds = [seconds[0] + encode_seconds, seconds[1] + decode_seconds]
@@ -104,7 +84,7 @@ def main() -> None:
         for x in range(0, image.shape[1], n)
     ]
     _ours(chunks[:1], args.qualities[0])  # compiles
-    rows = [_ours(chunks, q) for q in args.qualities] + [_peer(chunks, name) for name in PEERS]
+    rows = [_ours(chunks, q) for q in args.qualities] + [_peer(chunks, name) for name in LOSSLESS_PEERS]
     print(machine(1))
     print(table(("codec", "features", "residual", "bits per sample", "Mpx/s encode", "Mpx/s decode"), rows))
     print("Speeds of this codec are the residual coder's alone.")

@@ -97,9 +97,9 @@ PARTS = {
     ),
     "imagery": Part(
         "Imagery of other kinds",
-        "16 bit, many bands, NoData; lossless and bounded error beside other codecs.",
-        "--scenes SCENES --crop 1024",
-        "--scenes SCENES --crop 256 --bits 1 --bound 0",
+        "16 bit, floats, many bands, NoData: error at equal bytes, lossless and bounded error beside other codecs.",
+        "--scenes SCENES --bits 0.5 2 --bounds 2",
+        "--scenes SCENES --only lossless",
     ),
     "generations": Part(
         "Rewriting",

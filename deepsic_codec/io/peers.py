@@ -1,6 +1,11 @@
-"""Other image codecs, to compare with: JPEG, JPEG 2000, WebP, AVIF, JPEG XL, through imagecodecs and Pillow."""
+"""Other codecs, to compare with, through imagecodecs and Pillow.
+
+`PEERS` store RGB images of 8 bits. `BAND_PEERS` store images of any number of bands: with loss at a setting, within a
+bound on the error, or without loss. `LOSSLESS_PEERS` store RGB images of 8 bits without loss.
+"""
 
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +16,7 @@ from numpy.typing import NDArray
 from deepsic_codec.io.require import require
 
 Pixels = NDArray[np.uint8]
+Samples = NDArray[Any]
 Functions = tuple[Callable[[Pixels, float], bytes], Callable[[bytes], Pixels]]
 
 
@@ -142,5 +148,302 @@ PEERS: dict[str, Peer] = {
         Peer("AVIF 4:4:4 s6", (15, 25, 35, 45, 55, 65, 75, 85), (1, 99), *_avif, integer=True),
         Peer("JPEG XL e3", _DISTANCES, (25, 0.1), *_jpegxl3),
         Peer("JPEG XL e7", _DISTANCES, (25, 0.1), *_jpegxl7),
+    )
+}
+
+
+@dataclass(frozen=True)
+class BandPeer:
+    """A codec of images of any number of bands that runs on the calling thread alone.
+
+    Images are (height, width) or (height, width, bands). Integers are unsigned.
+
+    Attributes
+    ----------
+    name : str
+        Name, with the options that matter.
+    groups : tuple of str
+        How it can be handed the bands: "all" at once, in "threes" as colours are, each "alone".
+    decode : callable
+        (bytes, image of the shape and dtype that comes back) -> array of that shape.
+    lossless, bounded, lossy : callable, optional
+        image -> bytes; (image, bound on the error in units of the samples) -> bytes, where decoded samples are rounded
+        if the image has integers; (image, setting) -> bytes.
+    distances : bool
+        Whether a setting of `lossy` is a distance of JPEG XL; else it is about the RMS error in units of the samples.
+    floats : bool
+        Whether it takes float32.
+    depth : int
+        Bits of the integers that stand for float32 where it takes none.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    decode: Callable[[bytes, Samples], Samples]
+    lossless: Callable[[Samples], bytes] | None = None
+    bounded: Callable[[Samples, float], bytes] | None = None
+    lossy: Callable[[Samples, float], bytes] | None = None
+    distances: bool = False
+    floats: bool = False
+    depth: int = 16
+
+
+def split_bands(image: Samples, group: str) -> list[Samples]:
+    """Cut an image (height, width, bands) into parts: "all", "threes" (with the remainder alone) or "alone"."""
+    bands = image.shape[2]
+    if group == "all":
+        return [image]
+    threes = bands // 3 if group == "threes" else 0
+    parts = [image[..., 3 * k : 3 * k + 3] for k in range(threes)] + [image[..., k] for k in range(3 * threes, bands)]
+    return [np.ascontiguousarray(part) for part in parts]
+
+
+def band_groups(peer: BandPeer, bands: int) -> list[str]:
+    """Return the groups of a peer that differ for this number of bands."""
+    if bands == 1:
+        return ["alone"]
+    names = [group for group in peer.groups if group != "threes" or bands >= 3]
+    return [group for group in names if group != "all" or bands != 3 or "threes" not in names]
+
+
+def _bands_first(image: Samples) -> Samples:
+    return image if image.ndim == 2 else np.ascontiguousarray(np.moveaxis(image, -1, 0))
+
+
+def _as_like(decoded: Samples, like: Samples) -> Samples:
+    """Bring bands to the last axis if the codec left them on the first."""
+    return decoded if decoded.shape == like.shape else np.moveaxis(decoded, 0, -1)
+
+
+def _is_rgb(image: Samples) -> bool:
+    return image.ndim == 3 and image.shape[2] == 3
+
+
+def _bits(image: Samples) -> int:
+    """Bits of the samples, with the sign if they are int32 or int64."""
+    if image.dtype.itemsize <= 2:
+        return 8 * image.dtype.itemsize
+    return int(np.abs(image).max()).bit_length() + 1
+
+
+def _jpeg2000_bands(reversible: bool) -> Callable[[Samples, float], bytes]:
+    """Encode with one slope of rate and distortion for all components, which the PSNR of them together decides."""
+
+    def encode(image: Samples, error: float) -> bytes:
+        bits = _bits(image)
+        level = 20 * np.log10((2**bits - 1) / error) if error else 0
+        options: dict[str, Any] = {} if image.dtype.itemsize <= 2 else {"bitspersample": bits}
+        options |= {"reversible": reversible, "mct": _is_rgb(image), "codecformat": "j2k"}
+        return bytes(_imagecodecs().jpeg2k_encode(image, level=max(level, 0), **options, **_ONE_THREAD))
+
+    return encode
+
+
+def _jpeg2000_lossless(image: Samples) -> bytes:
+    return _jpeg2000_bands(True)(image, 0)
+
+
+def _jpeg2000_samples(data: bytes, like: Samples) -> Samples:
+    return _imagecodecs().jpeg2k_decode(data, **_ONE_THREAD)
+
+
+def _htj2k(image: Samples, error: float) -> bytes:
+    """Encode with OpenJPH; a uniform quantiser with step s leaves an RMS error of about s / 3 in its wavelet domain."""
+    options: dict[str, Any] = {"rgb": True} if _is_rgb(image) else {"planar": image.ndim == 3}
+    options |= {"reversible": False, "level": 3 * error / 2 ** _bits(image)} if error else {"reversible": True}
+    return bytes(_imagecodecs().htj2k_encode(image if _is_rgb(image) else _bands_first(image), **options))
+
+
+def _htj2k_lossless(image: Samples) -> bytes:
+    return _htj2k(image, 0)
+
+
+def _htj2k_samples(data: bytes, like: Samples) -> Samples:
+    return _as_like(_imagecodecs().htj2k_decode(data), like)
+
+
+def _jpegxl(image: Samples, distance: float) -> bytes:
+    return bytes(_imagecodecs().jpegxl_encode(image, distance=distance, effort=7, **_ONE_THREAD))
+
+
+def _jpegxl_lossless(image: Samples) -> bytes:
+    options: dict[str, Any] = {"lossless": True, "effort": 7, **_ONE_THREAD}
+    if image.ndim == 3 and not _is_rgb(image):
+        image, options = _bands_first(image), options | {"planar": True, "photometric": "gray"}
+    return bytes(_imagecodecs().jpegxl_encode(image, **options))
+
+
+def _jpegxl_samples(data: bytes, like: Samples) -> Samples:
+    return _as_like(_imagecodecs().jpegxl_decode(data, **_ONE_THREAD), like)
+
+
+def _jpegxl_bounded(image: Samples, bound: float) -> bytes:
+    """Quantise to the bound, then encode without loss; raises ValueError if that takes more than 16 bits."""
+    low = float(image.min())
+    step = 2 * bound + 1 if image.dtype.kind == "u" else 2 * bound * (1 - 1e-6)
+    levels = np.floor((image.astype(np.float64) - low) / step + 0.5)
+    if levels.max() > 65535:
+        raise ValueError("more than 65536 levels")
+    dtype = np.uint8 if levels.max() < 256 else np.uint16
+    return struct.pack("<dd", low, step) + _jpegxl_lossless(levels.astype(dtype))
+
+
+def _jpegxl_bounded_samples(data: bytes, like: Samples) -> Samples:
+    low, step = struct.unpack_from("<dd", data)
+    return low + step * _jpegxl_samples(data[16:], like)
+
+
+def _jpegls(image: Samples, bound: float) -> bytes:
+    return bytes(_imagecodecs().jpegls_encode(image, level=int(bound)))
+
+
+def _lerc(image: Samples, bound: float) -> bytes:
+    return bytes(_imagecodecs().lerc_encode(image, level=bound, compression="zstd"))
+
+
+def _tolerance(image: Samples, bound: float) -> float:
+    """Return the bound for a codec of floats; integers are rounded afterwards."""
+    return bound + 0.49 if image.dtype.kind == "u" else bound
+
+
+def _sperr(image: Samples, bound: float) -> bytes:
+    level = _tolerance(image, bound)
+    return bytes(_imagecodecs().sperr_encode(image.astype(np.float32), level=level, mode="pwe", **_ONE_THREAD))
+
+
+def _sperr_lossy(image: Samples, error: float) -> bytes:
+    level = 20 * np.log10(max(float(np.ptp(image)), 2 * error) / error)
+    return bytes(_imagecodecs().sperr_encode(image.astype(np.float32), level=level, mode="psnr", **_ONE_THREAD))
+
+
+def _sz3(image: Samples, bound: float) -> bytes:
+    values = _bands_first(image).astype(np.float32)
+    return bytes(_imagecodecs().sz3_encode(values, mode="abs", abs=_tolerance(image, bound)))
+
+
+def _sz3_samples(data: bytes, like: Samples) -> Samples:
+    values = _bands_first(like)
+    return _as_like(_imagecodecs().sz3_decode(data, values.shape, np.float32), like)
+
+
+def _zfp(image: Samples, bound: float) -> bytes:
+    values = _bands_first(image).astype(np.float32)
+    return bytes(_imagecodecs().zfp_encode(values, mode="a", level=_tolerance(image, bound), **_ONE_THREAD))
+
+
+def _zfp_samples(data: bytes, like: Samples) -> Samples:
+    return _as_like(_imagecodecs().zfp_decode(data), like)
+
+
+def _pcodec(image: Samples) -> bytes:
+    return bytes(_imagecodecs().pcodec_encode(_bands_first(image), level=12))
+
+
+def _pcodec_samples(data: bytes, like: Samples) -> Samples:
+    return _as_like(_imagecodecs().pcodec_decode(data, _bands_first(like).shape, like.dtype), like)
+
+
+def _bitshuffle(image: Samples) -> bytes:
+    planes = _bands_first(image)
+    shuffled = _imagecodecs().bitshuffle_encode(planes.tobytes(), itemsize=planes.itemsize)
+    return bytes(_imagecodecs().zstd_encode(shuffled, level=9))
+
+
+def _bitshuffle_samples(data: bytes, like: Samples) -> Samples:
+    shuffled = _imagecodecs().zstd_decode(data)
+    planes = _imagecodecs().bitshuffle_decode(shuffled, itemsize=like.itemsize)
+    return _as_like(np.frombuffer(planes, like.dtype).reshape(_bands_first(like).shape), like)
+
+
+_ANY = ("all", "threes", "alone")
+
+BAND_PEERS: dict[str, BandPeer] = {
+    peer.name: peer
+    for peer in (
+        BandPeer(
+            "JPEG 2000",
+            _ANY,
+            _jpeg2000_samples,
+            _jpeg2000_lossless,
+            lossy=_jpeg2000_bands(False),
+            depth=20,
+        ),
+        BandPeer("JPEG 2000 5/3", _ANY, _jpeg2000_samples, lossy=_jpeg2000_bands(True), depth=20),
+        BandPeer("HTJ2K", ("all", "threes"), _htj2k_samples, _htj2k_lossless, lossy=_htj2k),
+        BandPeer("JPEG XL e7", _ANY, _jpegxl_samples, _jpegxl_lossless, lossy=_jpegxl, distances=True),
+        BandPeer("quantised JPEG XL e7", _ANY, _jpegxl_bounded_samples, bounded=_jpegxl_bounded, floats=True),
+        BandPeer(
+            "JPEG-LS",
+            ("alone",),
+            lambda data, like: _imagecodecs().jpegls_decode(data),
+            lambda image: _jpegls(image, 0),
+            _jpegls,
+        ),
+        BandPeer(
+            "LERC Zstd",
+            ("all", "alone"),
+            lambda data, like: _imagecodecs().lerc_decode(data),
+            lambda image: _lerc(image, 0),
+            _lerc,
+            floats=True,
+        ),
+        BandPeer(
+            "SPERR",
+            ("alone",),
+            lambda data, like: _imagecodecs().sperr_decode(data, **_ONE_THREAD),
+            bounded=_sperr,
+            lossy=_sperr_lossy,
+            floats=True,
+        ),
+        BandPeer(
+            "SZ3",
+            ("all", "alone"),
+            _sz3_samples,
+            bounded=_sz3,
+            lossy=lambda image, error: _sz3(image, 1.7 * error),
+            floats=True,
+        ),
+        BandPeer(
+            "ZFP",
+            ("all", "alone"),
+            _zfp_samples,
+            bounded=_zfp,
+            lossy=lambda image, error: _zfp(image, 8 * error),
+            floats=True,
+        ),
+        BandPeer("pcodec", ("all",), _pcodec_samples, _pcodec),
+        BandPeer("bitshuffle Zstd", ("all",), _bitshuffle_samples, _bitshuffle),
+    )
+}
+
+
+def _rgb_peer(name: str, codec: str, decode: dict[str, Any] | None = None, **options: Any) -> BandPeer:
+    """Return a lossless codec of imagecodecs for RGB images, given fixed options to encode and decode."""
+    return BandPeer(
+        name,
+        ("all",),
+        lambda data, like: getattr(_imagecodecs(), f"{codec}_decode")(data, **(decode or {})),
+        lambda image: bytes(getattr(_imagecodecs(), f"{codec}_encode")(image, **options)),
+    )
+
+
+def _blosc(image: Samples) -> bytes:
+    options: dict[str, Any] = {"level": 9, "compressor": "zstd", "shuffle": "shuffle", "typesize": image.itemsize}
+    return bytes(_imagecodecs().blosc2_encode(image.tobytes(), **options))
+
+
+def _blosc_samples(data: bytes, like: Samples) -> Samples:
+    return np.frombuffer(_imagecodecs().blosc2_decode(data), like.dtype).reshape(like.shape)
+
+
+LOSSLESS_PEERS: dict[str, BandPeer] = {
+    peer.name: peer
+    for peer in (
+        BAND_PEERS["JPEG XL e7"],
+        _rgb_peer("JPEG XL e3", "jpegxl", _ONE_THREAD, lossless=True, effort=3, **_ONE_THREAD),
+        BAND_PEERS["JPEG 2000"],
+        _rgb_peer("WebP", "webp", lossless=True, method=4),
+        _rgb_peer("PNG", "png", level=9),
+        BandPeer("Blosc-Zstd", ("all",), _blosc_samples, _blosc),
     )
 }
