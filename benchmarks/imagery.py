@@ -11,9 +11,9 @@ chunks of 512 x 512 that have labels. Everything that is stored counts.
 
 Lossy: DeepSIC encodes with `bpp=`, whose time is that of a search. Each peer encodes at a ladder of settings, 3 dB
 apart (JPEG XL: distances by factors of 1.5), and its RMS error at the bytes of DeepSIC is interpolated between the two
-nearest, in log bytes and log error; maximum error and speeds are those of the nearest. Below its lowest rate, a peer
-is taken at that rate; from the bytes of its lossless file on, it has no error. Bands are handed to a peer in all ways
-that it takes (together, in threes as colours, alone), and the best counts.
+nearest, in log bytes and log error; maximum error and speeds are those of the nearest. A peer that needs more bytes at
+its lowest rate is left out; from the bytes of its lossless file on, it has no error. Bands are handed to a peer in all
+ways that it takes (together, in threes as colours, alone), and the best counts.
 
 "JPEG 2000 + KLT" codes the KLT of the bands, of the covariance of horizontal and vertical differences, as components of
 one image with one scale and one slope of rate and distortion; its matrix counts. "JPEG 2000 5/3" is the reversible
@@ -70,6 +70,7 @@ KLT_BITS = 22  # of a component with its sign, of the 26 that OpenJPEG can code
 MAX_KLT_SCALE = 64.0
 JPEG2000 = ("JPEG 2000", "JPEG 2000 5/3")
 DISTANCES = [25 / 1.5**k for k in range(20)]
+MATCH = 0.02  # relative difference of bytes that counts as equal
 RATE_MARGIN = 1.1  # a ladder ends above the largest number of bits by this factor
 AS_IS = ", NoData as it is"
 
@@ -483,14 +484,17 @@ class Comparison:
 
 
 def at_bits(rows: Sequence[Row], bits: float) -> Row | None:
-    """Interpolate the rows of a codec, lossy and lossless, at bits per sample, with the best group of bands."""
+    """Interpolate the rows of a codec, lossy and lossless, at bits per sample, with the best group of bands.
+
+    None if it needs more bits at its lowest rate.
+    """
     exact = [row for row in rows if row.rms == 0 and row.bits <= bits]
     if exact:
         return min(exact, key=lambda row: row.bits)
     best: Row | None = None
     for group in dict.fromkeys(row.group for row in rows if row.mode == LOSSY):
         points = _falling([row for row in rows if row.group == group and row.mode == LOSSY and row.rms > 0])
-        if not points:
+        if not points or bits < points[0].bits * (1 - MATCH):
             continue
         logs = np.log([(row.bits, row.rms) for row in points])
         rms = float(np.exp(np.interp(np.log(bits), logs[:, 0], logs[:, 1])))

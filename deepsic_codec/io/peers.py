@@ -156,7 +156,7 @@ PEERS: dict[str, Peer] = {
 class BandPeer:
     """A codec of images of any number of bands that runs on the calling thread alone.
 
-    Images are (height, width) or (height, width, bands). Integers are unsigned.
+    Images are (height, width) or (height, width, bands). Integers are unsigned; JPEG 2000 takes int32, too.
 
     Attributes
     ----------
@@ -220,10 +220,10 @@ def _is_rgb(image: Samples) -> bool:
 
 
 def _bits(image: Samples) -> int:
-    """Bits of the samples, with the sign if they are int32 or int64."""
+    """Bits of the samples, with the sign of int32."""
     if image.dtype.itemsize <= 2:
         return 8 * image.dtype.itemsize
-    return int(np.abs(image).max()).bit_length() + 1
+    return max(17, int(np.abs(image).max()).bit_length() + 1)  # imagecodecs garbles int32 of 16 bits and fewer
 
 
 def _jpeg2000_bands(reversible: bool) -> Callable[[Samples, float], bytes]:

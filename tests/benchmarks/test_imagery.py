@@ -99,7 +99,8 @@ def row(codec, bits, rms, group="alone", mode="lossy", target=0.0):
 def test_errors_are_interpolated_at_equal_bytes():
     rows = [row("p", 0.5, 8.0), row("p", 2.0, 2.0), row("p", 1.0, 6.0, "all"), row("p", 4.0, 0.0, "all", "lossless")]
     assert imagery.at_bits(rows, 1.0).rms == pytest.approx(4)  # of the group with the smaller error
-    assert imagery.at_bits(rows, 3.9).rms == 2 and imagery.at_bits(rows, 0.1).rms == 6
+    assert imagery.at_bits(rows, 3.9).rms == 2 and imagery.at_bits(rows, 0.495).rms == pytest.approx(8)
+    assert imagery.at_bits(rows, 0.4) is None
     assert imagery.at_bits(rows, 4.0).rms == 0
 
 
@@ -128,6 +129,13 @@ def test_the_klt_decorrelates_edges():
     np.testing.assert_allclose(matrix.T @ matrix, np.eye(4), atol=1e-6)
     energy = np.square(np.diff(bands @ matrix, axis=0)).sum((0, 1))
     assert energy[0] > 20 * energy[1:].sum()
+
+
+def test_jpeg_2000_of_the_klt_reaches_every_error():
+    scene = imagery.Scene("s", photograph(64, 64, 3)[..., [0, 1, 2, 0]])
+    for share in (0.1, 0.05, 0.02):
+        row = imagery.measure_klt(scene, share)
+        assert 0.7 * share < row.rms / scene.deviation < 1.3 * share
 
 
 def test_nodata_that_does_not_survive_does_not_count(scenes):
