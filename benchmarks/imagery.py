@@ -9,11 +9,11 @@ DeepSIC stores a scene as one chunk without labels, and takes `value_range=(min,
 they have 16 bits or are floats, which is what its documentation advises. `--chunked` adds a second comparison, with
 chunks of 512 x 512 that have labels. Everything that is stored counts.
 
-Lossy: DeepSIC encodes with `bpp=`, whose time is that of a search. Each peer encodes at a ladder of settings, 3 dB
-apart (JPEG XL: distances by factors of 1.5), and its RMS error at the bytes of DeepSIC is interpolated between the two
-nearest, in log bytes and log error; maximum error and speeds are those of the nearest. A peer that needs more bytes at
-its lowest rate is left out; from the bytes of its lossless file on, it has no error. Bands are handed to a peer in all
-ways that it takes (together, in threes as colours, alone), and the best counts.
+Lossy: DeepSIC encodes with `bpp=`, whose time is that of a search. Each peer encodes at a ladder of settings around
+these bytes, 3 dB apart (JPEG XL: distances by factors of 1.5), and its RMS error at the bytes of DeepSIC is
+interpolated between the two nearest, in log bytes and log error; maximum error and speeds are those of the nearest. A
+peer that needs more bytes at its lowest rate is left out; from the bytes of its lossless file on, it has no error.
+Bands are handed to a peer in all ways that it takes (together, in threes as colours, alone), and the best counts.
 
 "JPEG 2000 + KLT" codes the KLT of the bands, of the covariance of horizontal and vertical differences, as components of
 one image with one scale and one slope of rate and distortion; its matrix counts. "JPEG 2000 5/3" is the reversible
@@ -71,7 +71,7 @@ MAX_KLT_SCALE = 64.0
 JPEG2000 = ("JPEG 2000", "JPEG 2000 5/3")
 DISTANCES = [25 / 1.5**k for k in range(20)]
 MATCH = 0.02  # relative difference of bytes that counts as equal
-RATE_MARGIN = 1.1  # a ladder ends above the largest number of bits by this factor
+STRIDE = 4  # steps of a ladder at a time, below the bytes of DeepSIC
 AS_IS = ", NoData as it is"
 
 
@@ -394,26 +394,25 @@ class Results:
             temporary.replace(self.path)
 
 
-def run(
-    scene: Scene, results: Results, codecs: Sequence[str], targets: dict[str, Sequence[float]], max_bits: float
-) -> None:
-    """Measure a scene with DeepSIC (`codecs`) and all peers; `targets` has those of each mode."""
+def run(scene: Scene, results: Results, codecs: Sequence[str], targets: dict[str, Sequence[float]]) -> None:
+    """Measure a scene with DeepSIC (`codecs`), then with all peers; `targets` has those of each mode."""
     warm_up(scene)
     for codec in codecs:
         for mode, numbers in targets.items():
             for target in numbers:
                 results.get(partial(ours, scene, codec, mode, target), scene.name, codec, "", mode, target)
                 results.save()
+    rates = [row.bits for row in results.rows if row.scene == scene.name and row.codec in codecs and row.mode == LOSSY]
     for peer in BAND_PEERS.values():
         for mode, numbers in targets.items():
             if mode == LOSSY and peer.lossy is not None:
                 for group in band_groups(peer, scene.values.shape[2]):
-                    _ladder(results, scene, peer.name, group, max_bits, peer.distances)
+                    _ladder(results, scene, peer.name, group, rates)
             elif (peer.lossless if mode == LOSSLESS else peer.bounded if mode == BOUNDS else None) is not None:
                 _bounded(results, scene, peer, mode, numbers)
         results.save()
     if LOSSY in targets and scene.values.shape[2] > 1:
-        _ladder(results, scene, KLT, "all", max_bits, False)
+        _ladder(results, scene, KLT, "all", rates)
         results.save()
 
 
@@ -426,20 +425,28 @@ def warm_up(scene: Scene) -> None:
             codec.decode(codec.encode(part))
 
 
-def _ladder(results: Results, scene: Scene, codec: str, group: str, max_bits: float, distances: bool) -> None:
-    """Measure a lossy peer from low to high rates."""
+def _ladder(results: Results, scene: Scene, codec: str, group: str, rates: Sequence[float]) -> None:
+    """Measure a lossy peer from below the lowest of some rates, bits per sample, to above the highest."""
+    if not rates:
+        return
+    peer = BAND_PEERS.get(codec)
     floor = np.ptp(scene.filled.astype(np.float64)) / 2**19 if scene.is_float else 0.2  # units of the data
-    settings = DISTANCES if distances else [2 ** (-k / 2) for k in range(60) if 2 ** (-k / 2) * scene.deviation > floor]
-    for setting in settings:
-        if codec == KLT:
+    settings = [2 ** (-k / 2) for k in range(60) if 2 ** (-k / 2) * scene.deviation > floor]
+    settings = DISTANCES if peer is not None and peer.distances else settings
+
+    def bits(setting: float) -> float:
+        if peer is None:
             measure: Callable[[], Row] = partial(measure_klt, scene, setting)
         else:
-            measure = partial(measure_peer, scene, BAND_PEERS[codec], group, LOSSY, setting)
+            measure = partial(measure_peer, scene, peer, group, LOSSY, setting)
         row = results.get(measure, scene.name, codec, group, LOSSY, setting)
-        if row is not None and row.bits > RATE_MARGIN * max_bits:
-            return
-    peer = BAND_PEERS.get(codec)
-    if peer is not None and peer.lossless is not None and not scene.is_float:
+        return 0 if row is None else row.bits
+
+    first = 0
+    while first + STRIDE < len(settings) and bits(settings[first + STRIDE]) < min(rates):
+        first += STRIDE
+    reached = any(bits(setting) > max(rates) for setting in settings[first:])
+    if not reached and peer is not None and peer.lossless is not None and not scene.is_float:
         _bounded(results, scene, peer, LOSSLESS, [0.0])
 
 
@@ -677,7 +684,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for scene in read_scenes(args.scenes, args.names):
         started = time.perf_counter()
         possible = {mode: numbers for mode, numbers in targets.items() if mode != LOSSLESS or not scene.is_float}
-        run(scene, results, codecs, possible, max(args.bits))
+        run(scene, results, codecs, possible)
         rows = [row for row in results.rows if row.scene == scene.name]
         columns = [(codec, mode, target) for codec in codecs for mode in possible for target in possible[mode]]
         comparisons = [compare(rows, *column) for column in columns]
