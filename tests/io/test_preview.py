@@ -79,13 +79,17 @@ def test_a_large_array_is_sampled(stub, monkeypatch):
     assert preview(array, size=320, everything=True).decoded == 100
 
 
-def test_a_sample_of_matches_decodes_matches_only(stub, monkeypatch, tmp_path):
-    image = np.full((640, 640, 3), 10, "u1")
-    image[64:128, 512:576] = 250
-    array = create_array({}, data=image, chunks=(64, 64, 3))
+@pytest.mark.parametrize("axes", ["yxc", "xyc", "cxy"])
+def test_a_sample_of_matches_decodes_matches_only(stub, monkeypatch, tmp_path, axes):
+    image = np.full((640, 320, 3), 10, "u1")
+    image[512:576, 64:128] = 250
+    order = ["yxc".index(axis) for axis in axes]
+    chunks = tuple((64, 64, 3)[number] for number in order)
+    array = create_array({}, data=image.transpose(order), chunks=chunks, codec=DeepSIC(axes=axes))
     monkeypatch.setattr(module, "MAX_PIXELS", 9 * 64 * 64)
     made = preview(array, size=320, where="Bright")
     assert made.decoded == 1 and made.sampled
+    assert (body(made.image, 320, 160) == 250).all(axis=-1).any()
     check_rejects(LabelIndexError, "nowhere", preview, array, where="Bright", index=tmp_path / "nowhere")
 
 

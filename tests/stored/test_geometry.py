@@ -7,7 +7,7 @@ from deepsic_codec.axes import Axes
 from deepsic_codec.stored.geometry import Geometry
 
 
-@pytest.mark.parametrize(
+ARRAYS = pytest.mark.parametrize(
     "axes,shape,chunks,tile",
     [
         ("yxc", (7, 10, 3), (4, 5, 3), (2, 3)),  # a tile divides a chunk along neither axis, or along one
@@ -17,6 +17,9 @@ from deepsic_codec.stored.geometry import Geometry
         ("yx", (5, 5), (8, 8), (16, 16)),  # a chunk and a tile beyond the array
     ],
 )
+
+
+@ARRAYS
 def test_tiles_part_the_array(axes, shape, chunks, tile):
     geometry = Geometry(Axes(axes), shape, chunks, tile)
     seen = np.zeros(shape, int)
@@ -32,3 +35,12 @@ def test_tiles_part_the_array(axes, shape, chunks, tile):
         starts = [geometry.starts(axis)[number] for axis, number in enumerate(position)]
         assert starts == [part.start for part in region]
     assert (seen == 1).all()
+
+
+@ARRAYS
+def test_tiles_straddle_where_the_last_chunk_is_padded(axes, shape, chunks, tile):
+    geometry = Geometry(Axes(axes), shape, chunks, tile)
+    for axis, (size, chunk, per) in enumerate(zip(shape, chunks, geometry.per_chunk, strict=True)):
+        padding = np.arange(size, geometry.grid[axis] * chunk)
+        padded = padding // chunk * per + padding % chunk // geometry.steps[axis]
+        assert np.flatnonzero(geometry.straddles(axis)).tolist() == sorted({*padded} & {*range(geometry.tile_grid[axis])})
