@@ -9,6 +9,7 @@ from PIL import Image
 from deepsic_codec import DeepSIC, create_array, open_labels
 from deepsic_codec.cli.main import main
 from deepsic_codec.cli.options import axis_part
+from deepsic_codec.io import compare
 from tests.common import check_rejects, photograph
 
 
@@ -104,6 +105,22 @@ def test_info_in_words(place, capsys):
     assert all(line == line.rstrip() and len(line) <= 120 for line in out.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"max_error": 0}, "none: lossless"),
+        ({"max_error": 3}, "at most 3 in every sample"),
+        ({"quality": 50}, "RMS where the image has detail"),
+        ({"psnr": 40}, "about 2.5 RMS"),
+        ({"quality": 50, "value_range": (0, 51)}, "a grey level is 0.2 in units of the data"),
+    ],
+)
+def test_info_says_what_error_to_expect(place, capsys, parameters, words):
+    create_array("b.zarr", name="img", data=photograph(64, 64, 3), codec=DeepSIC(**parameters))
+    code, out, _ = run(capsys, "info", "b.zarr")
+    assert code == 0 and f" {words}" in " ".join(out.split())
+
+
 def test_preview_and_export_say_what_they_wrote(place, capsys):
     code, out, _ = run(capsys, "preview", "a.zarr", "--out", "p.png", "--size", "100")
     assert code == 0 and out == "p.png: 6 of 6 chunks decoded\n" and Image.open("p.png").width > 200
@@ -118,6 +135,15 @@ def test_compare_writes_a_table_and_pictures(place, capsys):
     code, out, _ = run(capsys, "compare", "a.png", "curve.png", "--codecs", "WebP", "--out", "c", "--crop", "10,20")
     assert code == 0 and "mean of 2 images" in out and out.count("WebP") == 3
     assert sorted(path.name for path in (place / "c").iterdir()) == ["a.png", "curve-2.png", "curve.png"]
+
+
+def test_the_part_that_compare_enlarges_is_named_column_first(place, capsys, monkeypatch):
+    Image.fromarray(photograph(64, 64, 3)).save("a.png")
+    corners = []
+    monkeypatch.setattr(compare, "picture", lambda *args: corners.append(args[-1]) or Image.new("RGB", (1, 1)))
+    for options in ([], ["--crop", "10,20"]):
+        assert run(capsys, "compare", "a.png", "--codecs", "WebP", "--no-curve", *options)[0] == 0
+    assert corners == [None, (20, 10)]
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,17 @@
-"""Ways in from outside: the command line, xarray, and a process that cannot import torch."""
+"""Ways in from outside: the command line, and a process that cannot import torch."""
 
 import json
 
 import numpy as np
 import pytest
-import xarray
 import zarr
 from PIL import Image
 
 import deepsic_codec
 from deepsic_codec import consolidate_labels
 from deepsic_codec.cli.main import main
-from deepsic_codec.errors import LabelIndexError, UnsupportedArray
-from tests.common import check_rejects, run_python
+from deepsic_codec.errors import LabelIndexError
+from tests.common import run_python
 from tests.labels.common import archive, fill
 
 
@@ -61,21 +60,6 @@ def test_labels_and_index(folder, capsys, tmp_path):
     assert "8 chunks: 8 labelled" in run(capsys, "index", folder)[1]
     status, _, err = run(capsys, "query", folder, "Bright", "--index", tmp_path / "nothing")
     assert status == 1 and "no label index" in err
-
-
-def test_accessor(folder):
-    import deepsic_codec.xarray  # noqa: F401
-
-    for options in ({}, {"chunks": None}):
-        image = xarray.open_zarr(folder, consolidated=False, **options)["img"]
-        found = image.deepsic.where("Bright & ~Dark", verify=None)
-        assert found.count == 6 and image.deepsic.labels.where("Bright").chunks == found.chunks
-        assert (found.to_xarray() == 200).all()
-        assert image.deepsic.open_labels(scan=True).where("Bright").count == 6
-        check_rejects(UnsupportedArray, "'img'", lambda image=image: image[:64].deepsic.labels)
-        check_rejects(UnsupportedArray, "'img'", lambda image=image: (image + 1).deepsic.labels)
-    zarr.storage.LocalStore(folder)
-    check_rejects(UnsupportedArray, "None", lambda: xarray.DataArray(np.zeros(3)).deepsic.labels)
 
 
 def test_names_of_the_package():

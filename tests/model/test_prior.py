@@ -131,6 +131,18 @@ def test_sums_too_large_to_be_exact_are_refused():
         export_prior(wide)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("1.first_bias", (0, 0)), ("1.first_bias", (99, -1)), ("2.second_bias", (-1,)), ("3.out_bias", (57, 3))],
+)
+def test_a_bias_too_large_to_be_exact_is_refused_at_any_quality(trained, name, place, sign):
+    tensors = {name: tensor.clone() for name, tensor in export_prior(trained).items()}
+    tensors[name][place] = sign * 2**23
+    with pytest.raises(ValueError, match=f"weights of {name.removesuffix('_bias')} are too large"):
+        IntegerPrior(ARCH, tensors)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

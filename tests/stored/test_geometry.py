@@ -6,7 +6,6 @@ import pytest
 from deepsic_codec.axes import Axes
 from deepsic_codec.stored.geometry import Geometry
 
-
 ARRAYS = pytest.mark.parametrize(
     "axes,shape,chunks,tile",
     [
@@ -43,4 +42,6 @@ def test_tiles_straddle_where_the_last_chunk_is_padded(axes, shape, chunks, tile
     for axis, (size, chunk, per) in enumerate(zip(shape, chunks, geometry.per_chunk, strict=True)):
         padding = np.arange(size, geometry.grid[axis] * chunk)
         padded = padding // chunk * per + padding % chunk // geometry.steps[axis]
-        assert np.flatnonzero(geometry.straddles(axis)).tolist() == sorted({*padded} & {*range(geometry.tile_grid[axis])})
+        assert np.flatnonzero(geometry.straddles(axis)).tolist() == sorted(
+            {*padded} & {*range(geometry.tile_grid[axis])}
+        )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.training.data import LabelledTiles, Photographs, Pool, _jittered, read_images
+from deepsic_codec.training.data import LabelledTiles, Photographs, Pool, _jittered, _mirrored, read_images
 from tests.common import check_rejects, photograph
 
 
@@ -147,6 +147,10 @@ def test_jitter_moves_a_cell_and_changes_its_light():
     ground = result[:, 0, 0]
     assert 5 < float(ground.std(0).mean()) < 15 and bool((ground != ground[:, :1]).any()), "light and colour differ"
     assert bool((result[:, 0, 0] > result.amin((1, 2))).all())
+
+
+def test_a_cell_is_mirrored_at_its_first_and_last_pixel():
+    assert np.array_equal(_mirrored(np.arange(-8, 72)), np.pad(np.arange(64), 8, mode="reflect"))
 
 
 def test_mosaics_are_jittered_on_request(classes):
