@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload.coders import residual as residual_coder
 from deepsic_codec.payload.coders import residual_filter
-from deepsic_codec.payload.coders.interval import begin_encoding
-from deepsic_codec.payload.coders.residual import RESIDUAL_MAX, START, decode_integers, encode_integers
+from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding
+from deepsic_codec.payload.coders.residual import RESIDUAL_MAX, START, _code_weights, decode_integers, encode_integers
+from deepsic_codec.payload.coders.residual_filter import SLOPE_SHIFT
 from tests.common import guarded
 from tests.payload import reference_residual
 
@@ -180,6 +181,16 @@ def test_impossible_samples_are_refused():
     zero = np.zeros((1, 3, 3, 2), np.int32)
     with pytest.raises(CorruptPayload, match="outside the allowed range"):
         decode_integers(b"\x00" + bytes(4000), zero)
+
+
+def test_impossible_weights_have_no_context_beyond_the_last_one():
+    memory, beyond = guarded(START.nbytes)
+    contexts = memory.view(np.uint32)
+    contexts[:] = START
+    start, stream = begin_decoding(b"", "")
+    state, filters = np.concatenate([start, np.zeros(3, np.int64)]), np.zeros((1, SLOPE_SHIFT + 1), np.int64)
+    status, _, _ = _code_weights(True, filters, contexts, state, stream, stream)
+    assert status == 1 and (beyond == 165).all()
 
 
 def test_start_is_pinned():

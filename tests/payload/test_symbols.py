@@ -176,8 +176,14 @@ def test_impossible_escape_is_refused():
     """A stream of ones asks for an Exp-Golomb prefix without end."""
     grid = (2, 2)
     means, levels = np.zeros((1, *grid, LATENTS), np.int16), np.full((1, *grid, LATENTS), 124, np.uint8)
+    decoder = SymbolDecoder(LEVELS, bytes(4000), 1, grid, LATENTS)
+    contexts, *rest = decoder._memory
+    memory, beyond = guarded(contexts.nbytes)
+    decoder._memory = memory.view(np.uint32), *rest
+    decoder._memory[0][:] = contexts
     with pytest.raises(CorruptPayload, match="outside the allowed range"):
-        run(SymbolDecoder(LEVELS, bytes(4000), 1, grid, LATENTS), "decode_pass", means, levels, grid)
+        run(decoder, "decode_pass", means, levels, grid)
+    assert (beyond == 165).all(), "a context beyond the last one"
 
 
 def test_a_level_is_looked_up_for_each_index():
