@@ -15,7 +15,7 @@ from deepsic_codec.payload.coders.contexts import CoderTables
 from tests.common import check_rejects
 
 DEVICE = torch.device("cpu")
-#: Small sizes of each family, and what its trainer would export; a new family adds its own.
+#: Small sizes of each family; a new family adds its own, and its prior below.
 SMALL = {
     "deepsic": Architecture(
         latents=16,
@@ -32,6 +32,11 @@ SMALL = {
     ),
     "paper": PaperArchitecture(1.0, (4, 2, 1, 1), filters=4, head_width=4, classes=4),
 }
+#: Integer tensors of an untrained prior of each family.
+PRIORS = {
+    "deepsic": lambda arch: export_prior(Prior(arch)),
+    "paper": lambda arch: ChannelPrior(arch).export(),
+}
 
 
 def exported(arch):
@@ -41,12 +46,10 @@ def exported(arch):
     names = {"analysis": ANALYSIS, "gains": GAINS, "synthesis": SYNTHESIS, "head": HEAD}
     if arch.family == "deepsic":
         tensors = {n: export_gains(m) if n == "gains" else export_network(m) for n, m in networks.items()}
-        prior = export_prior(Prior(arch))
     else:
         tensors = {name: network.state_dict() for name, network in networks.items()}
-        prior = ChannelPrior(arch).export()
     arrays = {f"{names[n]}.{k}": v.numpy() for n, part in tensors.items() for k, v in part.items()}
-    return arrays, prior
+    return arrays, PRIORS[arch.family](arch)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -16,9 +16,9 @@ from deepsic_codec.payload.sections import FEATURES, LABELS, SECTIONS, section_n
 from tests.common import check_rejects, raw
 from tests.payload import reference
 
-PAYLOAD = reference.write(sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (3, b"features"), (0x89, b"later")))
+LATER = 0x80 | 100  # a kind of a later version, which readers may skip
+PAYLOAD = reference.write(sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (3, b"features"), (LATER, b"later")))
 HEADER = h.read_header(PAYLOAD)
-LABELS_ENTRY, FEATURES_ENTRY, LATER_ENTRY = HEADER.sections
 
 
 def read_all(data):
@@ -118,7 +118,11 @@ CRAFTED = {
     "255 sections": ({"count": 255}, CorruptPayload, "section table: 255 sections"),
     "more sections than there are": ({"count": 3}, CorruptPayload, "header: a field goes beyond"),
     "fewer sections than there are": ({"count": 1}, CorruptPayload, "header: 6 bytes after"),
-    "half an entry": ({"count": 3, "table": b"\x89\x05\0\0\0"}, CorruptPayload, "header: a field goes beyond"),
+    "half an entry": (
+        {"count": 3, "table": b"\xe4\x05\0\0\0"},
+        CorruptPayload,
+        "header: a field goes beyond",
+    ),
     "bytes after the table": ({"extra": b"\0"}, CorruptPayload, "header: 1 bytes after"),
     **{
         f"{section.name} twice": (
@@ -128,7 +132,7 @@ CRAFTED = {
         )
         for section in SECTIONS
     },
-    "unknown twice": ({"sections": [(0x89, b""), (0x89, b"")]}, CorruptPayload, "section of kind 9 occurs twice"),
+    "unknown twice": ({"sections": [(LATER, b"")] * 2}, CorruptPayload, "section of kind 100 occurs twice"),
     "labels second": ({"sections": [(3, b""), (0x81, b"")]}, CorruptPayload, "labels section is not the first"),
     **{
         f"{section.name} with the other bit": (
@@ -140,8 +144,12 @@ CRAFTED = {
     },
     "kind 0": ({"sections": [(0, b"")]}, CorruptPayload, "kind 0"),
     "optional kind 0": ({"sections": [(0x80, b"")]}, CorruptPayload, "kind 0"),
-    "unknown required": ({"sections": [(9, b"")]}, UnsupportedPayload, "section of kind 9|upgrade"),
-    "reserved": ({"sections": [(3, b""), (8, b"")]}, UnsupportedPayload, "section of kind 8|upgrade"),
+    "unknown required": ({"sections": [(100, b"")]}, UnsupportedPayload, "section of kind 100|upgrade"),
+    "unknown required, after others": (
+        {"sections": [(3, b""), (127, b"")]},
+        UnsupportedPayload,
+        "section of kind 127|upgrade",
+    ),
     "more labels than tiles": (
         {"sections": [], "count": 1, "table": table((0x81, 11 + 10 * 4 + 1))},
         CorruptPayload,
@@ -188,9 +196,9 @@ def test_a_section_longer_than_the_payload():
 
 
 def test_unknown_optional_sections_are_skipped():
-    assert h.read_section(PAYLOAD, HEADER, FEATURES) == b"features" and LATER_ENTRY.kind == 0x89
-    payload = h.unpack(reference.write(sections=[(0x85, b"vector"), (3, b"features")]))
-    assert payload.read(FEATURES) == b"features" and payload.sections[0x85] == b"vector"
+    assert h.read_section(PAYLOAD, HEADER, FEATURES) == b"features" and HEADER.sections[-1].kind == LATER
+    payload = h.unpack(reference.write(sections=[(LATER, b"vector"), (3, b"features")]))
+    assert payload.read(FEATURES) == b"features" and payload.sections[LATER] == b"vector"
     assert FEATURES in payload and LABELS not in payload and payload.read(LABELS) is None
 
 
