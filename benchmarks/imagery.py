@@ -52,7 +52,7 @@ from deepsic_codec import DeepSIC, config
 from deepsic_codec.errors import DeepSICError
 from deepsic_codec.io.images import TIFF
 from deepsic_codec.io.ingest import declared_nodata
-from deepsic_codec.io.peers import BAND_PEERS, BandPeer, band_groups, split_bands
+from deepsic_codec.io.peers import BAND_PEERS, BandPeer, band_groups, jpeg2000_components, split_bands
 from deepsic_codec.io.sources import open_sources
 
 Values = NDArray[Any]
@@ -66,7 +66,7 @@ OURS, CHUNKED = "DeepSIC", "DeepSIC, chunks and labels"
 EDGE = 512  # pixels: of a chunk
 KLT = "JPEG 2000 + KLT"
 KLT_BANDS = 6  # from this number on the summary has a column for it
-KLT_BITS = 22  # of a component with its sign, of the 26 that OpenJPEG can code
+KLT_BITS = 20  # of a component with its sign; OpenJPEG garbles large coefficients of 22 bits
 MAX_KLT_SCALE = 64.0
 JPEG2000 = ("JPEG 2000", "JPEG 2000 5/3")
 DISTANCES = [25 / 1.5**k for k in range(20)]
@@ -333,9 +333,6 @@ def klt(values: Values) -> NDArray[np.float32]:
 
 def measure_klt(scene: Scene, target: float) -> Row:
     """Measure JPEG 2000 of spectral components at an RMS error, a share of the standard deviation."""
-    peer = BAND_PEERS["JPEG 2000"]
-    assert peer.lossy is not None
-    coder = peer.lossy
 
     def encode() -> list[bytes]:
         values = scene.filled.astype(np.float64)
@@ -344,13 +341,13 @@ def measure_klt(scene: Scene, target: float) -> Row:
         scale = np.float32(min(MAX_KLT_SCALE, (2 ** (KLT_BITS - 1) - 1) / (np.abs(components).max() or 1)))
         integers = np.rint(components * scale).astype(np.int32)
         header = np.concatenate([[scale], means, matrix.ravel()]).astype(np.float32)
-        return [header.tobytes(), coder(integers, target * scene.deviation * float(scale)), scene.mask]
+        return [header.tobytes(), jpeg2000_components(integers, target * scene.deviation * float(scale)), scene.mask]
 
     def decode(stored: Sequence[bytes]) -> Values:
         bands = scene.values.shape[2]
         header = np.frombuffer(stored[0], np.float32)
         matrix = header[1 + bands :].reshape(bands, bands)
-        components = peer.decode(stored[1], scene.values).astype(np.float64) / header[0]
+        components = BAND_PEERS["JPEG 2000"].decode(stored[1], scene.values).astype(np.float64) / header[0]
         return to_dtype(components @ matrix.T.astype(np.float64) + header[1 : 1 + bands], scene.values.dtype)
 
     return scene.measure(KLT, "all", LOSSY, target, encode, decode)[0]

@@ -226,17 +226,24 @@ def _bits(image: Samples) -> int:
     return max(17, int(np.abs(image).max()).bit_length() + 1)  # imagecodecs garbles int32 of 16 bits and fewer
 
 
-def _jpeg2000_bands(reversible: bool) -> Callable[[Samples, float], bytes]:
-    """Encode with one slope of rate and distortion for all components, which the PSNR of them together decides."""
+def _jpeg2000_bands(reversible: bool, colours: bool = True) -> Callable[[Samples, float], bytes]:
+    """Encode with one slope of rate and distortion for all components, which the PSNR of them together decides.
+
+    `colours` transforms three bands as red, green and blue.
+    """
 
     def encode(image: Samples, error: float) -> bytes:
         bits = _bits(image)
         level = 20 * np.log10((2**bits - 1) / error) if error else 0
         options: dict[str, Any] = {} if image.dtype.itemsize <= 2 else {"bitspersample": bits}
-        options |= {"reversible": reversible, "mct": _is_rgb(image), "codecformat": "j2k"}
+        options |= {"reversible": reversible, "mct": colours and _is_rgb(image), "codecformat": "j2k"}
         return bytes(_imagecodecs().jpeg2k_encode(image, level=max(level, 0), **options, **_ONE_THREAD))
 
     return encode
+
+
+#: Encode components that are decorrelated, with one slope of rate and distortion for all.
+jpeg2000_components = _jpeg2000_bands(False, colours=False)
 
 
 def _jpeg2000_lossless(image: Samples) -> bytes:

@@ -138,6 +138,17 @@ def test_jpeg_2000_of_the_klt_reaches_every_error():
         assert 0.7 * share < row.rms / scene.deviation < 1.3 * share
 
 
+def test_the_klt_of_three_bands_is_not_transformed_again():
+    grey = photograph(128, 128, 1).astype(float) + np.random.default_rng(0).normal(0, 8, (128, 128, 1))
+    scene = imagery.Scene("s", np.clip(np.repeat(grey, 3, axis=2), 0, 255).astype("u1"))
+    alone = imagery.Scene("s", scene.values[..., :1])
+    row, band = (
+        imagery.measure_klt(scene, 0.1),
+        imagery.measure_peer(alone, BAND_PEERS["JPEG 2000"], "alone", "lossy", 0.1),
+    )
+    assert row.bits < 0.5 * band.bits
+
+
 def test_nodata_that_does_not_survive_does_not_count(scenes):
     values = scenes["deep"].values.copy()
     values[50, 50] = NODATA + 1
