@@ -151,7 +151,8 @@ def _eigenbasis(covariance: Tensor) -> Tensor:
     """Return the eigenvectors, those of the largest values first."""
     exact = covariance.double()
     exact.diagonal().add_(exact.diagonal().mean() * 1e-6 + 1e-30)  # few gradients have many eigenvalues of zero
-    return torch.linalg.eigh(exact / exact.diagonal().mean())[1].flip(1).to(covariance)
+    basis = torch.linalg.eigh(exact / exact.diagonal().mean())[1].flip(1).to(covariance)
+    return basis.contiguous()  # as a checkpoint restores it: products depend on the layout in their last bits
 
 
 def _rotate(matrix: Tensor, state: dict[str, Tensor]) -> Tensor:
