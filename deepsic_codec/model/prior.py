@@ -18,6 +18,7 @@ from deepsic_codec.model.exact.prior import (
     HIDDEN_MAX,
     INPUT_BITS,
     SCALE_BITS,
+    SHIFTS,
 )
 from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, log_scales, logistic_bits, scale_of
 from deepsic_codec.model.neighbours import LINEAR_MAX
@@ -146,9 +147,9 @@ class StepNetwork(nn.Module):
         inputs = step.input_count
         self.has_inputs = inputs > 0
         if inputs:
-            self.first = IntLinear(inputs, width, LINEAR_MAX, (1, 14))
-            self.second = IntLinear(width, width, HIDDEN_MAX, (1, 14))
-            self.out = IntLinear(width, 2 * self.count, HIDDEN_MAX, (2, 8))
+            self.first = IntLinear(inputs, width, LINEAR_MAX, SHIFTS["first"])
+            self.second = IntLinear(width, width, HIDDEN_MAX, SHIFTS["second"])
+            self.out = IntLinear(width, 2 * self.count, HIDDEN_MAX, SHIFTS["out"])
             nn.init.zeros_(self.out.weight)
             self.first_bias = QualityTable(width, knots)
             self.second_bias = nn.Parameter(torch.zeros(width))

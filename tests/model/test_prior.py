@@ -134,12 +134,19 @@ def test_sums_too_large_to_be_exact_are_refused():
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
     ("name", "place"),
-    [("1.first_bias", (0, 0)), ("1.first_bias", (99, -1)), ("2.second_bias", (-1,)), ("3.out_bias", (57, 3))],
+    [
+        ("0.out_bias", (7, 1)),
+        ("1.first_bias", (0, 0)),
+        ("1.first_bias", (99, -1)),
+        ("2.second_bias", (-1,)),
+        ("3.out_bias", (57, 3)),
+    ],
 )
-def test_a_bias_too_large_to_be_exact_is_refused_at_any_quality(trained, name, place, sign):
+@pytest.mark.parametrize("size", [2**23, 2**31 - 1])
+def test_a_bias_too_large_to_be_exact_is_refused_at_any_quality(trained, name, place, sign, size):
     tensors = {name: tensor.clone() for name, tensor in export_prior(trained).items()}
-    tensors[name][place] = sign * 2**23
-    with pytest.raises(ValueError, match=f"weights of {name.removesuffix('_bias')} are too large"):
+    tensors[name][place] = sign * size - (sign < 0)
+    with pytest.raises(ValueError, match=f"weights or biases of {name.removesuffix('_bias')} are too large"):
         IntegerPrior(ARCH, tensors)
 
 
@@ -155,6 +162,10 @@ def test_a_bias_too_large_to_be_exact_is_refused_at_any_quality(trained, name, p
         (lambda t: t.update({"3.out_shift": t["3.out_shift"][:-1]}), "step 3"),
         (lambda t: t.update({"4.direct": t["4.direct"].T.contiguous()}), "step 4"),
         (lambda t: t.update({"4.more": t["3.out_shift"]}), "step 4"),
+        (lambda t: t["1.first_shift"].__setitem__(0, 0), "step 1: shifts of first"),
+        (lambda t: t["2.second_shift"].__setitem__(-1, 15), "step 2: shifts of second"),
+        (lambda t: t["0.out_shift"].fill_(200), "step 0: shifts of out"),
+        (lambda t: t["3.out_shift"].__setitem__(3, 1), "step 3: shifts of out"),
     ],
 )
 def test_tensors_of_other_shapes_or_ranges_are_refused(trained, change, words):
@@ -164,6 +175,15 @@ def test_tensors_of_other_shapes_or_ranges_are_refused(trained, change, words):
     change(tensors)
     with pytest.raises(ValueError, match=words):
         IntegerPrior(ARCH, tensors)
+
+
+@pytest.mark.parametrize("value", [127, -128])
+@pytest.mark.parametrize("name", ["3.first", "3.second", "3.out"])
+def test_weights_too_large_to_be_exact_are_refused(name, value):
+    """Also -128, which has no positive counterpart in 8 bits."""
+    tensors = {name: torch.full((4, 600), value, dtype=torch.int8), f"{name}_bias": torch.zeros(4, dtype=torch.int32)}
+    with pytest.raises(ValueError, match=f"weights or biases of {name} are too large"):
+        check_prior_sums(tensors)
 
 
 def test_bounds_hold_for_the_bundled_model():

@@ -29,6 +29,8 @@ HIDDEN_OFFSET = 128
 SCALE_BITS = 3
 #: Weights of the direct prediction are integers in units of 2^-DIRECT_BITS.
 DIRECT_BITS = 6
+#: Least and largest shift of each layer. Devices differ for shifts by a negative number or by more than 31 bits.
+SHIFTS = {"first": (1, 14), "second": (1, 14), "out": (2, 8)}
 #: Entries of the table of companded magnitudes.
 COMPANDED = 32769
 
@@ -99,18 +101,25 @@ def _check_shapes(number: int, step: Step, part: Mapping[str, Tensor], width: in
         shapes["direct"] = (len(step.offsets), step.count)
     if {k: tuple(v.shape) for k, v in part.items()} != shapes:
         raise ValueError(f"prior step {number}: tensors are missing or have unexpected shapes")
+    for name, (low, high) in SHIFTS.items():
+        shift = part.get(f"{name}_shift")
+        if shift is not None and not low <= int(shift.min()) <= int(shift.max()) <= high:
+            raise ValueError(f"prior step {number}: shifts of {name} are not within {low} to {high}")
 
 
 def check_prior_sums(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless all sums of products, biases included, stay below 2^23."""
-    for name, weight in tensors.items():
-        if name.endswith((".first", ".second", ".out")):
-            largest = LINEAR_MAX if name.endswith(".first") else HIDDEN_MAX
-            bias = tensors[f"{name}_bias"].abs().double()
-            total = weight.abs().double().sum(1) * largest + (bias.amax(0) if bias.ndim > 1 else bias)
+    for bias_name, bias in tensors.items():
+        if bias_name.endswith("_bias"):
+            name = bias_name.removesuffix("_bias")
+            # as numbers first: the smallest integer has no positive counterpart in its own type
+            total = bias.double().abs().reshape(-1, bias.shape[-1]).amax(0)
+            if name in tensors:  # not in a step without inputs
+                largest = LINEAR_MAX if name.endswith(".first") else HIDDEN_MAX
+                total = total + tensors[name].double().abs().sum(1) * largest
             if float(total.max()) >= 2**23:
                 raise ValueError(
-                    f"prior: weights of {name} are too large for exact sums; train with a lower learning rate"
+                    f"prior: weights or biases of {name} are too large for exact sums; train with a lower learning rate"
                 )
 
 
