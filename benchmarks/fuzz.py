@@ -435,11 +435,11 @@ class Parts(Stage):
         for shape in self.SHAPES:
             mask = rng.random(shape[:3]) < 0.3
             mask[:, : shape[1] // 2] = True
-            context = rng.integers(0, 16320, shape).astype(np.int32)
+            covered = np.broadcast_to(mask[..., None], shape)
             integers = np.rint(rng.laplace(0, 4, shape)).astype(np.int32)
             self.readers.append((encode_mask(mask), partial(decode_mask, shape=shape[:3])))
-            coded = encode_integers(integers, context)
-            self.readers.append((coded, partial(decode_integers, context=context)))
+            coded, _ = encode_integers(integers, covered, 3)
+            self.readers.append((coded, partial(decode_integers, shape=shape, mask=covered, step=3)))
         for section in SECTIONS:
             payloads = [unpacked for seed in seeds if section in (unpacked := h.unpack(seed.payload))]
             if not payloads:

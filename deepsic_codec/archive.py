@@ -9,7 +9,7 @@ import zarr
 
 from deepsic_codec._compat import native_dtype
 from deepsic_codec.axes import Axes, Index
-from deepsic_codec.codec.chunk import check_axes, check_chunk, check_exact
+from deepsic_codec.codec.chunk import check_axes, check_chunk
 from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
@@ -107,7 +107,6 @@ def create_array(
         raise TypeError("create_array() needs either shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
-    check_exact(codec)
     if codec.nodata is not None:  # missing chunks and padding have no data either
         kwargs.setdefault("fill_value", float("nan") if codec.nodata == NAN else codec.nodata)
     attributes = dict(attributes or {})

@@ -14,8 +14,8 @@ from deepsic_codec.axes import Axes, ceil_div
 from deepsic_codec.codec.bands import from_images, grouping_of, to_images
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
 from deepsic_codec.codec.params import DEFAULT_QUALITY, CodecParams
-from deepsic_codec.codec.scaled import DTYPES, Decoded, check_finite, check_values, scale_chunk, unscale
-from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
+from deepsic_codec.codec.scaled import DTYPES, check_finite, check_values, scale_chunk, unscale
+from deepsic_codec.errors import DeepSICError, UnsupportedArray
 from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.payload.fields import MAX_BANDS, MAX_SAMPLES, image_count
 from deepsic_codec.payload.header import pack
@@ -66,31 +66,6 @@ def check_size(images: int, height: int, width: int, error: type[DeepSICError]) 
             f"{limit} pixels; if you expect chunks of this size, raise the limit with "
             "deepsic_codec.config.set(max_pixels=...)"
         )
-
-
-def check_exact(params: CodecParams) -> None:
-    """Raise ConfigurationError if `max_error` is set and the model cannot keep a bound on every machine."""
-    if params.max_error is None:
-        return
-    from deepsic_codec.model.architecture import Architecture
-    from deepsic_codec.model.zoo import find_model
-
-    decoder, head = params.identity()
-    info = find_model(decoder, head=head)
-    if info.architecture["family"] == Architecture.family:  # exact; to know that needs no torch
-        return
-    from deepsic_codec.model.families import family_of
-
-    if not family_of(info.architecture).exact:
-        raise inexact_model(info)
-
-
-def inexact_model(info: "ModelInfo") -> ConfigurationError:
-    """Return the error for a bound that a model cannot keep."""
-    return ConfigurationError(
-        f"max_error: model {info.name!r} decodes in floating point, which differs between machines, so it "
-        "cannot keep a bound; use a model with integer synthesis, or leave out max_error"
-    )
 
 
 def load_model(decoder: str, head: str | None = None, name: str | None = None) -> "tuple[ModelInfo, Scheduler]":
@@ -206,13 +181,17 @@ class EncodeTask:
         """Return the images that the networks see, (images, height, width, 3)."""
         return to_images(self.scaled.bands, self.chunk.grouping)
 
-    def decode(self, images: NDArray[Any] | None) -> Decoded:
-        """Return what reconstructed images (images, height, width, 3) decode to, before residual and NoData."""
+    def decode(self, images: NDArray[Any] | None) -> NDArray[Any]:
+        """Return what reconstructed images (images, height, width, 3) decode to, before NoData."""
         assert images is not None
         return unscale(from_images(images, self.chunk.bands, self.chunk.grouping), self.scaled.ranges)
 
     def pack(self, encoded: "Encoded | None", quality: float, residual: Residual | None = None) -> bytes:
-        """Return the payload, of a chunk without data if `encoded` is None; `quality` is that of the features."""
+        """Return the payload.
+
+        `encoded` has features unless there is a residual; None stands for a chunk without data, too. `quality` is that
+        of the features.
+        """
         chunk, params, info = self.chunk, self.params, self.info
         _, height, width, _ = self.scaled.samples.shape
         sections: dict[Section[Any], Any] = {

@@ -1,20 +1,23 @@
 """Decode payloads to chunks, to symbols, or to labels."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec import config
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.codec.bands import from_images
+from deepsic_codec.codec.bands import from_images, to_images
 from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
 from deepsic_codec.codec.chunk import check_size, load_model
 from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
-from deepsic_codec.codec.scaled import UINT8, unscale
+from deepsic_codec.codec.scaled import UINT8, scale, unscale
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.payload.fields import Header
@@ -29,13 +32,15 @@ if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
     from deepsic_codec.model.scheduler import Scheduler
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, eq=False)
 class PayloadToDecode:
     """A payload with verified header and checksums."""
 
     header: Header
-    features: bytes | None  # None for a chunk without data
+    features: bytes | None  # None for a chunk without data, and for most chunks with a residual
     ranges: Ranges | None = None  # None for uint8 that is not scaled
     nodata_section: bytes | None = None  # still coded
     residual: Residual | None = None
@@ -54,6 +59,11 @@ class PayloadToDecode:
     def image_shape(self) -> tuple[int, int, int]:
         """Number, height and width of the images that the networks see."""
         return self.header.images, self.header.height, self.header.width
+
+    @property
+    def empty(self) -> bool:
+        """Whether no sample is data."""
+        return self.features is None and self.residual is None
 
     def nodata(self) -> NoData | None:
         """Decode the nodata section."""
@@ -87,12 +97,13 @@ def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> Payload
     check_size(header.images, header.height, header.width, UnsupportedPayload)
     features, nodata_section = unpacked.read(FEATURES), unpacked.sections.get(NODATA.kind)
     ranges, residual = unpacked.read(VALUE_RANGE), unpacked.read(RESIDUAL)
-    if features is None and not is_empty(nodata_section, header):
+    empty = is_empty(nodata_section, header)
+    if features is None and residual is None and not empty:
         raise CorruptPayload("section table: the features section is missing")
     if ranges is None and header.dtype != UINT8:
         raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
-    if features is None and residual is not None:
-        raise CorruptPayload("section table: a residual section without a features section")
+    if empty and residual is not None:
+        raise CorruptPayload("section table: a residual section of a chunk without data")
     return PayloadToDecode(header, features, ranges, nodata_section, residual)
 
 
@@ -106,14 +117,31 @@ def decode_payloads(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
     CorruptPayload
         If a section is damaged.
     """
-    with_data = [payload for payload in payloads if payload.features is not None]
+    lossy = [payload for payload in payloads if not payload.empty and payload.residual is None]
+    bounded = [payload for payload in payloads if payload.residual is not None]
     chunks: Iterator[NDArray[Any]] = iter(())
-    if with_data:
+    if lossy:
         _, scheduler = load_model(payloads[0].key.hex())
-        q6 = [payload.ranges is not None for payload in with_data]
-        finish = [partial(_restore_chunk, payload) for payload in with_data]
-        chunks = iter(scheduler.decode(*_columns(with_data), q6, finish))
-    return [_empty_chunk(payload) if payload.features is None else next(chunks) for payload in payloads]
+        q6 = [payload.ranges is not None for payload in lossy]
+        finish = [partial(_restore_chunk, payload) for payload in lossy]
+        chunks = iter(scheduler.decode(*_columns(lossy), q6, finish))
+    exact = iter(_on_threads(_bounded_chunk, bounded))
+    results = []
+    for payload in payloads:
+        if payload.residual is not None:
+            results.append(next(exact))
+        else:
+            results.append(_empty_chunk(payload) if payload.empty else next(chunks))
+    return results
+
+
+def _on_threads(function: Callable[[PayloadToDecode], T], payloads: Sequence[PayloadToDecode]) -> list[T]:
+    """Apply a function to payloads, on several threads; without a model, there is no scheduler that has some."""
+    threads = min(len(payloads), config.get().threads or os.cpu_count() or 1)
+    if threads < 2:
+        return [function(payload) for payload in payloads]
+    with ThreadPoolExecutor(threads, "deepsic-decode") as pool:
+        return list(pool.map(function, payloads))
 
 
 def _empty_chunk(payload: PayloadToDecode) -> NDArray[Any]:
@@ -126,13 +154,28 @@ def _restore_chunk(payload: PayloadToDecode, images: NDArray[Any]) -> NDArray[An
     """Turn decoded images into a contiguous chunk."""
     header, nodata = payload.header, payload.nodata()
     bands = from_images(images, header.channels, header.grouping)
-    decoded = unscale(bands, payload.ranges)
-    samples = decoded.samples
-    if payload.residual is not None:
-        samples = payload.residual.apply(samples, decoded.context())
+    samples = unscale(bands, payload.ranges)
     if nodata is not None:
         samples = samples if samples.flags.writeable and samples is not bands else samples.copy()
         nodata.apply(samples)
+    return _arranged(samples, header)
+
+
+def _bounded_chunk(payload: PayloadToDecode) -> NDArray[Any]:
+    """Decode a chunk that has a residual."""
+    return _arranged(_bounded_samples(payload, payload.nodata()), payload.header)
+
+
+def _bounded_samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
+    assert payload.residual is not None
+    samples = payload.residual.decode(payload.header, nodata)
+    if nodata is not None:
+        nodata.apply(samples)
+    return samples
+
+
+def _arranged(samples: NDArray[Any], header: Header) -> NDArray[Any]:
+    """Return samples (slices, height, width, bands) as a contiguous chunk."""
     chunk = header.axes.from_samples(samples, header.shape)
     return np.array(chunk, header.dtype, order="F" if header.order == "F" else "C")
 
@@ -146,16 +189,20 @@ def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tup
 def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
     """Decode a payload to its symbols, int16 (slices, latents, grid rows, grid columns).
 
-    The latents of all images of a slice follow one another. A chunk without data has zeros.
+    The latents of all images of a slice follow one another. A chunk without data has zeros. A chunk without features
+    has the symbols that encoding its samples gives.
     """
     header = payload.header
     info, scheduler = load_model(payload.key.hex())
-    if payload.features is None:
+    if payload.empty:
         from deepsic_codec.model.families import architecture_from  # late: it imports torch
 
         latents = architecture_from(info.architecture).latents
         return np.zeros((header.slices, header.images // header.slices * latents, *header.grid), np.int16)
-    symbols = scheduler.decode_symbols(*_columns([payload]))[0]
+    if payload.features is None:
+        symbols = _symbols_again(payload, scheduler)
+    else:
+        symbols = scheduler.decode_symbols(*_columns([payload]))[0]
     return symbols.reshape(header.slices, -1, *symbols.shape[2:])
 
 
@@ -174,8 +221,11 @@ def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
 def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", scheduler: "Scheduler") -> list[Scores]:
     """Compute the scores of label cells, 0 in cells without data, from stored features.
 
-    All payloads are of the model's decoder. `info` and `scheduler` are those of the model whose head scores.
+    All payloads are of the model's decoder. `info` and `scheduler` are those of the model whose head scores. Chunks
+    without features are encoded again.
     """
+    without = [payload for payload in payloads if payload.features is None and not payload.empty]
+    again = iter(_cells_again(without, scheduler))
     with_data = [payload for payload in payloads if payload.features is not None]
     scores: Iterator[Scores] = iter(())
     if with_data:
@@ -188,13 +238,40 @@ def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", schedu
     cells = []
     for payload in payloads:
         header = payload.header
-        if payload.features is None:
+        if payload.empty:
             classes = len(info.vocabulary.classes) + 1
             cells.append(no_scores(header.slices, header.height, header.width, classes))
         else:
             nodata = payload.nodata()
-            cells.append(cells_with_data(next(scores), None if nodata is None else nodata.mask))
+            score = next(scores) if payload.features is not None else next(again)
+            cells.append(cells_with_data(score, None if nodata is None else nodata.mask))
     return cells
+
+
+def _cells_again(payloads: Sequence[PayloadToDecode], scheduler: "Scheduler") -> list[Scores]:
+    """Compute the scores of label cells of chunks without features, by encoding their samples."""
+    if not payloads:
+        return []
+    images, qualities = _on_threads(_images, payloads), [payload.header.quality for payload in payloads]
+    scores = []
+    for payload, encoded in zip(payloads, scheduler.encode(images, qualities, features=False), strict=True):
+        scores.append(encoded.cells[:: payload.header.images // payload.header.slices])
+    return scores
+
+
+def _symbols_again(payload: PayloadToDecode, scheduler: "Scheduler") -> NDArray[np.int16]:
+    """Compute the symbols of a chunk without features, by encoding its samples."""
+    quality = [payload.header.quality]
+    encoded = scheduler.encode([_images(payload)], quality, features=False, labels=False, symbols=True)[0]
+    return np.moveaxis(encoded.symbols, -1, 1)
+
+
+def _images(payload: PayloadToDecode) -> NDArray[Any]:
+    """Decode a chunk that has a residual to what the networks see."""
+    nodata = payload.nodata()
+    mask = None if nodata is None else nodata.mask
+    bands = scale(_bounded_samples(payload, nodata), payload.ranges, mask)
+    return to_images(bands, payload.header.grouping)
 
 
 def compute_labels(payload: PayloadToDecode, label_tile: tuple[int, int] | None = None) -> LabelBlock:

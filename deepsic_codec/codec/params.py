@@ -19,8 +19,7 @@ MIN_REFINED_EFFORT = 2  # `tune` has no effect below
 TUNES = ("mse", "ms-ssim")
 DEFAULT_TUNE = TUNES[0]
 DEFAULT_QUALITY = 50.0
-# With `max_error` a residual codes what the features leave out, so fewer features give smaller payloads; measured by
-# benchmarks/imagery.py.
+# With `max_error`, features are for labels only.
 BOUNDED_QUALITY = 20.0
 CHUNK = "chunk"  # value_range: measured in each chunk
 NAN = "NaN"  # nodata: JSON has no such number

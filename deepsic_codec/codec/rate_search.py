@@ -1,8 +1,7 @@
 """Search the quality of a chunk that has a target: `psnr` or `bpp`.
 
-First the quality is searched. Features alone cannot restore all fine detail, but a residual
-can. If the quality is high, or the target is out of reach, and the model decodes exactly, the step of a
-residual is searched, too, and the better of the two results is kept.
+First the quality is searched. Features cannot restore all fine detail, but a residual can. If the quality is high, or
+the target is out of reach, the step of a residual is searched, too, and the better of the two results is kept.
 
 A trial computes only what its target needs. PSNR is that of pixels synthesised from the symbols; nothing that was coded
 is decoded again, and for `psnr` only the results are coded.
@@ -15,7 +14,6 @@ from math import log, log2, sqrt
 from typing import TYPE_CHECKING, TypeVar
 
 from deepsic_codec.codec.params import BOUNDED_QUALITY, DEFAULT_QUALITY, CodecParams
-from deepsic_codec.codec.scaled import Decoded
 
 if TYPE_CHECKING:
     from deepsic_codec.codec.chunk import EncodeTask
@@ -57,7 +55,7 @@ class RateSearch:
     params: CodecParams  # `psnr` or `bpp` is the target
     pixels: int  # slices x height x width of the chunk
     extent: float  # size of the value range
-    min_step: float | None  # smallest step of a residual; None if there can be no residual
+    min_step: float  # smallest step of a residual
     done: bool = False
     _with_residual: bool = False  # whether the step of a residual is searched
     _index: int = round(100 * DEFAULT_QUALITY)  # the next trial: hundredths of quality, or index of the step
@@ -103,7 +101,7 @@ class RateSearch:
         self._index = self._next(slope)
         close = self._closest[self._with_residual][0] <= stop
         finished = close or self._index in self._excess or len(self._excess) >= MAX_TRIALS
-        if finished and not self._with_residual and self.min_step is not None:
+        if finished and not self._with_residual:
             closest = min(self._excess, key=lambda index: abs(self._excess[index]))
             if closest > RESIDUAL_ABOVE:
                 self._start_residual()
@@ -120,7 +118,6 @@ class RateSearch:
     def _max_index(self) -> int:
         if not self._with_residual:
             return MAX_INDEX
-        assert self.min_step is not None
         return max(0, round(PER_OCTAVE * log2(self.extent / self.min_step)))
 
     def _next(self, slope: float) -> int:
@@ -145,38 +142,41 @@ class RateSearch:
         return min(above - 1, max(below + 1, round(below + share * (above - below))))
 
 
-@dataclass(frozen=True, eq=False)
-class _ResidualBase:
-    """Features at the low quality that a residual adds to, and the samples that they decode to."""
-
-    encoded: "Encoded"
-    decoded: Decoded
-
-
 def search_rate(tasks: Sequence["EncodeTask"], scheduler: "Scheduler") -> list[bytes]:
     """Encode chunks to the PSNR or the size in their parameters, or as near to it as possible."""
     searches: dict[EncodeTask, RateSearch] = {}
     for task in tasks:
         pixels, scaled = task.chunk.axes.pixels(task.chunk.array.shape), task.scaled
-        min_step = scaled.min_step if scheduler.model.exact else None
-        searches[task] = RateSearch(task.params, pixels, scaled.extent, min_step)
-    bases: dict[EncodeTask, _ResidualBase] = {}
+        searches[task] = RateSearch(task.params, pixels, scaled.extent, scaled.min_step)
+    labels: dict[EncodeTask, Encoded | None] = {}
     while active := [task for task in tasks if not searches[task].done]:
         steps = [task for task in active if searches[task].step is not None]
-        new = {task: BOUNDED_QUALITY for task in steps if task not in bases}
-        bases |= encode_tasks(new, scheduler, _residual_base, features=True, pixels=True)
+        new = [task for task in steps if task not in labels]
+        labels |= zip(new, encode_labels(new, scheduler), strict=True)
         qualities = {task: searches[task].quality for task in active if searches[task].step is None}
         for_psnr = {task: quality for task, quality in qualities.items() if task.params.psnr is not None}
         for_bpp = {task: quality for task, quality in qualities.items() if task.params.psnr is None}
         trials: dict[EncodeTask, Trial] = encode_tasks(for_psnr, scheduler, _psnr_trial, features=False, pixels=True)
         trials |= encode_tasks(for_bpp, scheduler, _bpp_trial, features=True, pixels=False)
-        with_step = [Trial(BOUNDED_QUALITY, searches[task].step) for task in steps]
-        code = [task.params.psnr is None for task in steps]
-        measured = scheduler.map(_measure_residual, steps, [bases[task] for task in steps], with_step, code)
+        widths = [searches[task].step for task in steps]
+        measured = scheduler.map(_residual_trial, steps, [labels[task] for task in steps], widths)
         trials |= zip(steps, measured, strict=True)
         for task, trial in trials.items():
             searches[task].add(trial)
-    return _best({task: searches[task].candidates for task in tasks}, bases, scheduler)
+    return _best({task: searches[task].candidates for task in tasks}, scheduler)
+
+
+def encode_labels(tasks: Sequence["EncodeTask"], scheduler: "Scheduler") -> "list[Encoded | None]":
+    """Return what payloads with a residual have beside it: label cells, or features for semantics="post"."""
+    columns: dict[EncodeTask, Encoded | None] = dict.fromkeys(tasks)
+    for semantics in ("pre", "post"):
+        qualities = {task: task.quality for task in tasks if task.params.semantics == semantics}
+        columns |= encode_tasks(qualities, scheduler, _keep, features=semantics == "post", pixels=False, symbols=False)
+    return list(columns.values())
+
+
+def _keep(task: "EncodeTask", quality: float, encoded: "Encoded") -> "Encoded":
+    return encoded
 
 
 def encode_tasks(
@@ -218,7 +218,7 @@ def encode_tasks(
 
 
 def _psnr_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
-    decibels = task.scaled.psnr(task.decode(encoded.pixels).samples)
+    decibels = task.scaled.psnr(task.decode(encoded.pixels))
     return Trial(quality, decibels=decibels, encoded=replace(encoded, pixels=None))
 
 
@@ -226,23 +226,12 @@ def _bpp_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
     return Trial(quality, payload=task.pack(encoded, quality), encoded=encoded)
 
 
-def _residual_base(task: "EncodeTask", quality: float, encoded: "Encoded") -> _ResidualBase:
-    return _ResidualBase(replace(encoded, pixels=None, symbols=None), task.decode(encoded.pixels))
+def _residual_trial(task: "EncodeTask", labels: "Encoded | None", step: float) -> Trial:
+    residual, decoded = task.scaled.stepped_residual(step)
+    return Trial(BOUNDED_QUALITY, step, task.scaled.psnr(decoded), task.pack(labels, BOUNDED_QUALITY, residual))
 
 
-def _measure_residual(task: "EncodeTask", base: _ResidualBase, trial: Trial, code: bool) -> Trial:
-    """Return a trial that has a residual with its payload, or without `code` with its PSNR."""
-    assert trial.step is not None
-    residual = task.scaled.stepped_residual(base.decoded, trial.step)
-    if code:
-        coded = residual.encode(base.decoded.context())
-        return replace(trial, payload=task.pack(base.encoded, trial.quality, coded))
-    return replace(trial, decibels=task.scaled.psnr(residual.apply(base.decoded.samples)))
-
-
-def _best(
-    candidates: Mapping["EncodeTask", list[Trial]], bases: Mapping["EncodeTask", _ResidualBase], scheduler: "Scheduler"
-) -> list[bytes]:
+def _best(candidates: Mapping["EncodeTask", list[Trial]], scheduler: "Scheduler") -> list[bytes]:
     """Return the payload of the best candidate of each chunk: the smallest for a PSNR, the most exact for a size."""
     uncoded: list[tuple[EncodeTask, Trial]] = []
     unmeasured: list[tuple[EncodeTask, Trial]] = []  # a single candidate with a payload needs no PSNR
@@ -251,9 +240,7 @@ def _best(
         for trial in trials:
             if trial.payload is not None and len(trials) == 1:
                 continue
-            if trial.step is not None:
-                completed[trial] = _measure_residual(task, bases[task], trial, trial.payload is None)
-            else:
+            if trial.step is None:
                 (uncoded if trial.payload is None else unmeasured).append((task, trial))
     if uncoded:
         features = scheduler.encode_symbols(*_symbol_columns(uncoded))
@@ -265,7 +252,7 @@ def _best(
         pairs = [(task, trial) for task, trial in unmeasured if task.q6 == q6]
         if pairs:
             for (task, trial), pixels in zip(pairs, scheduler.synthesise(*_symbol_columns(pairs), q6), strict=True):
-                completed[trial] = replace(trial, decibels=task.scaled.psnr(task.decode(pixels).samples))
+                completed[trial] = replace(trial, decibels=task.scaled.psnr(task.decode(pixels)))
     payloads = []
     for task, trials in candidates.items():
         known = [completed.get(trial, trial) for trial in trials]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepsic_codec.codec.params import CHUNK, NAN, CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.payload.nodata import NoData, next_value
-from deepsic_codec.payload.residual import Residual, UncodedResidual, bounded_residual, stepped_residual
+from deepsic_codec.payload.residual import Residual, bounded_residual, stepped_residual
 from deepsic_codec.payload.value_range import MIDDLE_Q6, Ranges, from_q6, full_range, to_q6
 
 UINT8 = np.dtype("u1")
@@ -21,21 +21,17 @@ DTYPES = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "f4"))
 MIDDLE = {"u1": 128, "i2": MIDDLE_Q6}  # fills a band without data
 
 
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """What the features of a chunk decode to, before residual and NoData."""
-
-    samples: NDArray[Any]  # of the chunk's dtype; may be `bands`
-    bands: NDArray[Any]  # uint8 grey levels, or int16 in 64ths of a grey level, of the same shape
-
-    def context(self) -> NDArray[np.int32]:
-        """Return the context of the residual: the samples, or the 64ths of samples that are no integers."""
-        return (self.bands if self.samples.dtype.kind == "f" else self.samples).astype(np.int32)
+def scale(samples: NDArray[Any], ranges: Ranges | None, mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Turn samples (slices, height, width, bands) into what the networks see, filled where the mask is set."""
+    if mask is not None and samples.dtype.kind == "f":
+        samples = np.where(mask, np.float32(0), samples)  # NaN cannot be scaled
+    bands = samples if ranges is None else to_q6(samples, ranges)
+    return bands if mask is None else fill_nodata(bands, mask)
 
 
-def unscale(bands: NDArray[Any], ranges: Ranges | None) -> Decoded:
-    """Turn decoded bands, uint8 or int16 (slices, height, width, bands), into samples."""
-    return Decoded(bands if ranges is None else from_q6(bands, ranges), bands)
+def unscale(bands: NDArray[Any], ranges: Ranges | None) -> NDArray[Any]:
+    """Turn decoded bands, uint8 or int16 (slices, height, width, bands), into samples; may return `bands`."""
+    return bands if ranges is None else from_q6(bands, ranges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +66,13 @@ class ScaledChunk:
         """Smallest step of a residual that can pay, in units of the samples."""
         return 1.0 if self.samples.dtype.kind != "f" else self.extent / (1 << 16)
 
-    def bounded_residual(self, decoded: Decoded, max_error: float) -> Residual:
-        """Return the residual that keeps every sample within `max_error` of the original."""
-        return bounded_residual(self.samples, decoded.samples, decoded.context(), max_error, self.nodata)
+    def bounded_residual(self, max_error: float) -> Residual:
+        """Return the samples coded within `max_error` of the original."""
+        return bounded_residual(self.samples, max_error, self.nodata)[0]
 
-    def stepped_residual(self, decoded: Decoded, step: float) -> UncodedResidual:
-        """Return the residual that corrects decoded samples towards the original, in steps of this size."""
-        return stepped_residual(self.samples, decoded.samples, step, self.nodata)
+    def stepped_residual(self, step: float) -> tuple[Residual, NDArray[Any]]:
+        """Return the samples coded in steps of this size, and what they decode to."""
+        return stepped_residual(self.samples, step, self.nodata)
 
     def psnr(self, samples: NDArray[Any]) -> float:
         """Return the PSNR of decoded samples in dB over all samples that are data; its peak is the value range."""
@@ -175,11 +171,7 @@ def scale_chunk(samples: NDArray[Any], params: CodecParams) -> ScaledChunk:
         nodata = NoData(value, _nodata_rounds_down(samples, value, mask), mask if mask.any() else None)
     mask = None if nodata is None else nodata.mask
     ranges = _ranges(samples, params, mask)
-    finite = samples
-    if mask is not None and samples.dtype.kind == "f":
-        finite = np.where(mask, np.float32(0), samples)  # NaN cannot be scaled
-    bands = finite if ranges is None else to_q6(finite, ranges)
-    return ScaledChunk(samples, bands if mask is None else fill_nodata(bands, mask), ranges, nodata)
+    return ScaledChunk(samples, scale(samples, ranges, mask), ranges, nodata)
 
 
 def _nodata_rounds_down(samples: NDArray[Any], value: Any, mask: NDArray[np.bool_]) -> bool:

@@ -28,14 +28,14 @@ class DeepSIC(CodecParams, Codec):
     model : str
         Name of the model that encodes, or the first hexadecimal digits of its decoder identity.
     quality : float, optional
-        From 1 (fewest bytes) to 100 (best), in steps of 0.01. The default is 50, or 20 with `max_error`, where most
-        bytes belong to the residual. `psnr` and `bpp` are alternatives.
+        From 1 (fewest bytes) to 100 (best), in steps of 0.01. The default is 50, or 20 with `max_error`, where it
+        matters for labels only. `psnr` and `bpp` are alternatives.
     axes : str
         Letter of each axis of the array, in order: y, x, at most one c (channels), and any of t, z, n. Slices along
         t, z and n are separate images of the chunk.
     semantics : {"pre", "post", "none"}
         "pre" computes labels while encoding and stores them, "post" computes them from the stored features when they
-        are read, "none" does neither.
+        are read, "none" does neither. With `max_error`, features are stored with "post" only.
     label_tile : int or (int, int), optional
         Height and width of a label tile in pixels, multiples of 64. By default a chunk has at most 4 tiles along each
         axis.
@@ -59,12 +59,12 @@ class DeepSIC(CodecParams, Codec):
         `max_error`. "chunk" measures the range in every chunk and band. By default it is the range of an integer
         dtype; float32 needs one. The range is divided into 16320 steps, so a narrow range has finer steps.
     max_error : float, optional
-        Bound on the absolute error of every sample, in data units; 0 is lossless (not for float32). A residual stores
-        the difference. Needs a model with integer synthesis.
+        Bound on the absolute error of every sample, in data units; 0 is lossless (not for float32). Such chunks
+        are decoded without the model.
     psnr : float, optional
         Target PSNR of each chunk in dB, instead of `quality`; the peak is 255 for uint8 without `value_range`, else
         the value range. The encoder searches the quality with up to a dozen trials. If features cannot restore enough
-        detail, or only with many bytes, and the model decodes exactly, it adds a residual and searches its step. The
+        detail, or only with many bytes, it stores samples in steps, as `max_error` does, and searches the step. The
         step of integers is a whole number, so a high target may be missed by some 0.3 dB. A target out of reach gives
         the nearest PSNR.
     bpp : float, optional

@@ -1,6 +1,7 @@
-"""The residual section of a payload: integers that correct decoded samples. See `docs/format.md`.
+"""The residual section of a payload: samples, exact or within a bound. See `docs/format.md`.
 
-The section starts with how the integers are applied; `deepsic_codec.payload.coders.residual` codes the integers.
+The section starts with how integers become samples; `deepsic_codec.payload.coders.residual` codes the integers, which
+are what is left of each sample after its prediction from others.
 """
 
 import struct
@@ -17,131 +18,104 @@ from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.nodata import NoData
 from deepsic_codec.payload.varint import read_varint, write_varint
 
-STEPS, FLOAT_STEPS, FLOAT_BITS = 0, 1, 2  # layouts
-MAX_INTEGER = (1 << 20) - 1  # of either sign, for the coder
+INTEGERS, FLOATS, FLOAT_BITS = 0, 1, 2  # layouts
 MAX_STEP = 2 * 65535 + 1  # more than between any two samples of 16 bits
 FLOAT_MAX = float(np.finfo(np.float32).max)
+# A step of float32 is this number of units: predictions are finer than a step.
+UNITS = 15
+MAX_RANGE = (1 << 24) - 1  # of integers of a band, for the coder
+MAX_UNITS = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
 class Residual:
-    """Coded integers, one for each sample, and how they are applied."""
+    """Coded integers, one for each sample, and what they stand for."""
 
-    layout: int  # STEPS for samples that are integers, FLOAT_STEPS or FLOAT_BITS for float32
-    step: float  # units of the samples in one integer: a whole number for STEPS, not used by FLOAT_BITS
+    layout: int  # INTEGERS for samples that are integers, FLOATS or FLOAT_BITS for float32
+    step: int  # of the integers, 1 for FLOAT_BITS
+    unit: float  # units of the samples in one integer, for FLOATS only
     coded: bytes
 
-    def apply(self, decoded: NDArray[Any], context: NDArray[np.int32]) -> NDArray[Any]:
-        """Return new samples: decoded ones (slices, height, width, bands) plus the residual.
+    def decode(self, header: Header, nodata: NoData | None) -> NDArray[Any]:
+        """Return samples (slices, height, width, bands); those under the mask of `nodata` are undefined.
 
-        `context` is int32 of that shape, equal to the encoder's. Raises CorruptPayload if the integers are damaged.
+        Raises
+        ------
+        CorruptPayload
+            If the integers are damaged.
         """
         from deepsic_codec.payload.coders.residual import decode_integers  # numba, which reading labels does not need
 
+        shape = header.slices, header.height, header.width, header.channels
+        mask = None if nodata is None else nodata.mask
         if self.layout == FLOAT_BITS:
-            integers = _join_halves(decode_integers(self.coded, _twice(context)))
-        else:
-            integers = decode_integers(self.coded, context)
-        return UncodedResidual(self.layout, self.step, integers).apply(decoded)
+            shape = (*shape[:3], 2 * shape[3])
+            mask = _twice(mask)
+        return _samples(self, decode_integers(self.coded, shape, mask, self.step), header.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class UncodedResidual:
-    """A residual whose integers, int32 (slices, height, width, bands), are not coded."""
-
-    layout: int
-    step: float
-    integers: NDArray[np.int32]
-
-    def apply(self, decoded: NDArray[Any]) -> NDArray[Any]:
-        """Return new samples: decoded ones plus the residual."""
-        if self.layout == FLOAT_BITS:
-            # Wraps around in 32 bits, as the difference did.
-            order = _ordered(decoded) + self.integers
-            return (order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
-        if self.layout == FLOAT_STEPS:
-            values = self.integers * np.float64(self.step) + decoded
-            return np.clip(values, -FLOAT_MAX, FLOAT_MAX).astype(np.float32)
-        info = np.iinfo(decoded.dtype)
-        values = decoded + self.integers.astype(np.int64) * int(self.step)
-        return np.clip(values, info.min, info.max).astype(decoded.dtype)
-
-    def encode(self, context: NDArray[np.int32]) -> Residual:
-        """Code the integers; `context` is that of `Residual.apply`."""
-        from deepsic_codec.payload.coders.residual import encode_integers
-
-        integers = self.integers
-        if self.layout == FLOAT_BITS:
-            integers, context = _split_halves(integers), _twice(context)
-        return Residual(self.layout, self.step, encode_integers(integers, context))
-
-
-def bounded_residual(
-    samples: NDArray[Any], decoded: NDArray[Any], context: NDArray[np.int32], max_error: float, nodata: NoData | None
-) -> Residual:
-    """Choose the residual that keeps every sample within a bound, and verify it.
+def bounded_residual(samples: NDArray[Any], max_error: float, nodata: NoData | None) -> tuple[Residual, NDArray[Any]]:
+    """Code samples within a bound on the error, and verify it.
 
     Parameters
     ----------
-    samples, decoded : ndarray
-        (slices, height, width, bands): the original, and what decoding gives without a residual; of one dtype.
-    context : ndarray
-        int32 of that shape, which the decoder has, too.
+    samples : ndarray
+        (slices, height, width, bands).
     max_error : float
         The bound on the absolute difference, in units of the samples.
     nodata : NoData or None
-        Applied after the residual. Samples under its mask need no bound.
+        Applied to what is decoded. Samples under its mask need no bound.
+
+    Returns
+    -------
+    (Residual, ndarray)
+        And what it decodes to, NoData included.
     """
     mask = None if nodata is None else nodata.mask
-    if mask is not None:
-        samples = np.where(mask, decoded, samples)
-    for residual in _candidates(samples, decoded, max_error):
-        result = residual.apply(decoded)
-        if nodata is not None:
-            nodata.apply(result)
+    for layout, step, unit in _candidates(samples, max_error):
+        residual, result = _encode(samples, layout, step, unit, 0, nodata)
         if _within(samples, result, max_error, mask):
-            return residual.encode(context)
+            return residual, result
     raise AssertionError(f"no residual keeps the error below {max_error}")
 
 
-def stepped_residual(
-    samples: NDArray[Any], decoded: NDArray[Any], step: float, nodata: NoData | None
-) -> UncodedResidual:
-    """Choose a residual that corrects samples in steps, in fewer bytes than for a bound.
+def stepped_residual(samples: NDArray[Any], step: float, nodata: NoData | None) -> tuple[Residual, NDArray[Any]]:
+    """Code samples in steps, in fewer bytes than for a bound.
 
     Parameters
     ----------
-    samples, decoded, nodata
+    samples, nodata
         As for `bounded_residual`.
     step : float
         In units of the samples. For integers its whole part is the step; the fraction widens the range of differences
         that become 0.
+
+    Returns
+    -------
+    (Residual, ndarray)
+        As from `bounded_residual`.
     """
-    layout, whole = FLOAT_STEPS, step
-    if samples.dtype.kind != "f":
-        layout, whole = STEPS, min(max(1, int(step)), MAX_STEP)
-    steps = (samples.astype(np.float64) - decoded) / whole
+    if samples.dtype.kind == "f":
+        steps, unit = _float_steps(samples, step)
+        return _encode(samples, FLOATS if unit else FLOAT_BITS, steps, unit, 0, nodata)
+    whole = min(max(1, int(step)), MAX_STEP)
     # Chosen so that the mean square error rises about evenly from one whole step to the next.
-    zero_range = 0.5 + sqrt(max(0.0, step - whole) / (6 * whole))
-    steps[~(np.abs(steps) > zero_range)] = 0  # NaN, too
-    if nodata is not None and nodata.mask is not None:
-        np.copyto(steps, 0, where=nodata.mask)
-    integers = np.clip(np.rint(steps), -MAX_INTEGER, MAX_INTEGER).astype(np.int32)
-    return UncodedResidual(layout, whole, integers)
+    zero = int(whole * (0.5 + sqrt(max(0.0, step - whole) / (6 * whole))))
+    return _encode(samples, INTEGERS, whole, 1.0, zero, nodata)
 
 
 def encode_residual(residual: Residual) -> bytes:
     """Write a residual section."""
     start = bytes((residual.layout,))
-    if residual.layout == STEPS:
-        start += write_varint(int(residual.step))
-    elif residual.layout == FLOAT_STEPS:
-        start += struct.pack("<d", residual.step)
+    if residual.layout != FLOAT_BITS:
+        start += write_varint(residual.step)
+    if residual.layout == FLOATS:
+        start += struct.pack("<d", residual.unit)
     return start + residual.coded
 
 
 def decode_residual(data: bytes, header: Header) -> Residual:
-    """Read a residual section; its integers are decoded when they are applied.
+    """Read a residual section; its integers are decoded by `Residual.decode`.
 
     Raises
     ------
@@ -152,50 +126,93 @@ def decode_residual(data: bytes, header: Header) -> Residual:
     """
     if not data:
         raise CorruptPayload("residual section: empty")
-    layout, end, step = data[0], 1, 1.0
+    layout, end, step, unit = data[0], 1, 1, 1.0
     if layout > FLOAT_BITS:
         raise UnsupportedPayload(f"residual section: unknown layout {layout}; upgrade deepsic_codec")
-    if (layout == STEPS) == (header.dtype.kind == "f"):
+    if (layout == INTEGERS) == (header.dtype.kind == "f"):
         raise CorruptPayload(f"residual section: layout {layout} does not fit samples of {header.dtype}")
-    if layout == STEPS:
+    if layout != FLOAT_BITS:
         try:
             step, end = read_varint(data, 1, "residual section: step")
         except IndexError:
             raise CorruptPayload("residual section: truncated") from None
         if not 0 < step <= MAX_STEP:
             raise CorruptPayload(f"residual section: step {step}, expected 1 to {MAX_STEP}")
-    elif layout == FLOAT_STEPS:
-        end = 9
-        if len(data) < end:
+    if layout == FLOATS:
+        if len(data) < end + 8:
             raise CorruptPayload("residual section: truncated")
-        (step,) = struct.unpack_from("<d", data, 1)
-        if not 0 < step <= FLOAT_MAX:
-            raise CorruptPayload(f"residual section: step {step}, expected more than 0 and at most {FLOAT_MAX}")
-    return Residual(layout, step, data[end:])
+        (unit,) = struct.unpack_from("<d", data, end)
+        end += 8
+        if not 0 < unit <= FLOAT_MAX:
+            raise CorruptPayload(f"residual section: unit {unit}, expected more than 0 and at most {FLOAT_MAX}")
+    return Residual(layout, step, unit, data[end:])
 
 
-def _candidates(samples: NDArray[Any], decoded: NDArray[Any], max_error: float) -> Iterator[UncodedResidual]:
-    """Yield residuals, those of fewer bytes first; the last keeps any bound."""
+def _candidates(samples: NDArray[Any], max_error: float) -> Iterator[tuple[int, int, float]]:
+    """Yield layouts, steps and units, those of fewer bytes first; the last keeps any bound."""
     if samples.dtype.kind != "f":
         bound = min(int(max_error), 65535)
         # The second step is for data on both sides of a NoData value: moving off that value may add 1 to the error.
-        for step in (2 * bound + 1, 2 * bound - 1):
-            if step > 0:
-                difference = samples.astype(np.int32) - decoded
-                yield UncodedResidual(STEPS, step, (2 * difference + step) // (2 * step))
+        yield from ((INTEGERS, step, 1.0) for step in (2 * bound + 1, 2 * bound - 1) if step > 0)
         return
-    largest = np.float32(min(FLOAT_MAX, float(np.abs(samples).max(initial=0)) + max_error))
+    largest = np.float32(min(FLOAT_MAX, float(np.abs(samples[np.isfinite(samples)]).max(initial=0)) + max_error))
     room = max_error - float(np.spacing(largest)) / 2  # less the error of rounding to float32
     if room > max_error / 2:
-        width = 2 * room * (1 - 2**-40)
-        steps = np.rint((samples.astype(np.float64) - decoded) / width)
-        if np.abs(steps).max(initial=0) <= MAX_INTEGER:
-            yield UncodedResidual(FLOAT_STEPS, width, steps.astype(np.int32))
-    yield UncodedResidual(FLOAT_BITS, 1.0, _ordered(samples) - _ordered(decoded))
+        step, unit = _float_steps(samples, 2 * room * (1 - 2**-40))
+        if unit:
+            yield FLOATS, step, unit
+    yield FLOAT_BITS, 1, 1.0
 
 
-def _twice(context: NDArray[np.int32]) -> NDArray[np.int32]:
-    return np.concatenate([context, context], axis=-1)
+def _float_steps(samples: NDArray[Any], width: float) -> tuple[int, float]:
+    """Return the step and the unit for steps of a width; unit 0 if the samples have too many."""
+    finite = samples[np.isfinite(samples)].astype(np.float64)
+    largest, extent = float(np.abs(finite).max(initial=0)), float(np.ptp(finite)) if finite.size else 0.0
+    for step in (UNITS, 1):
+        unit = width / step
+        if extent / unit < MAX_RANGE - 1 and largest / unit < MAX_UNITS - MAX_RANGE:
+            return step, unit
+    return 1, 0.0
+
+
+def _encode(
+    samples: NDArray[Any], layout: int, step: int, unit: float, zero: int, nodata: NoData | None
+) -> tuple[Residual, NDArray[Any]]:
+    from deepsic_codec.payload.coders.residual import encode_integers
+
+    mask = None if nodata is None else nodata.mask
+    if samples.dtype.kind == "f" and mask is not None:
+        samples = np.where(mask, np.float32(0), samples)  # NaN is no number of units
+    if layout == FLOAT_BITS:
+        integers, mask = _split_halves(_ordered(samples)), _twice(mask)
+    elif layout == FLOATS:
+        integers = np.rint(samples.astype(np.float64) / unit).astype(np.int32)
+    else:
+        integers = samples.astype(np.int32)
+    coded, decoded = encode_integers(integers, mask, step, zero)
+    residual = Residual(layout, step, unit, coded)
+    result = _samples(residual, decoded, samples.dtype)
+    if nodata is not None:
+        nodata.apply(result)
+    return residual, result
+
+
+def _samples(residual: Residual, integers: NDArray[np.int32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return samples of the dtype, in the byte order of this machine; raises CorruptPayload for impossible integers."""
+    if residual.layout == FLOAT_BITS:
+        order = _join_halves(integers)
+        return (order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
+    if residual.layout == FLOATS:
+        return np.clip(integers * np.float64(residual.unit), -FLOAT_MAX, FLOAT_MAX).astype(np.float32)
+    native = dtype.newbyteorder("=")
+    info = np.iinfo(native)
+    if integers.size and (integers.min() < info.min or integers.max() > info.max):
+        raise CorruptPayload(f"residual section: samples from {integers.min()} to {integers.max()} for {dtype}")
+    return integers.astype(native)
+
+
+def _twice(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    return None if mask is None or mask.shape[-1] == 1 else np.concatenate([mask, mask], axis=-1)
 
 
 def _split_halves(integers: NDArray[np.int32]) -> NDArray[np.int32]:

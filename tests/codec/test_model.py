@@ -8,7 +8,7 @@ import zarr
 
 from deepsic_codec import DeepSIC, DeepSICCodec, chunk_attrs, create_array
 from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload.sections import LABELS, RESIDUAL
+from deepsic_codec.payload.sections import FEATURES, LABELS, RESIDUAL
 from tests.codec.test_entry_points import installed  # noqa: F401  # a fixture
 from tests.common import check_config, check_lazy, check_repr, check_roundtrip, photograph, psnr, run_python
 
@@ -190,3 +190,17 @@ def test_rate_beyond_what_features_give():
         deep = array.astype(dtype) * np.array(100, dtype)
         decoded = DeepSIC().decode(DeepSIC(psnr=ceiling + 5, value_range=(0, 25500)).encode(deep))
         assert abs(psnr(decoded / 100, array) - ceiling - 5) <= 0.2
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_symbols_without_features_are_computed(nodata):
+    """They are those of a chunk that has features."""
+    array = photograph(70, 80, 4)
+    array[:10] = 7
+    settings = {"quality": 20, "effort": 1, "nodata": nodata, "value_range": "chunk"}
+    codec = DeepSIC(**settings, max_error=0)
+    payload = codec.encode(array)
+    assert FEATURES.kind not in payload_header.unpack(payload).sections
+    np.testing.assert_array_equal(
+        codec.decode_features(payload), codec.decode_features(DeepSIC(**settings).encode(array))
+    )

@@ -1,4 +1,4 @@
-"""The fixed filter of the residual coder: its taps, and how an encoder chooses the weights of a chunk.
+"""The fixed filters of the residual coder: their taps, and how an encoder chooses the weights of a chunk.
 
 The taps are part of the format (`docs/residual.md`). The choice of weights is not: any weights decode. Here they are a
 least-squares fit, weighted by the inverse square of the local activity, which comes near the fewest bits. It runs on
@@ -13,58 +13,79 @@ from numpy.typing import NDArray
 
 from deepsic_codec.payload.coders.numba_jit import array_jit, jit
 
-_CROSS = ((0, -1), (-1, 0), (0, 1), (1, 0))
-_AROUND = (*_CROSS, (-1, -1), (-1, 1), (1, -1), (1, 1))
+_AROUND = ((0, 0), (0, -1), (0, 1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
-# Taps (plane, dy, dx). Planes 0, 1, 2 are the residuals of this band, the band before, and the band before that; planes
-# 3, 4, 5 the decoded samples of the same bands, less the sample at the same pixel.
+# Taps (plane, dy, dx). Plane 0 is the band itself, planes 1 and 2 its references, plane 3 the mean of the rows above.
+# An input is the sample there, less the sample of the same plane at (-1, 0); a mean, less the sample of plane 0 there.
 TAPS = np.array(
-    [(0, *o) for o in ((0, -1), (0, -2), (-1, 0), (-1, -1), (-1, 1), (-2, 0), (-1, -2), (-1, 2), (-2, -1), (-2, 1))]
-    + [(3, *o) for o in _AROUND]
-    + [(1, *o) for o in ((0, 0), *_AROUND)]
-    + [(4, *o) for o in _AROUND]
-    + [(2, *o) for o in ((0, 0), *_CROSS)]
-    + [(5, *o) for o in _AROUND],
+    [(0, 0, -1), (0, 0, -2), (0, 0, -3)]
+    + [(0, -1, dx) for dx in (-3, -2, -1, 1, 2, 3)]
+    + [(0, -2, dx) for dx in (-3, -2, -1, 0, 1, 2, 3)]
+    + [(0, -3, 0), (3, 0, 0)]
+    + [(plane, *offset) for plane in (1, 2) for offset in _AROUND],
     np.int64,
 )
-# Taps of the first, the second, and any later band: none reaches before the first band.
-USED = (18, 35, 48)
-# Weights are in 1/256, within +-WEIGHT_MAX.
-WEIGHT_SHIFT, WEIGHT_MAX = 8, 2047
+WEST = 3  # the first taps, in the row that is being decoded
+# Taps of a band without references, with one, and with two.
+USED = (18, 26, 34)
+# Weights are in 1/1024, within +-WEIGHT_MAX.
+WEIGHT_SHIFT, WEIGHT_MAX = 10, 4095
 
-# Index after the weights of a band: how far slopes are shifted down before they count as local size.
-SLOPE_SHIFT, SLOPE_SHIFT_BITS = len(TAPS), 4
-SLOPES = 6  # mean slope over mean error after the shift, at most
-
-SAMPLES = 4096  # that a fit of a band uses: more gain 0.1 % and take as long as the coding
+SAMPLES = 8192  # that a fit of a band uses
 THINNING = 4  # a fit uses every fourth sample of a small chunk, down to SAMPLES / THINNING
-ROUNDS = 2  # of the fit; from the second on, large errors count less
-INPUT_BITS = 12  # inputs are halved until they are below this, so that sums of products are exact in a double
-WEIGHT_COST = 6  # bits of a weight
+ROUNDS = 3  # of the fit; from the second on, large errors count less
+INPUT_BITS = 13  # inputs are halved until most are below this; then sums of products are exact in a double
+WEIGHT_COST = 7  # bits of a weight
 MIN_SAMPLES = 256  # fewer are not worth a fit
+
+# Means of the rows above: a box of 2 MEAN_REACH + 1 samples, and how fast they follow, 2**-MEAN_SHIFT a row.
+MEAN_REACH, MEAN_SHIFT, MEAN_SCALE = 8, 3, 4
+
+
+@array_jit
+def add_row(means, row, first):
+    """Let the means, int64 (W) in 1/16, follow a row of samples with a border of 3."""
+    width = means.size
+    total = np.int64(0)
+    for x in range(-MEAN_REACH, MEAN_REACH + 1):
+        total += np.int64(row[3 + min(max(x, 0), width - 1)])
+    for x in range(width):
+        box = (total << MEAN_SCALE) // (2 * MEAN_REACH + 1)
+        means[x] = box if first else means[x] + ((box - means[x]) >> MEAN_SHIFT)
+        total += np.int64(row[3 + min(x + 1 + MEAN_REACH, width - 1)]) - np.int64(row[3 + max(x - MEAN_REACH, 0)])
+
+
+@array_jit
+def _means(plane, ys, xs, out):
+    """Fill `out` with the means that the filter sees at samples (ys, xs) in row-major order; `plane` has a border."""
+    width = plane.shape[1] - 6
+    means = np.zeros(width, np.int64)
+    n = 0
+    for y in range(plane.shape[0] - 4):
+        while n < len(ys) and ys[n] == y:
+            out[n] = means[xs[n]] >> MEAN_SCALE
+            n += 1
+        add_row(means, plane[3 + y], y == 0)
 
 
 @jit
-def _inputs(residual, context, taps, band, where, out):
-    """Fill `out` (N, taps + 1) with the inputs of the taps and, last, the residual, at the samples `where` (N, 3)."""
-    height, width = residual.shape[1], residual.shape[2]
-    for n in range(len(where)):
-        s, y, x = where[n, 0], where[n, 1], where[n, 2]
+def _inputs(planes, taps, ys, xs, means, out):
+    """Fill `out` (N, taps + 1) with the inputs of the taps and, last, what they predict, at the samples (ys, xs)."""
+    for n in range(len(ys)):
+        y, x = ys[n] + 3, xs[n] + 3
+        north = planes[0, y - 1, x]
         for t in range(len(taps)):
             plane, ty, tx = taps[t, 0], y + taps[t, 1], x + taps[t, 2]
             if plane < 3:
-                within = 0 <= ty < height and 0 <= tx < width
-                out[n, t] = residual[s, ty, tx, band - plane] if within else 0
+                out[n, t] = np.int64(planes[plane, ty, tx]) - np.int64(planes[plane, y - 1, x])
             else:
-                ty, tx = min(max(ty, 0), height - 1), min(max(tx, 0), width - 1)
-                b = band - plane + 3
-                out[n, t] = np.int64(context[s, ty, tx, b]) - np.int64(context[s, y, x, b])
-        out[n, len(taps)] = residual[s, y, x, band]
+                out[n, t] = means[n] - north
+        out[n, len(taps)] = np.int64(planes[0, y, x]) - north
 
 
 @jit
 def _sum_products(values, confidence, matrix, right):
-    """Add products of inputs with one another to `matrix`, and with the residual, the last column, to `right`.
+    """Add products of inputs with one another to the lower half of `matrix`, and with the last column to `right`.
 
     A library would do the same, but its threads spin for a while after so small a product.
     """
@@ -74,13 +95,13 @@ def _sum_products(values, confidence, matrix, right):
         for i in range(taps):
             scaled, matrix_row = row[i] * confidence[n], matrix[i]
             right[i] += scaled * row[taps]
-            for j in range(taps):
+            for j in range(i + 1):
                 matrix_row[j] += scaled * row[j]
 
 
 @array_jit
 def _solve(matrix, right):
-    """Solve a positive definite system, by Cholesky's method in a fixed order of operations."""
+    """Solve a positive definite system, of which the lower half counts, by Cholesky's method in a fixed order."""
     n = len(right)
     lower = np.zeros((n, n))
     z = np.zeros(n)
@@ -110,53 +131,56 @@ def _confidence(activity: NDArray[np.int64]) -> NDArray[np.float64]:
     return 1 + np.floor(1023 * ratio * ratio)
 
 
-def fit(residual: NDArray[np.int32], context: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Choose the weights of the fixed filter for a chunk, from the arguments of the coder.
+def fit(planes: NDArray[np.int32], used: int, inherited: NDArray[np.int64]) -> tuple[NDArray[np.int64], float]:
+    """Choose the weights of the filter of a band.
 
-    Returns int64 (C, taps + 1), the last column being slope shifts. A band without gain repeats the weights of the one
-    before.
+    Parameters
+    ----------
+    planes : ndarray
+        int32 (3, H + 4, W + 6): the band and its references with a border of 3, but one row below.
+    used : int
+        Taps that the band uses.
+    inherited : ndarray
+        int64 (taps): weights that cost nothing.
+
+    Returns
+    -------
+    (ndarray, float)
+        int64 (taps), and about how many bits they save.
     """
-    slices, height, width, bands = residual.shape
-    total = slices * height * width
-    weights = np.zeros((bands, SLOPE_SHIFT + 1), np.int64)
+    height, width = planes.shape[1] - 4, planes.shape[2] - 6
+    total = height * width
+    weights = inherited.copy()
+    weights[used:] = 0
+    if total < MIN_SAMPLES:
+        return weights, 0.0
     samples = min(max(total // THINNING, SAMPLES // THINNING), SAMPLES, total)
     row, column = np.divmod(np.arange(samples) * total // samples, width)
     if samples < total:  # a step that divides the width must not choose the same columns in each row
         column = (column + 7 * row) % width
-    where = np.stack([*np.divmod(row, height), column], axis=1)
-    for band in range(bands):
-        if band:
-            weights[band] = weights[band - 1]
-        used = USED[min(band, 2)]
-        values = np.empty((len(where), used + 1), np.int64)
-        _inputs(residual, context, TAPS[:used], band, where, values)
-        values >>= max(0, int(np.abs(values).max()).bit_length() - INPUT_BITS)
-        fitted = _fit_band(values, band > 0) if total >= MIN_SAMPLES else weights[band, :used]
-        inherited_loss, fitted_loss = (_loss(values, w) for w in (weights[band, :used], fitted))
-        # a Laplacian's bits follow the logarithm of its mean error
-        if total * math.log2(inherited_loss / fitted_loss) > used * WEIGHT_COST:
-            weights[band, :used] = fitted
-        weights[band, SLOPE_SHIFT] = _slope_shift(values, weights[band, :used])
-    return weights
+    means = np.empty(samples, np.int64)
+    _means(planes[0], row, column, means)
+    values = np.empty((samples, used + 1), np.int64)
+    _inputs(planes, TAPS[:used], row, column, means, values)
+    values = values[row > 0]
+    if not len(values):
+        return weights, 0.0
+    largest = np.abs(values).max(axis=1)
+    values >>= max(0, 1 + int(np.sort(largest)[len(largest) * 15 // 16]).bit_length() - INPUT_BITS)
+    values = values[np.abs(values).max(axis=1) < 1 << INPUT_BITS]
+    fitted = _fit_band(values)
+    inherited_loss, fitted_loss, none = (_loss(values, w) for w in (weights[:used], fitted, np.zeros_like(fitted)))
+    # a Laplacian's bits follow the logarithm of its mean error
+    saved = total * math.log2(inherited_loss / fitted_loss)
+    if saved > used * WEIGHT_COST:
+        weights[:used] = fitted
+        return weights, total * math.log2(none / fitted_loss) - used * WEIGHT_COST
+    return weights, total * math.log2(none / inherited_loss)
 
 
-def _slope_shift(values: NDArray[np.int64], weights: NDArray[np.int64]) -> int:
-    """Return the shift that brings slopes near the size of errors: residuals may count steps of any size."""
-    slopes, errors = 32 * int(np.abs(values[:, 10:14]).sum()), int(_errors(values, weights).sum()) + 1
-    shift = 0
-    while slopes > SLOPES * errors << shift and shift < (1 << SLOPE_SHIFT_BITS) - 1:
-        shift += 1
-    return shift
-
-
-def _activity(values: NDArray[np.int64], inter: bool) -> NDArray[np.int64]:
-    """Return the local size of residuals and slopes, in 1/32, at least 16."""
-    size = np.abs(values)
-    result = size[:, :6] @ np.array([4, 1, 4, 2, 2, 2])
-    if inter:
-        result += size[:, 18:23] @ np.array([8, 2, 2, 2, 2])
-        result //= 2
-    return 2 * result + 2 * size[:, 10:14].sum(1) + 16
+def _activity(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the local size of differences between samples of the band, in 1/32, at least 16."""
+    return 8 * np.abs(values[:, [0, 1, 5, 6, 7, 12]]).sum(1) + 128
 
 
 def _errors(values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -167,13 +191,12 @@ def _errors(values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np
 
 def _loss(values: NDArray[np.int64], weights: NDArray[np.int64]) -> float:
     """Return the mean error in units of the local activity."""
-    activity = _activity(values, values.shape[1] > USED[0] + 1)
-    return float(np.floor(_errors(values, weights) * 1024 / activity).sum()) + 1
+    return float(np.floor(_errors(values, weights) * 1024 / _activity(values)).sum()) + 1
 
 
-def _fit_band(values: NDArray[np.int64], inter: bool) -> NDArray[np.int64]:
+def _fit_band(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Fit the weights of one band from samples (N, taps + 1)."""
-    activity = _activity(values, inter)
+    activity = _activity(values)
     confidence = _confidence(activity)
     exact = values.astype(np.float64)
     taps = exact.shape[1] - 1
@@ -185,5 +208,5 @@ def _fit_band(values: NDArray[np.int64], inter: bool) -> NDArray[np.int64]:
         matrix[np.diag_indices_from(matrix)] += np.floor(confidence.sum() / 64) + 1
         weights = np.floor(_solve(matrix, right) * (1 << WEIGHT_SHIFT) + 0.5)
         weights = np.clip(weights, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
-        confidence = _confidence(activity + _errors(values, weights))
+        confidence = _confidence(activity // 4 + 2 * _errors(values, weights))
     return weights
