@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 
 from deepsic_codec import config
+from deepsic_codec.codec import chunk
 from tests import stub_runtime
 
 # A busy machine is no failure: nothing here is about time.
@@ -26,6 +27,7 @@ def stub(monkeypatch):
     for name, module in stub_runtime.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(stub_runtime, "RUNTIME", stub_runtime.Scheduler())
+    monkeypatch.setattr(chunk, "uses_wavelet", stub_runtime.uses_wavelet)
     return stub_runtime.RUNTIME
 
 

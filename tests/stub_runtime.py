@@ -208,6 +208,14 @@ def modules():
     return {module.__name__: module for module in (file, zoo, families, scheduler)}
 
 
+def uses_wavelet(params, dtype, bands):
+    """Code chunks as features, which are lossless here, unless wavelets are asked for."""
+    return params.transform == "wavelet"
+
+
 def install():
     """Stand in for the rest of the process (tests use the fixture `stub`)."""
     sys.modules.update(modules())
+    from deepsic_codec.codec import chunk
+
+    chunk.uses_wavelet = uses_wavelet

@@ -68,8 +68,12 @@ def holes(samples, value):
     return samples
 
 
+# Sums and differences of neighbouring bands, of seven.
+PAIRS = np.eye(7)
+PAIRS[:6, :6] = np.kron(np.eye(3), [[1, 1], [1, -1]]) / np.sqrt(2)
+
 # name: (samples, parameters of the codec)
-CASES = {
+FEATURE_CASES = {
     "colour": (lambda: mosaic(128, 192), {}),
     "colour-none": (lambda: mosaic(128, 192), {"semantics": "none"}),
     "colour-effort-0": (lambda: mosaic(128, 192), {"effort": 0}),
@@ -89,19 +93,14 @@ CASES = {
         lambda: np.asfortranarray(np.stack([mosaic(48, 64, 64 * i)[..., 0] for i in range(4)])),
         {"axes": "zyx", "quality": 65},
     ),
-    "two-bands": (lambda: bands(64, 64, 2), {"effort": 0}),
-    "five-bands": (lambda: bands(96, 64, 5), {}),
-    "five-bands-planes": (lambda: bands(96, 64, 5), {"bands": "planes"}),
-    "seven-bands-triples": (lambda: deep(bands(64, 64, 7)), {"bands": "triples", "effort": 0}),
+    "five-bands-planes": (lambda: bands(96, 64, 5), {"spectral": "none"}),
     "deep": (lambda: deep(mosaic(128, 96)), {}),
     "deep-range": (lambda: deep(mosaic(128, 96)), {"value_range": (300, 9000), "quality": 85}),
-    "deep-measured": (lambda: deep(bands(64, 96, 4)), {"value_range": "chunk"}),
     "deep-big-endian": (lambda: deep(mosaic(64, 64)).astype(">u2"), {"effort": 0}),
     "deep-signed": (lambda: (deep(mosaic(64, 64)).astype("i4") - 6000).astype("<i2"), {"value_range": (-6000, 9000)}),
     "reals": (lambda: reals(mosaic(64, 96)), {"value_range": (0, 1)}),
     "nodata": (lambda: holes(mosaic(128, 96), 0), {"nodata": 0}),
     "nodata-unmasked": (lambda: mosaic(96, 96), {"nodata": 100}),
-    "nodata-deep": (lambda: holes(deep(bands(96, 64, 4)), 65535), {"nodata": 65535, "value_range": "chunk"}),
     "nodata-one-band": (lambda: np.dstack([holes(mosaic(64, 64)[..., :1], 9), mosaic(64, 64)[..., 1:]]), {"nodata": 9}),
     "nodata-nan": (lambda: holes(reals(mosaic(64, 96)[..., :1]), NAN), {"nodata": NAN, "value_range": "chunk"}),
     "nodata-alone": (lambda: np.full((64, 80, 3), 7, "u1"), {"nodata": 7}),
@@ -109,11 +108,37 @@ CASES = {
     "bounded-deep": (lambda: deep(mosaic(64, 96)), {"max_error": 20, "quality": 60}),
     "bounded-reals": (lambda: reals(mosaic(64, 64)), {"max_error": 0.004, "value_range": (0, 1)}),
     "lossless": (lambda: mosaic(96, 96, 128), {"max_error": 0}),
-    "lossless-deep-nodata": (lambda: holes(deep(bands(64, 64, 4)), 0), {"max_error": 0, "nodata": 0, "effort": 0}),
     "psnr": (lambda: mosaic(96, 128, 192), {"psnr": 34}),
-    "psnr-residual": (lambda: deep(mosaic(64, 64)), {"psnr": 62, "effort": 0}),
     "bpp": (lambda: mosaic(96, 128, 192), {"bpp": 0.75, "effort": 0}),
-    "bpp-deep": (lambda: deep(bands(64, 64, 4)), {"bpp": 3, "semantics": "none", "effort": 0}),
+}
+WAVELET_CASES = {
+    "colour": (lambda: mosaic(128, 192), {}),
+    "colour-effort-0": (lambda: mosaic(67, 45, 100, 100), {"effort": 0, "quality": 80}),
+    "grey": (lambda: mosaic(128, 96, 192)[..., 1].copy(), {"axes": "yx", "quality": 95}),
+    "pixel": (lambda: mosaic(1, 1), {}),
+    "line": (lambda: mosaic(1, 100), {"quality": 70}),
+    "two-bands": (lambda: bands(64, 64, 2), {"effort": 0}),
+    "five-bands": (lambda: bands(96, 64, 5), {}),
+    "five-bands-planes": (lambda: bands(96, 64, 5), {"spectral": "none"}),
+    "seven-bands-matrix": (lambda: deep(bands(64, 64, 7)), {"spectral": PAIRS, "effort": 0}),
+    "many-bands": (lambda: deep(bands(48, 48, 24)), {"quality": 60}),
+    "time": (lambda: np.stack([deep(mosaic(64, 80, 64 * i)) for i in range(2)]), {"axes": "tyxc", "quality": 110}),
+    "deep": (lambda: deep(mosaic(128, 96)), {"quality": 150}),
+    "deep-big-endian": (lambda: deep(mosaic(64, 64)).astype(">u2"), {"quality": 130}),
+    "deep-signed": (lambda: (deep(mosaic(64, 64)).astype("i4") - 6000).astype("<i2"), {"value_range": (-6000, 9000)}),
+    "reals": (lambda: reals(mosaic(64, 96)), {"value_range": (0, 1)}),
+    "nodata-deep": (lambda: holes(deep(bands(96, 64, 4)), 65535), {"nodata": 65535, "value_range": "chunk"}),
+    "nodata-nan": (lambda: holes(reals(mosaic(64, 96)[..., :1]), NAN), {"nodata": NAN, "value_range": "chunk"}),
+    "bounded-deep": (lambda: deep(mosaic(64, 96)), {"max_error": 20, "quality": 60}),
+    "lossless-deep-nodata": (lambda: holes(deep(bands(64, 64, 4)), 0), {"max_error": 0, "nodata": 0}),
+    "psnr": (lambda: deep(mosaic(96, 128, 192)), {"psnr": 50}),
+    "rmse": (lambda: deep(mosaic(96, 128, 192)), {"rmse": 30}),
+    "bpp": (lambda: deep(bands(64, 64, 4)), {"bpp": 3, "semantics": "none"}),
+}
+CASES = {
+    f"{transform}-{name}": (make, parameters | {"transform": transform})
+    for transform, cases in (("features", FEATURE_CASES), ("wavelet", WAVELET_CASES))
+    for name, (make, parameters) in cases.items()
 }
 
 

@@ -24,13 +24,22 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add_quality(parser, None, " (default: 50, with --max-error 20)")
     add("--psnr", type=float, metavar="DB", help="PSNR of each chunk in dB, instead of a quality")
     add("--bpp", type=float, metavar="BITS", help="bits per pixel of each chunk, instead of a quality")
+    add(
+        "--rmse",
+        type=float,
+        metavar="E",
+        help="root mean square error of each chunk in data units, instead of a quality",
+    )
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
     add_encoder_options(parser)
     text = "range of the values (more pairs: of each band), or chunk: measured chunk by chunk (default beyond 8 bits)"
     add("--value-range", type=_value_range, metavar="LOW,HIGH", default=argparse.SUPPRESS, help=text)
     text = "value of pixels without data: a number, nan, or none (default: as declared by the source)"
     add("--nodata", type=_nodata, metavar="VALUE", default=argparse.SUPPRESS, help=text)
-    add("--bands", choices=("planes", "triples"), help="how bands are grouped (default: three are colours)")
+    text = "features of the networks, or wavelets (default: auto, wavelets for all but photographs at low rates)"
+    add("--transform", choices=("auto", "features", "wavelet"), default=argparse.SUPPRESS, help=text)
+    text = "code what bands have in common once (auto, the default), or code each band by itself (none)"
+    add("--spectral", choices=("auto", "none"), default=argparse.SUPPRESS, help=text)
     add("--chunk", type=int, metavar="PIXELS", help="edge of a chunk (default: 512)")
     add("--shard", type=int, metavar="PIXELS", help="edge of a shard, a multiple of a chunk's (Zarr format 3)")
     add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
@@ -74,7 +83,18 @@ def run_ingest(args: argparse.Namespace) -> None:
 
     skipped: list[str] = []
     sources = list(_sources(args, skipped))  # finds what cannot be opened before anything is written
-    names = ("quality", "psnr", "bpp", "max_error", "bands", "semantics", "value_range", "nodata")
+    names = (
+        "quality",
+        "psnr",
+        "bpp",
+        "rmse",
+        "max_error",
+        "transform",
+        "spectral",
+        "semantics",
+        "value_range",
+        "nodata",
+    )
     codec = {name: getattr(args, name) for name in names if hasattr(args, name)}
     options: dict[str, Any] = {
         "codec": codec | encoder_options(args),

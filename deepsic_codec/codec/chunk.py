@@ -11,20 +11,36 @@ from numpy.typing import NDArray
 
 from deepsic_codec import config
 from deepsic_codec.axes import Axes, ceil_div
-from deepsic_codec.codec.bands import from_images, grouping_of, to_images
+from deepsic_codec.codec.bands import default_grouping, from_images, label_images, to_images
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
-from deepsic_codec.codec.params import DEFAULT_QUALITY, CodecParams
-from deepsic_codec.codec.scaled import DTYPES, check_finite, check_values, scale_chunk, unscale
+from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
+from deepsic_codec.codec.scaled import DTYPES, UINT8, check_finite, check_values, scale_chunk, unscale
 from deepsic_codec.errors import DeepSICError, UnsupportedArray
-from deepsic_codec.payload.constants import LATENT_STRIDE
-from deepsic_codec.payload.fields import MAX_BANDS, MAX_SAMPLES, image_count
+from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
+from deepsic_codec.payload.fields import COLOURS, MAX_BANDS, MAX_SAMPLES, PLANES
 from deepsic_codec.payload.header import pack
-from deepsic_codec.payload.residual import Residual
-from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, RESIDUAL, VALUE_RANGE, Section
+from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, VALUE_RANGE, Section
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
     from deepsic_codec.model.scheduler import Encoded, Scheduler
+
+
+# Photographs of 8 bits are coded as features up to these targets, which they reach in fewer bytes or sooner.
+FEATURES_QUALITY, FEATURES_PSNR, FEATURES_BPP = 50.0, 30.0, 0.4
+
+
+def uses_wavelet(params: CodecParams, dtype: np.dtype[Any], bands: int) -> bool:
+    """Tell whether chunks of a dtype are coded as wavelets, not as features."""
+    if params.transform != "auto":
+        return params.transform == "wavelet"
+    if dtype != UINT8 or bands != 3 or params.value_range is not None:
+        return True
+    if params.quality is not None:
+        return params.quality > FEATURES_QUALITY
+    if params.psnr is not None:
+        return params.psnr > FEATURES_PSNR
+    return params.bpp is None or params.bpp > FEATURES_BPP  # rmse=, too
 
 
 def check_chunk(shape: Sequence[int], dtype: np.dtype[Any], params: CodecParams) -> None:
@@ -70,12 +86,23 @@ def check_size(images: int, height: int, width: int, error: type[DeepSICError]) 
 
 def load_model(decoder: str, head: str | None = None, name: str | None = None) -> "tuple[ModelInfo, Scheduler]":
     """Return a model and its scheduler; `name` chooses among several models with this decoder and head."""
-    # Late: only encoding and decoding need torch, which takes seconds to import.
-    from deepsic_codec.model.scheduler import get_scheduler
+    info = find_info(decoder, head, name)
+    return info, scheduler_of(info)
+
+
+def find_info(decoder: str, head: str | None = None, name: str | None = None) -> "ModelInfo":
+    """Return a model; `name` chooses among several models with this decoder and head."""
     from deepsic_codec.model.zoo import find_model
 
-    info = find_model(decoder, head=head, preferred=name)
-    return info, get_scheduler(info)
+    return find_model(decoder, head=head, preferred=name)
+
+
+def scheduler_of(info: "ModelInfo") -> "Scheduler":
+    """Return the scheduler of a model."""
+    # Late: only features and labels need torch, which takes seconds to import.
+    from deepsic_codec.model.scheduler import get_scheduler
+
+    return get_scheduler(info)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,15 +134,24 @@ class ChunkToEncode:
         """Samples of a pixel."""
         return self.axes.bands(self.array.shape)
 
+    @cached_property
+    def features(self) -> bool:
+        """Whether the chunk is coded as features, not as wavelets or within a bound."""
+        return self.params.max_error is None and not uses_wavelet(self.params, self.array.dtype, self.bands)
+
     @property
     def grouping(self) -> int:
         """How bands are joined to images."""
-        return grouping_of(self.bands, self.params.bands)
+        if not self.features or self.bands == 1:
+            return COLOURS
+        return PLANES if self.params.spectral == NO_SPECTRAL else default_grouping(self.bands)
 
     @property
     def images(self) -> int:
-        """Images of a slice."""
-        return image_count(self.bands, self.grouping)
+        """Images of a slice, or what takes as much memory as they do."""
+        if not self.features:
+            return ceil_div(self.bands, 3)
+        return self.bands if self.grouping == PLANES else 1
 
 
 def prepare_chunk(
@@ -159,12 +195,13 @@ class EncodeTask:
 
     def __init__(self, chunk: ChunkToEncode, info: "ModelInfo") -> None:
         self.chunk, self.info, self.params = chunk, info, chunk.params
+        self.cells: NDArray[np.uint8] | None = None  # scores of `label_images`, where there are no features
         self.scaled = scale_chunk(chunk.axes.to_samples(chunk.array), chunk.params)
 
     @property
     def quality(self) -> float:
         """Quality of the features; where a search starts, for a chunk that has a target instead."""
-        return DEFAULT_QUALITY if self.params.quality is None else self.params.quality
+        return min(MAX_QUALITY, DEFAULT_QUALITY if self.params.quality is None else self.params.quality)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -177,6 +214,10 @@ class EncodeTask:
         """Whether the networks see 64ths of a grey level."""
         return self.scaled.ranges is not None
 
+    def label_images(self) -> NDArray[Any]:
+        """Return the images (slices, height, width, 3) that labels are scored on where there are no features."""
+        return label_images(self.scaled.bands)
+
     def images(self) -> NDArray[Any]:
         """Return the images that the networks see, (images, height, width, 3)."""
         return to_images(self.scaled.bands, self.chunk.grouping)
@@ -186,20 +227,24 @@ class EncodeTask:
         assert images is not None
         return unscale(from_images(images, self.chunk.bands, self.chunk.grouping), self.scaled.ranges)
 
-    def pack(self, encoded: "Encoded | None", quality: float, residual: Residual | None = None) -> bytes:
-        """Return the payload.
+    def pack(self, encoded: "Encoded | None", quality: float) -> bytes:
+        """Return the payload of features, or of a chunk without data if `encoded` is None, at their quality."""
+        if encoded is None:
+            return self.pack_sections({}, quality)
+        cells = None if encoded.cells is None else encoded.cells[:: self.chunk.images]
+        return self.pack_sections({FEATURES: encoded.features}, quality, cells)
 
-        `encoded` has features unless there is a residual; None stands for a chunk without data, too. `quality` is that
-        of the features.
-        """
+    def pack_sections(
+        self, coded: dict[Section[Any], Any], quality: float, cells: NDArray[np.uint8] | None = None
+    ) -> bytes:
+        """Return the payload of coded sections, with label cells of its slices; content that is None is left out."""
         chunk, params, info = self.chunk, self.params, self.info
         _, height, width, _ = self.scaled.samples.shape
         sections: dict[Section[Any], Any] = {
-            LABELS: self._labels(encoded),
+            LABELS: self._labels(cells),
             VALUE_RANGE: self.scaled.ranges,
-            FEATURES: None if encoded is None else encoded.features,
             NODATA: self.scaled.nodata,
-            RESIDUAL: residual,
+            **coded,
         }
         return pack(
             dtype=chunk.array.dtype,
@@ -215,14 +260,13 @@ class EncodeTask:
             grouping=chunk.grouping,
         )
 
-    def _labels(self, encoded: "Encoded | None") -> Any:
-        if self.params.semantics != "pre" or (encoded is not None and encoded.cells is None):
-            return None
+    def _labels(self, cells: NDArray[np.uint8] | None) -> Any:
         slices, height, width, _ = self.scaled.samples.shape
-        if encoded is None or encoded.cells is None:
+        if self.params.semantics != "pre" or (cells is None and not self.scaled.empty):
+            return None
+        if cells is None:
             cells = no_scores(slices, height, width, classes=1)
-        else:
-            cells = cells_with_data(encoded.cells[:: self.chunk.images], self.scaled.mask)
+        cells = cells_with_data(cells, self.scaled.mask)
         if self.chunk.valid_shape is not None:
             cells = cells_within(cells, self.chunk.axes, self.chunk.array.shape, self.chunk.valid_shape)
         return tile_labels(cells, height, width, self.params.label_tile)

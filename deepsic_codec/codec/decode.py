@@ -1,38 +1,37 @@
 """Decode payloads to chunks, to symbols, or to labels."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec import config
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.codec.bands import from_images, to_images
+from deepsic_codec.codec.bands import from_images, label_images
 from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
 from deepsic_codec.codec.chunk import check_size, load_model
 from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
-from deepsic_codec.codec.scaled import UINT8, scale, unscale
+from deepsic_codec.codec.parallel import parallel_map
+from deepsic_codec.codec.scaled import UINT8, fill_nodata, grey_levels, unscale
+from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
-from deepsic_codec.payload.constants import LATENT_STRIDE
-from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
+from deepsic_codec.payload.fields import COLOURS, Header
 from deepsic_codec.payload.header import unpack
 from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.payload.nodata import NoData, decode_nodata, is_empty
 from deepsic_codec.payload.residual import Residual
-from deepsic_codec.payload.sections import FEATURES, NODATA, RESIDUAL, VALUE_RANGE
+from deepsic_codec.payload.sections import FEATURES, NODATA, RESIDUAL, SPECTRAL, VALUE_RANGE, WAVELET
+from deepsic_codec.payload.spectral import Matrix
 from deepsic_codec.payload.value_range import Ranges
+from deepsic_codec.payload.wavelet import Wavelet
 
 if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
     from deepsic_codec.model.scheduler import Scheduler
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +39,17 @@ class PayloadToDecode:
     """A payload with verified header and checksums."""
 
     header: Header
-    features: bytes | None  # None for a chunk without data, and for most chunks with a residual
+    features: bytes | None = None  # one of features, wavelet and residual; none for a chunk without data
+    wavelet: Wavelet | None = None
+    residual: Residual | None = None
+    matrix: Matrix | None = None  # of the wavelet's components; None if they are the bands
     ranges: Ranges | None = None  # None for uint8 that is not scaled
     nodata_section: bytes | None = None  # still coded
-    residual: Residual | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether the chunk has no data."""
+        return self.features is None and self.wavelet is None and self.residual is None
 
     @property
     def key(self) -> bytes:
@@ -57,13 +63,10 @@ class PayloadToDecode:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Number, height and width of the images that the networks see."""
-        return self.header.images, self.header.height, self.header.width
-
-    @property
-    def empty(self) -> bool:
-        """Whether no sample is data."""
-        return self.features is None and self.residual is None
+        """Number, height and width of the images that the networks see, or of what takes as much memory."""
+        header = self.header
+        images = header.images if self.features is not None else header.slices * ceil_div(header.channels, 3)
+        return images, header.height, header.width
 
     def nodata(self) -> NoData | None:
         """Decode the nodata section."""
@@ -94,17 +97,23 @@ def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> Payload
     grid = ceil_div(header.height, LATENT_STRIDE), ceil_div(header.width, LATENT_STRIDE)
     if tuple(header.grid) != grid:
         raise CorruptPayload(f"header: symbol grid {tuple(header.grid)}, expected {grid} for images of this size")
-    check_size(header.images, header.height, header.width, UnsupportedPayload)
-    features, nodata_section = unpacked.read(FEATURES), unpacked.sections.get(NODATA.kind)
-    ranges, residual = unpacked.read(VALUE_RANGE), unpacked.read(RESIDUAL)
-    empty = is_empty(nodata_section, header)
-    if features is None and residual is None and not empty:
-        raise CorruptPayload("section table: the features section is missing")
+    coded = [section for section in (FEATURES, WAVELET, RESIDUAL) if section in unpacked]
+    nodata_section = unpacked.sections.get(NODATA.kind)
+    if not coded and not is_empty(nodata_section, header):
+        raise CorruptPayload("section table: the features section is missing, and any other with samples")
+    if len(coded) > 1:
+        raise CorruptPayload(f"section table: both a {coded[0].name} section and a {coded[1].name} section")
+    ranges, matrix = unpacked.read(VALUE_RANGE), unpacked.read(SPECTRAL)
     if ranges is None and header.dtype != UINT8:
         raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
-    if empty and residual is not None:
-        raise CorruptPayload("section table: a residual section of a chunk without data")
-    return PayloadToDecode(header, features, ranges, nodata_section, residual)
+    if FEATURES in coded and header.grouping == COLOURS and header.channels not in (1, 3):
+        raise CorruptPayload(f"header: one image of {header.channels} bands")
+    if matrix is not None and WAVELET not in coded:
+        raise CorruptPayload("section table: a spectral transform section without a wavelet section")
+    features, wavelet, residual = unpacked.read(FEATURES), unpacked.read(WAVELET), unpacked.read(RESIDUAL)
+    parsed = PayloadToDecode(header, features, wavelet, residual, matrix, ranges, nodata_section)
+    check_size(*parsed.image_shape, UnsupportedPayload)
+    return parsed
 
 
 def decode_payloads(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
@@ -117,31 +126,16 @@ def decode_payloads(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
     CorruptPayload
         If a section is damaged.
     """
-    lossy = [payload for payload in payloads if not payload.empty and payload.residual is None]
-    bounded = [payload for payload in payloads if payload.residual is not None]
-    chunks: Iterator[NDArray[Any]] = iter(())
-    if lossy:
+    chunks = {payload: _empty_chunk(payload) for payload in payloads if payload.empty}
+    with_features = [payload for payload in payloads if payload.features is not None]
+    if with_features:
         _, scheduler = load_model(payloads[0].key.hex())
-        q6 = [payload.ranges is not None for payload in lossy]
-        finish = [partial(_restore_chunk, payload) for payload in lossy]
-        chunks = iter(scheduler.decode(*_columns(lossy), q6, finish))
-    exact = iter(_on_threads(_bounded_chunk, bounded))
-    results = []
-    for payload in payloads:
-        if payload.residual is not None:
-            results.append(next(exact))
-        else:
-            results.append(_empty_chunk(payload) if payload.empty else next(chunks))
-    return results
-
-
-def _on_threads(function: Callable[[PayloadToDecode], T], payloads: Sequence[PayloadToDecode]) -> list[T]:
-    """Apply a function to payloads, on several threads; without a model, there is no scheduler that has some."""
-    threads = min(len(payloads), config.get().threads or os.cpu_count() or 1)
-    if threads < 2:
-        return [function(payload) for payload in payloads]
-    with ThreadPoolExecutor(threads, "deepsic-decode") as pool:
-        return list(pool.map(function, payloads))
+        q6 = [payload.ranges is not None for payload in with_features]
+        finish = [partial(_restore_chunk, payload) for payload in with_features]
+        chunks |= zip(with_features, scheduler.decode(*_columns(with_features), q6, finish), strict=True)
+    others = [payload for payload in payloads if payload not in chunks]
+    chunks |= zip(others, parallel_map(_decode_other, others), strict=True)
+    return [chunks[payload] for payload in payloads]
 
 
 def _empty_chunk(payload: PayloadToDecode) -> NDArray[Any]:
@@ -152,32 +146,35 @@ def _empty_chunk(payload: PayloadToDecode) -> NDArray[Any]:
 
 def _restore_chunk(payload: PayloadToDecode, images: NDArray[Any]) -> NDArray[Any]:
     """Turn decoded images into a contiguous chunk."""
-    header, nodata = payload.header, payload.nodata()
-    bands = from_images(images, header.channels, header.grouping)
-    samples = unscale(bands, payload.ranges)
+    bands = from_images(images, payload.header.channels, payload.header.grouping)
+    samples, nodata = unscale(bands, payload.ranges), payload.nodata()
+    if nodata is not None and (samples is bands or not samples.flags.writeable):
+        samples = samples.copy()
+    return _arranged(payload, samples, nodata)
+
+
+def _decode_other(payload: PayloadToDecode) -> NDArray[Any]:
+    """Decode a chunk that has no features."""
+    nodata = payload.nodata()
+    return _arranged(payload, _samples(payload, nodata), nodata)
+
+
+def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
+    """Decode samples (slices, height, width, bands) of a chunk that has no features; those without data are any."""
+    header = payload.header
+    if payload.residual is not None:
+        return payload.residual.decode(header, nodata)
+    assert payload.wavelet is not None
+    shape = (header.slices, header.height, header.width, header.channels)
+    return decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges)
+
+
+def _arranged(payload: PayloadToDecode, samples: NDArray[Any], nodata: NoData | None) -> NDArray[Any]:
+    """Return samples, to which NoData is applied in place, as a contiguous chunk."""
     if nodata is not None:
-        samples = samples if samples.flags.writeable and samples is not bands else samples.copy()
         nodata.apply(samples)
-    return _arranged(samples, header)
-
-
-def _bounded_chunk(payload: PayloadToDecode) -> NDArray[Any]:
-    """Decode a chunk that has a residual."""
-    return _arranged(_bounded_samples(payload, payload.nodata()), payload.header)
-
-
-def _bounded_samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
-    assert payload.residual is not None
-    samples = payload.residual.decode(payload.header, nodata)
-    if nodata is not None:
-        nodata.apply(samples)
-    return samples
-
-
-def _arranged(samples: NDArray[Any], header: Header) -> NDArray[Any]:
-    """Return samples (slices, height, width, bands) as a contiguous chunk."""
-    chunk = header.axes.from_samples(samples, header.shape)
-    return np.array(chunk, header.dtype, order="F" if header.order == "F" else "C")
+    chunk = payload.header.axes.from_samples(samples, payload.header.shape)
+    return np.array(chunk, payload.header.dtype, order="F" if payload.header.order == "F" else "C")
 
 
 def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tuple[int, int, int]], list[float]]:
@@ -189,20 +186,23 @@ def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tup
 def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
     """Decode a payload to its symbols, int16 (slices, latents, grid rows, grid columns).
 
-    The latents of all images of a slice follow one another. A chunk without data has zeros. A chunk without features
-    has the symbols that encoding its samples gives.
+    The latents of all images of a slice follow one another. A chunk without data has zeros.
+
+    Raises
+    ------
+    UnsupportedPayload
+        If the chunk has samples but no features.
     """
+    if payload.features is None and not payload.empty:
+        raise UnsupportedPayload("the chunk has no features; encode it with transform='features' and without max_error")
     header = payload.header
     info, scheduler = load_model(payload.key.hex())
-    if payload.empty:
+    if payload.features is None:
         from deepsic_codec.model.families import architecture_from  # late: it imports torch
 
         latents = architecture_from(info.architecture).latents
         return np.zeros((header.slices, header.images // header.slices * latents, *header.grid), np.int16)
-    if payload.features is None:
-        symbols = _symbols_again(payload, scheduler)
-    else:
-        symbols = scheduler.decode_symbols(*_columns([payload]))[0]
+    symbols = scheduler.decode_symbols(*_columns([payload]))[0]
     return symbols.reshape(header.slices, -1, *symbols.shape[2:])
 
 
@@ -221,20 +221,24 @@ def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
 def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", scheduler: "Scheduler") -> list[Scores]:
     """Compute the scores of label cells, 0 in cells without data, from stored features.
 
-    All payloads are of the model's decoder. `info` and `scheduler` are those of the model whose head scores. Chunks
-    without features are encoded again.
+    Features are of the decoder of the model; pixels of chunks without features are analysed. `info` and `scheduler` are
+    those of the model whose head scores.
     """
-    without = [payload for payload in payloads if payload.features is None and not payload.empty]
-    again = iter(_cells_again(without, scheduler))
-    with_data = [payload for payload in payloads if payload.features is not None]
-    scores: Iterator[Scores] = iter(())
-    if with_data:
-        features, shapes, qualities = _columns(with_data)
+    with_features = [payload for payload in payloads if payload.features is not None]
+    scores: dict[PayloadToDecode, Scores] = {}
+    if with_features:
+        features, shapes, qualities = _columns(with_features)
         symbols = scheduler.decode_symbols(features, shapes, qualities)
         # The head sees the first image of each slice.
-        first = [one[:: len(one) // payload.header.slices] for payload, one in zip(with_data, symbols, strict=True)]
-        slices = [(payload.header.slices, *payload.image_shape[1:]) for payload in with_data]
-        scores = iter(scheduler.score(first, slices, qualities))
+        first = [one[:: len(one) // payload.header.slices] for payload, one in zip(with_features, symbols, strict=True)]
+        slices = [(payload.header.slices, *payload.image_shape[1:]) for payload in with_features]
+        scores |= zip(with_features, scheduler.score(first, slices, qualities), strict=True)
+    others = [payload for payload in payloads if payload.features is None and not payload.empty]
+    if others:
+        images = parallel_map(_decoded_label_images, others)
+        qualities = [min(MAX_QUALITY, payload.header.quality) for payload in others]
+        encoded = scheduler.encode(images, qualities, [0] * len(images), features=False, labels=True)
+        scores |= zip(others, (one.cells for one in encoded), strict=True)
     cells = []
     for payload in payloads:
         header = payload.header
@@ -243,35 +247,16 @@ def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", schedu
             cells.append(no_scores(header.slices, header.height, header.width, classes))
         else:
             nodata = payload.nodata()
-            score = next(scores) if payload.features is not None else next(again)
-            cells.append(cells_with_data(score, None if nodata is None else nodata.mask))
+            cells.append(cells_with_data(scores[payload], None if nodata is None else nodata.mask))
     return cells
 
 
-def _cells_again(payloads: Sequence[PayloadToDecode], scheduler: "Scheduler") -> list[Scores]:
-    """Compute the scores of label cells of chunks without features, by encoding their samples."""
-    if not payloads:
-        return []
-    images, qualities = _on_threads(_images, payloads), [payload.header.quality for payload in payloads]
-    scores = []
-    for payload, encoded in zip(payloads, scheduler.encode(images, qualities, features=False), strict=True):
-        scores.append(encoded.cells[:: payload.header.images // payload.header.slices])
-    return scores
-
-
-def _symbols_again(payload: PayloadToDecode, scheduler: "Scheduler") -> NDArray[np.int16]:
-    """Compute the symbols of a chunk without features, by encoding its samples."""
-    quality = [payload.header.quality]
-    encoded = scheduler.encode([_images(payload)], quality, features=False, labels=False, symbols=True)[0]
-    return np.moveaxis(encoded.symbols, -1, 1)
-
-
-def _images(payload: PayloadToDecode) -> NDArray[Any]:
-    """Decode a chunk that has a residual to what the networks see."""
+def _decoded_label_images(payload: PayloadToDecode) -> NDArray[Any]:
     nodata = payload.nodata()
-    mask = None if nodata is None else nodata.mask
-    bands = scale(_bounded_samples(payload, nodata), payload.ranges, mask)
-    return to_images(bands, payload.header.grouping)
+    levels = grey_levels(_samples(payload, nodata), payload.ranges)
+    if nodata is not None and nodata.mask is not None:
+        levels = fill_nodata(levels, nodata.mask)
+    return label_images(levels)
 
 
 def compute_labels(payload: PayloadToDecode, label_tile: tuple[int, int] | None = None) -> LabelBlock:

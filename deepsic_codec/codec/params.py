@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.payload.constants import LABEL_CELL
+from deepsic_codec.payload.constants import DEEP_QUALITY, LABEL_CELL, MAX_QUALITY
+from deepsic_codec.payload.fields import MAX_BANDS
 
 FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
@@ -23,7 +26,9 @@ DEFAULT_QUALITY = 50.0
 BOUNDED_QUALITY = 20.0
 CHUNK = "chunk"  # value_range: measured in each chunk
 NAN = "NaN"  # nodata: JSON has no such number
-BANDS = ("planes", "triples")
+AUTO_SPECTRAL, NO_SPECTRAL = "auto", "none"
+TRANSFORMS = ("auto", "features", "wavelet")
+ORTHONORMAL = 1e-3  # largest deviation of the products of rows of a spectral matrix
 MAX_TILE = 1 << 20  # pixels: beyond any chunk, and small enough for every integer of the label section
 
 AnyCodec = TypeVar("AnyCodec", bound="CodecParams")
@@ -55,11 +60,13 @@ class CodecParams:
     nodata: float | str | None
     effort: int
     tune: str
-    bands: str | None
+    transform: str
+    spectral: str | tuple[tuple[float, ...], ...]
     value_range: str | tuple[tuple[float, float], ...] | None
     max_error: float | None
     psnr: float | None
     bpp: float | None
+    rmse: float | None
     decoder: str | None
     head: str | None
     unread: dict[str, Any] = field(hash=False)
@@ -75,11 +82,13 @@ class CodecParams:
         *,
         effort: int = DEFAULT_EFFORT,
         tune: str = DEFAULT_TUNE,
-        bands: str | None = None,
+        transform: str = TRANSFORMS[0],
+        spectral: Any = AUTO_SPECTRAL,
         value_range: Any = None,
         max_error: float | None = None,
         psnr: float | None = None,
         bpp: float | None = None,
+        rmse: float | None = None,
         decoder: str | None = None,
         head: str | None = None,
     ) -> None:
@@ -87,27 +96,29 @@ class CodecParams:
             raise ConfigurationError(f"model: expected a name, got {model!r}")
         if not isinstance(semantics, str) or semantics not in SEMANTICS:
             raise ConfigurationError(f"semantics: expected one of {', '.join(SEMANTICS)}, got {semantics!r}")
-        if bands is not None and (not isinstance(bands, str) or bands not in BANDS):
-            raise ConfigurationError(f"bands: expected None, {' or '.join(map(repr, BANDS))}, got {bands!r}")
-        _check_rate(quality, psnr, bpp, max_error)
-        if quality is None and psnr is None and bpp is None:
+        _check_rate(quality, psnr, bpp, rmse, max_error)
+        if quality is None and psnr is None and bpp is None and rmse is None:
             quality = DEFAULT_QUALITY if max_error is None else BOUNDED_QUALITY
         _check_effort(effort)
         _check_tune(tune, effort)
+        quality = None if quality is None else _check_quality(quality)
+        _check_transform(transform, quality, rmse)
         values: dict[str, Any] = {
             "model": model,
-            "quality": None if quality is None else _check_quality(quality),
+            "quality": quality,
             "axes": _check_axes(axes),
             "semantics": semantics,
             "label_tile": None if label_tile is None else _check_tile(label_tile),
             "nodata": _check_nodata(nodata),
             "effort": int(effort),
             "tune": tune,
-            "bands": bands,
+            "transform": transform,
+            "spectral": _check_spectral(spectral),
             "value_range": _check_range(value_range),
             "max_error": None if max_error is None else _check_positive("max_error", max_error, zero=True),
             "psnr": None if psnr is None else _check_positive("psnr", psnr),
             "bpp": None if bpp is None else _check_positive("bpp", bpp),
+            "rmse": None if rmse is None else _check_positive("rmse", rmse),
             "decoder": None if decoder is None else _check_hash("decoder", decoder),
             "head": None if head is None else _check_hash("head", head),
             "unread": {},
@@ -150,6 +161,8 @@ class CodecParams:
         values: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
         values["quality"] = None if self.quality is None else _plain(self.quality)
         values["label_tile"] = None if self.label_tile is None else list(self.label_tile)
+        if not isinstance(self.spectral, str):
+            values["spectral"] = [list(row) for row in self.spectral]
         values["value_range"] = _range_to_json(self.value_range)
         return {name: value for name, value in values.items() if value is not None}
 
@@ -167,8 +180,8 @@ class CodecParams:
     def from_json(cls, data: object) -> Self:
         """Make parameters from array metadata; a missing key gets its default.
 
-        Metadata with the key `decoder` is that of a stored array: any value of the encoder's parameters `effort` and
-        `tune` is accepted there, and one that this version does not know goes to `unread`.
+        Metadata with the key `decoder` is that of a stored array: any value of the encoder's parameters `effort`,
+        `tune` and `spectral` is accepted there, and one that this version does not know goes to `unread`.
 
         Raises
         ------
@@ -204,12 +217,19 @@ class CodecParams:
 
     def __repr__(self) -> str:
         values = self.parameters()
-        for name, default in (("effort", DEFAULT_EFFORT), ("tune", DEFAULT_TUNE)):
+        for name, default in _ENCODER_DEFAULTS.items():
             if values[name] == default:
                 del values[name]
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
+# Defaults of the encoder's parameters, which `repr` leaves out.
+_ENCODER_DEFAULTS = {
+    "effort": DEFAULT_EFFORT,
+    "tune": DEFAULT_TUNE,
+    "transform": TRANSFORMS[0],
+    "spectral": AUTO_SPECTRAL,
+}
 _NAMES = tuple(item.name for item in fields(CodecParams) if item.name != "unread")
 
 
@@ -224,6 +244,14 @@ def _pop_unread(values: dict[str, Any]) -> dict[str, Any]:
         _check_tune(values.get("tune", DEFAULT_TUNE), values.get("effort", DEFAULT_EFFORT))
     except ConfigurationError:
         unread["tune"] = values.pop("tune")
+    try:
+        _check_transform(values.get("transform", TRANSFORMS[0]), None, None)
+    except ConfigurationError:
+        unread["transform"] = values.pop("transform")
+    try:
+        _check_spectral(values.get("spectral", AUTO_SPECTRAL))
+    except ConfigurationError:
+        unread["spectral"] = values.pop("spectral")
     return unread
 
 
@@ -241,14 +269,26 @@ def _check_tune(tune: object, effort: int) -> None:
         )
 
 
+def _check_transform(transform: object, quality: float | None, rmse: object) -> None:
+    if not isinstance(transform, str) or transform not in TRANSFORMS:
+        raise ConfigurationError(f"transform: expected one of {', '.join(TRANSFORMS)}, got {transform!r}")
+    if transform == "features" and rmse is not None:
+        raise ConfigurationError("rmse: features have no such target; use psnr, or transform='wavelet'")
+    if transform == "features" and quality is not None and quality > MAX_QUALITY:
+        raise ConfigurationError(
+            f"quality: features have qualities up to {MAX_QUALITY:g}, got {quality!r}; use transform='wavelet'"
+        )
+
+
 def _check_quality(quality: object) -> float:
-    if not isinstance(quality, Real) or isinstance(quality, bool) or not 1 <= float(quality) <= 100:
-        raise ConfigurationError(f"quality: expected a number from 1 to 100, got {quality!r}")
+    if not isinstance(quality, Real) or isinstance(quality, bool) or not 1 <= float(quality) <= DEEP_QUALITY:
+        raise ConfigurationError(f"quality: expected a number from 1 to {DEEP_QUALITY:g}, got {quality!r}")
     return round(float(quality) * 100) / 100  # payloads store hundredths
 
 
-def _check_rate(quality: object, psnr: object, bpp: object, max_error: object) -> None:
-    targets = [name for name, value in (("quality", quality), ("psnr", psnr), ("bpp", bpp)) if value is not None]
+def _check_rate(quality: object, psnr: object, bpp: object, rmse: object, max_error: object) -> None:
+    pairs = (("quality", quality), ("psnr", psnr), ("bpp", bpp), ("rmse", rmse))
+    targets = [name for name, value in pairs if value is not None]
     if len(targets) > 1:
         raise ConfigurationError(f"{' and '.join(targets)}: each sets the size of a chunk; pass only one of them")
     if max_error is not None and targets and targets != ["quality"]:
@@ -278,6 +318,29 @@ def _check_nodata(value: object) -> float | str | None:
     if not isinstance(value, Real) or isinstance(value, bool) or math.isinf(value):
         raise ConfigurationError(f"nodata: expected None, a number or NaN, got {value!r}")
     return NAN if math.isnan(value) else _plain(value)
+
+
+def _check_spectral(value: Any) -> str | tuple[tuple[float, ...], ...]:
+    if isinstance(value, str) and value in (AUTO_SPECTRAL, NO_SPECTRAL):
+        return value
+    expected = f"spectral: expected {AUTO_SPECTRAL!r}, {NO_SPECTRAL!r}, or a matrix with a row for each component"
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{expected}, got {value!r}") from None
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not 2 <= len(matrix) <= MAX_BANDS:
+        raise ConfigurationError(
+            f"{expected} and a column for each band, for 2 to {MAX_BANDS} bands; got an array of shape {matrix.shape}"
+        )
+    if not np.isfinite(matrix).all():
+        raise ConfigurationError(f"{expected}; its numbers have to be finite")
+    deviation = float(np.abs(matrix @ matrix.T - np.eye(len(matrix))).max())
+    if deviation > ORTHONORMAL:
+        raise ConfigurationError(
+            f"spectral: the rows of the matrix have to be orthonormal, but the product of two rows is {deviation:.3g} "
+            "off; take Q of numpy.linalg.qr(matrix.T)[0].T, or the eigenvectors of a covariance matrix"
+        )
+    return tuple(map(tuple, matrix.tolist()))
 
 
 def _check_range(value: Any) -> str | tuple[tuple[float, float], ...] | None:

@@ -1,10 +1,12 @@
 """Samples of a chunk to what the networks see, and back.
 
 Samples are (slices, height, width, bands). The networks see grey levels: uint8 of plain uint8 images unchanged, all
-other samples scaled to int16 in 64ths of a level (fixed point, q6). Samples without data are filled before encoding.
+other samples scaled to int16 in 64ths of a level (fixed point, q6). Wavelets see integers: samples of integer dtypes
+unchanged, float32 scaled. Samples without data are filled before encoding.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,11 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.payload.nodata import NoData, next_value
 from deepsic_codec.payload.residual import Residual, bounded_residual, stepped_residual
 from deepsic_codec.payload.value_range import MIDDLE_Q6, Ranges, from_q6, full_range, to_q6
+from deepsic_codec.payload.wavelet import to_integers
 
 UINT8 = np.dtype("u1")
 DTYPES = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "f4"))
-MIDDLE = {"u1": 128, "i2": MIDDLE_Q6}  # fills a band without data
-
-
-def scale(samples: NDArray[Any], ranges: Ranges | None, mask: NDArray[np.bool_] | None) -> NDArray[Any]:
-    """Turn samples (slices, height, width, bands) into what the networks see, filled where the mask is set."""
-    if mask is not None and samples.dtype.kind == "f":
-        samples = np.where(mask, np.float32(0), samples)  # NaN cannot be scaled
-    bands = samples if ranges is None else to_q6(samples, ranges)
-    return bands if mask is None else fill_nodata(bands, mask)
+MIDDLE = {"u1": 128, "i2": MIDDLE_Q6, "i4": 0}  # fills a band without data
 
 
 def unscale(bands: NDArray[Any], ranges: Ranges | None) -> NDArray[Any]:
@@ -34,13 +29,17 @@ def unscale(bands: NDArray[Any], ranges: Ranges | None) -> NDArray[Any]:
     return bands if ranges is None else from_q6(bands, ranges)
 
 
+def grey_levels(samples: NDArray[Any], ranges: Ranges | None) -> NDArray[Any]:
+    """Return samples as the networks see them, uint8 or int16 in 64ths of a grey level."""
+    return samples if ranges is None else to_q6(samples, ranges)
+
+
 @dataclass(frozen=True, eq=False)
 class ScaledChunk:
-    """A chunk as the networks see it."""
+    """A chunk as networks and wavelets see it."""
 
     # The original, of the chunk's dtype in the byte order of this machine; may be a view of the caller's array.
     samples: NDArray[Any]
-    bands: NDArray[Any]  # uint8 grey levels, or int16 in 64ths of a grey level, of the same shape
     ranges: Ranges | None  # None for uint8 that is not scaled
     nodata: NoData | None  # the parameter `nodata`; its mask has the shape of the samples
 
@@ -48,6 +47,24 @@ class ScaledChunk:
     def mask(self) -> NDArray[np.bool_] | None:
         """True where a sample holds no data; None if all samples are data."""
         return None if self.nodata is None else self.nodata.mask
+
+    @cached_property
+    def bands(self) -> NDArray[Any]:
+        """Grey levels uint8, or int16 in 64ths of a grey level, of the shape of the samples."""
+        return self._filled(grey_levels(self._finite(), self.ranges))
+
+    @cached_property
+    def integers(self) -> NDArray[np.int32]:
+        """What wavelets code, of the shape of the samples."""
+        return self._filled(to_integers(self._finite(), self.ranges))
+
+    def _finite(self) -> NDArray[Any]:
+        if self.mask is not None and self.samples.dtype.kind == "f":
+            return np.where(self.mask, np.float32(0), self.samples)  # NaN cannot be scaled
+        return self.samples
+
+    def _filled(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values if self.mask is None else fill_nodata(values, self.mask)
 
     @property
     def empty(self) -> bool:
@@ -60,11 +77,6 @@ class ScaledChunk:
         if self.ranges is None:
             return 255.0
         return float((self.ranges[:, 1].astype(np.float64) - self.ranges[:, 0]).max()) or 1.0
-
-    @property
-    def min_step(self) -> float:
-        """Smallest step of a residual that can pay, in units of the samples."""
-        return 1.0 if self.samples.dtype.kind != "f" else self.extent / (1 << 16)
 
     def bounded_residual(self, max_error: float) -> Residual:
         """Return the samples coded within `max_error` of the original."""
@@ -82,9 +94,18 @@ class ScaledChunk:
         else:
             extents = self.ranges[:, 1].astype(np.float64) - self.ranges[:, 0]
             difference /= np.where(extents > 0, extents, 1)
-        mask = self.mask
-        error = float(np.square(difference if mask is None else difference[~mask]).mean())
+        error = self._mean_square(difference)
         return float("inf") if error == 0 else -10 * float(np.log10(error))
+
+    def rmse(self, samples: NDArray[Any]) -> float:
+        """Return the root mean square error of decoded samples over all samples that are data, in their units."""
+        return float(np.sqrt(self._mean_square(self.samples.astype(np.float64) - samples)))
+
+    def _mean_square(self, difference: NDArray[np.float64]) -> float:
+        mask = self.mask
+        return float(
+            np.square(difference if mask is None else difference[~np.broadcast_to(mask, difference.shape)]).mean()
+        )
 
 
 def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = None) -> None:
@@ -169,9 +190,7 @@ def scale_chunk(samples: NDArray[Any], params: CodecParams) -> ScaledChunk:
         value = nodata_value(params, samples.dtype)
         mask = np.isnan(samples) if value != value else samples == value
         nodata = NoData(value, _nodata_rounds_down(samples, value, mask), mask if mask.any() else None)
-    mask = None if nodata is None else nodata.mask
-    ranges = _ranges(samples, params, mask)
-    return ScaledChunk(samples, scale(samples, ranges, mask), ranges, nodata)
+    return ScaledChunk(samples, _ranges(samples, params, None if nodata is None else nodata.mask), nodata)
 
 
 def _nodata_rounds_down(samples: NDArray[Any], value: Any, mask: NDArray[np.bool_]) -> bool:

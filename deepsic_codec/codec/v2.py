@@ -17,10 +17,11 @@ from deepsic_codec.errors import UnsupportedArray
 
 
 class DeepSIC(CodecParams, Codec):
-    """Lossy codec that stores image chunks as learned, arithmetic-coded features, with their labels in front.
+    """Codec that stores image chunks as arithmetic-coded features or wavelets, with their labels in front.
 
     A chunk has one or more images of uint8, int8, uint16, int16 or float32 samples, with or without an axis "c" of up
-    to 256 bands. Labels come from the first image: the colours, or the first band. `deepsic_codec.create_array` takes
+    to 256 bands. Labels come from the first three bands, or from the first band if each is coded by
+    itself. `deepsic_codec.create_array` takes
     the codec for both Zarr formats; `zarr.open(..., zarr_format=2, compressor=DeepSIC())` takes it as it is.
 
     Parameters
@@ -28,14 +29,15 @@ class DeepSIC(CodecParams, Codec):
     model : str
         Name of the model that encodes, or the first hexadecimal digits of its decoder identity.
     quality : float, optional
-        From 1 (fewest bytes) to 100 (best), in steps of 0.01. The default is 50, or 20 with `max_error`, where it
-        matters for labels only. `psnr` and `bpp` are alternatives.
+        From 1 (fewest bytes) to 200 (best), in steps of 0.01; features end at 100. The quantiser's step falls from 200
+        over 4 (at 100) to 1/64 of 255ths of the range of values. The default is 50. `psnr`, `bpp`, `rmse` and
+        `max_error` are alternatives; with `max_error` it says how labels are computed, and is 20 by default.
     axes : str
         Letter of each axis of the array, in order: y, x, at most one c (channels), and any of t, z, n. Slices along
         t, z and n are separate images of the chunk.
     semantics : {"pre", "post", "none"}
-        "pre" computes labels while encoding and stores them, "post" computes them from the stored features when they
-        are read, "none" does neither. With `max_error`, features are stored with "post" only.
+        "pre" computes labels while encoding and stores them, "post" computes them from the stored features, or from
+        the pixels of chunks that have none, when they are read, "none" does neither.
     label_tile : int or (int, int), optional
         Height and width of a label tile in pixels, multiples of 64. By default a chunk has at most 4 tiles along each
         axis.
@@ -49,27 +51,33 @@ class DeepSIC(CodecParams, Codec):
         for all. With 0 and 1, equal pixels give equal payloads on every machine.
     tune : {"mse", "ms-ssim"}
         Error measure that the encoder minimises. "ms-ssim" needs an effort of at least 2.
-    bands : {"planes", "triples"}, optional
-        How bands are joined to images for networks that were trained on colours. By default three bands are one
-        image, and with any other number each band is an image. "planes" makes each band an image, which is better if
-        bands show different things, as in fluorescence microscopy. "triples" joins three at a time, which is faster
-        for similar bands.
+    transform : {"auto", "features", "wavelet"}
+        What the samples become before they are quantised. "features" are those of the learned networks, "wavelet"
+        stands for a wavelet transform of spectral components, which needs no torch, takes fewer bytes for all imagery
+        but photographs at low rates, and has no ceiling. "auto" takes features for three bands of uint8 up to a quality
+        of 50, a PSNR of 30 dB or 0.4 bits per pixel, and wavelets for everything else.
+    spectral : {"auto", "none"} or matrix
+        Transform that turns bands into components before wavelets, so that what bands have in common is coded once.
+        "auto" fits it to each chunk, and leaves it out where it does not pay, as for bands that show different things.
+        "none" codes each band by itself; as features, too. A matrix (bands, bands) with orthonormal rows is applied to
+        every chunk; its rows are the components.
     value_range : "chunk", (low, high), or list of pairs, optional
-        Range of values that is coded, for all bands or for each band; values outside are clipped, except with
-        `max_error`. "chunk" measures the range in every chunk and band. By default it is the range of an integer
-        dtype; float32 needs one. The range is divided into 16320 steps, so a narrow range has finer steps.
+        Range of values that `quality` and `psnr` refer to, for all bands or for each band. "chunk" measures the range
+        in every chunk and band. By default it is the range of an integer dtype; float32 needs one, and is clipped to
+        it, except with `max_error`. Features clip integers, too, and divide the range into 16320 steps.
     max_error : float, optional
-        Bound on the absolute error of every sample, in data units; 0 is lossless (not for float32). Such chunks
-        are decoded without the model.
+        Bound on the absolute error of every sample, in data units; 0 is lossless (not for float32). Samples are
+        predicted from their neighbours, whatever the transform.
     psnr : float, optional
         Target PSNR of each chunk in dB, instead of `quality`; the peak is 255 for uint8 without `value_range`, else
-        the value range. The encoder searches the quality with up to a dozen trials. If features cannot restore enough
-        detail, or only with many bytes, it stores samples in steps, as `max_error` does, and searches the step. The
-        step of integers is a whole number, so a high target may be missed by some 0.3 dB. A target out of reach gives
-        the nearest PSNR.
+        the value range. Wavelets take two trials where rates fall evenly, features up to a dozen. A target out of
+        reach gives the nearest PSNR.
     bpp : float, optional
-        Target size of each payload in bits per pixel (slices x height x width), instead of `quality`; searched in
-        the same way.
+        Target size of each payload in bits per pixel (slices x height x width, all bands together), instead of
+        `quality`; searched in the same way.
+    rmse : float, optional
+        Target root mean square error of each chunk over all samples that are data, in their units, instead of
+        `quality`. Only for wavelets.
     decoder, head : str, optional
         SHA-256 identities of the model. Array metadata always has them. By default they are looked up by `model` when
         metadata is written or a chunk is encoded, and ModelNotFound is raised then if there is no such model.

@@ -7,11 +7,12 @@ import zarr
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index, ceil_div, grid_shape, iter_grid
-from deepsic_codec.codec.bands import grouping_of
+from deepsic_codec.codec.bands import default_grouping
 from deepsic_codec.codec.decode import decode_latents, decode_symbols, parse_payload
+from deepsic_codec.codec.params import NO_SPECTRAL
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.payload.constants import LATENT_STRIDE
-from deepsic_codec.payload.fields import image_count
+from deepsic_codec.payload.fields import COLOURS
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
 
@@ -60,7 +61,8 @@ def decode_features(array: zarr.Array, *, dequantise: bool = False) -> "dask.arr
             "chunks of all bands"
         )
     bands = axes.bands(stored.chunks)
-    images = image_count(bands, grouping_of(bands, stored.params.bands))
+    together = default_grouping(bands) == COLOURS and (bands == 1 or stored.params.spectral != NO_SPECTRAL)
+    images = 1 if together else bands
     latents = images * architecture_from(find_model(stored.decoder).architecture).latents
     order = [axes.index(axis) for axis in axes.slice_axes + "yx"]
     # A task for each shard reads the index of the shard once.

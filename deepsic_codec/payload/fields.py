@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from deepsic_codec.axes import Axes, ceil_div
+from deepsic_codec.axes import Axes
 
 MAGIC = b"DSIC"
 FORMAT_VERSION = 1
@@ -26,10 +26,9 @@ MAX_TILES = 1 << 22  # label tiles of a chunk: more than 40 MB of labels are no 
 
 AXIS_CODES = {"y": 1, "x": 2, "c": 3, "t": 4, "z": 5, "n": 6}
 BIG_ENDIAN, FORTRAN, GROUPING = 1, 2, 12  # bits of the layout byte
-# How bands are joined to images of three channels: all in triples, all but the first triple alone, or all alone.
-TRIPLES, FIRST_TRIPLE, PLANES = 0, 1, 2
-# Fewer bands are in one image whatever the grouping, so these are refused: equal chunks are equal bytes.
-MIN_BANDS = {TRIPLES: 1, FIRST_TRIPLE: 4, PLANES: 2}
+# How bands are joined to images of three channels: colours in one image, or one band repeated; or each band in an image
+# of its own. Payloads without images have the first.
+COLOURS, PLANES = 0, 1
 # dtype code, plus 256 if big-endian; one-byte types have no byte order and leave that bit clear.
 DTYPES = {code: np.dtype(f"<{name}") for code, name in enumerate(("u1", "i1", "u2", "i2", "f4"), start=1)}
 DTYPES |= {code | 256: dtype.newbyteorder(">") for code, dtype in DTYPES.items() if dtype.itemsize > 1}
@@ -72,7 +71,7 @@ class Header:
     version : int
         Of the format.
     grouping : int
-        TRIPLES, FIRST_TRIPLE or PLANES: how bands are joined to images.
+        COLOURS or PLANES: how bands are joined to images.
     """
 
     dtype: np.dtype[Any]
@@ -86,7 +85,7 @@ class Header:
     sections: tuple[SectionEntry, ...]
     size: int
     version: int
-    grouping: int = TRIPLES
+    grouping: int = COLOURS
 
     @property
     def nbytes(self) -> int:
@@ -116,15 +115,8 @@ class Header:
     @property
     def images(self) -> int:
         """Images that the networks see, of all slices."""
-        return self.slices * image_count(self.channels, self.grouping)
+        return self.slices * (self.channels if self.grouping == PLANES else 1)
 
     def entry(self, kind: int) -> SectionEntry | None:
         """Return the entry of a kind of section, None if the payload has no such section."""
         return next((entry for entry in self.sections if entry.kind == kind), None)
-
-
-def image_count(bands: int, grouping: int) -> int:
-    """Return how many images of three channels hold the bands of a slice."""
-    if grouping == PLANES:
-        return bands
-    return 1 + max(0, bands - 3) if grouping == FIRST_TRIPLE else ceil_div(bands, 3)

@@ -13,10 +13,11 @@ from google_crc32c import value as crc32c
 from deepsic_codec.axes import Axes, ceil_div
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import sections as registry
-from deepsic_codec.payload.constants import LABEL_CELL, MAX_QUALITY, MIN_QUALITY
+from deepsic_codec.payload.constants import DEEP_QUALITY, LABEL_CELL, MIN_QUALITY
 from deepsic_codec.payload.fields import (
     AXIS_CODES,
     BIG_ENDIAN,
+    COLOURS,
     DTYPES,
     FORMAT_VERSION,
     FORTRAN,
@@ -29,12 +30,10 @@ from deepsic_codec.payload.fields import (
     MAX_SAMPLES,
     MAX_SECTIONS,
     MAX_TILES,
-    MIN_BANDS,
     MIN_NDIM,
     OPTIONAL,
     PLANES,
     PREFIX,
-    TRIPLES,
     Header,
     SectionEntry,
 )
@@ -139,14 +138,14 @@ def _read_body(body: bytes, size: int) -> Header:
     bands = shape[axes.index("c")] if "c" in axes else 1
     if bands > MAX_BANDS:
         raise CorruptPayload(f"header: {bands} bands, expected at most {MAX_BANDS}")
-    if bands < MIN_BANDS[grouping]:
+    if grouping == PLANES and bands == 1:
         raise CorruptPayload(f"header: grouping {grouping} is impossible with {bands} bands")
 
     decoder, head = body[position : position + 8], body[position + 8 : position + 12]
     position += 14
     quality = body[position - 2] | body[position - 1] << 8
-    if not MIN_QUALITY <= quality / 100 <= MAX_QUALITY:
-        raise CorruptPayload(f"header: quality {quality / 100}, expected 1 to 100")
+    if not MIN_QUALITY <= quality / 100 <= DEEP_QUALITY:
+        raise CorruptPayload(f"header: quality {quality / 100}, expected 1 to 200")
     rows, position = read_varint(body, position, "header: grid")
     columns, position = read_varint(body, position, "header: grid")
     height, width = shape[axes.index("y")], shape[axes.index("x")]
@@ -307,7 +306,7 @@ def pack(
     quality: float,
     grid: tuple[int, int],
     sections: Mapping[Section[Any], Any],
-    grouping: int = TRIPLES,
+    grouping: int = COLOURS,
 ) -> bytes:
     """Write a payload.
 
@@ -347,10 +346,10 @@ def pack(
         raise UnsupportedArray(
             f"chunk {shape} with axes {axes!r} has too many bands; choose chunks of at most {MAX_BANDS} bands"
         )
-    if bands < MIN_BANDS[grouping]:
+    if grouping == PLANES and bands == 1:
         raise ValueError(f"grouping {grouping} of {bands} bands")
-    if not MIN_QUALITY <= quality <= MAX_QUALITY:
-        raise ConfigurationError(f"quality: expected a number from 1 to 100, got {quality!r}")
+    if not MIN_QUALITY <= quality <= DEEP_QUALITY:
+        raise ConfigurationError(f"quality: expected a number from 1 to 200, got {quality!r}")
     if order not in ("C", "F") or len(decoder) != 8 or len(head) != 4:
         raise ValueError(f"expected order C or F and identities of 8 and 4 bytes, got {order!r}, {decoder!r}, {head!r}")
     height, width = axes.height(shape), axes.width(shape)

@@ -11,7 +11,9 @@ from deepsic_codec.payload.fields import OPTIONAL, Header
 from deepsic_codec.payload.labels import LabelBlock, decode_labels, encode_labels
 from deepsic_codec.payload.nodata import NoData, decode_nodata, encode_nodata
 from deepsic_codec.payload.residual import Residual, decode_residual, encode_residual
+from deepsic_codec.payload.spectral import Matrix, decode_spectral, encode_spectral
 from deepsic_codec.payload.value_range import Ranges, decode_ranges, encode_ranges
+from deepsic_codec.payload.wavelet import Wavelet, decode_wavelet, encode_wavelet
 
 T = TypeVar("T")
 
@@ -51,8 +53,10 @@ VALUE_RANGE: Section[Ranges] = Section(2, "value range", True, encode_ranges, de
 # Arithmetic-coded latents, which the model that the header names writes and reads.
 FEATURES: Section[bytes] = Section(3, "features", True, bytes, lambda data, header: data)
 NODATA: Section[NoData] = Section(4, "nodata", True, encode_nodata, decode_nodata)
+SPECTRAL: Section[Matrix] = Section(5, "spectral transform", True, encode_spectral, decode_spectral)
 RESIDUAL: Section[Residual] = Section(6, "residual", True, encode_residual, decode_residual)
-SECTIONS = (LABELS, VALUE_RANGE, FEATURES, NODATA, RESIDUAL)
+WAVELET: Section[Wavelet] = Section(7, "wavelet", True, encode_wavelet, decode_wavelet)
+SECTIONS = (LABELS, VALUE_RANGE, FEATURES, NODATA, SPECTRAL, RESIDUAL, WAVELET)
 
 NAMES = {section.kind: section.name for section in SECTIONS}
 

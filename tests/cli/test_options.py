@@ -51,12 +51,18 @@ CALLS = {
         | {"zarr_format": 3, "embed_model": False, "batch_size": 16}
         | {"codec": {"semantics": "pre", "quality": 70, "effort": 3, "tune": "ms-ssim"}},
     ),
-    "ingest a.png b.zarr --max-error 2 --nodata 7 --value-range 1,9 --bands planes --semantics post --embed-model "
+    "ingest a.png b.zarr --max-error 2 --nodata 7 --value-range 1,9 --transform wavelet --semantics post --embed-model "
     "--format 2 --batch-size 3 --overwrite --resume": (
         "io.ingest.ingest",
         {"resume": False, "overwrite": True, "zarr_format": 2, "embed_model": True, "batch_size": 3, "chunk": None}
         | {
-            "codec": {"max_error": 2, "nodata": 7, "value_range": [(1, 9)], "bands": "planes", "semantics": "post"},
+            "codec": {
+                "max_error": 2,
+                "nodata": 7,
+                "value_range": [(1, 9)],
+                "transform": "wavelet",
+                "semantics": "post",
+            },
         },
     ),
     "ingest a.png b.zarr --ome --psnr 40 --value-range chunk": (

@@ -13,7 +13,7 @@ from deepsic_codec.codec.bands import from_images, to_images
 from deepsic_codec.codec.chunk import check_chunk
 from deepsic_codec.errors import CorruptPayload, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload.fields import TRIPLES
+from deepsic_codec.payload.fields import COLOURS, PLANES
 from deepsic_codec.payload.sections import FEATURES, LABELS
 from tests import stub_runtime
 from tests.common import check_rejects, check_roundtrip, photograph
@@ -58,7 +58,7 @@ def test_any_chunk_comes_back(case):
 @pytest.mark.parametrize("axes", AXES)
 def test_every_order_of_axes(axes):
     array = photograph(*(SIZES[axis] for axis in axes))
-    images = to_images(Axes(axes).to_samples(array), TRIPLES)
+    images = to_images(Axes(axes).to_samples(array), COLOURS)
     slices = [axis for axis in axes if axis not in "yxc"]
     assert images.shape == (np.prod([SIZES[axis] for axis in slices], dtype=int), 5, 7, 3)
     assert images.dtype == np.uint8 and images.flags.c_contiguous
@@ -76,7 +76,7 @@ def test_every_order_of_axes(axes):
 
 def test_grey_is_the_rounded_mean():
     triples = np.array([(a, b, c) for a in range(6) for b in range(6) for c in range(250, 256)], "u1")
-    grey = from_images(triples.reshape(1, -1, 1, 3), 1, TRIPLES)
+    grey = from_images(triples.reshape(1, -1, 1, 3), 1, COLOURS)
     exact = [(int(a) + int(b) + int(c)) / 3 for a, b, c in triples]
     assert (np.abs(grey[0, :, 0, 0] - np.array(exact)) < 0.5).all()
 
@@ -239,7 +239,7 @@ def _payload(**changes):
 def test_well_formed_but_undecodable():
     assert (DeepSIC().decode(_payload()) == 0).all()
     check_rejects(CorruptPayload, "value range|uint16", DeepSIC().decode, _payload(dtype=np.dtype("u2")))
-    check_rejects(CorruptPayload, "features", DeepSIC().decode, _payload(shape=(4, 4, 4)))
+    check_rejects(CorruptPayload, "features", DeepSIC().decode, _payload(shape=(4, 4, 4), grouping=PLANES))
     check_rejects(CorruptPayload, "feature", DeepSIC().decode, _payload(sections={}))
     check_rejects(CorruptPayload, "features", DeepSIC().decode, _payload(sections={FEATURES: b"not deflated"}))
     check_rejects(stub_runtime.ModelNotFound, "9999", DeepSIC().decode, _payload(decoder=b"\x99" * 8))

@@ -9,6 +9,7 @@ from deepsic_codec.axes import Axes
 from deepsic_codec.codec.decode import compute_cells, parse_payload
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
 from deepsic_codec.payload import header
+from deepsic_codec.payload.fields import COLOURS, PLANES
 from deepsic_codec.payload.sections import FEATURES
 
 CELLS = np.arange(1, 1 + 2 * 3 * 2 * 4, dtype=np.uint8).reshape(2, 3, 2, 4)  # of chunks of 2 x 150 x 100 pixels
@@ -54,7 +55,7 @@ def test_no_scores():
     assert cells.shape == (3, 2, 1, 5) and cells.dtype == np.uint8 and not cells.any()
 
 
-@pytest.mark.parametrize("bands,images", [(3, 1), (6, 2), (7, 3)])
+@pytest.mark.parametrize("bands,images", [(3, 1), (2, 2), (7, 7)])
 def test_the_first_image_of_every_slice_is_scored(bands, images):
     """Stored features have all images of the first slice, then all of the second."""
     payload = parse_payload(
@@ -68,6 +69,7 @@ def test_the_first_image_of_every_slice_is_scored(bands, images):
             quality=50,
             grid=(4, 4),
             sections={FEATURES: b"features"},
+            grouping=COLOURS if images == 1 else PLANES,
         )
     )
     assert payload.image_shape == (4 * images, 64, 64)

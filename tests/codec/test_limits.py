@@ -70,7 +70,7 @@ def test_the_limit_can_be_changed():
 def test_every_slice_and_every_image_of_a_slice_counts(axes, shape, images):
     """A chunk that is written can be read with the same limit."""
     pytest.importorskip("torch")
-    codec, array = DeepSIC(axes=axes, bands="triples"), np.zeros(shape, "u1")
+    codec, array = DeepSIC(axes=axes), np.zeros(shape, "u1")
     with config.set(max_pixels=images * 9 * 7 * 256 - 1):
         check_rejects(UnsupportedArray, "max_pixels", codec.encode, array)
     with config.set(max_pixels=images * 9 * 7 * 256):

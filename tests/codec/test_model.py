@@ -7,10 +7,20 @@ import pytest
 import zarr
 
 from deepsic_codec import DeepSIC, DeepSICCodec, chunk_attrs, create_array
+from deepsic_codec.errors import UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload.sections import FEATURES, LABELS, RESIDUAL
+from deepsic_codec.payload.sections import LABELS
 from tests.codec.test_entry_points import installed  # noqa: F401  # a fixture
-from tests.common import check_config, check_lazy, check_repr, check_roundtrip, photograph, psnr, run_python
+from tests.common import (
+    check_config,
+    check_lazy,
+    check_rejects,
+    check_repr,
+    check_roundtrip,
+    photograph,
+    psnr,
+    run_python,
+)
 
 DECIBELS = 30  # at quality 50 on smooth content; scrambled pixels give less than 15
 
@@ -50,7 +60,7 @@ def test_quality():
 def test_grey_comes_back_grey():
     array = photograph(64, 64)
     colour = np.repeat(array[..., None], 3, axis=-1)
-    decoded = DeepSIC(axes="yx").decode(DeepSIC(axes="yx").encode(array))
+    decoded = DeepSIC().decode(DeepSIC(axes="yx", transform="features").encode(array))
     triple = DeepSIC().decode(DeepSIC().encode(colour)).astype(int)
     np.testing.assert_array_equal(decoded, np.floor(triple.mean(axis=-1) + 0.5))
 
@@ -182,8 +192,6 @@ def test_rate_beyond_what_features_give():
     for wanted in (ceiling + 2, ceiling + 8):
         payload = DeepSIC(psnr=wanted).encode(array)
         assert abs(psnr(DeepSIC().decode(payload), array) - wanted) <= 0.2
-        header = payload_header.read_header(payload)
-        assert header.entry(RESIDUAL.kind)
     for bpp in (8, 14):
         assert abs(8 * len(DeepSIC(bpp=bpp).encode(array)) / (70 * 90) / bpp - 1) <= 0.03
     for dtype in ("u2", "f4"):
@@ -192,15 +200,7 @@ def test_rate_beyond_what_features_give():
         assert abs(psnr(decoded / 100, array) - ceiling - 5) <= 0.2
 
 
-@pytest.mark.parametrize("nodata", [None, 7])
-def test_symbols_without_features_are_computed(nodata):
-    """They are those of a chunk that has features."""
-    array = photograph(70, 80, 4)
-    array[:10] = 7
-    settings = {"quality": 20, "effort": 1, "nodata": nodata, "value_range": "chunk"}
-    codec = DeepSIC(**settings, max_error=0)
-    payload = codec.encode(array)
-    assert FEATURES.kind not in payload_header.unpack(payload).sections
-    np.testing.assert_array_equal(
-        codec.decode_features(payload), codec.decode_features(DeepSIC(**settings).encode(array))
-    )
+@pytest.mark.parametrize("options", [{"max_error": 0}, {"transform": "wavelet"}], ids=str)
+def test_chunks_without_features_say_so(options):
+    payload = DeepSIC(**options).encode(photograph(70, 80, 3))
+    check_rejects(UnsupportedPayload, "features", DeepSIC().decode_features, payload)

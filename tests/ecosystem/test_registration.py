@@ -40,7 +40,8 @@ LATER = [
     {"value_range": "chunk"},
     {"value_range": (0, 10000)},
     {"value_range": [(0, 1.5), (-3, 3)]},
-    {"bands": "planes"},
+    {"spectral": "none"},
+    {"spectral": [[0.6, 0.8], [-0.8, 0.6]]},
 ]
 
 
@@ -67,7 +68,6 @@ def test_every_key_is_described():
         "bpp",
         "max_error",
         "value_range",
-        "bands",
         "nodata",
         "label_tile",
     }
@@ -111,7 +111,7 @@ WRONG = [
     {"max_error": -1},
     {"value_range": [1]},
     {"value_range": "all"},
-    {"bands": "none"},
+    {"bands": "planes"},
     {"nodata": "none"},
     {"quality": 50, "psnr": 40},
     {"max_error": 1, "bpp": 1, "quality": None},

@@ -129,7 +129,7 @@ def test_real_features(tmp_path):
     zarr.open_group(store)
     both = {}
     for semantics in ("pre", "post"):
-        codec = DeepSIC(quality=80, semantics=semantics, label_tile=(64, 64))
+        codec = DeepSIC(quality=80, semantics=semantics, label_tile=(64, 64), transform="features")
         both[semantics] = create_array(store, name=semantics, data=image, chunks=(128, 128, 3), codec=codec)
     before = consolidate_labels(both["pre"])
     labels = relabel(both["post"])

@@ -5,6 +5,7 @@ from itertools import product
 
 AXES = "?yxctzn"
 DTYPES = {1: "u1", 2: "i1", 3: "u2", 4: "i2", 5: "f4"}
+FORMATS = {"u1": "B", "i1": "b", "u2": "H", "i2": "h", "f4": "f"}
 
 
 def crc32c(data):
@@ -135,3 +136,24 @@ def repair(payload):
     """Make the header's checksum right again, if there is a header."""
     end = 12 + int.from_bytes(payload[6:8], "little")
     return payload[:8] + struct.pack("<I", crc32c(payload[:8] + payload[12:end])) + payload[12:]
+
+
+def read_spectral(section, bands):
+    """Return the rows of the matrix of a spectral transform section of a chunk with N bands."""
+    count = section[0] + 1
+    numbers = struct.unpack(f"<{count * bands}h", section[1:])
+    return [numbers[bands * i : bands * (i + 1)] for i in range(count)]
+
+
+def read_wavelet(section):
+    """Return the code of the step and the stream of a wavelet section."""
+    layout, code = struct.unpack("<BH", section[:3])
+    assert layout == 0
+    return code, section[3:]
+
+
+def read_ranges(section, dtype, bands):
+    """Return a pair (low, high) for each band of a value range section; `dtype` is a code of numpy."""
+    numbers = struct.unpack(f"<{(len(section) - 1) // int(dtype[1])}{FORMATS[dtype]}", section[1:])
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return pairs if section[0] else pairs * bands

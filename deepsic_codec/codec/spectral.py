@@ -1,0 +1,219 @@
+"""The spectral transform: bands that resemble one another become components of which few hold most of the detail.
+
+It is the Karhunen-Loève transform of the differences between neighbouring samples, so that edges decide, not means. All
+arithmetic is exact, or is done by single operations of IEEE 754, so equal samples have equal matrices on every machine.
+Products of matrices are sums of integers below 2^53, which float64 adds exactly in any order.
+
+Matrices are int16 (components, bands) in units of 1/16384, with orthonormal rows. Values and components are integers
+(slices, height, width, bands or components).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.axes import ceil_div
+from deepsic_codec.payload.spectral import MATRIX_BITS, UNIT, Matrix
+
+# Binary places of the matrix that samples are multiplied by: rows of 14 are not orthonormal enough for 16 bits.
+PRECISE_BITS = 22
+# With these limits all sums of products are exact. Damaged payloads may have larger components.
+MAX_VALUE, MAX_COMPONENT = 1 << 22, (1 << 26) - 1
+
+# Multiplications that a fit may take: it skips rows of images with many bands.
+FIT_PRODUCTS = 1 << 31
+BLOCK = 1 << 16  # differences, or pixels, at a time
+SWEEPS = 12  # of Jacobi's method: what 256 bands need; the rows are orthonormal after any number
+# Differences are fitted without bits beyond these, so that the sums of their products are exact.
+FIT_BITS = 16
+
+# Bits that the transform has to save in each sample, by the estimate of `_saving`.
+MIN_SAVING = 1 / 16
+# With many bands, components of which the root mean square of differences is below this share of the step are left out.
+LEFT_OUT_FROM, LEFT_OUT = 16, 1 / 4
+
+
+def forward(values: NDArray[Any], matrix: Matrix) -> NDArray[np.int32]:
+    """Return the components int32 of values of at most MAX_VALUE: matrix times values, rounded half up."""
+    return _product(values, refined(matrix).T)
+
+
+def inverse(components: NDArray[Any], matrix: Matrix) -> NDArray[np.int32]:
+    """Undo `forward`, but for rounding: transposed matrix times components, rounded half up, int32."""
+    return _product(np.clip(components, -MAX_COMPONENT, MAX_COMPONENT), refined(matrix))
+
+
+def refined(matrix: Matrix) -> NDArray[np.int64]:
+    """Return the matrix in units of 2^-PRECISE_BITS, with rows that are orthonormal to about its last bits.
+
+    One step of Newton's method, (3 I - M M^T) M / 2, squares the deviation that rounding to 14 bits left.
+    """
+    rows = matrix.astype(np.int64)
+    correction = 3 * np.eye(len(rows), dtype=np.int64) * UNIT**2 - rows @ rows.T
+    shift = 3 * MATRIX_BITS + 1 - PRECISE_BITS
+    return (correction @ rows + (1 << shift - 1)) >> shift
+
+
+def _product(values: NDArray[Any], matrix: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Multiply values (..., n) by a matrix (n, m) in units of 2^-PRECISE_BITS."""
+    factors = matrix.astype(np.float64)
+    flat = values.reshape(-1, values.shape[-1])
+    out = np.empty((len(flat), matrix.shape[1]), np.int32)
+    for start in range(0, len(flat), BLOCK):
+        total = flat[start : start + BLOCK].astype(np.float64) @ factors
+        total += 1 << PRECISE_BITS - 1
+        total /= 1 << PRECISE_BITS
+        np.floor(total, out=total)
+        out[start : start + BLOCK] = total
+    return out.reshape(*values.shape[:-1], -1)
+
+
+def _differences(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> Iterator[NDArray[np.float64]]:
+    """Yield differences (pairs, bands) of horizontal and vertical neighbours, 0 where either is no data."""
+    slices, height, width, bands = values.shape
+    lines = values.reshape(-1, width, bands)
+    holes = None if mask is None else np.broadcast_to(mask, values.shape).reshape(-1, width, bands)
+    numbers = np.arange(0, len(lines), _line_step(values))
+    count = max(1, BLOCK // width)
+    for start in range(0, len(numbers), count):
+        block = numbers[start : start + count]
+        upper = block[block % height != height - 1]
+        for first, second in (((block, slice(None, -1)), (block, slice(1, None))), ((upper,), (upper + 1,))):
+            difference = lines[second].astype(np.float64) - lines[first]
+            if holes is not None:
+                difference[holes[first] | holes[second]] = 0
+            yield difference.reshape(-1, bands)
+
+
+def _line_step(values: NDArray[Any]) -> int:
+    return max(1, ceil_div(2 * values.size * values.shape[-1], FIT_PRODUCTS))
+
+
+def _difference_products(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> tuple[NDArray[np.int64], int]:
+    """Return the sums of products of differences, int64 (bands, bands), and the number of pairs."""
+    bands = values.shape[-1]
+    total, pairs = np.zeros((bands, bands), np.int64), 0
+    for difference in _differences(values, mask):
+        total += (difference.T @ difference).astype(np.int64)
+        pairs += len(difference)
+    return total, pairs
+
+
+def _principal_axes(products: NDArray[np.int64]) -> Matrix:
+    """Return the eigenvectors of a symmetric matrix as rows, by falling eigenvalue."""
+    size = len(products)
+    a = products.astype(np.float64)
+    axes = np.eye(size)
+    # Jacobi's method: a round rotates disjoint pairs of axes, and a sweep pairs each axis with every other.
+    ring = np.arange(size + size % 2)
+    limit = np.abs(np.diagonal(a)).max(initial=0.0) * 2.0**-36
+    for _ in range(SWEEPS):
+        if not (np.abs(a - np.diag(np.diagonal(a))) > limit).any():
+            break
+        for _ in range(len(ring) - 1):
+            half = len(ring) // 2
+            pairs = np.sort(np.stack([ring[:half], ring[half:][::-1]]), axis=0)
+            p, q = pairs[:, pairs[1] < size]
+            cosine, sine = _rotations(a[p, p], a[q, q], a[p, q])
+            _rotate(a, p, q, cosine, sine)
+            a = a.T.copy()  # rows are faster to reach than columns, and the result is symmetric
+            _rotate(a, p, q, cosine, sine)
+            _rotate(axes, p, q, cosine, sine)
+            ring[1:] = np.roll(ring[1:], 1)
+    rows = fixed_point(axes[np.argsort(-np.diagonal(a), kind="stable")])
+    sums = rows.sum(axis=1, dtype=np.int64)
+    return np.where((sums < 0)[:, None], -rows, rows).astype(np.int16)
+
+
+def _rotations(
+    pp: NDArray[np.float64], qq: NDArray[np.float64], pq: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return cosine and sine of the rotations that make the elements (p, q) of a symmetric matrix zero."""
+    with np.errstate(all="ignore"):  # an element that is 0, or nearly, needs no rotation
+        theta = (qq - pp) / (2 * pq)
+        tangent = np.where(theta < 0, -1.0, 1.0) / (np.abs(theta) + np.sqrt(theta * theta + 1))
+    tangent = np.where(np.isfinite(tangent) & (pq != 0), tangent, 0.0)
+    cosine = 1 / np.sqrt(tangent * tangent + 1)
+    return cosine, tangent * cosine
+
+
+def _rotate(
+    a: NDArray[np.float64],
+    p: NDArray[np.intp],
+    q: NDArray[np.intp],
+    cosine: NDArray[np.float64],
+    sine: NDArray[np.float64],
+) -> None:
+    """Rotate rows p and q of a matrix, in place."""
+    first, second, cosine, sine = a[p], a[q], cosine[:, None], sine[:, None]
+    a[p] = cosine * first - sine * second
+    a[q] = sine * first + cosine * second
+
+
+def fixed_point(matrix: NDArray[np.float64]) -> Matrix:
+    """Round a matrix to units of 1/16384."""
+    return np.floor(matrix * UNIT + 0.5).astype(np.int16)
+
+
+def choose(
+    values: NDArray[np.int32],
+    mask: NDArray[np.bool_] | None,
+    step: float,
+    matrix: NDArray[np.float64] | None = None,
+) -> Matrix | None:
+    """Choose the transform of a chunk.
+
+    Parameters
+    ----------
+    values : ndarray
+        int32 (slices, height, width, bands) of at most MAX_VALUE, samples without data filled.
+    mask : ndarray or None
+        bool of the same shape, true where a sample is no data.
+    step : float
+        Step of the quantiser, in units of the values, or a guess. Detail below it costs no bits.
+    matrix : ndarray, optional
+        The caller's, float64 (bands, bands), orthonormal. By default it is fitted.
+
+    Returns
+    -------
+    Matrix or None
+        None if bands coded without a transform take fewer bits, by an estimate.
+    """
+    shift = max(0, int(np.abs(values).max()).bit_length() - FIT_BITS)
+    products, pairs = _difference_products(values >> shift, mask)
+    rows = _principal_axes(products) if matrix is None else fixed_point(matrix)
+    energies = _energies(products, rows)
+    least = max(1, pairs * round(step * step * 4.0**-shift))  # energy of differences that costs no bits
+    if matrix is None:
+        saving = _saving(np.diagonal(products), energies, least)
+        if saving < MIN_SAVING * len(rows) or saving * values[..., 0].size < 16 * rows.size:
+            return None
+    order = np.argsort(-energies, kind="stable")
+    rows, energies = rows[order], energies[order]
+    if matrix is None and len(rows) >= LEFT_OUT_FROM:
+        kept = energies >= round(LEFT_OUT**2 * least)
+        kept[0] = True
+        rows = rows[kept]
+    return rows
+
+
+def _energies(products: NDArray[np.int64], rows: Matrix) -> NDArray[np.int64]:
+    """Return the sums of squared differences of components, from the sums of products of differences of bands."""
+    shift = max(0, int(np.diagonal(products).max()).bit_length() - 22)  # so that sums fit 64 bits
+    wide = rows.astype(np.int64)
+    total = (wide @ (products >> shift) * wide).sum(axis=1)
+    return np.maximum(total >> 2 * MATRIX_BITS, 0) << shift
+
+
+def _saving(bands: NDArray[np.int64], components: NDArray[np.int64], least: int) -> float:
+    """Estimate the bits that components save in each pixel: half the logarithm of the ratio of their energies.
+
+    Integers make it the same on every machine, as logarithms in floating point might not be.
+    """
+    before, after = 1, 1
+    for band, component in zip(bands.tolist(), components.tolist(), strict=True):
+        before *= band + least
+        after *= component + least
+    return ((before**16).bit_length() - (after**16).bit_length()) / 32

@@ -1,0 +1,200 @@
+"""Chunks as wavelets of spectral components: the way of all imagery but photographs at low rates.
+
+Integers of the samples become components (`spectral`), components become coefficients, and these are quantised with
+one step for all. Rates and errors of a step are estimated from the coefficients, so that a search takes two encodings,
+or three.
+"""
+
+from collections.abc import Callable
+from math import log2
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.codec import spectral
+from deepsic_codec.codec.params import NO_SPECTRAL, CodecParams
+from deepsic_codec.codec.scaled import ScaledChunk
+from deepsic_codec.payload.constants import deep_quality, deep_step
+from deepsic_codec.payload.sections import SPECTRAL, WAVELET, Section
+from deepsic_codec.payload.spectral import Matrix
+from deepsic_codec.payload.steps import PER_OCTAVE, STEPS, step_code, step_of
+from deepsic_codec.payload.value_range import Ranges
+from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, to_coefficients, to_components
+
+MAX_TRIALS = 7  # two are enough where rates fall evenly
+CLOSE_BYTES, CLOSE_ERROR = 0.02, 0.02  # a trial this close to its target ends the search, in octaves
+MAX_MAGNITUDE = 1 << 24
+SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
+GUESS = 1 / 64  # step for which a spectral transform is chosen before a search, as a share of the range
+
+
+def decode_wavelet(
+    wavelet: Wavelet,
+    matrix: Matrix | None,
+    shape: tuple[int, int, int, int],
+    dtype: np.dtype[Any],
+    ranges: Ranges | None,
+) -> NDArray[Any]:
+    """Decode a chunk of a shape (slices, height, width, bands).
+
+    Raises
+    ------
+    CorruptPayload
+        If the stream is damaged.
+    """
+    slices, height, width, bands = shape
+    components = wavelet.decode((slices, bands if matrix is None else len(matrix), height, width))
+    return _restored(components, matrix, dtype, ranges)
+
+
+def _restored(
+    components: NDArray[np.int32], matrix: Matrix | None, dtype: np.dtype[Any], ranges: Ranges | None
+) -> NDArray[Any]:
+    values = np.moveaxis(components, 1, -1)
+    if matrix is not None:
+        values = spectral.inverse(values, matrix)
+    return from_integers(values, dtype.newbyteorder("="), ranges)
+
+
+class WaveletEncoder:
+    """A chunk as coefficients, which can be encoded with any step."""
+
+    def __init__(self, scaled: ScaledChunk, params: CodecParams) -> None:
+        self._scaled = scaled
+        values = self._scaled.integers
+        # Units of the integers in the range of values.
+        self._extent = self._scaled.extent if values.dtype == self._scaled.samples.dtype else _extent(self._scaled)
+        self._optimise = params.effort > 0
+        self.matrix: Matrix | None = None
+        if values.shape[-1] > 1 and params.spectral != NO_SPECTRAL:
+            matrix = None if isinstance(params.spectral, str) else np.array(params.spectral)
+            step = self._extent * GUESS if params.quality is None else self._step(params.quality)
+            self.matrix = spectral.choose(values, self._scaled.mask, step, matrix)
+        if self.matrix is not None:
+            values = spectral.forward(values, self.matrix)
+        self._coefficients = to_coefficients(np.moveaxis(values, -1, 1))
+        # Magnitudes have to fit 24 bits.
+        self._min_code = step_code(max(1, int(np.abs(self._coefficients).max())) / MAX_MAGNITUDE)
+
+    def _step(self, quality: float) -> float:
+        return deep_step(quality) / 255 * self._extent
+
+    def quality_of(self, code: int) -> float:
+        """Return the quality that the step of a code is nearest to."""
+        return round(deep_quality(step_of(code) * 255 / self._extent), 2)
+
+    def encode(self, code: int) -> tuple[Wavelet, NDArray[np.int32]]:
+        """Encode with the step of a code; return the coefficients that it decodes to, too."""
+        from deepsic_codec.payload.coders.subbands import encode_planes
+
+        code, coefficients = max(code, self._min_code), self._coefficients.copy()
+        return Wavelet(code, encode_planes(coefficients, code, self._optimise)), coefficients
+
+    def decode(self, coefficients: NDArray[np.int32]) -> NDArray[Any]:
+        """Return what coefficients decode to; they are overwritten."""
+        scaled = self._scaled
+        return _restored(to_components(coefficients), self.matrix, scaled.samples.dtype, scaled.ranges)
+
+    def sections(self, wavelet: Wavelet) -> dict[Section[Any], Any]:
+        """Return the sections of the payload."""
+        return {SPECTRAL: self.matrix, WAVELET: wavelet}
+
+    def at_quality(self, quality: float) -> tuple[Wavelet, NDArray[np.int32]]:
+        """Encode at a quality."""
+        return self.encode(step_code(self._step(quality)))
+
+    def for_bytes(self, limit: float) -> Wavelet:
+        """Encode to about this number of bytes, all other sections left out."""
+        from deepsic_codec.codec.wavelet_rate import estimated_bytes
+
+        def trial(code: int) -> tuple[float, Wavelet]:
+            wavelet, _ = self.encode(code)
+            return log2(max(1, len(wavelet.stream))), wavelet
+
+        curve = _Curve(lambda code: log2(max(1.0, estimated_bytes(self._coefficients, code))))
+        return _search(curve, log2(max(limit, 1.0)), 0.0, trial, CLOSE_BYTES)
+
+    def for_rmse(self, rmse: float) -> Wavelet:
+        """Encode to about a root mean square error in units of the samples."""
+        return self._for_error(rmse, self._scaled.rmse, self._scaled.extent)
+
+    def for_psnr(self, psnr: float) -> Wavelet:
+        """Encode to about a PSNR in dB, whose peak is the range of values."""
+        return self._for_error(10 ** (-psnr / 20), lambda samples: 10 ** (-self._scaled.psnr(samples) / 20), 1.0)
+
+    def _for_error(self, target: float, measure: Callable[[NDArray[Any]], float], extent: float) -> Wavelet:
+        """Encode to an error that `measure` gives; the range of values has this extent in its unit."""
+        from deepsic_codec.codec.wavelet_rate import estimated_error
+
+        def trial(code: int) -> tuple[float, Wavelet]:
+            wavelet, coefficients = self.encode(code)
+            return -log2(max(measure(self.decode(coefficients)), extent * SMALLEST)), wavelet
+
+        curve = _Curve(lambda code: -log2(max(estimated_error(self._coefficients, code), self._extent * SMALLEST)))
+        return _search(curve, -log2(target), log2(self._extent / extent), trial, CLOSE_ERROR)
+
+
+def _extent(scaled: ScaledChunk) -> float:
+    return FLOAT_LEVELS if scaled.samples.dtype.kind == "f" else scaled.extent
+
+
+class _Curve:
+    """A falling curve over codes of steps, computed once an octave and interpolated between."""
+
+    def __init__(self, compute: Callable[[int], float]) -> None:
+        self._compute = compute
+        self._known: dict[int, float] = {}
+
+    def _at(self, octave: int) -> float:
+        if octave not in self._known:
+            self._known[octave] = self._compute(min(octave * PER_OCTAVE, STEPS - 1))
+        return self._known[octave]
+
+    def __call__(self, code: int) -> float:
+        octave, rest = divmod(code, PER_OCTAVE)
+        low = self._at(octave)
+        return low + (self._at(octave + 1) - low) * rest / PER_OCTAVE if rest else low
+
+    def code_of(self, value: float) -> int:
+        """Return the code at which the curve is nearest to a value."""
+        low, high = 0, STEPS // PER_OCTAVE
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._at(middle) >= value else (low, middle)
+        fall = self._at(low) - self._at(high)
+        share = (self._at(low) - value) / fall if fall > 0 else 0.0
+        return min(STEPS - 1, max(0, round(PER_OCTAVE * (low + min(1.0, max(0.0, share))))))
+
+
+def _search(
+    curve: _Curve, target: float, correction: float, trial: Callable[[int], tuple[float, Wavelet]], close: float
+) -> Wavelet:
+    """Find the step whose trial comes nearest to a target.
+
+    Parameters
+    ----------
+    curve : _Curve
+        An estimate of what trials give; `correction` is what they give beyond it.
+    target : float
+        What the trial should give.
+    trial : callable
+        Encodes with the step of a code; returns a value that falls with the code, and the result.
+    close : float
+        Distance from the target at which the search ends.
+    """
+    trials: dict[int, tuple[float, Wavelet]] = {}
+    code = curve.code_of(target - correction)
+    while code not in trials and len(trials) < MAX_TRIALS:
+        trials[code] = trial(code)
+        value = trials[code][0]
+        if abs(value - target) <= close:
+            break
+        below = max((one for one in trials if trials[one][0] > target), default=None)
+        above = min((one for one in trials if trials[one][0] <= target), default=None)
+        if below is None or above is None:
+            code = curve.code_of(target - (value - curve(code)))
+        else:  # the target lies between these codes
+            share = (trials[below][0] - target) / (trials[below][0] - trials[above][0])
+            code = round(below + min(0.9, max(0.1, share)) * (above - below))
+    return min(trials.values(), key=lambda pair: abs(pair[0] - target))[1]

@@ -1,0 +1,184 @@
+"""The wavelet transform of planes of integers: CDF 9/7, by lifting, in integers.
+
+Each level splits a plane into a low band of half its size and three bands of horizontal, vertical and diagonal detail;
+the next level splits the low band. Planes of any size have bands, without padding. The inverse undoes each step of the
+transform, but for the rounding of the scale of low bands. `docs/wavelet.md` is normative.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.payload.coders.numba_jit import array_jit
+
+#: Coefficients have this many fractional bits.
+FRACTION_BITS = 4
+MAX_LEVELS, MIN_EDGE = 6, 12  # a plane with a shorter edge is not split
+#: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands, which keeps a constant plane as it is.
+LIFT_BITS, SCALE_BITS = 16, 24
+LIFTING = (-103949, -3472, 57862, 29066)
+SCALE_LOW, UNSCALE_LOW = 13638083, 20638897
+
+LOW, HORIZONTAL, VERTICAL, DIAGONAL = range(4)
+#: Norms of the synthesis of one coefficient, in 2^-NORM_BITS: of low bands by level, of detail by level from 1 on, for
+#: horizontal and vertical detail, and for diagonal detail. A step divided by them has the same effect in all bands.
+NORM_BITS = 12
+LOW_NORMS = (4096, 8053, 16887, 34479, 69381, 138990, 278107)
+EDGE_NORMS = (0, 5096, 10062, 21081, 43007, 86516, 173302)
+DIAGONAL_NORMS = (0, 3225, 5995, 12889, 26659, 53853, 107993)
+
+
+class Band(NamedTuple):
+    """A band of a transformed plane.
+
+    Attributes
+    ----------
+    level : int
+        Number of splits that made it; 0 for a plane that is not split.
+    kind : int
+        `LOW`, `HORIZONTAL`, `VERTICAL` or `DIAGONAL`.
+    y, x : int
+        Its first row and column in the transformed plane.
+    height, width : int
+        Its size.
+    """
+
+    level: int
+    kind: int
+    y: int
+    x: int
+    height: int
+    width: int
+
+    @property
+    def norm(self) -> int:
+        """Norm of the synthesis of one coefficient in 2^-NORM_BITS."""
+        if self.kind == LOW:
+            return LOW_NORMS[self.level]
+        return (DIAGONAL_NORMS if self.kind == DIAGONAL else EDGE_NORMS)[self.level]
+
+
+@lru_cache(maxsize=256)
+def bands_of(height: int, width: int) -> tuple[Band, ...]:
+    """Return the bands of a plane, from the coarsest to the finest."""
+    sizes = list(_sizes(height, width))
+    bands = [Band(len(sizes) - 1, LOW, 0, 0, *sizes[-1])]
+    for level in range(len(sizes) - 1, 0, -1):
+        (h, w), (rows, columns) = sizes[level - 1 : level + 1]
+        bands += [
+            Band(level, HORIZONTAL, 0, columns, rows, w - columns),
+            Band(level, VERTICAL, rows, 0, h - rows, columns),
+            Band(level, DIAGONAL, rows, columns, h - rows, w - columns),
+        ]
+    return tuple(bands)
+
+
+def _sizes(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield the sizes of the plane and of the low bands of all levels."""
+    yield height, width
+    for _ in range(MAX_LEVELS):
+        if min(height, width) < MIN_EDGE:
+            return
+        height, width = (height + 1) // 2, (width + 1) // 2
+        yield height, width
+
+
+def forward(plane: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Transform a plane (height, width) of integers below 2^24; its bands lie where `bands_of` says."""
+    out = np.left_shift(plane, FRACTION_BITS, dtype=np.int32)
+    sizes = list(_sizes(*plane.shape))
+    for height, width in sizes[:-1]:
+        _split(out, height, width)
+    return out
+
+
+def inverse(bands: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Undo `forward` for a transformed plane (height, width), which is overwritten.
+
+    Sums wrap around modulo 2^32, so that damaged coefficients give some plane.
+    """
+    sizes = list(_sizes(*bands.shape))
+    for height, width in sizes[-2::-1]:
+        _join(bands, height, width)
+    bands += 1 << FRACTION_BITS - 1
+    bands >>= FRACTION_BITS
+    return bands
+
+
+@array_jit
+def _lift(x, first, step):
+    """Add to every second row, from row `first` on, a multiple of the sum of its neighbours; mirrored at the ends."""
+    count, width = x.shape
+    for row in range(first, count, 2):
+        above = row - 1 if row > 0 else 1
+        below = row + 1 if row + 1 < count else row - 1
+        for k in range(width):
+            total = np.int64(x[above, k]) + np.int64(x[below, k])
+            x[row, k] += np.int32((total * step + (1 << (LIFT_BITS - 1))) >> LIFT_BITS)
+
+
+@array_jit
+def _scale(x, factor):
+    """Multiply every second row, from the first on."""
+    for row in range(0, x.shape[0], 2):
+        for k in range(x.shape[1]):
+            x[row, k] = np.int32((np.int64(x[row, k]) * factor + (1 << (SCALE_BITS - 1))) >> SCALE_BITS)
+
+
+@array_jit
+def _split_rows(x):
+    """Transform the columns of x (n, width), n at least 2, in place; low and high rows alternate."""
+    for n in range(4):
+        _lift(x, 1 - n % 2, LIFTING[n])
+    _scale(x, SCALE_LOW)
+
+
+@array_jit
+def _join_rows(x):
+    """Undo `_split_rows`."""
+    _scale(x, UNSCALE_LOW)
+    for n in range(3, -1, -1):
+        _lift(x, 1 - n % 2, -LIFTING[n])
+
+
+@array_jit
+def _split(out, height, width):
+    """Split the upper left part of a plane in place."""
+    # Columns are transformed as rows of the transpose, which keeps memory access in order.
+    part = out[:height, :width].copy()
+    _split_rows(part)
+    turned = np.empty((width, height), np.int32)
+    half = (height + 1) // 2
+    for y in range(height):
+        target = y // 2 if y % 2 == 0 else half + y // 2
+        for x in range(width):
+            turned[x, target] = part[y, x]
+    _split_rows(turned)
+    half = (width + 1) // 2
+    for x in range(width):
+        target = x // 2 if x % 2 == 0 else half + x // 2
+        for y in range(height):
+            out[y, target] = turned[x, y]
+
+
+@array_jit
+def _join(out, height, width):
+    """Undo `_split`."""
+    turned = np.empty((width, height), np.int32)
+    half = (width + 1) // 2
+    for x in range(width):
+        source = x // 2 if x % 2 == 0 else half + x // 2
+        for y in range(height):
+            turned[x, y] = out[y, source]
+    _join_rows(turned)
+    part = np.empty((height, width), np.int32)
+    half = (height + 1) // 2
+    for y in range(height):
+        source = y // 2 if y % 2 == 0 else half + y // 2
+        for x in range(width):
+            part[y, x] = turned[x, source]
+    _join_rows(part)
+    out[:height, :width] = part
