@@ -144,6 +144,7 @@ def make_seeds(model: str) -> list[Seed]:
         ("holes", holes[:48, :72], {"nodata": 0}),
         ("bounded", smooth[:40, :48], {"max_error": 2, "quality": 30}),
         ("lossless", holes[:48, :40], {"max_error": 0, "nodata": 0}),
+        ("levels", np.arange(256, dtype="u2")[smooth[:40, :48]] ** 2, {"max_error": 0}),
     ]
     seeds = []
     for name, array, options in kinds:

@@ -24,8 +24,9 @@ from deepsic_codec.payload.header import unpack
 from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.payload.nodata import NoData, decode_nodata, is_empty
 from deepsic_codec.payload.residual import Residual
-from deepsic_codec.payload.sections import FEATURES, NODATA, RESIDUAL, SPECTRAL, VALUE_RANGE, WAVELET
+from deepsic_codec.payload.sections import FEATURES, NODATA, RESIDUAL, SPECTRAL, STRUCTURE, VALUE_RANGE, WAVELET
 from deepsic_codec.payload.spectral import Matrix
+from deepsic_codec.payload.structure import Structure
 from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import Wavelet
 
@@ -43,6 +44,7 @@ class PayloadToDecode:
     wavelet: Wavelet | None = None
     residual: Residual | None = None
     matrix: Matrix | None = None  # of the wavelet's components; None if they are the bands
+    structure: Structure | None = None  # None if samples are all that their dtype can hold
     ranges: Ranges | None = None  # None for uint8 that is not scaled
     nodata_section: bytes | None = None  # still coded
 
@@ -110,8 +112,11 @@ def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> Payload
         raise CorruptPayload(f"header: one image of {header.channels} bands")
     if matrix is not None and WAVELET not in coded:
         raise CorruptPayload("section table: a spectral transform section without a wavelet section")
+    structure = unpacked.read(STRUCTURE)
+    if structure is not None and WAVELET not in coded and RESIDUAL not in coded:
+        raise CorruptPayload("section table: a structure section without a wavelet section or a residual section")
     features, wavelet, residual = unpacked.read(FEATURES), unpacked.read(WAVELET), unpacked.read(RESIDUAL)
-    parsed = PayloadToDecode(header, features, wavelet, residual, matrix, ranges, nodata_section)
+    parsed = PayloadToDecode(header, features, wavelet, residual, matrix, structure, ranges, nodata_section)
     check_size(*parsed.image_shape, UnsupportedPayload)
     return parsed
 
@@ -163,10 +168,11 @@ def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
     """Decode samples (slices, height, width, bands) of a chunk that has no features; those without data are any."""
     header = payload.header
     if payload.residual is not None:
-        return payload.residual.decode(header, nodata)
+        return payload.residual.decode(header, nodata, payload.structure)
     assert payload.wavelet is not None
     shape = (header.slices, header.height, header.width, header.channels)
-    return decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges)
+    samples = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges)
+    return samples if payload.structure is None else payload.structure.nearest(samples)
 
 
 def _arranged(payload: PayloadToDecode, samples: NDArray[Any], nodata: NoData | None) -> NDArray[Any]:

@@ -7,8 +7,9 @@ from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
 from deepsic_codec.codec.chunk import ChunkToEncode, EncodeTask, find_info, scheduler_of
 from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.rate_search import encode_tasks, search_rate
+from deepsic_codec.codec.structure import find_structure
 from deepsic_codec.codec.wavelet import WaveletEncoder
-from deepsic_codec.payload.sections import RESIDUAL
+from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE
 from deepsic_codec.payload.wavelet import Wavelet
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def _score(tasks: Sequence[EncodeTask]) -> None:
 def _encode_other(task: EncodeTask) -> bytes:
     params, scaled = task.params, task.scaled
     if params.max_error is not None:
-        return task.pack_sections({RESIDUAL: scaled.bounded_residual(params.max_error)}, task.quality, task.cells)
+        structure = find_structure(scaled.samples, scaled.mask, params.max_error)
+        residual = scaled.bounded_residual(params.max_error, structure)
+        return task.pack_sections({RESIDUAL: residual, STRUCTURE: structure}, task.quality, task.cells)
     encoder = WaveletEncoder(scaled, params)
     if params.quality is not None:
         wavelet, _ = encoder.at_quality(params.quality)

@@ -16,6 +16,7 @@ from deepsic_codec.codec.params import CHUNK, NAN, CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.payload.nodata import NoData, next_value
 from deepsic_codec.payload.residual import Residual, bounded_residual, stepped_residual
+from deepsic_codec.payload.structure import Structure
 from deepsic_codec.payload.value_range import MIDDLE_Q6, Ranges, from_q6, full_range, to_q6
 from deepsic_codec.payload.wavelet import to_integers
 
@@ -78,9 +79,9 @@ class ScaledChunk:
             return 255.0
         return float((self.ranges[:, 1].astype(np.float64) - self.ranges[:, 0]).max()) or 1.0
 
-    def bounded_residual(self, max_error: float) -> Residual:
+    def bounded_residual(self, max_error: float, structure: Structure | None = None) -> Residual:
         """Return the samples coded within `max_error` of the original."""
-        return bounded_residual(self.samples, max_error, self.nodata)[0]
+        return bounded_residual(self.samples, max_error, self.nodata, structure)[0]
 
     def stepped_residual(self, step: float) -> tuple[Residual, NDArray[Any]]:
         """Return the samples coded in steps of this size, and what they decode to."""

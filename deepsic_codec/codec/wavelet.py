@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from deepsic_codec.codec import spectral
 from deepsic_codec.codec.params import NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.scaled import ScaledChunk
+from deepsic_codec.codec.structure import find_structure
 from deepsic_codec.payload.constants import deep_quality, deep_step
-from deepsic_codec.payload.sections import SPECTRAL, WAVELET, Section
+from deepsic_codec.payload.sections import SPECTRAL, STRUCTURE, WAVELET, Section
 from deepsic_codec.payload.spectral import Matrix
 from deepsic_codec.payload.steps import PER_OCTAVE, STEPS, step_code, step_of
+from deepsic_codec.payload.structure import Structure
 from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, to_coefficients, to_components
 
@@ -26,6 +28,8 @@ MAX_TRIALS = 7  # two are enough where rates fall evenly
 CLOSE_BYTES, CLOSE_ERROR = 0.02, 0.02  # a trial this close to its target ends the search, in octaves
 MAX_MAGNITUDE = 1 << 24
 SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
+# Root mean square error, as a share of the gap between levels, up to which the nearest level has the smaller error.
+MAX_SNAPPED = 0.25
 GUESS = 1 / 64  # step for which a spectral transform is chosen before a search, as a share of the range
 
 
@@ -74,6 +78,7 @@ class WaveletEncoder:
         if self.matrix is not None:
             values = spectral.forward(values, self.matrix)
         self._coefficients = to_coefficients(np.moveaxis(values, -1, 1))
+        self._structure = find_structure(scaled.samples, scaled.mask, None)
         # Magnitudes have to fit 24 bits.
         self._min_code = step_code(max(1, int(np.abs(self._coefficients).max())) / MAX_MAGNITUDE)
 
@@ -91,14 +96,24 @@ class WaveletEncoder:
         code, coefficients = max(code, self._min_code), self._coefficients.copy()
         return Wavelet(code, encode_planes(coefficients, code, self._optimise)), coefficients
 
-    def decode(self, coefficients: NDArray[np.int32]) -> NDArray[Any]:
-        """Return what coefficients decode to; they are overwritten."""
-        scaled = self._scaled
-        return _restored(to_components(coefficients), self.matrix, scaled.samples.dtype, scaled.ranges)
+    def decode(self, wavelet: Wavelet, coefficients: NDArray[np.int32]) -> NDArray[Any]:
+        """Return what a wavelet of these coefficients decodes to; they are overwritten."""
+        scaled, structure = self._scaled, self.structure(wavelet)
+        samples = _restored(to_components(coefficients), self.matrix, scaled.samples.dtype, scaled.ranges)
+        return samples if structure is None else structure.nearest(samples)
+
+    def structure(self, wavelet: Wavelet) -> Structure | None:
+        """Return the levels of samples, if errors of a wavelet are small enough for the nearest to be the right one."""
+        from deepsic_codec.codec.wavelet_rate import estimated_error
+
+        if self._structure is None:
+            return None
+        gap = min(levels.gap() for levels in self._structure.levels if levels.divisor > 1)
+        return self._structure if estimated_error(self._coefficients, wavelet.code) < MAX_SNAPPED * gap else None
 
     def sections(self, wavelet: Wavelet) -> dict[Section[Any], Any]:
         """Return the sections of the payload."""
-        return {SPECTRAL: self.matrix, WAVELET: wavelet}
+        return {SPECTRAL: self.matrix, WAVELET: wavelet, STRUCTURE: self.structure(wavelet)}
 
     def at_quality(self, quality: float) -> tuple[Wavelet, NDArray[np.int32]]:
         """Encode at a quality."""
@@ -129,7 +144,7 @@ class WaveletEncoder:
 
         def trial(code: int) -> tuple[float, Wavelet]:
             wavelet, coefficients = self.encode(code)
-            return -log2(max(measure(self.decode(coefficients)), extent * SMALLEST)), wavelet
+            return -log2(max(measure(self.decode(wavelet, coefficients)), extent * SMALLEST)), wavelet
 
         curve = _Curve(lambda code: -log2(max(estimated_error(self._coefficients, code), self._extent * SMALLEST)))
         return _search(curve, -log2(target), log2(self._extent / extent), trial, CLOSE_ERROR)

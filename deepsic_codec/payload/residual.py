@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.nodata import NoData
+from deepsic_codec.payload.structure import Structure
 from deepsic_codec.payload.varint import read_varint, write_varint
 
 INTEGERS, FLOATS, FLOAT_BITS = 0, 1, 2  # layouts
@@ -36,8 +37,10 @@ class Residual:
     unit: float  # units of the samples in one integer, for FLOATS only
     coded: bytes
 
-    def decode(self, header: Header, nodata: NoData | None) -> NDArray[Any]:
+    def decode(self, header: Header, nodata: NoData | None, structure: Structure | None = None) -> NDArray[Any]:
         """Return samples (slices, height, width, bands); those under the mask of `nodata` are undefined.
+
+        With a structure, the integers are numbers of its levels.
 
         Raises
         ------
@@ -51,10 +54,12 @@ class Residual:
         if self.layout == FLOAT_BITS:
             shape = (*shape[:3], 2 * shape[3])
             mask = _twice(mask)
-        return _samples(self, decode_integers(self.coded, shape, mask, self.step), header.dtype)
+        return _samples(self, decode_integers(self.coded, shape, mask, self.step), header.dtype, structure)
 
 
-def bounded_residual(samples: NDArray[Any], max_error: float, nodata: NoData | None) -> tuple[Residual, NDArray[Any]]:
+def bounded_residual(
+    samples: NDArray[Any], max_error: float, nodata: NoData | None, structure: Structure | None = None
+) -> tuple[Residual, NDArray[Any]]:
     """Code samples within a bound on the error, and verify it.
 
     Parameters
@@ -65,6 +70,8 @@ def bounded_residual(samples: NDArray[Any], max_error: float, nodata: NoData | N
         The bound on the absolute difference, in units of the samples.
     nodata : NoData or None
         Applied to what is decoded. Samples under its mask need no bound.
+    structure : Structure, optional
+        Levels of the samples, whose numbers are coded.
 
     Returns
     -------
@@ -72,8 +79,9 @@ def bounded_residual(samples: NDArray[Any], max_error: float, nodata: NoData | N
         And what it decodes to, NoData included.
     """
     mask = None if nodata is None else nodata.mask
-    for layout, step, unit in _candidates(samples, max_error):
-        residual, result = _encode(samples, layout, step, unit, 0, nodata)
+    bound = max_error if structure is None else structure.max_error(max_error)
+    for layout, step, unit in _candidates(samples, bound):
+        residual, result = _encode(samples, layout, step, unit, 0, nodata, structure)
         if _within(samples, result, max_error, mask):
             return residual, result
     raise AssertionError(f"no residual keeps the error below {max_error}")
@@ -176,7 +184,13 @@ def _float_steps(samples: NDArray[Any], width: float) -> tuple[int, float]:
 
 
 def _encode(
-    samples: NDArray[Any], layout: int, step: int, unit: float, zero: int, nodata: NoData | None
+    samples: NDArray[Any],
+    layout: int,
+    step: int,
+    unit: float,
+    zero: int,
+    nodata: NoData | None,
+    structure: Structure | None = None,
 ) -> tuple[Residual, NDArray[Any]]:
     from deepsic_codec.payload.coders.residual import encode_integers
 
@@ -188,16 +202,18 @@ def _encode(
     elif layout == FLOATS:
         integers = np.rint(samples.astype(np.float64) / unit).astype(np.int32)
     else:
-        integers = samples.astype(np.int32)
+        integers = samples.astype(np.int32) if structure is None else structure.numbers(samples)
     coded, decoded = encode_integers(integers, mask, step, zero)
     residual = Residual(layout, step, unit, coded)
-    result = _samples(residual, decoded, samples.dtype)
+    result = _samples(residual, decoded, samples.dtype, structure)
     if nodata is not None:
         nodata.apply(result)
     return residual, result
 
 
-def _samples(residual: Residual, integers: NDArray[np.int32], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _samples(
+    residual: Residual, integers: NDArray[np.int32], dtype: np.dtype[Any], structure: Structure | None
+) -> NDArray[Any]:
     """Return samples of the dtype, in the byte order of this machine; raises CorruptPayload for impossible integers."""
     if residual.layout == FLOAT_BITS:
         order = _join_halves(integers)
@@ -208,7 +224,7 @@ def _samples(residual: Residual, integers: NDArray[np.int32], dtype: np.dtype[An
     info = np.iinfo(native)
     if integers.size and (integers.min() < info.min or integers.max() > info.max):
         raise CorruptPayload(f"residual section: samples from {integers.min()} to {integers.max()} for {dtype}")
-    return integers.astype(native)
+    return integers.astype(native) if structure is None else structure.samples(integers, native)
 
 
 def _twice(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

@@ -12,6 +12,7 @@ from deepsic_codec.payload.labels import LabelBlock, decode_labels, encode_label
 from deepsic_codec.payload.nodata import NoData, decode_nodata, encode_nodata
 from deepsic_codec.payload.residual import Residual, decode_residual, encode_residual
 from deepsic_codec.payload.spectral import Matrix, decode_spectral, encode_spectral
+from deepsic_codec.payload.structure import Structure, decode_structure, encode_structure
 from deepsic_codec.payload.value_range import Ranges, decode_ranges, encode_ranges
 from deepsic_codec.payload.wavelet import Wavelet, decode_wavelet, encode_wavelet
 
@@ -56,7 +57,8 @@ NODATA: Section[NoData] = Section(4, "nodata", True, encode_nodata, decode_nodat
 SPECTRAL: Section[Matrix] = Section(5, "spectral transform", True, encode_spectral, decode_spectral)
 RESIDUAL: Section[Residual] = Section(6, "residual", True, encode_residual, decode_residual)
 WAVELET: Section[Wavelet] = Section(7, "wavelet", True, encode_wavelet, decode_wavelet)
-SECTIONS = (LABELS, VALUE_RANGE, FEATURES, NODATA, SPECTRAL, RESIDUAL, WAVELET)
+STRUCTURE: Section[Structure] = Section(8, "structure", True, encode_structure, decode_structure)
+SECTIONS = (LABELS, VALUE_RANGE, FEATURES, NODATA, SPECTRAL, RESIDUAL, WAVELET, STRUCTURE)
 
 NAMES = {section.kind: section.name for section in SECTIONS}
 

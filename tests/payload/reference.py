@@ -157,3 +157,33 @@ def read_ranges(section, dtype, bands):
     numbers = struct.unpack(f"<{(len(section) - 1) // int(dtype[1])}{FORMATS[dtype]}", section[1:])
     pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
     return pairs if section[0] else pairs * bands
+
+
+def read_structure(section, dtype, bands):
+    """Return levels by their numbers for each band of a structure section; `dtype` is a code of numpy."""
+    bits = 8 * int(dtype[1])
+    least = -(1 << bits - 1) if dtype[0] == "i" else 0
+    values = range(least, least + (1 << bits))
+    data = Reader(section)
+    assert data.u8() == 1
+    found = []
+    for _ in range(bands):
+        kind = data.varint()
+        if kind == 0:
+            found.append(found[-1])
+        elif kind == 1:
+            form, first, length = data.u8(), data.varint(), data.varint()
+            entries = [first - 65536 if first > 32767 and least < 0 else first]
+            if form == 0:
+                for _ in range(length):
+                    entries.append(entries[-1] + data.varint() + 1)
+            else:
+                bitmap = int.from_bytes(data.take((length + 7) // 8), "little")
+                entries += [entries[0] + i + 1 for i in range(length) if bitmap >> i & 1]
+            assert entries[0] in values and entries[-1] in values
+            found.append({least + i: entry for i, entry in enumerate(entries)})
+        else:
+            offset = data.varint() if kind > 2 else 0
+            found.append({(v - offset) // (kind - 1): v for v in values if (v - offset) % (kind - 1) == 0})
+    assert not data.data
+    return found

@@ -1,0 +1,207 @@
+"""The structure section of a payload: what samples are, where their dtype could hold more. See `docs/format.md`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.varint import read_varint, write_varint
+
+LEVELS = 1  # bit of the layout
+SAME, TABLE = 0, 1  # kinds of the levels of a band; larger kinds are a divisor plus 1
+GAPS, BITMAP = 0, 1  # forms of a table
+MAX_DIVISOR = 65535
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """The values that samples of a band have, numbered in ascending order.
+
+    Attributes
+    ----------
+    divisor : int
+        1 to 65535: values are `divisor` n + `offset`, with n of either sign.
+    offset : int
+        0 to divisor - 1.
+    table : ndarray, optional
+        int64, ascending: values are `table[n]`, with n counted from the least number of the dtype.
+    """
+
+    divisor: int = 1
+    offset: int = 0
+    table: NDArray[np.int64] | None = None
+
+    def numbers(self, samples: NDArray[Any]) -> NDArray[np.int32]:
+        """Return the numbers of samples of an integer dtype, all of which are levels."""
+        if self.table is not None:
+            return (np.searchsorted(self.table, samples) + np.iinfo(samples.dtype).min).astype(np.int32)
+        return ((samples.astype(np.int32) - self.offset) // self.divisor).astype(np.int32)
+
+    def samples(self, numbers: NDArray[np.int32], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Undo `numbers`; raises CorruptPayload for numbers without a level of the dtype."""
+        info = np.iinfo(dtype)
+        if self.table is None:
+            values = numbers * np.int64(self.divisor) + self.offset
+            if values.min() < info.min or values.max() > info.max:
+                raise CorruptPayload("structure section: a sample is no level")
+            return values.astype(dtype)
+        index = numbers - np.int64(info.min)
+        if index.min() < 0 or index.max() >= len(self.table):
+            raise CorruptPayload("structure section: a sample is no level")
+        return self.table.astype(dtype)[index]
+
+    def ends(self, dtype: np.dtype[Any]) -> tuple[int, int]:
+        """Return the numbers of the first and the last level of a dtype, without a table."""
+        info = np.iinfo(dtype)
+        return -((self.offset - int(info.min)) // self.divisor), (int(info.max) - self.offset) // self.divisor
+
+    def nearest(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return the levels that are nearest to samples, the lower of two at equal distance."""
+        if self.table is None:
+            wide = samples.astype(np.int64) - self.offset + (self.divisor - 1) // 2
+            numbers = np.clip(wide // self.divisor, *self.ends(samples.dtype))
+            return (numbers * self.divisor + self.offset).astype(samples.dtype)
+        middles = (self.table[:-1] + self.table[1:]) // 2  # the last values that belong to the lower level
+        return self.table.astype(samples.dtype)[np.searchsorted(middles, samples)]
+
+    def gap(self) -> int:
+        """Return the least distance of two levels."""
+        return self.divisor if self.table is None else int(np.diff(self.table).min(initial=MAX_DIVISOR))
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What samples (slices, height, width, bands) of a chunk are.
+
+    Attributes
+    ----------
+    levels : tuple of Levels
+        One for each band.
+    """
+
+    levels: tuple[Levels, ...]
+
+    def max_error(self, max_error: float) -> int:
+        """Return the bound on numbers that keeps a bound on samples."""
+        return min(0 if one.table is not None else int(max_error) // one.divisor for one in self.levels)
+
+    def numbers(self, samples: NDArray[Any]) -> NDArray[np.int32]:
+        """Return the numbers of samples of an integer dtype."""
+        return self._each_band(samples, np.dtype(np.int32), lambda levels, band: levels.numbers(band))
+
+    def samples(self, numbers: NDArray[np.int32], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Undo `numbers`; raises CorruptPayload for numbers without a level of the dtype."""
+        return self._each_band(numbers, dtype, lambda levels, band: levels.samples(band, dtype))
+
+    def nearest(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return the levels that are nearest to samples."""
+        return self._each_band(samples, samples.dtype, lambda levels, band: levels.nearest(band))
+
+    def _each_band(
+        self, array: NDArray[Any], dtype: np.dtype[Any], function: Callable[[Levels, NDArray[Any]], NDArray[Any]]
+    ) -> NDArray[Any]:
+        out = np.empty(array.shape, dtype)
+        for number, levels in enumerate(self.levels):
+            out[..., number] = function(levels, array[..., number])
+        return out
+
+
+def encode_structure(structure: Structure) -> bytes:
+    """Write a structure section."""
+    data, before = bytearray((LEVELS,)), b""
+    for levels in structure.levels:
+        coded = _encode_levels(levels)
+        data += write_varint(SAME) if coded == before else coded
+        before = coded
+    return bytes(data)
+
+
+def _encode_levels(levels: Levels) -> bytes:
+    if levels.table is None:
+        return write_varint(levels.divisor + 1) + (write_varint(levels.offset) if levels.divisor > 1 else b"")
+    gaps = np.diff(levels.table)
+    start = levels.table[0] & 0xFFFF
+    bits = np.zeros(int(gaps.sum()), np.uint8)
+    bits[levels.table[1:] - levels.table[0] - 1] = 1
+    bitmap = np.packbits(bits, bitorder="little").tobytes()
+    varints = b"".join(write_varint(int(gap) - 1) for gap in gaps)
+    form, body = (GAPS, varints) if len(varints) <= len(bitmap) else (BITMAP, bitmap)
+    size = len(gaps) if form == GAPS else len(bits)
+    return b"".join((write_varint(TABLE), bytes((form,)), write_varint(int(start)), write_varint(size), body))
+
+
+def decode_structure(data: bytes, header: Header) -> Structure:
+    """Read a structure section.
+
+    Raises
+    ------
+    CorruptPayload
+        If it is damaged, or not that of such a chunk.
+    UnsupportedPayload
+        If it has a layout that this version does not know.
+    """
+    if not data:
+        raise CorruptPayload("structure section: empty")
+    if data[0] != LEVELS:
+        raise UnsupportedPayload(f"structure section: unknown layout {data[0]:#04x}; upgrade deepsic_codec")
+    if header.dtype.kind == "f":
+        raise CorruptPayload(f"structure section: levels of samples of {header.dtype}")
+    bands: list[Levels] = []
+    position = 1
+    try:
+        for _ in range(header.channels):
+            kind, position = read_varint(data, position, "structure section")
+            if kind == SAME and not bands:
+                raise CorruptPayload("structure section: the first band has the levels of the band before")
+            if kind == SAME:
+                bands.append(bands[-1])
+            elif kind == TABLE:
+                levels, position = _decode_table(data, position, header.dtype)
+                bands.append(levels)
+            else:
+                offset, divisor = 0, kind - 1
+                if divisor > 1:
+                    offset, position = read_varint(data, position, "structure section")
+                bands.append(Levels(divisor, offset))
+                first, last = bands[-1].ends(header.dtype)
+                if divisor > MAX_DIVISOR or offset >= divisor or first > last:
+                    raise CorruptPayload(f"structure section: divisor {divisor} and offset {offset}")
+    except IndexError:
+        raise CorruptPayload("structure section: truncated") from None
+    if position < len(data):
+        raise CorruptPayload(f"structure section: {len(data) - position} bytes are left over")
+    return Structure(tuple(bands))
+
+
+def _decode_table(data: bytes, position: int, dtype: np.dtype[Any]) -> tuple[Levels, int]:
+    """Read a table; return it and the position after it. Raises IndexError if `data` ends before it does."""
+    info = np.iinfo(dtype)
+    form = data[position]
+    if form > BITMAP:
+        raise UnsupportedPayload(f"structure section: unknown form {form} of a table; upgrade deepsic_codec")
+    first, position = read_varint(data, position + 1, "structure section")
+    size, position = read_varint(data, position, "structure section")
+    if max(first, size) > 0xFFFF:
+        raise CorruptPayload(f"structure section: a table of size {size} from {first} on")
+    gaps: Any = np.zeros(size, np.int64)
+    if form == GAPS:
+        for number in range(size):
+            gaps[number], position = read_varint(data, position, "structure section")
+        table = np.cumsum(gaps + 1)
+    else:
+        end = position + (size + 7) // 8
+        if end > len(data):
+            raise IndexError
+        bits = np.unpackbits(np.frombuffer(data[position:end], np.uint8), bitorder="little")
+        position, table = end, np.flatnonzero(bits) + 1
+        if table.max(initial=0) > size:
+            raise CorruptPayload("structure section: a bitmap has bits after its last")
+    first -= (first >> 15) * 0x10000 if info.min < 0 else 0
+    table = np.concatenate([[first], first + table]).astype(np.int64)
+    if table[0] < info.min or table[-1] > info.max:
+        raise CorruptPayload(f"structure section: levels from {table[0]} to {table[-1]} for {dtype}")
+    return Levels(table=table), position

@@ -1,0 +1,142 @@
+"""What samples of a chunk are: found where it saves bytes, and exact in all modes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsic_codec import DeepSIC
+from deepsic_codec.codec.structure import find_structure
+from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.payload import header as h
+from deepsic_codec.payload.sections import FEATURES, STRUCTURE
+from tests.common import check_rejects, check_roundtrip, photograph
+from tests.payload import reference
+
+pytestmark = pytest.mark.usefixtures("stub")
+LOSSLESS = DeepSIC(max_error=0, semantics="none")
+
+
+def scene(bands=3, seed=0, size=64):
+    return photograph(size, size, bands, seed=seed)
+
+
+def structure_of(payload):
+    return h.unpack(payload).read(STRUCTURE)
+
+
+def spread(samples, levels, seed=0):
+    """Samples of 8 bits as indices of levels of 16 bits at random."""
+    return np.sort(np.random.default_rng(seed).permutation(60000)[:levels]).astype("u2")[samples.astype(int) % levels]
+
+
+# What is stored in a dtype that could hold more, and how much more it may take.
+VARIANTS = {
+    "shifted": (lambda s: s.astype("u2") << 4, 1.003),
+    "every fifth": (lambda s: s.astype("u2") * 5 + 3, 1.003),
+    "signed": (lambda s: (s.astype("i4") * 100 - 20000).astype("i2"), 1.003),
+    "another divisor in each band": (lambda s: s.astype("u2") * np.array([7, 1, 256], "u2"), 1.003),
+    "few levels": (lambda s: spread(s, 256), 1.09),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_lossless_bytes_are_those_of_the_plain_scene(name):
+    change, ratio = VARIANTS[name]
+    plain = scene(size=128)
+    samples = change(plain)
+    payload = check_roundtrip(LOSSLESS, samples)
+    np.testing.assert_array_equal(LOSSLESS.decode(payload), samples)
+    assert len(payload) < ratio * len(LOSSLESS.encode(plain)) + 25
+
+
+@pytest.mark.parametrize("samples", [scene(), scene().astype("u2") * 100 + scene(seed=1), scene().astype("f4") * 16])
+@pytest.mark.parametrize("parameters", [{"max_error": 0.5}, {"max_error": 3}, {"quality": 90, "transform": "wavelet"}])
+def test_plain_samples_have_no_section(samples, parameters):
+    samples = np.concatenate([samples, samples[..., :1] // 2], axis=-1)
+    codec = DeepSIC(value_range="chunk", semantics="none", **parameters)
+    assert h.read_header(codec.encode(samples)).entry(STRUCTURE.kind) is None
+
+
+def test_values_missing_by_chance_are_no_levels():
+    """Noise of 14 bits: most values do not occur, and a table of those that do would save nothing."""
+    samples = np.random.default_rng(0).integers(0, 1 << 14, (1, 96, 96, 1)).astype("u2")
+    assert find_structure(samples, None, 0) is None
+
+
+def test_constant_bands_have_no_divisor():
+    samples = np.full((1, 64, 64, 2), 4096, "u2")
+    assert find_structure(samples, None, 0) is None
+    samples[..., 1] = scene(1)[None, ..., 0].astype("u2") * 16
+    first, second = find_structure(samples, None, 0).levels
+    assert (first.divisor, second.divisor) == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("bound", "divisor"), [(0, 16), (7, 16), (8, 1), (15, 1), (16, 16), (23, 16), (24, 1), (33, 16)]
+)
+def test_steps_within_a_bound_are_as_wide_as_without_a_divisor(bound, divisor):
+    samples = scene(2)[None].astype("u2") * 16
+    structure = find_structure(samples, None, bound)
+    assert (1 if structure is None else structure.levels[1].divisor) == divisor
+    codec = DeepSIC(max_error=bound, semantics="none")
+    payload = codec.encode(samples[0])
+    assert np.abs(codec.decode(payload).astype(int) - samples[0]).max() <= bound
+    assert (structure_of(payload) is None) == (structure is None)
+
+
+@given(
+    st.sampled_from(["u1", "i1", "<u2", ">i2"]),
+    st.integers(1, 40),
+    st.sampled_from([0, 1, 2, 5, 20]),
+    st.sampled_from(["lattice", "table"]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_errors_are_bounded_and_nodata_is_kept(dtype, divisor, bound, kind, masked, seed):
+    rng = np.random.default_rng(seed)
+    info = np.iinfo(dtype)
+    values = np.arange(info.min + seed % divisor, info.max + 1, divisor)
+    if kind == "table":
+        values = np.sort(rng.permutation(values)[: 1 + len(values) // 4])
+    picture = photograph(24, 30, 2, seed=seed).astype(int)
+    samples = values[picture * len(values) // 256].astype(dtype)
+    nodata = int(samples[3, 3, 0]) if masked else None
+    if masked:
+        samples[:10, :12] = nodata
+        samples[..., 1] = np.where(seed % 2, nodata, samples[..., 1])  # a band without data
+    codec = DeepSIC(max_error=bound, nodata=nodata, semantics="none")
+    decoded = codec.decode(codec.encode(samples))
+    assert decoded.dtype == samples.dtype and np.abs(decoded.astype(int) - samples).max() <= bound
+    if masked:
+        np.testing.assert_array_equal(decoded == nodata, samples == nodata)
+
+
+def test_samples_of_a_wavelet_become_levels_where_errors_are_small():
+    samples = scene().astype("u2") << 8
+    for quality, exact in ((200, True), (60, False)):
+        codec = DeepSIC(quality=quality, transform="wavelet", semantics="none", value_range="chunk")
+        payload = check_roundtrip(codec, samples, -np.inf)
+        decoded = codec.decode(payload)
+        assert (structure_of(payload) is not None) == exact
+        assert np.array_equal(decoded, samples) == exact
+
+
+def test_a_target_counts_errors_to_the_nearest_levels():
+    samples = scene(1, size=128).astype("u2") * 256
+    codec = DeepSIC(rmse=40, transform="wavelet", semantics="none", value_range="chunk")
+    payload = codec.encode(samples)
+    error = np.sqrt(np.square(codec.decode(payload).astype(float) - samples).mean())
+    assert structure_of(payload) is not None and 30 < error < 50
+
+
+def test_a_structure_of_features_is_refused():
+    payload = DeepSIC(semantics="none").encode(scene())
+    unpacked = h.unpack(payload)
+    crafted = reference.write(
+        shape=(64, 64, 3),
+        grid=(4, 4),
+        decoder=unpacked.header.decoder,
+        sections=[(FEATURES.kind, unpacked.sections[FEATURES.kind]), (STRUCTURE.kind, b"\1\2\0\0")],
+    )
+    check_rejects(CorruptPayload, "structure section without a wavelet", DeepSIC().decode, crafted)

@@ -1,0 +1,134 @@
+"""The structure section: levels of samples are numbered and come back, and what is wrong is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.payload import header as h
+from deepsic_codec.payload.sections import STRUCTURE
+from deepsic_codec.payload.structure import Levels, Structure, decode_structure, encode_structure
+from tests.common import check_rejects
+from tests.payload import reference
+
+CODES = {"u1": 1, "i1": 2, "u2": 3, "i2": 4, "f4": 5}
+
+
+def header(dtype, bands):
+    return h.read_header(reference.write(dtype=CODES[dtype], shape=(20, 30, bands), grid=(2, 2), sections=[]))
+
+
+@st.composite
+def structures(draw):
+    dtype = draw(st.sampled_from(["u1", "i1", "u2", "i2"]))
+    info = np.iinfo(dtype)
+    bands = []
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(["same", "lattice", "few", "dense"]))
+        if kind == "same" and bands:
+            bands.append(bands[-1])
+        elif kind == "lattice":
+            divisor = draw(st.sampled_from([1, 2, 3, 16, 255, 256, 65535]))
+            bands.append(Levels(divisor, draw(st.integers(0, min(divisor - 1, info.max)))))
+        else:
+            rng = np.random.default_rng(draw(st.integers(0, 99)))
+            values = np.arange(info.min, info.max + 1)
+            count = draw(st.integers(1, 100)) if kind == "few" else len(values) * 3 // 5
+            bands.append(Levels(table=np.sort(rng.permutation(values)[:count]).astype(np.int64)))
+    return dtype, Structure(tuple(bands))
+
+
+@given(structures())
+def test_what_was_written_is_read(case):
+    dtype, structure = case
+    data = encode_structure(structure)
+    decoded = decode_structure(data, header(dtype, len(structure.levels)))
+    assert encode_structure(decoded) == data
+    for levels, expected in zip(
+        decoded.levels, reference.read_structure(data, dtype, len(structure.levels)), strict=True
+    ):
+        numbers, values = np.array(list(expected)), np.array(list(expected.values()), dtype)
+        np.testing.assert_array_equal(levels.samples(numbers.astype(np.int32), values.dtype), values)
+        np.testing.assert_array_equal(levels.numbers(values), numbers)
+
+
+@given(structures(), st.integers(0, 99))
+def test_samples_become_the_nearest_levels(case, seed):
+    dtype, structure = case
+    info = np.iinfo(dtype)
+    size = len(structure.levels)
+    samples = np.random.default_rng(seed).integers(info.min, info.max + 1, (1, 3, 5, size)).astype(dtype)
+    samples[0, 0, 0], samples[0, 0, 1] = info.min, info.max
+    expected = reference.read_structure(encode_structure(structure), dtype, size)
+    nearest = structure.nearest(samples)
+    assert nearest.dtype == samples.dtype
+    for band in range(size):
+        levels = np.array(sorted(expected[band].values()), np.int64)
+        wide = samples[..., band].astype(np.int64)
+        np.testing.assert_array_equal(nearest[..., band], levels[np.abs(levels - wide[..., None]).argmin(axis=-1)])
+
+
+def test_few_bytes_describe_levels():
+    regular = Levels(table=np.arange(0, 65536, 500))
+    assert len(encode_structure(Structure((regular,) * 4))) < 280
+    dense = Levels(table=np.flatnonzero(np.arange(256) % 5))
+    assert len(encode_structure(Structure((dense,)))) < 40
+    assert len(encode_structure(Structure((Levels(16, 3),) * 4))) == 6
+
+
+@pytest.mark.parametrize("levels", [Levels(16, 3), Levels(table=np.array([5, 7, 90]))])
+@pytest.mark.parametrize("number", [-1, 4096, 2**31 - 1])
+def test_numbers_without_a_level_are_refused(levels, number):
+    numbers = np.full((1, 2, 2, 1), number, np.int32)
+    words = "structure section|no level"
+    check_rejects(CorruptPayload, words, Structure((levels,)).samples, numbers, np.dtype("u2"))
+
+
+SOUND = b"\1\1\0\7\2\1\1"  # levels 7, 9, 11
+WRONG = {
+    "empty": (b"", CorruptPayload, "empty"),
+    "layout 0": (b"\0\2", UnsupportedPayload, "layout 0x00|upgrade"),
+    "layout 2": (b"\2\2", UnsupportedPayload, "layout 0x02|upgrade"),
+    "no bands": (b"\1", CorruptPayload, "truncated"),
+    "as the band before": (b"\1\0", CorruptPayload, "first band"),
+    "no offset": (b"\1\5", CorruptPayload, "truncated"),
+    "offset 4 of divisor 4": (b"\1\5\4", CorruptPayload, "divisor 4 and offset 4"),
+    "no level of the dtype": (b"\1\xff\xff\3\x80\2", CorruptPayload, "divisor 65534 and offset 256"),
+    "divisor 65536": (b"\1\x81\x80\x04\0", CorruptPayload, "divisor 65536"),
+    "a long varint": (b"\1\x82\0", CorruptPayload, "more bytes than it needs"),
+    "form 2": (b"\1\1\2\7\0", UnsupportedPayload, "form 2|upgrade"),
+    "no form": (b"\1\1", CorruptPayload, "truncated"),
+    "no gaps": (b"\1\1\0\7\2\1", CorruptPayload, "truncated"),
+    "length 65536": (b"\1\1\0\7\x80\x80\4" + bytes(65536), CorruptPayload, "size 65536"),
+    "length 2**32 - 1": (b"\1\1\1\7\xff\xff\xff\xff\x0f", CorruptPayload, "size 4294967295"),
+    "entry 256": (b"\1\1\0\xff\1\1\0", CorruptPayload, "levels from 255 to 256"),
+    "entry 2**40": (b"\1\1\0\0\2" + b"\xff\xff\xff\xff\x0f" * 2, CorruptPayload, "levels from 0"),
+    "first entry 256": (b"\1\1\0\x80\2\0", CorruptPayload, "levels from 256"),
+    "no bitmap": (b"\1\1\1\7\x09\0", CorruptPayload, "truncated"),
+    "bits after the last": (b"\1\1\1\7\4\x10", CorruptPayload, "bits after its last"),
+    "a byte long": (SOUND + b"\0", CorruptPayload, "1 bytes are left over"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_crafted_sections(name):
+    data, error, words = WRONG[name]
+    assert decode_structure(SOUND, header("u1", 1)).levels[0].table.tolist() == [7, 9, 11]
+    payload = reference.write(shape=(20, 30, 1), grid=(2, 2), sections=[(8, data)])
+    check_rejects(error, f"structure section|{words}", h.unpack(payload).read, STRUCTURE)
+
+
+def test_levels_of_floats_are_refused():
+    check_rejects(CorruptPayload, "structure section|float32", decode_structure, SOUND, header("f4", 1))
+
+
+@given(st.binary(max_size=40), st.sampled_from(["u1", "i1", "u2", "i2"]), st.integers(1, 3))
+def test_any_bytes_are_levels_or_are_refused(data, dtype, bands):
+    try:
+        structure = decode_structure(b"\1" + data, header(dtype, bands))
+    except (CorruptPayload, UnsupportedPayload):
+        return
+    samples = np.arange(2 * bands, dtype=dtype).reshape(1, 1, 2, bands)
+    nearest = structure.nearest(samples)
+    np.testing.assert_array_equal(structure.nearest(nearest), nearest)
