@@ -150,7 +150,7 @@ def encode(
     runtime: Scheduler, model: str, quality: float, semantics: str, images: list[Pixels]
 ) -> tuple[float, list[NDArray[np.uint8]]]:
     """Bits per pixel of whole payloads, and the scores (rows,columns,classes + 1) of every image's 64x64 cells."""
-    codec = DeepSIC(model=model, quality=quality, semantics=semantics)
+    codec = DeepSIC(model=model, quality=quality, semantics=semantics, transform="features")
     nbytes, scores = 0, []
     for k in range(0, len(images), BATCH):
         part = images[k : k + BATCH]

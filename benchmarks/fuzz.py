@@ -10,7 +10,7 @@ Stages, from the outside in; each mutates one or more sound inputs:
 - labels: label sections, with right checksums.
 - section: any section of a payload, with right checksums; decoded to pixels or labels.
 - coder: the arithmetic decoder alone, under random means, scales and tables.
-- parts: contents of sections, and the coders of mask and residual, alone.
+- parts: contents of sections, and the coders of mask, residual and wavelet bands, alone.
 - zarr: chunks of arrays in both Zarr formats, read through zarr.
 - shard: shards and their indexes, read through zarr and through the label scan.
 - model: model files, loaded whole if they pass all checks.
@@ -59,9 +59,12 @@ from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders.contexts import MAX_LOW_BITS, SCALES, CoderTables
 from deepsic_codec.payload.coders.mask import decode_mask, encode_mask
 from deepsic_codec.payload.coders.residual import decode_integers, encode_integers
+from deepsic_codec.payload.coders.subbands import decode_planes, encode_planes
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
+from deepsic_codec.payload.coders.wavelet import FRACTION_BITS
 from deepsic_codec.payload.fields import PREFIX
 from deepsic_codec.payload.sections import LABELS, SECTIONS
+from deepsic_codec.payload.steps import step_code
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
 from deepsic_codec.training.run import TINY, make_networks
@@ -131,6 +134,7 @@ def make_seeds(model: str) -> list[Seed]:
     holes = wide.copy()
     holes[10:40, 20:70] = 0
     bands = np.repeat(wide[..., :1], 7, axis=-1)
+    mixed = np.rint(wide[:40, :48] @ rng.random((3, 6)) + rng.normal(0, 9, (40, 48, 6))).astype("u2")
     kinds: list[tuple[str, np.ndarray, dict[str, Any]]] = [
         ("noise", noise, {"quality": 100}),
         ("smooth", smooth, {}),
@@ -145,11 +149,14 @@ def make_seeds(model: str) -> list[Seed]:
         ("bounded", smooth[:40, :48], {"max_error": 2, "quality": 30}),
         ("lossless", holes[:48, :40], {"max_error": 0, "nodata": 0}),
         ("levels", np.arange(256, dtype="u2")[smooth[:40, :48]] ** 2, {"max_error": 0}),
+        ("wavelet", smooth[:40, :48], {"transform": "wavelet", "quality": 120}),
+        ("spectral", mixed, {"transform": "wavelet", "quality": 150, "nodata": 0}),
+        ("scaled", wide[:33, :17].astype("f4") / 7, {"transform": "wavelet", "value_range": "chunk"}),
     ]
     seeds = []
     for name, array, options in kinds:
         try:
-            seeds.append(Seed(name, DeepSIC(model=model, **options), array))
+            seeds.append(Seed(name, DeepSIC(**{"model": model, "transform": "features", **options}), array))
         except (ConfigurationError, UnsupportedArray, TypeError) as error:
             print(f"seed {name} left out: {error}", flush=True)
     return seeds
@@ -424,7 +431,7 @@ class Coder(Stage):
 
 
 class Parts(Stage):
-    """Contents of sections and the coders of mask and residual, by themselves."""
+    """Contents of sections and the coders of mask, residual and wavelet bands, by themselves."""
 
     share = 5
     SHAPES = ((1, 17, 23, 3), (2, 8, 9, 1), (1, 1, 1, 1), (1, 40, 40, 2))
@@ -441,6 +448,11 @@ class Parts(Stage):
             self.readers.append((encode_mask(mask), partial(decode_mask, shape=shape[:3])))
             coded, _ = encode_integers(integers, covered, 3)
             self.readers.append((coded, partial(decode_integers, shape=shape, mask=covered, step=3)))
+            planes = np.moveaxis(integers, -1, 1)
+            for step in (1 / 256, 1, 9, 1e6):
+                coded = encode_planes(np.array(planes << FRACTION_BITS, order="C"), step_code(step))
+                decode = partial(decode_planes, shape=planes.shape, code=step_code(step))
+                self.readers.append((coded, decode))
         for section in SECTIONS:
             payloads = [unpacked for seed in seeds if section in (unpacked := h.unpack(seed.payload))]
             if not payloads:

@@ -79,6 +79,11 @@ class ScaledChunk:
             return 255.0
         return float((self.ranges[:, 1].astype(np.float64) - self.ranges[:, 0]).max()) or 1.0
 
+    @property
+    def min_step(self) -> float:
+        """Smallest step in which coding samples can pay, in their units."""
+        return 1.0 if self.samples.dtype.kind != "f" else self.extent / (1 << 24)
+
     def bounded_residual(self, max_error: float, structure: Structure | None = None) -> Residual:
         """Return the samples coded within `max_error` of the original."""
         return bounded_residual(self.samples, max_error, self.nodata, structure)[0]
@@ -117,7 +122,7 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
     UnsupportedArray
         For a dtype that the codec does not encode.
     ConfigurationError
-        If `value_range`, `nodata` or `max_error` does not fit the dtype or the number of bands.
+        If `value_range`, `nodata`, `max_error` or `spectral` does not fit the dtype or the number of bands.
     """
     native = np.dtype(dtype).newbyteorder("=")
     if native not in DTYPES:
@@ -141,6 +146,11 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
             raise ConfigurationError(
                 f"value_range: low and high of {pairs!r} are equal in {native}; pass low below high"
             )
+    rows = params.spectral
+    if not isinstance(rows, str) and bands is not None and len(rows) != bands:
+        raise ConfigurationError(
+            f"spectral: a matrix of {len(rows)} x {len(rows)} for {bands} bands; pass one of {bands} x {bands}"
+        )
     if params.nodata is not None:
         value = nodata_value(params, native)
         if value == value and all(next_value(value, down) is None for down in (False, True)):

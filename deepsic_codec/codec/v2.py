@@ -70,8 +70,9 @@ class DeepSIC(CodecParams, Codec):
         predicted from their neighbours, whatever the transform.
     psnr : float, optional
         Target PSNR of each chunk in dB, instead of `quality`; the peak is 255 for uint8 without `value_range`, else
-        the value range. Wavelets take two trials where rates fall evenly, features up to a dozen. A target out of
-        reach gives the nearest PSNR.
+        the value range. Wavelets take two trials where rates fall evenly, features up to a dozen. Where samples in
+        steps, as `max_error` stores them, take fewer bytes for as small an error, they are stored instead. A target
+        out of reach gives the nearest PSNR.
     bpp : float, optional
         Target size of each payload in bits per pixel (slices x height x width, all bands together), instead of
         `quality`; searched in the same way.

@@ -26,7 +26,7 @@ from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, 
 
 MAX_TRIALS = 7  # two are enough where rates fall evenly
 CLOSE_BYTES, CLOSE_ERROR = 0.02, 0.02  # a trial this close to its target ends the search, in octaves
-MAX_MAGNITUDE = 1 << 24
+MAX_MAGNITUDE = 1 << 22  # largest coefficient, in steps of the planes times 16
 SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
 # Root mean square error, as a share of the gap between levels, up to which the nearest level has the smaller error.
 MAX_SNAPPED = 0.25
@@ -78,8 +78,9 @@ class WaveletEncoder:
         if self.matrix is not None:
             values = spectral.forward(values, self.matrix)
         self._coefficients = to_coefficients(np.moveaxis(values, -1, 1))
+        self._shape: tuple[int, int, int, int] = self._coefficients.shape
         self._structure = find_structure(scaled.samples, scaled.mask, None)
-        # Magnitudes have to fit 24 bits.
+        # Symbols fit 26 bits then: low bands have steps up to 68 times as small, and symbols up to two magnitudes.
         self._min_code = step_code(max(1, int(np.abs(self._coefficients).max())) / MAX_MAGNITUDE)
 
     def _step(self, quality: float) -> float:
@@ -96,11 +97,15 @@ class WaveletEncoder:
         code, coefficients = max(code, self._min_code), self._coefficients.copy()
         return Wavelet(code, encode_planes(coefficients, code, self._optimise)), coefficients
 
-    def decode(self, wavelet: Wavelet, coefficients: NDArray[np.int32]) -> NDArray[Any]:
-        """Return what a wavelet of these coefficients decodes to; they are overwritten."""
+    def decode(self, wavelet: Wavelet, components: NDArray[np.int32]) -> NDArray[Any]:
+        """Return the samples that a wavelet of these decoded components stands for."""
         scaled, structure = self._scaled, self.structure(wavelet)
-        samples = _restored(to_components(coefficients), self.matrix, scaled.samples.dtype, scaled.ranges)
+        samples = _restored(components, self.matrix, scaled.samples.dtype, scaled.ranges)
         return samples if structure is None else structure.nearest(samples)
+
+    def restored(self, wavelet: Wavelet) -> NDArray[Any]:
+        """Return the samples that a wavelet decodes to."""
+        return self.decode(wavelet, wavelet.decode(self._shape))
 
     def structure(self, wavelet: Wavelet) -> Structure | None:
         """Return the levels of samples, if errors of a wavelet are small enough for the nearest to be the right one."""
@@ -144,7 +149,7 @@ class WaveletEncoder:
 
         def trial(code: int) -> tuple[float, Wavelet]:
             wavelet, coefficients = self.encode(code)
-            return -log2(max(measure(self.decode(wavelet, coefficients)), extent * SMALLEST)), wavelet
+            return -log2(max(measure(self.decode(wavelet, to_components(coefficients))), extent * SMALLEST)), wavelet
 
         curve = _Curve(lambda code: -log2(max(estimated_error(self._coefficients, code), self._extent * SMALLEST)))
         return _search(curve, -log2(target), log2(self._extent / extent), trial, CLOSE_ERROR)

@@ -11,7 +11,7 @@ from deepsic_codec.payload.fields import Header
 MATRIX_BITS = 14  # binary places
 UNIT = 1 << MATRIX_BITS
 # Largest deviation of the products of rows from those of orthonormal rows, for which a decoder's sums are exact.
-MAX_DEVIATION = 1 / 64
+MAX_DEVIATION = 1 / 256
 
 #: int16 (components, bands), in units of 1/16384: orthonormal rows, one for each component that is stored.
 Matrix = NDArray[np.int16]

@@ -101,7 +101,7 @@ def from_integers(values: NDArray[np.int32], dtype: np.dtype[Any], ranges: NDArr
     samples = values * (high - low)
     samples /= FLOAT_LEVELS
     samples += low
-    return np.clip(samples.astype(np.float32), ranges[:, 0], ranges[:, 1])
+    return np.clip(samples, low, high).astype(np.float32)
 
 
 def to_integers(samples: NDArray[Any], ranges: NDArray[Any] | None) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ import zarr
 from deepsic_codec import DeepSIC, DeepSICCodec, chunk_attrs, create_array
 from deepsic_codec.errors import UnsupportedPayload
 from deepsic_codec.payload import header as payload_header
-from deepsic_codec.payload.sections import LABELS
+from deepsic_codec.payload.sections import LABELS, RESIDUAL
 from tests.codec.test_entry_points import installed  # noqa: F401  # a fixture
 from tests.common import (
     check_config,
@@ -186,18 +186,23 @@ def test_rate_is_found(dtype):
         assert abs(decibels(DeepSIC(value_range=ranges, psnr=wanted).encode(array)) - wanted) <= 0.2
 
 
-def test_rate_beyond_what_features_give():
+def test_rates_beyond_those_of_features():
+    """Noise, where samples in steps take fewer bytes than wavelets; steps of integers may be better than the target."""
     array = np.random.default_rng(5).integers(0, 256, (70, 90, 3)).astype("u1") // 2 + photograph(70, 90, 3) // 2
-    ceiling = psnr(DeepSIC().decode(DeepSIC(quality=100).encode(array)), array)
-    for wanted in (ceiling + 2, ceiling + 8):
+    kinds = set()
+    for wanted in (38, 42, 50, 54):
         payload = DeepSIC(psnr=wanted).encode(array)
-        assert abs(psnr(DeepSIC().decode(payload), array) - wanted) <= 0.2
+        kinds.add(bool(payload_header.read_header(payload).entry(RESIDUAL.kind)))
+        reached = psnr(DeepSIC().decode(payload), array)
+        assert reached >= wanted - 0.2
+        assert len(payload) <= len(DeepSIC(psnr=reached, transform="wavelet").encode(array)) * 1.1
     for bpp in (8, 14):
-        assert abs(8 * len(DeepSIC(bpp=bpp).encode(array)) / (70 * 90) / bpp - 1) <= 0.03
+        assert 8 * len(DeepSIC(bpp=bpp).encode(array)) / (70 * 90) / bpp <= 1.03
     for dtype in ("u2", "f4"):
         deep = array.astype(dtype) * np.array(100, dtype)
-        decoded = DeepSIC().decode(DeepSIC(psnr=ceiling + 5, value_range=(0, 25500)).encode(deep))
-        assert abs(psnr(decoded / 100, array) - ceiling - 5) <= 0.2
+        decoded = DeepSIC().decode(DeepSIC(psnr=44, value_range=(0, 25500)).encode(deep))
+        assert abs(psnr(decoded / 100, array) - 44) <= 0.2
+    assert True in kinds
 
 
 @pytest.mark.parametrize("options", [{"max_error": 0}, {"transform": "wavelet"}], ids=str)

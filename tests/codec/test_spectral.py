@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from deepsic_codec import DeepSIC
 from deepsic_codec.codec import spectral
 from deepsic_codec.codec.decode import parse_payload
-from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.errors import ConfigurationError, CorruptPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import FEATURES, SPECTRAL, WAVELET
-from deepsic_codec.payload.spectral import UNIT, deviation
+from deepsic_codec.payload.spectral import MAX_DEVIATION, UNIT, deviation
 from tests.common import check_rejects, photograph
 from tests.payload import reference_wavelet
 
@@ -97,6 +97,25 @@ def test_components_are_exact_sums():
     matrix = spectral.fixed_point(orthonormal(256))
     wanted = (wide.astype(object) @ spectral.refined(matrix).T.astype(object) + half) // (1 << bits)
     np.testing.assert_array_equal(spectral.forward(wide, matrix), wanted.astype("i8"))
+
+
+def test_sums_of_damaged_payloads_are_exact():
+    """Of the worst matrix that a decoder accepts: all rows lean to one band as far as the deviation allows."""
+    count = 256
+    axis, first = np.full(count, count**-0.5), np.eye(count)[0]
+    rotation = np.eye(count) - 2 * np.outer(axis - first, axis - first) / np.square(axis - first).sum()
+    longest = 1 + count * MAX_DEVIATION * 0.9  # squared, of the first column, which is the axis
+    rotation[:, 0] *= longest**0.5
+    matrix = spectral.fixed_point(rotation)
+    assert MAX_DEVIATION / 2 < deviation(matrix) <= MAX_DEVIATION
+    rows = spectral.refined(matrix)
+    assert np.abs(rows).sum(axis=0).max() * MOST < 1.01 * (1 << 52)  # as of orthonormal rows
+    components = (np.sign(rows[:, :1].T) * MOST).astype("i4")
+    wanted = [
+        (int(total) + (1 << spectral.PRECISE_BITS - 1)) >> spectral.PRECISE_BITS
+        for total in (components.astype(object) @ rows.astype(object))[0]
+    ]
+    assert spectral.inverse(components, matrix)[0].tolist() == wanted
 
 
 @pytest.mark.parametrize("bands", [2, 5, 16, 33])
@@ -224,6 +243,11 @@ def test_most_bands():
     assert deviation(matrix) < 2e-3
     back = spectral.inverse(spectral.forward(values, matrix), matrix)
     assert np.square((back - values).astype("f8")).mean() < 0.4
+
+
+def test_a_matrix_of_another_size_is_refused():
+    codec = DeepSIC(spectral=np.eye(2), transform="wavelet")
+    check_rejects(ConfigurationError, "spectral|2 x 2 for 3 bands", codec.encode, photograph(20, 30, 3))
 
 
 def wavelet_payload(**options):

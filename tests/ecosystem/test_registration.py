@@ -66,6 +66,7 @@ def test_every_key_is_described():
     assert made <= known and known - made <= {
         "psnr",
         "bpp",
+        "rmse",
         "max_error",
         "value_range",
         "nodata",
@@ -96,7 +97,7 @@ def test_metadata_after_migration(tmp_path):
 WRONG = [
     {"unknown": 1},
     {"quality": 0},
-    {"quality": 101},
+    {"quality": 201},
     {"quality": "50"},
     {"axes": "yxq"},
     {"axes": "yyx"},

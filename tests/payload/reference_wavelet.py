@@ -274,11 +274,11 @@ def joined_numbers(numbers):
     z = list(numbers)
     last = len(z) - 1
     for i in range(0, len(z), 2):
-        z[i] = bits32((20638897 * z[i] + (1 << 23)) >> 24)
-    for first, factor in ((0, -29066), (1, -57862), (0, 3472), (1, 103949)):
+        z[i] = bits32((20638896 * z[i] + (1 << 23)) >> 24)
+    for first, factor in ((0, 7440810), (1, 14812789), (0, -888859), (1, -26610918)):
         for i in range(first, len(z), 2):
             before, after = z[i - 1 if i else 1], z[i + 1 if i < last else i - 1]
-            z[i] = bits32(z[i] + ((factor * (before + after) + (1 << 15)) >> 16))
+            z[i] = bits32(z[i] - ((factor * (before + after) + (1 << 23)) >> 24))
     return z
 
 

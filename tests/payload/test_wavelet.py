@@ -13,12 +13,7 @@ from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders import subbands, wavelet
 from deepsic_codec.payload.coders.interval import begin_encoding, finish_encoding
-from deepsic_codec.payload.coders.subbands import (
-    MAGNITUDE_MAX,
-    band_step,
-    decode_planes,
-    encode_planes,
-)
+from deepsic_codec.payload.coders.subbands import MAGNITUDE_MAX, band_step, decode_planes, encode_planes
 from deepsic_codec.payload.coders.wavelet import bands_of
 from deepsic_codec.payload.sections import WAVELET
 from deepsic_codec.payload.steps import MANTISSAS, STEPS, step_code, step_of
@@ -36,6 +31,7 @@ from tests.common import check_rejects, guarded, photograph
 from tests.payload import reference, reference_wavelet
 
 ONE = 1 << wavelet.FRACTION_BITS  # a unit of planes in coefficients
+SMALL, UNIT, MIDDLE, LARGEST = 0, step_code(1), step_code(1 << 10), STEPS - 1
 
 
 def planes(shape, seed=0, size=20.0):
@@ -65,7 +61,7 @@ def any_planes(draw):
     most = 1 << draw(st.sampled_from([0, 3, 8, 12, 16, 20]))
     kind = draw(st.sampled_from(["noise", "constant", "extremes", "sparse", "smooth"]))
     if kind == "smooth":
-        return planes(shape, draw(st.integers(0, 99)), most / 8)
+        return planes(shape, draw(st.integers(0, 99)), most / 32)
     if kind == "constant":
         return np.full(shape, most, np.int32)
     if kind == "extremes":
@@ -95,11 +91,11 @@ def test_transform_turns_back(values):
     assert back.dtype == np.int32 and np.abs(back - values).max() <= 1
 
 
-@pytest.mark.parametrize("value", [0, 1, -7, 1000])
+@pytest.mark.parametrize("value", [0, 1, -7, 1000, 65535, -(1 << 20)])
 def test_a_constant_plane_has_no_detail(value):
     coefficients = wavelet.forward(np.full((50, 61), value, np.int32))
     low, *details = bands_of(50, 61)
-    assert np.abs(coefficients[: low.height, : low.width] - ONE * value).max() <= 1
+    assert np.abs(coefficients[: low.height, : low.width] - ONE * value).max() <= 1 + abs(value) / (1 << 18)
     for band in details:
         assert np.abs(coefficients[band.y : band.y + band.height, band.x : band.x + band.width]).max() <= 1
 
@@ -115,12 +111,12 @@ def test_norms_are_those_of_the_synthesis():
 
 
 @settings(deadline=None, max_examples=60)
-@given(any_planes(), st.integers(1600, STEPS - 1), st.booleans())
+@given(any_planes(), st.integers(3 * UNIT // 4, LARGEST), st.booleans())
 def test_encoder_leaves_what_decoding_gives(values, code, optimise):
     roundtrip(to_coefficients(values), code, optimise)
 
 
-@pytest.mark.parametrize("code", [0, 255, 256, 4000, STEPS - 1])
+@pytest.mark.parametrize("code", [0, 255, 256, 3000, LARGEST])
 def test_every_step(code):
     coefficients = to_coefficients(planes((1, 2, 30, 26)))
     roundtrip(coefficients, code)
@@ -171,8 +167,7 @@ def test_rate_distortion_pays():
 @pytest.mark.parametrize("kind", ["alone", "low", "all"])
 def test_magnitudes_of_every_size(bits, kind):
     """Alone among zeros they need the longest escapes; where all are large, bits below the unit."""
-    code = 256  # a step of one unit of the plane
-    coefficients = np.zeros((1, 1, 24, 24), np.int32)
+    code, coefficients = UNIT, np.zeros((1, 1, 24, 24), np.int32)
     low, first, *_ = bands_of(24, 24)
     band = low if kind == "low" else first
     magnitude = min((1 << bits) + (1 << bits) // 3, MAGNITUDE_MAX >> 1)
@@ -210,7 +205,7 @@ def test_second_decoder_agrees_on_several_levels(step, size):
 
 
 @settings(deadline=None, max_examples=40)
-@given(any_planes(), st.integers(1600, 7200))
+@given(any_planes(), st.integers(3 * UNIT // 4, LARGEST))
 def test_second_decoder_agrees_on_any_planes(values, code):
     values = values[..., :14, :14]
     stream, decoded = roundtrip(to_coefficients(values), code)
@@ -219,7 +214,7 @@ def test_second_decoder_agrees_on_any_planes(values, code):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.binary(max_size=60), st.sampled_from([0, 2048, 5600, STEPS - 1]), st.sampled_from(["any", "high"]))
+@given(st.binary(max_size=60), st.sampled_from([SMALL, UNIT, MIDDLE, LARGEST]), st.sampled_from(["any", "high"]))
 def test_second_decoder_agrees_on_any_bytes(data, code, kind):
     """On what is refused, too, and on numbers beyond 32 bits."""
     shape = 1, 2, 5, 14
@@ -271,14 +266,14 @@ def decodes_or_refuses(data, shape, code):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.binary(max_size=400), st.integers(0, 4), st.sampled_from([0, 2048, 4800, STEPS - 1]), st.integers(0, 3))
+@given(st.binary(max_size=400), st.integers(0, 4), st.sampled_from([SMALL, UNIT, MIDDLE, LARGEST]), st.integers(0, 3))
 def test_any_bytes_decode_or_are_refused(data, which, code, ones):
     shape = ((1, 2, 5, 7), (2, 1, 1, 9), (1, 3, 13, 25), (1, 1, 64, 48), (1, 1, 1, 1))[which]
     decodes_or_refuses(b"\xff" * ones + data, shape, code)
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.integers(0, 10**6), st.integers(0, 7), st.sampled_from([300, 450]))
+@given(st.integers(0, 10**6), st.integers(0, 7), st.sampled_from([step_code(2), step_code(50)]))
 def test_flipped_bits_decode_or_are_refused(at, bit, code):
     shape = 1, 2, 30, 31
     data = bytearray(encode_planes(to_coefficients(planes(shape)), code))
@@ -287,14 +282,14 @@ def test_flipped_bits_decode_or_are_refused(at, bit, code):
 
 
 def test_cut_streams_decode_or_are_refused():
-    shape = 1, 2, 20, 20
-    data = encode_planes(to_coefficients(planes(shape)), 350)
+    shape, code = (1, 2, 20, 20), step_code(8)
+    data = encode_planes(to_coefficients(planes(shape)), code)
     assert len(data) > 100
     for end in range(len(data)):
-        decodes_or_refuses(data[:end], shape, 350)
+        decodes_or_refuses(data[:end], shape, code)
 
 
-@pytest.mark.parametrize("code", [2400, STEPS - 1])
+@pytest.mark.parametrize("code", [step_code(3), LARGEST])
 def test_bytes_left_over_are_refused(code):
     shape = 1, 2, 20, 20
     data = encode_planes(to_coefficients(planes(shape)), code)
@@ -304,12 +299,12 @@ def test_bytes_left_over_are_refused(code):
 
 def test_impossible_symbols_are_refused():
     """A stream of ones asks for an escape without end."""
-    check_rejects(CorruptPayload, "wavelet|outside the allowed range", decode_planes, b"", (1, 1, 3, 3), 2400)
+    check_rejects(CorruptPayload, "wavelet|outside the allowed range", decode_planes, b"", (1, 1, 3, 3), UNIT)
 
 
 def test_sizes_of_symbols_have_a_limit():
     """The largest symbol is coded; a larger one is neither written nor read."""
-    code, shape = 0, (1, 1, 1, 1)
+    code, shape = SMALL, (1, 1, 1, 1)
     (band,) = bands_of(1, 1)
     step = band_step(code, band)
     largest = np.full(shape, MAGNITUDE_MAX * step >> 16, np.int32)
@@ -320,14 +315,14 @@ def test_sizes_of_symbols_have_a_limit():
 def test_nothing_is_written_beyond_the_output():
     """Of noise of all sizes, with every size of the output at the start."""
     rng = np.random.default_rng(0)
-    shape = 1, 2, 16, 60
+    shape, code = (1, 2, 16, 60), step_code(1 / 4)
     sizes = 2.0 ** rng.uniform(0, 26, shape)
     coefficients = np.rint(sizes * rng.choice([-1, 1], shape)).astype(np.int32)
-    wanted = encode_planes(coefficients.copy(), 1600)
+    wanted = encode_planes(coefficients.copy(), code)
     for size in (0, 100, 5000, 11400, 12000, 20000, 23000):
         data, beyond = guarded(size)
         state = begin_encoding()
-        data = subbands._Coder(coefficients.copy(), 1600, subbands.LAMBDA).run(False, state, data)
+        data = subbands._Coder(coefficients.copy(), code, subbands.LAMBDA).run(False, state, data)
         assert (beyond == 165).all(), "written beyond the end of the output"
         assert finish_encoding(state, data) == wanted
     assert len(wanted) > 3000
@@ -335,17 +330,19 @@ def test_nothing_is_written_beyond_the_output():
 
 def test_stream_is_pinned():
     """These bytes are the format, and the encoder's choices: a change here breaks stored archives, or equal bytes."""
-    cases = (((2, 3, 45, 33), 1, 20, 2720), ((1, 1, 30, 70), 2, 3000, 2400), ((1, 2, 9, 30), 3, 50, 3200))
-    streams = [roundtrip(to_coefficients(planes(shape, seed, size)), code)[0] for shape, seed, size, code in cases]
+    cases = (((2, 3, 45, 33), 1, 20, 6), ((1, 1, 30, 70), 2, 3000, 3), ((1, 2, 9, 30), 3, 50, 22))
+    streams = [
+        roundtrip(to_coefficients(planes(shape, seed, size)), step_code(step))[0] for shape, seed, size, step in cases
+    ]
     data = b"".join(streams)
     assert (len(data), hashlib.sha256(data).hexdigest()[:16]) == PINNED
 
 
-PINNED = (6763, "6fc2011d8d621a6e")
+PINNED = (6749, "79a9119fe16f0f77")
 
 
 def test_zeros_cost_almost_nothing():
-    assert len(roundtrip(np.zeros((1, 8, 256, 256), np.int32), 2400)[0]) < 20
+    assert len(roundtrip(np.zeros((1, 8, 256, 256), np.int32), UNIT)[0]) < 20
 
 
 def test_coder_finds_what_components_share():
@@ -354,7 +351,7 @@ def test_coder_finds_what_components_share():
     points = 60 * (rng.random((128, 128)) < 0.02)
     first = np.rint(points * rng.laplace(0, 1, (128, 128))).astype(np.int32)
     pairs = [np.stack([first, second])[None] for second in (first, np.roll(first, 64, 0))]
-    same, moved = (len(roundtrip(to_coefficients(pair), 3072)[0]) for pair in pairs)
+    same, moved = (len(roundtrip(to_coefficients(pair), step_code(16))[0]) for pair in pairs)
     assert same < 0.8 * moved
 
 
@@ -378,7 +375,7 @@ def test_tables_do_not_depend_on_the_machine():
     assert digest.hexdigest()[:16] == TABLES
 
 
-TABLES = "c28e93d03b1de8ca"
+TABLES = "cf83bad05137c82d"
 
 
 def header(bands=3, dtype=1):
@@ -410,6 +407,19 @@ def test_crafted_sections(name):
     check_rejects(error, f"wavelet section|{words}", h.unpack(payload).read, WAVELET)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "f4"])
+@pytest.mark.parametrize("size", [20, 400])
+@pytest.mark.parametrize("target", [{"psnr": 300}, {"bpp": 500}, {"rmse": 1e-12}])
+def test_targets_out_of_reach_take_the_smallest_step(dtype, size, target):
+    """Whose symbols fit their limit, those of the coarsest low band, too, where extremes of both signs meet."""
+    info = np.iinfo(dtype) if dtype != "f4" else np.finfo(dtype)
+    array = np.full((size, size), info.min, dtype)
+    array[:, size // 2 :] = info.max
+    codec = DeepSIC(transform="wavelet", semantics="none", axes="yx", value_range="chunk", **target)
+    decoded = codec.decode(codec.encode(array)).astype("f8")
+    assert (np.abs(decoded - array) <= max(1, (float(info.max) - float(info.min)) * 1e-5)).all()
+
+
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2"])
 def test_samples_of_integer_dtypes_are_clipped(dtype):
     info = np.iinfo(dtype)
@@ -437,6 +447,6 @@ def test_float_samples_turn_back(pairs, seed):
     assert back.dtype == np.float32 and (back >= low).all() and (back <= high).all()
     allowed = (high.astype("f8") - low) * 0.51 / FLOAT_LEVELS + np.spacing(np.abs(ranges).max(axis=1))
     assert (np.abs(back.astype("f8") - samples) <= allowed).all()
-    for value in (-(1 << 31), (1 << 31) - 1):
+    for value in (-(1 << 31), (1 << 31) - 1):  # without a warning
         ends = from_integers(np.full((1, len(ranges)), value, np.int32), samples.dtype, ranges)
         np.testing.assert_array_equal(ends[0], low if value < 0 else high)

@@ -91,11 +91,16 @@ def _offset_table() -> NDArray[np.int64]:
 
     Where small coefficients are expected, most lie near the lower end of an interval. Measured on scenes of many kinds.
     """
-    level = np.arange(LEVELS)
-    one = np.interp(level, (18, 22, 28, 34, 38), (19, 14, -1, -8, -10))
-    two = np.interp(level, (18, 22, 26, 28, 34, 40), (35, 24, 7, 1, -8, -11))
-    more = np.interp(level, (18, 22, 26, 30, 36, 44), (20, 18, 7, -3, -9, -12))
-    return np.rint(np.stack([one, two, more], axis=1)).astype(np.int64)
+    first, last = 18, 44  # beyond these levels the offsets are those of the ends
+    one = (19, 18, 16, 15, 14, 12, 9, 6, 4, 2, -1, -2, -3, -4, -6, -7, -8, -8, -9) + (-10,) * 8
+    two = (35, 32, 30, 27, 24, 20, 16, 11, 7, 4, 1, 0, -2, -4, -5, -6, -8, -8, -9, -10, -10, -10) + (-11,) * 5
+    more = (
+        (20, 20, 19, 18, 18, 15, 12, 10, 7, 4, 2, 0, -3, -4, -5, -6, -7, -8, -9, -9)
+        + (-10,) * 3
+        + (-11,) * 2
+        + (-12,) * 2
+    )
+    return np.array([one, two, more], np.int64).T[np.arange(LEVELS).clip(first, last) - first]
 
 
 LOG, COST, OFFSET = _log_table(), _cost_table(), _offset_table()

@@ -17,10 +17,11 @@ from deepsic_codec.payload.coders.numba_jit import array_jit
 #: Coefficients have this many fractional bits.
 FRACTION_BITS = 4
 MAX_LEVELS, MIN_EDGE = 6, 12  # a plane with a shorter edge is not split
-#: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands, which keeps a constant plane as it is.
-LIFT_BITS, SCALE_BITS = 16, 24
-LIFTING = (-103949, -3472, 57862, 29066)
-SCALE_LOW, UNSCALE_LOW = 13638083, 20638897
+#: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands. A constant plane keeps its value, and
+#: has no detail: the third step is chosen for that, and with fewer bits a large constant would have some.
+LIFT_BITS, SCALE_BITS = 24, 24
+LIFTING = (-26610918, -888859, 14812789, 7440810)
+SCALE_LOW, UNSCALE_LOW = 13638083, 20638896
 
 LOW, HORIZONTAL, VERTICAL, DIAGONAL = range(4)
 #: Norms of the synthesis of one coefficient, in 2^-NORM_BITS: of low bands by level, of detail by level from 1 on, for
@@ -109,15 +110,18 @@ def inverse(bands: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 @array_jit
-def _lift(x, first, step):
-    """Add to every second row, from row `first` on, a multiple of the sum of its neighbours; mirrored at the ends."""
+def _lift(x, first, step, sign):
+    """Add to every second row, from row `first` on, a multiple of the sum of its neighbours; mirrored at the ends.
+
+    `sign` is 1, or -1 to undo it.
+    """
     count, width = x.shape
     for row in range(first, count, 2):
         above = row - 1 if row > 0 else 1
         below = row + 1 if row + 1 < count else row - 1
         for k in range(width):
             total = np.int64(x[above, k]) + np.int64(x[below, k])
-            x[row, k] += np.int32((total * step + (1 << (LIFT_BITS - 1))) >> LIFT_BITS)
+            x[row, k] += sign * np.int32((total * step + (1 << (LIFT_BITS - 1))) >> LIFT_BITS)
 
 
 @array_jit
@@ -132,7 +136,7 @@ def _scale(x, factor):
 def _split_rows(x):
     """Transform the columns of x (n, width), n at least 2, in place; low and high rows alternate."""
     for n in range(4):
-        _lift(x, 1 - n % 2, LIFTING[n])
+        _lift(x, 1 - n % 2, LIFTING[n], 1)
     _scale(x, SCALE_LOW)
 
 
@@ -141,7 +145,7 @@ def _join_rows(x):
     """Undo `_split_rows`."""
     _scale(x, UNSCALE_LOW)
     for n in range(3, -1, -1):
-        _lift(x, 1 - n % 2, -LIFTING[n])
+        _lift(x, 1 - n % 2, LIFTING[n], -1)
 
 
 @array_jit
