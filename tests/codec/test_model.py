@@ -181,7 +181,7 @@ def test_rate_is_found(dtype):
     least, most = (DeepSIC(value_range=ranges, quality=quality).encode(array) for quality in (10, 90))
     for nbytes in np.geomspace(1.1 * len(least), 0.9 * len(most), 4):
         payload = DeepSIC(value_range=ranges, bpp=8 * nbytes / (130 * 150)).encode(array)
-        assert abs(len(payload) / nbytes - 1) <= 0.03
+        assert abs(len(payload) - nbytes) <= max(0.03 * nbytes, 12)  # a section comes or goes with the step
     for wanted in np.linspace(decibels(least) + 0.3, decibels(most) - 0.3, 3):
         assert abs(decibels(DeepSIC(value_range=ranges, psnr=wanted).encode(array)) - wanted) <= 0.2
 
