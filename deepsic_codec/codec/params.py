@@ -325,7 +325,10 @@ def _check_spectral(value: Any) -> str | tuple[tuple[float, ...], ...]:
         return value
     expected = f"spectral: expected {AUTO_SPECTRAL!r}, {NO_SPECTRAL!r}, or a matrix with a row for each component"
     try:
-        matrix = np.array(value, np.float64)
+        matrix = np.array(value)
+        if matrix.dtype.kind not in "iuf":
+            raise TypeError(f"dtype {matrix.dtype}")
+        matrix = matrix.astype(np.float64)
     except (TypeError, ValueError):
         raise ConfigurationError(f"{expected}, got {value!r}") from None
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not 2 <= len(matrix) <= MAX_BANDS:

@@ -171,7 +171,9 @@ def nodata_value(params: CodecParams, dtype: np.dtype[Any]) -> Any:
 
 def _value(number: Any, dtype: np.dtype[Any], name: str) -> Any:
     if dtype.kind == "f":
-        if abs(number) > float(np.finfo(dtype).max):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(dtype.type(number))
+        if not finite:
             raise ConfigurationError(f"{name}: {number!r} is outside the range of {dtype}; pass a value of that dtype")
     elif number != int(number) or not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
         raise ConfigurationError(f"{name}: {number!r} cannot be stored as {dtype}; pass a value of that dtype")

@@ -132,27 +132,29 @@ class WaveletEncoder:
             wavelet, _ = self.encode(code)
             return log2(max(1, len(wavelet.stream))), wavelet
 
-        curve = _Curve(lambda code: log2(max(1.0, estimated_bytes(self._coefficients, code))))
+        curve = _Curve(lambda code: log2(max(1.0, estimated_bytes(self._coefficients, code))), self._min_code)
         return _search(curve, log2(max(limit, 1.0)), 0.0, trial, CLOSE_BYTES)
 
     def for_rmse(self, rmse: float) -> Wavelet:
         """Encode to about a root mean square error in units of the samples."""
-        return self._for_error(rmse, self._scaled.rmse, self._scaled.extent)
+        return self._for_error(-log2(rmse), self._scaled.rmse, self._scaled.extent)
 
     def for_psnr(self, psnr: float) -> Wavelet:
         """Encode to about a PSNR in dB, whose peak is the range of values."""
-        return self._for_error(10 ** (-psnr / 20), lambda samples: 10 ** (-self._scaled.psnr(samples) / 20), 1.0)
+        return self._for_error(psnr / 20 * log2(10), lambda samples: 10 ** (-self._scaled.psnr(samples) / 20), 1.0)
 
     def _for_error(self, target: float, measure: Callable[[NDArray[Any]], float], extent: float) -> Wavelet:
-        """Encode to an error that `measure` gives; the range of values has this extent in its unit."""
+        """Encode to an error that `measure` gives, 2^-target; the range of values has this extent in its unit."""
         from deepsic_codec.codec.wavelet_rate import estimated_error
 
         def trial(code: int) -> tuple[float, Wavelet]:
             wavelet, coefficients = self.encode(code)
             return -log2(max(measure(self.decode(wavelet, to_components(coefficients))), extent * SMALLEST)), wavelet
 
-        curve = _Curve(lambda code: -log2(max(estimated_error(self._coefficients, code), self._extent * SMALLEST)))
-        return _search(curve, -log2(target), log2(self._extent / extent), trial, CLOSE_ERROR)
+        curve = _Curve(
+            lambda code: -log2(max(estimated_error(self._coefficients, code), self._extent * SMALLEST)), self._min_code
+        )
+        return _search(curve, target, log2(self._extent / extent), trial, CLOSE_ERROR)
 
 
 def _extent(scaled: ScaledChunk) -> float:
@@ -162,8 +164,8 @@ def _extent(scaled: ScaledChunk) -> float:
 class _Curve:
     """A falling curve over codes of steps, computed once an octave and interpolated between."""
 
-    def __init__(self, compute: Callable[[int], float]) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[[int], float], min_code: int = 0) -> None:
+        self._compute, self._min_code = compute, min_code
         self._known: dict[int, float] = {}
 
     def _at(self, octave: int) -> float:
@@ -177,14 +179,14 @@ class _Curve:
         return low + (self._at(octave + 1) - low) * rest / PER_OCTAVE if rest else low
 
     def code_of(self, value: float) -> int:
-        """Return the code at which the curve is nearest to a value."""
+        """Return the code, not below the smallest, at which the curve is nearest to a value."""
         low, high = 0, STEPS // PER_OCTAVE
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._at(middle) >= value else (low, middle)
         fall = self._at(low) - self._at(high)
         share = (self._at(low) - value) / fall if fall > 0 else 0.0
-        return min(STEPS - 1, max(0, round(PER_OCTAVE * (low + min(1.0, max(0.0, share))))))
+        return min(STEPS - 1, max(self._min_code, round(PER_OCTAVE * (low + min(1.0, max(0.0, share))))))
 
 
 def _search(

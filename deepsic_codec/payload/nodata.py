@@ -44,7 +44,8 @@ def next_value(value: Any, down: bool) -> Any:
     """Return the next larger or smaller value of the dtype, None without a finite one or for NaN."""
     dtype = value.dtype
     if dtype.kind == "f":
-        number = np.nextafter(value, dtype.type(-np.inf if down else np.inf))
+        with np.errstate(over="ignore"):
+            number = np.nextafter(value, dtype.type(-np.inf if down else np.inf))
         return number if np.isfinite(number) else None
     info = np.iinfo(dtype)
     integer = int(value) + (-1 if down else 1)

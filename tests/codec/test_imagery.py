@@ -272,6 +272,8 @@ def test_ranges_per_band_and_clipping():
         ("u1", {"nodata": -1}, "nodata|-1"),
         ("u1", {"nodata": 255.5}, "nodata|255.5"),
         ("i2", {"nodata": float("nan")}, "nodata|NaN"),
+        ("u1", {"spectral": np.eye(2)}, "spectral|2 bands|3"),
+        ("u2", {"spectral": np.eye(4)}, "spectral|4 bands|3"),
     ],
     ids=str,
 )
@@ -302,6 +304,15 @@ def test_numbers_that_are_none():
         check_rejects(UnsupportedArray, "1 samples|NaN or infinite", DeepSIC(value_range=(0, 1)).encode, array)
         if np.isinf(bad):
             check_rejects(UnsupportedArray, "NaN or infinite", DeepSIC(value_range=(0, 1), nodata=np.nan).encode, array)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_float_as_it_is_written():
+    """Other software writes it in eight digits, which is more than the number."""
+    array = picture((20, 30), "f4")
+    array[3:9] = np.finfo("f4").min
+    codec = DeepSIC(axes="yx", value_range="chunk", nodata=-3.4028235e38)
+    np.testing.assert_array_equal(codec.decode(codec.encode(array)) == np.finfo("f4").min, array < 0)
 
 
 def test_too_many_bands():

@@ -332,9 +332,8 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
             symbol = -magnitude if negative else magnitude
             symbols[y, x] = symbol
             if low:
-                symbol += centre
-                values[y, x] = symbol
-                coefficients[row, column] = (symbol * step + 32768) >> 16
+                values[y, x] = symbol + centre  # 32 bits
+                coefficients[row, column] = (np.int64(values[y, x]) * step + 32768) >> 16
             elif symbol != 0:
                 restored = ((magnitude * 256 - OFFSET[expected_level, min(magnitude, 3) - 1]) * step + (1 << 23)) >> 24
                 coefficients[row, column] = -restored if negative else restored
