@@ -272,8 +272,8 @@ def test_ranges_per_band_and_clipping():
         ("u1", {"nodata": -1}, "nodata|-1"),
         ("u1", {"nodata": 255.5}, "nodata|255.5"),
         ("i2", {"nodata": float("nan")}, "nodata|NaN"),
-        ("u1", {"spectral": np.eye(2)}, "spectral|2 bands|3"),
-        ("u2", {"spectral": np.eye(4)}, "spectral|4 bands|3"),
+        ("u1", {"spectral": np.eye(2)}, "spectral|2 x 2|3 bands"),
+        ("u2", {"spectral": np.eye(4)}, "spectral|4 x 4|3 bands"),
     ],
     ids=str,
 )

@@ -318,7 +318,7 @@ def test_quantised_values_of_low_bands_have_32_bits():
     ramp = np.minimum(np.arange(37) * int(0.9 * size), 32 * size - 1).astype(np.int32)  # 16 symbols for each unit
     ramp[-1] = 32 * size + 7
     stream = encode_planes(ramp.reshape(1, 1, 1, -1).copy(), 0)
-    found = to_components(decode_planes(stream, (1, 1, 1, 36), 0))
+    found = to_components(decode_planes(stream, (1, 1, 1, 37), 0))
     np.testing.assert_array_equal(found, reference_wavelet.decode(0, stream, 1, 1, 1, 37))
     assert found[0, 0, 0, -1] < 0 < found[0, 0, 0, -2]
 
