@@ -132,6 +132,8 @@ def _writers(array: Mapping[str, Any]) -> dict[str, str]:
 def _error(error: Mapping[str, Any], dtype: str) -> str:
     if error["max_error"] is not None:
         return f"at most {error['max_error']:g} in every sample" if error["max_error"] else "none: lossless"
+    if error["rmse"] is not None:
+        return f"RMS error of about {error['rmse']:g} in each chunk, or less in fewer bytes"
     if error["step"] is None:
         return "unknown: no chunk was read"
     text = f"quantiser step {error['step']:.3g} grey levels, about {error['rms']:.2g} RMS"

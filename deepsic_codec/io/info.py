@@ -16,7 +16,7 @@ from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
 from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import SUMMARY_SCORE, Labels
-from deepsic_codec.payload.constants import quality_step
+from deepsic_codec.payload.constants import deep_step
 from deepsic_codec.payload.header import read_section
 from deepsic_codec.payload.sections import VALUE_RANGE, section_name
 from deepsic_codec.stored import embedded
@@ -288,7 +288,7 @@ def expected_error(
         Unknown values are None.
 
         - `max_error`: bound on the error in units of the data.
-        - `psnr`: target PSNR in dB.
+        - `psnr`, `rmse`: target PSNR in dB, and target RMS error in units of the data.
         - `step`: nominal step of the quantiser in grey levels.
         - `rms`: RMS error in grey levels: that of the PSNR, otherwise step / sqrt(12), as uniform rounding in an
           orthonormal transform leaves it. Images whose detail is below the step have a smaller error.
@@ -296,12 +296,13 @@ def expected_error(
           has its own scale.
     """
     quality = params.quality if params.quality is not None else quality
-    step = None if quality is None else quality_step(quality)
+    step = None if quality is None else deep_step(quality)
     rms = None if step is None else step / 12**0.5
     if params.psnr is not None:  # the quality of each chunk was chosen to reach it
         rms = 255 / 10 ** (params.psnr / 20)
     unit = _unit(params.parameters().get("value_range"), np.dtype(dtype), starts)
-    return {"max_error": params.max_error, "psnr": params.psnr, "step": step, "rms": rms, "unit": unit}
+    targets = {"max_error": params.max_error, "psnr": params.psnr, "rmse": params.rmse}
+    return targets | {"step": step, "rms": rms, "unit": unit}
 
 
 def _unit(value_range: Any, dtype: np.dtype, starts: Iterable[PayloadStart]) -> float | list[float] | None:

@@ -112,6 +112,8 @@ def test_info_in_words(place, capsys):
         ({"max_error": 3}, "at most 3 in every sample"),
         ({"quality": 50}, "RMS where the image has detail"),
         ({"psnr": 40}, "about 2.5 RMS"),
+        ({"rmse": 3}, "RMS error of about 3"),
+        ({"quality": 200}, "step 0.0156 grey levels"),
         ({"quality": 50, "value_range": (0, 51)}, "a grey level is 0.2 in units of the data"),
     ],
 )
