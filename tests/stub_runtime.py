@@ -210,7 +210,7 @@ def modules():
 
 def uses_wavelet(params, dtype, bands):
     """Code chunks as features, which are lossless here, unless wavelets are asked for."""
-    return params.transform == "wavelet"
+    return params.transform == "wavelet" or params.rmse is not None
 
 
 def install():
