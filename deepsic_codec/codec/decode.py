@@ -115,6 +115,8 @@ def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> Payload
     structure = unpacked.read(STRUCTURE)
     if structure is not None and WAVELET not in coded and RESIDUAL not in coded:
         raise CorruptPayload("section table: a structure section without a wavelet section or a residual section")
+    if structure is not None and structure.padding and nodata_section is not None:
+        raise CorruptPayload("section table: a nodata section and a structure section with padding")
     features, wavelet, residual = unpacked.read(FEATURES), unpacked.read(WAVELET), unpacked.read(RESIDUAL)
     parsed = PayloadToDecode(header, features, wavelet, residual, matrix, structure, ranges, nodata_section)
     check_size(*parsed.image_shape, UnsupportedPayload)
@@ -166,13 +168,18 @@ def _decode_other(payload: PayloadToDecode) -> NDArray[Any]:
 
 def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
     """Decode samples (slices, height, width, bands) of a chunk that has no features; those without data are any."""
-    header = payload.header
+    header, structure = payload.header, payload.structure
+    padding = decode_nodata(structure.padding, header) if structure is not None and structure.padding else None
     if payload.residual is not None:
-        return payload.residual.decode(header, nodata, payload.structure)
-    assert payload.wavelet is not None
-    shape = (header.slices, header.height, header.width, header.channels)
-    samples = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges)
-    return samples if payload.structure is None else payload.structure.nearest(samples)
+        samples = payload.residual.decode(header, padding or nodata, structure)
+    else:
+        assert payload.wavelet is not None
+        shape = (header.slices, header.height, header.width, header.channels)
+        samples = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges)
+        samples = samples if structure is None else structure.nearest(samples)
+    if padding is not None:
+        padding.apply(samples)
+    return samples
 
 
 def _arranged(payload: PayloadToDecode, samples: NDArray[Any], nodata: NoData | None) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from deepsic_codec.codec.chunk import ChunkToEncode, EncodeTask, find_info, sche
 from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.rate_search import encode_tasks, search_rate
 from deepsic_codec.codec.scaled import ScaledChunk
-from deepsic_codec.codec.structure import find_structure
+from deepsic_codec.codec.structure import find_levels, make_structure, without_padding
 from deepsic_codec.codec.wavelet import WaveletEncoder
 from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, Section
 from deepsic_codec.payload.wavelet import Wavelet
@@ -98,7 +98,8 @@ def _encode_other(task: EncodeTask) -> bytes:
 
 def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:
     """Code samples within a bound."""
-    structure = find_structure(scaled.samples, scaled.mask, max_error)
+    scaled, padding = without_padding(scaled, max_error)
+    structure = make_structure(find_levels(scaled.samples, scaled.mask, max_error), padding)
     return {RESIDUAL: scaled.bounded_residual(max_error, structure), STRUCTURE: structure}
 
 
@@ -108,14 +109,15 @@ def _in_steps(scaled: ScaledChunk, wavelet: Wavelet, decoded: NDArray[Any], limi
     With a limit in bytes, better is a smaller error in as many bytes; without, fewer bytes for as small an error.
     """
     largest = len(wavelet.stream) if limit is None else max(limit, len(wavelet.stream)) * (1 + CLOSE)
-    if find_structure(scaled.samples, scaled.mask, 0) is not None:  # of few levels, which may take less than any error
+    if find_levels(scaled.samples, scaled.mask, 0) is not None:  # of few levels, which may take less than any error
         exact = _bounded(scaled, 0)
         if len(exact[RESIDUAL].coded) <= largest:
             return exact
+    coded, padding = without_padding(scaled, None)
     error = scaled.rmse(decoded)
     step, samples, best = error * sqrt(12), scaled.samples.size, None
     for _ in range(MAX_STEPS):
-        residual, restored = scaled.stepped_residual(max(step, scaled.min_step))
+        residual, restored = coded.stepped_residual(max(step, scaled.min_step))
         reached, nbytes = scaled.rmse(restored), len(residual.coded)
         if limit is None:
             if reached <= error * (1 + CLOSE):
@@ -131,7 +133,7 @@ def _in_steps(scaled: ScaledChunk, wavelet: Wavelet, decoded: NDArray[Any], limi
                 break
             # Of integers, a step has to be a whole number: the next smaller one may take too many bytes.
             step *= 2 ** (8 * (nbytes - limit) / samples)
-    return None if best is None else {RESIDUAL: best}
+    return None if best is None else {RESIDUAL: best, STRUCTURE: make_structure(None, padding)}
 
 
 ENCODER = Batcher(in_halves(encode_chunks), batch_limit)

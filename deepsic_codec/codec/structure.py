@@ -1,5 +1,6 @@
-"""What the samples of a chunk are: multiples of a number, or few of the values that their dtype has."""
+"""What the samples of a chunk are: multiples of a number, few of the values that their dtype has, or padding."""
 
+from dataclasses import replace
 from functools import reduce
 from math import gcd
 from typing import Any
@@ -7,19 +8,74 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.codec.scaled import ScaledChunk
+from deepsic_codec.payload.nodata import NoData, encode_nodata
 from deepsic_codec.payload.structure import Levels, Structure, encode_structure
 
 PROBE = 4096  # samples that rule out a divisor
 OVERHEAD = 12  # bytes of the section and its entry in the header, about
 NEIGHBOURS = 4  # levels on either side, between which gaps are measured
 # A table of levels has to save this share of a bit of each sample, and its bytes this number of times.
-MIN_SAVED, MIN_RATIO = 0.1, 1.5
+MIN_SAVED, MIN_RATIO = 0.1, 4
+MIN_PADDING = 0.03  # share of the samples
+MIN_OCTAVES = 1.5  # in the mean, between steps at the edges of padding and usual differences
 
 Band = NDArray[Any]  # the samples of a band that are data
 
 
-def find_structure(samples: NDArray[Any], mask: NDArray[np.bool_] | None, max_error: float | None) -> Structure | None:
-    """Find what the samples of a chunk are.
+def without_padding(scaled: ScaledChunk, max_error: float | None) -> tuple[ScaledChunk, bytes]:
+    """Return a chunk whose padding counts as no data, and that padding, coded; a chunk with NoData stays as it is."""
+    padding = find_padding(scaled.samples, max_error) if scaled.nodata is None else None
+    return (scaled, b"") if padding is None else (replace(scaled, nodata=padding), encode_nodata(padding))
+
+
+def make_structure(levels: tuple[Levels, ...] | None, padding: bytes) -> Structure | None:
+    """Return the content of the section; None without levels and padding."""
+    return None if levels is None and not padding else Structure(levels, padding)
+
+
+def find_padding(samples: NDArray[Any], max_error: float | None) -> NoData | None:
+    """Find padding: samples (slices, height, width, bands) in large areas that hold the least or the largest value.
+
+    `max_error` is as for `find_levels`.
+
+    Returns
+    -------
+    NoData or None
+        All samples of one value; None if there is none for which a mask saves bytes.
+    """
+    probe = samples[:, :: max(1, samples.shape[1] // 64), :: max(1, samples.shape[2] // 64)]
+    for value, down in ((probe.min(), False), (probe.max(), True)):
+        if np.count_nonzero(probe == value) < MIN_PADDING * probe.size:
+            continue
+        if value == (samples.max() if down else samples.min()):
+            mask = samples == value
+            if _is_padding(samples, mask, max_error):
+                return NoData(value, down, mask)
+    return None
+
+
+def _is_padding(samples: NDArray[Any], mask: NDArray[np.bool_], max_error: float | None) -> bool:
+    """Tell whether the steps at the edges of a mask cost more than the mask."""
+    if mask.all():
+        return False
+    wide = samples.astype(np.float64 if samples.dtype.kind == "f" else np.int32)
+    edges, octaves = 0, 0.0
+    for axis in (1, 2):
+        differences = np.abs(np.diff(wide, axis=axis))
+        before, after = (np.moveaxis(mask, axis, 0)[part] for part in (slice(-1), slice(1, None)))
+        inside = differences[np.moveaxis(~(before | after), 0, axis)]
+        usual = max(float(inside.mean()) if inside.size else 0.0, 2 * (max_error or 0.0), 1e-9)
+        steps = differences[np.moveaxis(before != after, 0, axis)]
+        octaves += float(np.log2(np.maximum(steps / usual, 1)).sum())
+        edges += steps.size
+    return octaves >= MIN_OCTAVES * max(edges, 1)
+
+
+def find_levels(
+    samples: NDArray[Any], mask: NDArray[np.bool_] | None, max_error: float | None
+) -> tuple[Levels, ...] | None:
+    """Find which values samples have.
 
     Parameters
     ----------
@@ -32,7 +88,7 @@ def find_structure(samples: NDArray[Any], mask: NDArray[np.bool_] | None, max_er
 
     Returns
     -------
-    Structure or None
+    tuple of Levels or None
         None if samples are best coded as they are.
     """
     if samples.dtype.kind == "f":
@@ -49,8 +105,11 @@ def find_structure(samples: NDArray[Any], mask: NDArray[np.bool_] | None, max_er
             levels = [_lattice(band, common if 2 * (bound % max(common, 1)) < common else 1) for band in bands]
     saved = sum(band.size * np.log2(one.gap()) / 8 for band, one in zip(bands, levels, strict=True))
     tables = any(one.table is not None for one in levels)
-    structure = Structure(tuple(levels))
-    return structure if tables or saved > OVERHEAD + len(encode_structure(structure)) else None
+    return tuple(levels) if tables or saved > OVERHEAD + _size(*levels) else None
+
+
+def _size(*levels: Levels) -> int:
+    return len(encode_structure(Structure(levels)))
 
 
 def _data(samples: NDArray[Any], mask: NDArray[np.bool_] | None, number: int) -> Band:
@@ -89,4 +148,4 @@ def _table(band: Band, lattice: Levels) -> Levels | None:
     if saved < MIN_SAVED * band.size:
         return None
     levels = Levels(table=values.astype(np.int64) + low)
-    return levels if saved / 8 > MIN_RATIO * len(encode_structure(Structure((levels,)))) + OVERHEAD else None
+    return levels if saved / 8 > MIN_RATIO * _size(levels) + OVERHEAD else None

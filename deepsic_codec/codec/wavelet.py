@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from deepsic_codec.codec import spectral
 from deepsic_codec.codec.params import NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.scaled import ScaledChunk
-from deepsic_codec.codec.structure import find_structure
+from deepsic_codec.codec.structure import find_levels, make_structure, without_padding
 from deepsic_codec.payload.constants import deep_quality, deep_step
 from deepsic_codec.payload.sections import SPECTRAL, STRUCTURE, WAVELET, Section
 from deepsic_codec.payload.spectral import Matrix
 from deepsic_codec.payload.steps import PER_OCTAVE, STEPS, step_code, step_of
-from deepsic_codec.payload.structure import Structure
+from deepsic_codec.payload.structure import Levels, Structure
 from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, to_coefficients, to_components
 
@@ -66,7 +66,9 @@ class WaveletEncoder:
 
     def __init__(self, scaled: ScaledChunk, params: CodecParams) -> None:
         self._scaled = scaled
-        values = self._scaled.integers
+        coded, self._coded_padding = without_padding(scaled, None)
+        self._padding = coded.nodata if self._coded_padding else None
+        values = coded.integers
         # Units of the integers in the range of values.
         self._extent = self._scaled.extent if values.dtype == self._scaled.samples.dtype else _extent(self._scaled)
         self._optimise = params.effort > 0
@@ -74,12 +76,12 @@ class WaveletEncoder:
         if values.shape[-1] > 1 and params.spectral != NO_SPECTRAL:
             matrix = None if isinstance(params.spectral, str) else np.array(params.spectral)
             step = self._extent * GUESS if params.quality is None else self._step(params.quality)
-            self.matrix = spectral.choose(values, self._scaled.mask, step, matrix)
+            self.matrix = spectral.choose(values, coded.mask, step, matrix)
         if self.matrix is not None:
             values = spectral.forward(values, self.matrix)
         self._coefficients = to_coefficients(np.moveaxis(values, -1, 1))
         self._shape: tuple[int, int, int, int] = self._coefficients.shape
-        self._structure = find_structure(scaled.samples, scaled.mask, None)
+        self._levels = find_levels(coded.samples, coded.mask, None)
         # Symbols fit 26 bits then: low bands have steps up to 68 times as small, and symbols up to two magnitudes.
         self._min_code = step_code(max(1, int(np.abs(self._coefficients).max())) / MAX_MAGNITUDE)
 
@@ -99,26 +101,31 @@ class WaveletEncoder:
 
     def decode(self, wavelet: Wavelet, components: NDArray[np.int32]) -> NDArray[Any]:
         """Return the samples that a wavelet of these decoded components stands for."""
-        scaled, structure = self._scaled, self.structure(wavelet)
+        scaled, levels = self._scaled, self._levels_of(wavelet)
         samples = _restored(components, self.matrix, scaled.samples.dtype, scaled.ranges)
-        return samples if structure is None else structure.nearest(samples)
+        if levels is not None:
+            samples = Structure(levels).nearest(samples)
+        if self._padding is not None:
+            self._padding.apply(samples)
+        return samples
 
     def restored(self, wavelet: Wavelet) -> NDArray[Any]:
         """Return the samples that a wavelet decodes to."""
         return self.decode(wavelet, wavelet.decode(self._shape))
 
-    def structure(self, wavelet: Wavelet) -> Structure | None:
+    def _levels_of(self, wavelet: Wavelet) -> tuple[Levels, ...] | None:
         """Return the levels of samples, if errors of a wavelet are small enough for the nearest to be the right one."""
         from deepsic_codec.codec.wavelet_rate import estimated_error
 
-        if self._structure is None:
+        if self._levels is None:
             return None
-        gap = min(levels.gap() for levels in self._structure.levels if levels.divisor > 1)
-        return self._structure if estimated_error(self._coefficients, wavelet.code) < MAX_SNAPPED * gap else None
+        gap = min(levels.gap() for levels in self._levels if levels.divisor > 1)
+        return self._levels if estimated_error(self._coefficients, wavelet.code) < MAX_SNAPPED * gap else None
 
     def sections(self, wavelet: Wavelet) -> dict[Section[Any], Any]:
         """Return the sections of the payload."""
-        return {SPECTRAL: self.matrix, WAVELET: wavelet, STRUCTURE: self.structure(wavelet)}
+        structure = make_structure(self._levels_of(wavelet), self._coded_padding)
+        return {SPECTRAL: self.matrix, WAVELET: wavelet, STRUCTURE: structure}
 
     def at_quality(self, quality: float) -> tuple[Wavelet, NDArray[np.int32]]:
         """Encode at a quality."""

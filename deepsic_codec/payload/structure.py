@@ -11,7 +11,7 @@ from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.varint import read_varint, write_varint
 
-LEVELS = 1  # bit of the layout
+LEVELS, PADDING = 1, 2  # bits of the layout
 SAME, TABLE = 0, 1  # kinds of the levels of a band; larger kinds are a divisor plus 1
 GAPS, BITMAP = 0, 1  # forms of a table
 MAX_DIVISOR = 65535
@@ -79,18 +79,23 @@ class Structure:
 
     Attributes
     ----------
-    levels : tuple of Levels
+    levels : tuple of Levels, optional
         One for each band.
+    padding : bytes
+        Samples that hold one value, which are not coded: as the content of a nodata section. Empty if there are none.
     """
 
-    levels: tuple[Levels, ...]
+    levels: tuple[Levels, ...] | None
+    padding: bytes = b""
 
-    def max_error(self, max_error: float) -> int:
+    def max_error(self, max_error: float) -> float:
         """Return the bound on numbers that keeps a bound on samples."""
+        if self.levels is None:
+            return max_error
         return min(0 if one.table is not None else int(max_error) // one.divisor for one in self.levels)
 
     def numbers(self, samples: NDArray[Any]) -> NDArray[np.int32]:
-        """Return the numbers of samples of an integer dtype."""
+        """Return the numbers of samples of an integer dtype; those of padding are any."""
         return self._each_band(samples, np.dtype(np.int32), lambda levels, band: levels.numbers(band))
 
     def samples(self, numbers: NDArray[np.int32], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -104,6 +109,8 @@ class Structure:
     def _each_band(
         self, array: NDArray[Any], dtype: np.dtype[Any], function: Callable[[Levels, NDArray[Any]], NDArray[Any]]
     ) -> NDArray[Any]:
+        if self.levels is None:
+            return array.astype(dtype, copy=False)
         out = np.empty(array.shape, dtype)
         for number, levels in enumerate(self.levels):
             out[..., number] = function(levels, array[..., number])
@@ -112,12 +119,13 @@ class Structure:
 
 def encode_structure(structure: Structure) -> bytes:
     """Write a structure section."""
-    data, before = bytearray((LEVELS,)), b""
-    for levels in structure.levels:
+    layout = LEVELS * (structure.levels is not None) | PADDING * bool(structure.padding)
+    data, before = bytearray((layout,)), b""
+    for levels in structure.levels or ():
         coded = _encode_levels(levels)
         data += write_varint(SAME) if coded == before else coded
         before = coded
-    return bytes(data)
+    return bytes(data) + structure.padding
 
 
 def _encode_levels(levels: Levels) -> bytes:
@@ -146,35 +154,44 @@ def decode_structure(data: bytes, header: Header) -> Structure:
     """
     if not data:
         raise CorruptPayload("structure section: empty")
-    if data[0] != LEVELS:
-        raise UnsupportedPayload(f"structure section: unknown layout {data[0]:#04x}; upgrade deepsic_codec")
+    layout, position = data[0], 1
+    if layout not in (LEVELS, PADDING, LEVELS | PADDING):
+        raise UnsupportedPayload(f"structure section: unknown layout {layout:#04x}; upgrade deepsic_codec")
+    levels = None
+    if layout & LEVELS:
+        try:
+            levels, position = _decode_levels(data, position, header)
+        except IndexError:
+            raise CorruptPayload("structure section: truncated") from None
+    padding = data[position:]
+    if bool(padding) != bool(layout & PADDING):
+        raise CorruptPayload(f"structure section: {len(padding)} bytes after the levels, with layout {layout:#04x}")
+    return Structure(levels, padding)
+
+
+def _decode_levels(data: bytes, position: int, header: Header) -> tuple[tuple[Levels, ...], int]:
+    """Read the levels of all bands; return them and the position after them. Raises IndexError if `data` ends early."""
     if header.dtype.kind == "f":
         raise CorruptPayload(f"structure section: levels of samples of {header.dtype}")
     bands: list[Levels] = []
-    position = 1
-    try:
-        for _ in range(header.channels):
-            kind, position = read_varint(data, position, "structure section")
-            if kind == SAME and not bands:
-                raise CorruptPayload("structure section: the first band has the levels of the band before")
-            if kind == SAME:
-                bands.append(bands[-1])
-            elif kind == TABLE:
-                levels, position = _decode_table(data, position, header.dtype)
-                bands.append(levels)
-            else:
-                offset, divisor = 0, kind - 1
-                if divisor > 1:
-                    offset, position = read_varint(data, position, "structure section")
-                bands.append(Levels(divisor, offset))
-                first, last = bands[-1].ends(header.dtype)
-                if divisor > MAX_DIVISOR or offset >= divisor or first > last:
-                    raise CorruptPayload(f"structure section: divisor {divisor} and offset {offset}")
-    except IndexError:
-        raise CorruptPayload("structure section: truncated") from None
-    if position < len(data):
-        raise CorruptPayload(f"structure section: {len(data) - position} bytes are left over")
-    return Structure(tuple(bands))
+    for _ in range(header.channels):
+        kind, position = read_varint(data, position, "structure section")
+        if kind == SAME and not bands:
+            raise CorruptPayload("structure section: the first band has the levels of the band before")
+        if kind == SAME:
+            bands.append(bands[-1])
+        elif kind == TABLE:
+            levels, position = _decode_table(data, position, header.dtype)
+            bands.append(levels)
+        else:
+            offset, divisor = 0, kind - 1
+            if divisor > 1:
+                offset, position = read_varint(data, position, "structure section")
+            bands.append(Levels(divisor, offset))
+            first, last = bands[-1].ends(header.dtype)
+            if divisor > MAX_DIVISOR or offset >= divisor or first > last:
+                raise CorruptPayload(f"structure section: divisor {divisor} and offset {offset}")
+    return tuple(bands), position
 
 
 def _decode_table(data: bytes, position: int, dtype: np.dtype[Any]) -> tuple[Levels, int]:

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC
-from deepsic_codec.codec.structure import find_structure
+from deepsic_codec.codec.structure import find_levels, find_padding
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload import header as h
-from deepsic_codec.payload.sections import FEATURES, STRUCTURE
+from deepsic_codec.payload.sections import FEATURES, NODATA, STRUCTURE
 from tests.common import check_rejects, check_roundtrip, photograph
 from tests.payload import reference
 
@@ -61,14 +61,14 @@ def test_plain_samples_have_no_section(samples, parameters):
 def test_values_missing_by_chance_are_no_levels():
     """Noise of 14 bits: most values do not occur, and a table of those that do would save nothing."""
     samples = np.random.default_rng(0).integers(0, 1 << 14, (1, 96, 96, 1)).astype("u2")
-    assert find_structure(samples, None, 0) is None
+    assert find_levels(samples, None, 0) is None
 
 
 def test_constant_bands_have_no_divisor():
     samples = np.full((1, 64, 64, 2), 4096, "u2")
-    assert find_structure(samples, None, 0) is None
+    assert find_levels(samples, None, 0) is None
     samples[..., 1] = scene(1)[None, ..., 0].astype("u2") * 16
-    first, second = find_structure(samples, None, 0).levels
+    first, second = find_levels(samples, None, 0)
     assert (first.divisor, second.divisor) == (1, 16)
 
 
@@ -77,8 +77,8 @@ def test_constant_bands_have_no_divisor():
 )
 def test_steps_within_a_bound_are_as_wide_as_without_a_divisor(bound, divisor):
     samples = scene(2)[None].astype("u2") * 16
-    structure = find_structure(samples, None, bound)
-    assert (1 if structure is None else structure.levels[1].divisor) == divisor
+    structure = find_levels(samples, None, bound)
+    assert (1 if structure is None else structure[1].divisor) == divisor
     codec = DeepSIC(max_error=bound, semantics="none")
     payload = codec.encode(samples[0])
     assert np.abs(codec.decode(payload).astype(int) - samples[0]).max() <= bound
@@ -129,6 +129,54 @@ def test_a_target_counts_errors_to_the_nearest_levels():
     error = np.sqrt(np.square(codec.decode(payload).astype(float) - samples).mean())
     assert structure_of(payload) is not None and error < 50
     assert len(payload) <= len(DeepSIC(max_error=0, semantics="none").encode(samples)), "exact samples take less"
+
+
+def circle(samples, value):
+    height, width = samples.shape[:2]
+    y, x = np.ogrid[:height, :width]
+    outside = (y - height / 2) ** 2 + (x - width / 2) ** 2 > (0.45 * min(height, width)) ** 2
+    return np.where(outside[(...,) + (None,) * (samples.ndim - 2)], samples.dtype.type(value), samples), outside
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2"])
+@pytest.mark.parametrize("high", [False, True])
+def test_lossless_padding_takes_the_bytes_of_nodata(dtype, high):
+    value = np.iinfo(dtype).max if high else np.iinfo(dtype).min
+    samples, _ = circle(scene(2, size=128).astype(dtype), value)
+    samples[60, 60] = value  # inside, too
+    payload = check_roundtrip(LOSSLESS, samples)
+    np.testing.assert_array_equal(LOSSLESS.decode(payload), samples)
+    assert structure_of(payload).padding
+    declared = DeepSIC(max_error=0, semantics="none", nodata=int(value)).encode(samples)
+    assert abs(len(payload) - len(declared)) < 8 and h.unpack(declared).read(STRUCTURE) is None
+
+
+@pytest.mark.parametrize("dtype", ["u2", "f4"])
+@pytest.mark.parametrize("parameters", [{"quality": 60}, {"bpp": 4}, {"psnr": 45}, {"max_error": 10}, {"bpp": 10}])
+def test_padding_is_exact_where_data_is_not(dtype, parameters):
+    samples, outside = circle((scene(2, size=96).astype("u2") * 100 + scene(2, 1, 96)).astype(dtype), 0)
+    codec = DeepSIC(transform="wavelet", value_range="chunk", semantics="none", **parameters)
+    payload = check_roundtrip(codec, samples, -np.inf)
+    decoded = codec.decode(payload)
+    assert structure_of(payload).padding and (decoded[outside] == 0).all() and not np.array_equal(decoded, samples)
+    if "psnr" in parameters:
+        error = np.square((decoded.astype(float) - samples) / np.ptp(samples)).mean()
+        assert abs(-10 * np.log10(error) - 45) < 0.5
+
+
+@pytest.mark.parametrize("samples", [scene(), np.minimum(scene(size=96), 128), np.full((64, 64, 3), 7, "u1")])
+def test_areas_without_steps_at_their_edges_are_no_padding(samples):
+    assert find_padding(samples[None], 0) is None
+
+
+def test_padding_beside_nodata_is_refused():
+    samples, _ = circle(scene(1), 0)
+    unpacked = h.unpack(DeepSIC(max_error=0, semantics="none").encode(samples))
+    sections = dict(unpacked.sections) | {NODATA.kind: b"\0\0"}
+    crafted = reference.write(
+        shape=(64, 64, 1), grid=(4, 4), decoder=unpacked.header.decoder, sections=sorted(sections.items())
+    )
+    check_rejects(CorruptPayload, "nodata section and a structure section", DeepSIC().decode, crafted)
 
 
 def test_a_structure_of_features_is_refused():

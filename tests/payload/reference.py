@@ -160,14 +160,14 @@ def read_ranges(section, dtype, bands):
 
 
 def read_structure(section, dtype, bands):
-    """Return levels by their numbers for each band of a structure section; `dtype` is a code of numpy."""
+    """Return levels by their numbers for each band of a structure section, and its padding; `dtype` as of numpy."""
     bits = 8 * int(dtype[1])
     least = -(1 << bits - 1) if dtype[0] == "i" else 0
     values = range(least, least + (1 << bits))
     data = Reader(section)
-    assert data.u8() == 1
+    layout = data.u8()
     found = []
-    for _ in range(bands):
+    for _ in range(bands if layout & 1 else 0):
         kind = data.varint()
         if kind == 0:
             found.append(found[-1])
@@ -185,5 +185,5 @@ def read_structure(section, dtype, bands):
         else:
             offset = data.varint() if kind > 2 else 0
             found.append({(v - offset) // (kind - 1): v for v in values if (v - offset) % (kind - 1) == 0})
-    assert not data.data
-    return found
+    assert bool(data.data) == bool(layout & 2) and layout < 4
+    return found, data.data

@@ -36,7 +36,7 @@ def structures(draw):
             values = np.arange(info.min, info.max + 1)
             count = draw(st.integers(1, 100)) if kind == "few" else len(values) * 3 // 5
             bands.append(Levels(table=np.sort(rng.permutation(values)[:count]).astype(np.int64)))
-    return dtype, Structure(tuple(bands))
+    return dtype, Structure(tuple(bands), draw(st.binary(max_size=3)))
 
 
 @given(structures())
@@ -45,9 +45,9 @@ def test_what_was_written_is_read(case):
     data = encode_structure(structure)
     decoded = decode_structure(data, header(dtype, len(structure.levels)))
     assert encode_structure(decoded) == data
-    for levels, expected in zip(
-        decoded.levels, reference.read_structure(data, dtype, len(structure.levels)), strict=True
-    ):
+    read, padding = reference.read_structure(data, dtype, len(structure.levels))
+    assert padding == decoded.padding == structure.padding
+    for levels, expected in zip(decoded.levels, read, strict=True):
         numbers, values = np.array(list(expected)), np.array(list(expected.values()), dtype)
         np.testing.assert_array_equal(levels.samples(numbers.astype(np.int32), values.dtype), values)
         np.testing.assert_array_equal(levels.numbers(values), numbers)
@@ -60,7 +60,7 @@ def test_samples_become_the_nearest_levels(case, seed):
     size = len(structure.levels)
     samples = np.random.default_rng(seed).integers(info.min, info.max + 1, (1, 3, 5, size)).astype(dtype)
     samples[0, 0, 0], samples[0, 0, 1] = info.min, info.max
-    expected = reference.read_structure(encode_structure(structure), dtype, size)
+    expected, _ = reference.read_structure(encode_structure(structure), dtype, size)
     nearest = structure.nearest(samples)
     assert nearest.dtype == samples.dtype
     for band in range(size):
@@ -89,7 +89,10 @@ SOUND = b"\1\1\0\7\2\1\1"  # levels 7, 9, 11
 WRONG = {
     "empty": (b"", CorruptPayload, "empty"),
     "layout 0": (b"\0\2", UnsupportedPayload, "layout 0x00|upgrade"),
-    "layout 2": (b"\2\2", UnsupportedPayload, "layout 0x02|upgrade"),
+    "layout 4": (b"\4\2", UnsupportedPayload, "layout 0x04|upgrade"),
+    "layout 5": (b"\5\2", UnsupportedPayload, "layout 0x05|upgrade"),
+    "no padding": (b"\2", CorruptPayload, "0 bytes after the levels"),
+    "no padding after levels": (b"\3\2", CorruptPayload, "0 bytes after the levels"),
     "no bands": (b"\1", CorruptPayload, "truncated"),
     "as the band before": (b"\1\0", CorruptPayload, "first band"),
     "no offset": (b"\1\5", CorruptPayload, "truncated"),
@@ -107,7 +110,7 @@ WRONG = {
     "first entry 256": (b"\1\1\0\x80\2\0", CorruptPayload, "levels from 256"),
     "no bitmap": (b"\1\1\1\7\x09\0", CorruptPayload, "truncated"),
     "bits after the last": (b"\1\1\1\7\4\x10", CorruptPayload, "bits after its last"),
-    "a byte long": (SOUND + b"\0", CorruptPayload, "1 bytes are left over"),
+    "a byte long": (SOUND + b"\0", CorruptPayload, "1 bytes after the levels"),
 }
 
 
@@ -117,6 +120,13 @@ def test_crafted_sections(name):
     assert decode_structure(SOUND, header("u1", 1)).levels[0].table.tolist() == [7, 9, 11]
     payload = reference.write(shape=(20, 30, 1), grid=(2, 2), sections=[(8, data)])
     check_rejects(error, f"structure section|{words}", h.unpack(payload).read, STRUCTURE)
+
+
+def test_padding_alone():
+    data = encode_structure(Structure(None, b"123"))
+    decoded = decode_structure(data, header("f4", 3))
+    assert data == b"\x02123" and decoded.levels is None and decoded.padding == b"123"
+    assert reference.read_structure(data, "f4", 3) == ([], b"123")
 
 
 def test_levels_of_floats_are_refused():

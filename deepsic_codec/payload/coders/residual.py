@@ -106,7 +106,7 @@ class _Coder:
                 continue
             mode, weights = NO_REFERENCE, np.zeros_like(self.weights)
             if not decoding:
-                mode, weights = self._choose(planes, samples[s, c], s, c)
+                mode, weights = self._choose(planes, _filled(samples[s, c], mask[s, c]), s, c)
                 self.plain = grown(self.plain, self.state[6], 64 + len(TAPS) * PLAIN_BYTES)
                 self.data = grown(self.data, self.state[3], 64 + len(TAPS) * 4 * (2 + WEIGHT_BITS))
             mode = code_mode(decoding, mode, self.state, self.plain)
@@ -234,6 +234,19 @@ def decode_integers(
     if int(coder.state[6]) != plain.size or coder.state[4]:
         raise CorruptPayload("residual section: plain bits are missing, or left over after the last sample")
     return _by_pixel(samples, low)
+
+
+def _filled(samples: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return samples (H, W) with those under the mask as `code_band` leaves them, for the choice of a filter."""
+    rows = np.flatnonzero(~mask.all(axis=1))
+    if not mask.any() or not rows.size:
+        return samples
+    columns = np.where(mask, -1, np.arange(mask.shape[1]))
+    left = np.maximum.accumulate(columns, axis=1)
+    first = np.argmin(mask, axis=1)[:, None]
+    filled = np.take_along_axis(samples, np.where(left < 0, first, left), axis=1)
+    above = np.searchsorted(rows, np.arange(mask.shape[0]), side="right") - 1
+    return filled[rows[np.maximum(above, 0)]]
 
 
 def _by_band(values: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -162,7 +162,7 @@ def fit(planes: NDArray[np.int32], used: int, inherited: NDArray[np.int64]) -> t
     _means(planes[0], row, column, means)
     values = np.empty((samples, used + 1), np.int64)
     _inputs(planes, TAPS[:used], row, column, means, values)
-    values = values[row > 0]
+    values = values[(row > 0) & values.any(axis=1)]  # nothing is learned where all is constant
     if not len(values):
         return weights, 0.0
     largest = np.abs(values).max(axis=1)
