@@ -89,7 +89,7 @@ def test_wavelets_meet_every_target(dtype):
     ranges = (0, float(255 * unit))
 
     def encoded(**target):
-        codec = DeepSIC(semantics="none", value_range=ranges, **target)
+        codec = DeepSIC(transform="wavelet", semantics="none", value_range=ranges, **target)
         payload = codec.encode(array)
         return len(payload), np.sqrt(np.square(codec.decode(payload).astype("f8") - array).mean())
 
