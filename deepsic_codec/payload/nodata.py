@@ -44,7 +44,7 @@ def next_value(value: Any, down: bool) -> Any:
     """Return the next larger or smaller value of the dtype, None without a finite one or for NaN."""
     dtype = value.dtype
     if dtype.kind == "f":
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # of the largest number, or of a signalling NaN
             number = np.nextafter(value, dtype.type(-np.inf if down else np.inf))
         return number if np.isfinite(number) else None
     info = np.iinfo(dtype)
