@@ -22,7 +22,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_quality(parser: Any, default: float | None = 50.0, note: str = "") -> None:
     """Declare `--quality` on a parser or a group of options."""
     note = note or f" (default: {default:g})"
-    parser.add_argument("--quality", type=quality, default=default, help=f"1 (smallest) to 100 (best){note}")
+    parser.add_argument("--quality", type=deep_quality, default=default, help=f"1 (smallest) to 200 (best){note}")
 
 
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,8 @@ def number(low: float, high: float, expected: str) -> Callable[[str], float]:
     return parse
 
 
-quality = number(1, 100, "a number from 1 to 100")
+quality = number(1, 100, "a number from 1 to 100")  # of networks
+deep_quality = number(1, 200, "a number from 1 to 200")
 
 
 def integers(counts: tuple[int, ...], expected: str) -> Callable[[str], tuple[int, ...]]:

@@ -20,7 +20,7 @@ METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup"}
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nothing"], ["demo", "--format", "4"], ["demo", "--quality", "101"], ["demo", "--quality", "good"]],
+    [[], ["nothing"], ["demo", "--format", "4"], ["demo", "--quality", "200.1"], ["demo", "--quality", "good"]],
 )
 def test_misuse_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

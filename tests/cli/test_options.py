@@ -45,11 +45,11 @@ CALLS = {
         "labels.open.open_labels",
         {"source": "a.zarr", "name": "b", "index": "i", "scan": True},
     ),
-    "ingest a.png b.zarr --name b --quality 70 --effort 3 --tune ms-ssim --chunk 64 --shard 128 --workers 2 --resume": (
+    "ingest a.png b.zarr --name b --quality 170 --effort 3 --tune ms-ssim --chunk 64 --shard 128 --workers 2 --resume": (
         "io.ingest.ingest",
         {"url": "b.zarr", "chunk": 64, "shard": 128, "workers": 2, "resume": True, "overwrite": False}
         | {"zarr_format": 3, "embed_model": False, "batch_size": 16}
-        | {"codec": {"semantics": "pre", "quality": 70, "effort": 3, "tune": "ms-ssim"}},
+        | {"codec": {"semantics": "pre", "quality": 170, "effort": 3, "tune": "ms-ssim"}},
     ),
     "ingest a.png b.zarr --max-error 2 --nodata 7 --value-range 1,9 --transform wavelet --semantics post --embed-model "
     "--format 2 --batch-size 3 --overwrite --resume": (
