@@ -1,7 +1,7 @@
 """Decode payloads to chunks, to symbols, or to labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,13 @@ from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, Header
-from deepsic_codec.payload.header import unpack
+from deepsic_codec.payload.header import Payload, unpack
 from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.payload.nodata import NoData, decode_nodata, is_empty
 from deepsic_codec.payload.residual import Residual
 from deepsic_codec.payload.sections import FEATURES, NODATA, RESIDUAL, SPECTRAL, STRUCTURE, VALUE_RANGE, WAVELET
 from deepsic_codec.payload.spectral import Matrix
-from deepsic_codec.payload.structure import Structure
+from deepsic_codec.payload.structure import GRIDS, Grid, Structure, nodata_on_grid
 from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import Wavelet
 
@@ -47,11 +47,12 @@ class PayloadToDecode:
     structure: Structure | None = None  # None if samples are all that their dtype can hold
     ranges: Ranges | None = None  # None for uint8 that is not scaled
     nodata_section: bytes | None = None  # still coded
+    parts: tuple["PayloadToDecode", ...] = ()  # of the grids of `structure`; the samples of the chunk
 
     @property
     def empty(self) -> bool:
         """Whether the chunk has no data."""
-        return self.features is None and self.wavelet is None and self.residual is None
+        return self.features is None and self.wavelet is None and self.residual is None and not self.parts
 
     @property
     def key(self) -> bytes:
@@ -99,27 +100,55 @@ def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> Payload
     grid = ceil_div(header.height, LATENT_STRIDE), ceil_div(header.width, LATENT_STRIDE)
     if tuple(header.grid) != grid:
         raise CorruptPayload(f"header: symbol grid {tuple(header.grid)}, expected {grid} for images of this size")
+    nodata_section, ranges = unpacked.sections.get(NODATA.kind), unpacked.read(VALUE_RANGE)
+    if ranges is None and header.dtype != UINT8:
+        raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
+    parsed = _parse_sections(unpacked, ranges, nodata_section)
+    check_size(*parsed.image_shape, UnsupportedPayload)
+    return parsed
+
+
+def _parse_sections(unpacked: Payload, ranges: Ranges | None, nodata_section: bytes | None) -> PayloadToDecode:
+    """Decode the sections with samples, of a chunk or of a grid."""
+    header = unpacked.header
     coded = [section for section in (FEATURES, WAVELET, RESIDUAL) if section in unpacked]
-    nodata_section = unpacked.sections.get(NODATA.kind)
-    if not coded and not is_empty(nodata_section, header):
+    structure, matrix = unpacked.read(STRUCTURE), unpacked.read(SPECTRAL)
+    grids = () if structure is None else structure.grids
+    if not coded and not grids and not is_empty(nodata_section, header):
         raise CorruptPayload("section table: the features section is missing, and any other with samples")
     if len(coded) > 1:
         raise CorruptPayload(f"section table: both a {coded[0].name} section and a {coded[1].name} section")
-    ranges, matrix = unpacked.read(VALUE_RANGE), unpacked.read(SPECTRAL)
-    if ranges is None and header.dtype != UINT8:
-        raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
+    if coded and grids:
+        raise CorruptPayload(f"section table: a {coded[0].name} section and a structure section with grids")
     if FEATURES in coded and header.grouping == COLOURS and header.channels not in (1, 3):
         raise CorruptPayload(f"header: one image of {header.channels} bands")
     if matrix is not None and WAVELET not in coded:
         raise CorruptPayload("section table: a spectral transform section without a wavelet section")
-    structure = unpacked.read(STRUCTURE)
-    if structure is not None and WAVELET not in coded and RESIDUAL not in coded:
+    if structure is not None and not grids and WAVELET not in coded and RESIDUAL not in coded:
         raise CorruptPayload("section table: a structure section without a wavelet section or a residual section")
     if structure is not None and structure.padding and nodata_section is not None:
         raise CorruptPayload("section table: a nodata section and a structure section with padding")
     features, wavelet, residual = unpacked.read(FEATURES), unpacked.read(WAVELET), unpacked.read(RESIDUAL)
-    parsed = PayloadToDecode(header, features, wavelet, residual, matrix, structure, ranges, nodata_section)
-    check_size(*parsed.image_shape, UnsupportedPayload)
+    parts = tuple(_parse_grid(header, grid, ranges, nodata_section) for grid in grids)
+    return PayloadToDecode(header, features, wavelet, residual, matrix, structure, ranges, nodata_section, parts)
+
+
+def _parse_grid(header: Header, grid: Grid, ranges: Ranges | None, nodata_section: bytes | None) -> PayloadToDecode:
+    kinds = {section.kind for section in (SPECTRAL, RESIDUAL, WAVELET, STRUCTURE)}
+    if not grid.sections.keys() <= kinds:
+        raise CorruptPayload(f"structure section: a grid with sections of kinds {sorted(grid.sections)}")
+    if grid.sections.get(STRUCTURE.kind, b"")[:1] == bytes((GRIDS,)):
+        raise CorruptPayload("structure section: a grid with grids")
+    sizes = dict(zip(header.axes, header.shape, strict=True))
+    sizes["y"], sizes["x"] = grid.size(header.height, header.width)
+    if "c" in sizes:
+        sizes["c"] = len(grid.bands)
+    of_grid = replace(header, shape=tuple(sizes[axis] for axis in header.axes))
+    parsed = _parse_sections(
+        Payload(of_grid, grid.sections), None if ranges is None else ranges[list(grid.bands)], nodata_section
+    )
+    if parsed.empty:
+        raise CorruptPayload("structure section: a grid without samples")
     return parsed
 
 
@@ -169,6 +198,13 @@ def _decode_other(payload: PayloadToDecode) -> NDArray[Any]:
 def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
     """Decode samples (slices, height, width, bands) of a chunk that has no features; those without data are any."""
     header, structure = payload.header, payload.structure
+    if structure is not None and structure.grids:
+        shape = (header.slices, header.height, header.width, header.channels)
+        samples = np.empty(shape, header.dtype.newbyteorder("="))
+        for grid, part in zip(structure.grids, payload.parts, strict=True):
+            pixels = _samples(part, None if nodata is None else nodata_on_grid(nodata, grid))
+            samples[..., list(grid.bands)] = grid.repeated(pixels, header.height, header.width)
+        return samples
     padding = decode_nodata(structure.padding, header) if structure is not None and structure.padding else None
     if payload.residual is not None:
         samples = payload.residual.decode(header, padding or nodata, structure)

@@ -11,10 +11,9 @@ from deepsic_codec.codec.chunk import ChunkToEncode, EncodeTask, find_info, sche
 from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.rate_search import encode_tasks, search_rate
 from deepsic_codec.codec.scaled import ScaledChunk
-from deepsic_codec.codec.structure import find_levels, make_structure, without_padding
-from deepsic_codec.codec.wavelet import WaveletEncoder
+from deepsic_codec.codec.structure import fill_grids, find_grids, find_levels, make_structure, on_grid, without_padding
+from deepsic_codec.codec.wavelet import CodedWavelets, WaveletEncoder
 from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, Section
-from deepsic_codec.payload.wavelet import Wavelet
 
 if TYPE_CHECKING:
     from deepsic_codec.model.scheduler import Encoded
@@ -78,11 +77,11 @@ def _encode_other(task: EncodeTask) -> bytes:
         return task.pack_sections(_bounded(scaled, params.max_error), task.quality, task.cells)
     encoder = WaveletEncoder(scaled, params)
     if params.quality is not None:
-        wavelet, _ = encoder.at_quality(params.quality)
+        wavelet = encoder.at_quality(params.quality)
         return task.pack_sections(encoder.sections(wavelet), params.quality, task.cells)
     limit = None
     if params.bpp is not None:
-        rest = len(task.pack_sections(encoder.sections(Wavelet(0, b"")), task.quality, task.cells))
+        rest = len(task.pack_sections(encoder.sections(None), task.quality, task.cells))
         limit = params.bpp * task.chunk.axes.pixels(task.chunk.array.shape) / 8 - rest
         wavelet = encoder.for_bytes(limit)
     elif params.psnr is not None:
@@ -91,33 +90,38 @@ def _encode_other(task: EncodeTask) -> bytes:
         assert params.rmse is not None
         wavelet = encoder.for_rmse(params.rmse)
     sections: Sections | None = None
-    if 8 * len(wavelet.stream) > STEPS_FROM * scaled.samples.size:
-        sections = _in_steps(scaled, wavelet, encoder.restored(wavelet), limit)
+    if not encoder.grids and 8 * wavelet.nbytes > STEPS_FROM * scaled.samples.size:
+        sections = _in_steps(scaled, wavelet, encoder.decode(wavelet), limit)
     return task.pack_sections(sections or encoder.sections(wavelet), encoder.quality_of(wavelet.code), task.cells)
 
 
 def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:
     """Code samples within a bound."""
+    grids = find_grids(scaled.samples)
+    if grids:
+        return {STRUCTURE: fill_grids(grids, [_bounded(on_grid(scaled, grid), max_error) for grid in grids])}
     scaled, padding = without_padding(scaled, max_error)
     structure = make_structure(find_levels(scaled.samples, scaled.mask, max_error), padding)
     return {RESIDUAL: scaled.bounded_residual(max_error, structure), STRUCTURE: structure}
 
 
-def _in_steps(scaled: ScaledChunk, wavelet: Wavelet, decoded: NDArray[Any], limit: float | None) -> Sections | None:
+def _in_steps(
+    scaled: ScaledChunk, wavelet: CodedWavelets, decoded: NDArray[Any], limit: float | None
+) -> Sections | None:
     """Code samples in steps, as within a bound, if that is better than a wavelet and what it decodes to.
 
     With a limit in bytes, better is a smaller error in as many bytes; without, fewer bytes for as small an error.
     """
-    largest = len(wavelet.stream) if limit is None else max(limit, len(wavelet.stream)) * (1 + CLOSE)
+    largest = wavelet.nbytes if limit is None else max(limit, wavelet.nbytes) * (1 + CLOSE)
     if find_levels(scaled.samples, scaled.mask, 0) is not None:  # of few levels, which may take less than any error
         exact = _bounded(scaled, 0)
         if len(exact[RESIDUAL].coded) <= largest:
             return exact
-    coded, padding = without_padding(scaled, None)
+    scaled, padding = without_padding(scaled, None)
     error = scaled.rmse(decoded)
     step, samples, best = error * sqrt(12), scaled.samples.size, None
     for _ in range(MAX_STEPS):
-        residual, restored = coded.stepped_residual(max(step, scaled.min_step))
+        residual, restored = scaled.stepped_residual(max(step, scaled.min_step))
         reached, nbytes = scaled.rmse(restored), len(residual.coded)
         if limit is None:
             if reached <= error * (1 + CLOSE):
@@ -125,7 +129,7 @@ def _in_steps(scaled: ScaledChunk, wavelet: Wavelet, decoded: NDArray[Any], limi
                 break
             step *= error / reached / (1 + CLOSE)
         else:
-            if best is None and nbytes > len(wavelet.stream) * (1 + CLOSE):
+            if best is None and nbytes > wavelet.nbytes * (1 + CLOSE):
                 break
             if nbytes <= largest and reached < error:
                 error, best = reached, residual

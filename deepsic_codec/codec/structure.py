@@ -1,5 +1,6 @@
 """What the samples of a chunk are: multiples of a number, few of the values that their dtype has, or padding."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from math import gcd
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 
 from deepsic_codec.codec.scaled import ScaledChunk
 from deepsic_codec.payload.nodata import NoData, encode_nodata
-from deepsic_codec.payload.structure import Levels, Structure, encode_structure
+from deepsic_codec.payload.sections import Section
+from deepsic_codec.payload.structure import Grid, Levels, Structure, encode_structure, nodata_on_grid
 
 PROBE = 4096  # samples that rule out a divisor
 OVERHEAD = 12  # bytes of the section and its entry in the header, about
 NEIGHBOURS = 4  # levels on either side, between which gaps are measured
 # A table of levels has to save this share of a bit of each sample, and its bytes this number of times.
 MIN_SAVED, MIN_RATIO = 0.1, 4
+PROBE_ROWS = 8  # of which two are equal if pixels are repeated
+MAX_REPEATED, MIN_EDGE = 6, 16  # factor, and pixels along y and x from which repetition is looked for
 MIN_PADDING = 0.03  # share of the samples
 MIN_OCTAVES = 1.5  # in the mean, between steps at the edges of padding and usual differences
 
@@ -70,6 +74,65 @@ def _is_padding(samples: NDArray[Any], mask: NDArray[np.bool_], max_error: float
         octaves += float(np.log2(np.maximum(steps / usual, 1)).sum())
         edges += steps.size
     return octaves >= MIN_OCTAVES * max(edges, 1)
+
+
+def find_grids(samples: NDArray[Any]) -> tuple[Grid, ...]:
+    """Find bands of samples (slices, height, width, bands) that are repeated pixels of coarser grids.
+
+    Returns
+    -------
+    tuple of Grid
+        That have all bands, but no sections; empty if no band is repeated.
+    """
+    if samples.dtype.kind == "f":
+        samples = samples.view(np.uint32)  # NaN equals itself
+    bands: dict[tuple[int, tuple[int, int]], list[int]] = {}
+    for number in range(samples.shape[-1]):
+        bands.setdefault(_repetition(samples[..., number]), []).append(number)
+    if max(factor for factor, _ in bands) == 1:
+        return ()
+    return tuple(Grid(tuple(numbers), factor, phase, {}) for (factor, phase), numbers in bands.items())
+
+
+def _repetition(band: NDArray[Any]) -> tuple[int, tuple[int, int]]:
+    """Return by which factor pixels of a band (slices, height, width) are repeated, and the phase."""
+    height, width = band.shape[1:]
+    middle = band[:, height // 2 : height // 2 + PROBE_ROWS]
+    if min(height, width) < MIN_EDGE or not (middle[:, 1:] == middle[:, :-1]).all(axis=(0, 2)).any():
+        return 1, (0, 0)
+    rows = (band[:, 1:] == band[:, :-1]).all(axis=(0, 2))
+    columns = (band[:, :, 1:] == band[:, :, :-1]).all(axis=(0, 1))
+    if not rows.all() or not columns.all():  # constant bands need no grid
+        for factor in range(MAX_REPEATED, 1, -1):
+            phases = _phase(rows, factor), _phase(columns, factor)
+            if phases[0] is not None and phases[1] is not None:
+                return factor, (phases[0], phases[1])
+    return 1, (0, 0)
+
+
+def _phase(equal: NDArray[np.bool_], factor: int) -> int | None:
+    """Return the phase with which all neighbours in one pixel are equal."""
+    after = np.arange(1, len(equal) + 1)
+    return next((phase for phase in range(factor) if equal[(after + phase) % factor != 0].all()), None)
+
+
+def on_grid(scaled: ScaledChunk, grid: Grid) -> ScaledChunk:
+    """Return the samples of a grid."""
+    nodata, ranges = scaled.nodata, scaled.ranges
+    if nodata is not None:
+        nodata = nodata_on_grid(nodata, grid)
+    return ScaledChunk(grid.thinned(scaled.samples), None if ranges is None else ranges[list(grid.bands)], nodata)
+
+
+def fill_grids(grids: Sequence[Grid], sections: Sequence[dict[Section[Any], Any]]) -> Structure:
+    """Return the content of the section for grids and the sections that hold their samples."""
+    return Structure(
+        None,
+        grids=tuple(
+            replace(grid, sections={s.kind: s.encode(content) for s, content in coded.items() if content is not None})
+            for grid, coded in zip(grids, sections, strict=True)
+        ),
+    )
 
 
 def find_levels(

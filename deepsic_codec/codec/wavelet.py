@@ -5,7 +5,8 @@ one step for all. Rates and errors of a step are estimated from the coefficients
 or three.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import log2
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from deepsic_codec.codec import spectral
 from deepsic_codec.codec.params import NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.scaled import ScaledChunk
-from deepsic_codec.codec.structure import find_levels, make_structure, without_padding
+from deepsic_codec.codec.structure import fill_grids, find_grids, find_levels, make_structure, on_grid, without_padding
 from deepsic_codec.payload.constants import deep_quality, deep_step
 from deepsic_codec.payload.sections import SPECTRAL, STRUCTURE, WAVELET, Section
 from deepsic_codec.payload.spectral import Matrix
@@ -61,46 +62,58 @@ def _restored(
     return from_integers(values, dtype.newbyteorder("="), ranges)
 
 
-class WaveletEncoder:
-    """A chunk as coefficients, which can be encoded with any step."""
+@dataclass(frozen=True)
+class CodedWavelets:
+    """A chunk as wavelets: one, or one for each grid.
 
-    def __init__(self, scaled: ScaledChunk, params: CodecParams) -> None:
+    Attributes
+    ----------
+    code : int
+        Of the step; that of a grid is finer.
+    wavelets : tuple of Wavelet
+        In the order of the grids.
+    """
+
+    code: int
+    wavelets: tuple[Wavelet, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all streams."""
+        return sum(len(wavelet.stream) for wavelet in self.wavelets)
+
+
+class _Part:
+    """A chunk, or the bands of one grid, as coefficients."""
+
+    def __init__(self, scaled: ScaledChunk, params: CodecParams, step: float) -> None:
         self._scaled = scaled
         coded, self._coded_padding = without_padding(scaled, None)
         self._padding = coded.nodata if self._coded_padding else None
         values = coded.integers
-        # Units of the integers in the range of values.
-        self._extent = self._scaled.extent if values.dtype == self._scaled.samples.dtype else _extent(self._scaled)
         self._optimise = params.effort > 0
         self.matrix: Matrix | None = None
         if values.shape[-1] > 1 and params.spectral != NO_SPECTRAL:
             matrix = None if isinstance(params.spectral, str) else np.array(params.spectral)
-            step = self._extent * GUESS if params.quality is None else self._step(params.quality)
             self.matrix = spectral.choose(values, coded.mask, step, matrix)
         if self.matrix is not None:
             values = spectral.forward(values, self.matrix)
-        self._coefficients = to_coefficients(np.moveaxis(values, -1, 1))
-        self._shape: tuple[int, int, int, int] = self._coefficients.shape
+        self.coefficients = to_coefficients(np.moveaxis(values, -1, 1))
         self._levels = find_levels(coded.samples, coded.mask, None)
         # Symbols fit 26 bits then: low bands have steps up to 68 times as small, and symbols up to two magnitudes.
-        self._min_code = step_code(max(1, int(np.abs(self._coefficients).max())) / MAX_MAGNITUDE)
-
-    def _step(self, quality: float) -> float:
-        return deep_step(quality) / 255 * self._extent
-
-    def quality_of(self, code: int) -> float:
-        """Return the quality that the step of a code is nearest to."""
-        return round(deep_quality(step_of(code) * 255 / self._extent), 2)
+        self._min_code = step_code(max(1, int(np.abs(self.coefficients).max())) / MAX_MAGNITUDE)
 
     def encode(self, code: int) -> tuple[Wavelet, NDArray[np.int32]]:
         """Encode with the step of a code; return the coefficients that it decodes to, too."""
         from deepsic_codec.payload.coders.subbands import encode_planes
 
-        code, coefficients = max(code, self._min_code), self._coefficients.copy()
+        code, coefficients = max(code, self._min_code), self.coefficients.copy()
         return Wavelet(code, encode_planes(coefficients, code, self._optimise)), coefficients
 
-    def decode(self, wavelet: Wavelet, components: NDArray[np.int32]) -> NDArray[Any]:
-        """Return the samples that a wavelet of these decoded components stands for."""
+    def decode(self, wavelet: Wavelet, components: NDArray[np.int32] | None = None) -> NDArray[Any]:
+        """Return the samples that a wavelet stands for; its components are decoded unless they are known."""
+        if components is None:
+            components = wavelet.decode(self.coefficients.shape)
         scaled, levels = self._scaled, self._levels_of(wavelet)
         samples = _restored(components, self.matrix, scaled.samples.dtype, scaled.ranges)
         if levels is not None:
@@ -109,10 +122,6 @@ class WaveletEncoder:
             self._padding.apply(samples)
         return samples
 
-    def restored(self, wavelet: Wavelet) -> NDArray[Any]:
-        """Return the samples that a wavelet decodes to."""
-        return self.decode(wavelet, wavelet.decode(self._shape))
-
     def _levels_of(self, wavelet: Wavelet) -> tuple[Levels, ...] | None:
         """Return the levels of samples, if errors of a wavelet are small enough for the nearest to be the right one."""
         from deepsic_codec.codec.wavelet_rate import estimated_error
@@ -120,52 +129,112 @@ class WaveletEncoder:
         if self._levels is None:
             return None
         gap = min(levels.gap() for levels in self._levels if levels.divisor > 1)
-        return self._levels if estimated_error(self._coefficients, wavelet.code) < MAX_SNAPPED * gap else None
+        return self._levels if estimated_error(self.coefficients, wavelet.code) < MAX_SNAPPED * gap else None
 
     def sections(self, wavelet: Wavelet) -> dict[Section[Any], Any]:
-        """Return the sections of the payload."""
+        """Return the sections of the payload or the grid."""
         structure = make_structure(self._levels_of(wavelet), self._coded_padding)
         return {SPECTRAL: self.matrix, WAVELET: wavelet, STRUCTURE: structure}
 
-    def at_quality(self, quality: float) -> tuple[Wavelet, NDArray[np.int32]]:
-        """Encode at a quality."""
-        return self.encode(step_code(self._step(quality)))
 
-    def for_bytes(self, limit: float) -> Wavelet:
+class WaveletEncoder:
+    """A chunk as coefficients, which can be encoded with any step."""
+
+    def __init__(self, scaled: ScaledChunk, params: CodecParams) -> None:
+        self._scaled, self.grids = scaled, find_grids(scaled.samples)
+        # Units of the integers in the range of values.
+        self._extent = FLOAT_LEVELS if scaled.samples.dtype.kind == "f" else scaled.extent
+        step = self._extent * GUESS if params.quality is None else self._step(params.quality)
+        if self.grids:
+            self._parts = [_Part(on_grid(scaled, grid), params, step / grid.factor) for grid in self.grids]
+        else:
+            self._parts = [_Part(scaled, params, step)]
+
+    def _step(self, quality: float) -> float:
+        return deep_step(quality) / 255 * self._extent
+
+    def _codes(self, code: int) -> list[int]:
+        """Return the codes of parts. An error of a grid is repeated, so its step is finer by its factor."""
+        if not self.grids:
+            return [code]
+        return [max(0, code - round(PER_OCTAVE * log2(grid.factor))) for grid in self.grids]
+
+    def quality_of(self, code: int) -> float:
+        """Return the quality that the step of a code is nearest to."""
+        return round(deep_quality(step_of(code) * 255 / self._extent), 2)
+
+    def _encode(self, code: int) -> tuple[CodedWavelets, list[NDArray[np.int32]]]:
+        """Encode with the step of a code; return the coefficients that parts decode to, too."""
+        pairs = [part.encode(one) for part, one in zip(self._parts, self._codes(code), strict=True)]
+        if not self.grids:
+            code = pairs[0][0].code
+        return CodedWavelets(code, tuple(wavelet for wavelet, _ in pairs)), [one for _, one in pairs]
+
+    def decode(
+        self, coded: CodedWavelets, components: Sequence[NDArray[np.int32] | None] | None = None
+    ) -> NDArray[Any]:
+        """Return the samples that wavelets stand for; their components are decoded unless they are known."""
+        known: Sequence[NDArray[np.int32] | None] = components or [None] * len(self._parts)
+        parts = zip(self._parts, coded.wavelets, known, strict=True)
+        decoded = [part.decode(wavelet, one) for part, wavelet, one in parts]
+        if not self.grids:
+            return decoded[0]
+        samples = np.empty_like(self._scaled.samples)
+        for grid, pixels in zip(self.grids, decoded, strict=True):
+            samples[..., list(grid.bands)] = grid.repeated(pixels, *samples.shape[1:3])
+        return samples
+
+    def sections(self, coded: CodedWavelets | None) -> dict[Section[Any], Any]:
+        """Return the sections of the payload; without wavelets, all that is needed besides their streams."""
+        wavelets = [Wavelet(0, b"")] * len(self._parts) if coded is None else coded.wavelets
+        sections = [part.sections(wavelet) for part, wavelet in zip(self._parts, wavelets, strict=True)]
+        return {STRUCTURE: fill_grids(self.grids, sections)} if self.grids else sections[0]
+
+    def at_quality(self, quality: float) -> CodedWavelets:
+        """Encode at a quality."""
+        return self._encode(step_code(self._step(quality)))[0]
+
+    def for_bytes(self, limit: float) -> CodedWavelets:
         """Encode to about this number of bytes, all other sections left out."""
         from deepsic_codec.codec.wavelet_rate import estimated_bytes
 
-        def trial(code: int) -> tuple[float, Wavelet]:
-            wavelet, _ = self.encode(code)
-            return log2(max(1, len(wavelet.stream))), wavelet
+        def trial(code: int) -> tuple[float, CodedWavelets]:
+            coded, _ = self._encode(code)
+            return log2(max(1, coded.nbytes)), coded
 
-        curve = _Curve(lambda code: log2(max(1.0, estimated_bytes(self._coefficients, code))), self._min_code)
-        return _search(curve, log2(max(limit, 1.0)), 0.0, trial, CLOSE_BYTES)
+        def estimate(code: int) -> float:
+            parts = zip(self._parts, self._codes(code), strict=True)
+            return log2(max(1.0, sum(estimated_bytes(part.coefficients, one) for part, one in parts)))
 
-    def for_rmse(self, rmse: float) -> Wavelet:
+        return _search(_Curve(estimate), log2(max(limit, 1.0)), 0.0, trial, CLOSE_BYTES)
+
+    def for_rmse(self, rmse: float) -> CodedWavelets:
         """Encode to about a root mean square error in units of the samples."""
-        return self._for_error(-log2(rmse), self._scaled.rmse, self._scaled.extent)
+        return self._for_error(rmse, self._scaled.rmse, self._scaled.extent)
 
-    def for_psnr(self, psnr: float) -> Wavelet:
+    def for_psnr(self, psnr: float) -> CodedWavelets:
         """Encode to about a PSNR in dB, whose peak is the range of values."""
-        return self._for_error(psnr / 20 * log2(10), lambda samples: 10 ** (-self._scaled.psnr(samples) / 20), 1.0)
+        return self._for_error(10 ** (-psnr / 20), lambda samples: 10 ** (-self._scaled.psnr(samples) / 20), 1.0)
 
-    def _for_error(self, target: float, measure: Callable[[NDArray[Any]], float], extent: float) -> Wavelet:
-        """Encode to an error that `measure` gives, 2^-target; the range of values has this extent in its unit."""
+    def _for_error(self, target: float, measure: Callable[[NDArray[Any]], float], extent: float) -> CodedWavelets:
+        """Encode to an error that `measure` gives; the range of values has this extent in its unit."""
         from deepsic_codec.codec.wavelet_rate import estimated_error
 
-        def trial(code: int) -> tuple[float, Wavelet]:
-            wavelet, coefficients = self.encode(code)
-            return -log2(max(measure(self.decode(wavelet, to_components(coefficients))), extent * SMALLEST)), wavelet
+        def trial(code: int) -> tuple[float, CodedWavelets]:
+            coded, coefficients = self._encode(code)
+            samples = self.decode(coded, [to_components(one) for one in coefficients])
+            return -log2(max(measure(samples), extent * SMALLEST)), coded
 
-        curve = _Curve(
-            lambda code: -log2(max(estimated_error(self._coefficients, code), self._extent * SMALLEST)), self._min_code
-        )
-        return _search(curve, target, log2(self._extent / extent), trial, CLOSE_ERROR)
+        def estimate(code: int) -> float:
+            errors = [
+                estimated_error(part.coefficients, one)
+                for part, one in zip(self._parts, self._codes(code), strict=True)
+            ]
+            weights = [len(grid.bands) for grid in self.grids] or [1]
+            square = sum(weight * error**2 for weight, error in zip(weights, errors, strict=True)) / sum(weights)
+            return -log2(max(square**0.5 if self.grids else errors[0], self._extent * SMALLEST))
 
-
-def _extent(scaled: ScaledChunk) -> float:
-    return FLOAT_LEVELS if scaled.samples.dtype.kind == "f" else scaled.extent
+        return _search(_Curve(estimate), -log2(target), log2(self._extent / extent), trial, CLOSE_ERROR)
 
 
 class _Curve:
@@ -197,8 +266,8 @@ class _Curve:
 
 
 def _search(
-    curve: _Curve, target: float, correction: float, trial: Callable[[int], tuple[float, Wavelet]], close: float
-) -> Wavelet:
+    curve: _Curve, target: float, correction: float, trial: Callable[[int], tuple[float, CodedWavelets]], close: float
+) -> CodedWavelets:
     """Find the step whose trial comes nearest to a target.
 
     Parameters
@@ -212,7 +281,7 @@ def _search(
     close : float
         Distance from the target at which the search ends.
     """
-    trials: dict[int, tuple[float, Wavelet]] = {}
+    trials: dict[int, tuple[float, CodedWavelets]] = {}
     code = curve.code_of(target - correction)
     while code not in trials and len(trials) < MAX_TRIALS:
         trials[code] = trial(code)

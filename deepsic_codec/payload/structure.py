@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.nodata import NoData
 from deepsic_codec.payload.varint import read_varint, write_varint
 
 LEVELS, PADDING = 1, 2  # bits of the layout
+GRIDS = 4  # layout: bands are repeated pixels of coarser grids
+MAX_FACTOR = 16
 SAME, TABLE = 0, 1  # kinds of the levels of a band; larger kinds are a divisor plus 1
 GAPS, BITMAP = 0, 1  # forms of a table
 MAX_DIVISOR = 65535
@@ -74,6 +77,46 @@ class Levels:
 
 
 @dataclass(frozen=True, eq=False)
+class Grid:
+    """Bands that are repeated pixels of one coarser grid.
+
+    Attributes
+    ----------
+    bands : tuple of int
+        Their numbers, ascending.
+    factor : int
+        1 to 16: rows and columns of the chunk in one of the grid.
+    phase : (int, int)
+        Rows and columns of the first pixel that lie before the chunk, each less than `factor`.
+    sections : dict of int to bytes
+        Kinds and bytes of the sections that hold samples of the grid.
+    """
+
+    bands: tuple[int, ...]
+    factor: int
+    phase: tuple[int, int]
+    sections: dict[int, bytes]
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the grid under a chunk of this size."""
+        down, right = self.phase
+        return (height - 1 + down) // self.factor + 1, (width - 1 + right) // self.factor + 1
+
+    def thinned(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return samples (slices, rows, columns, bands) of the grid, from those of all bands of the chunk."""
+        rows, columns = self.size(*samples.shape[1:3])
+        first = np.maximum(np.arange(rows) * self.factor - self.phase[0], 0)
+        second = np.maximum(np.arange(columns) * self.factor - self.phase[1], 0)
+        return np.ascontiguousarray(samples[:, first[:, None], second][..., list(self.bands)])
+
+    def repeated(self, samples: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+        """Undo `thinned`: return samples (slices, height, width, bands of the grid)."""
+        rows = (np.arange(height) + self.phase[0]) // self.factor
+        columns = (np.arange(width) + self.phase[1]) // self.factor
+        return samples[:, rows[:, None], columns]
+
+
+@dataclass(frozen=True, eq=False)
 class Structure:
     """What samples (slices, height, width, bands) of a chunk are.
 
@@ -83,10 +126,13 @@ class Structure:
         One for each band.
     padding : bytes
         Samples that hold one value, which are not coded: as the content of a nodata section. Empty if there are none.
+    grids : tuple of Grid
+        That hold all samples, without levels and padding; empty if samples are coded as they are.
     """
 
     levels: tuple[Levels, ...] | None
     padding: bytes = b""
+    grids: tuple[Grid, ...] = ()
 
     def max_error(self, max_error: float) -> float:
         """Return the bound on numbers that keeps a bound on samples."""
@@ -117,8 +163,20 @@ class Structure:
         return out
 
 
+def nodata_on_grid(nodata: NoData, grid: Grid) -> NoData:
+    """Return the samples without data of a grid."""
+    if nodata.mask is None:
+        return nodata
+    shape = *nodata.mask.shape[:3], grid.bands[-1] + 1
+    wide = nodata.mask if nodata.mask.shape[-1] > 1 else np.broadcast_to(nodata.mask, shape)
+    mask = grid.thinned(wide)
+    return NoData(nodata.value, nodata.down, mask if mask.any() else None)
+
+
 def encode_structure(structure: Structure) -> bytes:
     """Write a structure section."""
+    if structure.grids:
+        return bytes((GRIDS,)) + _encode_grids(structure.grids)
     layout = LEVELS * (structure.levels is not None) | PADDING * bool(structure.padding)
     data, before = bytearray((layout,)), b""
     for levels in structure.levels or ():
@@ -126,6 +184,16 @@ def encode_structure(structure: Structure) -> bytes:
         data += write_varint(SAME) if coded == before else coded
         before = coded
     return bytes(data) + structure.padding
+
+
+def _encode_grids(grids: tuple[Grid, ...]) -> bytes:
+    numbers = {band: number for number, grid in enumerate(grids) for band in grid.bands}
+    data = bytearray(numbers[band] for band in range(len(numbers)))
+    for grid in grids:
+        data += bytes((grid.factor, *grid.phase, len(grid.sections)))
+        for kind, content in grid.sections.items():
+            data += bytes((kind,)) + write_varint(len(content)) + content
+    return bytes(data)
 
 
 def _encode_levels(levels: Levels) -> bytes:
@@ -155,6 +223,11 @@ def decode_structure(data: bytes, header: Header) -> Structure:
     if not data:
         raise CorruptPayload("structure section: empty")
     layout, position = data[0], 1
+    if layout == GRIDS:
+        try:
+            return Structure(None, grids=_decode_grids(data, header))
+        except IndexError:
+            raise CorruptPayload("structure section: truncated") from None
     if layout not in (LEVELS, PADDING, LEVELS | PADDING):
         raise UnsupportedPayload(f"structure section: unknown layout {layout:#04x}; upgrade deepsic_codec")
     levels = None
@@ -167,6 +240,38 @@ def decode_structure(data: bytes, header: Header) -> Structure:
     if bool(padding) != bool(layout & PADDING):
         raise CorruptPayload(f"structure section: {len(padding)} bytes after the levels, with layout {layout:#04x}")
     return Structure(levels, padding)
+
+
+def _decode_grids(data: bytes, header: Header) -> tuple[Grid, ...]:
+    """Read grids, which end the section; raises IndexError if `data` ends early."""
+    position = 1 + header.channels
+    numbers = data[1:position]
+    if len(numbers) < header.channels:
+        raise IndexError
+    grids = []
+    for number in range(max(numbers) + 1):
+        bands = tuple(band for band in range(header.channels) if numbers[band] == number)
+        factor, down, right, count = (data[position + i] for i in range(4))
+        position += 4
+        if not bands or not 1 <= factor <= MAX_FACTOR or max(down, right) >= factor:
+            raise CorruptPayload(
+                f"structure section: grid {number} has {len(bands)} bands, factor {factor}, phase {down}, {right}"
+            )
+        sections: dict[int, bytes] = {}
+        for _ in range(count):
+            kind = data[position]
+            length, position = read_varint(data, position + 1, "structure section")
+            sections_before, content = len(sections), data[position : position + length]
+            position += length
+            if position > len(data):
+                raise IndexError
+            sections[kind] = content
+            if len(sections) == sections_before:
+                raise CorruptPayload(f"structure section: grid {number} has a section of kind {kind} twice")
+        grids.append(Grid(bands, factor, (down, right), sections))
+    if position < len(data):
+        raise CorruptPayload(f"structure section: {len(data) - position} bytes after the grids")
+    return tuple(grids)
 
 
 def _decode_levels(data: bytes, position: int, header: Header) -> tuple[tuple[Levels, ...], int]:

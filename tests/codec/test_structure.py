@@ -1,15 +1,19 @@
 """What samples of a chunk are: found where it saves bytes, and exact in all modes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC
-from deepsic_codec.codec.structure import find_levels, find_padding
+from deepsic_codec.codec.decode import compute_labels, parse_payload
+from deepsic_codec.codec.structure import find_grids, find_levels, find_padding
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload import header as h
-from deepsic_codec.payload.sections import FEATURES, NODATA, STRUCTURE
+from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, STRUCTURE
+from deepsic_codec.payload.structure import Grid, Structure, encode_structure
 from tests.common import check_rejects, check_roundtrip, photograph
 from tests.payload import reference
 
@@ -189,3 +193,115 @@ def test_a_structure_of_features_is_refused():
         sections=[(FEATURES.kind, unpacked.sections[FEATURES.kind]), (STRUCTURE.kind, b"\1\2\0\0")],
     )
     check_rejects(CorruptPayload, "structure section without a wavelet", DeepSIC().decode, crafted)
+
+
+def repeated(factors, height=70, width=90, dtype="u2", y=0, x=0):
+    """Bands of which each pixel is repeated, and cut off at the top and on the left."""
+    bands = []
+    for seed, factor in enumerate(factors):
+        small = photograph(height // factor + 6, width // factor + 6, seed=seed).astype(dtype) * 3 + seed
+        bands.append(small.repeat(factor, 0).repeat(factor, 1)[y : y + height, x : x + width])
+    return np.ascontiguousarray(np.stack(bands, axis=-1))
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (1, 0), (5, 3)])
+@pytest.mark.parametrize("axes", ["yxc", "cyx", "tyxc"])
+def test_repeated_bands_are_coded_on_their_grids(axes, y, x):
+    samples = repeated([1, 2, 6, 2, 1], y=y, x=x)
+    grids = find_grids(samples[None])
+    assert [(g.bands, g.factor) for g in grids] == [((0, 4), 1), ((1, 3), 2), ((2,), 6)]
+    assert all(g.phase == (y % g.factor, x % g.factor) for g in grids)
+    order = [("yxc".index(axis) if axis != "t" else None) for axis in axes]
+    array = samples.transpose([i for i in order if i is not None])
+    array = np.stack([array, array]) if "t" in axes else array
+    codec = DeepSIC(axes=axes, max_error=0, semantics="none")
+    payload = check_roundtrip(codec, array)
+    np.testing.assert_array_equal(codec.decode(payload), array)
+    apart = sum(len(DeepSIC(max_error=0, semantics="none").encode(g.thinned(samples[None])[0])) for g in grids)
+    if "t" not in axes:
+        assert len(payload) < apart
+
+
+@pytest.mark.parametrize("parameters", [{"quality": 90}, {"bpp": 4}, {"psnr": 45}, {"rmse": 5}, {"max_error": 4}])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_repeated_bands_within_errors(dtype, parameters, nodata):
+    samples = repeated([1, 2, 3], dtype=dtype, y=1)
+    if nodata is not None:
+        samples[:17, :30] = nodata  # whole pixels of each grid
+    codec = DeepSIC(transform="wavelet", value_range="chunk", semantics="none", nodata=nodata, **parameters)
+    payload = check_roundtrip(codec, samples, -np.inf)
+    decoded = codec.decode(payload)
+    difference = decoded.astype(float) - samples
+    assert structure_of(payload).grids
+    if nodata is not None:
+        np.testing.assert_array_equal(decoded == nodata, samples == nodata)
+    if "max_error" in parameters:
+        assert np.abs(difference).max() <= 4
+    elif "rmse" in parameters:
+        data = samples != nodata if nodata is not None else np.ones(samples.shape, bool)
+        assert 4 < np.sqrt(np.square(difference[data]).mean()) < 6
+    elif "bpp" in parameters:
+        assert abs(8 * len(payload) / samples[..., 0].size - 4) < 0.15
+    again = DeepSIC(transform="wavelet", value_range="chunk", semantics="none", nodata=nodata, **parameters)
+    assert again.encode(samples) == payload
+
+
+def test_errors_of_repeated_bands_are_alike():
+    """A step that suits one resolution suits the others: fewer bytes at as small an error as without grids."""
+    samples = repeated([1, 2], 128, 128)
+    codec = DeepSIC(rmse=3, transform="wavelet", semantics="none", value_range="chunk")
+    shifted = samples.copy()
+    shifted[::7, ::5, 1] ^= 1  # no repetition any more
+    assert structure_of(codec.encode(shifted)) is None
+    assert len(codec.encode(samples)) < 0.8 * len(codec.encode(shifted))
+
+
+@pytest.mark.parametrize("samples", [scene(), np.full((64, 64, 2), 5, "u1"), repeated([7, 1]), repeated([2])[:15]])
+def test_other_bands_have_one_grid(samples):
+    assert find_grids(samples[None]) == ()
+
+
+def test_labels_of_repeated_bands():
+    samples = repeated([1, 2, 2], 128, 128, "u1")
+    codec = DeepSIC(transform="wavelet", quality=95)
+    payload = codec.encode(samples)
+    assert structure_of(payload).grids and h.read_section(payload, h.read_header(payload), LABELS) is not None
+    post = DeepSIC(transform="wavelet", quality=95, semantics="post").encode(samples)
+    assert compute_labels(parse_payload(post)) is not None
+
+
+def crafted(change, nodata=None):
+    """A payload whose grids are changed."""
+    payload = DeepSIC(max_error=0, semantics="none").encode(repeated([1, 2], 64, 64))
+    unpacked = h.unpack(payload)
+    grids = [g.__class__(g.bands, g.factor, g.phase, dict(g.sections)) for g in unpacked.read(STRUCTURE).grids]
+    sections = dict(unpacked.sections) | {STRUCTURE.kind: None}
+    change(grids, sections)
+    sections[STRUCTURE.kind] = encode_structure(Structure(None, grids=tuple(grids)))
+    decoder = unpacked.header.decoder
+    return reference.write(dtype=3, shape=(64, 64, 2), grid=(4, 4), decoder=decoder, sections=sorted(sections.items()))
+
+
+GRIDS = {
+    "no samples": (lambda grids, sections: grids[0].sections.clear(), "features section is missing"),
+    "labels": (lambda grids, sections: grids[0].sections.update({0x81: b""}), "sections of kinds"),
+    "nodata": (lambda grids, sections: grids[1].sections.update({4: b"\0\0\1"}), "sections of kinds"),
+    "both": (lambda grids, sections: grids[1].sections.update({7: b"\0\0\0"}), "both a wavelet section and a residual"),
+    "grids": (
+        lambda grids, sections: grids.__setitem__(
+            1, Grid((1,), 2, (0, 0), {8: encode_structure(Structure(None, grids=(Grid((0,), 1, (0, 0), {6: b""}),)))})
+        ),
+        "a grid with grids",
+    ),
+    "beside a residual": (lambda grids, sections: sections.update({6: b"\0\1"}), "structure section with grids"),
+    "another factor": (lambda grids, sections: grids.__setitem__(1, replace(grids[1], factor=3)), "residual section"),
+    "cut off": (lambda grids, sections: grids[1].sections.update({6: grids[1].sections[6][:-9]}), "residual section"),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_crafted_grids_are_refused(name):
+    change, words = GRIDS[name]
+    assert DeepSIC().decode(crafted(lambda grids, sections: None)).shape == (64, 64, 2)
+    check_rejects(CorruptPayload, words, DeepSIC().decode, crafted(change))

@@ -187,3 +187,25 @@ def read_structure(section, dtype, bands):
             found.append({(v - offset) // (kind - 1): v for v in values if (v - offset) % (kind - 1) == 0})
     assert bool(data.data) == bool(layout & 2) and layout < 4
     return found, data.data
+
+
+def read_grids(section, bands):
+    """Return (bands, factor, phases, sections by kind) of each grid of a structure section of layout 4."""
+    data = Reader(section)
+    assert data.u8() == 4
+    numbers = data.take(bands)
+    grids = []
+    for number in range(max(numbers) + 1):
+        factor, down, right, count = data.take(4)
+        sections = {}
+        for _ in range(count):
+            kind = data.u8()
+            sections[kind] = data.take(data.varint())
+        grids.append(([band for band in range(bands) if numbers[band] == number], factor, (down, right), sections))
+    assert not data.data
+    return grids
+
+
+def repeat(rows, height, width, factor, phases):
+    """Return rows of a grid, each a list, as rows of the chunk."""
+    return [[rows[(y + phases[0]) // factor][(x + phases[1]) // factor] for x in range(width)] for y in range(height)]

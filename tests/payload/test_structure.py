@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import STRUCTURE
-from deepsic_codec.payload.structure import Levels, Structure, decode_structure, encode_structure
+from deepsic_codec.payload.structure import Grid, Levels, Structure, decode_structure, encode_structure
 from tests.common import check_rejects
 from tests.payload import reference
 
@@ -89,7 +89,19 @@ SOUND = b"\1\1\0\7\2\1\1"  # levels 7, 9, 11
 WRONG = {
     "empty": (b"", CorruptPayload, "empty"),
     "layout 0": (b"\0\2", UnsupportedPayload, "layout 0x00|upgrade"),
-    "layout 4": (b"\4\2", UnsupportedPayload, "layout 0x04|upgrade"),
+    "layout 8": (b"\x08\2", UnsupportedPayload, "layout 0x08|upgrade"),
+    "grids without bands": (b"\4", CorruptPayload, "truncated"),
+    "a grid without fields": (b"\4\0\2\0\0", CorruptPayload, "truncated"),
+    "an empty grid": (b"\4\1\2\0\0\0\2\0\0\0", CorruptPayload, "grid 0 has 0 bands"),
+    "255 empty grids": (b"\4\xff" + b"\2\0\0\0" * 256, CorruptPayload, "grid 0 has 0 bands"),
+    "factor 0": (b"\4\0\0\0\0\0", CorruptPayload, "factor 0"),
+    "factor 17": (b"\4\0\x11\0\0\0", CorruptPayload, "factor 17"),
+    "phase of rows": (b"\4\0\2\2\0\0", CorruptPayload, "phase 2, 0"),
+    "phase of columns": (b"\4\0\2\0\2\0", CorruptPayload, "phase 0, 2"),
+    "a section cut off": (b"\4\0\2\0\0\1\7\3ab", CorruptPayload, "truncated"),
+    "a long section": (b"\4\0\2\0\0\1\7\xff\xff\xff\xff\x0fab", CorruptPayload, "truncated"),
+    "a section twice": (b"\4\0\2\0\0\2\7\0\7\0", CorruptPayload, "kind 7 twice"),
+    "bytes after the grids": (b"\4\0\2\0\0\0\0", CorruptPayload, "1 bytes after the grids"),
     "layout 5": (b"\5\2", UnsupportedPayload, "layout 0x05|upgrade"),
     "no padding": (b"\2", CorruptPayload, "0 bytes after the levels"),
     "no padding after levels": (b"\3\2", CorruptPayload, "0 bytes after the levels"),
@@ -142,3 +154,34 @@ def test_any_bytes_are_levels_or_are_refused(data, dtype, bands):
     samples = np.arange(2 * bands, dtype=dtype).reshape(1, 1, 2, bands)
     nearest = structure.nearest(samples)
     np.testing.assert_array_equal(structure.nearest(nearest), nearest)
+
+
+@st.composite
+def grids(draw):
+    count = draw(st.integers(1, 6))
+    numbers = draw(st.permutations([i * draw(st.integers(1, count)) // count for i in range(count)]))
+    numbers = np.unique(numbers, return_inverse=True)[1]
+    out = []
+    for number in range(numbers.max() + 1):
+        factor = draw(st.integers(1, 16))
+        phase = draw(st.integers(0, factor - 1)), draw(st.integers(0, factor - 1))
+        sections = {kind: draw(st.binary(max_size=200)) for kind in draw(st.permutations([5, 7, 8]))}
+        out.append(Grid(tuple(np.flatnonzero(numbers == number).tolist()), factor, phase, sections))
+    return count, tuple(out)
+
+
+@given(grids(), st.integers(1, 40), st.integers(1, 40))
+def test_grids_are_written_and_repeated(case, height, width):
+    bands, expected = case
+    data = encode_structure(Structure(None, grids=expected))
+    decoded = decode_structure(data, header("u2", bands))
+    assert encode_structure(decoded) == data and decoded.levels is None
+    assert reference.read_grids(data, bands) == [(list(g.bands), g.factor, g.phase, g.sections) for g in expected]
+    for grid in decoded.grids:
+        rows, columns = grid.size(height, width)
+        pixels = np.arange(rows * columns * len(grid.bands)).reshape(1, rows, columns, len(grid.bands))
+        samples = np.zeros((1, height, width, bands), int)
+        samples[..., list(grid.bands)] = grid.repeated(pixels, height, width)
+        first = reference.repeat(pixels[0, ..., 0].tolist(), height, width, grid.factor, grid.phase)
+        assert samples[0, ..., grid.bands[0]].tolist() == first
+        np.testing.assert_array_equal(grid.thinned(samples), pixels)
