@@ -1,7 +1,8 @@
 """The spectral transform: bands that resemble one another become components of which few hold most of the detail.
 
-It is the Karhunen-Loève transform of the differences between neighbouring samples, so that edges decide, not means. All
-arithmetic is exact, or is done by single operations of IEEE 754, so equal samples have equal matrices on every machine.
+It is the Karhunen-Loève transform of the differences between neighbouring samples, so that edges decide, and of the means
+with a small weight. All arithmetic is exact, or is done by single operations of IEEE 754, so equal samples have equal
+matrices on every machine.
 Products of matrices are sums of integers below 2^53, which float64 adds exactly in any order.
 
 Matrices are int16 (components, bands) in units of 1/16384, with orthonormal rows. Values and components are integers
@@ -25,14 +26,15 @@ MAX_VALUE, MAX_COMPONENT = 1 << 22, (1 << 26) - 1
 # Multiplications that a fit may take: it skips rows of images with many bands.
 FIT_PRODUCTS = 1 << 31
 BLOCK = 1 << 16  # differences, or pixels, at a time
+MEAN_PIXELS = 1 << 12  # pixels of a block, whose mean counts as one difference
 SWEEPS = 12  # of Jacobi's method: what 256 bands need; the rows are orthonormal after any number
 # Differences are fitted without bits beyond these, so that the sums of their products are exact.
 FIT_BITS = 16
 
 # Bits that the transform has to save in each sample, by the estimate of `_saving`.
 MIN_SAVING = 1 / 16
-# With many bands, components of which the root mean square of differences is below this share of the step are left out.
-LEFT_OUT_FROM, LEFT_OUT = 16, 1 / 4
+# Differences below this share of the step count for nothing there: those between blocks of pixels are larger.
+DETAIL = 1 / 16
 
 
 def forward(values: NDArray[Any], matrix: Matrix) -> NDArray[np.int32]:
@@ -99,6 +101,16 @@ def _difference_products(values: NDArray[Any], mask: NDArray[np.bool_] | None) -
         total += (difference.T @ difference).astype(np.int64)
         pairs += len(difference)
     return total, pairs
+
+
+def _mean_products(values: NDArray[Any], pairs: int) -> NDArray[np.int64]:
+    """Return the products of means, as many as there are blocks of pixels.
+
+    Differences do not see the means. Without these products, components of mere noise share them, and none can be left
+    out.
+    """
+    means = values.sum(axis=(0, 1, 2), dtype=np.int64) // (values.size // values.shape[-1])
+    return np.outer(means, means) * pairs // MEAN_PIXELS
 
 
 def _principal_axes(products: NDArray[np.int64]) -> Matrix:
@@ -172,7 +184,7 @@ def choose(
     mask : ndarray or None
         bool of the same shape, true where a sample is no data.
     step : float
-        Step of the quantiser, in units of the values, or a guess. Detail below it costs no bits.
+        Step of the quantiser, in units of the values, or a guess. Detail far below it costs no bits.
     matrix : ndarray, optional
         The caller's, float64 (bands, bands), orthonormal. By default it is fitted.
 
@@ -182,21 +194,26 @@ def choose(
         None if bands coded without a transform take fewer bits, by an estimate.
     """
     shift = max(0, int(np.abs(values).max()).bit_length() - FIT_BITS)
-    products, pairs = _difference_products(values >> shift, mask)
-    rows = _principal_axes(products) if matrix is None else fixed_point(matrix)
+    narrow = values >> shift
+    products, pairs = _difference_products(narrow, mask)
+    rows = _principal_axes(products + _mean_products(narrow, pairs)) if matrix is None else fixed_point(matrix)
     energies = _energies(products, rows)
-    least = max(1, pairs * round(step * step * 4.0**-shift))  # energy of differences that costs no bits
+    least = max(1, pairs * round((step * DETAIL) ** 2 * 4.0**-shift))  # energy of differences that costs no bits
     if matrix is None:
         saving = _saving(np.diagonal(products), energies, least)
         if saving < MIN_SAVING * len(rows) or saving * values[..., 0].size < 16 * rows.size:
             return None
-    order = np.argsort(-energies, kind="stable")
-    rows, energies = rows[order], energies[order]
-    if matrix is None and len(rows) >= LEFT_OUT_FROM:
-        kept = energies >= round(LEFT_OUT**2 * least)
-        kept[0] = True
-        rows = rows[kept]
-    return rows
+    return rows[np.argsort(-energies, kind="stable")]
+
+
+def root_mean_squares(components: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return the root mean square of each component (..., components), the same on every machine."""
+    squares = []
+    for number in range(components.shape[-1]):
+        part = components[..., number].astype(np.int64)
+        shift = max(0, int(np.abs(part).max()).bit_length() - 16)  # so that the sum fits 64 bits
+        squares.append((int(np.square(part >> shift).sum()) << 2 * shift) / part.size)
+    return np.sqrt(squares)
 
 
 def _energies(products: NDArray[np.int64], rows: Matrix) -> NDArray[np.int64]:

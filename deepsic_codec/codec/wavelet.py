@@ -32,6 +32,9 @@ SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
 # Root mean square error, as a share of the gap between levels, up to which the nearest level has the smaller error.
 MAX_SNAPPED = 0.25
 GUESS = 1 / 64  # step for which a spectral transform is chosen before a search, as a share of the range
+# With many bands, components whose root mean square is below this share of the step are left out, and their rows.
+LEFT_OUT_FROM, LEFT_OUT = 16, 1 / 4
+ROW_ENTRY = 8  # bytes of a spectral transform section besides its rows, and of its entry in the header
 
 
 def decode_wavelet(
@@ -98,29 +101,47 @@ class _Part:
             self.matrix = spectral.choose(values, coded.mask, step, matrix)
         if self.matrix is not None:
             values = spectral.forward(values, self.matrix)
+        self._sizes = np.full(values.shape[-1], np.inf)  # of components that a large step leaves out
+        if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
+            self._sizes[1:] = spectral.root_mean_squares(values[..., 1:])
         self.coefficients = to_coefficients(np.moveaxis(values, -1, 1))
         self._levels = find_levels(coded.samples, coded.mask, None)
         # Symbols fit 26 bits then: low bands have steps up to 68 times as small, and symbols up to two magnitudes.
-        self._min_code = step_code(max(1, int(np.abs(self.coefficients).max())) / MAX_MAGNITUDE)
+        self.min_code = step_code(max(1, int(np.abs(self.coefficients).max())) / MAX_MAGNITUDE)
 
     def encode(self, code: int) -> tuple[Wavelet, NDArray[np.int32]]:
         """Encode with the step of a code; return the coefficients that it decodes to, too."""
         from deepsic_codec.payload.coders.subbands import encode_planes
 
-        code, coefficients = max(code, self._min_code), self.coefficients.copy()
+        code = max(code, self.min_code)
+        coefficients = np.compress(self._kept(code), self.coefficients, axis=1)  # a copy
         return Wavelet(code, encode_planes(coefficients, code, self._optimise)), coefficients
 
     def decode(self, wavelet: Wavelet, components: NDArray[np.int32] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""
         if components is None:
-            components = wavelet.decode(self.coefficients.shape)
+            slices, _, height, width = self.coefficients.shape
+            components = wavelet.decode((slices, int(self._kept(wavelet.code).sum()), height, width))
         scaled, levels = self._scaled, self._levels_of(wavelet)
-        samples = _restored(components, self.matrix, scaled.samples.dtype, scaled.ranges)
+        samples = _restored(components, self._matrix_of(wavelet.code), scaled.samples.dtype, scaled.ranges)
         if levels is not None:
             samples = Structure(levels).nearest(samples)
         if self._padding is not None:
             self._padding.apply(samples)
         return samples
+
+    def _kept(self, code: int) -> NDArray[np.bool_]:
+        """Tell which components are coded with the step of a code."""
+        return self._sizes >= LEFT_OUT * step_of(code)
+
+    def _matrix_of(self, code: int) -> Matrix | None:
+        """Return the rows of the components that are coded with the step of a code."""
+        return None if self.matrix is None else self.matrix[self._kept(code)]
+
+    def matrix_bytes(self, code: int) -> int:
+        """Return about how many bytes the spectral transform section takes with the step of a code."""
+        matrix = self._matrix_of(max(code, self.min_code))
+        return 0 if matrix is None else ROW_ENTRY + matrix.nbytes
 
     def _levels_of(self, wavelet: Wavelet) -> tuple[Levels, ...] | None:
         """Return the levels of samples, if errors of a wavelet are small enough for the nearest to be the right one."""
@@ -134,7 +155,7 @@ class _Part:
     def sections(self, wavelet: Wavelet) -> dict[Section[Any], Any]:
         """Return the sections of the payload or the grid."""
         structure = make_structure(self._levels_of(wavelet), self._coded_padding)
-        return {SPECTRAL: self.matrix, WAVELET: wavelet, STRUCTURE: structure}
+        return {SPECTRAL: self._matrix_of(wavelet.code), WAVELET: wavelet, STRUCTURE: structure}
 
 
 class WaveletEncoder:
@@ -149,6 +170,7 @@ class WaveletEncoder:
             self._parts = [_Part(on_grid(scaled, grid), params, step / grid.factor) for grid in self.grids]
         else:
             self._parts = [_Part(scaled, params, step)]
+        self._min_code = 0 if self.grids else self._parts[0].min_code
 
     def _step(self, quality: float) -> float:
         return deep_step(quality) / 255 * self._extent
@@ -185,9 +207,11 @@ class WaveletEncoder:
         return samples
 
     def sections(self, coded: CodedWavelets | None) -> dict[Section[Any], Any]:
-        """Return the sections of the payload; without wavelets, all that is needed besides their streams."""
+        """Return the sections of the payload; without wavelets, what is needed besides their streams and matrices."""
         wavelets = [Wavelet(0, b"")] * len(self._parts) if coded is None else coded.wavelets
         sections = [part.sections(wavelet) for part, wavelet in zip(self._parts, wavelets, strict=True)]
+        if coded is None:
+            sections = [one | {SPECTRAL: None} for one in sections]
         return {STRUCTURE: fill_grids(self.grids, sections)} if self.grids else sections[0]
 
     def at_quality(self, quality: float) -> CodedWavelets:
@@ -195,29 +219,32 @@ class WaveletEncoder:
         return self._encode(step_code(self._step(quality)))[0]
 
     def for_bytes(self, limit: float) -> CodedWavelets:
-        """Encode to about this number of bytes, all other sections left out."""
+        """Encode to about this number of bytes, those of spectral transforms included."""
         from deepsic_codec.codec.wavelet_rate import estimated_bytes
+
+        def matrix_bytes(code: int) -> int:
+            return sum(part.matrix_bytes(one) for part, one in zip(self._parts, self._codes(code), strict=True))
 
         def trial(code: int) -> tuple[float, CodedWavelets]:
             coded, _ = self._encode(code)
-            return log2(max(1, coded.nbytes)), coded
+            return log2(coded.nbytes + matrix_bytes(code) + 1), coded
 
         def estimate(code: int) -> float:
             parts = zip(self._parts, self._codes(code), strict=True)
-            return log2(max(1.0, sum(estimated_bytes(part.coefficients, one) for part, one in parts)))
+            return log2(sum(estimated_bytes(part.coefficients, one) for part, one in parts) + matrix_bytes(code) + 1)
 
-        return _search(_Curve(estimate), log2(max(limit, 1.0)), 0.0, trial, CLOSE_BYTES)
+        return _search(_Curve(estimate, self._min_code), log2(max(limit, 0.0) + 1), 0.0, trial, CLOSE_BYTES)
 
     def for_rmse(self, rmse: float) -> CodedWavelets:
         """Encode to about a root mean square error in units of the samples."""
-        return self._for_error(rmse, self._scaled.rmse, self._scaled.extent)
+        return self._for_error(-log2(rmse), self._scaled.rmse, self._scaled.extent)
 
     def for_psnr(self, psnr: float) -> CodedWavelets:
         """Encode to about a PSNR in dB, whose peak is the range of values."""
-        return self._for_error(10 ** (-psnr / 20), lambda samples: 10 ** (-self._scaled.psnr(samples) / 20), 1.0)
+        return self._for_error(psnr / 20 * log2(10), lambda samples: 10 ** (-self._scaled.psnr(samples) / 20), 1.0)
 
     def _for_error(self, target: float, measure: Callable[[NDArray[Any]], float], extent: float) -> CodedWavelets:
-        """Encode to an error that `measure` gives; the range of values has this extent in its unit."""
+        """Encode to an error that `measure` gives, 2^-target; the range of values has this extent in its unit."""
         from deepsic_codec.codec.wavelet_rate import estimated_error
 
         def trial(code: int) -> tuple[float, CodedWavelets]:
@@ -234,7 +261,7 @@ class WaveletEncoder:
             square = sum(weight * error**2 for weight, error in zip(weights, errors, strict=True)) / sum(weights)
             return -log2(max(square**0.5 if self.grids else errors[0], self._extent * SMALLEST))
 
-        return _search(_Curve(estimate), -log2(target), log2(self._extent / extent), trial, CLOSE_ERROR)
+        return _search(_Curve(estimate, self._min_code), target, log2(self._extent / extent), trial, CLOSE_ERROR)
 
 
 class _Curve:

@@ -199,15 +199,19 @@ def test_values_of_many_bits_are_fitted():
     np.testing.assert_array_equal(narrow, matrix)
 
 
-@pytest.mark.parametrize(("bands", "fewer"), [(spectral.LEFT_OUT_FROM - 1, False), (spectral.LEFT_OUT_FROM, True)])
-def test_components_without_detail_are_left_out(bands, fewer):
-    values = alike(48, 48, bands)
-    step = 2000.0
-    matrix = spectral.choose(values, None, step)
-    assert (len(matrix) < bands) == fewer
-    back = spectral.inverse(spectral.forward(values, matrix), matrix)
-    assert np.abs(back - values).max() < step
-    assert len(spectral.choose(values, None, step, np.eye(bands))) == bands  # the caller's keeps all rows
+def test_a_smooth_image_of_few_steps_is_worth_a_transform():
+    """Its neighbours differ by less than a step, which blocks of pixels do not."""
+    ramp = np.mgrid[:200, :200].sum(axis=0)[None, ..., None] * 20
+    noise = np.random.default_rng(0).normal(0, 5, (1, 200, 200, 6))
+    assert spectral.choose((ramp * np.arange(1, 7) / 6 + noise).astype("i4"), None, 100) is not None
+
+
+def test_root_mean_squares_are_exact():
+    components = unlike(20, 30, 3) - 20000
+    found = spectral.root_mean_squares(components)
+    np.testing.assert_allclose(found, np.sqrt(np.square(components.astype("f8")).mean(axis=(0, 1, 2))), rtol=1e-4)
+    few = components % 7
+    np.testing.assert_array_equal(spectral.root_mean_squares(few), np.sqrt(np.square(few).mean(axis=(0, 1, 2))))
 
 
 def test_the_matrix_of_the_caller_is_sorted_by_energy():

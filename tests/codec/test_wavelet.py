@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from deepsic_codec import DeepSIC
+from deepsic_codec.codec.wavelet import LEFT_OUT_FROM
+from deepsic_codec.payload import header as h
+from deepsic_codec.payload.sections import SPECTRAL
 from tests.common import photograph
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -48,3 +51,51 @@ def test_targets_out_of_reach_take_one_trial(target, monkeypatch):
     monkeypatch.setattr(wavelet.WaveletEncoder, "encode", lambda self, code: trials.append(code) or encode(self, code))
     DeepSIC(axes="yx", semantics="none", transform="wavelet", **target).encode(photograph(40, 50))
     assert len(trials) == 1
+
+
+def mixed(bands, smooth=0.0):
+    """Bands that share a busy image, their means, and a smooth image, uint16 (96, 96, bands)."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:96, :96]
+    first, second = rng.normal(size=(2, bands))
+    busy, slope = 3000 * np.sin(x / 2) * np.cos(y / 3), smooth * (x / 95 - 0.5)
+    values = 30000 + busy[..., None] * first + slope[..., None] * second + rng.normal(0, 3, (96, 96, bands))
+    return values.clip(0, 65535).astype("u2")
+
+
+def encoded(array, **parameters):
+    """The number of components, of bytes, and the root mean square error."""
+    codec = DeepSIC(semantics="none", **parameters)
+    payload = codec.encode(array)
+    difference = codec.decode(payload).astype("f8") - array
+    matrix = h.unpack(payload).read(SPECTRAL)
+    return len(matrix), len(payload), np.sqrt(np.square(difference).mean())
+
+
+@pytest.mark.parametrize("bands", [LEFT_OUT_FROM - 1, LEFT_OUT_FROM, 40])
+@pytest.mark.parametrize("quality", [40, 90, 120])
+def test_components_below_the_step_are_left_out(bands, quality):
+    step = 200 * 0.02 ** ((min(quality, 100) - 1) / 99) * 257 * 256 ** -(max(0, quality - 100) / 100)
+    array = mixed(bands)
+    components, _, error = encoded(array, quality=quality)
+    assert (components < bands) == (bands >= LEFT_OUT_FROM)
+    assert error < 0.4 * step  # that of means, which differences do not show, too
+    assert encoded(array, quality=quality, spectral=np.eye(bands))[0] == bands  # the caller's keeps all rows
+
+
+def test_components_without_detail_are_kept_for_what_they_add():
+    """Neighbours in the smooth image differ by less than a quarter of a step, its ends by many steps."""
+    array = mixed(20, smooth=4000)
+    step = 4 * 257 / 256**0.3
+    assert step / 4 > 4000 / 95 and encoded(array, quality=130)[2] < 0.4 * step
+
+
+@pytest.mark.parametrize("target", [{"rmse": 5}, {"rmse": 100}, {"bpp": 1}, {"bpp": 10}], ids=str)
+def test_targets_with_many_bands_are_met(target):
+    """Rows of the matrix are a part of the bytes, and steps need different components."""
+    array = mixed(60, smooth=4000)
+    _, nbytes, error = encoded(array, **target)
+    if "bpp" in target:
+        assert abs(8 * nbytes / 96**2 / target["bpp"] - 1) < 0.05
+    else:
+        assert abs(error / target["rmse"] - 1) < 0.05
