@@ -1,8 +1,8 @@
 """The spectral transform: bands that resemble one another become components of which few hold most of the detail.
 
-It is the Karhunen-Loève transform of the differences between neighbouring samples, so that edges decide, and of the means
-with a small weight. All arithmetic is exact, or is done by single operations of IEEE 754, so equal samples have equal
-matrices on every machine.
+It is the Karhunen-Loève transform of the differences between neighbouring samples, so that edges decide, and of their
+means with a small weight. All arithmetic is exact, or is done by single operations of IEEE 754, so equal samples have
+equal matrices on every machine.
 Products of matrices are sums of integers below 2^53, which float64 adds exactly in any order.
 
 Matrices are int16 (components, bands) in units of 1/16384, with orthonormal rows. Values and components are integers
