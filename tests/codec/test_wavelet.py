@@ -47,8 +47,8 @@ def test_targets_out_of_reach_take_one_trial(target, monkeypatch):
     from deepsic_codec.codec import wavelet
 
     trials = []
-    encode = wavelet.WaveletEncoder.encode
-    monkeypatch.setattr(wavelet.WaveletEncoder, "encode", lambda self, code: trials.append(code) or encode(self, code))
+    encode = wavelet.WaveletEncoder._encode
+    monkeypatch.setattr(wavelet.WaveletEncoder, "_encode", lambda self, code: trials.append(code) or encode(self, code))
     DeepSIC(axes="yx", semantics="none", transform="wavelet", **target).encode(photograph(40, 50))
     assert len(trials) == 1
 
