@@ -16,6 +16,7 @@ from deepsic_codec.codec.chunk import check_size, load_model
 from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
 from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.scaled import UINT8, fill_nodata, grey_levels, unscale
+from deepsic_codec.codec.structure import join_grids
 from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
@@ -200,11 +201,9 @@ def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
     header, structure = payload.header, payload.structure
     if structure is not None and structure.grids:
         shape = (header.slices, header.height, header.width, header.channels)
-        samples = np.empty(shape, header.dtype.newbyteorder("="))
-        for grid, part in zip(structure.grids, payload.parts, strict=True):
-            pixels = _samples(part, None if nodata is None else nodata_on_grid(nodata, grid))
-            samples[..., list(grid.bands)] = grid.repeated(pixels, header.height, header.width)
-        return samples
+        of_grids = [None if nodata is None else nodata_on_grid(nodata, grid) for grid in structure.grids]
+        parts = [_samples(part, one) for part, one in zip(payload.parts, of_grids, strict=True)]
+        return join_grids(structure.grids, parts, shape)
     padding = decode_nodata(structure.padding, header) if structure is not None and structure.padding else None
     if payload.residual is not None:
         samples = payload.residual.decode(header, padding or nodata, structure)

@@ -11,9 +11,19 @@ from deepsic_codec.codec.chunk import ChunkToEncode, EncodeTask, find_info, sche
 from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.rate_search import encode_tasks, search_rate
 from deepsic_codec.codec.scaled import ScaledChunk
-from deepsic_codec.codec.structure import fill_grids, find_grids, find_levels, make_structure, on_grid, without_padding
+from deepsic_codec.codec.structure import (
+    fill_grids,
+    find_grids,
+    find_levels,
+    join_grids,
+    make_structure,
+    on_grid,
+    without_padding,
+)
 from deepsic_codec.codec.wavelet import CodedWavelets, WaveletEncoder
+from deepsic_codec.payload.residual import Residual
 from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, Section
+from deepsic_codec.payload.structure import Grid
 
 if TYPE_CHECKING:
     from deepsic_codec.model.scheduler import Encoded
@@ -90,8 +100,8 @@ def _encode_other(task: EncodeTask) -> bytes:
         assert params.rmse is not None
         wavelet = encoder.for_rmse(params.rmse)
     sections: Sections | None = None
-    if not encoder.grids and 8 * wavelet.nbytes > STEPS_FROM * scaled.samples.size:
-        sections = _in_steps(scaled, wavelet, encoder.decode(wavelet), limit)
+    if 8 * wavelet.nbytes > STEPS_FROM * encoder.samples:
+        sections = _in_steps(scaled, encoder.grids, wavelet, encoder.decode(wavelet), limit)
     return task.pack_sections(sections or encoder.sections(wavelet), encoder.quality_of(wavelet.code), task.cells)
 
 
@@ -106,38 +116,53 @@ def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:
 
 
 def _in_steps(
-    scaled: ScaledChunk, wavelet: CodedWavelets, decoded: NDArray[Any], limit: float | None
+    scaled: ScaledChunk, grids: tuple[Grid, ...], wavelet: CodedWavelets, decoded: NDArray[Any], limit: float | None
 ) -> Sections | None:
     """Code samples in steps, as within a bound, if that is better than a wavelet and what it decodes to.
 
     With a limit in bytes, better is a smaller error in as many bytes; without, fewer bytes for as small an error.
     """
     largest = wavelet.nbytes if limit is None else max(limit, wavelet.nbytes) * (1 + CLOSE)
-    if find_levels(scaled.samples, scaled.mask, 0) is not None:  # of few levels, which may take less than any error
+    # Few levels may take less than any error.
+    if not grids and find_levels(scaled.samples, scaled.mask, 0) is not None:
         exact = _bounded(scaled, 0)
         if len(exact[RESIDUAL].coded) <= largest:
             return exact
-    scaled, padding = without_padding(scaled, None)
-    error = scaled.rmse(decoded)
-    step, samples, best = error * sqrt(12), scaled.samples.size, None
+    chunks = [on_grid(scaled, grid) for grid in grids] or [scaled]
+    parts = [without_padding(chunk, None) for chunk in chunks]
+    measured = scaled if grids else parts[0][0]
+    error = measured.rmse(decoded)
+    step, samples = error * sqrt(12), sum(part.samples.size for part, _ in parts)
+    best: list[Residual] | None = None
     for _ in range(MAX_STEPS):
-        residual, restored = scaled.stepped_residual(max(step, scaled.min_step))
-        reached, nbytes = scaled.rmse(restored), len(residual.coded)
+        # An error of a grid is repeated, so its step is finer by its factor.
+        factors = [grid.factor for grid in grids] or [1]
+        steps = [max(step / factor, measured.min_step) for factor in factors]
+        pairs = [part.stepped_residual(one) for (part, _), one in zip(parts, steps, strict=True)]
+        residuals, restored = [residual for residual, _ in pairs], [one for _, one in pairs]
+        reached = measured.rmse(join_grids(grids, restored, scaled.samples.shape) if grids else restored[0])
+        nbytes = sum(len(residual.coded) for residual in residuals)
         if limit is None:
             if reached <= error * (1 + CLOSE):
-                best = residual if nbytes < largest else None
+                best = residuals if nbytes < largest else None
                 break
             step *= error / reached / (1 + CLOSE)
         else:
             if best is None and nbytes > wavelet.nbytes * (1 + CLOSE):
                 break
             if nbytes <= largest and reached < error:
-                error, best = reached, residual
-            if abs(nbytes / limit - 1) <= CLOSE or (nbytes < limit and step <= scaled.min_step):
+                error, best = reached, residuals
+            if abs(nbytes / limit - 1) <= CLOSE or (nbytes < limit and max(steps) <= measured.min_step):
                 break
             # Of integers, a step has to be a whole number: the next smaller one may take too many bytes.
             step *= 2 ** (8 * (nbytes - limit) / samples)
-    return None if best is None else {RESIDUAL: best, STRUCTURE: make_structure(None, padding)}
+    if best is None:
+        return None
+    sections: list[Sections] = [
+        {RESIDUAL: residual, STRUCTURE: make_structure(None, padding)}
+        for residual, (_, padding) in zip(best, parts, strict=True)
+    ]
+    return {STRUCTURE: fill_grids(grids, sections)} if grids else sections[0]
 
 
 ENCODER = Batcher(in_halves(encode_chunks), batch_limit)

@@ -124,6 +124,14 @@ def on_grid(scaled: ScaledChunk, grid: Grid) -> ScaledChunk:
     return ScaledChunk(grid.thinned(scaled.samples), None if ranges is None else ranges[list(grid.bands)], nodata)
 
 
+def join_grids(grids: Sequence[Grid], parts: Sequence[NDArray[Any]], shape: tuple[int, int, int, int]) -> NDArray[Any]:
+    """Return samples of a shape (slices, height, width, bands) from those of its grids, in their order."""
+    samples = np.empty(shape, parts[0].dtype)
+    for grid, part in zip(grids, parts, strict=True):
+        samples[..., list(grid.bands)] = grid.repeated(part, *shape[1:3])
+    return samples
+
+
 def fill_grids(grids: Sequence[Grid], sections: Sequence[dict[Section[Any], Any]]) -> Structure:
     """Return the content of the section for grids and the sections that hold their samples."""
     return Structure(

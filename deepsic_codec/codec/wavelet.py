@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from deepsic_codec.codec import spectral
 from deepsic_codec.codec.params import NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.scaled import ScaledChunk
-from deepsic_codec.codec.structure import fill_grids, find_grids, find_levels, make_structure, on_grid, without_padding
+from deepsic_codec.codec.structure import (
+    fill_grids,
+    find_grids,
+    find_levels,
+    join_grids,
+    make_structure,
+    on_grid,
+    without_padding,
+)
 from deepsic_codec.payload.constants import deep_quality, deep_step
 from deepsic_codec.payload.sections import SPECTRAL, STRUCTURE, WAVELET, Section
 from deepsic_codec.payload.spectral import Matrix
@@ -90,7 +98,7 @@ class _Part:
     """A chunk, or the bands of one grid, as coefficients."""
 
     def __init__(self, scaled: ScaledChunk, params: CodecParams, step: float) -> None:
-        self._scaled = scaled
+        self.scaled = scaled
         coded, self._coded_padding = without_padding(scaled, None)
         self._padding = coded.nodata if self._coded_padding else None
         values = coded.integers
@@ -122,7 +130,7 @@ class _Part:
         if components is None:
             slices, _, height, width = self.coefficients.shape
             components = wavelet.decode((slices, int(self._kept(wavelet.code).sum()), height, width))
-        scaled, levels = self._scaled, self._levels_of(wavelet)
+        scaled, levels = self.scaled, self._levels_of(wavelet)
         samples = _restored(components, self._matrix_of(wavelet.code), scaled.samples.dtype, scaled.ranges)
         if levels is not None:
             samples = Structure(levels).nearest(samples)
@@ -170,7 +178,14 @@ class WaveletEncoder:
             self._parts = [_Part(on_grid(scaled, grid), params, step / grid.factor) for grid in self.grids]
         else:
             self._parts = [_Part(scaled, params, step)]
-        self._min_code = 0 if self.grids else self._parts[0].min_code
+        # Steps below this one have the same results.
+        finer = [STEPS - code for code in self._codes(STEPS)]
+        self._min_code = min(part.min_code + less for part, less in zip(self._parts, finer, strict=True))
+
+    @property
+    def samples(self) -> int:
+        """Samples that are coded."""
+        return sum(part.scaled.samples.size for part in self._parts)
 
     def _step(self, quality: float) -> float:
         return deep_step(quality) / 255 * self._extent
@@ -199,12 +214,7 @@ class WaveletEncoder:
         known: Sequence[NDArray[np.int32] | None] = components or [None] * len(self._parts)
         parts = zip(self._parts, coded.wavelets, known, strict=True)
         decoded = [part.decode(wavelet, one) for part, wavelet, one in parts]
-        if not self.grids:
-            return decoded[0]
-        samples = np.empty_like(self._scaled.samples)
-        for grid, pixels in zip(self.grids, decoded, strict=True):
-            samples[..., list(grid.bands)] = grid.repeated(pixels, *samples.shape[1:3])
-        return samples
+        return join_grids(self.grids, decoded, self._scaled.samples.shape) if self.grids else decoded[0]
 
     def sections(self, coded: CodedWavelets | None) -> dict[Section[Any], Any]:
         """Return the sections of the payload; without wavelets, what is needed besides their streams and matrices."""
@@ -253,10 +263,8 @@ class WaveletEncoder:
             return -log2(max(measure(samples), extent * SMALLEST)), coded
 
         def estimate(code: int) -> float:
-            errors = [
-                estimated_error(part.coefficients, one)
-                for part, one in zip(self._parts, self._codes(code), strict=True)
-            ]
+            parts = zip(self._parts, self._codes(code), strict=True)
+            errors = [estimated_error(part.coefficients, one) for part, one in parts]
             weights = [len(grid.bands) for grid in self.grids] or [1]
             square = sum(weight * error**2 for weight, error in zip(weights, errors, strict=True)) / sum(weights)
             return -log2(max(square**0.5 if self.grids else errors[0], self._extent * SMALLEST))
