@@ -12,7 +12,7 @@ from deepsic_codec.codec.decode import compute_labels, parse_payload
 from deepsic_codec.codec.structure import find_grids, find_levels, find_padding
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload import header as h
-from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, STRUCTURE
+from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, RESIDUAL, STRUCTURE
 from deepsic_codec.payload.structure import Grid, Structure, encode_structure
 from tests.common import check_rejects, check_roundtrip, photograph
 from tests.payload import reference
@@ -245,6 +245,19 @@ def test_repeated_bands_within_errors(dtype, parameters, nodata):
         assert abs(8 * len(payload) / samples[..., 0].size - 4) < 0.15
     again = DeepSIC(transform="wavelet", value_range="chunk", semantics="none", nodata=nodata, **parameters)
     assert again.encode(samples) == payload
+
+
+@pytest.mark.parametrize("bits", [4, 9])
+def test_samples_of_grids_are_coded_in_steps_at_high_rates(bits):
+    walk = np.random.default_rng(0).normal(0, 8, (128, 128, 2)).cumsum(axis=0).cumsum(axis=1) / 4 + 20000
+    walk[..., 1] = walk[::2, ::2, 1].repeat(2, 0).repeat(2, 1)
+    samples = walk.astype("u2")
+    codec = DeepSIC(bpp=bits, transform="wavelet", semantics="none", value_range="chunk")
+    payload = codec.encode(samples)
+    assert [set(grid.sections) for grid in structure_of(payload).grids] == [{RESIDUAL.kind}] * 2
+    assert 8 * len(payload) <= 1.03 * bits * 128**2
+    difference = codec.decode(payload).astype(int) - samples
+    assert not difference[..., 1].any() and np.abs(difference).max() == (1 if bits == 4 else 0)
 
 
 def test_errors_of_repeated_bands_are_alike():

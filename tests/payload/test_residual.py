@@ -266,3 +266,14 @@ def test_nothing_is_written_beyond_the_outputs(spread, sizes):
     coder.code(False, samples, np.zeros(samples.shape, bool), np.full(3, RANGE_MAX), 1, 0)
     assert (beyond == 165).all() and (beyond_plain == 165).all(), "written beyond the end of an output"
     assert coder.state[3] > 1000
+
+
+def test_a_mask_costs_no_prediction():
+    """The filter is fitted to samples that are coded, some of which vary more than others."""
+    scale = np.where(np.arange(96) % 48 < 24, 2, 60)[:, None]
+    smooth = np.random.default_rng(0).normal(0, 1, (96, 99)).cumsum(axis=1)
+    values = 2000 + scale * (smooth[:, :-3] + smooth[:, 1:-2] + smooth[:, 2:-1] + smooth[:, 3:])
+    values = values.astype(np.int32)[None, ..., None]
+    wide, mask = np.zeros((1, 96, 288, 1), np.int32), np.ones((1, 96, 288, 1), bool)
+    wide[:, :, 96:192], mask[:, :, 96:192] = values, False
+    assert len(encode_integers(wide, mask)[0]) <= len(encode_integers(values)[0])
