@@ -28,12 +28,13 @@ from deepsic_codec.codec.structure import (
 from deepsic_codec.payload.constants import deep_quality, deep_step
 from deepsic_codec.payload.sections import SPECTRAL, STRUCTURE, WAVELET, Section
 from deepsic_codec.payload.spectral import Matrix
-from deepsic_codec.payload.steps import PER_OCTAVE, STEPS, step_code, step_of
+from deepsic_codec.payload.steps import PER_OCTAVE, STEPS, UNIT, step_code, step_of
 from deepsic_codec.payload.structure import Levels, Structure
 from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, to_coefficients, to_components
 
-MAX_TRIALS = 7  # two are enough where rates fall evenly
+MAX_TRIALS = 9  # two are enough where rates fall evenly
+SHORT = 0.1  # an error beyond its target by more octaves than that is not accepted, if a smaller one is possible
 CLOSE_BYTES, CLOSE_ERROR = 0.02, 0.02  # a trial this close to its target ends the search, in octaves
 MAX_MAGNITUDE = 1 << 22  # largest coefficient, in steps of the planes times 16
 SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
@@ -269,7 +270,9 @@ class WaveletEncoder:
             square = sum(weight * error**2 for weight, error in zip(weights, errors, strict=True)) / sum(weights)
             return -log2(max(square**0.5 if self.grids else errors[0], self._extent * SMALLEST))
 
-        return _search(_Curve(estimate, self._min_code), target, log2(self._extent / extent), trial, CLOSE_ERROR)
+        # No coefficient of such a step, rounded, has a larger error than the target.
+        safe = max(self._min_code, step_code(max(1 / UNIT, 2**-target * self._extent / extent)))
+        return _search(_Curve(estimate, self._min_code), target, log2(self._extent / extent), trial, CLOSE_ERROR, safe)
 
 
 class _Curve:
@@ -301,7 +304,12 @@ class _Curve:
 
 
 def _search(
-    curve: _Curve, target: float, correction: float, trial: Callable[[int], tuple[float, CodedWavelets]], close: float
+    curve: _Curve,
+    target: float,
+    correction: float,
+    trial: Callable[[int], tuple[float, CodedWavelets]],
+    close: float,
+    safe: int | None = None,
 ) -> CodedWavelets:
     """Find the step whose trial comes nearest to a target.
 
@@ -315,6 +323,8 @@ def _search(
         Encodes with the step of a code; returns a value that falls with the code, and the result.
     close : float
         Distance from the target at which the search ends.
+    safe : int, optional
+        Code that reaches the target, or more, where errors do not follow the step, as those of a constant.
     """
     trials: dict[int, tuple[float, CodedWavelets]] = {}
     code = curve.code_of(target - correction)
@@ -329,5 +339,10 @@ def _search(
             code = curve.code_of(target - (value - curve(code)))
         else:  # the target lies between these codes
             share = (trials[below][0] - target) / (trials[below][0] - trials[above][0])
-            code = round(below + min(0.9, max(0.1, share)) * (above - below))
-    return min(trials.values(), key=lambda pair: abs(pair[0] - target))[1]
+            # Where a curve has a bend, interpolation stays on one side of it: every second trial halves the distance.
+            code = round(below + (0.5 if len(trials) % 2 else min(0.9, max(0.1, share))) * (above - below))
+    value, best = min(trials.values(), key=lambda pair: abs(pair[0] - target))
+    if safe is None or safe in trials or value >= target - SHORT:
+        return best
+    surer = trial(safe)
+    return surer[1] if surer[0] > value else best

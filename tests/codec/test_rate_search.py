@@ -81,6 +81,17 @@ def test_a_target_in_a_jump_gets_the_nearer_side():
         assert abs(steps.trial(found)[0] - target) < 3 and len(steps.tried) < 30
 
 
+def test_targets_beyond_a_bend_are_met():
+    """Noise takes no bytes above some step, and many right below it."""
+
+    def trial(code):
+        return 16 - code / 2000 - max(0, code - 6000) / 30, code
+
+    for target in (0.0, 6.0, 12.0):
+        found = _search(_Curve(lambda code: 16 - code / 500), target, 0.0, trial, 0.02)
+        assert abs(trial(found)[0] - target) < 0.3
+
+
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<f4"])
 def test_wavelets_meet_every_target(dtype):
     grey = np.stack([photograph(96, 112, 3, seed=seed) for seed in (1, 2)], axis=-1).reshape(96, 112, 6)

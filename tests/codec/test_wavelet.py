@@ -99,3 +99,12 @@ def test_targets_with_many_bands_are_met(target):
         assert abs(8 * nbytes / 96**2 / target["bpp"] - 1) < 0.05
     else:
         assert abs(error / target["rmse"] - 1) < 0.05
+
+
+@pytest.mark.parametrize("value", [1, 777, 40000])
+@pytest.mark.parametrize("rmse", [0.5, 3, 10, 70])
+def test_errors_of_constants_are_within_the_target(value, rmse):
+    """Their errors do not follow the step: they lie anywhere below half of it."""
+    array = np.full((256, 256), value, "u2")
+    codec = DeepSIC(axes="yx", semantics="none", rmse=rmse)
+    assert np.abs(codec.decode(codec.encode(array)).astype(int) - value).max() <= rmse * 1.08
