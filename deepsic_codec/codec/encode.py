@@ -86,11 +86,10 @@ def _encode_other(task: EncodeTask) -> bytes:
     if params.max_error is not None:
         return task.pack_sections(_bounded(scaled, params.max_error), task.quality, task.cells)
     encoder = WaveletEncoder(scaled, params)
+    limit = None
     if params.quality is not None:
         wavelet = encoder.at_quality(params.quality)
-        return task.pack_sections(encoder.sections(wavelet), params.quality, task.cells)
-    limit = None
-    if params.bpp is not None:
+    elif params.bpp is not None:
         rest = len(task.pack_sections(encoder.sections(None), task.quality, task.cells))
         limit = params.bpp * task.chunk.axes.pixels(task.chunk.array.shape) / 8 - rest
         wavelet = encoder.for_bytes(limit)
@@ -102,7 +101,8 @@ def _encode_other(task: EncodeTask) -> bytes:
     sections: Sections | None = None
     if 8 * wavelet.nbytes > STEPS_FROM * encoder.samples:
         sections = _in_steps(scaled, encoder.grids, wavelet, encoder.decode(wavelet), limit)
-    return task.pack_sections(sections or encoder.sections(wavelet), encoder.quality_of(wavelet.code), task.cells)
+    quality = encoder.quality_of(wavelet.code) if params.quality is None else params.quality
+    return task.pack_sections(sections or encoder.sections(wavelet), quality, task.cells)
 
 
 def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:

@@ -108,3 +108,16 @@ def test_errors_of_constants_are_within_the_target(value, rmse):
     array = np.full((256, 256), value, "u2")
     codec = DeepSIC(axes="yx", semantics="none", rmse=rmse)
     assert np.abs(codec.decode(codec.encode(array)).astype(int) - value).max() <= rmse * 1.08
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_high_qualities_never_take_more_than_lossless(dtype):
+    array = np.random.default_rng(0).integers(0, 256, (64, 64, 4)).astype(dtype)
+    lossless = len(DeepSIC(max_error=0, semantics="none").encode(array))
+    errors = []
+    for quality in (100, 130, 160, 200):
+        codec = DeepSIC(quality=quality, value_range=(0, 255), semantics="none")
+        payload = codec.encode(array)
+        assert len(payload) <= lossless * 1.01
+        errors.append(np.square(codec.decode(payload).astype("f8") - array).mean())
+    assert errors[0] > 0 == errors[-1] and errors == sorted(errors, reverse=True)
