@@ -100,7 +100,8 @@ class _Part:
 
     def __init__(self, scaled: ScaledChunk, params: CodecParams, step: float) -> None:
         self.scaled = scaled
-        coded, self._coded_padding = without_padding(scaled, None)
+        self.coded, self._coded_padding = without_padding(scaled, None)
+        coded = self.coded
         self._padding = coded.nodata if self._coded_padding else None
         values = coded.integers
         self._optimise = params.effort > 0
@@ -182,6 +183,8 @@ class WaveletEncoder:
         # Steps below this one have the same results.
         finer = [STEPS - code for code in self._codes(STEPS)]
         self._min_code = min(part.min_code + less for part, less in zip(self._parts, finer, strict=True))
+        # Padding has no error, and must not make up for that of data.
+        self._measured = scaled if self.grids else self._parts[0].coded
 
     @property
     def samples(self) -> int:
@@ -248,11 +251,11 @@ class WaveletEncoder:
 
     def for_rmse(self, rmse: float) -> CodedWavelets:
         """Encode to about a root mean square error in units of the samples."""
-        return self._for_error(-log2(rmse), self._scaled.rmse, self._scaled.extent)
+        return self._for_error(-log2(rmse), self._measured.rmse, self._scaled.extent)
 
     def for_psnr(self, psnr: float) -> CodedWavelets:
         """Encode to about a PSNR in dB, whose peak is the range of values."""
-        return self._for_error(psnr / 20 * log2(10), lambda samples: 10 ** (-self._scaled.psnr(samples) / 20), 1.0)
+        return self._for_error(psnr / 20 * log2(10), lambda samples: 10 ** (-self._measured.psnr(samples) / 20), 1.0)
 
     def _for_error(self, target: float, measure: Callable[[NDArray[Any]], float], extent: float) -> CodedWavelets:
         """Encode to an error that `measure` gives, 2^-target; the range of values has this extent in its unit."""

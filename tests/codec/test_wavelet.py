@@ -121,3 +121,13 @@ def test_high_qualities_never_take_more_than_lossless(dtype):
         assert len(payload) <= lossless * 1.01
         errors.append(np.square(codec.decode(payload).astype("f8") - array).mean())
     assert errors[0] > 0 == errors[-1] and errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("target", [{"rmse": 40}, {"psnr": 64}], ids=str)
+def test_padding_does_not_make_up_for_errors_of_data(target):
+    array = np.zeros((128, 128), "u2")
+    array[:, :30] = photograph(128, 30, seed=3).astype("u2") * 40 + 1000
+    codec = DeepSIC(axes="yx", semantics="none", **target)
+    difference = codec.decode(codec.encode(array)).astype("f8") - array
+    error = np.sqrt(np.square(difference[:, :30]).mean())
+    assert error < 1.05 * (40 if "rmse" in target else 65535 / 10**3.2)
