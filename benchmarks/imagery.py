@@ -671,7 +671,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--resume", action="store_true", help="do not measure again what the JSON file has")
     add("--plot", type=Path, metavar="FILE", help="draw rate and error here")
     args = parser.parse_args(argv)
-    config.set_defaults(threads=1)
+    with config.set(threads=1):
+        return measure(args)
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Measure what the arguments of the command ask for."""
     numbers = {LOSSY: args.bits, LOSSLESS: [0.0], BOUNDS: args.bounds}
     targets = {mode: numbers[mode] for mode in MODES if mode in args.only}
     codecs = [OURS, CHUNKED] if args.chunked else [OURS]

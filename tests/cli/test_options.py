@@ -45,7 +45,8 @@ CALLS = {
         "labels.open.open_labels",
         {"source": "a.zarr", "name": "b", "index": "i", "scan": True},
     ),
-    "ingest a b.zarr --name b --quality 170 --effort 3 --tune ms-ssim --chunk 64 --shard 128 --workers 2 --resume": (
+    "ingest a.png b.zarr --name b --quality 170 --effort 3 --tune ms-ssim --chunk 64 --shard 128 --workers 2 "
+    "--resume": (
         "io.ingest.ingest",
         {"url": "b.zarr", "chunk": 64, "shard": 128, "workers": 2, "resume": True, "overwrite": False}
         | {"zarr_format": 3, "embed_model": False, "batch_size": 16}

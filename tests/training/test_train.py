@@ -162,7 +162,7 @@ def test_name_decides_which_analysis_encodes(trained, encoders, order):
     tile = eurosat_mosaic()[:64, :64]
     payloads = []
     for info in models:
-        codec = DeepSIC(model=info.name, quality=60).resolved()
+        codec = DeepSIC(model=info.name, quality=60, transform="features").resolved()
         assert (codec.decoder, codec.head) == (models[0].decoder, models[0].head)
         payloads.append(codec.encode(tile))
         assert Scheduler(LoadedModel(info)).encode([tile[None]], [60.0])[0].features in payloads[-1]
