@@ -125,8 +125,8 @@ def measure_deepsic(
 
     points = []
     for setting in settings:
-        rate_control: dict[str, Any] = {mode: setting}
-        codec = DeepSIC(model=model or args.model, semantics=args.semantics, **(options or {}), **rate_control)
+        parameters: dict[str, Any] = {"transform": args.transform, mode: setting} | dict(options or {})
+        codec = DeepSIC(model=model or args.model, semantics=args.semantics, **parameters)
         for start in range(0, len(images), args.batch):
             part = images[start : start + args.batch]
             payloads = codec.encode_batch([pixels for _, pixels in part])
@@ -380,6 +380,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="*", default=[], metavar="BPP", help=text)
     parser.add_argument("--model", default="base")
     parser.add_argument("--semantics", choices=("pre", "post", "none"), default="pre")
+    text = "what DeepSIC codes images as (default: features, those of the model)"
+    parser.add_argument("--transform", choices=("auto", "features", "wavelet"), default="features", help=text)
     text = "also with such levels of the encoder's effort (0 to 4), or tuned (3:ms-ssim), as curves of their own"
     parser.add_argument("--efforts", type=_effort_and_tune, nargs="+", default=[], metavar="N[:TUNE]", help=text)
     text = "also with other models, as curves of their own"

@@ -22,7 +22,7 @@ MIN_REFINED_EFFORT = 2  # `tune` has no effect below
 TUNES = ("mse", "ms-ssim")
 DEFAULT_TUNE = TUNES[0]
 DEFAULT_QUALITY = 50.0
-# With `max_error`, features are for labels only.
+# With `max_error`, the quality is that of the latents that labels are scored on.
 BOUNDED_QUALITY = 20.0
 CHUNK = "chunk"  # value_range: measured in each chunk
 NAN = "NaN"  # nodata: JSON has no such number
@@ -181,7 +181,7 @@ class CodecParams:
         """Make parameters from array metadata; a missing key gets its default.
 
         Metadata with the key `decoder` is that of a stored array: any value of the encoder's parameters `effort`,
-        `tune` and `spectral` is accepted there, and one that this version does not know goes to `unread`.
+        `tune`, `transform` and `spectral` is accepted, and one that this version does not know goes to `unread`.
 
         Raises
         ------

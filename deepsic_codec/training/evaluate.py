@@ -78,7 +78,7 @@ def evaluate(
     """
     from deepsic_codec.codec.v2 import DeepSIC
 
-    codec = DeepSIC(model=model, quality=quality, semantics=semantics, **options)
+    codec = DeepSIC(model=model, quality=quality, semantics=semantics, transform="features", **options)
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         payloads = codec.encode_batch([pixels for _, pixels in batch])

@@ -23,6 +23,7 @@ from deepsic_codec.payload.coders.binary import (
     adapt,
     code_bit,
     code_single,
+    grown,
 )
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
 from deepsic_codec.payload.coders.numba_jit import inline, jit
@@ -403,7 +404,7 @@ class _Coder:
         coefficients = np.ascontiguousarray(part)
         filled = False
         if not decoding:
-            data = _with_room(data, int(state[3]), room)
+            data = grown(data, int(state[3]), room)
             threshold = ((ROUND_UP_LOW if band.kind == LOW else ROUND_UP) * step) >> 24
             filled = bool(np.abs(coefficients).max() >= threshold)
         if not _code_flag(decoding, filled, index, self._contexts, state, data):
@@ -432,18 +433,9 @@ class _Coder:
             if row < 0:
                 raise CorruptPayload("wavelet: the stream holds a coefficient outside the allowed range")
             if row < band.height:
-                data = _with_room(data, int(state[3]), room)
+                data = grown(data, int(state[3]), room)
         part[...] = coefficients
         return symbols, data
-
-
-def _with_room(data: NDArray[np.uint8], used: int, room: int) -> NDArray[np.uint8]:
-    """Return an output of which `used` bytes are written, with room for `room` more bytes."""
-    if used + room <= data.size:
-        return data
-    larger = np.empty(2 * data.size + room, np.uint8)
-    larger[:used] = data[:used]
-    return larger
 
 
 def _fitted(symbols: NDArray[np.int32], band: Band, parent: bool) -> NDArray[np.int32]:
