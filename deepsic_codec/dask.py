@@ -353,10 +353,11 @@ def _check_existing(array: zarr.Array, values: "da.Array", creation: Mapping[str
     params = StoredArray(array).params
     if creation["codec"] is not None:
         requested, stored = creation["codec"].to_json(), params.to_json()
-        # Not the model's name: the decoder identifies the model.
-        different = [key for key in stored if requested[key] != stored[key] and key != "model"]
+        # Not the model's name: the decoder identifies the model. JSON leaves out what is None.
+        keys = [*stored, *(key for key in requested if key not in stored)]
+        different = [key for key in keys if requested.get(key) != stored.get(key) and key != "model"]
         if different:
-            texts = ", ".join(f"{key} {stored[key]!r}, not {requested[key]!r}" for key in different)
+            texts = ", ".join(f"{key} {stored.get(key)!r}, not {requested.get(key)!r}" for key in different)
             raise ConfigurationError(
                 f"array {array.store_path} has another codec: {texts}; leave out codec, or write to another array"
             )

@@ -274,6 +274,32 @@ def test_an_array_of_another_kind_is_refused(stub, other, words):
     np.testing.assert_array_equal(zarr.open_array(store, path="image", mode="r")[:], image())
 
 
+@pytest.mark.parametrize(
+    "has, asked",
+    [
+        ({}, {"max_error": 0}),
+        ({"max_error": 0}, {}),
+        ({}, {"value_range": (0, 100)}),
+        ({}, {"nodata": 0}),
+        ({}, {"spectral": "none"}),
+        ({"spectral": "none"}, {}),
+        ({"quality": 40}, {"bpp": 2.0}),
+        ({"psnr": 40}, {"quality": 50}),
+        ({}, {"label_tile": 128}),
+    ],
+    ids=str,
+)
+def test_codecs_are_compared_as_a_whole(stub, has, asked):
+    store = MemoryStore()
+    create_array(store, name="image", shape=(64, 64, 3), dtype="u1", chunks=CHUNKS, codec=DeepSIC(**has))
+    source = photograph(64, 64, 3)
+    name = next(iter({**asked, **has}))
+    check_rejects(
+        ConfigurationError, name, bulk.store, source, store, name="image", resume=True, codec=DeepSIC(**asked)
+    )
+    bulk.store(source, store, name="image", resume=True, codec=DeepSIC(**has))
+
+
 def test_invalid_targets(stub, tmp_path):
     store = MemoryStore()
     zarr.create_array(store, name="plain", shape=(300, 500, 3), dtype="u1", chunks=CHUNKS)

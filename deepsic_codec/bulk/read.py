@@ -40,7 +40,7 @@ def read_region(stored: StoredArray, region: Region, batch_size: int) -> NDArray
         for index, payload in reader.payloads(indices[k : k + batch_size]):
             if payload is not None:
                 with reader.error_context(index):
-                    jobs[index] = parse_payload(payload, shape=stored.chunks)
+                    jobs[index] = parse_payload(payload, stored.chunks, stored.array.dtype)
         for index, values in _decoded(jobs, decode, reader):
             _copy_overlap(result, region, index, values)
     return result

@@ -77,7 +77,9 @@ class PayloadToDecode:
         return None if self.nodata_section is None else decode_nodata(self.nodata_section, self.header)
 
 
-def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> PayloadToDecode:
+def parse_payload(
+    payload: Any, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None
+) -> PayloadToDecode:
     """Verify a payload that is to be decoded.
 
     Parameters
@@ -86,11 +88,14 @@ def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> Payload
         A whole payload; not kept.
     shape : tuple of int, optional
         The chunk shape, if the caller knows it.
+    dtype : dtype, optional
+        The dtype of the samples, in any byte order, if the caller knows it.
 
     Raises
     ------
     CorruptPayload
-        If a checksum does not match, a section is missing, or the payload is not that of a chunk of this shape.
+        If a checksum does not match, a section is missing, or the payload is not that of a chunk of this shape and
+        dtype.
     UnsupportedPayload
         If it is no payload of DeepSIC, is larger than the limit `max_pixels`, or needs a newer version.
     """
@@ -98,6 +103,8 @@ def parse_payload(payload: Any, shape: tuple[int, ...] | None = None) -> Payload
     header = unpacked.header
     if shape is not None and tuple(shape) != tuple(header.shape):
         raise CorruptPayload(f"header: chunk shape {tuple(header.shape)}, expected {tuple(shape)}")
+    if dtype is not None and header.dtype.newbyteorder("=") != np.dtype(dtype).newbyteorder("="):
+        raise CorruptPayload(f"header: samples of {header.dtype}, expected {dtype}")
     grid = ceil_div(header.height, LATENT_STRIDE), ceil_div(header.width, LATENT_STRIDE)
     if tuple(header.grid) != grid:
         raise CorruptPayload(f"header: symbol grid {tuple(header.grid)}, expected {grid} for images of this size")

@@ -13,7 +13,7 @@ from deepsic_codec.codec.chunk import prepare_chunk
 from deepsic_codec.codec.decode import DECODER, decode_symbols, parse_payload
 from deepsic_codec.codec.encode import ENCODER
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.errors import CorruptPayload, UnsupportedArray
 
 
 class DeepSIC(CodecParams, Codec):
@@ -98,7 +98,10 @@ class DeepSIC(CodecParams, Codec):
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a payload to an array of the chunk's shape and memory order, or into `out`."""
         array = self.decode_batch([buf])[0]
-        return array if out is None else _fill(out, array)
+        if out is not None:
+            return _fill(out, array)
+        # Only the codec of a stored array has the decoder's identity; who calls one of that is zarr.
+        return array if self.decoder is None else array.view(_StoredChunk)
 
     def encode_batch(self, bufs: Sequence[Any]) -> list[bytes]:
         """Encode chunks of any shapes in one call; a GPU needs large batches to be fast."""
@@ -127,6 +130,29 @@ def _as_array(buf: Any) -> np.ndarray:
         return ensure_ndarray(buf)
     except TypeError as error:
         raise UnsupportedArray(f"expected an array, got {type(buf).__name__}: {error}") from None
+
+
+class _StoredChunk(np.ndarray):
+    """A decoded chunk that refuses to become one of another dtype or shape.
+
+    In format 2 a codec is not told dtype and shape of its array. Zarr takes decoded bytes for such samples, whatever
+    they are, with `view(dtype)`, `reshape(-1)` and `reshape(shape)`.
+    """
+
+    _shape: tuple[int, ...]
+
+    def __array_finalize__(self, source: Any) -> None:
+        self._shape = getattr(source, "_shape", self.shape)
+
+    def view(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], np.dtype) and args[0] != self.dtype:
+            raise CorruptPayload(f"header: samples of {self.dtype}, expected {args[0]}")
+        return super().view(*args, **kwargs)
+
+    def reshape(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], tuple) and args[0] != self._shape:
+            raise CorruptPayload(f"header: chunk shape {self._shape}, expected {args[0]}")
+        return super().reshape(*args, **kwargs)
 
 
 def _fill(out: Any, array: np.ndarray) -> Any:

@@ -86,9 +86,8 @@ class Attributes:
             if len(indices) < 2:
                 return
             embedded.use_embedded(self.stored.array)
-            jobs = {
-                i: parse_payload(payload) for i, payload in self.stored.reader.payloads(indices) if payload is not None
-            }
+            payloads = self.stored.reader.payloads(indices)
+            jobs = {i: self._parsed(payload) for i, payload in payloads if payload is not None}
             groups: dict[tuple[str, str], list[Index]] = {}
             for i, job in jobs.items():
                 groups.setdefault((job.key.hex(), job.header.head.hex()), []).append(i)
@@ -115,7 +114,10 @@ class Attributes:
         payload = self.stored.reader.payload(index)
         if payload is None:  # the chunk was deleted since its header was read
             return None
-        return compute_labels(parse_payload(payload), self.stored.params.label_tile)
+        return compute_labels(self._parsed(payload), self.stored.params.label_tile)
+
+    def _parsed(self, payload: bytes) -> PayloadToDecode:
+        return parse_payload(payload, self.stored.chunks, self.stored.array.dtype)
 
     def _tiles(self, index: Index, header: Header, block: payload_labels.LabelBlock) -> list[dict[str, float]]:
         names = self.vocabulary(header).names

@@ -108,7 +108,7 @@ def _read_block(array: zarr.Array, start: Index, stop: Index, shape: Index, dequ
         if payload is None:
             continue
         with stored.reader.error_context(index):
-            parsed = parse_payload(payload, stored.chunks)
+            parsed = parse_payload(payload, stored.chunks, array.dtype)
             decoded: Any = decode_latents(parsed) if dequantise else decode_symbols(parsed)
         position = [index[axis] - start[axis] for axis in map(axes.index, axes.slice_axes + "yx")]
         position.insert(-2, 0)

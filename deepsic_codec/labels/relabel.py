@@ -123,7 +123,7 @@ class _Labeller:
         jobs = []
         for index, payload in payloads:
             with self.reader.error_context(index):
-                job = parse_payload(payload, self.geometry.chunks)
+                job = parse_payload(payload, self.geometry.chunks, self.stored.array.dtype)
             if job.header.decoder != bytes.fromhex(self.info.decoder)[:8]:
                 raise ModelMismatch(
                     f"chunk {index} of array {self.stored.path!r} has decoder {job.header.decoder.hex()}, but "

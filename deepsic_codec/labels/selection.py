@@ -182,7 +182,7 @@ class Selection:
             if payload is None:
                 raise StaleIndex(f"chunk {chunk} was deleted after it was indexed; {QUERY_AGAIN}")
             with reader.error_context(chunk):
-                to_decode.append(parse_payload(payload, self.geometry.chunks))
+                to_decode.append(parse_payload(payload, self.geometry.chunks, self.stored.array.dtype))
         for (chunk, _), array in zip(payloads.items(), DECODER.submit(to_decode), strict=True):
             with reader.error_context(chunk):
                 raise_first([array])

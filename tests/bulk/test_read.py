@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from deepsic_codec import create_array
+from deepsic_codec import DeepSIC, create_array
 from deepsic_codec.bulk.read import BatchedArray
+from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.stored.array import StoredArray
-from tests.common import photograph
+from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")
 S = np.s_
@@ -35,3 +36,16 @@ def test_keys_of_every_kind(key):
     values = photograph(40, 52, 3)
     array = BatchedArray(StoredArray(create_array({}, data=values, chunks=(16, 16, 3))), 4)
     np.testing.assert_array_equal(array[key], values[key])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_payload_of_another_dtype_is_refused(zarr_format):
+    codec = DeepSIC(axes="yx", max_error=0, semantics="none")
+    source, array = (
+        create_array({}, shape=(64, 64), dtype=dtype, chunks=(64, 64), codec=codec, zarr_format=zarr_format)
+        for dtype in ("i1", "u1")
+    )
+    source[:] = -1
+    array.store._store_dict.update({k: v for k, v in source.store._store_dict.items() if k[0] in "0c"})
+    words = "chunk (0, 0) of array ''|samples of int8, expected uint8"
+    check_rejects(CorruptPayload, words, BatchedArray(StoredArray(array), 4).__getitem__, S[:])

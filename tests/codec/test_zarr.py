@@ -377,3 +377,24 @@ def test_create_array_is_a_drop_in():
     assert create_array({}, shape=(8, 8, 3), dtype="u1", chunks=(8, 8, 3)).metadata.codecs == (
         DeepSICCodec().resolved(),
     )
+
+
+@pytest.mark.parametrize("has, expects", [("f4", "u1"), ("u1", "i1"), ("i2", "u2"), ("f4", "i2"), ("u1", "u1")])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_payload_of_another_dtype_or_shape_is_refused(pipeline, zarr_format, has, expects):
+    """A file that was copied to a wrong place: its samples would pass for those of the array."""
+
+    def array_of(dtype, shape):
+        codec = DeepSIC(axes="yx", max_error=1, semantics="none", value_range=(0, 300) if dtype == "f4" else None)
+        return create_array({}, shape=shape, dtype=dtype, chunks=shape, codec=codec, zarr_format=zarr_format)
+
+    source = array_of(has, (64, 64))
+    source[:] = np.full((64, 64), 100, has)
+    ((key, payload),) = [item for item in source.store._store_dict.items() if item[0][0] in "0c"]
+    same_bytes = 64 * np.dtype(has).itemsize // np.dtype(expects).itemsize
+    for shape in {(64, 64), (64, same_bytes), (32, 128)} - ({(64, 64)} if has == expects else set()):
+        array = array_of(expects, shape)
+        array.store._store_dict[key] = payload
+        for opened in (array, zarr.open_array(array.store, mode="r")):
+            with pytest.raises(errors.CorruptPayload, match="header: (chunk shape|samples)"):
+                opened[:]
