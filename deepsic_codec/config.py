@@ -10,8 +10,8 @@ True
 `config.set(...)` changes settings for this thread and for the threads in which Zarr, Dask and this package run its
 calls; other threads keep theirs. `config.set_defaults(...)` changes them for all threads of the process. Without
 either, a setting comes from the environment (DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION,
-DEEPSIC_MAX_PIXELS, DEEPSIC_KERNELS, DEEPSIC_MODEL_PATH, DEEPSIC_CACHE) or from a YAML file in ~/.config/deepsic_codec.
-Both are read when this module is imported.
+DEEPSIC_MAX_PIXELS, DEEPSIC_KERNELS, DEEPSIC_MODEL_PATH, DEEPSIC_CACHE, DEEPSIC_ALLOWED_CODECS) or from a YAML file in
+~/.config/deepsic_codec. Both are read when this module is imported.
 """
 
 import os
@@ -75,6 +75,10 @@ class Settings:
         with the separator of PATH.
     cache : str
         Folder for models that were copied from archives.
+    allowed_codecs : tuple of str
+        Names of codecs that archives may use beyond those that are harmless, such as "zfpy". Some codecs run code that
+        is in the data, "pickle" does: allow those for archives only whose author you trust. Environment and files may
+        have a string with commas.
     """
 
     device: str = "auto"
@@ -85,6 +89,7 @@ class Settings:
     kernels: str = "auto"
     model_path: tuple[str, ...] = ()
     cache: str = "~/.cache/deepsic_codec"
+    allowed_codecs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -125,6 +130,11 @@ def _check(name: str, value: Any) -> Any:
                 f"{name}: expected paths, or a string of paths with {os.pathsep!r} between them, got {value!r}"
             )
         return tuple(os.fspath(path) for path in paths if os.fspath(path))
+    elif name == "allowed_codecs":
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(codec, str) for codec in names):
+            raise ConfigurationError(f"{name}: expected names of codecs, got {value!r}")
+        return tuple(codec.strip() for codec in names if codec.strip())
     elif name == "cache":
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
             raise ConfigurationError(f"cache: expected a folder, got {value!r}")

@@ -22,6 +22,10 @@ class UnsupportedPayload(DeepSICError, ValueError):
     """
 
 
+class RefusedCodec(DeepSICError, ValueError):
+    """An array names a codec or a dtype that is not read of any archive. The message says how to allow a codec."""
+
+
 class UnsupportedArray(DeepSICError, ValueError):
     """The codec cannot store an array with this dtype, axes, shape or NaN. Raised at array creation if possible."""
 

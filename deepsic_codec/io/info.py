@@ -214,8 +214,7 @@ def _summary_of_headers(stored: StoredArray, starts: Sequence[Start]) -> tuple[d
 
 def _summary_of_index(stored: StoredArray, labels: Labels) -> dict[str, Any]:
     """Return the sizes of all chunks, as they were when they were indexed."""
-    column = labels.index.group["nbytes"]
-    assert isinstance(column, zarr.Array)
+    column = labels.index.member("nbytes")
     present = np.asarray(labels.index.source[...]) != MISSING
     samples = present.astype(np.float64)
     for size, chunk, count in zip(stored.shape[::-1], stored.chunks[::-1], stored.grid[::-1], strict=True):

@@ -177,8 +177,7 @@ def _contents(report: Any) -> tuple[int, dict[str, int]]:
     if report.index is None:
         return report.nbytes, {}
     labels = open_labels(report.array)
-    sizes = labels.index.group["nbytes"]
-    assert isinstance(sizes, zarr.Array)
+    sizes = labels.index.member("nbytes")
     counts = labels.summary()["classes"]
     best = sorted(((counts[name], name) for name in labels.vocabulary.names), reverse=True)[:TOP_LABELS]
     return int(np.asarray(sizes[...]).sum(dtype=np.int64)), {name: count for count, name in best if count}

@@ -11,6 +11,7 @@ from deepsic_codec.codec.scaled import DTYPES
 from deepsic_codec.errors import SourceError, UnsupportedArray
 from deepsic_codec.io.images import ImageSource, check_dtype
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
+from deepsic_codec.stored.allowed import check_codecs
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import is_deepsic
 
@@ -79,6 +80,7 @@ def _source(array: zarr.Array, location: str, name: str, axes: str | None) -> Im
     import dask.array as da
 
     check_dtype(location, array.dtype)
+    check_codecs(array)
     attributes = {key: value for key, value in array.attrs.items() if key not in (ATTRIBUTE, "_ARRAY_DIMENSIONS")}
     if is_deepsic(array):
         return ImageSource(name, deepsic_dask.open(array), StoredArray(array).axes, attributes)

@@ -13,8 +13,9 @@ from zarr.abc.store import Store
 
 from deepsic_codec._compat import read_points, sync
 from deepsic_codec.axes import Axes, Index, Region, grid_shape
-from deepsic_codec.errors import LabelIndexError, StaleIndex
+from deepsic_codec.errors import LabelIndexError, RefusedCodec, StaleIndex
 from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.stored.allowed import check_codecs
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, CountingStore, IndexLocation, counting_array
 
@@ -154,6 +155,8 @@ class LabelIndex:
     ------
     LabelIndexError
         If there is no index, or it is damaged or of another version.
+    RefusedCodec
+        If an array of the index has a codec that is not read of any archive.
     """
 
     def __init__(self, location: IndexLocation, counter: Counter | None = None) -> None:
@@ -183,19 +186,23 @@ class LabelIndex:
                 tuple(map(int, self.about["chunks"])),
                 (int(self.about["tile_shape"][0]), int(self.about["tile_shape"][1])),
             )
-            self.scores: zarr.Array = self._member("chunk_scores")
-            self.tile_scores: zarr.Array = self.scores if self.geometry.one_tile else self._member("tile_scores")
-            self.source: zarr.Array = self._member("source")
+            self.scores: zarr.Array = self.member("chunk_scores")
+            self.tile_scores: zarr.Array = self.scores if self.geometry.one_tile else self.member("tile_scores")
+            self.source: zarr.Array = self.member("source")
+        except RefusedCodec:
+            raise
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise LabelIndexError(f"{location}: damaged label index ({type(error).__name__}: {error})") from None
         expected = (len(self.vocabulary.known), *self.geometry.grid)
         if self.scores.shape != expected or self.tile_scores.shape[1:] != self.geometry.tile_grid:
             raise LabelIndexError(f"{location}: damaged label index: scores {self.scores.shape}, expected {expected}")
 
-    def _member(self, name: str) -> zarr.Array:
+    def member(self, name: str) -> zarr.Array:
+        """Return an array of the index; raises KeyError if there is none, RefusedCodec for a codec that is not read."""
         array = self.group[name]
         if not isinstance(array, zarr.Array):
             raise KeyError(name)
+        check_codecs(array)
         return array
 
     def check(self, name: str, decoder: str, geometry: Geometry) -> None:
@@ -246,7 +253,7 @@ class LabelIndex:
         if not len(indices):
             return np.zeros(0, np.uint8), np.zeros(0, np.uint32)
         points = tuple(indices.T)
-        arrays = (self.source, self._member("crc"))
+        arrays = (self.source, self.member("crc"))
         counter = counter or Counter()
 
         async def gather() -> list[Any]:
@@ -261,7 +268,7 @@ class LabelIndex:
         region = to_region(start, stop)
         names = ("source", "head", "crc", "nbytes")
         tiles = (slice(len(self.vocabulary.names)), *self.geometry.tiles_of(start, stop))
-        parts: list[tuple[zarr.Array, tuple[Any, ...]]] = [(self._member(name), region) for name in names]
+        parts: list[tuple[zarr.Array, tuple[Any, ...]]] = [(self.member(name), region) for name in names]
         *values, entries.tiles = self.read([*parts, (self.tile_scores, tiles)])
         entries.source, entries.head, entries.crc, entries.nbytes = values
         return entries

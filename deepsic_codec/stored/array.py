@@ -1,7 +1,6 @@
 """An array stored with DeepSIC, and the properties that its metadata determine."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +9,9 @@ import zarr
 
 from deepsic_codec.axes import Axes, Index
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.errors import DeepSICError, UnsupportedArray
+from deepsic_codec.errors import DeepSICError, RefusedCodec, UnsupportedArray
 from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.layout import StoredLayout
+from deepsic_codec.stored.layout import StoredLayout, codec_names
 from deepsic_codec.stored.location import Counter, CountingStore, open_node
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
 
@@ -124,11 +123,17 @@ def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
     """
     if isinstance(node, zarr.Array):
         return [StoredArray(node, **kwargs)]
-    arrays = []
+    arrays, refused = [], None
     for _, member in node.members(max_depth=None):
         if isinstance(member, zarr.Array):
-            with suppress(DeepSICError):
+            try:
                 arrays.append(StoredArray(member, **kwargs))
+            except RefusedCodec as error:
+                refused = error if "deepsic" in codec_names(member) else refused
+            except DeepSICError:
+                pass
+    if not arrays and refused is not None:
+        raise refused
     if not arrays:
         raise UnsupportedArray(f"{node.store_path} has no array stored with DeepSIC")
     return sorted(arrays, key=lambda array: array.path)

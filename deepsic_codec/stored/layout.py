@@ -16,6 +16,7 @@ from deepsic_codec._compat import setting
 from deepsic_codec.axes import Index, grid_shape
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import CorruptPayload, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.stored.allowed import check_codecs
 
 MISSING = np.iinfo(np.uint64).max  # offset and length in a shard index of a chunk that is not stored
 
@@ -43,12 +44,15 @@ class StoredLayout:
     ------
     UnsupportedPayload
         If the array is stored otherwise.
+    RefusedCodec
+        If one of its codecs is not read of any archive.
     """
 
     def __init__(self, array: Any) -> None:
         metadata = array.metadata
         self._metadata, self._prefix = metadata, array.store_path.path
         self.name = f"array {array.path!r}"
+        check_codecs(array)
         self._sharding: ShardingCodec | None = None
         self.order: str = "C"
         if metadata.zarr_format == 2:
