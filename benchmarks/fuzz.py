@@ -46,14 +46,16 @@ from google_crc32c import value as crc32c
 from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.codec.decode import compute_labels, decode_payloads, parse_payload
-from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError, UnsupportedArray
 from deepsic_codec.labels.attributes import chunk_attrs
 from deepsic_codec.model import file as model_file
 from deepsic_codec.model import zoo
 from deepsic_codec.model.exact.export import export_gains
-from deepsic_codec.model.family import RDO
+from deepsic_codec.model.family import PRIOR, RDO
+from deepsic_codec.model.paper import PaperArchitecture
 from deepsic_codec.model.quantise import make_tables
 from deepsic_codec.model.runtime import LoadedModel
+from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders.contexts import MAX_LOW_BITS, SCALES, CoderTables
@@ -67,6 +69,7 @@ from deepsic_codec.payload.sections import LABELS, SECTIONS
 from deepsic_codec.payload.steps import step_code
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
+from deepsic_codec.training.loss import Networks
 from deepsic_codec.training.run import TINY, make_networks
 
 MAX_PIXELS = 1 << 17  # of a crafted chunk: readers of untrusted data can set this limit, too
@@ -74,6 +77,9 @@ MEMORY = 2 << 30  # bytes beyond those at the start, after which the system refu
 SLOW = 60.0  # times a normal decode
 SLOW_SECONDS = 0.25  # below which a ratio is noise
 INTERESTING = (0, 1, 2, 3, 15, 16, 63, 64, 127, 128, 129, 254, 255)
+WILD: tuple[Any, ...] = (0, -1, 2048, 1 << 20, 1 << 40, 1e308, "x", None, [], {}, True, [1 << 30] * 3, "\ud800")
+WILD += ([2048, 2048], [64, 64], [1, 1], [0, 0])
+TINY_PAPER = PaperArchitecture(1.0, (4, 2, 1, 1), filters=4, head_width=4, classes=4)
 INTEGERS = (0, 1, 127, 128, 255, 256, *(1 << n for n in (14, 15, 16, 21, 28, 31)), (1 << 31) - 1, (1 << 32) - 1)
 
 
@@ -81,7 +87,7 @@ class Failure(AssertionError):
     """A case that fails."""
 
 
-def tiny_model(folder: str | Path, seed: int = 0) -> model_file.ModelInfo:
+def tiny_model(folder: str | Path, seed: int = 0, name: str = "fuzz-tiny") -> model_file.ModelInfo:
     """Write a small untrained model whose prior gives a wide range of means and scales; return its description."""
     torch.manual_seed(seed)
     nets = make_networks(TINY)
@@ -94,17 +100,30 @@ def tiny_model(folder: str | Path, seed: int = 0) -> model_file.ModelInfo:
         for transform in (nets.analysis, nets.synthesis):
             transform.out.weight.normal_(0, 0.05)
             transform.linear.weight.normal_(0, 0.05)
-    exported = nets.export_prior()
+    return stored_model(nets, Path(folder) / f"{name}.safetensors")
+
+
+def tiny_paper_model(folder: str | Path) -> model_file.ModelInfo:
+    """Write a small untrained model of the family of the paper; return its description."""
+    torch.manual_seed(0)
+    nets = make_networks(TINY_PAPER).eval()
+    torch.nn.init.constant_(nets.analysis.norms[-1].weight, 0.8)  # type: ignore[union-attr, index, arg-type]
+    return stored_model(nets, Path(folder) / "fuzz-paper.safetensors")
+
+
+def stored_model(nets: Networks, path: Path) -> model_file.ModelInfo:
+    """Write a model file of untrained networks."""
+    arch, exported = nets.arch, nets.export_prior()
     scales = nets.integer_prior(exported, "cpu").log_scales
-    arrays = {f"decoder.prior.{k}": v.numpy() for k, v in exported.items()}
-    tables = CoderTables.untrained(TINY.latents, scales.double().numpy())
+    arrays = {f"{PRIOR}.{k}": v.numpy() for k, v in exported.items()}
+    tables = CoderTables.untrained(arch.latents, scales.double().numpy())
     arrays |= {f"decoder.coder.{k}": v for k, v in tables.arrays().items()}
-    choosing = make_tables(scales, export_gains(nets.gains)["step"])
-    arrays |= {f"{RDO}.{name}": table.numpy() for name, table in choosing.items()}
+    if nets.stores_integers:
+        choosing = make_tables(scales, export_gains(nets.gains)["step"])
+        arrays |= {f"{RDO}.{name}": table.numpy() for name, table in choosing.items()}
     arrays |= transforms(nets) | head(nets)
-    names = tuple(f"Class{i}" for i in range(TINY.classes - 1))
-    path = Path(folder) / "fuzz-tiny.safetensors"
-    return model_file.save_model(path, "fuzz-tiny", arrays, TINY.to_json(), Vocabulary(names), {})
+    names = tuple(f"Class{i}" for i in range(arch.classes - 1))
+    return model_file.save_model(path, path.stem, arrays, arch.to_json(), Vocabulary(names), {})
 
 
 @dataclass
@@ -578,22 +597,98 @@ class Shard(Stage):
         return "decoded" if not errors else "decoded, some label reads refused"
 
 
+def forged(rng: np.random.Generator, info: model_file.ModelInfo, path: Path) -> None:
+    """Write a model file like another one with tensors of other shapes, dtypes or values, whose identities fit."""
+    arrays, architecture = dict(model_file.load_arrays(info)), dict(info.architecture)
+    for _ in range(1 + int(rng.integers(3) * rng.random())):
+        name = str(rng.choice(sorted(arrays)))
+        arrays |= {name: changed(rng, arrays[name])}
+        style = rng.random()
+        if style < 0.03:
+            del arrays[name]
+        elif style < 0.06:
+            arrays[f"{name}.{rng.integers(3)}"] = arrays[name]
+        elif style < 0.1:
+            size = str(rng.choice(sorted(architecture)))
+            architecture[size] = WILD[int(rng.integers(len(WILD)))]
+    model_file.save_model(path, "forged", arrays, architecture, info.vocabulary, {})
+
+
+def changed(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
+    """Change the shape, the dtype or, most often, values of a tensor."""
+    style, integer = rng.random(), array.dtype.kind in "iu"
+    if style < 0.15 and array.ndim:
+        axis = int(rng.integers(array.ndim))
+        count = int(rng.choice([0, 1, array.shape[axis] - 1, array.shape[axis] + 1, 2 * array.shape[axis]]))
+        return np.resize(array, [count if n == axis else size for n, size in enumerate(array.shape)])
+    if style < 0.2:
+        shapes = [(), (1, *array.shape), array.shape[1:], array.shape[::-1], (array.size,)]
+        return np.resize(array, shapes[int(rng.integers(len(shapes)))])
+    if style < 0.3:
+        with np.errstate(all="ignore"):
+            return array.astype(rng.choice(["i1", "u1", "i2", "u2", "i4", "u4", "i8", "f2", "f4"]))
+    array = array.copy()
+    limits = np.iinfo(array.dtype) if integer else np.finfo(array.dtype)
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    values = [0, 1, low, high, limits.min, limits.max] + ([] if integer else [np.nan, np.inf, -np.inf, -1])
+    value = values[int(rng.integers(len(values)))]
+    if style < 0.5 or not array.ndim:
+        array[...] = value
+    elif style < 0.8:
+        array.reshape(-1)[rng.integers(array.size, size=1 + int(rng.integers(4)))] = value
+    elif style < 0.9 and integer:  # within the range that the tensor has
+        array[...] = rng.integers(int(low), int(high), array.shape, endpoint=True)
+    else:
+        array[...] = rng.permutation(array.reshape(-1)).reshape(array.shape)
+    return array
+
+
+def use_model(info: model_file.ModelInfo, stream: bytes) -> str:
+    """Load a model, encode, decode, and score labels; raises a typed error, or Failure."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 33, 70, 3), dtype=np.uint8)
+    shape = image.shape[:3]
+    scheduler = Scheduler(LoadedModel(info))
+    (encoded,) = scheduler.encode([image], [42.5])
+    for features in (encoded.features or b"", stream):
+        try:
+            (symbols,) = scheduler.decode_symbols([features], [shape], [42.5])
+        except CorruptPayload:
+            if features is encoded.features:
+                raise Failure("a model cannot decode what it encoded") from None
+            continue
+        first, again = (scheduler.decode([features], [shape], [42.5], [q6])[0] for q6 in (True, True))
+        (scores,) = scheduler.score([symbols], [shape], [42.5])
+        if first.shape != image.shape or not np.array_equal(first, again) or first.min() < 0 or first.max() > 255 * 64:
+            raise Failure(f"pixels {first.dtype} {first.shape}, {first.min()} to {first.max()}")
+        if scores.shape[-1] != len(info.vocabulary.names):
+            raise Failure(f"scores {scores.shape} of {len(info.vocabulary.names)} classes")
+    return "used"
+
+
 class Model(Stage):
-    """Model files: descriptions, tensor tables and tensors."""
+    """Model files: descriptions, tensor tables and tensors; those that are accepted encode, decode and label."""
 
     share = 1
 
     def __init__(self, seeds: list[Seed], folder: Path) -> None:
         super().__init__(seeds, folder)
+        models = folder / "models"
+        models.mkdir(exist_ok=True)
+        self.models = [tiny_model(models, name="fuzz-integers"), tiny_paper_model(models)]
+        self.stream = np.random.default_rng(0).bytes(40)
         self.data = Path(zoo.find_model(seeds[0].codec.model).path).read_bytes()
         self.path = folder / "case.safetensors.fuzz"
         self.start = 8 + int.from_bytes(self.data[:8], "little")
         self.table = json.loads(self.data[8 : self.start])
 
     def sound(self) -> list[bytes]:  # noqa: D102
-        return [b"\0" + self.data]
+        return [b"\0" + Path(info.path).read_bytes() for info in self.models]
 
     def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        if rng.random() < 0.8:
+            with suppress(DeepSICError):
+                forged(rng, self.models[int(rng.integers(len(self.models)))], self.path)
+            return b"\0" + self.path.read_bytes()
         style = rng.random()
         if style < 0.3:
             return b"\0" + mutate(rng, self.data[: self.start], max_changes=4) + self.data[self.start :]
@@ -601,9 +696,7 @@ class Model(Stage):
             return b"\0" + mutate(rng, self.data)
         table = json.loads(json.dumps(self.table))
         about = json.loads(table["__metadata__"]["deepsic"])
-        values: list[Any] = [0, -1, 2048, 1 << 20, 1 << 40, 1e308, "x", None, [], {}, True, [1 << 30] * 3, "\ud800"]
-        values += [[2048, 2048], [64, 64], [1, 1], [0, 0]]
-        wild = values[int(rng.integers(len(values)))]
+        wild = WILD[int(rng.integers(len(WILD)))]
         name = str(rng.choice(sorted(about["architecture"])))
         if style < 0.6:
             about["architecture"][name] = wild
@@ -627,12 +720,7 @@ class Model(Stage):
 
     def run(self, case: bytes) -> str:  # noqa: D102
         self.path.write_bytes(case[1:])
-        info = model_file.read_info(self.path)
-        model_file.load_arrays(info)
-        if case[-1] % 2 == 0 or case[1:] == self.data:
-            LoadedModel(info)
-            return "loaded"
-        return "verified"
+        return use_model(model_file.read_info(self.path), self.stream)
 
 
 STAGES: dict[str, type[Stage]] = {

@@ -9,9 +9,8 @@ True
 
 `config.set(...)` changes settings for this thread and for the threads in which Zarr, Dask and this package run its
 calls; other threads keep theirs. `config.set_defaults(...)` changes them for all threads of the process. Without
-either, a setting comes from the environment (DEEPSIC_DEVICE, DEEPSIC_BATCH_PIXELS, DEEPSIC_THREADS, DEEPSIC_PRECISION,
-DEEPSIC_MAX_PIXELS, DEEPSIC_KERNELS, DEEPSIC_MODEL_PATH, DEEPSIC_CACHE, DEEPSIC_ALLOWED_CODECS) or from a YAML file in
-~/.config/deepsic_codec. Both are read when this module is imported.
+either, a setting comes from the environment (`DEEPSIC_` and its name in capitals, such as
+DEEPSIC_MAX_PIXELS) or from a YAML file in ~/.config/deepsic_codec. Both are read when this module is imported.
 """
 
 import os
@@ -42,6 +41,8 @@ GPU_CALLS_PER_BATCH = 8
 #: Pixels of a batch for each thread of a CPU: twice what a thread takes at a time, so that none waits for long.
 PIXELS_PER_THREAD = 1 << 20
 
+_NUMBERS = ("max_pixels", "max_model_bytes", "max_model_macs", "max_model_memory")
+_OPTIONAL_NUMBERS = ("batch_pixels", "threads", "max_memory")
 _CHOICES = {"precision": ("auto", "float32", "bfloat16"), "kernels": ("auto", "plain")}
 
 
@@ -64,12 +65,18 @@ class Settings:
         multiplies matrices in it (AMX, CUDA). Decoding does not depend on it.
     max_pixels : int
         Maximum pixels of one chunk, counted as for `batch_pixels` with a border of 16 around each image. Larger
-        chunks are neither written nor read. A hundred bytes from a stranger can announce a chunk of 2**31 samples,
-        which takes tens of gigabytes to decode; the default, 2**29, takes a few.
+        chunks are neither written nor read, nor are their labels. A hundred bytes from a stranger can announce a chunk
+        of 2**31 samples, which takes tens of gigabytes to decode. The default is 2**28.
+    max_memory : int or None
+        Maximum bytes of memory that decoding one chunk may take, by an estimate. Chunks that would take more are
+        refused before anything is allocated. None is what the system has available at that moment.
     kernels : str
         How CUDA computes: "auto" uses Triton's kernels, where Triton is installed and they give the right integers,
         and the entropy coder on the device. "plain" uses torch's own operations and the coder of the CPU, for which
         nothing is compiled. Results are the same.
+    max_model_bytes, max_model_macs, max_model_memory : int
+        Maximum size of a model file, and multiply-accumulates and bytes of memory that its networks may take for a
+        pixel. The packaged model has 9.8 MB, 27,000 and 54.
     model_path : tuple of str
         Files and folders where models are looked for before the package itself. Environment and files have a string
         with the separator of PATH.
@@ -85,8 +92,12 @@ class Settings:
     batch_pixels: int | None = None
     threads: int | None = None
     precision: str = "auto"
-    max_pixels: int = 1 << 29
+    max_pixels: int = 1 << 28
+    max_memory: int | None = None
     kernels: str = "auto"
+    max_model_bytes: int = 1 << 28
+    max_model_macs: int = 1 << 18
+    max_model_memory: int = 1 << 8
     model_path: tuple[str, ...] = ()
     cache: str = "~/.cache/deepsic_codec"
     allowed_codecs: tuple[str, ...] = ()
@@ -117,8 +128,8 @@ def _check(name: str, value: Any) -> Any:
     if name in _CHOICES:
         if not isinstance(value, str) or value not in _CHOICES[name]:
             raise ConfigurationError(f"{name}: expected one of {', '.join(_CHOICES[name])}, got {value!r}")
-    elif name in ("batch_pixels", "threads", "max_pixels"):
-        if value is None and name != "max_pixels":
+    elif name in _NUMBERS or name in _OPTIONAL_NUMBERS:
+        if value is None and name in _OPTIONAL_NUMBERS:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{name}: expected an integer of at least 1, got {value!r}")

@@ -1,10 +1,37 @@
 """Sizes of a model's networks, as its file describes them; needs no torch."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
+
+from deepsic_codec.model.vocabulary import MAX_CLASSES
+from deepsic_codec.payload.constants import LATENT_STRIDE
 
 #: Bounds of widths and of numbers of blocks in a model file.
 MAX_WIDTH, MAX_BLOCKS = 2048, 64
+
+
+class LayerSizes(NamedTuple):
+    """Outputs and inputs of a layer, and the edge in pixels of the square that each of its positions stands for."""
+
+    outputs: int
+    inputs: int
+    edge: int
+
+
+class BlockSizes(NamedTuple):
+    """Channels and number of the residual blocks of a list, and the edge of their positions in pixels."""
+
+    width: int
+    number: int
+    edge: int
+
+
+class NetworkSizes(NamedTuple):
+    """Sizes of a network by the names of its parts: layers, lists of blocks, and channels of modulations."""
+
+    layers: dict[str, LayerSizes]
+    blocks: dict[str, BlockSizes]
+    modulations: dict[str, int]
 
 
 class Sizes:
@@ -95,3 +122,49 @@ class Architecture(Sizes):
             raise ValueError("architecture: sizes out of range")
         if sum(self.prior_groups) != self.latents:
             raise ValueError("architecture: the prior's groups do not add up to the latents")
+        if self.classes > MAX_CLASSES:
+            raise ValueError(f"architecture: {self.classes} classes, expected at most {MAX_CLASSES}")
+
+    @property
+    def analysis(self) -> NetworkSizes:
+        """Sizes of the analysis transform."""
+        (w8, w16), (n8, n16) = self.analysis_widths, self.analysis_blocks
+        return NetworkSizes(
+            {
+                "linear": LayerSizes(self.latents, 3 * LATENT_STRIDE**2, 16),
+                "stem": LayerSizes(w8, 3 * 8**2, 8),
+                "reduce": LayerSizes(w16, 4 * w8, 16),
+                "out": LayerSizes(self.latents, w16, 16),
+            },
+            {"blocks8": BlockSizes(w8, n8, 8), "blocks16": BlockSizes(w16, n16, 16)},
+            {"mod8": w8, "mod16": w16},
+        )
+
+    @property
+    def synthesis(self) -> NetworkSizes:
+        """Sizes of the synthesis transform."""
+        (w8, w16), (n8, n16) = self.synthesis_widths, self.synthesis_blocks
+        return NetworkSizes(
+            {
+                "linear": LayerSizes(3 * LATENT_STRIDE**2, self.latents, 16),
+                "stem": LayerSizes(w16, self.latents, 16),
+                "expand": LayerSizes(4 * w8, w16, 16),
+                "out": LayerSizes(3 * 8**2, w8, 8),
+            },
+            {"blocks8": BlockSizes(w8, n8, 8), "blocks16": BlockSizes(w16, n16, 16)},
+            {"mod8": w8, "mod16": w16},
+        )
+
+    @property
+    def head(self) -> NetworkSizes:
+        """Sizes of the semantic head, whose last two layers see one vector for each label cell."""
+        w = self.head_width
+        return NetworkSizes(
+            {
+                "stem": LayerSizes(w, self.latents, 16),
+                "hidden": LayerSizes(w, 2 * w, 64),
+                "out": LayerSizes(self.classes, w, 64),
+            },
+            {"blocks": BlockSizes(w, self.head_blocks, 16)},
+            {"mod": w},
+        )

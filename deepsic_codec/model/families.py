@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.architecture import Architecture, Sizes
+from deepsic_codec.model.exact import tensors
 from deepsic_codec.model.exact.prior import IntegerPrior
 from deepsic_codec.model.exact.transforms import IntegerTransforms
 from deepsic_codec.model.family import CodingPrior, Family, Transforms
-from deepsic_codec.model.file import Arrays
+from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.networks import Analysis, Gains, SemanticHead, Synthesis
 from deepsic_codec.model.paper import PaperFamily
+from deepsic_codec.model.tensors import Table, check_tensors
 
 #: Families by the name that architectures give.
 FAMILIES: dict[str, Family] = {}
@@ -49,6 +52,9 @@ class DeepSICFamily(Family):
             "synthesis": Synthesis(arch),
             "head": SemanticHead(arch),
         }
+
+    def tensors(self, arch: Architecture) -> Table:
+        return tensors.tensors(arch)
 
     def prior(self, arch: Architecture, tensors: Mapping[str, Tensor], device: str) -> CodingPrior:
         return IntegerPrior(arch, tensors, device)
@@ -86,3 +92,27 @@ def architecture_from(data: Mapping[str, Any]) -> Sizes:
         If the family is not registered, or its sizes are not those that the description has.
     """
     return family_of(data).architecture.from_json(dict(data))
+
+
+def load_checked(info: ModelInfo) -> tuple[Sizes, Arrays]:
+    """Architecture and arrays of a model file, which may come from anywhere, after all checks of its tensors.
+
+    Raises
+    ------
+    ModelMismatch
+        If the file is damaged, its description is of no architecture, its vocabulary is not that of the head, or a
+        tensor is not what the table of the family says (`tensors.check_tensors`).
+    """
+    try:
+        arch = architecture_from(info.architecture)
+        table = family_of(arch).tensors(arch)
+    except (TypeError, ValueError) as error:
+        raise ModelMismatch(f"{info.path}: {error}") from None
+    classes = info.vocabulary.classes
+    if classes and len(classes) + 1 != arch.classes:
+        raise ModelMismatch(
+            f"{info.path}: a vocabulary of {len(classes)} classes for {arch.classes} scores, of which one is 'unknown'"
+        )
+    arrays = load_arrays(info)
+    check_tensors(arrays, table, info.path)
+    return arch, arrays

@@ -14,6 +14,7 @@ from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.neighbours import Neighbours
 from deepsic_codec.model.ops.protocol import RateTables, SymbolState
 from deepsic_codec.model.schedule import Step
+from deepsic_codec.model.tensors import Table
 
 #: Prefixes of tensor names in a model file, by part of the model.
 ANALYSIS, RDO, GAINS, SYNTHESIS, HEAD = "encoder.analysis", "encoder.rdo", "decoder.gains", "decoder.synthesis", "head"
@@ -107,6 +108,9 @@ class Family(Protocol):
 
     def networks(self, arch: Any) -> dict[str, nn.Module]:
         """Networks that are trained and stored: `analysis`, `gains`, `synthesis`, `head`."""
+
+    def tensors(self, arch: Any) -> Table:
+        """Every tensor of a model file, from sizes alone: a file is compared with it before networks are made."""
 
     def prior(self, arch: Any, tensors: Mapping[str, Tensor], device: str) -> CodingPrior:
         """Prior of a model file, from its tensors below `PRIOR`."""

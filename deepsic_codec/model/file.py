@@ -6,8 +6,8 @@ belongs to neither, so a better encoder writes the same format. Reading a descri
 weights, only the file's JSON header.
 
 Archives contain models, so a file may come from anywhere, and nothing in it is trusted: the size is checked before the
-file is read, a description may claim no more than the tensors beside it hold, the tensors have to fill the file
-exactly, and no tensor is used before the identities have been verified.
+file is read, the tensors have to fill the file exactly, and no tensor is used before the identities have been verified
+and all tensors were compared with the table of the architecture (`families.load_checked`).
 """
 
 import hashlib
@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.vocabulary import Vocabulary
 
 #: Bytes of a header; a description takes a few thousand.
 MAX_HEADER = 1 << 20
-#: Bytes of a file: weights of a few million parameters.
-MAX_FILE = 1 << 28
 #: Far above those of any model; they bound the work that a header causes.
 MAX_TENSORS, MAX_DIMENSIONS, MAX_SIZES, MAX_SIZE = 1 << 12, 8, 64, 1 << 16
-#: A class number is one byte, and 255 means none.
-MAX_CLASSES, MAX_NAME = 255, 256
+MAX_NAME = 256
 #: Types of tensors, by their names in the safetensors format.
 DTYPES = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "F16", "F32"}
 PARTS = ("decoder.", "head.", "encoder.")
@@ -148,7 +145,8 @@ def load_arrays(info: ModelInfo) -> Arrays:
         If the file is damaged or is not the model that `info` describes.
     """
     with _opened(info.path) as file:
-        _check_claims(_describe(info.path, file).architecture, _check_tensors(file))
+        _describe(info.path, file)
+        _check_tensors(file)
         arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # no mapping
     computed = (*identities(arrays, info.architecture, info.vocabulary), identity(arrays, "encoder.", {}))
     stored = info.decoder, info.head, info.encoder
@@ -165,8 +163,12 @@ def load_arrays(info: ModelInfo) -> Arrays:
 def _opened(path: str | Path) -> Iterator[Any]:
     """Open a safetensors file, whose sizes are checked before it is read; any damage is a ModelMismatch."""
     size = os.stat(path).st_size
-    if size > MAX_FILE:
-        raise ModelMismatch(f"{path}: {size} bytes, expected a model file of at most {MAX_FILE} bytes")
+    limit = config.get().max_model_bytes
+    if size > limit:
+        raise ModelMismatch(
+            f"{path}: {size} bytes, more than the limit of {limit} of a model file; if you trust the file, raise the "
+            "limit with deepsic_codec.config.set(max_model_bytes=...)"
+        )
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if not 2 <= header <= min(MAX_HEADER, size - 8):
@@ -202,25 +204,9 @@ def _describe(path: str, file: Any) -> ModelInfo:
         raise ValueError(f"name: expected text of at most {MAX_NAME} characters")
     if not all(re.fullmatch(r"[0-9a-f]{64}", digits) for digits in (decoder, head, encoder)):
         raise ValueError("decoder, head and encoder: expected SHA-256 hashes")
-    vocabulary, architecture = about["vocabulary"], about["architecture"]
-    _check_vocabulary(vocabulary)
+    vocabulary, architecture = replace(Vocabulary.from_json(about["vocabulary"]), head=head), about["architecture"]
     _check_description(architecture)
-    return ModelInfo(
-        name, path, decoder, head, encoder, replace(Vocabulary.from_json(vocabulary), head=head), dict(architecture)
-    )
-
-
-def _check_vocabulary(data: Any) -> None:
-    """Raise ValueError unless it is lists of at most 255 short names, parents of them, and texts for them."""
-    parents, texts = data.get("parents", {}), data.get("descriptions", {})
-    lists = [data["classes"], list(parents), *parents.values(), list(texts)]
-    for names in lists:
-        if not isinstance(names, list) or len(names) > MAX_CLASSES or len({*names}) < len(names):
-            raise ValueError(f"vocabulary: expected lists of at most {MAX_CLASSES} different names")
-        if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable() for name in names):
-            raise ValueError(f"vocabulary: expected names of 1 to {MAX_NAME} printable characters")
-    if not all(isinstance(text, str) and len(text) <= MAX_SIZE and text.isprintable() for text in texts.values()):
-        raise ValueError(f"vocabulary: expected descriptions of at most {MAX_SIZE} printable characters")
+    return ModelInfo(name, path, decoder, head, encoder, vocabulary, dict(architecture))
 
 
 def _check_description(data: Any) -> None:
@@ -239,12 +225,12 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value <= MAX_SIZE
 
 
-def _check_tensors(file: Any) -> int:
-    """Return the number of elements of all tensors; raise ValueError for tensors that no model has.
+def _check_tensors(file: Any) -> None:
+    """Raise ValueError for tensors that no model has.
 
     That shapes fit their bytes, and that the tensors fill the file without gaps, safetensors has verified.
     """
-    names, elements = list(file.keys()), 0
+    names = list(file.keys())
     if len(names) > MAX_TENSORS:
         raise ValueError(f"{len(names)} tensors, expected at most {MAX_TENSORS}")
     for name in names:
@@ -254,26 +240,3 @@ def _check_tensors(file: Any) -> int:
             raise ValueError(f"tensor {name[:40]!r}: expected a name that starts with one of {', '.join(PARTS)}")
         if len(shape) > MAX_DIMENSIONS or dtype not in DTYPES:
             raise ValueError(f"tensor {name}: unsupported: {len(shape)} dimensions of {dtype}")
-        elements += prod(shape)
-    return elements
-
-
-def _check_claims(sizes: Mapping[str, Any], elements: int) -> None:
-    """Raise ValueError if the networks that an architecture describes would be far larger than the stored tensors.
-
-    Networks that are built before tensors are compared in detail thus take at most a small multiple of the file.
-    """
-    elements = max(MAX_SIZE, elements)  # small models may claim more than they have
-    for name, value in sizes.items():
-        values = value if isinstance(value, list) else [value]
-        numbers = [n for n in values if isinstance(n, int) and not isinstance(n, bool)]
-        if any(n**2 > elements for n in numbers):
-            raise ValueError(f"architecture: {name} is {value}, too large for a file of {elements} weights")
-        if name.endswith("_blocks"):
-            stem = name.removesuffix("_blocks")
-            widths = sizes.get(f"{stem}_widths", [sizes.get(f"{stem}_width")])
-            valid = isinstance(widths, list) and len(widths) == len(values) == len(numbers)
-            if not valid or not all(isinstance(w, int) for w in widths):
-                raise ValueError(f"architecture: {name} is {value}, which does not fit widths {widths}")
-            if sum(n * w**2 for n, w in zip(numbers, widths, strict=True)) > elements:
-                raise ValueError(f"architecture: {name} is {value}, too large for a file of {elements} weights")

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.architecture import Architecture, BlockSizes, LayerSizes
 from deepsic_codec.model.exact import fixed
 from deepsic_codec.model.exact.fixed import imitate
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
@@ -103,7 +103,7 @@ class Block(nn.Module):
     With `knots`, the biases before the ReLU depend on quality.
     """
 
-    def __init__(self, width: int, expand: int = 2, knots: int = 0) -> None:
+    def __init__(self, width: int, expand: int = fixed.EXPANSION, knots: int = 0) -> None:
         super().__init__()
         self.spatial = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.up = nn.Conv2d(width, width * expand, 1)
@@ -124,8 +124,12 @@ class Block(nn.Module):
         return (x + imitate(h, self.down, fixed.DOWN)).clamp(-STREAM_MAX, STREAM_MAX)
 
 
-def _blocks(width: int, count: int, knots: int = 0) -> nn.ModuleList:
-    return nn.ModuleList(Block(width, knots=knots) for _ in range(count))
+def _blocks(sizes: BlockSizes, knots: int = 0) -> nn.ModuleList:
+    return nn.ModuleList(Block(sizes.width, knots=knots) for _ in range(sizes.number))
+
+
+def _pointwise(sizes: LayerSizes, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(sizes.inputs, sizes.outputs, 1, bias=bias)
 
 
 def _set_zero(layer: nn.Conv2d) -> None:
@@ -162,14 +166,13 @@ class Analysis(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.integer = self.bounded = False
-        w8, w16 = arch.analysis_widths
-        n8, n16 = arch.analysis_blocks
-        self.linear = nn.Conv2d(3 * LATENT_STRIDE**2, arch.latents, 1, bias=False)
-        self.stem = nn.Conv2d(3 * 64, w8, 1)
-        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, arch.knots)
-        self.reduce = nn.Conv2d(4 * w8, w16, 1)
-        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, arch.knots)
-        self.out = nn.Conv2d(w16, arch.latents, 1)
+        layers, blocks, modulations = arch.analysis
+        self.linear = _pointwise(layers["linear"], bias=False)
+        self.stem = _pointwise(layers["stem"])
+        self.mod8, self.blocks8 = Modulate(modulations["mod8"], arch.knots), _blocks(blocks["blocks8"], arch.knots)
+        self.reduce = _pointwise(layers["reduce"])
+        self.mod16, self.blocks16 = Modulate(modulations["mod16"], arch.knots), _blocks(blocks["blocks16"], arch.knots)
+        self.out = _pointwise(layers["out"])
         _set_zero(self.out)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
@@ -215,16 +218,15 @@ class Synthesis(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.integer = self.bounded = False
-        w8, w16 = arch.synthesis_widths
-        n8, n16 = arch.synthesis_blocks
-        self.linear = nn.Conv2d(arch.latents, 3 * LATENT_STRIDE**2, 1, bias=False)
+        layers, blocks, modulations = arch.synthesis
+        self.linear = _pointwise(layers["linear"], bias=False)
         self.register_buffer("input_scale", torch.ones(arch.latents))
         self.input_scale: Tensor
-        self.stem = nn.Conv2d(arch.latents, w16, 1)
-        self.mod16, self.blocks16 = Modulate(w16, arch.knots), _blocks(w16, n16, arch.knots)
-        self.expand = nn.Conv2d(w16, 4 * w8, 1)
-        self.mod8, self.blocks8 = Modulate(w8, arch.knots), _blocks(w8, n8, arch.knots)
-        self.out = nn.Conv2d(w8, 3 * 64, 1)
+        self.stem = _pointwise(layers["stem"])
+        self.mod16, self.blocks16 = Modulate(modulations["mod16"], arch.knots), _blocks(blocks["blocks16"], arch.knots)
+        self.expand = _pointwise(layers["expand"])
+        self.mod8, self.blocks8 = Modulate(modulations["mod8"], arch.knots), _blocks(blocks["blocks8"], arch.knots)
+        self.out = _pointwise(layers["out"])
         _set_zero(self.out)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
@@ -279,13 +281,14 @@ class SemanticHead(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.integer = self.bounded = False
-        w = arch.head_width
-        self.stem = nn.Conv2d(arch.latents, w, 1)
-        self.mod = Modulate(w, arch.knots)
-        self.blocks = _blocks(w, arch.head_blocks)
-        self.hidden = nn.Linear(2 * w, w)
+        layers, blocks, modulations = arch.head
+        hidden, out = layers["hidden"], layers["out"]
+        self.stem = _pointwise(layers["stem"])
+        self.mod = Modulate(modulations["mod"], arch.knots)
+        self.blocks = _blocks(blocks["blocks"])
+        self.hidden = nn.Linear(hidden.inputs, hidden.outputs)
         self.dropout = nn.Dropout(0.2)
-        self.out = nn.Linear(w, arch.classes)
+        self.out = nn.Linear(out.inputs, out.outputs)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
         """(N,C,h,w) cells of at most 4x4 latents in pixel units, same size -> (N,classes) logits."""

@@ -20,7 +20,7 @@ payloads have the usual grid.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -28,22 +28,41 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepsic_codec.model.architecture import Sizes
+from deepsic_codec.model.architecture import MAX_WIDTH, Sizes
 from deepsic_codec.model.device import upload
 from deepsic_codec.model.exact.transforms import UNITS_PER_LEVEL, analyses_in_bfloat16, grey_levels
-from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analysed, Family, tensors_below
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, Analysed, Family, tensors_below
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, log_scales, logistic_bits, scale_of
+from deepsic_codec.model.logistic import (
+    INDEX_LEVELS,
+    INDEX_MAX,
+    MEAN_LEVELS,
+    MEAN_MAX,
+    SCALES,
+    log_scales,
+    logistic_bits,
+    scale_of,
+)
 from deepsic_codec.model.neighbours import Neighbours
 from deepsic_codec.model.ops.protocol import RateTables, SymbolState
 from deepsic_codec.model.schedule import CROSS, Step
-from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.model.tensors import HALF, HALF_MAX, Table, TensorSpec, coder_tensors, half, spec
+from deepsic_codec.model.vocabulary import MAX_CLASSES
+from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 
 #: Equation 1: the quantiser's bits.
 BITS = 6
 KERNELS = (7, 5, 3, 3)
 #: The rates of Table I in bits per pixel, and the strides here.
 RATES = {0.25: (4, 2, 2, 1), 0.5: (4, 2, 2, 1), 1.0: (4, 2, 1, 1), 1.5: (4, 2, 1, 1)}
+
+
+class Convolution(NamedTuple):
+    """Channels on the side of the image, edge of the kernel, and stride of a convolution."""
+
+    channels: int
+    kernel: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -75,10 +94,12 @@ class PaperArchitecture(Sizes):
     def __post_init__(self) -> None:
         """Refuse sizes that no such model has."""
         sizes = (self.filters, self.head_width, self.classes)
-        if not all(isinstance(n, int) and 1 <= n <= 2048 for n in sizes) or self.rate <= 0:
+        if not all(isinstance(n, int) and 1 <= n <= MAX_WIDTH for n in sizes) or self.rate <= 0:
             raise ValueError("architecture: sizes out of range")
-        if len(self.strides) != len(KERNELS) or math.prod(self.strides) not in (8, 16):
-            raise ValueError("architecture: expected four strides whose product is 8 or 16")
+        if self.classes > MAX_CLASSES:
+            raise ValueError(f"architecture: {self.classes} classes, expected at most {MAX_CLASSES}")
+        if self.strides not in RATES.values():
+            raise ValueError(f"architecture: expected strides {' or '.join(map(str, {*RATES.values()}))}")
 
     @property
     def fold(self) -> int:
@@ -90,6 +111,12 @@ class PaperArchitecture(Sizes):
         """Channels of the symbol grid."""
         return self.filters * self.fold**2
 
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """Sizes of the convolutions of the analysis; the synthesis has them in reverse, transposed."""
+        inputs = (3, *[self.filters] * (len(KERNELS) - 1))
+        return [Convolution(*sizes) for sizes in zip(inputs, KERNELS, self.strides, strict=True)]
+
 
 class Analysis(nn.Module):
     """Feature extraction (paper, III-A)."""
@@ -100,10 +127,7 @@ class Analysis(nn.Module):
         super().__init__()
         n = arch.filters
         self.strides, self.fold = arch.strides, arch.fold
-        inputs = (3, n, n, n)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, n, k, s, k // 2, bias=False) for i, k, s in zip(inputs, KERNELS, arch.strides, strict=True)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(i, n, k, s, k // 2, bias=False) for i, k, s in arch.convolutions)
         self.norms = nn.ModuleList(nn.BatchNorm2d(n) for _ in KERNELS)
         # features of a few steps to begin with: wide ones would have to be unlearned at low rates
         nn.init.constant_(self.norms[-1].get_parameter("weight"), 0.05)
@@ -132,9 +156,8 @@ class Synthesis(nn.Module):
         super().__init__()
         n = arch.filters
         self.strides, self.fold = arch.strides[::-1], arch.fold
-        outputs = (n, n, n, 3)
         self.convs = nn.ModuleList()
-        for o, k, s in zip(outputs, KERNELS[::-1], self.strides, strict=True):
+        for o, k, s in arch.convolutions[::-1]:
             p = (k - s + 1) // 2
             self.convs.append(nn.ConvTranspose2d(n, o, k, s, p, output_padding=s - k + 2 * p))
         self.norms = nn.ModuleList(nn.BatchNorm2d(n) for _ in range(3))
@@ -271,7 +294,7 @@ class PaperTransforms(nn.Module):
         q = self._quality(quality)
         x = grey_levels(upload(images, self.device)).permute(0, 3, 1, 2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=analyses_in_bfloat16(self.device)):
-            y = self.analysis(x, q).float()
+            y = self.analysis(x, q).float().nan_to_num()  # weights may be so large that sums overflow
         gain = self.gains(q)
         return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
@@ -279,7 +302,7 @@ class PaperTransforms(nn.Module):
         q, unit = self._quality(quality), UNITS_PER_LEVEL if q6 else 1
         y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)
         x = self.synthesis(y, q)
-        x = (x * unit + 0.5).clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
+        x = (x * unit + 0.5).nan_to_num_().clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
         return x.to(torch.int16 if q6 else torch.uint8).permute(0, 2, 3, 1)
 
     def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
@@ -288,10 +311,45 @@ class PaperTransforms(nn.Module):
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
         logits = self.head(cells.permute(0, 3, 1, 2), self._quality(quality))
-        return torch.round(torch.sigmoid(logits) * 255).to(torch.uint8)
+        return torch.round(torch.sigmoid(logits.nan_to_num()) * 255).to(torch.uint8)
 
     def _quality(self, quality: NDArray[np.float64]) -> Tensor:
         return upload(torch.tensor(quality, dtype=torch.float32), self.device)
+
+
+def tensors(arch: PaperArchitecture) -> Table:
+    """Return the table of tensors of an architecture."""
+    n, table = arch.filters, Table()
+    edge = 1
+    for number, (channels, kernel, stride) in enumerate(arch.convolutions):
+        edge *= stride  # of the position of a feature, in pixels
+        at = len(KERNELS) - 1 - number
+        table[f"{ANALYSIS}.convs.{number}.weight"] = half((n, channels, kernel, kernel), edge**-2)
+        table[f"{SYNTHESIS}.convs.{at}.weight"] = half((n, channels, kernel, kernel), edge**-2)
+        table[f"{SYNTHESIS}.convs.{at}.bias"] = half((channels,))
+        table |= _norm(f"{ANALYSIS}.norms.{number}", n)
+        if number:
+            table |= _norm(f"{SYNTHESIS}.norms.{at}", n)
+    table[f"{SYNTHESIS}.last_path.weight"] = half((3, n, 1, 1), arch.strides[0] ** -2)
+    table[f"{SYNTHESIS}.last_path.bias"] = half((3,))
+    w = arch.head_width
+    shapes = {"first": (w, arch.latents, 3, 3), "second": (w, w, 3, 3), "hidden": (w, w), "out": (arch.classes, w)}
+    for name, shape in shapes.items():
+        pooled = len(shape) == 2  # one vector for each label cell
+        table[f"{HEAD}.{name}.weight"] = half(shape, (LABEL_CELL if pooled else LATENT_STRIDE) ** -2)
+        table[f"{HEAD}.{name}.bias"] = half(shape[:1])
+    table[f"{PRIOR}.mean"] = spec("int16", (arch.latents,), -MEAN_MAX, MEAN_MAX)
+    table[f"{PRIOR}.index"] = spec("uint8", (arch.latents,), 0, INDEX_MAX)
+    return table | coder_tensors(arch.latents)
+
+
+def _norm(name: str, channels: int) -> Table:
+    shape = (channels,)
+    return {
+        **{f"{name}.{part}": half(shape) for part in ("weight", "bias", "running_mean")},
+        f"{name}.running_var": half(shape, low=0),
+        f"{name}.num_batches_tracked": TensorSpec((), (*HALF, "int64"), 0, HALF_MAX),
+    }
 
 
 class PaperFamily(Family):
@@ -310,6 +368,9 @@ class PaperFamily(Family):
 
     def prior(self, arch: PaperArchitecture, tensors: Mapping[str, Tensor], device: str) -> StaticPrior:
         return StaticPrior(arch, tensors, device)
+
+    def tensors(self, arch: PaperArchitecture) -> Table:
+        return tensors(arch)
 
     def transforms(self, arch: PaperArchitecture, arrays: Arrays, device: torch.device) -> PaperTransforms:
         return PaperTransforms(self.networks(arch), arrays, device)

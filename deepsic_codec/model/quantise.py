@@ -22,6 +22,8 @@ from deepsic_codec.model.ops.protocol import RateTables, SymbolState
 TRADE_QUALITIES, TRADE = (15.0, 45.0), (1.2, 2.1)
 #: Number of distances from the mean, in units of 1 / MEAN_LEVELS, in the table.
 DISTANCES = 256
+#: Largest price of the squared error of one quantiser step, in 2^-RATE_BITS bits.
+PRICE_MAX = 2**21
 #: Grey levels of one unit of a latent.
 UNIT = 64.0
 
@@ -57,7 +59,7 @@ def make_tables(log_scales: Tensor, steps: Tensor) -> dict[str, Tensor]:
     price = (trade * step_lambda(quality))[:, None] / 3 * step**2
     return {
         "saved": torch.floor(saved * 2**RATE_BITS + 0.5).clamp(-(2**15), 2**15 - 1).to(torch.int16),
-        "price": torch.floor(price * 2**RATE_BITS + 0.5).clamp(0, 2**21).to(torch.int32),
+        "price": torch.floor(price * 2**RATE_BITS + 0.5).clamp(0, PRICE_MAX).to(torch.int32),
     }
 
 

@@ -35,9 +35,9 @@ from deepsic_codec.model.device import (
 )
 from deepsic_codec.model.device_coder.coder import DeviceCoder, device_coder_for
 from deepsic_codec.model.exact.transforms import IntegerTransforms, grey_levels, multiplies_bfloat16, whole_qualities
-from deepsic_codec.model.families import architecture_from, family_of
+from deepsic_codec.model.families import family_of, load_checked
 from deepsic_codec.model.family import PRIOR, RDO, SYNTHESIS, Analysed, below, tensors_below
-from deepsic_codec.model.file import ModelInfo, load_arrays
+from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.model.neighbours import Predictions
 from deepsic_codec.model.quantise import load_tables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
@@ -78,16 +78,15 @@ class LoadedModel:
         self.device = torch.device(device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        arrays = load_arrays(info)
+        self.arch, arrays = load_checked(info)
+        self.family = family_of(self.arch)
         try:
-            self.arch = architecture_from(info.architecture)
-            self.family = family_of(self.arch)
             self.transforms = self.family.transforms(self.arch, arrays, self.device)
             self.prior = self.family.prior(self.arch, tensors_below(arrays, PRIOR), str(self.device))
             rdo = tensors_below(arrays, RDO)
             self._rate_tables = load_tables(rdo, self.arch.latents, self.device) if rdo else None
             self.coder_tables = CoderTables.from_arrays(below(arrays, "decoder.coder")).check(self.arch.latents)
-        except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except ValueError as error:  # sums of several tensors that would not be exact
             raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
         self._refiner: Refiner | None = None
         self._device_coder: DeviceCoder | None = None
@@ -150,7 +149,7 @@ class LoadedModel:
         """Return the decoder in differentiable form, made on first use."""
         with self._on_first_use:
             if self._refiner is None:
-                arrays = load_arrays(self.info)
+                _, arrays = load_checked(self.info)
                 synthesis, prior = (tensors_below(arrays, part) for part in (SYNTHESIS, PRIOR))
                 with torch.inference_mode(False):
                     bf16 = multiplies_bfloat16(self.device)

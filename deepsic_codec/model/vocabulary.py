@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from deepsic_codec.errors import ExpressionError, LabelIndexError
 
 UNKNOWN = "unknown"  # the class after those of the vocabulary
+# A class number is one byte, and 255 means none. Other limits bound the work that a stranger's vocabulary causes.
+MAX_CLASSES, MAX_NAME, MAX_MEMBERS, MAX_DESCRIPTION = 255, 256, 4096, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Vocabulary:
         return (*self.classes, UNKNOWN)
 
     @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in reversed([*enumerate(self.names)])}
+
+    @cached_property
     def known(self) -> tuple[str, ...]:
         """All names that a query may use: those of the scores, then parents that stand for one of them."""
         return (*self.names, *(name for name in self.parents if name not in self.names and self._resolve(name)))
@@ -50,8 +56,8 @@ class Vocabulary:
         pending, visited = [name], set()
         while pending:
             current = pending.pop()
-            if current in self.names:  # a class hides a parent of the same name
-                numbers.add(self.names.index(current))
+            if current in self._numbers:  # a class hides a parent of the same name
+                numbers.add(self._numbers[current])
             elif current not in visited:
                 visited.add(current)
                 pending += self.parents.get(current, ())
@@ -122,12 +128,30 @@ class Vocabulary:
         Raises
         ------
         LabelIndexError
-            If `data` is no vocabulary.
+            If `data` is no vocabulary: lists of at most 255 short printable names, parents of them, and texts for
+            them.
         """
         try:
+            _check(data)
             classes = tuple(str(name) for name in data["classes"])
             parents = {str(name): tuple(str(m) for m in members) for name, members in data.get("parents", {}).items()}
             texts = {str(name): str(text) for name, text in data.get("descriptions", {}).items()}
             return cls(classes, parents, str(data.get("head") or ""), texts)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LabelIndexError(f"not a vocabulary ({type(error).__name__}: {error})") from None
+
+
+def _check(data: Any) -> None:
+    """Raise ValueError, or what data of another kind causes, unless `data` is a vocabulary within the limits."""
+    parents, texts = data.get("parents", {}), data.get("descriptions", {})
+    for names in (data["classes"], list(parents), *parents.values(), list(texts)):
+        if not isinstance(names, list) or len(names) > MAX_CLASSES or len({*names}) < len(names):
+            raise ValueError(f"vocabulary: expected lists of at most {MAX_CLASSES} different names")
+        if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable() for name in names):
+            raise ValueError(f"vocabulary: expected names of 1 to {MAX_NAME} printable characters")
+    if sum(map(len, parents.values())) > MAX_MEMBERS:
+        raise ValueError(f"vocabulary: expected at most {MAX_MEMBERS} members of all parents together")
+    if not all(
+        isinstance(text, str) and len(text) <= MAX_DESCRIPTION and text.isprintable() for text in texts.values()
+    ):
+        raise ValueError(f"vocabulary: expected descriptions of at most {MAX_DESCRIPTION} printable characters")

@@ -17,7 +17,9 @@ import numpy as np
 import zarr
 from zarr.storage import StorePath
 
+from deepsic_codec import config
 from deepsic_codec._compat import make_store_path, native_dtype, sync
+from deepsic_codec.axes import ceil_div
 from deepsic_codec.errors import ConfigurationError, ModelMismatch, ModelNotFound
 from deepsic_codec.stored.layout import StoredLayout, codec_names
 from deepsic_codec.stored.location import is_in_group, parent_and_name
@@ -29,6 +31,7 @@ PREFIX = "deepsic-model"
 ATTRIBUTE = "deepsic_model"
 NO_GROUP = "embed_model: an array at the root of its store has no group for the model to be in; pass a name for it"
 CHUNK = 1 << 22  # bytes: a model is fetched in a few requests, in parallel
+MAX_CHUNKS = 1 << 10  # each costs a request
 
 
 def array_name(decoder: str, head: str) -> str:
@@ -127,7 +130,7 @@ def use_embedded(array: zarr.Array) -> "ModelInfo | None":
     ModelMismatch
         If an array with the name of the model is not that model.
     """
-    from deepsic_codec.model import file, zoo
+    from deepsic_codec.model import zoo
 
     decoder, head = StoredLayout(array).params.identity()
     try:
@@ -138,7 +141,7 @@ def use_embedded(array: zarr.Array) -> "ModelInfo | None":
     embedded = None if path is None else _open(path, array.metadata.zarr_format)
     if head is None or embedded is None:
         return None
-    return _cache(_read(embedded, file.MAX_FILE), decoder, head, str(path))
+    return _cache(_read(embedded, config.get().max_model_bytes), decoder, head, str(path))
 
 
 def is_embedded(array: zarr.Array, decoder: str, head: str) -> bool:
@@ -167,14 +170,12 @@ def _open(path: StorePath, zarr_format: Any) -> Any:
 
 def _holds(node: Any, attribute: Any, info: "ModelInfo") -> bool:
     """Tell whether a node holds an undamaged model with the decoder and head of `info`."""
-    from deepsic_codec.model import file
-
     if not isinstance(attribute, Mapping):
         return False
     if (attribute.get("decoder"), attribute.get("head")) != (info.decoder, info.head):
         return False
     with suppress(ModelMismatch):
-        _read(node, file.MAX_FILE)
+        _read(node, config.get().max_model_bytes)
         return True
     return False
 
@@ -188,6 +189,8 @@ def _read(node: Any, max_size: int) -> bytes:
         raise ModelMismatch(f"{name}: stored with {codec_names(node)}; models are stored uncompressed")
     if not 0 < node.size <= max_size or node.chunks[0] > max_size:
         raise ModelMismatch(f"{name}: {node.size} bytes in chunks of {node.chunks[0]}, expected at most {max_size}")
+    if (count := ceil_div(node.size, node.chunks[0])) > MAX_CHUNKS:
+        raise ModelMismatch(f"{name}: {count} chunks of {node.chunks[0]} bytes, expected at most {MAX_CHUNKS} chunks")
     attribute = node.attrs.get(ATTRIBUTE)
     expected = attribute.get("sha256") if isinstance(attribute, Mapping) else None
     try:

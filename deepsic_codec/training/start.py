@@ -10,9 +10,9 @@ from torch import Tensor
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact.export import restore_gains, restore_network, restore_prior
-from deepsic_codec.model.families import architecture_from, family_of
+from deepsic_codec.model.families import architecture_from, family_of, load_checked
 from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, tensors_below
-from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays, read_info
+from deepsic_codec.model.file import Arrays, ModelInfo, read_info
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.training import checkpoint
 from deepsic_codec.training.data import LabelledTiles, Photographs
@@ -98,7 +98,7 @@ def networks_of(info: ModelInfo, classes: int, option: str = "--from") -> Networ
 
     Tables over quality pass through fewer points than are stored, so latents may differ by their last bit.
     """
-    arrays = load_arrays(info)
+    _, arrays = load_checked(info)
     try:
         nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1}))
         _restore(nets, arrays)
@@ -128,7 +128,7 @@ def _restore(nets: Networks, arrays: Arrays) -> None:
 
 def prior_of(info: ModelInfo) -> dict[str, Tensor]:
     """Return the integer prior of a model file."""
-    return tensors_below(load_arrays(info), PRIOR)
+    return tensors_below(load_checked(info)[1], PRIOR)
 
 
 def load_state(nets: Networks, tensors: dict[str, Tensor], source: Path) -> None:

@@ -227,7 +227,8 @@ CRAFTED = {
     "another dtype": lambda data: {"data": data.astype("u2")},
     "huge": lambda data: {"shape": (1 << 40,), "dtype": "u1", "chunks": (1 << 20,)},
     "huge chunks": lambda data: {"shape": data.shape, "dtype": "u1", "chunks": (1 << 40,)},
-    "just too large": lambda data: {"shape": (file.MAX_FILE + 1,), "dtype": "u1", "chunks": (1 << 20,)},
+    "just too large": lambda data: {"shape": (config.get().max_model_bytes + 1,), "dtype": "u1", "chunks": (1 << 20,)},
+    "a byte a chunk": lambda data: {"shape": data.shape, "dtype": "u1", "chunks": (1,)},
     "compressed": lambda data: {"data": data, "compressors": "auto"},
 }
 

@@ -17,6 +17,7 @@ from deepsic_codec.model.exact.prior import (
     DIRECT_BITS,
     HIDDEN_BITS,
     INPUT_BITS,
+    PRIOR_BIAS_MAX,
     check_prior_sums,
 )
 from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis
@@ -25,8 +26,6 @@ from deepsic_codec.payload.constants import quality_step
 
 Tensors = Mapping[str, Tensor]
 Network = Analysis | Synthesis | SemanticHead
-#: Bounds of a bias of the prior.
-PRIOR_BIAS_MAX = 2**22
 
 
 def _layers(network: Network) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, fixed.Format, QualityTable | None]]:

@@ -39,6 +39,8 @@ SPATIAL_BIAS_MAX, SPATIAL_EXPONENT_MAX = 2**18, 15
 EXPONENT_MAX = 20
 #: Fraction bits and largest integer of modulation factors.
 MODULATION_BITS, MODULATION_MAX = 8, 2047
+#: Hidden channels of a residual block for each of its channels.
+EXPANSION = 2
 #: Whole qualities, each of which has entries of its own in tables.
 QUALITIES = 100
 #: Fraction bits of dequantiser steps, in units of latents.
@@ -102,6 +104,20 @@ class Format:
         """Largest weight."""
         return WIDE_MAX if self.wide_weight else WEIGHT_MAX
 
+    @property
+    def exponents(self) -> tuple[int, int]:
+        """Least and largest exponent of a weight's unit."""
+        lowest = max(0, self.out_bits - self.in_bits)
+        if self.wide_weight and self.wide_input:
+            lowest += 8  # the product of the two low digits is left out, 7 bits below the rest
+        return lowest, SPATIAL_EXPONENT_MAX if self.spatial else EXPONENT_MAX
+
+    @property
+    def shifts(self) -> tuple[int, int]:
+        """Least and largest shift from sums to the integers that the layer writes."""
+        lowest, highest = self.exponents
+        return lowest + self.in_bits - self.out_bits, highest + self.in_bits - self.out_bits
+
 
 SPATIAL = Format(STREAM_BITS, STREAM_MAX, READ_BITS, READ_LOW, READ_HIGH, spatial=True)
 UP = Format(READ_BITS, -READ_LOW, HIDDEN_BITS, 0, HIDDEN_HIGH)
@@ -131,18 +147,16 @@ def exponents(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
 
     The bias is (outputs,), or (N,outputs) where it is one of several.
     """
-    limits, lowest = _largest_units(weight, bias, form)
-    return torch.log2(limits).floor().clamp(lowest, SPATIAL_EXPONENT_MAX if form.spatial else EXPONENT_MAX)
+    return torch.log2(_largest_units(weight, bias, form)).floor().clamp(*form.exponents)
 
 
 def room(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
     """Largest factors, per output, by which weights and biases may grow; below 1 they have no exponent."""
-    limits, lowest = _largest_units(weight, bias, form)
-    return limits * 2.0**-lowest
+    return _largest_units(weight, bias, form) * 2.0 ** -form.exponents[0]
 
 
-def _largest_units(weight: Tensor, bias: Tensor | None, form: Format) -> tuple[Tensor, int]:
-    """Largest 2^k, per output, and the lowest allowed k."""
+def _largest_units(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:
+    """Largest 2^k, per output."""
     w = weight.detach().abs().flatten(1)
     largest_input = WEIGHT_MAX if form.wide_input else form.in_max
     scale = DIGIT if form.wide_weight else 1  # the weights' high digits are multiplied
@@ -152,10 +166,7 @@ def _largest_units(weight: Tensor, bias: Tensor | None, form: Format) -> tuple[T
     if bias is not None:
         largest = bias.detach().abs().reshape(-1, len(w)).amax(0)
         limits = torch.minimum(limits, form.bias_max * 2.0**-form.in_bits / largest.clamp(min=1e-9))
-    lowest = max(0, form.out_bits - form.in_bits)
-    if form.wide_weight and form.wide_input:
-        lowest += 8  # the product of the two low digits is left out, 7 bits below the rest
-    return limits, lowest
+    return limits
 
 
 def quantised_weight(weight: Tensor, bias: Tensor | None, form: Format) -> Tensor:

@@ -31,6 +31,8 @@ SCALE_BITS = 3
 DIRECT_BITS = 6
 #: Least and largest shift of each layer. Devices differ for shifts by a negative number or by more than 31 bits.
 SHIFTS = {"first": (1, 14), "second": (1, 14), "out": (2, 8)}
+#: Bounds of a bias.
+PRIOR_BIAS_MAX = 2**22
 #: Entries of the table of companded magnitudes.
 COMPANDED = 32769
 
