@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,13 +13,37 @@ from deepsic_codec.progress import Progress, no_progress
 
 
 def say(text: str = "", *, error: bool = False) -> None:
-    """Print text to standard output, or to standard error, with control characters escaped."""
-    print(printable(text), file=sys.stderr if error else sys.stdout)
+    """Print a line to standard output, or to standard error, with control characters escaped.
+
+    Line breaks at the end of the text are printed, others are escaped: with one, a name could print a line of its own.
+    """
+    line = text.rstrip("\n")
+    print(printable(line) + text[len(line) :], file=sys.stderr if error else sys.stdout)
 
 
 def printable(text: str) -> str:
     """Escape control characters: names in an archive may come from strangers, and terminals obey such characters."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def printable_warnings() -> Iterator[None]:
+    """Escape the control characters of warnings that are printed during a `with` block."""
+    before = warnings.formatwarning
+
+    def format_warning(*args: Any, **kwargs: Any) -> str:
+        return printable_lines(before(*args, **kwargs))
+
+    warnings.formatwarning = format_warning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def printable_lines(text: str) -> str:
+    """Escape the control characters of a text of several lines, each of which ends in a line break."""
+    return "".join(f"{printable(line)}\n" for line in text.rstrip("\n").split("\n"))
 
 
 def say_json(document: Any) -> None:

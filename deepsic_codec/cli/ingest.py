@@ -52,6 +52,7 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add(
         "--skip-unreadable", action="store_true", help="list files that cannot be read and go on; reads each file twice"
     )
+    add("--follow-links", action="store_true", help="follow symbolic links that lead out of the folders")
     add("--drop-alpha", action="store_true", help="leave out the transparency of images")
     add("--batch-size", type=int, default=16, metavar="N", help="chunks encoded at once (default: 16)")
     add("--workers", type=int, metavar="N", help="threads (default: one for each core)")
@@ -82,7 +83,8 @@ def run_ingest(args: argparse.Namespace) -> None:
     from deepsic_codec.io.ingest import ingest, ingest_pyramid
 
     skipped: list[str] = []
-    sources = list(_sources(args, skipped))  # finds what cannot be opened before anything is written
+    renamed: list[str] = []
+    sources = list(_sources(args, skipped, renamed))  # finds what cannot be opened before anything is written
     names = (
         "quality",
         "psnr",
@@ -115,19 +117,29 @@ def run_ingest(args: argparse.Namespace) -> None:
             else:
                 results.append(ingest(source, args.url, progress=progress, **options))
     if args.json:
-        say_json({"arrays": list(map(asdict, results)), "skipped": skipped})
+        say_json({"arrays": list(map(asdict, results)), "skipped": skipped, "renamed": renamed})
         return
     _summary(results)
+    for message in renamed:
+        say(f"renamed: {message}")
     for message in skipped:
         say(f"skipped: {message}")
 
 
-def _sources(args: argparse.Namespace, skipped: list[str]) -> Iterator["ImageSource"]:
+def _sources(args: argparse.Namespace, skipped: list[str], renamed: list[str]) -> Iterator["ImageSource"]:
     from deepsic_codec.errors import ConfigurationError
     from deepsic_codec.io.sources import open_sources, stack
 
     skip = skipped.append if args.skip_unreadable else None
-    sources = open_sources(args.sources, skip=skip, axes=args.axes, drop_alpha=args.drop_alpha)
+    sources = open_sources(
+        args.sources,
+        skip=skip,
+        axes=args.axes,
+        drop_alpha=args.drop_alpha,
+        follow_links=args.follow_links,
+        left_out=skipped.append,
+        renamed=(lambda message: None) if args.stack or args.name else renamed.append,
+    )
     if args.stack:
         yield stack(list(sources), args.stack)
     elif args.name:

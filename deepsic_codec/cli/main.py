@@ -6,13 +6,14 @@ Exit status: 0 for success, 1 for a failure (one line on standard error), 2 for 
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from deepsic_codec.cli.console import say
+from deepsic_codec.cli.console import printable_lines, printable_warnings, say
 from deepsic_codec.errors import ConfigurationError, ExpressionError
 
 
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only the module of the chosen command is imported, so that `deepsic --help` is quick.
     args = build_parser([name for name in argv if name in COMMANDS][:1]).parse_args(argv)
     try:
-        _function("run", args.command)(args)
+        with printable_warnings():
+            _function("run", args.command)(args)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of the output has ended, as in `deepsic query ... | head`
@@ -61,12 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         if args.debug:
+            sys.excepthook = _print_exception
             raise
-        # The second and third line of an expression error point to the position in the expression.
-        text = str(error) if isinstance(error, ExpressionError) else " ".join(str(error).split())
+        text, pointer = str(error), []
+        if isinstance(error, ExpressionError) and text.endswith("^"):  # below the position in the expression
+            text, *pointer = text.rsplit("\n", 2)
+        text = " ".join(text.split())
         say(f"deepsic {args.command}: error: {text or type(error).__name__}", error=True)
+        for line in filter(None, pointer):
+            say(line, error=True)
         return 2 if isinstance(error, ConfigurationError | ExpressionError) else 1
     return 0
+
+
+def _print_exception(*args: Any) -> None:
+    sys.stderr.write(printable_lines("".join(traceback.format_exception(*args))))
 
 
 def build_parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:

@@ -6,18 +6,27 @@ corner of a pixel. `nodata` is the value of samples without data, "NaN" for NaN.
 """
 
 import contextlib
+import json
+import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io.require import require
 
 Transform = list[float]
 TAGS = {"GeoKeyDirectoryTag", "ModelTransformationTag", "ModelPixelScaleTag", "ModelTiepointTag", "GDAL_NODATA"}
 WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")  # text files with a transform, beside an image
+GEOTIFF = ("GTiff",)  # drivers of GDAL that read a kind of file, of which the first that is installed is used
+JPEG_2000 = ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID")
+PNM = ("PNM",)
+#: Options of GDAL: the virtual file systems of the network open no file.
+OFFLINE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none", "GDAL_HTTP_MAX_RETRY": "0"}
+_AUTHORITY = re.compile(r"([A-Za-z]\w{1,15}):(\w{1,15})")  # EPSG:32632, ESRI:54009, OGC:CRS84
 
 
 def is_georeferenced(path: Path, tags: Collection[str]) -> bool:
@@ -30,20 +39,36 @@ def is_georeferenced(path: Path, tags: Collection[str]) -> bool:
     tags : collection of str
         Names of its tags.
     """
-    sidecars = [path.with_suffix(suffix) for suffix in WORLD_FILES] + [path.with_name(f"{path.name}.aux.xml")]
-    return not TAGS.isdisjoint(tags) or any(sidecar.is_file() for sidecar in sidecars)
+    return not TAGS.isdisjoint(tags) or any(sidecar.is_file() for sidecar in _sidecars(path))
+
+
+def _sidecars(path: Path) -> list[Path]:
+    """Files beside an image that GDAL may read."""
+    added = [path.with_name(f"{path.name}{suffix}") for suffix in (".aux.xml", ".ovr", ".msk")]
+    return [*added, *(path.with_suffix(suffix) for suffix in WORLD_FILES)]
 
 
 @contextlib.contextmanager
-def open_raster(path: Path, mode: str = "r") -> Iterator[Any]:
-    """Open a file with rasterio, as a context manager; raises MissingPackage without rasterio."""
+def open_raster(path: Path, mode: str = "r", drivers: Sequence[str] = GEOTIFF) -> Iterator[Any]:
+    """Open a file with rasterio, as a context manager; raises MissingPackage without rasterio.
+
+    GDAL would take the description of a virtual dataset for an image, whatever the name of the file, and read what it
+    names. So only the drivers of one kind of file are tried, the network is not used, and files beside the image are
+    left alone if one of them is a symbolic link.
+    """
     require("images", "rasterio")
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    with warnings.catch_warnings():
+    options = dict(OFFLINE)
+    if any(sidecar.is_symlink() for sidecar in _sidecars(path)):
+        options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
+    with warnings.catch_warnings(), rasterio.Env(**options) as env:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, mode) as file:
+        installed = env.drivers()
+        driver = next((name for name in drivers if name in installed), drivers[0])
+        # The beginning of a relative path could be a prefix that GDAL obeys, such as GTIFF_DIR:1:.
+        with rasterio.open(path.absolute(), mode, driver=driver) as file:
             yield file
 
 
@@ -62,25 +87,59 @@ def attributes(file: Any) -> dict[str, Any]:
 def write(path: Path, attributes: Mapping[str, Any]) -> None:
     """Add `crs`, `transform` and `nodata` to a TIFF file.
 
-    A reference system that is unknown to rasterio is left out, and so is a NoData value that the samples cannot have.
-    Without any of the three, nothing happens and rasterio is not needed.
+    A reference system that `parse_crs` refuses is left out with a warning, and so is, without one, a NoData value that
+    the samples cannot have. Without any of the three, nothing happens and rasterio is not needed.
     """
     transform, crs = transform_of(attributes), attributes.get("crs")
     nodata = number(attributes.get("nodata"))
     if transform is None and not crs and nodata is None:
         return
     with open_raster(path, "r+") as file:
-        from rasterio.crs import CRS
-        from rasterio.errors import CRSError
         from rasterio.transform import Affine
 
         if transform is not None:
             file.transform = Affine(*transform)
         if crs:
-            with contextlib.suppress(CRSError, TypeError):
-                file.crs = CRS.from_user_input(crs)
+            try:
+                file.crs = parse_crs(crs)
+            except ConfigurationError as error:
+                warnings.warn(f"the file gets no reference system: {error}", stacklevel=2)
         if nodata is not None and fits(nodata, np.dtype(file.dtypes[0])):
             file.nodata = nodata
+
+
+def parse_crs(crs: Any) -> Any:
+    """Return an attribute `crs` as a coordinate reference system of rasterio.
+
+    The text is parsed. GDAL would also open the file or URL that it names.
+
+    Parameters
+    ----------
+    crs : str, int or dict
+        The code of an authority such as "EPSG:32632", the number of an EPSG code, WKT, or PROJJSON as text or dict.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none of these.
+    """
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    expected = f"crs: expected a code such as EPSG:32632, WKT or PROJJSON, got {str(crs)[:80]!r}"
+    try:
+        if isinstance(crs, str) and crs.lstrip().startswith("{"):
+            crs = json.loads(crs)
+        if isinstance(crs, int):
+            return CRS.from_epsg(crs)
+        if isinstance(crs, Mapping):  # PROJ's own dicts can name grids and files
+            if "type" not in crs or {"proj", "init"} & crs.keys():
+                raise ConfigurationError(expected)
+            return CRS.from_dict(dict(crs))
+        code = _AUTHORITY.fullmatch(str(crs).strip())
+        return CRS.from_authority(*code.groups()) if code else CRS.from_wkt(str(crs))
+    except (CRSError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigurationError(expected) from error
 
 
 def transform_of(attributes: Mapping[str, Any]) -> Transform | None:

@@ -1,6 +1,6 @@
 """Image files as lazy Dask arrays, and as RGB pixels: PNG, JPEG and the like, TIFF, GeoTIFF, JPEG 2000, JPEG XL."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -29,6 +29,8 @@ PILLOW = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".avif", ".g
 IMAGECODECS = {".jxl": "jpegxl_decode", ".jxr": "jpegxr_decode"}  # decoders of imagecodecs
 SUFFIXES = (*TIFF, *PILLOW, *JPEG_2000, *IMAGECODECS)
 BLOCK_EDGE = 2048  # pixels: edge of the blocks in which TIFF and JPEG 2000 files are read
+#: Formats of Pillow that are tried, whatever the name of a file: it has others that start programs.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "PPM", "AVIF", "GIF", "TIFF", "JPEG2000")
 DEEP_MODES = {"I;16": "u2", "I;16L": "u2", "I;16B": "u2", "F": "f4"}  # Pillow's modes of more than 8 bits, their dtypes
 GREY_MODES = ("1", "L", "LA", "La")
 ALPHA = (1, 2)  # values of the TIFF tag ExtraSamples for associated and unassociated alpha
@@ -126,9 +128,11 @@ def open_image(path: str | Path, *, drop_alpha: bool = False) -> ImageSource:
 
     path = Path(path)
     suffix = path.suffix.lower()
-    opener = _open_tiff if suffix in TIFF else _open_rasterio if suffix in JPEG_2000 else _open_whole
     with _source_errors(path):
-        file = opener(path)
+        if suffix in JPEG_2000:
+            file = _open_rasterio(path, georeference.JPEG_2000)
+        else:
+            file = _open_tiff(path) if suffix in TIFF else _open_whole(path)
     if file.has_alpha and not drop_alpha:
         raise UnsupportedArray(f"{path}: the codec cannot store transparency; leave it out with --drop-alpha")
     check_dtype(path, file.dtype)
@@ -187,10 +191,10 @@ def decode_rgb(data: bytes, suffix: str) -> Pixels:
     if suffix in IMAGECODECS:
         return _to_rgb(_imagecodecs(IMAGECODECS[suffix])(data))
     require("images", "PIL")
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(BytesIO(data)) as image:
+        with _open_pillow(BytesIO(data)) as image:
             if image.mode not in DEEP_MODES and not (image.format in ("PNG", "TIFF") and _loses_bits(image)):
                 return np.asarray(image.convert("RGB"))
             kind, values = image.format, np.asarray(image) if image.mode in DEEP_MODES else None
@@ -219,14 +223,20 @@ def check_dtype(name: Path | str, dtype: Any) -> None:
         raise UnsupportedArray(f"{name}: the codec cannot store {dtype}; convert the samples to one of {names}")
 
 
+def _open_pillow(file: Path | BytesIO) -> "ImageFile.ImageFile":
+    from PIL import Image
+
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def _open_whole(path: Path) -> _ImageFile:
     """Open a file that can only be decoded as a whole."""
     if path.suffix.lower() in IMAGECODECS:
         return _open_decoded(path, IMAGECODECS[path.suffix.lower()])
     require("images", "PIL")
-    from PIL import Image
 
-    with Image.open(path) as image:
+    with _open_pillow(path) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # of these JPEG files of cameras, the first image is the photograph
             raise UnsupportedArray(
@@ -239,14 +249,15 @@ def _open_whole(path: Path) -> _ImageFile:
         if _loses_bits(image):
             if image.format == "PNG":
                 return _open_decoded(path, "png_decode")
-            return replace(_open_rasterio(path), attributes={})
+            drivers = georeference.PNM if image.format == "PPM" else georeference.GEOTIFF
+            return replace(_open_rasterio(path, drivers), attributes={})
         mode = image.mode if image.mode in DEEP_MODES else "L" if image.mode in GREY_MODES else "RGB"
         has_alpha = image.has_transparency_data
         shape: Index = (image.height, image.width, 3 if mode == "RGB" else 1)
     dtype = np.dtype(DEEP_MODES.get(mode, "u1"))
 
     def read(region: Region) -> NDArray[Any]:
-        with Image.open(path) as image:
+        with _open_pillow(path) as image:
             values = np.asarray(image if image.mode == mode else image.convert(mode)).astype(dtype)
         return values.reshape(shape)[region]
 
@@ -275,7 +286,7 @@ def _open_tiff(path: Path) -> _ImageFile:
     import tifffile
     import zarr
 
-    with tifffile.TiffFile(path) as file:
+    with _open_tifffile(path) as file:
         series, page = file.series[0], file.pages.first
         is_georeferenced = georeference.is_georeferenced(path, {tag.name for tag in page.tags})
         if is_georeferenced and set(series.axes) <= set("YXS"):
@@ -307,9 +318,9 @@ def _open_tiff(path: Path) -> _ImageFile:
         selection = tuple(region[order.index(axis)] for axis in range(len(order)))
         values: Any
         if is_contiguous:
-            values = tifffile.memmap(path, mode="r", series=0)[selection]
+            values = tifffile.memmap(path, mode="r", series=0, _multifile=False)[selection]
         else:
-            with tifffile.imread(path, aszarr=True, series=0, level=0) as store:
+            with _open_tifffile(path) as file, file.series[0].aszarr(level=0) as store:
                 values = zarr.open_array(store, mode="r")[selection]
         return np.asarray(values).transpose(order).astype(dtype, copy=False)
 
@@ -320,12 +331,19 @@ def _open_tiff(path: Path) -> _ImageFile:
     return _ImageFile(path, shape, dtype, axes, has_alpha, _block(axes, shape, chunks), read, attributes)
 
 
-def _open_rasterio(path: Path) -> _ImageFile:
+def _open_tifffile(path: Path) -> Any:
+    """Open a TIFF file, but none of the other files that its OME description may name."""
+    import tifffile
+
+    return tifffile.TiffFile(path, _multifile=False)
+
+
+def _open_rasterio(path: Path, drivers: Sequence[str] = georeference.GEOTIFF) -> _ImageFile:
     """Open a georeferenced file."""
     from rasterio.enums import ColorInterp
     from rasterio.windows import Window
 
-    with georeference.open_raster(path) as file:
+    with georeference.open_raster(path, drivers=drivers) as file:
         has_alpha = file.count in (2, 4) and file.colorinterp[-1] == ColorInterp.alpha
         shape = (file.height, file.width, file.count - has_alpha)
         dtype, attributes = np.dtype(file.dtypes[0]), georeference.attributes(file)
@@ -334,7 +352,7 @@ def _open_rasterio(path: Path) -> _ImageFile:
     def read(region: Region) -> NDArray[Any]:
         rows, columns, bands = (range(*part.indices(size)) for part, size in zip(region, shape, strict=True))
         window = Window(columns.start, rows.start, len(columns), len(rows))
-        with georeference.open_raster(path) as file:
+        with georeference.open_raster(path, drivers=drivers) as file:
             return np.moveaxis(file.read([band + 1 for band in bands], window=window), 0, -1)
 
     return _ImageFile(path, shape, dtype, "yxc", has_alpha, _block("yxc", shape, chunks), read, attributes)

@@ -1,13 +1,21 @@
 """Sources of `deepsic ingest`: files, folders of files, Zarr arrays and groups."""
 
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
-from deepsic_codec.errors import ConfigurationError, DeepSICError, SourceError, UnsupportedArray
+from deepsic_codec.errors import DeepSICError, SourceError, UnsupportedArray
 from deepsic_codec.io.images import SUFFIXES, ImageSource, open_image
 from deepsic_codec.io.require import require
 from deepsic_codec.io.zarr_source import is_zarr, open_zarr
+from deepsic_codec.stored.embedded import PREFIX as MODEL
+from deepsic_codec.stored.location import SUFFIX
+
+RESERVED = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+RESERVED_PREFIXES = ("__", MODEL)  # Zarr format 3 keeps names that begin with __ for itself
 
 
 def open_sources(
@@ -16,6 +24,9 @@ def open_sources(
     axes: str | None = None,
     drop_alpha: bool = False,
     skip: Callable[[str], None] | None = None,
+    follow_links: bool = False,
+    left_out: Callable[[str], None] = warnings.warn,
+    renamed: Callable[[str], None] = warnings.warn,
 ) -> Iterator[ImageSource]:
     """Open files, folders and Zarr arrays.
 
@@ -31,11 +42,16 @@ def open_sources(
     skip : callable, optional
         Called with a message for each source that cannot be read; the others follow. Each file is decoded once
         beforehand.
+    follow_links : bool
+        Follow symbolic links that lead out of a folder. Otherwise they are left out: whoever made the folder may have
+        made them, and they may lead to any file of the machine.
+    left_out, renamed : callable
+        Called with a message for each such link, and for each source whose name is changed.
 
     Yields
     ------
     ImageSource
-        One for each file or array.
+        One for each file or array. All have names that no other source has: see `ArrayNames`.
 
     Raises
     ------
@@ -43,12 +59,10 @@ def open_sources(
         If a source cannot be read.
     UnsupportedArray
         If the codec cannot store an image.
-    ConfigurationError
-        If two sources have the same name.
     """
     require("images", "dask")
-    names: dict[str, Path | str] = {}
-    for location, name in _expand(locations):
+    names = ArrayNames()
+    for location, name in _expand(locations, follow_links, left_out):
         try:
             if isinstance(location, Path) and location.suffix.lower() in SUFFIXES:
                 sources = [replace(open_image(location, drop_alpha=drop_alpha), name=name)]
@@ -62,14 +76,63 @@ def open_sources(
             skip(str(error))
             continue
         for source in sources:
-            if source.name in names:
-                source = replace(source, name=f"{source.name}-{Path(str(location)).suffix.strip('.')}")
-            if source.name in names:
-                raise ConfigurationError(
-                    f"{names[source.name]} and {location} would both be array {source.name!r}; rename one of them"
-                )
-            names[source.name] = location
-            yield source
+            chosen = names.choose(source.name, Path(str(location)).suffix.strip("."))
+            if chosen != source.name:
+                renamed(f"{location}: is array {chosen!r}, as {source.name!r} is taken or cannot be a name")
+            yield replace(source, name=chosen)
+
+
+class ArrayNames:
+    """Gives each array of an archive a name of its own.
+
+    A name is changed if another array has it, if one of two arrays would lie within the other, and if it is that of
+    something else: of metadata, of a label index, of an embedded model.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._groups: set[str] = set()  # that have an array of these names
+
+    def choose(self, name: str, suffix: str = "") -> str:
+        """Return a name that is free, and is taken from now on: `name` if that is possible.
+
+        Parameters
+        ----------
+        name : str
+            Path in the archive, with "/" between its parts.
+        suffix : str
+            Of the file, such as "png"; it tells files apart whose names differ in nothing else.
+        """
+        *groups, last = name.split("/")
+        suffix = _allowed_part(suffix, "image").replace("/", "-")
+        name = "/".join([*(_allowed_part(group, "images") for group in groups), _allowed_part(last, suffix)])
+        flat = name.replace("/", "-")
+        choices = chain((name, f"{name}-{suffix}", flat), (f"{flat}-{number}" for number in count(2)))
+        chosen = next(filter(self._is_free, choices))
+        self._names.add(chosen)
+        self._groups.update(_groups_of(chosen))
+        return chosen
+
+    def _is_free(self, name: str) -> bool:
+        taken = name in self._names or name in self._groups or not self._names.isdisjoint(_groups_of(name))
+        return not taken
+
+
+def _groups_of(name: str) -> Iterator[str]:
+    """Yield the paths of all groups around an array."""
+    for position, letter in enumerate(name):
+        if letter == "/":
+            yield name[:position]
+
+
+def _allowed_part(part: str, suffix: str) -> str:
+    """Return a part of a path, with `suffix` added if the part itself means something else in an archive."""
+    part = part.replace("\\", "-").strip()  # a separator for zarr
+    if not part.strip("."):
+        return suffix or "image"
+    if part.startswith(RESERVED_PREFIXES):
+        part = f"{suffix}-{part}"
+    return f"{part}-{suffix}" if part.lower() in RESERVED or part.endswith(SUFFIX) else part
 
 
 def stack(sources: Sequence[ImageSource], name: str) -> ImageSource:
@@ -100,7 +163,9 @@ def stack(sources: Sequence[ImageSource], name: str) -> ImageSource:
     return ImageSource(name, da.stack([source.values for source in sources]), f"n{first.axes}", {"sources": files})
 
 
-def _expand(locations: Iterable[str | Path]) -> Iterator[tuple[Path | str, str]]:
+def _expand(
+    locations: Iterable[str | Path], follow_links: bool, left_out: Callable[[str], None]
+) -> Iterator[tuple[Path | str, str]]:
     """Yield the path or URL of each file and Zarr node, and its name."""
     for location in locations:
         text = str(location)
@@ -113,10 +178,32 @@ def _expand(locations: Iterable[str | Path]) -> Iterator[tuple[Path | str, str]]
         if path.is_file() or is_zarr(path):
             yield path, path.stem
             continue
-        files = sorted(child for child in path.rglob("*") if child.suffix.lower() in SUFFIXES and child.is_file())
+        files, links = _images(path, follow_links)
+        for link in links:
+            left_out(f"{link}: is a symbolic link that leads out of the folder {path}; --follow-links reads it")
         if not files:
-            raise SourceError(f"{path}: the folder has no images ({', '.join(SUFFIXES)})")
+            but = f"; {len(links)} symbolic links, such as {links[0]}, lead out of it" if links else ""
+            raise SourceError(f"{path}: the folder has no images ({', '.join(SUFFIXES)}){but}")
         yield from ((child, child.relative_to(path).with_suffix("").as_posix()) for child in files)
+
+
+def _images(folder: Path, follow_links: bool) -> tuple[list[Path], list[Path]]:
+    """Return the image files of a folder, and the symbolic links that lead out of it and are not followed."""
+    root = folder.resolve()
+    files, links, visited = [], [], {root}
+    for parent, subfolders, names in os.walk(folder, followlinks=follow_links):
+        for name in [*subfolders, *names]:
+            path = Path(parent, name)
+            is_image = name not in subfolders and path.suffix.lower() in SUFFIXES
+            if path.is_symlink() and not follow_links and not path.resolve().is_relative_to(root):
+                links += [path] if is_image or name in subfolders else []
+            elif is_image and path.is_file():
+                files.append(path)
+        if follow_links:  # a folder that a link leads back to is not entered twice
+            resolved = {name: Path(parent, name).resolve() for name in subfolders}
+            subfolders[:] = [name for name in subfolders if resolved[name] not in visited]
+            visited.update(resolved.values())
+    return sorted(files), sorted(links)
 
 
 def _decode_all(source: ImageSource) -> None:

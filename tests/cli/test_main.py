@@ -2,6 +2,7 @@ import contextlib
 import io
 import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -127,7 +128,26 @@ def test_the_help_of_a_command_imports_nothing_large(command):
 def test_control_characters_are_escaped(capsys):
     say("a\x1b[31mb\r\nc")
     say_table(["name", "n"], [["\x07", "1"]])
-    assert capsys.readouterr().out == "a\\x1b[31mb\\r\nc\nname  n\n\\x07  1\n"
+    say("d\n")
+    assert capsys.readouterr().out == "a\\x1b[31mb\\r\\nc\nname  n\n\\x07  1\nd\n\n"
+
+
+def test_warnings_and_tracebacks_have_no_control_characters(capsys, monkeypatch, tmp_path):
+    def run(args):
+        warnings.warn("\x1b[2J", stacklevel=1)
+        raise ValueError("\x1b[3J")
+
+    monkeypatch.setattr("deepsic_codec.cli.inspect.run_info", run)
+    monkeypatch.setattr("sys.excepthook", sys.__excepthook__)
+    with pytest.raises(ValueError) as caught:
+        main(["--debug", "info", "x"])
+    sys.excepthook(ValueError, caught.value, None)
+    monkeypatch.setattr("warnings.showwarning", warnings._showwarning_orig)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["info", "x"]) == 1
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and "\\x1b[3J" in err
 
 
 def test_json_has_null_for_what_is_no_number(capsys):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from deepsic_codec import open_labels
 from deepsic_codec.cli import main as cli
-from deepsic_codec.errors import ConfigurationError, MissingPackage, SourceError, UnsupportedArray
+from deepsic_codec.errors import MissingPackage, SourceError, UnsupportedArray
 from deepsic_codec.io import images
 from deepsic_codec.io.images import decode_rgb, read_rgb
 from deepsic_codec.io.ingest import declared_nodata, ingest_pyramid
@@ -151,7 +151,7 @@ def test_equal_names_get_their_suffix(tmp_path):
     for suffix in ("png", "bmp"):
         Image.fromarray(photograph(20, 30, 3)).save(tmp_path / f"a.{suffix}")
     assert set(opened(tmp_path)) == {"a", "a-png"}
-    check_rejects(ConfigurationError, "both", opened, tmp_path, tmp_path)
+    assert set(opened(tmp_path, tmp_path, renamed=list)) == {"a", "a-png", "a-bmp", "a-2"}
 
 
 def test_one_name_for_many_sources(folder, tmp_path, capsys):
