@@ -41,7 +41,7 @@ GPU_CALLS_PER_BATCH = 8
 #: Pixels of a batch for each thread of a CPU: twice what a thread takes at a time, so that none waits for long.
 PIXELS_PER_THREAD = 1 << 20
 
-_NUMBERS = ("max_pixels", "max_model_bytes", "max_model_macs", "max_model_memory")
+_NUMBERS = ("max_pixels", "max_chunks", "max_model_bytes", "max_model_macs", "max_model_memory")
 _OPTIONAL_NUMBERS = ("batch_pixels", "threads", "max_memory")
 _CHOICES = {"precision": ("auto", "float32", "bfloat16"), "kernels": ("auto", "plain")}
 
@@ -68,8 +68,12 @@ class Settings:
         chunks are neither written nor read, nor are their labels. A hundred bytes from a stranger can announce a chunk
         of 2**31 samples, which takes tens of gigabytes to decode. The default is 2**28.
     max_memory : int or None
-        Maximum bytes of memory that decoding one chunk may take, by an estimate. Chunks that would take more are
-        refused before anything is allocated. None is what the system has available at that moment.
+        Maximum bytes of memory that decoding one chunk, or a query, may take, by an estimate. What would take more is
+        refused before anything is allocated. None is what the system has available at that moment, for what takes more
+        than 2**30.
+    max_chunks : int
+        Maximum chunks of an array whose headers are all read, or whose label index is read or written. Metadata of a
+        hundred bytes can announce 2**64 of them.
     kernels : str
         How CUDA computes: "auto" uses Triton's kernels, where Triton is installed and they give the right integers,
         and the entropy coder on the device. "plain" uses torch's own operations and the coder of the CPU, for which
@@ -94,6 +98,7 @@ class Settings:
     precision: str = "auto"
     max_pixels: int = 1 << 28
     max_memory: int | None = None
+    max_chunks: int = 1 << 26
     kernels: str = "auto"
     max_model_bytes: int = 1 << 28
     max_model_macs: int = 1 << 18

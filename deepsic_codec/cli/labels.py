@@ -129,7 +129,10 @@ def run_index(args: argparse.Namespace) -> None:
 def _open(args: argparse.Namespace) -> "Labels":
     from deepsic_codec.labels.open import open_labels
 
-    return open_labels(args.url, args.name, index=args.index, scan=args.scan)
+    if not args.scan:
+        return open_labels(args.url, args.name, index=args.index)
+    with progress_bar("reading headers") as progress:
+        return open_labels(args.url, args.name, index=args.index, scan=True, progress=progress)
 
 
 def _counts(summary: dict[str, Any]) -> str:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec import config
 from deepsic_codec.axes import Axes, ceil_div
 from deepsic_codec.codec.bands import default_grouping, from_images, label_images, to_images
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
 from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.scaled import DTYPES, UINT8, check_finite, check_values, scale_chunk, unscale
-from deepsic_codec.errors import DeepSICError, UnsupportedArray
+from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, MAX_BANDS, MAX_SAMPLES, PLANES
 from deepsic_codec.payload.header import pack
+from deepsic_codec.payload.limits import check_size
 from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, VALUE_RANGE, Section
 
 if TYPE_CHECKING:
@@ -69,18 +69,6 @@ def check_axes(shape: Sequence[int], axes: str) -> None:
         raise UnsupportedArray(
             f"shape {tuple(shape)} has {len(shape)} axes, but axes={str(axes)!r} names {len(axes)}; pass "
             "DeepSIC(axes=...) with one letter for each axis of the array"
-        )
-
-
-def check_size(images: int, height: int, width: int, error: type[DeepSICError]) -> None:
-    """Raise an error unless the pixels of a chunk, with a border of one latent, are within `max_pixels`."""
-    rows, columns = ceil_div(height, LATENT_STRIDE) + 2, ceil_div(width, LATENT_STRIDE) + 2
-    limit = config.get().max_pixels
-    if images * rows * columns * LATENT_STRIDE**2 > limit:
-        raise error(
-            f"a chunk of {images} images of {height} x {width} pixels, each with a border, exceeds the limit of "
-            f"{limit} pixels; if you expect chunks of this size, raise the limit with "
-            "deepsic_codec.config.set(max_pixels=...)"
         )
 
 

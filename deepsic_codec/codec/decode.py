@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.codec.bands import from_images, label_images
 from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
-from deepsic_codec.codec.chunk import check_size, load_model
+from deepsic_codec.codec.chunk import load_model
 from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
 from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.scaled import UINT8, fill_nodata, grey_levels, unscale
@@ -23,6 +23,7 @@ from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, Header
 from deepsic_codec.payload.header import Payload, unpack
 from deepsic_codec.payload.labels import LabelBlock
+from deepsic_codec.payload.limits import FEATURES_BYTES, RESIDUAL_BYTES, WAVELET_BYTES, check_memory, check_size
 from deepsic_codec.payload.nodata import NoData, decode_nodata, is_empty
 from deepsic_codec.payload.residual import Residual
 from deepsic_codec.payload.sections import FEATURES, NODATA, RESIDUAL, SPECTRAL, STRUCTURE, VALUE_RANGE, WAVELET
@@ -72,6 +73,12 @@ class PayloadToDecode:
         images = header.images if self.features is not None else header.slices * ceil_div(header.channels, 3)
         return images, header.height, header.width
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that decoding takes at most, estimated from its pixels; at least that of the samples."""
+        cost = FEATURES_BYTES if self.features is not None else WAVELET_BYTES if self.wavelet else RESIDUAL_BYTES
+        return max(prod(self.header.shape) * self.header.dtype.itemsize, 0 if self.empty else cost * self.pixels)
+
     def nodata(self) -> NoData | None:
         """Decode the nodata section."""
         return None if self.nodata_section is None else decode_nodata(self.nodata_section, self.header)
@@ -97,7 +104,8 @@ def parse_payload(
         If a checksum does not match, a section is missing, or the payload is not that of a chunk of this shape and
         dtype.
     UnsupportedPayload
-        If it is no payload of DeepSIC, is larger than the limit `max_pixels`, or needs a newer version.
+        If it is no payload of DeepSIC, is larger than the limits `max_pixels` or `max_memory`, or needs a newer
+        version.
     """
     unpacked = unpack(payload)
     header = unpacked.header
@@ -113,6 +121,7 @@ def parse_payload(
         raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
     parsed = _parse_sections(unpacked, ranges, nodata_section)
     check_size(*parsed.image_shape, UnsupportedPayload)
+    check_memory(parsed.nbytes, f"decoding a chunk of shape {header.shape}", UnsupportedPayload)
     return parsed
 
 

@@ -10,7 +10,7 @@ import zarr
 
 from deepsic_codec.axes import Index
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.errors import ConfigurationError, DeepSICError, ModelNotFound
+from deepsic_codec.errors import ConfigurationError, DeepSICError, ModelNotFound, UnsupportedArray
 from deepsic_codec.io.region import open_index
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import ATTRIBUTE as INDEX
@@ -18,6 +18,7 @@ from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import SUMMARY_SCORE, Labels
 from deepsic_codec.payload.constants import deep_step
 from deepsic_codec.payload.header import read_section
+from deepsic_codec.payload.limits import check_count
 from deepsic_codec.payload.sections import VALUE_RANGE, section_name
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -76,7 +77,7 @@ def describe(
     Raises
     ------
     UnsupportedArray
-        If there is no such array or group.
+        If there is no such array or group, or `everything` is more chunks than the setting `max_chunks`.
     LabelIndexError
         If there is no label index of the array at `index`.
     ConfigurationError
@@ -117,6 +118,8 @@ def _describe(array: zarr.Array, index: Any, everything: bool, counter: Counter)
     stored = StoredArray(array, counter=counter)
     params, total = stored.params, stored.geometry.count
     labels = open_index(array, index) if total <= MAX_INDEXED else None
+    if everything:
+        check_count(total, "reading all headers", UnsupportedArray)
     starts = list(stored.reader.starts(stored.indices() if everything else _sample(stored)))
     size, writers = _summary_of_headers(stored, starts)
     exact = len(starts) == total
@@ -190,7 +193,11 @@ def _sample(stored: StoredArray) -> Iterable[Index]:
     total = stored.geometry.count
     if total <= MAX_HEADERS:
         return stored.indices()
-    numbers = np.sort(np.random.default_rng(0).choice(total, MAX_HEADERS, replace=False))
+    rng = np.random.default_rng(0)
+    if total > MAX_INDEXED:  # `choice` would take memory for every chunk
+        drawn = rng.integers(stored.grid, size=(MAX_HEADERS, len(stored.grid))).tolist()
+        return sorted({tuple(index) for index in drawn})
+    numbers = np.sort(rng.choice(total, MAX_HEADERS, replace=False))
     return zip(*(part.tolist() for part in np.unravel_index(numbers, stored.grid)), strict=True)
 
 

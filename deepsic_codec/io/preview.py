@@ -1,5 +1,6 @@
 """Draw a small picture of an array with its labels, from a sample of the chunks if there are many."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec import config
 from deepsic_codec.axes import Index, Region, ceil_div
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.io import draw
 from deepsic_codec.io.region import Part, axis_number, open_index, select_chunks, to_region
 from deepsic_codec.io.require import require
@@ -20,6 +21,7 @@ from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.selection import Selection
+from deepsic_codec.payload.limits import check_count
 from deepsic_codec.progress import Progress, no_progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -29,6 +31,7 @@ from deepsic_codec.stored.reader import PayloadStart
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
 
+MAX_CHUNKS = 1 << 14  # the same: each costs a request
 MAX_PIXELS = 1 << 25  # decoded for a picture (33 megapixels: some seconds), unless `everything` is set
 MAX_TABLE = 1 << 26  # bytes of tile scores that are read from an index
 IN_FLIGHT = 8  # chunks that are read and decoded at once
@@ -245,27 +248,34 @@ def _plane(stored: StoredArray, select: Mapping[str, Part], bands: Sequence[int]
     return _Plane(stored, to_region(array, axes, positions), chosen)
 
 
-def _candidates(plane: _Plane, indexed: Labels | None, selection: Selection | None) -> NDArray[np.bool_]:
-    """Tell which chunks of the plane are worth decoding, as far as index and selection tell."""
+def _candidates(plane: _Plane, indexed: Labels | None, selection: Selection | None) -> NDArray[np.bool_] | None:
+    """Tell which chunks of the plane are worth decoding, None for all, as far as index and selection tell."""
     if selection is not None:
         mask = selection.mask
     elif indexed is not None and plane.stored.geometry.count <= MAX_TABLE:
         mask = np.asarray(indexed.index.source[...]) != MISSING
     else:
-        return np.ones(plane.grid, np.bool_)
+        return None
     mask = mask[plane.index(slice(None), slice(None))]
     return mask if plane.yx[0] < plane.yx[1] else mask.T
 
 
 def _choose(
-    plane: _Plane, shape: tuple[int, int], everything: bool, candidates: NDArray[np.bool_]
+    plane: _Plane, shape: tuple[int, int], everything: bool, candidates: NDArray[np.bool_] | None
 ) -> tuple[dict[Index, Box], int]:
     """Choose a chunk for each block of `side` x `side` chunks; return the boxes that the chunks fill, and `side`."""
     axes, chunks = plane.stored.axes, plane.stored.chunks
     cost = axes.pixels(chunks) * len({band // axes.bands(chunks) for band in plane.bands})
+
+    def is_sample(side: int) -> bool:
+        count = prod(ceil_div(n, side) for n in plane.grid)
+        return cost * count <= MAX_PIXELS and count <= MAX_CHUNKS
+
     side = 1
-    while not everything and side < max(plane.grid) and cost * prod(ceil_div(n, side) for n in plane.grid) > MAX_PIXELS:
-        side += 1
+    if everything:
+        check_count(prod(plane.grid), "drawing all chunks", UnsupportedArray)
+    else:
+        side += bisect_left(range(1, max(plane.grid)), True, key=is_sample)
     edges = []
     for axis, size, pixels in zip(plane.yx, plane.shape, shape, strict=True):
         step = side * chunks[axis]
@@ -273,12 +283,16 @@ def _choose(
     boxes = {}
     for row, column in np.ndindex(*(len(part) - 1 for part in edges)):
         box = slice(*edges[0][row : row + 2]), slice(*edges[1][column : column + 2])
-        part = candidates[row * side : (row + 1) * side, column * side : (column + 1) * side]
-        positions = np.argwhere(part | (side == 1))  # of a small array, chunks that do not match are drawn, too, dimmed
-        if not len(positions) or any(edge.start == edge.stop for edge in box):
+        if any(edge.start == edge.stop for edge in box):
             continue
-        closest = np.abs(positions - (np.array(part.shape) - 1) / 2).sum(axis=1).argmin()
-        i, j = positions[closest].tolist()
+        i, j = ((min(side, n - at * side) - 1) // 2 for n, at in zip(plane.grid, (row, column), strict=True))
+        if side > 1 and candidates is not None:  # of a small array, chunks that do not match are drawn, too, dimmed
+            part = candidates[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            positions = np.argwhere(part)
+            if not len(positions):
+                continue
+            closest = np.abs(positions - (np.array(part.shape) - 1) / 2).sum(axis=1).argmin()
+            i, j = positions[closest].tolist()
         boxes[plane.index(row * side + i, column * side + j)] = box
     return boxes, side
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import zarr
@@ -14,6 +15,7 @@ from deepsic_codec.labels.index_writer import IndexWriter, replace
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import vocabulary_of
 from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.payload.limits import check_count, check_size
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray, stored_arrays
 from deepsic_codec.stored.location import IndexLocation, open_node, parent_and_name
@@ -152,6 +154,10 @@ def write_index(
         Entries made from features are taken from it where the chunk is still the same.
     """
     geometry = stored.geometry
+    axes, chunks = geometry.axes, geometry.chunks
+    check_count(geometry.count, "reading the labels of all chunks", LabelIndexError)
+    images = prod(axes.slice_shape(chunks))
+    check_size(images, axes.height(chunks), axes.width(chunks), UnsupportedPayload)
     if old is not None and (old.geometry.axes, old.geometry.chunks, old.geometry.tile) != (
         geometry.axes,
         geometry.chunks,

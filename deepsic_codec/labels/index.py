@@ -15,6 +15,7 @@ from deepsic_codec._compat import read_points, sync
 from deepsic_codec.axes import Axes, Index, Region, grid_shape
 from deepsic_codec.errors import LabelIndexError, RefusedCodec, StaleIndex
 from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.payload.limits import check_count
 from deepsic_codec.stored.allowed import check_codecs
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, CountingStore, IndexLocation, counting_array
@@ -26,6 +27,7 @@ SOURCES = ("missing", "header", "features", "unlabelled")
 UNIT_CHUNKS = 1 << 18  # chunks of the archive in a chunk of the index: four reads for a class of a million chunks
 UNIT_TILES = 1 << 21  # the same for tiles, which are read only where the scores of chunks do not decide
 BUFFER = 1 << 28  # bytes of tile scores held in memory while an index is written
+MAX_PART = 1 << 29  # bytes of a chunk of an array of the index; this version writes at most 4 MB
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ class LabelIndex:
             raise
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise LabelIndexError(f"{location}: damaged label index ({type(error).__name__}: {error})") from None
+        check_count(self.geometry.count, f"{location}: the label index", LabelIndexError)
         expected = (len(self.vocabulary.known), *self.geometry.grid)
         if self.scores.shape != expected or self.tile_scores.shape[1:] != self.geometry.tile_grid:
             raise LabelIndexError(f"{location}: damaged label index: scores {self.scores.shape}, expected {expected}")
@@ -203,6 +206,12 @@ class LabelIndex:
         if not isinstance(array, zarr.Array):
             raise KeyError(name)
         check_codecs(array)
+        nbytes = prod(array.shards or array.chunks) * array.dtype.itemsize
+        if nbytes > MAX_PART:
+            raise LabelIndexError(
+                f"{self.location}: {name} has chunks of {nbytes:,} bytes, expected at most {MAX_PART:,}; run "
+                "consolidate_labels"
+            )
         return array
 
     def check(self, name: str, decoder: str, geometry: Geometry) -> None:

@@ -8,6 +8,7 @@ from zarr.storage import MemoryStore
 from deepsic_codec.labels.consolidate import write_index
 from deepsic_codec.labels.index import LabelIndex
 from deepsic_codec.labels.query import Labels
+from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import Counter, IndexLocation
 
@@ -18,6 +19,7 @@ def open_labels(
     *,
     index: Any = None,
     scan: bool = False,
+    progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Labels:
     """Open the labels of an array for queries.
@@ -35,6 +37,8 @@ def open_labels(
         Location of the index, if it is not beside the array: a Zarr group, or an argument of `zarr.open_group`.
     scan : bool
         Read the headers of all chunks instead of an index.
+    progress : callable, optional
+        With `scan`, called with the number of chunks done and of all chunks.
     storage_options : dict, optional
         For fsspec, if `source` or `index` is a URL.
 
@@ -51,7 +55,7 @@ def open_labels(
     stored = StoredArray.open(source, name, options=storage_options, counter=counter)
     if scan:
         location = IndexLocation(MemoryStore(), "", 3)
-        write_index(stored, location)
+        write_index(stored, location, progress=progress)
         return Labels(stored, LabelIndex(location), counter)
     if index is not None:
         location = IndexLocation.from_user(index, stored.array.metadata.zarr_format, storage_options)

@@ -1,20 +1,22 @@
 """Query the labels of an array."""
 
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, LabelIndexError
 from deepsic_codec.labels.evaluation import matching_chunks, rescan
 from deepsic_codec.labels.expression import Expression, Name, parse
-from deepsic_codec.labels.index import FEATURES, HEADER, SOURCES, LabelIndex
+from deepsic_codec.labels.index import BUFFER, FEATURES, HEADER, SOURCES, LabelIndex
 from deepsic_codec.labels.selection import Selection, Verify
+from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, parent_and_name
 
+MAP_BYTES = 16  # of memory that a map takes for a tile, at most
 SUMMARY_SCORE = 0.5  # score from which on a summary counts a chunk for a class
 
 
@@ -110,14 +112,21 @@ class Labels:
             with labels from their header, with labels from features, and with data but no labels. `classes`: for each
             class and parent the number of chunks in which a tile scores at least 0.5.
         """
-        names = self.vocabulary.known
-        parts: list[Any] = [(self.index.scores, (row,)) for row in range(len(names))]
-        *columns, source = self.index.read([*parts, (self.index.source, (...,))])
-        labelled = (source == HEADER) | (source == FEATURES)
-        threshold = ceil(SUMMARY_SCORE * 255)
-        classes = {name: int(((s >= threshold) & labelled).sum()) for name, s in zip(names, columns, strict=True)}
-        counts = np.bincount(source.ravel(), minlength=len(SOURCES)).tolist()
-        return {"chunks": int(source.size), **dict(zip(SOURCES, counts, strict=True)), "classes": classes}
+        names, threshold = self.vocabulary.known, ceil(SUMMARY_SCORE * 255)
+        rows = max(1, BUFFER // max(1, self.geometry.count))  # in memory at a time
+        classes: dict[str, int] = {}
+        source = labelled = np.zeros(0, np.uint8)
+        for first in range(0, len(names), rows):
+            parts: list[Any] = [(self.index.scores, (row,)) for row in range(first, min(first + rows, len(names)))]
+            if first == 0:
+                *columns, source = self.index.read([*parts, (self.index.source, (...,))])
+                labelled = (source == HEADER) | (source == FEATURES)
+            else:
+                columns = self.index.read(parts)
+            counts = (int(((scores >= threshold) & labelled).sum()) for scores in columns)
+            classes |= zip(names[first : first + rows], counts, strict=True)
+        sources = np.bincount(source.ravel(), minlength=len(SOURCES)).tolist()
+        return {"chunks": int(source.size), **dict(zip(SOURCES, sources, strict=True)), "classes": classes}
 
     def map(self, name: str) -> NDArray[np.float32]:
         """Return the score of a class or parent in every label tile.
@@ -129,6 +138,7 @@ class Labels:
             the axis of channels, unless chunks part it.
         """
         self.vocabulary.members(name)  # raises for an unknown name
+        check_memory(MAP_BYTES * prod(self.geometry.tile_grid), f"a map of {name!r}", LabelIndexError)
         parts: list[Any] = [(self.index.tile_scores, (self.vocabulary.row(name),)), (self.index.source, (...,))]
         scores, source = self.index.read(parts)
         labelled = self.geometry.spread((source == HEADER) | (source == FEATURES))

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload.constants import LABEL_CELL
 from deepsic_codec.payload.fields import MAX_K, MAX_SAMPLES, MAX_TILES, Header
+from deepsic_codec.payload.limits import check_size
 from deepsic_codec.payload.varint import read_varint, write_varint
 
 NO_CLASS = 255  # of an unused pair, whose score is 0
@@ -107,7 +108,10 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
     ------
     CorruptPayload
         If the section is not exactly that of such a chunk.
+    UnsupportedPayload
+        If the chunk is larger than the limit `max_pixels`.
     """
+    check_size(header.slices, header.height, header.width, UnsupportedPayload)
     try:
         height, position = read_varint(data, 0, "labels section: tile height")
         width, position = read_varint(data, position, "labels section: tile width")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from deepsic_codec import DeepSIC, config
-from deepsic_codec.codec.chunk import check_size
 from deepsic_codec.codec.decode import parse_payload
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as h
+from deepsic_codec.payload.limits import check_size
 from deepsic_codec.payload.sections import FEATURES
 from tests.common import check_rejects, photograph
 
@@ -77,6 +77,29 @@ def test_every_slice_and_every_image_of_a_slice_counts(axes, shape, images):
         assert codec.decode(codec.encode(array)).shape == shape
 
 
-@pytest.mark.parametrize("shape", [(1, 16384, 16384, 1), (1, 512, 512, 3), (1000, 64, 64, 3), (8000, 64, 64, 3)])
+@pytest.mark.parametrize("shape", [(1, 16000, 16000, 1), (1, 512, 512, 3), (1000, 64, 64, 3), (8000, 64, 64, 3)])
 def test_chunks_of_any_sensible_size_are_within(shape):
     check_size(shape[0], shape[1], shape[2], UnsupportedArray)
+
+
+@pytest.mark.parametrize(
+    "options, cost", [({"quality": 40}, 143), ({"quality": 120}, 44), ({"max_error": 0}, 32)], ids=str
+)
+def test_a_chunk_that_takes_too_much_memory_is_refused_beforehand(options, cost):
+    pytest.importorskip("torch")
+    codec, array = DeepSIC(**options), photograph(100, 80, 3)
+    payload = codec.encode(array)
+    with config.set(max_memory=100 * 80 * cost):
+        codec.decode(payload)
+    with config.set(max_memory=100 * 80 * cost - 1):
+        message = check_rejects(UnsupportedPayload, "max_memory", codec.decode, payload)
+    assert "decoding a chunk of shape (100, 80, 3)" in message
+
+
+def test_a_chunk_without_data_takes_the_memory_of_its_samples():
+    codec = DeepSIC(nodata=0, quality=120)
+    payload = codec.encode(np.zeros((1000, 1000, 3), "u2"))
+    with config.set(max_memory=6_000_000):
+        assert not codec.decode(payload).any()
+    with config.set(max_memory=5_999_999):
+        check_rejects(UnsupportedPayload, "max_memory", codec.decode, payload)
