@@ -285,7 +285,7 @@ class PaperTransforms(nn.Module):
         self.device = device
         for name, prefix in (("analysis", ANALYSIS), ("gains", GAINS), ("synthesis", SYNTHESIS), ("head", HEAD)):
             network = networks[name]
-            network.load_state_dict({k: v.float() for k, v in tensors_below(arrays, prefix).items()})
+            network.float().load_state_dict({k: v.float() for k, v in tensors_below(arrays, prefix).items()})
             self.add_module(name, network)
         self.requires_grad_(False).eval().to(device)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

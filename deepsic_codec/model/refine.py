@@ -116,7 +116,7 @@ class RefineState:
         self.weight = trade(quality)
         #: Number of windows that were measured, sums of their squared slopes (N,1,1,C), and sums of their weights.
         self.measured = 0
-        self._slopes = self._weights = torch.zeros((), device=step.device)
+        self._slopes = self._weights = torch.zeros((), dtype=torch.float32, device=step.device)
 
     def residuals(self, decoded: Tensor, window: Window) -> list[Tensor]:
         """Residuals of a window's decoded images (N,H,W,3), without what pads them to whole latents."""
@@ -171,7 +171,7 @@ class Refiner:
     def __init__(
         self, arch: Architecture, synthesis: Tensors, prior: Tensors, device: torch.device, bf16: bool
     ) -> None:
-        self._synthesis, self._prior = Synthesis(arch), Prior(arch)
+        self._synthesis, self._prior = Synthesis(arch).float(), Prior(arch).float()  # whatever the default dtype is
         restore_network(self._synthesis, synthesis)
         restore_prior(self._prior, prior)
         self._synthesis.bounded = True  # as in the integer form: without it, the loss of some images diverges

@@ -97,9 +97,16 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
     )
 
 
-def cache_folder() -> Path:
-    """Folder for models that archives contained."""
-    return Path(config.get().cache).expanduser()
+def cache_folder() -> Path | None:
+    """Folder for models that archives contained, None if it is in the home of a user who has none."""
+    return _expanded(config.get().cache)
+
+
+def _expanded(place: str) -> Path | None:
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:  # neither HOME nor an entry for the user
+        return None
 
 
 def add_folder(folder: Path) -> None:
@@ -120,12 +127,12 @@ def _cached_info(path: str, modified: int) -> ModelInfo | None:
 
 
 def _user_places() -> Iterable[Path]:
-    return [*(Path(place).expanduser() for place in config.get().model_path), PACKAGED]
+    return [*filter(None, map(_expanded, config.get().model_path)), PACKAGED]
 
 
 def _archive_folders() -> list[Path]:
     cache = cache_folder()
-    return [cache, *(folder for folder in _added if folder != cache)]
+    return [*([cache] if cache else []), *(folder for folder in _added if folder != cache)]
 
 
 def _candidates() -> Iterator[tuple[Path, bool]]:

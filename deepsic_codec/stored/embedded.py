@@ -5,11 +5,14 @@ elsewhere. The array is called `deepsic-model-<decoder>-<head>`, with the first 
 have them. It is uncompressed: any Zarr reader returns the bytes of the `.safetensors` file.
 """
 
+import atexit
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,16 +206,31 @@ def _read(node: Any, max_size: int) -> bytes:
     return data
 
 
+@lru_cache(maxsize=1)
+def _temporary_folder(pid: int) -> Path:
+    """Return a folder for models that goes away with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="deepsic-models-"))
+    atexit.register(_remove_folder, folder, pid)
+    return folder
+
+
+def _remove_folder(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # not when a process that was forked from it ends
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _cache(data: bytes, decoder: str, head: str, source: str) -> "ModelInfo":
     """Put a model into the cache folder, once it is verified to have this decoder and head."""
     from deepsic_codec.model import file, zoo
 
     folder = zoo.cache_folder()
     try:
+        if folder is None:
+            raise FileNotFoundError("the user has no home")
         folder.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
     except OSError:  # the home cannot be written to: keep the model for this process only
-        folder = Path(tempfile.mkdtemp(prefix="deepsic-models-"))
+        folder = _temporary_folder(os.getpid())
         zoo.add_folder(folder)
         handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
     try:

@@ -122,3 +122,22 @@ def test_families_are_registered_once(monkeypatch):
     check_rejects(ValueError, "no family 'paper'", architecture_from, SMALL["paper"].to_json())
     register(family)
     assert FAMILIES["paper"] is family
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_dtype_of_torch_changes_nothing(loaded, dtype):
+    family, arch, transforms, prior = loaded
+    arrays, tensors = exported(arch)
+    torch.set_default_dtype(dtype)
+    try:
+        other, other_prior = family.transforms(arch, arrays, DEVICE), family.prior(arch, tensors, "cpu")
+        again = other.analyse(images(), QUALITY)
+        pixels = other.synthesise(torch.round(again.scaled).to(torch.int16), QUALITY, True)
+        scores = other.score(again.latents[:, :, :3], QUALITY)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    analysed = transforms.analyse(images(), QUALITY)
+    assert again.scaled.dtype == torch.float32 and torch.equal(again.scaled, analysed.scaled)
+    assert torch.equal(pixels, transforms.synthesise(torch.round(analysed.scaled).to(torch.int16), QUALITY, True))
+    assert torch.equal(scores, transforms.score(analysed.latents[:, :, :3], QUALITY))
+    assert torch.equal(other_prior.log_scales, prior.log_scales)

@@ -76,3 +76,18 @@ def test_altered_model_is_refused(tmp_path):
         {},
     )
     check_rejects(ModelMismatch, "do not fit", LoadedModel, wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_dtype_of_torch_changes_nothing(model, dtype):
+    image, quality = torch.from_numpy(drone_frame()[None, :64, :64]), np.array([30.0])
+    torch.set_default_dtype(dtype)
+    try:
+        other = LoadedModel(model.info)
+        with torch.inference_mode():
+            latents = other.analyse(image, quality).scaled
+            refined = other.choose(latents, quality, 2, images=image).symbols
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        assert torch.equal(refined, model.choose(latents, quality, 2, images=image).symbols)

@@ -1,8 +1,11 @@
-"""Innermost loops are compiled without counting references to arrays."""
+"""Innermost loops are compiled without counting references to arrays, and kept where that is possible."""
 
+import importlib.util
+import pickle
 import sys
 
 import numpy as np
+import pytest
 
 from deepsic_codec.payload.coders import numba_jit
 
@@ -24,4 +27,66 @@ def test_nothing_is_counted():
 def test_without_the_option_all_is_compiled_as_usual(monkeypatch):
     assert numba_jit._options()["_nrt"] is False
     monkeypatch.setitem(sys.modules, "numba.core.cpu", None)
-    assert numba_jit._options() == {"nogil": True, "cache": True}
+    assert numba_jit._options() == {"nogil": True}
+
+
+MODULE = """
+from deepsic_codec.payload.coders.numba_jit import jit
+
+@jit
+def doubled(value):
+    return 2 * value
+"""
+
+
+def doubled(path, name):
+    """Import the module anew, as another process would, and call its function: the result, and whether it was kept."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = module.doubled(21)
+    return result, sum(module.doubled.stats.cache_hits.values()) == 1
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module with a compiled function, and the folder of its cache."""
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "kernels.py").write_text(MODULE)
+    return tmp_path / "kernels.py", tmp_path / "cache"
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign"])
+def test_damaged_files_of_the_cache_are_replaced(module, suffix, damage):
+    path, cache = module
+    assert doubled(path, "a") == (42, False) and doubled(path, "a") == (42, True)
+    (file,) = cache.rglob(f"*.{suffix}")
+    data = bytearray(file.read_bytes())
+    data[-len(data) // 3] ^= 4
+    cases = {"empty": b"", "cut": data[: len(data) // 2], "flipped": data, "foreign": pickle.dumps(["x"])}
+    file.write_bytes(bytes(cases[damage]))
+    assert doubled(path, "a") == (42, False)
+    assert doubled(path, "a") == (42, True)
+
+
+def test_without_a_folder_functions_are_compiled_with_one_warning(module, monkeypatch, tmp_path):
+    path, cache = module
+    cache.touch()  # a file, in which no folder can be made
+    monkeypatch.setattr("numba.core.caching.InTreeCacheLocator.from_function", lambda *arguments: None)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # no home
+    monkeypatch.setattr(numba_jit, "_classes", [])
+    monkeypatch.setattr(numba_jit, "_warned", [])
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR") as warned:
+        assert doubled(path, "a") == doubled(path, "b") == (42, False)
+    assert len(warned) == 1
+    assert {file.name for file in tmp_path.iterdir()} == {"kernels.py", "cache"}
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(module, monkeypatch):
+    def full(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    assert doubled(module[0], "a") == (42, False)

@@ -295,6 +295,37 @@ def test_a_home_that_cannot_be_written_to(tiny, uninstall, tmp_path, monkeypatch
     np.testing.assert_array_equal(open_archive(store, "group/image")[...], expected)
 
 
+def test_a_model_that_cannot_be_kept_leaves_nothing_behind(uninstall, tmp_path):
+    write(tmp_path / "a.zarr")
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "file").touch()
+    code = """
+        import os, tempfile
+        from deepsic_codec import open_archive
+        assert open_archive({url!r}, "group/image")[0, 0].shape == (3,)
+        assert [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("deepsic-models-")]
+        if not os.fork():
+            raise SystemExit
+        os.wait()
+        assert [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("deepsic-models-")]
+    """.replace("{url!r}", repr(str(tmp_path / "a.zarr")))
+    run_python(code, TMPDIR=str(tmp_path / "temporary"), DEEPSIC_CACHE=str(tmp_path / "file" / "cache"))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_user_without_a_home(uninstall, monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    store = {}
+    expected = write(store)[...]
+    uninstall()
+    config.set(cache="~/cache", model_path="~/models")
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.setattr(zoo, "_added", [])
+    np.testing.assert_array_equal(open_archive(store, "group/image")[...], expected)
+
+
 @pytest.mark.parametrize("to", ["iter_arrays", "to_dask"])
 def test_queries_fetch_it_when_they_decode(tiny, uninstall, tmp_path, to):
     path = tmp_path / "a.zarr"

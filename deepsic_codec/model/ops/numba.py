@@ -87,7 +87,9 @@ class NumbaOps(TorchOps):
 
     def digits(self, values: Tensor, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
         high, low = (torch.empty(values.shape, dtype=torch.int8) for _ in range(2))
-        _over_rows(_digits, values, torch.ones(values.shape[1]) if unit is None else unit, high, low)
+        _over_rows(
+            _digits, values, torch.ones(values.shape[1], dtype=torch.float32) if unit is None else unit, high, low
+        )
         return high, low
 
     def companded_digits(self, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

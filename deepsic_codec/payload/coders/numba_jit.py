@@ -6,15 +6,31 @@ more time than the coding, and threads that shared an array waited for one anoth
 
 Numba caches a compiled function until its own file changes. After a change in a function that is inlined into another
 file, such as those of `deepsic_codec.payload.coders.binary`, delete the folders `__pycache__`.
+
+Where numba has no folder for its cache, functions are compiled anew in each process, with one warning. A file of the
+cache that is damaged, as a full disk or a crash leaves it, is replaced. Numba itself fails at it in every process, or
+runs it.
 """
 
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
+from google_crc32c import value as crc32c
+
+try:
+    from numba.core import caching
+    from numba.core.serialize import dumps
+except ImportError:  # numba does not document these modules
+    caching = None  # type: ignore[assignment]
 
 
 def _options() -> dict[str, Any]:
-    options: dict[str, Any] = {"nogil": True, "cache": True}
+    options: dict[str, Any] = {"nogil": True}
     try:
         from numba.core.cpu import CPUTargetOptions
     except ImportError:  # numba does not document this module
@@ -22,9 +38,84 @@ def _options() -> dict[str, Any]:
     return options | {"_nrt": False} if hasattr(CPUTargetOptions, "_nrt") else options
 
 
+def _cached(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that compiles with numba and keeps the result, if there is a folder for it."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(**options)(function)
+        if hasattr(dispatcher, "enable_caching"):  # not with NUMBA_DISABLE_JIT
+            try:
+                if caching is None:
+                    dispatcher.enable_caching()
+                else:
+                    dispatcher._cache = _cache_class()(function)
+            except RuntimeError as error:
+                _warn_once(error)
+        return dispatcher
+
+    return decorate
+
+
+def _cache_class() -> Any:
+    """Return the cache of numba, with checksums, and without errors."""
+    if _classes:
+        return _classes[0]
+    base: Any = caching.FunctionCache
+    implementation: Any = base._impl_class
+    # Without a home, the folder of the user would be one of the name ~ in the current folder.
+    has_home = os.path.isabs(os.path.expanduser("~"))
+    skipped = () if has_home else (caching.UserWideCacheLocator,)
+
+    class Checked(implementation):
+        _locator_classes = [locator for locator in implementation._locator_classes if locator not in skipped]
+
+        def reduce(self, result: Any) -> tuple[int, bytes]:
+            data = dumps(super().reduce(result))
+            return crc32c(data), data
+
+        def rebuild(self, target: Any, reduced: Any) -> Any:
+            checksum, data = reduced
+            if crc32c(data) != checksum:
+                raise ValueError("the checksum of compiled code does not match")
+            return super().rebuild(target, pickle.loads(data))
+
+    class Cache(base):
+        _impl_class = Checked
+
+        def load_overload(self, signature: Any, target: Any) -> Any:
+            try:
+                return super().load_overload(signature, target)
+            except Exception:  # damaged files raise errors of any class
+                with suppress(OSError):
+                    self.flush()
+                return None
+
+        def save_overload(self, signature: Any, result: Any) -> None:
+            with suppress(Exception):  # the disk is full, or a damaged file cannot be replaced: the code is there
+                super().save_overload(signature, result)
+
+    _classes.append(Cache)
+    return Cache
+
+
+_classes: list[Any] = []
+_warned: list[bool] = []
+
+
+def _warn_once(error: Exception) -> None:
+    if not _warned:
+        _warned.append(True)
+        warnings.warn(
+            f"numba has no folder to keep compiled code in ({error}), so each process compiles for a minute; set "
+            "NUMBA_CACHE_DIR to a folder that can be written to",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 # For functions that create no array and return numbers, compiled without counting; the caller holds all arrays.
-jit: Any = numba.njit(**_options())
+jit: Any = _cached(**_options())
 # For functions that create arrays.
-array_jit: Any = numba.njit(nogil=True, cache=True)
+array_jit: Any = _cached(nogil=True)
 # For functions that are inlined into their callers.
 inline: Any = numba.njit(inline="always")
