@@ -35,7 +35,7 @@ from deepsic_codec import DeepSIC, consolidate_labels, create_array, iter_chunk_
 from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.labels.expression import Expression, parse
 from deepsic_codec.labels.index import HEADER, Entries
-from deepsic_codec.labels.index_writer import IndexWriter
+from deepsic_codec.labels.index_writer import IndexWriter, replace
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.stored.array import StoredArray
@@ -174,19 +174,24 @@ def simulate(folder: Path, dense: NDArray[np.uint8], truth: NDArray[np.str_], co
         mask = cover == number
         chosen[mask] = rng.choice(np.flatnonzero(truth == name), int(mask.sum()))
     about = {"name": "image", "decoder": codec.decoder}
-    writer = IndexWriter(IndexLocation(LocalStore(folder), "image_labels", 3), geometry, vocabulary, about)
     total = 0
-    for start, stop in writer.layout.units(geometry.grid):
-        entries = Entries(geometry, len(vocabulary.names), start, stop)
-        part = chosen[geometry.tiles_of(start, stop)[:2]]
-        entries.tiles[...] = np.moveaxis(kept[part], -1, 0)[..., None]
-        shape = entries.source.shape
-        entries.source[...], entries.head[...] = HEADER, int((codec.head or "0")[:8], 16)
-        entries.crc[...] = rng.integers(0, 1 << 32, shape)
-        entries.nbytes[...] = np.exp(rng.normal(np.log(14_000), 0.5, shape))  # about 0.5 bit per pixel
-        total += int(entries.nbytes.sum(dtype=np.int64))
-        writer.write(entries)
-    writer.finish()
+
+    def write(version: IndexLocation) -> None:
+        nonlocal total
+        writer = IndexWriter(version, geometry, vocabulary, about)
+        for start, stop in writer.chunking.units(geometry.grid):
+            entries = Entries(geometry, len(vocabulary.names), start, stop)
+            part = chosen[geometry.tiles_of(start, stop)[:2]]
+            entries.tiles[...] = np.moveaxis(kept[part], -1, 0)[..., None]
+            shape = entries.source.shape
+            entries.source[...], entries.head[...] = HEADER, int((codec.head or "0")[:8], 16)
+            entries.crc[...] = rng.integers(0, 1 << 32, shape)
+            entries.nbytes[...] = np.exp(rng.normal(np.log(14_000), 0.5, shape))  # about 0.5 bit per pixel
+            total += int(entries.nbytes.sum(dtype=np.int64))
+            writer.write(entries)
+        writer.finish()
+
+    replace(IndexLocation(LocalStore(folder), "image_labels", 3), write)
     return open_labels(str(folder), "image"), total
 
 

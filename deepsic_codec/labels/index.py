@@ -1,6 +1,7 @@
 """The label index of an array: ordinary Zarr arrays in a group beside it. `docs/labels.md` has the layout."""
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -10,6 +11,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
+from zarr.storage import StorePath
 
 from deepsic_codec._compat import read_points, sync
 from deepsic_codec.axes import Axes, Index, Region, grid_shape
@@ -24,8 +26,11 @@ ATTRIBUTE = "deepsic_labels"  # of the group
 FORMAT = 1
 MISSING, HEADER, FEATURES, UNLABELLED = range(4)
 SOURCES = ("missing", "header", "features", "unlabelled")
+REMOVED = 255  # fill value of `source`, which is always stored: what reads as this was deleted
+VERSION = re.compile("[0-9a-f]{32}")  # name of the group of a version
 UNIT_CHUNKS = 1 << 18  # chunks of the archive in a chunk of the index: four reads for a class of a million chunks
 UNIT_TILES = 1 << 21  # the same for tiles, which are read only where the scores of chunks do not decide
+UNFINISHED = "no label index, or one that was never finished; run consolidate_labels"
 BUFFER = 1 << 28  # bytes of tile scores held in memory while an index is written
 MAX_PART = 1 << 29  # bytes of a chunk of an array of the index; this version writes at most 4 MB
 
@@ -162,21 +167,10 @@ class LabelIndex:
     """
 
     def __init__(self, location: IndexLocation, counter: Counter | None = None) -> None:
-        group = open_group(location, counter)
+        group = _current_version(location, counter)
         about: Any = group.attrs.get(ATTRIBUTE)
-        if isinstance(about, Mapping) and about.get("current"):
-            # The index is being replaced: the new one is complete, this one may have lost arrays already.
-            parent, _, _ = location.path.rpartition("/")
-            path = "/".join(part for part in (parent, str(about["current"])) if part)
-            group = open_group(IndexLocation(location.store, path, location.zarr_format), counter)
-            about = group.attrs.get(ATTRIBUTE)
         if not isinstance(about, Mapping) or "array" not in about:
-            raise LabelIndexError(f"{location}: no label index, or one that was never finished; run consolidate_labels")
-        if about.get("format") != FORMAT:
-            raise LabelIndexError(
-                f"{location}: the label index has format {about.get('format')}, but this deepsic_codec reads "
-                f"{FORMAT}; run consolidate_labels"
-            )
+            raise LabelIndexError(f"{location}: {UNFINISHED}")
         self.location, self.group = location, group
         self.vocabulary = Vocabulary.from_json(about.get("vocabulary"))
         self.about: Mapping[str, Any] = about["array"]
@@ -249,13 +243,21 @@ class LabelIndex:
     def read(
         self, parts: Sequence[tuple[zarr.Array, tuple[Any, ...]]], counter: Counter | None = None
     ) -> list[NDArray[Any]]:
-        """Read selections of arrays of the index concurrently."""
+        """Read selections of arrays of the index concurrently; StaleIndex if the index was removed meanwhile."""
         counter = counter or Counter()
 
         async def gather() -> list[Any]:
             return await asyncio.gather(*(counting_array(array, counter).getitem(part) for array, part in parts))
 
-        return [np.asarray(values) for values in sync(gather())]
+        results = [np.asarray(values) for values in sync(gather())]
+        for (array, _), values in zip(parts, results, strict=True):
+            if array is self.source:
+                self._check_source(values)
+        return results
+
+    def _check_source(self, source: NDArray[Any]) -> None:
+        if (source == REMOVED).any():
+            raise StaleIndex(f"{self.location}: the index was replaced since it was opened; open the labels again")
 
     def entries(self, indices: NDArray[np.int64], counter: Counter | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return source, uint8 (n,), and checksum, uint32 (n,), of the chunks at positions (n, axes)."""
@@ -268,8 +270,9 @@ class LabelIndex:
         async def gather() -> list[Any]:
             return await asyncio.gather(*(read_points(counting_array(array, counter), points) for array in arrays))
 
-        source, crc = sync(gather())
-        return np.asarray(source), np.asarray(crc)
+        source, crc = map(np.asarray, sync(gather()))
+        self._check_source(source)
+        return source, crc
 
     def block(self, start: Index, stop: Index) -> Entries:
         """Read the entries of a block of chunks."""
@@ -277,10 +280,34 @@ class LabelIndex:
         region = to_region(start, stop)
         names = ("source", "head", "crc", "nbytes")
         tiles = (slice(len(self.vocabulary.names)), *self.geometry.tiles_of(start, stop))
-        parts: list[tuple[zarr.Array, tuple[Any, ...]]] = [(self.member(name), region) for name in names]
+        arrays = [self.source, *map(self.member, names[1:])]
+        parts: list[tuple[zarr.Array, tuple[Any, ...]]] = [(array, region) for array in arrays]
         *values, entries.tiles = self.read([*parts, (self.tile_scores, tiles)])
         entries.source, entries.head, entries.crc, entries.nbytes = values
         return entries
+
+
+def _current_version(location: IndexLocation, counter: Counter | None) -> zarr.Group:
+    """Open the group of the current version of an index."""
+    index = open_group(location, counter)
+    about: Any = index.attrs.get(ATTRIBUTE)
+    about = about if isinstance(about, Mapping) else {"format": FORMAT}
+    if about.get("format") != FORMAT:
+        raise LabelIndexError(
+            f"{location}: the label index has format {about.get('format')}, but this deepsic_codec reads {FORMAT}; run "
+            "consolidate_labels"
+        )
+    name = about.get("current")
+    if not isinstance(name, str) or not VERSION.fullmatch(name):
+        raise LabelIndexError(f"{location}: {UNFINISHED}")
+    version, metadata = location.child(name), about.get("metadata")
+    if metadata is None:
+        return open_group(version, counter)
+    try:
+        parsed = type(index.metadata).from_dict(metadata)  # one request for the name of the version and its metadata
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LabelIndexError(f"{location}: damaged label index ({type(error).__name__}: {error})") from None
+    return zarr.Group(zarr.AsyncGroup(parsed, StorePath(index.store, version.path)))
 
 
 def open_group(location: IndexLocation, counter: Counter | None = None) -> zarr.Group:

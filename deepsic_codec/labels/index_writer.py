@@ -1,8 +1,12 @@
-"""Write a label index, and put it in place of an earlier one so that a crash leaves the old or the new."""
+"""Write a label index to a place of its own, then make it the current one with a single write."""
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -11,7 +15,17 @@ from numpy.typing import NDArray
 from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.axes import Index
 from deepsic_codec.errors import LabelIndexError
-from deepsic_codec.labels.index import ATTRIBUTE, FORMAT, SOURCES, Entries, IndexChunking, open_group, to_region
+from deepsic_codec.labels.index import (
+    ATTRIBUTE,
+    FORMAT,
+    REMOVED,
+    SOURCES,
+    VERSION,
+    Entries,
+    IndexChunking,
+    open_group,
+    to_region,
+)
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import IndexLocation
@@ -22,16 +36,18 @@ CONVENTION = {
     "description": "Semantic labels of the chunks of an image array: largest score of each class in each chunk, "
     "scores of the tiles within, and the source of each entry.",
 }
-NEXT = ("_next", "_next2")  # suffixes of an index that will replace another
+# How long a version stays after another became current, for programs that have it open, and after it was last seen
+# unfinished, for its writer.
+KEEP_FINISHED, KEEP_UNFINISHED = timedelta(days=1), timedelta(days=7)
 
 
 class IndexWriter:
-    """Writes an index.
+    """Writes a version of an index.
 
     Parameters
     ----------
     location : IndexLocation
-        Where the index goes; contents of that group are deleted.
+        Where the version goes; nothing may be there.
     geometry : Geometry
         Of the array.
     vocabulary : Vocabulary
@@ -49,7 +65,7 @@ class IndexWriter:
         self._counts = np.zeros(len(SOURCES), np.int64)
         attributes: dict[str, Any] = {ATTRIBUTE: {"format": FORMAT}}  # an unfinished index
         self.group = zarr.open_group(
-            location.store, path=location.path, mode="w", zarr_format=_zarr_format(location), attributes=attributes
+            location.store, path=location.path, mode="w-", zarr_format=_zarr_format(location), attributes=attributes
         )
         self._make()
 
@@ -84,7 +100,7 @@ class IndexWriter:
         self._values("straddles", [tile_dims[y], tile_dims[x]], straddles.astype(np.uint8), about)
         about = {"long_name": "source of the labels of a chunk"}
         about |= {"flag_values": list(range(len(SOURCES))), "flag_meanings": " ".join(SOURCES)}
-        self._array("source", chunk_dims, about, grid, unit)
+        self._array("source", chunk_dims, about, grid, unit, fill_value=REMOVED)
         for name, text in {
             "crc": "CRC-32C of the header of the chunk's payload, which covers the checksums of its sections",
             "head": "first 32 bits of the identity of the semantic head, 0 for none",
@@ -110,12 +126,13 @@ class IndexWriter:
         shape: Index,
         chunks: Index,
         dtype: str = "u1",
+        fill_value: int = 0,
     ) -> zarr.Array:
         named: dict[str, Any] = {"dimension_names": dimensions}
         if self.location.zarr_format == 2:
             attributes, named = {**attributes, "_ARRAY_DIMENSIONS": dimensions}, {}
         return self.group.create_array(
-            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=0, attributes=attributes, **named
+            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill_value, attributes=attributes, **named
         )
 
     def write(self, entries: Entries) -> None:
@@ -134,13 +151,12 @@ class IndexWriter:
         self._counts += np.bincount(entries.source.ravel(), minlength=len(SOURCES))
 
     def finish(self) -> None:
-        """Write the attributes that make the index valid."""
+        """Write the attributes that make the version a finished one."""
         about: dict[str, Any] = {
             "format": FORMAT,
             "array": {**self._about, **self.geometry.to_json()},
             "vocabulary": self.vocabulary.to_json(),
             "counts": dict(zip(SOURCES, self._counts.tolist(), strict=True)),
-            "current": None,
         }
         attributes: Any = {"Conventions": "CF-1.11", "zarr_conventions": [CONVENTION], ATTRIBUTE: about}
         self.group.attrs.put(attributes)
@@ -157,10 +173,6 @@ def _word(name: str) -> str:
     return "_".join(name.split()) or "_"  # CF separates the meanings by blanks
 
 
-def _format(location: IndexLocation) -> Any:
-    return location.zarr_format
-
-
 def _consolidate(location: IndexLocation) -> None:
     """Put the metadata of all arrays into that of the group, where the store can: one request opens the index."""
     if not getattr(location.store, "supports_consolidated_metadata", True):
@@ -171,96 +183,154 @@ def _consolidate(location: IndexLocation) -> None:
 
 
 def replace(location: IndexLocation, write: Callable[[IndexLocation], None]) -> None:
-    """Write an index and put it in place of an earlier one, which stays valid until the new one is complete.
+    """Write an index; an earlier one stays valid until the new one is complete.
 
-    The new index is written beside the old one under another name. Then an attribute of the old group points to it,
-    its contents are copied over the old ones, and it is deleted. A failure before the attribute is set leaves the old
-    index; after a later failure, readers follow the attribute to the new one.
+    Each version of an index is a group of its own, under a name that nobody else has, in the group at `location`. One
+    write of the metadata of that group makes a version the current one, so that readers see the old or the new, and of
+    two writers the last. Old versions, and what killed writers left, are deleted by later calls.
 
     Parameters
     ----------
     location : IndexLocation
         Where the index goes.
     write : callable
-        Writes a finished index to a location.
+        Writes a finished version to a location.
 
     Raises
     ------
     LabelIndexError
-        If the store cannot be written to.
+        If the store cannot be written to, or something else is at the location.
     """
     try:
-        old = _earlier(location)
-        if old is None:
-            return _write(location, write)
-        if not location.store.supports_deletes or not location.path:
-            reason = "cannot delete" if location.path else "is the index itself and has no location beside it"
+        earlier = _attributes(location)
+        if earlier.get(ATTRIBUTE, {}).get("current") and not location.store.supports_deletes:
             raise LabelIndexError(
-                f"{location}: the store {reason}, so the index cannot be replaced; pass another location (index=...)"
+                f"{location}: the store cannot delete, so the index cannot be replaced; pass another location "
+                "(index=...)"
             )
-        about = _attribute(old)
-        name = location.path.rpartition("/")[2]
-        suffix = next(suffix for suffix in NEXT if about.get("current") != f"{name}{suffix}")
-        new = location.with_suffix(suffix)
-        _write(new, write)
-        group = zarr.open_group(location.store, path=location.path, mode="r+", zarr_format=_zarr_format(location))
-        group.attrs[ATTRIBUTE] = {**about, "current": f"{name}{suffix}"}
-        _consolidate(location)
-        sync(_move(location, new))
-        for other in NEXT:
-            sync(location.store.delete_dir(location.with_suffix(other).path))
+        _claim(location)
+        version = location.child(uuid4().hex)
+        try:
+            write(version)
+        except BaseException:
+            if location.store.supports_deletes:
+                sync(location.store.delete_dir(version.path))
+            raise
+        # After an error here, the version stays: the store may have made it the current one, and lost the answer.
+        _make_current(version, location)
     except (PermissionError, NotImplementedError) as error:
         raise LabelIndexError(
             f"{location}: cannot be written to ({error}); pass another location (index=...)"
         ) from error
-    return None
+    with suppress(Exception):  # what stays is in nobody's way
+        _remove_old(location)
 
 
-def _earlier(location: IndexLocation) -> zarr.Group | None:
-    """Return the finished index at a location, None if there is none; raises LabelIndexError for anything else."""
+def _attributes(location: IndexLocation) -> dict[str, Any]:
+    """Return the attributes of an index, empty if nothing is there; raises LabelIndexError for anything else."""
     try:
         group = open_group(location)
     except LabelIndexError:
         if sync(location.store.is_empty(location.path)):
-            return None
+            return {}
         group = None
-    about: Any = None if group is None else group.attrs.get(ATTRIBUTE)
-    if group is not None and about is None and not len(group.attrs) and next(iter(group), None) is None:
+    attributes = {} if group is None else dict(group.attrs)
+    if isinstance(attributes.get(ATTRIBUTE), Mapping):
+        return attributes
+    if group is not None and not attributes and all(VERSION.fullmatch(name) for name in group):
+        return {}
+    raise LabelIndexError(f"{location}: holds no label index, and is not replaced; pass another location (index=...)")
+
+
+def _versions(location: IndexLocation) -> list[str]:
+    """List the versions of an index, finished or not."""
+
+    async def names() -> list[str]:
+        return [name.rstrip("/").rpartition("/")[2] async for name in location.store.list_dir(location.path)]
+
+    return sorted(filter(VERSION.fullmatch, sync(names())))
+
+
+def _claim(location: IndexLocation) -> None:
+    """Make the group of an index unless there is one; raises LabelIndexError if something else is there by now."""
+    if location.zarr_format == 2:
+        _set(location, ".zgroup", {"zarr_format": 2}, if_missing=True)
+    _write_attributes(location, {ATTRIBUTE: {"format": FORMAT}}, if_missing=True)
+    if ATTRIBUTE not in _attributes(location):  # an empty group
+        _write_attributes(location, {ATTRIBUTE: {"format": FORMAT}})
+
+
+def _write_attributes(location: IndexLocation, attributes: Mapping[str, Any], *, if_missing: bool = False) -> None:
+    """Write the attributes of the group of an index, in one write of one document."""
+    if location.zarr_format == 2:
+        _set(location, ".zattrs", attributes, if_missing)
+    else:
+        document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        _set(location, "zarr.json", document, if_missing)
+
+
+def _set(location: IndexLocation, name: str, document: Mapping[str, Any], if_missing: bool = False) -> None:
+    value = default_buffer_prototype().buffer.from_bytes(json.dumps(document, indent=2).encode())
+    store = location.store
+    sync((store.set_if_not_exists if if_missing else store.set)(location.key(name), value))
+
+
+def _make_current(version: IndexLocation, location: IndexLocation) -> None:
+    """Make a version the current one."""
+    name = version.path.rpartition("/")[2]
+    metadata = _metadata(version)
+    attributes = _attributes(location)
+    seen = attributes.get(ATTRIBUTE, {}).get("superseded")
+    seen, now = seen if isinstance(seen, Mapping) else {}, datetime.now(UTC)
+    superseded = {old: _since(seen.get(old), now) for old in _versions(location) if old != name}
+    about = {
+        "format": FORMAT,
+        "current": name,
+        "superseded": {old: time.isoformat(timespec="seconds") for old, time in superseded.items()},
+        "metadata": metadata,
+    }
+    _write_attributes(location, {**attributes, "zarr_conventions": [CONVENTION], ATTRIBUTE: about})
+
+
+def _metadata(version: IndexLocation) -> Any:
+    """Return the metadata of a version and all of its arrays, None where they are no single document."""
+    if version.zarr_format == 2:
         return None
-    if not isinstance(about, Mapping):
-        raise LabelIndexError(
-            f"{location}: holds no label index, and is not replaced; pass another location (index=...)"
-        )
-    return group if "array" in about else None
+    data = sync(version.store.get(version.key("zarr.json"), default_buffer_prototype()))
+    if data is None:
+        raise LabelIndexError(f"{version}: was deleted while it was written; run consolidate_labels again")
+    document = json.loads(data.to_bytes())
+    return document if "consolidated_metadata" in document else None
+
+
+def _since(text: Any, now: datetime) -> datetime:
+    """Return since when a version has not been current: the time in the index, or now if that has none."""
+    try:
+        time = datetime.fromisoformat(text)
+        return time if time.tzinfo is not None else now
+    except (TypeError, ValueError):
+        return now
+
+
+def _remove_old(location: IndexLocation) -> None:
+    """Delete versions that have long been superseded, and those that their writers left long ago."""
+    about = _attributes(location).get(ATTRIBUTE, {})
+    now = datetime.now(UTC)
+    for name, text in about.get("superseded", {}).items():
+        age = now - _since(text, now)
+        if not VERSION.fullmatch(name) or name == about.get("current") or age < KEEP_FINISHED:
+            continue
+        version = location.child(name)
+        try:
+            written: Any = open_group(version).attrs.get(ATTRIBUTE)
+        except LabelIndexError:
+            continue
+        if not isinstance(written, Mapping) or age < (KEEP_FINISHED if "array" in written else KEEP_UNFINISHED):
+            continue
+        # `source` first: a program that has this version open finds it missing, and does not take zeros for scores.
+        sync(location.store.delete_dir(f"{version.path}/source"))
+        sync(location.store.delete_dir(version.path))
 
 
 def _zarr_format(location: IndexLocation) -> Any:
     return location.zarr_format  # an int, for which zarr's signatures have literals
-
-
-def _attribute(group: zarr.Group) -> dict[str, Any]:
-    about: Any = group.attrs[ATTRIBUTE]
-    return dict(about)
-
-
-def _write(location: IndexLocation, write: Callable[[IndexLocation], None]) -> None:
-    try:
-        write(location)
-    except BaseException:
-        if location.store.supports_deletes and location.path:
-            sync(location.store.delete_dir(location.path))  # an unfinished index is useless
-        raise
-
-
-async def _move(location: IndexLocation, new: IndexLocation) -> None:
-    """Replace the contents of a group with those of another group, the metadata of the group last."""
-    metadata = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
-    store, prototype = location.store, default_buffer_prototype()
-    for key in [key async for key in store.list_prefix(f"{location.path}/")]:
-        if key.removeprefix(f"{location.path}/") not in metadata:
-            await store.delete(key)
-    keys = [key async for key in store.list_prefix(f"{new.path}/")]
-    for key in sorted(keys, key=lambda key: key.removeprefix(f"{new.path}/") in metadata):
-        value = await store.get(key, prototype)
-        if value is not None:
-            await store.set(f"{location.path}{key.removeprefix(new.path)}", value)

@@ -5,7 +5,7 @@ from typing import Any
 
 from zarr.storage import MemoryStore
 
-from deepsic_codec.labels.consolidate import write_index
+from deepsic_codec.labels.consolidate import update_index
 from deepsic_codec.labels.index import LabelIndex
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.progress import Progress
@@ -55,7 +55,7 @@ def open_labels(
     stored = StoredArray.open(source, name, options=storage_options, counter=counter)
     if scan:
         location = IndexLocation(MemoryStore(), "", 3)
-        write_index(stored, location, progress=progress)
+        update_index(stored, location, keep=False, progress=progress)
         return Labels(stored, LabelIndex(location), counter)
     if index is not None:
         location = IndexLocation.from_user(index, stored.array.metadata.zarr_format, storage_options)

@@ -215,6 +215,10 @@ class IndexLocation:
             raise LabelIndexError(f"{location}: no label index ({error}); run consolidate_labels") from None
         return cls(path.store, path.path, zarr_format)
 
-    def with_suffix(self, suffix: str) -> "IndexLocation":
-        """Return the location beside this one whose name has a suffix more."""
-        return IndexLocation(self.store, f"{self.path}{suffix}" if self.path else suffix.strip("_"), self.zarr_format)
+    def child(self, name: str) -> "IndexLocation":
+        """Return the location of a group in the group at this one."""
+        return IndexLocation(self.store, f"{self.path}/{name}" if self.path else name, self.zarr_format)
+
+    def key(self, name: str) -> str:
+        """Return the key of a document of the group, such as zarr.json."""
+        return f"{self.path}/{name}" if self.path else name

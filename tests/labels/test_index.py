@@ -1,6 +1,8 @@
-import bisect
+import asyncio
 import json
+import re
 import warnings
+from datetime import UTC, datetime, timedelta
 
 import fsspec
 import numpy as np
@@ -13,11 +15,14 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Wrap
 from deepsic_codec import DeepSICCodec, consolidate_labels, create_array, iter_chunk_attrs, open_labels
 from deepsic_codec.errors import CorruptPayload, LabelIndexError, StaleIndex, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.labels import index as label_index
+from deepsic_codec.labels.index_writer import IndexWriter, replace
+from deepsic_codec.stored.location import IndexLocation
 from tests import stub_runtime
 from tests.common import check_rejects
 from tests.labels.common import archive, fill, payload, put
 
 pytestmark = [pytest.mark.usefixtures("stub"), pytest.mark.filterwarnings("ignore:Duplicate name")]
+LONG_AGO = "2020-01-01T00:00:00+00:00"
 QUERIES = ("Dark > 0.6 & ~Visible", "~Dark", "unknown")
 
 
@@ -53,14 +58,6 @@ def test_every_store(tmp_path, number, zarr_format, name):
         put(array, (0, 0, 0), payload(array, np.full((1, 2, 2, 4), 255, "u1")))
         made = consolidate_labels(store, name)
         assert answers(made) == answers(open_labels(store, scan=True)) != expected
-        assert not [key for key in list_keys(store) if "_next" in key]
-
-
-def list_keys(store):
-    async def collect():
-        return [key async for key in store.list()]
-
-    return label_index.sync(collect())
 
 
 def test_icechunk(tmp_path):
@@ -77,7 +74,10 @@ def test_an_index_is_read_where_the_package_is_not(tmp_path):
     labels = consolidate_labels(array)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data = xarray.open_zarr(tmp_path / "img_labels")
+        data = xarray.open_zarr(tmp_path / labels.index.group.path)
+    about = zarr.open_group(tmp_path / "img_labels", mode="r").attrs
+    assert labels.index.group.path == f"img_labels/{about['deepsic_labels']['current']}"
+    assert about["zarr_conventions"] == data.attrs["zarr_conventions"]
     assert data.label.attrs["flag_meanings"] == "Dark Dim Bright unknown Visible"
     assert data.source.attrs["flag_values"] == [0, 1, 2, 3] and "header" in data.source.attrs["flag_meanings"]
     assert data.attrs["zarr_conventions"][0]["uuid"]
@@ -197,7 +197,9 @@ def test_a_failed_consolidation_changes_nothing(data, error):
     fill(array, seed=8)
     put(array, (3, 3, 0), data)
     check_rejects(error, "chunk (3, 3, 0)", consolidate_labels, array)
-    assert not [key for key in array.store._store_dict if key.startswith("img_labels")], "half an index is left"
+    left = [key for key in array.store._store_dict if key.startswith("img_labels")]
+    assert left == ["img_labels/zarr.json"], "half an index is left"
+    check_rejects(LabelIndexError, "never finished|consolidate_labels", open_labels, array)
     put(array, (3, 3, 0), payload(array, None))
     expected = answers(consolidate_labels(array))
     before = dict(array.store._store_dict)
@@ -257,70 +259,168 @@ def test_a_refresh_may_be_interrupted_anywhere():
     assert seen[0] == old and seen[-1] == new and seen == sorted(seen, key=lambda s: s == new)
 
 
-def test_a_second_refresh_may_be_interrupted_after_a_first_was():
-    """Readers of the first follow a pointer; the second writes elsewhere until it is complete."""
+VERSIONS = "img_labels/[0-9a-f]{32}"
+
+
+def versions(store):
+    return {match[0] for key in store._store_dict if (match := re.match(VERSIONS, key))}
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_writers_the_last_wins_whole(zarr_format, first):
+    """One writes a whole index at each write of the other."""
     inner = MemoryStore()
-    array = archive(inner)
+    array = archive(inner, zarr_format=zarr_format)
     fill(array, seed=9, missing=0)
-    states = [answers(consolidate_labels(array))]
-    before = []
-    for scores in ((255, 255, 255, 255), (255, 0, 0, 0)):
-        put(array, (0, 0, 0), payload(array, np.full((1, 2, 2, 4), scores, "u1")))
-        before.append(dict(inner._store_dict))
-        states.append(answers(open_labels(array, scan=True)))
-    assert states[0] != states[1] != states[2]
+    if not first:
+        consolidate_labels(array)
+    brighter = payload(array, np.full((1, 2, 2, 4), 255, "u1"))
 
-    def refresh(store, writes):
-        Failing.left = writes
-        try:
-            consolidate_labels(Failing(store), "img")
-        except OSError:
-            return False
-        finally:
-            Failing.left = 10**9
-        return True
+    class Interrupting(WrapperStore):
+        writes, at = 0, 0
 
-    def interrupted(writes):
-        store = MemoryStore(dict(before[0]))
-        refresh(store, writes)
-        return store
+        async def set(self, key, value):
+            await super().set(key, value)
+            Interrupting.writes += 1
+            if Interrupting.writes == Interrupting.at:
+                await asyncio.to_thread(run_other)
 
-    def points_elsewhere(writes):
-        group = zarr.open_group(interrupted(writes), path="img_labels", mode="r")
-        return bool(group.attrs["deepsic_labels"].get("current"))
+    def run_other():
+        put(other, (0, 0, 0), brighter)
+        assert len(seen) < 6
+        consolidate_labels(other)
+        seen.append(answers(open_labels(other)))
 
-    Failing.left = 10**9
-    consolidate_labels(Failing(MemoryStore(dict(before[0]))), "img")
-    count = 10**9 - Failing.left
-    begin = bisect.bisect_left(range(count - 20), True, key=points_elsewhere)
-    chunk = {key: value for key, value in before[1].items() if key.startswith("img/")}
-    assert 20 < begin < count - 20
-    for first in (begin, (begin + count) // 2, count - 1):
-        store = interrupted(first)
-        seen = []
-        for writes in (0, 1, 2, 5, 20, 40, 60, 10**8):
-            copy = MemoryStore({**store._store_dict, **chunk})
-            finished = refresh(copy, writes)
-            seen.append(states.index(answers(open_labels(copy, "img"))))
-        assert seen == sorted(seen) and seen[0] == seen[3] == 1 and seen[-1] == 2
-        assert finished and not [key for key in copy._store_dict if "_next" in key]
+    saved, seen = dict(inner._store_dict), []
+    consolidate_labels(Interrupting(MemoryStore(dict(saved))), "img")
+    count = Interrupting.writes
+    assert count > 20
+    for at in (1, 2, 3, count // 2, count - 1, count):
+        store = MemoryStore(dict(saved))
+        Interrupting.writes, Interrupting.at = 0, at
+        other = zarr.open_array(store, path="img", mode="r+")
+        made = consolidate_labels(Interrupting(store), "img")
+        assert answers(made) == answers(open_labels(store)), "the last does not win"
+        assert seen[-1] == answers(open_labels(store, scan=True)), "what the other saw"
+        consolidate_labels(store, "img")
+        assert answers(open_labels(store)) == seen[-1], "in the way of the next"
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_is_beside_an_index_stays(zarr_format):
+    store = MemoryStore()
+    array = archive(store, zarr_format=zarr_format)
+    names = ("img_labels_next", "img_labels_next2", "img_labels/mine", f"img_labels/{'ab' * 16}")
+    consolidate_labels(array)
+    for name in names:
+        zarr.create_array(store, name=name, shape=3, dtype="u1", zarr_format=zarr_format)[:] = 7
+    for _ in range(2):
+        consolidate_labels(array)
+        group = zarr.open_group(store, path="img_labels", zarr_format=zarr_format)
+        about = group.attrs["deepsic_labels"]
+        group.attrs["deepsic_labels"] = {**about, "superseded": dict.fromkeys(about["superseded"], LONG_AGO)}
+    consolidate_labels(array)
+    assert len(versions(store)) == 2 + 1, "the last but one, the last, and the array"
+    for name in names:
+        assert zarr.open_array(store, path=name, mode="r")[:].tolist() == [7, 7, 7]
+
+
+def test_old_versions_are_removed_later():
+    store = MemoryStore()
+    array = archive(store)
+    array[:] = 200
+    first = consolidate_labels(array)
+    (name,) = versions(store)
+    killed = IndexLocation(store, f"img_labels/{'cd' * 16}", 3)
+    IndexWriter(killed, first.geometry, first.vocabulary, {})
+    consolidate_labels(array)
+    assert first.where("Bright").count == 2, "programs that have it open go on"
+    for days in (0.9, 1.1, 7.1):
+        group = zarr.open_group(store, path="img_labels")
+        about = group.attrs["deepsic_labels"]
+        assert "cd" * 16 in about["superseded"]
+        then = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+        group.attrs["deepsic_labels"] = {**about, "superseded": dict.fromkeys(about["superseded"], then)}
+        consolidate_labels(array)
+        assert (name in versions(store)) == (days < 1) and (killed.path in versions(store)) == (days < 7)
+    check_rejects(StaleIndex, "open the labels again", first.where, "Bright")
+    check_rejects(StaleIndex, "open the labels again", first.summary)
+    check_rejects(StaleIndex, "open the labels again", first.map, "Bright")
+
+
+@pytest.mark.parametrize("time", ["2999-01-01T00:00:00+00:00", "2020-01-01T00:00:00", "yesterday", None, 3])
+def test_times_that_say_nothing_remove_nothing(time):
+    store = MemoryStore()
+    array = archive(store)
+    consolidate_labels(array)
+    consolidate_labels(array)
+    group = zarr.open_group(store, path="img_labels")
+    about = group.attrs["deepsic_labels"]
+    group.attrs["deepsic_labels"] = {**about, "superseded": dict.fromkeys(about["superseded"], time)}
+    consolidate_labels(array)
+    assert len(versions(store)) == 3
+
+
+def test_a_version_that_was_deleted_while_it_was_written():
+    store = MemoryStore()
+    array = archive(store)
+    old = answers(consolidate_labels(array))
+
+    with pytest.raises(LabelIndexError, match="deleted while it was written"):
+        replace(IndexLocation(store, "img_labels", 3), lambda version: None)
+    assert answers(open_labels(array)) == old
+
+
+def test_a_lost_answer_loses_no_index():
+    """The store makes the version current, but says that it failed."""
+
+    class Lossy(WrapperStore):
+        async def set(self, key, value):
+            await super().set(key, value)
+            if key == "img_labels/zarr.json":
+                raise OSError("connection reset")
+
+    store = MemoryStore()
+    array = archive(store)
+    array[:] = 200
+    consolidate_labels(array)
+    pytest.raises(OSError, consolidate_labels, Lossy(store), "img")
+    assert open_labels(array).where("Bright").count == 2
+
+
+@pytest.mark.parametrize("current", ["../img", "", 3, "AB" * 16, "ab" * 16])
+def test_names_of_versions_lead_nowhere_else(current):
+    store = MemoryStore()
+    array = archive(store)
+    consolidate_labels(array)
+    group = zarr.open_group(store, path="img_labels")
+    group.attrs["deepsic_labels"] = {"format": 1, "current": current}
+    check_rejects(LabelIndexError, "consolidate_labels", open_labels, array)
 
 
 def test_damaged_index():
     array = archive()
     array[:] = 200
-    consolidate_labels(array)
-    group = zarr.open_group(array.store, path="img_labels", mode="r+")
-    about = group.attrs["deepsic_labels"]
+    group = zarr.open_group(array.store, path=consolidate_labels(array).index.group.path, mode="r+")
+    pointer = zarr.open_group(array.store, path="img_labels", mode="r+")
+    valid, about = pointer.attrs["deepsic_labels"], group.attrs["deepsic_labels"]
     for change, words in [
-        ({"format": 99}, "format 99"),
         ({"vocabulary": {"classes": ["Dark"]}}, "damaged|scores"),
         ({"vocabulary": 3}, "vocabulary"),
         ({"array": {"axes": "yxc"}}, "damaged"),
     ]:
         group.attrs["deepsic_labels"] = {**about, **change}
+        pointer.attrs["deepsic_labels"] = {**valid, "metadata": None}
         check_rejects(LabelIndexError, words, open_labels, array)
-    group.attrs["deepsic_labels"] = {"format": 1}
+    for change, words in [
+        ({"format": 99}, "format 99"),
+        ({"metadata": {"attributes": 3}}, "damaged"),
+        ({"metadata": 3}, "damaged"),
+    ]:
+        pointer.attrs["deepsic_labels"] = {**valid, **change}
+        check_rejects(LabelIndexError, words, open_labels, array)
+    pointer.attrs["deepsic_labels"] = {"format": 1}
     check_rejects(LabelIndexError, "never finished", open_labels, array)
 
 

@@ -141,8 +141,8 @@ def test_index_locations(group, tmp_path):
     array = StoredArray.open(group).array
     location = IndexLocation.sibling_of(array, check=True)
     assert location == IndexLocation(group, "a/image_labels", 3)
-    assert location.with_suffix("_next") == IndexLocation(group, "a/image_labels_next", 3)
-    assert IndexLocation(group, "", 3).with_suffix("_next").path == "next"
+    assert location.child("v") == IndexLocation(group, "a/image_labels/v", 3)
+    assert IndexLocation(group, "", 3).child("v").path == "v" and location.key(".zattrs") == "a/image_labels/.zattrs"
     assert IndexLocation.from_user(open_node(group)["a"], 2) == IndexLocation(group, "a", 2)
     assert IndexLocation.from_user(StorePath(group, "b"), 3) == IndexLocation(group, "b", 3)
     assert IndexLocation.from_user(tmp_path / "index", 3, write=True).store == LocalStore(tmp_path / "index")
