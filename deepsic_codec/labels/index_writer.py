@@ -280,9 +280,9 @@ def _make_current(version: IndexLocation, location: IndexLocation) -> None:
     name = version.path.rpartition("/")[2]
     metadata = _metadata(version)
     attributes = _attributes(location)
-    seen = attributes.get(ATTRIBUTE, {}).get("superseded")
-    seen, now = seen if isinstance(seen, Mapping) else {}, datetime.now(UTC)
-    superseded = {old: _since(seen.get(old), now) for old in _versions(location) if old != name}
+    times = attributes.get(ATTRIBUTE, {}).get("superseded")
+    times, now = times if isinstance(times, Mapping) else {}, datetime.now(UTC)
+    superseded = {old: _since(times.get(old), now) for old in _versions(location) if old != name}
     about = {
         "format": FORMAT,
         "current": name,
