@@ -33,6 +33,8 @@ from deepsic_codec.payload.structure import Levels, Structure
 from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, to_coefficients, to_components
 
+# Step of the trellis whose error is that of quantising to whole steps, at high rates; the qualities mean these.
+STEP_GAIN = 1.19
 MAX_TRIALS = 9  # two are enough where rates fall evenly
 SHORT = 0.1  # an error beyond its target by more octaves than that is not accepted, if a smaller one is possible
 CLOSE_BYTES, CLOSE_ERROR = 0.02, 0.02  # a trial this close to its target ends the search, in octaves
@@ -104,7 +106,6 @@ class _Part:
         coded = self.coded
         self._padding = coded.nodata if self._coded_padding else None
         values = coded.integers
-        self._optimise = params.effort > 0
         self.matrix: Matrix | None = None
         if values.shape[-1] > 1 and params.spectral != NO_SPECTRAL:
             matrix = None if isinstance(params.spectral, str) else np.array(params.spectral)
@@ -125,7 +126,7 @@ class _Part:
 
         code = max(code, self.min_code)
         coefficients = np.compress(self._kept(code), self.coefficients, axis=1)  # a copy
-        return Wavelet(code, encode_planes(coefficients, code, self._optimise)), coefficients
+        return Wavelet(code, encode_planes(coefficients, code)), coefficients
 
     def decode(self, wavelet: Wavelet, components: NDArray[np.int32] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""
@@ -192,7 +193,7 @@ class WaveletEncoder:
         return sum(part.scaled.samples.size for part in self._parts)
 
     def _step(self, quality: float) -> float:
-        return deep_step(quality) / 255 * self._extent
+        return STEP_GAIN * deep_step(quality) / 255 * self._extent
 
     def _codes(self, code: int) -> list[int]:
         """Return the codes of parts. An error of a grid is repeated, so its step is finer by its factor."""
@@ -202,7 +203,7 @@ class WaveletEncoder:
 
     def quality_of(self, code: int) -> float:
         """Return the quality that the step of a code is nearest to."""
-        return round(deep_quality(step_of(code) * 255 / self._extent), 2)
+        return round(deep_quality(step_of(code) * 255 / self._extent / STEP_GAIN), 2)
 
     def _encode(self, code: int) -> tuple[CodedWavelets, list[NDArray[np.int32]]]:
         """Encode with the step of a code; return the coefficients that parts decode to, too."""

@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.payload.coders.numba_jit import jit
-from deepsic_codec.payload.coders.subbands import ROUND_UP, band_step
+from deepsic_codec.payload.coders.subbands import band_step
 from deepsic_codec.payload.coders.wavelet import bands_of
 from deepsic_codec.payload.steps import step_of
 
+TRELLIS = 0.86  # error with the trellis, as a share of that without
+ROUND_UP = 141  # magnitudes are rounded up from this many 256ths of a step on
 BLOCK = 4  # rows and columns of coefficients whose sizes are taken to be alike
 TABLE = 1 << 12
 
@@ -82,4 +84,4 @@ def estimated_error(coefficients: NDArray[np.int32], code: int) -> float:
                 part = plane[band.y : band.y + band.height, band.x : band.x + band.width]
                 total += int(_error(part, max(1, band_step(code, band))))
                 size += part.size
-    return step_of(code) * (total / size) ** 0.5 / (1 << 8)
+    return TRELLIS * step_of(code) * (total / size) ** 0.5 / (1 << 8)

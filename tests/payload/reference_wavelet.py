@@ -60,6 +60,7 @@ def offsets():
 
 
 OFFSETS = offsets()
+NEXT = ((0, 1), (3, 2), (5, 4), (6, 7), (1, 0), (2, 3), (4, 5), (7, 6))
 
 
 def rank_of(n):
@@ -108,7 +109,7 @@ class Coder:
 
 
 class Symbols(dict):
-    """Symbols of a band by (row, column), 0 where there is none."""
+    """Symbols of a band as halves of a step, by (row, column), 0 where there is none."""
 
     def __missing__(self, place):
         return 0
@@ -146,18 +147,23 @@ def decode_band(coder, plane, before, level, kind, rows, columns, step):
     q, out = Symbols(), [[0] * columns for _ in range(rows)]
     if not coder.one("filled", 2 * kind + int(before is not None and any(before.values()))):
         return q, out
-    v = {}
+    v, state = {}, 0
     for y in range(rows):
         for x in range(columns):
-            rank = decode_symbol(coder, q, plane, before, level, kind, y, x)
+            z = state % 2
+            symbol, rank = decode_symbol(coder, q, plane, before, level, kind, z, y, x)
+            a = abs(symbol)
+            if a:
+                q[y, x] = 2 * symbol - (z if symbol > 0 else -z)
             if kind == LOW:
-                v[y, x] = bits32(q[y, x] + median(v, y, x))
+                v[y, x] = bits32(symbol + median(v, y, x))
                 out[y][x] = bits32((v[y, x] * step + (1 << 15)) >> 16)
-            elif q[y, x]:
-                a = abs(q[y, x])
-                o = OFFSETS[min(a, 3) - 1][max(18, min(44, rank)) - 18]
-                size = ((256 * a - o) * step + (1 << 23)) >> 24
-                out[y][x] = bits32(size if q[y, x] > 0 else -size)
+                continue
+            state = NEXT[state][symbol % 2]
+            if a:
+                o = OFFSETS[z if a == 1 else min(a, 3)][max(16, min(45, rank)) - 16]
+                size = ((128 * abs(q[y, x]) - o) * step + (1 << 23)) >> 24
+                out[y][x] = bits32(size if symbol > 0 else -size)
     return q, out
 
 
@@ -170,8 +176,8 @@ def median(v, y, x):
     return sorted((left, upper, left + upper - v[y - 1, x - 1]))[1]
 
 
-def decode_symbol(coder, q, plane, before, level, kind, y, x):
-    """Put the symbol of a place into q; return the rank of the size that was expected."""
+def decode_symbol(coder, q, plane, before, level, kind, z, y, x):
+    """Return the symbol of a place and the rank of the size that was expected."""
 
     def a(dy, dx):
         return abs(q[y + dy, x + dx])
@@ -190,23 +196,23 @@ def decode_symbol(coder, q, plane, before, level, kind, y, x):
         behind = before.mean(y, x)
         total, shares = total + behind, shares + 1
     size = total // shares
-    rank = rank_of(4 * size)
+    rank = rank_of(2 * size)
     n, c, o, b = (rank_of(value) // 3 for value in (near, coarse, other, behind))
-    u = max(0, size.bit_length() - 5)
+    u = max(0, size.bit_length() - 6)
 
     def t(value, most):
-        return min(value >> u, most)
+        return min((value + 1) >> (u + 1), most)
 
     def tt(value):
-        return min(((value >> u) + 7) >> 4, 2)
+        return min(((value >> (u + 1)) + 7) >> 4, 2)
 
     near_four = [t(a(*place), 2) for place in ((0, -1), (-1, 0), (-1, -1), (-1, 1))]
     shape = (*near_four, tt(coarse), tt(other), tt(behind))
     nearest = t(a(0, -1), 5), t(a(-1, 0), 5), tt(coarse)
     i = 0
     if total == 0 and kind != LOW:
-        if not coder.one("quiet", level, kind):
-            return rank
+        if not coder.one("quiet", level, kind, z):
+            return 0, rank
         i = 1
     while i < 14:
         j = min(i, 2)
@@ -218,7 +224,7 @@ def decode_symbol(coder, q, plane, before, level, kind, y, x):
             ("band", level, kind, rank >> 1, j),
             ("before", rank, b, j),
         ]
-        if not coder.mixed((min(i, 3), rank // 3), names):
+        if not coder.mixed((z, min(i, 3), rank // 3), [(z, *name) for name in names]):
             break
         i += 1
     high = i
@@ -248,8 +254,7 @@ def decode_symbol(coder, q, plane, before, level, kind, y, x):
         signs = [np.sign(q[y, x - 1]), np.sign(q[y - 1, x]), 0 if before is None else np.sign(before[y, x])]
         if coder.one("sign", kind, *(int(sign) for sign in signs)):
             size = -size
-        q[y, x] = size
-    return rank
+    return size, rank
 
 
 def inverse(parts, height, width):

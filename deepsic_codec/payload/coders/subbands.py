@@ -3,7 +3,8 @@
 Bands are coded from the coarsest to the finest, each for all planes in turn. The size of a coefficient is expected from
 its neighbours, from the coefficients of the next coarser level at its place, from the other detail of its level, and
 from the plane before. Its magnitude is binarised in units that follow the expectation; each bin mixes six adaptive
-contexts in the logistic domain. Nothing is trained; all arithmetic is on integers. `docs/wavelet.md` is normative.
+contexts in the logistic domain. A trellis of eight states chooses between two quantisers; an encoder takes the path
+of the least error and rate. Nothing is trained; all arithmetic is on integers. `docs/wavelet.md` is normative.
 """
 
 from itertools import accumulate
@@ -38,19 +39,28 @@ LEVELS, COARSE = 96, 32
 UNARY, ESCAPE_BITS, MAGNITUDE_MAX = 14, 26, (1 << 26) - 1
 # Observations that a context counts; rate and inputs of the mixers, and their weights at the start.
 LIMIT, RATE, INPUTS = 255, 5, 7
-MIXERS = np.tile(np.array([22000, 14000, 14000, 12000, 12000, 12000, 0], np.int32), (4 * COARSE, 1))
+MIXERS = np.tile(np.array([22000, 14000, 14000, 12000, 12000, 12000, 0], np.int32), (2 * 4 * COARSE, 1))
 KINDS = 4 * (MAX_LEVELS + 1)  # classes of bands, by level and kind
 COEFFICIENT_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 26)  # limit for one coefficient: 16 bits for each bin
 
-# Quantising: a magnitude is rounded up from this many 256ths of a step on, of a low band from a half on.
-ROUND_UP, ROUND_UP_LOW = 141, 128
-# Weight of the rate against the squared error, in 256ths of a squared step for a bit, where a one may become a zero.
-LAMBDA = 22
+# The trellis: states, and the next one by state and lowest bit of the magnitude. Even states quantise to whole steps,
+# odd ones to odd halves of a step and to 0.
+STATES = 8
+NEXT = np.array([[0, 1], [3, 2], [5, 4], [6, 7], [1, 0], [2, 3], [4, 5], [7, 6]], np.int64)
+# The state before, by state and lowest bit of the magnitude.
+BEFORE = np.array([[0, 4], [4, 0], [5, 1], [1, 5], [6, 2], [2, 6], [3, 7], [7, 3]], np.int64)
+# Weight of the rate against the squared error, in 256ths of a squared step for a bit.
+LAMBDA = 16
+# Magnitudes up to this many 256ths of a step become 0, and those of a band that has none above `FILLED`.
+ZERO, FILLED = 64, 112
+SQUARED_MAX = 1 << 24  # larger errors count as this one, whose square leaves room for sums
+IMPOSSIBLE = 1 << 60  # cost of a path that there is not
 
 
 class _Contexts(NamedTuple):
     """Where each family of contexts starts in their array, and the number of contexts."""
 
+    # Families that are mixed; those of odd states follow at `odd`.
     expected: int  # magnitude bin by expected size and bin
     parent: int  # by coarse sizes of neighbours and of the coarser level
     sibling: int  # by coarse sizes of the other detail and of neighbours
@@ -58,10 +68,11 @@ class _Contexts(NamedTuple):
     later: int  # later bins by the two nearest neighbours
     kind: int  # by class of band and expected size
     plane: int  # by expected size and the coarse size in the plane before
+    odd: int
     sign: int  # sign by kind and the signs of three neighbours
     low_bit: int  # the two highest bits below the unit, by expected size
     escape: int  # Exp-Golomb prefix, by position
-    quiet: int  # first bin where everything around is 0, by class of band
+    quiet: int  # first bin where everything around is 0, by class of band and quantiser
     empty: int  # whether a band has a coefficient that is not 0, by kind and by the plane before
     size: int
 
@@ -69,12 +80,12 @@ class _Contexts(NamedTuple):
 def _layout() -> _Contexts:
     pairs = COARSE * COARSE * 3
     sizes = [LEVELS * UNARY, pairs, pairs, 3**7, 36 * 3 * UNARY, KINDS * (LEVELS // 2) * 3, LEVELS * COARSE * 3]
-    sizes += [4 * 27, LEVELS * 4, ESCAPE_BITS + 1, KINDS, 8]
+    sizes += [sum(sizes), 4 * 27, LEVELS * 4, ESCAPE_BITS + 1, 2 * KINDS, 8]
     return _Contexts(*accumulate(sizes, initial=0))
 
 
 AT = _layout()
-(EXPECTED, PARENT, SIBLING, PATTERN, LATER, KIND, PLANE, SIGN, LOW_BIT, ESCAPE, QUIET, EMPTY, CONTEXTS) = AT
+(EXPECTED, PARENT, SIBLING, PATTERN, LATER, KIND, PLANE, ODD, SIGN, LOW_BIT, ESCAPE, QUIET, EMPTY, CONTEXTS) = AT
 
 
 def _log_table() -> NDArray[np.uint8]:
@@ -88,23 +99,26 @@ def _cost_table() -> NDArray[np.int64]:
 
 
 def _offset_table() -> NDArray[np.int64]:
-    """Return how far the mean magnitude lies below 1, 2 and larger numbers, in 256ths of a step, by expected size.
+    """Return how far mean magnitudes lie below their numbers, in 256ths of a step.
 
-    Where small coefficients are expected, most lie near the lower end of an interval. Measured on scenes of many kinds.
+    By quantiser, expected size, and magnitude: 1, 2, larger. Where small coefficients are expected, most lie near the
+    lower end of an interval. Measured on scenes of many kinds.
     """
-    first, last = 18, 44  # beyond these levels the offsets are those of the ends
-    one = (19, 18, 16, 15, 14, 12, 9, 6, 4, 2, -1, -2, -3, -4, -6, -7, -8, -8, -9) + (-10,) * 8
-    two = (35, 32, 30, 27, 24, 20, 16, 11, 7, 4, 1, 0, -2, -4, -5, -6, -8, -8, -9, -10, -10, -10) + (-11,) * 5
-    more = (
-        (20, 20, 19, 18, 18, 15, 12, 10, 7, 4, 2, 0, -3, -4, -5, -6, -7, -8, -9, -9)
-        + (-10,) * 3
-        + (-11,) * 2
-        + (-12,) * 2
-    )
-    return np.array([one, two, more], np.int64).T[np.arange(LEVELS).clip(first, last) - first]
+    first = 16  # levels beyond the ends have the offsets of these
+    whole = [36, 36, 35, 33, 31, 28, 25, 22, 17, 13, 10, 7, 4, 1, 0, -1, -3, -7, -8, -9, -9, -11]
+    whole += [-12, -12, -12, -13, -14, -13, -13, -14]
+    half = [-13, -13, -13, -13, -13, -13, -13, -14, -15, -16, -18, -19, -21, -25, -27, -28, -30, -34]
+    half += [-36, -37, -37, -39, -40, -40, -40, -41, -42, -42, -42, -42]
+    two = [31, 31, 30, 29, 27, 24, 22, 18, 15, 10, 6, 4, 2, 5, 4, 1, -1, -3, -5, -6, -8, -9, -9, -9, -10, -10]
+    two += [-11] * 4
+    more = [25, 25, 25, 23, 22, 20, 20, 17, 14, 11, 8, 5, 4, 6, 5, 3, 1, -1, -3, -5, -6, -7, -8, -9, -9, -10, -10]
+    more += [-11, -11, -12]
+    table = np.array([[whole, two, more], [half, two, more]], np.int64).transpose(0, 2, 1)
+    return np.ascontiguousarray(table[:, np.arange(LEVELS).clip(first, first + len(whole) - 1) - first])
 
 
-LOG, COST, OFFSET = _log_table(), _cost_table(), _offset_table()
+LOG, OFFSET = _log_table(), _offset_table()
+COST: Any = _cost_table()
 _NOTHING: NDArray[np.int32] = np.zeros((1, 1), np.int32)
 
 
@@ -139,14 +153,200 @@ def _around(x, row, column):
 
 
 @inline
-def _zero_or_one(p, exact, weight):
-    """Return 0 instead of 1 where it saves more bits than it costs.
+def _surroundings(left, far_left, symbols, near, present, row, column):
+    """Return sizes around a coefficient, from the halves of steps there.
 
-    `p` is the probability of a one in 1/65536, `exact` the magnitude in 256ths of a step, `weight` LAMBDA or 0.
+    Returns
+    -------
+    tuple of int
+        The sum of all and their mean, those of the neighbours, the coarser level, the other detail and the plane before
+        in 32nds of a step; the left, upper, upper left and upper right neighbours.
     """
-    # A one costs its sign and, at the usual odds, the end of its magnitude, too.
-    bits = COST[max(p >> 4, 1)] - COST[max((65536 - p) >> 4, 1)] + 356
-    return np.int64(0) if (2 * exact - 256) * 256 < weight * bits else np.int64(1)
+    parent, first, second, before = near
+    y, x = row + 2, column + 2
+    upper, corner = _magnitude(symbols, y - 1, x), _magnitude(symbols, y - 1, x - 1)
+    right = _magnitude(symbols, y - 1, x + 1)
+    size = 5 * (left + upper) + 2 * (corner + right) + far_left + _magnitude(symbols, y - 2, x)
+    total, shares = 2 * size, np.int64(2)
+    coarser, other, previous = np.int64(0), np.int64(0), np.int64(0)
+    if present[0]:
+        coarser = _around(parent, (row >> 1) + 2, (column >> 1) + 2)
+        total, shares = total + coarser, shares + 2
+    if present[1]:
+        other = _around(first, y, x)
+        total, shares = total + other, shares + 1
+        if present[2]:
+            more = _around(second, y, x)
+            total, shares = total + more, shares + 1
+            other = (other + more) >> 1
+    if present[3]:
+        previous = _around(before, y, x)
+        total, shares = total + previous, shares + 1
+    return total, total // shares, size, coarser, other, previous, left, upper, corner, right
+
+
+@inline
+def _expectation(surroundings):
+    """Return what is expected of a coefficient.
+
+    Returns
+    -------
+    tuple of int
+        Levels of the mean, of the neighbours, the coarser level, the other detail and the plane before; binary places
+        of the unit of magnitudes; patterns of bin 0, and of later bins.
+    """
+    _, expected, size, coarser, other, previous, left, upper, corner, right = surroundings
+    shift = np.int64(0)
+    while expected >> (shift + 6) > 0:
+        shift += 1
+    half = shift + 1  # sizes around are in halves of a step; they are rounded up, means to the nearest
+    left, upper = (left + 1 >> 1) >> shift, (upper + 1 >> 1) >> shift
+    corner, right = (corner + 1 >> 1) >> shift, (right + 1 >> 1) >> shift
+    parent, detail = min((coarser >> half) + 7 >> 4, 2), min((other >> half) + 7 >> 4, 2)
+    pattern = ((min(left, 2) * 3 + min(upper, 2)) * 3 + min(corner, 2)) * 3 + min(right, 2)
+    pattern = ((pattern * 3 + parent) * 3 + detail) * 3 + min((previous >> half) + 7 >> 4, 2)
+    nearest = (min(left, 5) * 6 + min(upper, 5)) * 3 + parent
+    rank, near_level, coarse_level = _level(2 * expected), _level(size) // 3, _level(coarser) // 3
+    return rank, near_level, coarse_level, _level(other) // 3, _level(previous) // 3, shift, pattern, nearest
+
+
+@inline
+def _predict(unary, quantiser, band, expectation, memory, at, stretched):
+    """Return the probability of a one of a bin, and the place of its mixer; `at` and `stretched` get its contexts."""
+    rank, near, coarser, other, previous, _, pattern, nearest = expectation
+    contexts, mixers, _ = memory
+    start, bin3 = quantiser * ODD, min(unary, 2)
+    at[0] = start + EXPECTED + rank * UNARY + unary
+    at[1] = start + PARENT + (near * COARSE + coarser) * 3 + bin3
+    at[2] = start + SIBLING + (other * COARSE + near) * 3 + bin3
+    at[3] = start + (PATTERN + pattern if unary == 0 else LATER + nearest * UNARY + unary)
+    at[4] = start + KIND + (band * (LEVELS // 2) + (rank >> 1)) * 3 + bin3
+    at[5] = start + PLANE + (rank * COARSE + previous) * 3 + bin3
+    mixer = ((quantiser * 4 + min(unary, 3)) * COARSE + rank // 3) * INPUTS
+    dot: Any = np.int64(mixers[mixer + INPUTS - 1]) * STRETCH_ONE
+    for n in range(INPUTS - 1):
+        stretched[n] = STRETCH[contexts[at[n]] >> 18]
+        dot += np.int64(mixers[mixer + n]) * stretched[n]
+    dot = min(max(dot >> 16, -STRETCH_MAX), STRETCH_MAX)
+    return np.int64(SQUASH[dot + STRETCH_MAX]), mixer
+
+
+@inline
+def _chance(contexts, index):
+    """Return the probability of a one under a context in 1/4096."""
+    return max(np.int64(contexts[index]) >> 20, 1)
+
+
+@inline
+def _zero_cost(exact, quantiser, band, rank, quiet, contexts):
+    """Return the cost of a magnitude of 0 in 2^-16 of a squared step; `exact` is the size in 256ths of a step."""
+    index = QUIET + 2 * band + quantiser if quiet else quantiser * ODD + EXPECTED + rank * UNARY
+    return exact * exact + LAMBDA * COST[4096 - _chance(contexts, index)]
+
+
+@inline
+def _costs(exact, quantiser, band, quiet, expectation, memory, at, stretched):
+    """Return the costs of the best even and odd magnitude, and the magnitudes."""
+    contexts = memory[0]
+    rank, shift = expectation[0], expectation[5]
+    entry = quantiser * ODD + EXPECTED + rank * UNARY
+    low = (exact + 128 * quantiser) >> 8
+    if quiet:
+        p = _chance(contexts, QUIET + 2 * band + quantiser)
+    elif low > 1:  # far from 0: the rate of its bin hardly matters
+        p = _chance(contexts, entry)
+    else:
+        p = _predict(np.int64(0), quantiser, band, expectation, memory, at, stretched)[0] >> 4  # 1 to 4095
+    zero = min(exact, SQUARED_MAX) ** 2 + LAMBDA * COST[4096 - p]
+    rate = COST[p] + 256  # of more than 0, with its sign
+    if shift == 0:
+        for u in range(1, min(low, UNARY)):
+            rate += COST[_chance(contexts, entry + u)]
+    first, second = zero, zero
+    for n in range(2):
+        magnitude = low + n
+        if magnitude == 0:
+            continue
+        end = np.int64(0)  # of larger units, the rates of two magnitudes that follow one another hardly differ
+        if shift == 0:
+            if n == 1 and 1 < magnitude <= UNARY:
+                rate += COST[_chance(contexts, entry + magnitude - 1)]
+            if magnitude < UNARY:
+                end = COST[4096 - _chance(contexts, entry + magnitude)]
+        distance = exact - (256 * magnitude - 128 * quantiser - OFFSET[quantiser, rank, min(magnitude, 3) - 1])
+        cost = distance * distance + LAMBDA * (rate + end)
+        if n == 0:
+            first = cost
+        else:
+            second = cost
+    if low & 1:
+        return (zero, first, np.int64(0), low) if zero < second else (second, first, low + 1, low)
+    return (zero, second, np.int64(0), low + 1) if zero < first else (first, second, low, low + 1)
+
+
+@jit
+def _choose_row(coefficients, symbols, near, present, settings, memory, work, row):
+    """Choose the magnitudes of a row, by the Viterbi algorithm.
+
+    Magnitudes to the left are not known yet: expectations take the coefficients in their place. `memory` has the state
+    in front of the row. `work` gets the magnitudes.
+    """
+    step, kind, level = settings
+    at, stretched, sizes, magnitudes, options, ways = work
+    width, band = coefficients.shape[1], 4 * level + kind
+    scale = 2.0**24 / step
+    largest = np.int64(0)
+    for column in range(width):
+        exact = np.int64(abs(np.int64(coefficients[row, column])) * scale)
+        sizes[column + 2] = exact
+        largest = max(largest, exact)
+    if largest <= ZERO:
+        magnitudes[:width] = 0
+        return
+    state = memory[2][0]
+    far = np.int64(IMPOSSIBLE)
+    c0, c1 = (np.int64(0) if state == 0 else far), (np.int64(0) if state == 1 else far)
+    c2, c3 = (np.int64(0) if state == 2 else far), (np.int64(0) if state == 3 else far)
+    c4, c5 = (np.int64(0) if state == 4 else far), (np.int64(0) if state == 5 else far)
+    c6, c7 = (np.int64(0) if state == 6 else far), (np.int64(0) if state == 7 else far)
+    for column in range(width):
+        exact = sizes[column + 2]
+        left, far_left = sizes[column + 1] >> 7, sizes[column] >> 7
+        around = _surroundings(left, far_left, symbols, near, present, row, column)
+        quiet = around[0] == 0
+        if exact <= ZERO:
+            rank = _level(2 * around[1])
+            a0 = _zero_cost(exact, np.int64(0), band, rank, quiet, memory[0])
+            b0 = _zero_cost(exact, np.int64(1), band, rank, quiet, memory[0])
+            c0, c1, c2, c3, c4, c5, c6, c7 = c0 + a0, c4 + a0, c5 + b0, c1 + b0, c6 + a0, c2 + a0, c3 + b0, c7 + b0
+            ways[column] = options[column, 0] = options[column, 2] = 0
+            continue
+        expectation = _expectation(around)
+        a0, a1, even, odd = _costs(exact, np.int64(0), band, quiet, expectation, memory, at, stretched)
+        options[column, 0], options[column, 1] = even, odd
+        b0, b1, even, odd = _costs(exact, np.int64(1), band, quiet, expectation, memory, at, stretched)
+        options[column, 2], options[column, 3] = even, odd
+        d0, e0 = c0 + a0, c4 + a1
+        d1, e1 = c4 + a0, c0 + a1
+        d2, e2 = c5 + b0, c1 + b1
+        d3, e3 = c1 + b0, c5 + b1
+        d4, e4 = c6 + a0, c2 + a1
+        d5, e5 = c2 + a0, c6 + a1
+        d6, e6 = c3 + b0, c7 + b1
+        d7, e7 = c7 + b0, c3 + b1
+        way = (e0 < d0) | (e1 < d1) << 1 | (e2 < d2) << 2 | (e3 < d3) << 3
+        ways[column] = way | (e4 < d4) << 4 | (e5 < d5) << 5 | (e6 < d6) << 6 | (e7 < d7) << 7
+        c0, c1, c2, c3 = min(d0, e0), min(d1, e1), min(d2, e2), min(d3, e3)
+        c4, c5, c6, c7 = min(d4, e4), min(d5, e5), min(d6, e6), min(d7, e7)
+    least = min(min(min(c0, c1), min(c2, c3)), min(min(c4, c5), min(c6, c7)))
+    state = np.int64(7)
+    for number, cost in ((6, c6), (5, c5), (4, c4), (3, c3), (2, c2), (1, c1), (0, c0)):
+        if cost == least:
+            state = np.int64(number)
+    for column in range(width - 1, -1, -1):
+        odd = (ways[column] >> state) & 1
+        state = BEFORE[state, odd]
+        magnitudes[column] = options[column, 2 * (state & 1) + odd]
 
 
 @inline
@@ -176,17 +376,17 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
     coefficients : int32 (height, width)
         An encoder's coefficients; both directions leave dequantised ones there.
     symbols, values : int32 (height + 4, width + 4)
-        Coded integers and, of a low band, the quantised coefficients that they predict; with a border of zeros.
+        Coded coefficients in halves of a step and, of a low band, the quantised ones; with a border of zeros.
     near : four of int32 (rows, columns)
         Symbols of the coarser level, of the first and second detail of the level, and of the plane before, with
         borders of zeros.
     present : four of bool
         Which of these there are.
     settings : tuple of int
-        Step, kind and level of the band, LAMBDA or 0.
+        Step, kind and level of the band.
     memory : tuple
-        Contexts uint32 (CONTEXTS,) and mixers int32 (n,).
-    work : two of int64 (INPUTS,)
+        Contexts uint32 (CONTEXTS,), mixers int32 (n,) and the state of the trellis int64 (1,).
+    work : tuple
         Working memory.
     state, data : int64 (4,), uint8 (n,)
         The stream.
@@ -201,84 +401,45 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
     """
     stream = (state[0], state[1], state[2], state[3])
     height, width = coefficients.shape
-    (parent, first, second, before), (step, kind, level, weight) = near, settings
-    contexts, mixers = memory
-    at, stretched = work
+    before = near[3]
+    step, kind, level = settings
+    contexts, mixers, trellis = memory
+    at, stretched, _, magnitudes, _, _ = work
     low, band = kind == LOW, 4 * level + kind
     while row < height and (decoding or stream[3] + width * COEFFICIENT_BYTES <= data.size):
         y = row + 2
+        if not decoding and not low:
+            _choose_row(coefficients, symbols, near, present, settings, memory, work, row)
         for column in range(width):
             x = column + 2
-            left, upper = _magnitude(symbols, y, x - 1), _magnitude(symbols, y - 1, x)
-            corner, right = _magnitude(symbols, y - 1, x - 1), _magnitude(symbols, y - 1, x + 1)
-            far = _magnitude(symbols, y, x - 2) + _magnitude(symbols, y - 2, x)
-            size = 5 * (left + upper) + 2 * (corner + right) + far
-            total, shares = 2 * size, np.int64(2)
-            coarser, other, previous = np.int64(0), np.int64(0), np.int64(0)
-            if present[0]:
-                coarser = _around(parent, (row >> 1) + 2, (column >> 1) + 2)
-                total, shares = total + coarser, shares + 2
-            if present[1]:
-                other = _around(first, y, x)
-                total, shares = total + other, shares + 1
-                if present[2]:
-                    more = _around(second, y, x)
-                    total, shares = total + more, shares + 1
-                    other = (other + more) >> 1
-            if present[3]:
-                previous = _around(before, y, x)
-                total, shares = total + previous, shares + 1
-            magnitude, exact = np.int64(0), np.int64(0)
+            quantiser = trellis[0] & 1
+            left, far_left = _magnitude(symbols, y, x - 1), _magnitude(symbols, y, x - 2)
+            around = _surroundings(left, far_left, symbols, near, present, row, column)
+            magnitude: Any = np.int64(0)
             negative: Any = False
             centre = _predicted(values, y, x) if low else np.int64(0)
             if not decoding:
                 coefficient = np.int64(coefficients[row, column])
-                exact = (abs(coefficient) << 24) // step  # in 256ths of a step
-                magnitude = (exact + 256 - (ROUND_UP_LOW if low else ROUND_UP)) >> 8
                 if low:
+                    magnitude = (((abs(coefficient) << 24) // step) + 128) >> 8
                     difference = (-magnitude if coefficient < 0 else magnitude) - centre
                     negative, magnitude = difference < 0, abs(difference)
                 else:
-                    negative = coefficient < 0
+                    negative, magnitude = coefficient < 0, magnitudes[column]
             unary: Any = np.int64(0)
-            if total == 0 and not low:  # so for most coefficients: speed matters more here than the last bit
-                if weight > 0 and magnitude == 1 and not decoding:
-                    magnitude = _zero_or_one(np.int64(contexts[QUIET + band] >> 16), exact, weight)
+            if around[0] == 0 and not low:  # so for most coefficients: speed matters more here than the last bit
                 bit = magnitude > 0
-                bit, stream = code_single(decoding, bit, QUIET + band, MIN_P, LIMIT, contexts, stream, data)
+                quiet = QUIET + 2 * band + quantiser
+                bit, stream = code_single(decoding, bit, quiet, MIN_P, LIMIT, contexts, stream, data)
                 if not bit:
                     coefficients[row, column] = 0
+                    trellis[0] = NEXT[trellis[0], 0]
                     continue
                 unary += 1
-            expected = total // shares
-            expected_level = _level(4 * expected)
-            size_level, other_level = _level(size) // 3, _level(other) // 3
-            coarser_level, previous_level = _level(coarser) // 3, _level(previous) // 3
-            shift = np.int64(0)  # magnitudes are coded in units of 2^shift
-            while expected >> (shift + 5) > 0:
-                shift += 1
-            pattern = ((min(left >> shift, 2) * 3 + min(upper >> shift, 2)) * 3 + min(corner >> shift, 2)) * 3
-            pattern = ((pattern + min(right >> shift, 2)) * 3 + min(((coarser >> shift) + 7) >> 4, 2)) * 3
-            pattern = (pattern + min(((other >> shift) + 7) >> 4, 2)) * 3 + min(((previous >> shift) + 7) >> 4, 2)
-            nearest = (min(left >> shift, 5) * 6 + min(upper >> shift, 5)) * 3 + min(((coarser >> shift) + 7) >> 4, 2)
-
+            expectation = _expectation(around)
+            rank, shift = expectation[0], expectation[5]
             while unary < UNARY:
-                bin3 = min(unary, 2)
-                at[0] = EXPECTED + expected_level * UNARY + unary
-                at[1] = PARENT + (size_level * COARSE + coarser_level) * 3 + bin3
-                at[2] = SIBLING + (other_level * COARSE + size_level) * 3 + bin3
-                at[3] = PATTERN + pattern if unary == 0 else LATER + nearest * UNARY + unary
-                at[4] = KIND + (band * (LEVELS // 2) + (expected_level >> 1)) * 3 + bin3
-                at[5] = PLANE + (expected_level * COARSE + previous_level) * 3 + bin3
-                mixer = (min(unary, 3) * COARSE + expected_level // 3) * INPUTS
-                dot: Any = np.int64(mixers[mixer + INPUTS - 1]) * STRETCH_ONE
-                for n in range(INPUTS - 1):
-                    stretched[n] = STRETCH[contexts[at[n]] >> 18]
-                    dot += np.int64(mixers[mixer + n]) * stretched[n]
-                dot = min(max(dot >> 16, -STRETCH_MAX), STRETCH_MAX)
-                p = np.int64(SQUASH[dot + STRETCH_MAX])
-                if weight > 0 and unary == 0 and magnitude == 1 and shift == 0 and not decoding:
-                    magnitude = _zero_or_one(p, exact, weight)
+                p, mixer = _predict(unary, quantiser, band, expectation, memory, at, stretched)
                 bit = (magnitude >> shift) > unary
                 bit, stream = code_bit(decoding, bit, p, stream, data)
                 error = ((np.int64(65535) if bit else np.int64(0)) - p) * RATE
@@ -315,7 +476,7 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
                 if shift - n <= 2:
                     which = (3 if unary == 0 else 0) if n == shift - 1 else 1 + (lower & 1)
                     bit, stream = code_single(
-                        decoding, bit, LOW_BIT + expected_level * 4 + which, MIN_P, LIMIT, contexts, stream, data
+                        decoding, bit, LOW_BIT + rank * 4 + which, MIN_P, LIMIT, contexts, stream, data
                     )
                 else:
                     bit, stream = code_bit(decoding, bit, EVEN, stream, data)
@@ -330,16 +491,20 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
                 negative, stream = code_single(
                     decoding, negative, SIGN + 27 * kind + signs, MIN_P, LIMIT, contexts, stream, data
                 )
-            symbol = -magnitude if negative else magnitude
-            symbols[y, x] = symbol
             if low:
+                symbol = -magnitude if negative else magnitude
+                symbols[y, x] = 2 * symbol
                 values[y, x] = symbol + centre  # 32 bits
                 coefficients[row, column] = (np.int64(values[y, x]) * step + 32768) >> 16
-            elif symbol != 0:
-                restored = ((magnitude * 256 - OFFSET[expected_level, min(magnitude, 3) - 1]) * step + (1 << 23)) >> 24
-                coefficients[row, column] = -restored if negative else restored
-            else:
-                coefficients[row, column] = 0
+                continue
+            restored = np.int64(0)
+            if magnitude > 0:
+                symbol = 2 * magnitude - quantiser
+                symbols[y, x] = -symbol if negative else symbol
+                restored = 128 * symbol - OFFSET[quantiser, rank, min(magnitude, 3) - 1]
+                restored = (restored * step + (1 << 23)) >> 24
+            coefficients[row, column] = -restored if negative else restored
+            trellis[0] = NEXT[trellis[0], magnitude & 1]
         row += 1
     state[0], state[1], state[2], state[3] = stream
     return row
@@ -357,11 +522,14 @@ def _code_flag(decoding, flag, index, contexts, state, data):
 class _Coder:
     """The state of an encoder or decoder of planes int32 (slices, components, height, width)."""
 
-    def __init__(self, planes: NDArray[np.int32], code: int, weight: int) -> None:
-        self._planes, self._code, self._weight = planes, code, weight
+    def __init__(self, planes: NDArray[np.int32], code: int) -> None:
+        self._planes, self._code = planes, code
         self._contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
-        self._memory = self._contexts, MIXERS.ravel().copy()
-        self._work = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int64)
+        self._trellis = np.zeros(1, np.int64)
+        self._memory = self._contexts, MIXERS.ravel().copy(), self._trellis
+        inputs, row = np.zeros((2, INPUTS), np.int64), np.zeros((2, planes.shape[3] + 2), np.int64)
+        options, ways = np.zeros((planes.shape[3], 4), np.int64), np.zeros(planes.shape[3], np.int64)
+        self._work = *inputs, *row, options, ways
 
     def run(self, decoding: bool, state: NDArray[np.int64], data: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Code all bands of all planes; return `data`, grown where an encoder needed more."""
@@ -405,7 +573,7 @@ class _Coder:
         filled = False
         if not decoding:
             data = grown(data, int(state[3]), room)
-            threshold = ((ROUND_UP_LOW if band.kind == LOW else ROUND_UP) * step) >> 24
+            threshold = ((128 if band.kind == LOW else FILLED) * step) >> 24
             filled = bool(np.abs(coefficients).max() >= threshold)
         if not _code_flag(decoding, filled, index, self._contexts, state, data):
             part[...] = 0
@@ -413,8 +581,8 @@ class _Coder:
         values = np.zeros_like(symbols) if band.kind == LOW else _NOTHING
         present = tuple(one is not None for one in near)
         others = tuple(_NOTHING if one is None else _fitted(one, band, n == 0) for n, one in enumerate(near))
-        settings = step, band.kind, band.level, 0 if band.kind == LOW else self._weight
-        row = 0
+        settings = step, band.kind, band.level
+        row = self._trellis[0] = 0
         while row < band.height:
             row = _code_rows(
                 decoding,
@@ -445,7 +613,7 @@ def _fitted(symbols: NDArray[np.int32], band: Band, parent: bool) -> NDArray[np.
     return np.pad(symbols, [(0, n) for n in missing]) if any(missing) else symbols
 
 
-def encode_planes(planes: NDArray[np.int32], code: int, optimise: bool = True) -> bytes:
+def encode_planes(planes: NDArray[np.int32], code: int) -> bytes:
     """Quantise and encode transformed planes.
 
     Parameters
@@ -454,11 +622,9 @@ def encode_planes(planes: NDArray[np.int32], code: int, optimise: bool = True) -
         int32 (slices, components, height, width), C order; overwritten by the coefficients that decoding gives.
     code : int
         Code of the step.
-    optimise : bool
-        Whether coefficients become zero where that saves more bits than it costs.
     """
     state, data = begin_encoding(), np.empty(1 << 12, np.uint8)
-    data = _Coder(planes, code, LAMBDA if optimise else 0).run(False, state, data)
+    data = _Coder(planes, code).run(False, state, data)
     return finish_encoding(state, data)
 
 
@@ -472,6 +638,6 @@ def decode_planes(data: bytes, shape: tuple[int, int, int, int], code: int) -> N
     """
     planes = np.zeros(shape, np.int32)
     state, stream = begin_decoding(data, "wavelet")
-    _Coder(planes, code, 0).run(True, state, stream)
+    _Coder(planes, code).run(True, state, stream)
     check_end(int(state[3]), stream.size, "wavelet", unit="coefficient")
     return planes
