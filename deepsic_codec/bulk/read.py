@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index, Region, chunks_covering, iter_grid
 from deepsic_codec.codec.batching import in_halves
-from deepsic_codec.codec.decode import PayloadToDecode, decode_payloads, parse_payload
+from deepsic_codec.codec.decode import PayloadToDecode, decode_payloads
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.reader import PayloadReader
 
@@ -40,7 +40,7 @@ def read_region(stored: StoredArray, region: Region, batch_size: int) -> NDArray
         for index, payload in reader.payloads(indices[k : k + batch_size]):
             if payload is not None:
                 with reader.error_context(index):
-                    jobs[index] = parse_payload(payload, stored.chunks, stored.array.dtype)
+                    jobs[index] = stored.parse(payload)
         for index, values in _decoded(jobs, decode, reader):
             _copy_overlap(result, region, index, values)
     return result
@@ -49,7 +49,7 @@ def read_region(stored: StoredArray, region: Region, batch_size: int) -> NDArray
 def _decoded(
     jobs: dict[Index, PayloadToDecode], decode: Decode, reader: PayloadReader
 ) -> Iterator[tuple[Index, NDArray[Any]]]:
-    by_model: dict[bytes, list[Index]] = {}
+    by_model: dict[str, list[Index]] = {}
     for index, job in jobs.items():  # an array can have chunks of several models
         by_model.setdefault(job.key, []).append(index)
     for indices in by_model.values():

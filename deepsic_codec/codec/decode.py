@@ -15,6 +15,7 @@ from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
 from deepsic_codec.codec.chunk import load_model
 from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
 from deepsic_codec.codec.parallel import parallel_map
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.scaled import UINT8, fill_nodata, grey_levels, unscale
 from deepsic_codec.codec.structure import join_grids
 from deepsic_codec.codec.wavelet import decode_wavelet
@@ -42,6 +43,8 @@ class PayloadToDecode:
     """A payload with verified header and checksums."""
 
     header: Header
+    decoder: str  # SHA-256 of decoder and head, whole if the metadata has them, otherwise the first digits
+    head: str
     features: bytes | None = None  # one of features, wavelet and residual; none for a chunk without data
     wavelet: Wavelet | None = None
     residual: Residual | None = None
@@ -57,9 +60,9 @@ class PayloadToDecode:
         return self.features is None and self.wavelet is None and self.residual is None and not self.parts
 
     @property
-    def key(self) -> bytes:
+    def key(self) -> str:
         """Payloads of one decoder are decoded together."""
-        return self.header.decoder
+        return self.decoder
 
     @property
     def pixels(self) -> int:
@@ -85,7 +88,10 @@ class PayloadToDecode:
 
 
 def parse_payload(
-    payload: Any, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None
+    payload: Any,
+    shape: tuple[int, ...] | None = None,
+    dtype: np.dtype[Any] | None = None,
+    params: CodecParams | None = None,
 ) -> PayloadToDecode:
     """Verify a payload that is to be decoded.
 
@@ -97,6 +103,8 @@ def parse_payload(
         The chunk shape, if the caller knows it.
     dtype : dtype, optional
         The dtype of the samples, in any byte order, if the caller knows it.
+    params : CodecParams, optional
+        Parameters in the metadata of the array, which name the model by its whole hashes.
 
     Raises
     ------
@@ -119,13 +127,16 @@ def parse_payload(
     nodata_section, ranges = unpacked.sections.get(NODATA.kind), unpacked.read(VALUE_RANGE)
     if ranges is None and header.dtype != UINT8:
         raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
-    parsed = _parse_sections(unpacked, ranges, nodata_section)
+    identity = (header.decoder.hex(), header.head.hex()) if params is None else params.identity_of(header)
+    parsed = _parse_sections(unpacked, identity, ranges, nodata_section)
     check_size(*parsed.image_shape, UnsupportedPayload)
     check_memory(parsed.nbytes, f"decoding a chunk of shape {header.shape}", UnsupportedPayload)
     return parsed
 
 
-def _parse_sections(unpacked: Payload, ranges: Ranges | None, nodata_section: bytes | None) -> PayloadToDecode:
+def _parse_sections(
+    unpacked: Payload, identity: tuple[str, str], ranges: Ranges | None, nodata_section: bytes | None
+) -> PayloadToDecode:
     """Decode the sections with samples, of a chunk or of a grid."""
     header = unpacked.header
     coded = [section for section in (FEATURES, WAVELET, RESIDUAL) if section in unpacked]
@@ -146,11 +157,15 @@ def _parse_sections(unpacked: Payload, ranges: Ranges | None, nodata_section: by
     if structure is not None and structure.padding and nodata_section is not None:
         raise CorruptPayload("section table: a nodata section and a structure section with padding")
     features, wavelet, residual = unpacked.read(FEATURES), unpacked.read(WAVELET), unpacked.read(RESIDUAL)
-    parts = tuple(_parse_grid(header, grid, ranges, nodata_section) for grid in grids)
-    return PayloadToDecode(header, features, wavelet, residual, matrix, structure, ranges, nodata_section, parts)
+    parts = tuple(_parse_grid(header, identity, grid, ranges, nodata_section) for grid in grids)
+    return PayloadToDecode(
+        header, *identity, features, wavelet, residual, matrix, structure, ranges, nodata_section, parts
+    )
 
 
-def _parse_grid(header: Header, grid: Grid, ranges: Ranges | None, nodata_section: bytes | None) -> PayloadToDecode:
+def _parse_grid(
+    header: Header, identity: tuple[str, str], grid: Grid, ranges: Ranges | None, nodata_section: bytes | None
+) -> PayloadToDecode:
     kinds = {section.kind for section in (SPECTRAL, RESIDUAL, WAVELET, STRUCTURE)}
     if not grid.sections.keys() <= kinds:
         raise CorruptPayload(f"structure section: a grid with sections of kinds {sorted(grid.sections)}")
@@ -161,9 +176,8 @@ def _parse_grid(header: Header, grid: Grid, ranges: Ranges | None, nodata_sectio
     if "c" in sizes:
         sizes["c"] = len(grid.bands)
     of_grid = replace(header, shape=tuple(sizes[axis] for axis in header.axes))
-    parsed = _parse_sections(
-        Payload(of_grid, grid.sections), None if ranges is None else ranges[list(grid.bands)], nodata_section
-    )
+    of_bands = None if ranges is None else ranges[list(grid.bands)]
+    parsed = _parse_sections(Payload(of_grid, grid.sections), identity, of_bands, nodata_section)
     if parsed.empty:
         raise CorruptPayload("structure section: a grid without samples")
     return parsed
@@ -182,7 +196,7 @@ def decode_payloads(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
     chunks = {payload: _empty_chunk(payload) for payload in payloads if payload.empty}
     with_features = [payload for payload in payloads if payload.features is not None]
     if with_features:
-        _, scheduler = load_model(payloads[0].key.hex())
+        _, scheduler = load_model(payloads[0].decoder)
         q6 = [payload.ranges is not None for payload in with_features]
         finish = [partial(_restore_chunk, payload) for payload in with_features]
         chunks |= zip(with_features, scheduler.decode(*_columns(with_features), q6, finish), strict=True)
@@ -260,7 +274,7 @@ def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
     if payload.features is None and not payload.empty:
         raise UnsupportedPayload("the chunk has no features; encode it with transform='features' and without max_error")
     header = payload.header
-    info, scheduler = load_model(payload.key.hex())
+    info, scheduler = load_model(payload.decoder)
     if payload.features is None:
         from deepsic_codec.model.families import architecture_from  # late: it imports torch
 
@@ -273,7 +287,7 @@ def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
 def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
     """Decode a payload to its latents, float32 with the axes of `decode_symbols`: symbols times quantiser steps."""
     symbols = decode_symbols(payload)
-    _, scheduler = load_model(payload.key.hex())
+    _, scheduler = load_model(payload.decoder)
     slices, _, rows, columns = symbols.shape
     images = payload.header.images
     by_image = symbols.reshape(images, -1, rows, columns).transpose(0, 2, 3, 1)
@@ -325,7 +339,7 @@ def _decoded_label_images(payload: PayloadToDecode) -> NDArray[Any]:
 
 def compute_labels(payload: PayloadToDecode, label_tile: tuple[int, int] | None = None) -> LabelBlock:
     """Compute labels from stored features, with the head that the header names, for tiles of this size in pixels."""
-    (cells,) = compute_cells([payload], *load_model(payload.key.hex(), payload.header.head.hex()))
+    (cells,) = compute_cells([payload], *load_model(payload.decoder, payload.head))
     return tile_labels(cells, payload.header.height, payload.header.width, label_tile)
 
 

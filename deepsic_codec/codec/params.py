@@ -12,7 +12,7 @@ import numpy as np
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.payload.constants import DEEP_QUALITY, LABEL_CELL, MAX_QUALITY
-from deepsic_codec.payload.fields import MAX_BANDS
+from deepsic_codec.payload.fields import MAX_BANDS, Header
 
 FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
@@ -142,6 +142,15 @@ class CodecParams:
             return resolve(self.model)
         info = find_model(self.model, head=self.head)
         return info.decoder, info.head
+
+    def identity_of(self, header: Header) -> tuple[str, str]:
+        """Return decoder and head of a payload: whole if they are those of the metadata, else as the header has them.
+
+        Payloads have the first 8 and 4 bytes of the two hashes, which other models may share.
+        """
+        pairs = ((self.decoder, header.decoder.hex()), (self.head, header.head.hex()))
+        decoder, head = (whole if whole and whole.startswith(short) else short for whole, short in pairs)
+        return decoder, head
 
     def resolved(self) -> Self:
         """Return the same parameters with `decoder` and `head` set, as array metadata has them.

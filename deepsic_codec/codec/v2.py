@@ -109,11 +109,11 @@ class DeepSIC(CodecParams, Codec):
 
     def decode_batch(self, bufs: Sequence[Any]) -> list[np.ndarray]:
         """Decode payloads in one call."""
-        return raise_first(DECODER.submit([parse_payload(ensure_ndarray(buf).data) for buf in bufs]))
+        return raise_first(DECODER.submit([parse_payload(ensure_ndarray(buf).data, params=self) for buf in bufs]))
 
     def decode_features(self, buf: Any) -> np.ndarray:
         """Decode a payload to its symbols, int16 (slices, images x latents, rows, columns), without pixels."""
-        return decode_symbols(parse_payload(ensure_ndarray(buf).data))
+        return decode_symbols(parse_payload(ensure_ndarray(buf).data, params=self))
 
     def get_config(self) -> dict[str, Any]:
         """Return the array metadata of this codec."""

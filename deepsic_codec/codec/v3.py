@@ -64,7 +64,7 @@ class DeepSICCodec(CodecParams, ArrayBytesCodec):
         return prepare_chunk(self, array, order="C")
 
     def _decode_job(self, data: Buffer, spec: Any) -> PayloadToDecode:
-        return parse_payload(data.to_bytes(), spec.shape, native_dtype(spec.dtype))
+        return parse_payload(data.to_bytes(), spec.shape, native_dtype(spec.dtype), self)
 
     def _encode_sync(self, chunk: NDBuffer, spec: Any) -> Buffer | None:
         return _buffer(raise_first(ENCODER.submit([self._encode_job(chunk, spec)]))[0], spec)

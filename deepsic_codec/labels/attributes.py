@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from deepsic_codec.axes import Axes, Index
-from deepsic_codec.codec.decode import PayloadToDecode, compute_cells, compute_labels, parse_payload
+from deepsic_codec.codec.decode import PayloadToDecode, compute_cells, compute_labels
 from deepsic_codec.codec.labels import tile_labels
 from deepsic_codec.errors import CorruptPayload, DeepSICError
 from deepsic_codec.labels.vocabulary import vocabulary_of
@@ -41,7 +41,7 @@ class Attributes:
 
     def __init__(self, stored: StoredArray) -> None:
         self.stored = stored
-        self._vocabularies: dict[tuple[bytes, bytes], Vocabulary] = {}
+        self._vocabularies: dict[tuple[str, str], Vocabulary] = {}
         self._blocks: dict[Index, payload_labels.LabelBlock] = {}
 
     @cached_property
@@ -70,9 +70,9 @@ class Attributes:
 
     def vocabulary(self, header: Header) -> Vocabulary:
         """Return the vocabulary of the labels of a chunk."""
-        key = header.decoder, header.head
+        key = self.stored.params.identity_of(header)
         if key not in self._vocabularies:
-            self._vocabularies[key] = vocabulary_of(self.stored.array, *(identity.hex() for identity in key))
+            self._vocabularies[key] = vocabulary_of(self.stored.array, *key)
         return self._vocabularies[key]
 
     def prepare(self, starts: Iterable[tuple[Index, PayloadStart | None]]) -> None:
@@ -87,10 +87,10 @@ class Attributes:
                 return
             embedded.use_embedded(self.stored.array)
             payloads = self.stored.reader.payloads(indices)
-            jobs = {i: self._parsed(payload) for i, payload in payloads if payload is not None}
+            jobs = {i: self.stored.parse(payload) for i, payload in payloads if payload is not None}
             groups: dict[tuple[str, str], list[Index]] = {}
             for i, job in jobs.items():
-                groups.setdefault((job.key.hex(), job.header.head.hex()), []).append(i)
+                groups.setdefault((job.decoder, job.head), []).append(i)
             for key, members in groups.items():
                 self._blocks |= self._labelled({i: jobs[i] for i in members}, *key)
 
@@ -114,10 +114,7 @@ class Attributes:
         payload = self.stored.reader.payload(index)
         if payload is None:  # the chunk was deleted since its header was read
             return None
-        return compute_labels(self._parsed(payload), self.stored.params.label_tile)
-
-    def _parsed(self, payload: bytes) -> PayloadToDecode:
-        return parse_payload(payload, self.stored.chunks, self.stored.array.dtype)
+        return compute_labels(self.stored.parse(payload), self.stored.params.label_tile)
 
     def _tiles(self, index: Index, header: Header, block: payload_labels.LabelBlock) -> list[dict[str, float]]:
         names = self.vocabulary(header).names

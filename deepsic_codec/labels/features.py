@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index, ceil_div, grid_shape, iter_grid
 from deepsic_codec.codec.bands import default_grouping
-from deepsic_codec.codec.decode import decode_latents, decode_symbols, parse_payload
+from deepsic_codec.codec.decode import decode_latents, decode_symbols
 from deepsic_codec.codec.params import NO_SPECTRAL
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.payload.constants import LATENT_STRIDE
@@ -108,7 +108,7 @@ def _read_block(array: zarr.Array, start: Index, stop: Index, shape: Index, dequ
         if payload is None:
             continue
         with stored.reader.error_context(index):
-            parsed = parse_payload(payload, stored.chunks, array.dtype)
+            parsed = stored.parse(payload)
             decoded: Any = decode_latents(parsed) if dequantise else decode_symbols(parsed)
         position = [index[axis] - start[axis] for axis in map(axes.index, axes.slice_axes + "yx")]
         position.insert(-2, 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index
-from deepsic_codec.codec.decode import PayloadToDecode, compute_cells, parse_payload
+from deepsic_codec.codec.decode import PayloadToDecode, compute_cells
 from deepsic_codec.codec.labels import tile_labels
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.labels.attributes import label_batch_size
@@ -123,11 +123,11 @@ class _Labeller:
         jobs = []
         for index, payload in payloads:
             with self.reader.error_context(index):
-                job = parse_payload(payload, self.geometry.chunks, self.stored.array.dtype)
-            if job.header.decoder != bytes.fromhex(self.info.decoder)[:8]:
+                job = self.stored.parse(payload)
+            if not self.info.decoder.startswith(job.decoder):
                 raise ModelMismatch(
-                    f"chunk {index} of array {self.stored.path!r} has decoder {job.header.decoder.hex()}, but "
-                    f"the model has {self.info.decoder[:16]}; write the chunk again"
+                    f"chunk {index} of array {self.stored.path!r} has decoder {job.decoder}, but the "
+                    f"model has {self.info.decoder}; write the chunk again"
                 )
             jobs.append(job)
         if not jobs:

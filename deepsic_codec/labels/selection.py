@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index, Region
 from deepsic_codec.codec.batching import raise_first
-from deepsic_codec.codec.decode import DECODER, parse_payload
+from deepsic_codec.codec.decode import DECODER
 from deepsic_codec.errors import StaleIndex
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.evaluation import Grid, is_current, judge_chunk, matching_tiles, read_largest
@@ -182,7 +182,7 @@ class Selection:
             if payload is None:
                 raise StaleIndex(f"chunk {chunk} was deleted after it was indexed; {QUERY_AGAIN}")
             with reader.error_context(chunk):
-                to_decode.append(parse_payload(payload, self.geometry.chunks, self.stored.array.dtype))
+                to_decode.append(self.stored.parse(payload))
         for (chunk, _), array in zip(payloads.items(), DECODER.submit(to_decode), strict=True):
             with reader.error_context(chunk):
                 raise_first([array])

@@ -9,6 +9,8 @@ from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
 from deepsic_codec.model.file import ModelInfo, read_info
 
+#: Hexadecimal digits of a whole identity.
+DIGITS = 64
 #: Folder of the packaged models.
 PACKAGED = Path(__file__).resolve().parent.parent / "models"
 
@@ -54,6 +56,9 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
     have one decoder, and any of them decodes the payloads of another one. `head` and `preferred` choose between them
     for labels and for encoding.
 
+    Payloads have only the first digits of the two identities. Where models of different identities share them, the
+    packaged one is meant; among others there is no telling.
+
     Parameters
     ----------
     name : str
@@ -68,6 +73,8 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
     ------
     ModelNotFound
         If there is none; the message has the identity and every place that was searched.
+    ModelMismatch
+        If models of different identities fit the first digits, and none of them is packaged.
     """
     if (alias := ALIASES.get(name)) is not None:
         name, head, preferred = alias.decoder, head or alias.head, preferred or alias.name
@@ -75,18 +82,22 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
         preferred = ALIASES[preferred].name
     head = head if head and set(head) != {"0"} else ""
     by_hash = len(name) >= 8 and set(name) <= set("0123456789abcdef")
-    first = None
+    short = (by_hash and len(name) < DIGITS) or 0 < len(head) < DIGITS
+    fitting: list[tuple[bool, ModelInfo]] = []  # and whether it is preferred
     for path, from_archive in _candidates():
         info = _cached_info(str(path), path.stat().st_mtime_ns)
         if info is None or not info.head.startswith(head):
             continue
         # embedded models are found by hash only, never by name
         if (info.name == name and not from_archive) or (by_hash and info.decoder.startswith(name)):
-            if preferred is None or (info.name == preferred and not from_archive):
+            is_preferred = preferred is None or (info.name == preferred and not from_archive)
+            if is_preferred and not short:
                 return info
-            first = first or info
-    if first is not None:
-        return first
+            fitting.append((is_preferred, info))
+    if fitting:
+        if short:
+            fitting = _of_one_identity(fitting, with_head=bool(head))
+        return next((info for is_preferred, info in fitting if is_preferred), fitting[0][1])
     subject = f"with decoder {name}" if by_hash else f"named {name!r}"
     subject += f" and head {head}" if head else ""
     places = ", ".join(str(place) for place in [*_user_places(), *_archive_folders()])
@@ -95,6 +106,26 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
         "the model is embedded in the archive, call deepsic_codec.open_archive(URL) once; from then "
         "on, zarr.open and xarray.open_zarr find it too"
     )
+
+
+def _of_one_identity(fitting: list[tuple[bool, ModelInfo]], with_head: bool) -> list[tuple[bool, ModelInfo]]:
+    """Return those of the packaged identity, or all if they have one identity; raise ModelMismatch for several."""
+
+    def identity(info: ModelInfo) -> tuple[str, str]:
+        return info.decoder, info.head if with_head else ""
+
+    identities = {identity(info): info for _, info in reversed(fitting)}
+    if len(identities) > 1:
+        packaged = [identity(info) for _, info in fitting if Path(info.path).parent == PACKAGED]
+        if not packaged:
+            one, other, *_ = identities.values()
+            raise ModelMismatch(
+                f"two models fit the first digits that a payload has of its model: decoder {one.decoder} and head "
+                f"{one.head} ({one.path}), decoder {other.decoder} and head {other.head} ({other.path}); read the "
+                "payload through its array, whose metadata has the whole hashes, or remove one of the files"
+            )
+        return [one for one in fitting if identity(one[1]) == packaged[0]]
+    return fitting
 
 
 def cache_folder() -> Path | None:

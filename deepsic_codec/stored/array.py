@@ -8,6 +8,7 @@ import numpy as np
 import zarr
 
 from deepsic_codec.axes import Axes, Index
+from deepsic_codec.codec.decode import PayloadToDecode, parse_payload
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, RefusedCodec, UnsupportedArray
 from deepsic_codec.stored.geometry import Geometry
@@ -105,6 +106,10 @@ class StoredArray:
     def fill_value(self) -> Any:
         """Value of missing chunks: 0 where format 2 has none, as zarr reads it."""
         return 0 if self.array.fill_value is None else self.array.fill_value
+
+    def parse(self, payload: bytes) -> PayloadToDecode:
+        """Verify a payload of this array that is to be decoded; raises the errors of `parse_payload`."""
+        return parse_payload(payload, self.chunks, self.array.dtype, self.params)
 
     def indices(self) -> Iterator[Index]:
         """Iterate over the positions of all chunks, the last axis fastest."""
