@@ -4,11 +4,15 @@ Scores are integers in 1/255. A comparison becomes "score >= m" with an integer 
 so that no two ways to evaluate an expression can differ by rounding. `docs/labels.md` has the grammar.
 """
 
+import operator
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, floor
+from functools import reduce
+from itertools import chain
+from math import ceil, floor, inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,8 @@ Column = Callable[[str], Scores]  # the scores of a name
 NAME_ALONE = Fraction(1, 2)  # threshold of a name without a comparison
 MAX_DEPTH = 100  # of parentheses and negations: deeper is a mistake, and would exhaust Python's stack
 MAX_TEXT = 10_000  # characters
+MAX_NUMBER = 100  # characters of a number
+MAX_LEVELS = 2 * MAX_DEPTH + 2  # of conditions within each other: a level of parentheses can have an | and an &
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?%?)|(?P<name>[^\W\d]\w*)"
@@ -38,14 +44,16 @@ _MIRRORED = {">": "<", "<": ">", ">=": "<=", "<=": ">="}
 class Expression:
     """A condition on the scores of a label tile. Combine with `&`, `|` and `~`."""
 
+    levels = 0  # of conditions within this one
+
     def __and__(self, other: "Expression") -> "Expression":
-        return And(self, _expression(other))
+        return And((self, _expression(other)))
 
     def __or__(self, other: "Expression") -> "Expression":
-        return Or(self, _expression(other))
+        return Or((self, _expression(other)))
 
     def __invert__(self) -> "Expression":
-        return Not(self)
+        return self.inner if isinstance(self, Not) else Not(self)
 
     def __bool__(self) -> bool:
         # `a and b`, `not a` and `0.2 < a < 0.6` would silently be another condition.
@@ -144,14 +152,31 @@ class Compare(Expression):
 
 
 @dataclass(frozen=True)
-class Not(Expression):
+class _Nested(Expression):
+    """A condition that has others within it, so few levels of them that no evaluation exhausts Python's stack."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", 1 + max(part.levels for part in self._inside()))
+        if self.levels > MAX_LEVELS:
+            raise ExpressionError(f"at most {MAX_LEVELS} levels of conditions within each other are allowed")
+
+    def _inside(self) -> Sequence[Expression]:
+        raise NotImplementedError
+
+    def names(self) -> Iterator[tuple[str, int | None]]:
+        """Yield the names of all conditions within."""
+        for part in self._inside():
+            yield from part.names()
+
+
+@dataclass(frozen=True)
+class Not(_Nested):
     """The condition that `inner` does not hold."""
 
     inner: Expression
 
-    def names(self) -> Iterator[tuple[str, int | None]]:
-        """Yield the names of `inner`."""
-        return self.inner.names()
+    def _inside(self) -> Sequence[Expression]:
+        return (self.inner,)
 
     def tiles(self, score: Column) -> Hits:
         """Evaluate for tiles."""
@@ -165,52 +190,63 @@ class Not(Expression):
 
 
 @dataclass(frozen=True)
-class _Pair(Expression):
-    left: Expression
-    right: Expression
+class _Joined(_Nested):
+    """A condition on several others; those of its own kind are merged into it, so that a long chain has one level."""
 
-    def names(self) -> Iterator[tuple[str, int | None]]:
-        yield from self.left.names()
-        yield from self.right.names()
+    parts: tuple[Expression, ...]
 
-    def _both(self, largest: Column, negated: bool) -> Verdict:
-        """Judge the conjunction of both sides, or of their negations."""
-        a, b = self.left._verdict(largest, negated), self.right._verdict(largest, negated)
-        return Verdict(
-            a.all_tiles & b.all_tiles, (a.all_tiles & b.any_tile) | (a.any_tile & b.all_tiles), a.possible & b.possible
-        )
+    def __post_init__(self) -> None:
+        merged = [part.parts if isinstance(part, type(self)) else (part,) for part in self.parts]
+        object.__setattr__(self, "parts", tuple(chain.from_iterable(merged)))
+        super().__post_init__()
 
-    def _either(self, largest: Column, negated: bool) -> Verdict:
-        a, b = self.left._verdict(largest, negated), self.right._verdict(largest, negated)
-        return Verdict(a.all_tiles | b.all_tiles, a.any_tile | b.any_tile, a.possible | b.possible)
+    def _inside(self) -> Sequence[Expression]:
+        return self.parts
 
+    def _all(self, largest: Column, negated: bool) -> Verdict:
+        """Judge the conjunction of all parts, or of their negations."""
 
-class And(_Pair):
-    """The condition that both hold."""
+        def both(a: Verdict, b: Verdict) -> Verdict:
+            any_tile = (a.all_tiles & b.any_tile) | (a.any_tile & b.all_tiles)
+            return Verdict(a.all_tiles & b.all_tiles, any_tile, a.possible & b.possible)
 
-    def tiles(self, score: Column) -> Hits:
-        """Evaluate for tiles."""
-        return self.left.tiles(score) & self.right.tiles(score)
+        return reduce(both, (part._verdict(largest, negated) for part in self.parts))
 
-    def _verdict(self, largest: Column, negated: bool) -> Verdict:
-        return self._either(largest, True) if negated else self._both(largest, False)
+    def _any(self, largest: Column, negated: bool) -> Verdict:
+        """Judge the disjunction of all parts, or of their negations."""
 
-    def __str__(self) -> str:
-        return f"{_wrapped(self.left)} & {_wrapped(self.right)}"
+        def either(a: Verdict, b: Verdict) -> Verdict:
+            return Verdict(a.all_tiles | b.all_tiles, a.any_tile | b.any_tile, a.possible | b.possible)
+
+        return reduce(either, (part._verdict(largest, negated) for part in self.parts))
 
 
-class Or(_Pair):
-    """The condition that one of two holds, or both."""
+class And(_Joined):
+    """The condition that all parts hold."""
 
     def tiles(self, score: Column) -> Hits:
         """Evaluate for tiles."""
-        return self.left.tiles(score) | self.right.tiles(score)
+        return reduce(operator.and_, (part.tiles(score) for part in self.parts))
 
     def _verdict(self, largest: Column, negated: bool) -> Verdict:
-        return self._both(largest, True) if negated else self._either(largest, False)
+        return self._any(largest, True) if negated else self._all(largest, False)
 
     def __str__(self) -> str:
-        return f"{_wrapped(self.left)} | {_wrapped(self.right)}"
+        return " & ".join(map(_wrapped, self.parts))
+
+
+class Or(_Joined):
+    """The condition that at least one part holds."""
+
+    def tiles(self, score: Column) -> Hits:
+        """Evaluate for tiles."""
+        return reduce(operator.or_, (part.tiles(score) for part in self.parts))
+
+    def _verdict(self, largest: Column, negated: bool) -> Verdict:
+        return self._all(largest, True) if negated else self._any(largest, False)
+
+    def __str__(self) -> str:
+        return " | ".join(map(_wrapped, self.parts))
 
 
 class Name(Compare):
@@ -233,10 +269,13 @@ class Name(Compare):
 
     def _compared(self, op: str, threshold: float) -> Expression:
         # The shortest decimal that means this float: 0.6 here is the 0.6 of an expression in text.
-        value = Fraction(repr(float(threshold))) if np.isfinite(threshold) else None
-        if value is None:
-            raise ExpressionError(f"{self.name}: expected a finite number, got {threshold!r}")
-        return _normalised(self.name, op, value, None)
+        try:
+            number = float(threshold)
+        except OverflowError:
+            number = inf
+        if not isfinite(number):
+            raise ExpressionError(f"{self.name}: expected a finite number, got {number}")
+        return _normalised(self.name, op, Fraction(repr(number)), None)
 
 
 def parse(text: str) -> Expression:
@@ -318,18 +357,18 @@ class _Parser:
         return expression
 
     def _or(self) -> Expression:
-        left = self._and()
+        parts = [self._and()]
         while self.token.kind == "|":
             self._take()
-            left = Or(left, self._and())
-        return left
+            parts.append(self._and())
+        return Or(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def _and(self) -> Expression:
-        left = self._not()
+        parts = [self._not()]
         while self.token.kind == "&":
             self._take()
-            left = And(left, self._not())
-        return left
+            parts.append(self._not())
+        return And(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def _not(self) -> Expression:
         if self.token.kind not in ("~", "("):
@@ -376,13 +415,18 @@ class _Parser:
     def _number(self) -> Fraction:
         if self.token.kind != "number":
             raise self._expected("a number")
+        if len(self.token.text) > MAX_NUMBER:
+            raise self._error(
+                f"a number of {len(self.token.text)} characters; at most {MAX_NUMBER} are allowed", self.token.position
+            )
         return Fraction(self._take().text)
 
 
 def _comparison(name: str, op: str, value: Fraction, position: int | None, text: str | None = None) -> Compare:
     scaled = value * 255
     least = floor(scaled) + 1 if op == ">" else ceil(scaled)
-    text = f"{_quoted(name)} {op} {float(value):g}" if text is None else text
+    if text is None:
+        text = f"{_quoted(name)} {op} {float(value):g}" if value < sys.float_info.max else f"{_quoted(name)} {op} 1e999"
     return Compare(name, min(max(least, 0), 256), text, position)
 
 

@@ -1,13 +1,15 @@
 import operator
 from fractions import Fraction
+from functools import reduce
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.strangers import WORDS as WORDS_OF_QUERIES
 from deepsic_codec.errors import ExpressionError
-from deepsic_codec.labels.expression import MAX_DEPTH, Name, parse
+from deepsic_codec.labels.expression import MAX_DEPTH, MAX_LEVELS, Name, parse
 from deepsic_codec.model.vocabulary import Vocabulary
 from tests.common import check_rejects
 
@@ -126,6 +128,56 @@ def test_python_mistakes_are_errors():
             wrong()
     with pytest.raises(ExpressionError, match="finite"):
         operator.gt(name, float("nan"))
+    with pytest.raises(ExpressionError, match="finite"):
+        operator.gt(name, 10**400)
+
+
+@pytest.mark.parametrize("op", ["&", "|"])
+def test_long_chains_have_one_level(op):
+    text = f" {op} ".join(["Forest"] * 1000)
+    joined = reduce(operator.and_ if op == "&" else operator.or_, [Name("Forest")] * 1000)
+    for expression in (parse(text), joined, parse(str(joined))):
+        assert expression.levels == 1 and len(list(expression.names())) == 1000 and str(expression) == text
+        assert expression.tiles(lambda name: ALL).sum() == 128
+        assert expression.chunks(lambda name: ALL).possible.sum() == 128
+
+
+def test_levels_are_limited():
+    twice = reduce(lambda inner, _: ~inner, range(1200), Name("Forest") > 0.5)
+    assert twice.tiles(lambda name: ALL).sum() == (Name("Forest") > 0.5).tiles(lambda name: ALL).sum()
+    with pytest.raises(ExpressionError, match="levels"):
+        reduce(
+            lambda inner, number: inner & Name("Forest") if number % 2 else inner | Name("River"),
+            range(1200),
+            Name("Forest"),
+        )
+    deepest = "(Forest | River & ~" * (MAX_DEPTH // 2) + "Forest" + ")" * (MAX_DEPTH // 2)
+    expression = parse(deepest)
+    assert expression.levels <= MAX_LEVELS and str(expression).startswith("Forest | (River & ~(Forest")
+    assert expression.chunks(lambda name: ALL).possible.any() and len(list(expression.names())) == MAX_DEPTH + 1
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0." + "0" * 5000 + "1", "9" * 101])
+def test_long_numbers_are_refused(number):
+    check_rejects(ExpressionError, "characters; at most 100", parse, f"Forest > {number}")
+    check_rejects(ExpressionError, "characters; at most 100", parse, f"{number} > Forest")
+
+
+@pytest.mark.parametrize("number, matches", [("1e400", 0), ("1e999", 0), ("1e-999", 255), ("9" * 100, 0)])
+def test_numbers_beyond_floats_are_numbers(number, matches):
+    for text in (f"Forest > {number}", f"{number} < Forest", str(parse(f"Forest > {number}"))):
+        assert len(hits(text)) == matches
+
+
+@given(st.lists(st.sampled_from(WORDS_OF_QUERIES) | st.text(max_size=3), max_size=60), st.sampled_from(["", " "]))
+def test_every_text_is_an_expression_or_an_expression_error(words, between):
+    try:
+        expression = parse(between.join(words))
+    except ExpressionError:
+        return
+    score = lambda name: ALL  # noqa: E731
+    again = parse(str(expression))
+    assert np.array_equal(expression.tiles(score), again.tiles(score))
 
 
 @st.composite
