@@ -30,14 +30,25 @@ def native_dtype(dtype: Any) -> np.dtype:
 async def read_part(store: Any, key: str, prototype: Any, part: ByteRequest | None) -> Buffer | None:
     """Read a byte range of a value, or as much as the value has of it; None for a missing key.
 
-    The stores of zarr clip a range beyond the end; Icechunk refuses it since version 2.
+    The stores of zarr clip a range beyond the end; Icechunk refuses it since version 2. An OSError of a store names the
+    key.
     """
     try:
         return await store.get(key, prototype, part)
     except Exception as error:
         if not isinstance(part, RangeByteRequest) or "out of bounds" not in str(error):
+            if isinstance(error, OSError):
+                _name_key(error, key)
             raise
     return await store.get(key, prototype, OffsetByteRequest(part.start))
+
+
+def _name_key(error: OSError, key: str) -> None:
+    """Put the key into the message of an error, as the name of its file if it has none."""
+    if key not in str(error) and error.filename is None:
+        error.filename = key  # is shown if there is a number of an error
+    if key not in str(error):
+        error.args = (f"{key}: {error}",)
 
 
 async def read_points(array: Any, points: tuple[Any, ...]) -> Any:

@@ -163,3 +163,19 @@ def test_length_of_what_is_stored():
     assert sync(stored.reader.stored_length(stored.layout.locate((0, 0, 0), None))) == len(
         stored.reader.payload((0, 0, 0))
     )
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), OSError("lost"), ConnectionResetError(), TimeoutError("slow")], ids=repr
+)
+@pytest.mark.parametrize("options", [{}, {"shards": (128, 192, 3)}], ids=["chunks", "shards"])
+def test_errors_of_a_store_keep_their_type_and_name_the_key(monkeypatch, error, options):
+    stored = stored_image(**options)
+    key = stored.layout.key((0, 0, 0))
+
+    async def fail(self, name, *arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(MemoryStore, "get", fail)
+    for read in (stored.reader.starts, stored.reader.payloads):
+        check_rejects(type(error), key, lambda read=read: list(read([(0, 0, 0)])))
