@@ -229,6 +229,7 @@ def _ranges(samples: NDArray[Any], params: CodecParams, mask: NDArray[np.bool_] 
         high = samples.max(axis=(0, 1, 2), initial=bottom, where=where)
         pairs = np.stack([low, high], axis=-1)
         pairs[low > high] = 0  # a band without data
+        pairs += dtype.type(0)  # zeros become positive: which of two zeros is the smallest depends on the order
     else:
         pairs = params.value_range
     return np.broadcast_to(np.array(pairs, dtype), (bands, 2))
@@ -264,10 +265,15 @@ def _filled_from_coarse(values: NDArray[np.float32], valid: NDArray[np.bool_]) -
     pad = (0, height & 1), (0, width & 1)
     weight = np.pad(valid, pad).astype(np.float32)
     total = np.pad(np.where(valid, values, 0), pad)
-    counts = weight.reshape(weight.shape[0] // 2, 2, -1, 2).sum(axis=(1, 3))
-    sums = total.reshape(total.shape[0] // 2, 2, -1, 2).sum(axis=(1, 3))
+    counts, sums = _sums_of_four(weight), _sums_of_four(total)
     coarse = _filled_from_coarse(sums / np.maximum(counts, 1), counts > 0)
     return np.where(valid, values, _doubled(_doubled(coarse, 0), 1)[:height, :width])
+
+
+def _sums_of_four(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Add up squares of 2 x 2, in a stated order: what is filled in is coded."""
+    pairs = values[:, ::2] + values[:, 1::2]
+    return pairs[::2] + pairs[1::2]
 
 
 def _doubled(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:

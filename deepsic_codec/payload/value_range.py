@@ -129,6 +129,7 @@ def _table_to_q6(dtype: str, low: int, high: int) -> NDArray[np.int16]:
 def _table_from_q6(dtype: str, low: Any, high: Any) -> NDArray[Any]:
     if np.dtype(dtype).kind == "f":
         steps = np.arange(MAX_Q6 + 1, dtype=np.float64) * (high - low) / MAX_Q6 + low
-        return np.clip(steps.astype(np.float32), np.float32(low), np.float32(high))
+        # versions of NumPy differ in which of two zeros `clip` returns: all zeros become positive
+        return np.clip(steps.astype(np.float32), np.float32(low), np.float32(high)) + np.float32(0)
     extent = high - low
     return (low + (2 * np.arange(MAX_Q6 + 1) * extent + MAX_Q6) // (2 * MAX_Q6)).astype(dtype)

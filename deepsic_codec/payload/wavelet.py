@@ -101,7 +101,9 @@ def from_integers(values: NDArray[np.int32], dtype: np.dtype[Any], ranges: NDArr
     samples = values * (high - low)
     samples /= FLOAT_LEVELS
     samples += low
-    return np.clip(samples, low, high).astype(np.float32)
+    result = np.clip(samples, low, high).astype(np.float32)
+    result += np.float32(0)  # zeros become positive: versions of NumPy differ in which of two zeros `clip` returns
+    return result
 
 
 def to_integers(samples: NDArray[Any], ranges: NDArray[Any] | None) -> NDArray[np.int32]:

@@ -250,6 +250,28 @@ def test_scaling_back_of_float32_is_as_specified(low, high, fine):
     assert found == min(max(np.float32(fine * (high - low) / 16320 + low).item(), low), high)
 
 
+ZEROS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45])
+
+
+@given(ZEROS, ZEROS)
+def test_no_zero_is_negative(low, high):
+    """Versions of NumPy differ in which of two zeros `clip` returns, so that pixels may not depend on it."""
+    ranges = np.array([sorted((low, high))], "f4")
+    fine = np.array([0, 1, 8160, 16319, 16320], "i2").reshape(1, 1, -1, 1)
+    samples = scaling.from_q6(fine, ranges)
+    assert not np.signbit(samples[samples == 0]).any()
+
+
+def test_the_range_of_a_chunk_does_not_depend_on_signs_of_zeros():
+    codec = DeepSIC(value_range="chunk", max_error=0.01)
+    array = np.abs(np.random.default_rng(0).normal(size=(16, 24, 1))).astype("f4")
+    payloads = []
+    for zeros in ((0.0, 0.0), (-0.0, 0.0), (0.0, -0.0), (-0.0, -0.0)):
+        array[3, 4], array[9, 9] = zeros
+        payloads.append(codec.encode(array))
+    assert len({*payloads}) == 1
+
+
 def test_ranges_per_band_and_clipping():
     array = np.stack([np.full((8, 8), v, "i2") for v in (-500, 10, 3000)], -1)
     codec = DeepSIC(value_range=[(-100, 100), (0, 20), (0, 5000)])

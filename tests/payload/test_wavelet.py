@@ -472,3 +472,11 @@ def test_float_samples_turn_back(pairs, seed):
     for value in (-(1 << 31), (1 << 31) - 1):  # without a warning
         ends = from_integers(np.full((1, len(ranges)), value, np.int32), samples.dtype, ranges)
         np.testing.assert_array_equal(ends[0], low if value < 0 else high)
+
+
+@pytest.mark.parametrize("pair", [(-0.0, 1), (-1, 0.0), (-1, -0.0), (0.0, 0.0), (-0.0, -0.0), (-1e-45, 0.0)], ids=str)
+def test_no_zero_is_negative(pair):
+    """Versions of NumPy differ in which of two zeros `clip` returns, so that pixels may not depend on it."""
+    values = np.array([-5, -1, 0, 1, FLOAT_LEVELS - 1, FLOAT_LEVELS, 1 << 30], np.int32)[:, None]
+    samples = from_integers(values, np.dtype("f4"), np.array([pair], np.float32))
+    assert not np.signbit(samples[samples == 0]).any()
