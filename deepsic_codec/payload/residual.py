@@ -95,14 +95,15 @@ def stepped_residual(samples: NDArray[Any], step: float, nodata: NoData | None) 
     samples, nodata
         As for `bounded_residual`.
     step : float
-        In units of the samples. For integers its whole part is the step; the fraction widens the range of differences
-        that become 0.
+        In units of the samples, rounded to float32. For integers its whole part is the step; the fraction widens the
+        range of differences that become 0.
 
     Returns
     -------
     (Residual, ndarray)
         As from `bounded_residual`.
     """
+    step = float(np.float32(step))  # it comes from errors, whose last bits depend on the order of their sum
     if samples.dtype.kind == "f":
         steps, unit = _float_steps(samples, step)
         return _encode(samples, FLOATS if unit else FLOAT_BITS, steps, unit, 0, nodata)

@@ -7,7 +7,14 @@ import pytest
 
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload.nodata import NoData
-from deepsic_codec.payload.residual import FLOAT_BITS, FLOATS, Residual, bounded_residual, stepped_residual
+from deepsic_codec.payload.residual import (
+    FLOAT_BITS,
+    FLOATS,
+    Residual,
+    bounded_residual,
+    encode_residual,
+    stepped_residual,
+)
 
 
 def header_of(samples):
@@ -87,3 +94,12 @@ def test_samples_beyond_the_dtype_are_refused():
     wide = Residual(FLOAT_BITS, 1, 1.0, bits.coded[:3] + b"\xff\xff\x07" + bits.coded[5:])
     with pytest.raises(CorruptPayload):
         wide.decode(header_of(scene("f4")), None)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "u2"])
+def test_the_last_bits_of_a_step_change_no_byte(dtype):
+    """A step comes from a sum of errors, whose last bits depend on the version of NumPy and on the processor."""
+    samples = np.random.default_rng(0).normal(500, 9, (1, 20, 30, 1)).astype(dtype)
+    step = 2.3456789012345
+    sections = [encode_residual(stepped_residual(samples, one, None)[0]) for one in (step, np.nextafter(step, 3))]
+    assert sections[0] == sections[1]
