@@ -5,7 +5,8 @@ workers of a `distributed.Client`. Each process takes device, batch limit and th
 `deepsic_codec.config`, which reads the DEEPSIC_* variables of its environment.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from deepsic_codec.axes import Index, Region, chunks_covering, iter_grid
 from deepsic_codec.bulk.index import index_location, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
 from deepsic_codec.bulk.read import BatchedArray
-from deepsic_codec.bulk.resume import complete_chunks
+from deepsic_codec.bulk.resume import RECORD, Journal, complete_chunks
 from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, write_block
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
@@ -109,9 +110,9 @@ def store(
     region : tuple of slice, optional
         Part of an existing array that `source` is written to; whole chunks (or shards).
     resume : bool or "verify"
-        Go on with a run that was interrupted: chunks that this codec stored completely are neither computed nor
-        encoded again. True reads the header of each payload and compares its length; "verify" reads all of each
-        payload and checks all checksums.
+        Go on with a run that was interrupted: chunks that earlier runs stored completely, from a source of the same
+        name in Dask, with the same region and parameters, are neither computed nor encoded again. True reads the header
+        of each payload and compares its length; "verify" reads all of each payload and checks all checksums.
     compute : bool
         False returns a `dask.delayed.Delayed` whose result is the report. The array is created now in any case.
     index : "auto", bool or location
@@ -183,9 +184,12 @@ def store(
     if batch_size is None:
         gpu = settings.device_in_use(loading=True).startswith("cuda")
         batch_size = default_batch_size(array, stored.axes, gpu)
-    options = WriteOptions(batch_size=batch_size, retries=retries, backoff=backoff)
-    values, blocks, skipped = _plan(stored, values, target_region, batch_size, resume)
-    report = _report(stored, values, blocks, options, skipped, location)
+    journal = Journal.of(stored, values.name, target_region)
+    complete, records = _complete(stored, journal, target_region, resume)
+    options = WriteOptions(batch_size=batch_size, journal=journal, retries=retries, backoff=backoff)
+    values, blocks = _plan(stored, values, target_region, batch_size, complete)
+    finish = partial(_finish, skipped=len(complete), location=location, journal=journal, records=records)
+    report = _report(stored, values, blocks, options, finish)
     if not compute:
         return report
     with _reporting(len(blocks), progress):
@@ -395,22 +399,39 @@ class _Block:
     pending: tuple[Index, ...] | None
 
 
-def _plan(
-    stored: StoredArray, values: "da.Array", region: Region, batch_size: int, resume: bool | str
-) -> tuple["da.Array", list[_Block], int]:
-    """Cut the source into blocks and leave out complete chunks.
+def _complete(
+    stored: StoredArray, journal: Journal | None, region: Region, resume: bool | str
+) -> tuple[set[Index], Any]:
+    """Return the chunks of a region that earlier runs wrote from this source, and the records of them.
 
-    Returns
-    -------
-    (dask.array.Array, list of _Block, int)
-        The source in blocks; the blocks to be written; and the number of complete chunks.
+    Without `resume`, the records of earlier runs are removed.
     """
+    complete: set[Index] = set()
+    records = np.empty(0, RECORD)
+    if journal is None:
+        return complete, records
+    if not resume:
+        journal.begin(stored)
+        return complete, records
+    records, others = journal.read(stored)
+    if others and not len(records):
+        warnings.warn(
+            f"array {stored.array.store_path}: earlier runs wrote another source, or one whose name in Dask differs in "
+            "each run; all chunks are written again. Pass da.from_array a name to continue such runs",
+            stacklevel=3,
+        )
+    indices = list(iter_grid(*chunks_covering(region, stored.chunks)))
+    complete = complete_chunks(stored, indices, written=records, read_all=resume == "verify")
+    numbers = [np.ravel_multi_index(index, stored.grid) for index in complete]
+    return complete, records[np.isin(records["chunk"], numbers)]
+
+
+def _plan(
+    stored: StoredArray, values: "da.Array", region: Region, batch_size: int, complete: set[Index]
+) -> tuple["da.Array", list[_Block]]:
+    """Cut the source into blocks, and leave out complete chunks; returns it, and the blocks to be written."""
     shape = block_shape(stored.array, stored.axes, [max(sizes) for sizes in values.chunks], batch_size)
     values = values.rechunk(shape)
-    complete: set[Index] = set()
-    if resume:
-        indices = list(iter_grid(*chunks_covering(region, stored.chunks)))
-        complete = complete_chunks(stored, indices, read_all=resume == "verify")
     blocks = []
     for position in np.ndindex(*values.numblocks):
         starts = [part.start + i * size for part, i, size in zip(region, position, shape, strict=True)]
@@ -422,7 +443,7 @@ def _plan(
             if not pending:
                 continue
         blocks.append(_Block(position, first, pending))
-    return values, blocks, len(complete)
+    return values, blocks
 
 
 def _report(
@@ -430,10 +451,9 @@ def _report(
     values: "da.Array",
     blocks: Sequence[_Block],
     options: WriteOptions,
-    skipped: int,
-    location: IndexLocation | None,
+    finish: Callable[[StoredArray, Sequence[BlockReport]], Report],
 ) -> Any:
-    """Return a Delayed of the report.
+    """Return a Delayed of the report, which `finish` makes.
 
     The graph is made by hand. A Delayed for each of many blocks takes ten times the memory, and `map_blocks` would
     also compute the source of blocks that are complete.
@@ -452,13 +472,19 @@ def _report(
         write = partial(write_block, first=block.first, pending=block.pending, options=options)
         graph[f"write_block-{run}-{number}"] = (write, (values.name, *block.position), target)
     results = [key for key in graph if key != target]
-    graph[report] = (partial(_finish, skipped=skipped, location=location), target, results)
+    graph[report] = (finish, target, results)
     sources: Any = [values] if blocks else []
     return Delayed(report, HighLevelGraph.from_collections(report, graph, dependencies=sources))
 
 
 def _finish(
-    stored: StoredArray, results: Sequence[BlockReport], skipped: int, location: IndexLocation | None
+    stored: StoredArray,
+    results: Sequence[BlockReport],
+    *,
+    skipped: int,
+    location: IndexLocation | None,
+    journal: Journal | None,
+    records: Any,
 ) -> Report:
     """Report what the tasks did, and write the index."""
     failed = {key: reason for result in results for key, reason in result.failed.items()}
@@ -471,6 +497,8 @@ def _finish(
             sorted(failed),
         )
     starts = PackedStarts.join(stored.grid, [result.starts for result in results])
+    if journal is not None:
+        journal.finish(stored, np.concatenate([records, starts.records()]))
     if location is not None:
         write_index(stored, location, starts)
     return Report(

@@ -431,17 +431,17 @@ def test_resume_encodes_only_what_is_missing(stub, kwargs):
     import dask
 
     stub.delay = stop
-    with dask.config.set(scheduler="sync"), pytest.raises(KeyboardInterrupt):
-        save(store, **kwargs)
-    stub.delay = None
     computed = []
 
     def load(block, block_info=None):
         computed.append(1)
         return block
 
+    source = lazy().map_blocks(load, dtype="u1", meta=np.empty((0, 0, 0), "u1"), name="survey")
+    with dask.config.set(scheduler="sync"), pytest.raises(KeyboardInterrupt):
+        bulk.store(source, store, name="image", chunks=CHUNKS, **kwargs)
+    stub.delay = None
     stub.batches.clear()
-    source = lazy().map_blocks(load, dtype="u1", meta=np.empty((0, 0, 0), "u1"))
     report = bulk.store(source, store, name="image", chunks=CHUNKS, resume=True, **kwargs)
     assert 0 < report.skipped < 40 and report.written == 40 - report.skipped == sum(stub.sizes("encode"))
     np.testing.assert_array_equal(report.array[:], image())
@@ -452,6 +452,82 @@ def test_resume_encodes_only_what_is_missing(stub, kwargs):
     report = bulk.store(source, store, name="image", chunks=CHUNKS, resume=True, **kwargs)
     assert (report.written, report.skipped) == (0, 40)
     assert computed == [] and stub.batches == []
+
+
+@pytest.mark.parametrize("kwargs", FORMS, ids=str)
+@pytest.mark.parametrize("resume", [True, "verify"])
+def test_an_interrupted_rewrite_is_completed_with_the_new_source(stub, kwargs, resume):
+    store = MemoryStore()
+    old, new = image(1), image(2)
+    new[128:256, :384] = old[128:256, :384]  # payloads of old chunks that are right, too
+    new[:128, 128:256] = old[128:256, :128]  # and such as are right elsewhere
+    save(store, old, **kwargs)
+
+    class Refusing(WrapperStore):
+        sets = 0
+
+        async def set(self, key, value, *args):
+            if key[-1].isdigit():
+                Refusing.sets += 1
+                if Refusing.sets % 2:
+                    raise PermissionError("disk full")
+            await super().set(key, value, *args)
+
+    with pytest.raises(WriteError):
+        bulk.store(lazy(new), Refusing(store), name="image", region=np.s_[:], retries=0)
+    report = save(store, new, resume=resume, **kwargs)
+    assert 0 < report.skipped < 40
+    np.testing.assert_array_equal(report.array[:], new)
+    check_index(store)
+    assert save(store, new, resume=resume, **kwargs).skipped == 40
+    with pytest.warns(UserWarning, match="another source"):
+        report = save(store, old, resume=resume, **kwargs)
+    assert report.skipped == 0
+    np.testing.assert_array_equal(report.array[:], old)
+
+
+def test_chunks_that_others_wrote_since_are_written_again(stub):
+    store = MemoryStore()
+    array = save(store).array
+    array[64:128, 64:128] = 0
+    array[128:192, 64:128] = array[128:192, 128:192]
+    report = save(store, resume=True)
+    assert report.skipped == 38
+    np.testing.assert_array_equal(report.array[:], image())
+
+
+def test_a_run_with_other_parameters_or_another_region_is_not_continued(stub):
+    store = MemoryStore()
+    save(store, region=None, resume=False)
+    region = np.s_[:64]
+    report = save(store, image()[:64], region=region, resume=True)
+    assert report.skipped == 0, "of another region: it might be of another source"
+    assert save(store, image()[:64], region=region, resume=True).skipped == 8
+    assert save(store, resume=True).skipped == 40, "the chunks are the same"
+
+
+def test_the_journal_is_one_value_in_the_end(stub):
+    store = MemoryStore()
+    save(store)
+    journal = [key for key in store._store_dict if "journal" in key]
+    assert len(journal) == 1 and journal[0].startswith("image/deepsic-journal/")
+    assert len(store._store_dict[journal[0]].to_bytes()) == 12 * 40
+    store._store_dict[journal[0]] = store._store_dict[journal[0]][: 12 * 30 + 5]
+    assert save(store, resume=True).skipped == 30, "cut short by a crash"
+    assert len([key for key in store._store_dict if "journal" in key]) == 1
+    assert save(store, resume=True).skipped == 40
+
+
+def test_stores_that_take_no_journal(stub):
+    class Strict(WrapperStore):
+        async def set(self, key, value, *args):
+            if "journal" in key:
+                raise RuntimeError(f"invalid key {key}")
+            await super().set(key, value, *args)
+
+    report = save(Strict(MemoryStore()), retries=5, backoff=100)
+    assert report.written == 40
+    assert save(report.array.store, resume=True).skipped == 0
 
 
 def test_resume_verify_finds_damage_that_length_does_not_show(stub, tmp_path):

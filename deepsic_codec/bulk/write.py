@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,7 @@ from zarr.storage import MemoryStore
 
 from deepsic_codec._compat import default_buffer_prototype, sync, write_empty_chunks
 from deepsic_codec.axes import Index, ceil_div, iter_grid
+from deepsic_codec.bulk.resume import RECORD, Journal
 from deepsic_codec.codec.batching import in_halves
 from deepsic_codec.codec.chunk import ChunkToEncode, prepare_chunk
 from deepsic_codec.codec.encode import encode_chunks
@@ -33,6 +34,7 @@ class WriteOptions:
 
     batch_size: int = 16  # chunks in one call of the model
     retries: int = 5  # of a failing write
+    journal: Journal | None = None  # of what is stored
     backoff: float = 0.2  # seconds before the first retry; doubled for each further one, and up to doubled at random
     # The process that opened the target. Writes of another to a memory store would be lost, so they are refused.
     process: int = field(default_factory=os.getpid)
@@ -67,6 +69,14 @@ class PackedStarts(Mapping[Index, bytes]):
         stops = np.concatenate([part.stops + shift for part, shift in zip(parts, shifts, strict=True)])
         order = np.argsort(numbers, kind="stable")
         return cls(grid, numbers[order], starts[order], stops[order], b"".join(part.data for part in parts))
+
+    def records(self) -> NDArray[Any]:
+        """Return chunk and checksum of each, as a journal has them."""
+        records = np.empty(len(self), RECORD)
+        data = np.frombuffer(self.data, np.uint8)
+        checksums = data[self.starts[:, None] + np.arange(8, 12)]
+        records["chunk"], records["crc"] = self.numbers, np.ascontiguousarray(checksums).view("<u4")[:, 0]
+        return records
 
     def __getitem__(self, index: Index) -> bytes:
         number = np.ravel_multi_index(index, self.grid)
@@ -158,12 +168,11 @@ class _BlockWriter:
     def _write_chunks(self, pending: Sequence[Index]) -> None:
         for payloads in self._encoded(pending):
             keys = {index: self.layout.key(index) for index in payloads}
-            self._store(
-                {
-                    keys[index]: None if payload is None else self.layout.stored_bytes(payload)
-                    for index, payload in payloads.items()
-                }
-            )
+            values = {
+                keys[index]: None if payload is None else self.layout.stored_bytes(payload)
+                for index, payload in payloads.items()
+            }
+            self._store(values, payloads)
             self._record({i: payload for i, payload in payloads.items() if keys[i] not in self.report.failed})
 
     def _write_shards(self, indices: list[Index], pending: Sequence[Index]) -> None:
@@ -178,9 +187,10 @@ class _BlockWriter:
                 members[index] = payload
         for shard, members in shards.items():
             key = self.layout.key(shard)
-            self._store({key: self.layout.build_shard(members) if members else None})
+            new: dict[Index, bytes | None] = {index: payload for index, payload in members.items() if index in encoded}
+            self._store({key: self.layout.build_shard(members) if members else None}, new)
             if key not in self.report.failed:
-                self._record({index: payload for index, payload in members.items() if index in encoded})
+                self._record(new)
 
     def _encoded(self, pending: Sequence[Index]) -> Iterator[dict[Index, bytes | None]]:
         """Yield the payloads of chunks in batches, None for chunks that are the fill value everywhere."""
@@ -224,12 +234,19 @@ class _BlockWriter:
             if payload is not None:
                 self.starts[index] = PayloadStart.of(payload).trim()
 
-    def _store(self, values: Mapping[str, bytes | None]) -> None:
-        store = self.stored.array.store
+    def _store(self, values: Mapping[str, bytes | None], payloads: Mapping[Index, bytes | None]) -> None:
+        """Store values, and a record of the payloads in them at the same time."""
+        store, options = self.stored.array.store, self.options
+        recorded = {index: payload for index, payload in payloads.items() if payload is not None}
 
         async def put_all() -> list[str | None]:
             limit = asyncio.Semaphore(CONCURRENCY)
-            return await asyncio.gather(*(put(store, key, data, self.options, limit) for key, data in values.items()))
+            puts = [put(store, key, data, options, limit) for key, data in values.items()]
+            if options.journal is not None and recorded:
+                # If this fails, as in stores that take no other keys, these chunks are written again by a next run.
+                record = options.journal.record(self.stored.grid, recorded)
+                puts.append(put(store, *record, replace(options, retries=0), limit))
+            return (await asyncio.gather(*puts))[: len(values)]
 
         for (key, data), error in zip(values.items(), sync(put_all()), strict=True):
             if error is not None:

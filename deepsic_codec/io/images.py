@@ -125,10 +125,12 @@ def open_image(path: str | Path, *, drop_alpha: bool = False) -> ImageSource:
     """
     require("images", "dask")
     import dask.array as da
+    from dask.base import tokenize
 
     path = Path(path)
     suffix = path.suffix.lower()
     with _source_errors(path):
+        status = path.stat()
         if suffix in JPEG_2000:
             file = _open_rasterio(path, georeference.JPEG_2000)
         else:
@@ -137,7 +139,8 @@ def open_image(path: str | Path, *, drop_alpha: bool = False) -> ImageSource:
         raise UnsupportedArray(f"{path}: the codec cannot store transparency; leave it out with --drop-alpha")
     check_dtype(path, file.dtype)
     options: dict[str, Any] = {
-        "name": False,
+        # Equal in each run, so that an interrupted one can be continued, as long as the file is the same.
+        "name": f"image-{tokenize(str(path.resolve()), status.st_size, status.st_mtime_ns)}",
         "lock": False,
         "fancy": False,
         "meta": np.empty((0,) * file.ndim, file.dtype),
