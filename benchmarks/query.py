@@ -173,7 +173,7 @@ def simulate(folder: Path, dense: NDArray[np.uint8], truth: NDArray[np.str_], co
     for number, name in enumerate(vocabulary.classes):
         mask = cover == number
         chosen[mask] = rng.choice(np.flatnonzero(truth == name), int(mask.sum()))
-    about = {"name": "image", "decoder": codec.decoder}
+    about = {"name": "image", "decoder": codec.decoder, "fingerprint": StoredArray(array).fingerprint()}
     total = 0
 
     def write(version: IndexLocation) -> None:

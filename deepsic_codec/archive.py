@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -14,9 +15,8 @@ from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
-from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.stored import embedded
-from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
 from deepsic_codec.stored.location import Mode
 
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
@@ -42,7 +42,7 @@ def create_array(
 
     Takes the arguments of `zarr.create_array`, for either format. Only the codecs differ: `codec` is the only one. The
     axes are also recorded as dimension names, where xarray reads them in either format, and the vocabulary of the
-    model as an attribute.
+    model and an identity of the array as an attribute.
 
     Parameters
     ----------
@@ -110,7 +110,8 @@ def create_array(
     if codec.nodata is not None:  # missing chunks and padding have no data either
         kwargs.setdefault("fill_value", float("nan") if codec.nodata == NAN else codec.nodata)
     attributes = dict(attributes or {})
-    attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), "vocabulary": _vocabulary(*codec.identity())}
+    about = {"vocabulary": _vocabulary(*codec.identity()), "id": uuid4().hex}  # see StoredArray.fingerprint
+    attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), **about}
     names = list(codec.axes) if dimension_names is None else list(dimension_names)
     if zarr_format == 2:
         attributes.setdefault("_ARRAY_DIMENSIONS", names)  # where xarray looks in format 2

@@ -19,7 +19,7 @@ import zarr
 from deepsic_codec import config as settings
 from deepsic_codec.archive import create_array, open_archive
 from deepsic_codec.axes import Index, Region, chunks_covering, iter_grid
-from deepsic_codec.bulk.index import index_location, write_index
+from deepsic_codec.bulk.index import index_location, mark_outdated, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
 from deepsic_codec.bulk.read import BatchedArray
 from deepsic_codec.bulk.resume import RECORD, Journal, complete_chunks
@@ -184,6 +184,7 @@ def store(
     if batch_size is None:
         gpu = settings.device_in_use(loading=True).startswith("cuda")
         batch_size = default_batch_size(array, stored.axes, gpu)
+    mark_outdated(stored, location)
     journal = Journal.of(stored, values.name, target_region)
     complete, records = _complete(stored, journal, target_region, resume)
     options = WriteOptions(batch_size=batch_size, journal=journal, retries=retries, backoff=backoff)
@@ -501,6 +502,8 @@ def _finish(
         journal.finish(stored, np.concatenate([records, starts.records()]))
     if location is not None:
         write_index(stored, location, starts)
+    elif len(starts):
+        mark_outdated(stored, location)  # again: an index may have been made since the beginning
     return Report(
         array=stored.array,
         written=len(starts),

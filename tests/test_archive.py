@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -65,7 +66,9 @@ def test_create(zarr_format, kind, name):
 def test_vocabulary_and_dimensions_are_attributes(zarr_format):
     z = create_array({}, **UINT8, zarr_format=zarr_format, attributes={"a": 1, "deepsic": {"b": 2}})
     assert z.attrs["a"] == 1
-    assert z.attrs["deepsic"] == {
+    about = z.attrs["deepsic"]
+    assert re.fullmatch("[0-9a-f]{32}", about.pop("id"))
+    assert about == {
         "b": 2,
         "vocabulary": {
             "head": "cd" * 32,

@@ -47,6 +47,8 @@ def contents(group):
     arrays = {name: node[...] for name, node in nodes.items() if isinstance(node, zarr.Array)}
     attributes = {name: dict(node.attrs) for name, node in {**nodes, "": group}.items()}
     for about in attributes.values():
+        about.get("deepsic", {}).pop("id", None)
+        about.get("deepsic_labels", {}).get("array", {}).pop("fingerprint", None)
         if "current" in about.get("deepsic_labels", {}):
             about["deepsic_labels"] = {"format": 1}
     return arrays, attributes

@@ -1,10 +1,12 @@
 """The label index of an array that was just written, from payload starts in memory and in the store."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from deepsic_codec.axes import Index
 from deepsic_codec.errors import LabelIndexError
+from deepsic_codec.labels import index_writer
 from deepsic_codec.labels.consolidate import location_for, update_index
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import IndexLocation
@@ -27,6 +29,12 @@ def index_location(stored: StoredArray, index: Any) -> IndexLocation | None:
         if isinstance(index, str) and index == "auto":
             return None
         raise
+
+
+def mark_outdated(stored: StoredArray, location: IndexLocation | None) -> None:
+    """Note in the index at a location, None for beside the array, that chunks are being written."""
+    with suppress(LabelIndexError):  # for an array that can have none beside it
+        index_writer.mark_outdated(location or IndexLocation.sibling_of(stored.array))
 
 
 def write_index(stored: StoredArray, location: IndexLocation, starts: Mapping[Index, bytes]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
 from deepsic_codec.cli.options import add_array, add_json
+from deepsic_codec.errors import StaleIndex
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -28,12 +29,21 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
     add_array(parser, scan=True)
     parser.add_argument("--map", metavar="CLASS", help="write a map of this class or parent, one value per label tile")
     parser.add_argument("--out", type=Path, metavar="PNG", help="file of the map (default: CLASS.png)")
+    parser.add_argument("--verify", action="store_true", help="compare the index with all chunks first")
     add_json(parser)
 
 
 def run_labels(args: argparse.Namespace) -> None:
     """Print the classes in an archive, or write a map of one."""
+    from deepsic_codec.labels.selection import NOT_COMPARED
+
     labels = _open(args)
+    if args.verify:
+        count = int(labels.rewritten().sum())
+        if count:
+            raise StaleIndex(f"{count:,} chunks were written again after they were indexed; run deepsic index")
+    elif not labels.compared:
+        say(f"{NOT_COMPARED}; --verify does that", error=True)
     if args.map:
         out = args.out or Path(f"{args.map}.png")
         _map(labels, args.map).save(out)
@@ -71,6 +81,8 @@ def add_query(parser: argparse.ArgumentParser) -> None:
 
 def run_query(args: argparse.Namespace) -> None:
     """Print the chunks that satisfy an expression."""
+    from deepsic_codec.labels.selection import NOT_COMPARED
+
     labels = _open(args)
     verify = None if args.verify == "none" else args.verify
     selection = labels.where(args.expression, tiles=args.tiles, verify=verify)
@@ -90,6 +102,8 @@ def run_query(args: argparse.Namespace) -> None:
             f"{selection.count:,} of {selection.mask.size:,} chunks; "
             f"read {nbytes:,} bytes in {requests} requests, decoded nothing"
         )
+    if not selection.compared:
+        say(f"{NOT_COMPARED}; --verify all does that", error=True)
     if args.export is not None:
         args.export.mkdir(parents=True, exist_ok=True)
         written = sum(_export(match, labels, args.export, args.kind) for match in selection.iter_arrays())

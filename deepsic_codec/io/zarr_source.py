@@ -10,9 +10,8 @@ from deepsic_codec import dask as deepsic_dask
 from deepsic_codec.codec.scaled import DTYPES
 from deepsic_codec.errors import SourceError, UnsupportedArray
 from deepsic_codec.io.images import ImageSource, check_dtype
-from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.stored.allowed import check_codecs
-from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
 from deepsic_codec.stored.location import is_deepsic
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")

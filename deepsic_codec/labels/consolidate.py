@@ -82,7 +82,7 @@ def consolidate_labels(
     for stored in arrays:
         location = location_for(stored.array, index, storage_options)
         update_index(stored, location, keep=keep, progress=progress)
-        result[stored.path] = Labels(stored, LabelIndex(location))
+        result[stored.path] = Labels(stored, LabelIndex(location), compared=True)
     return next(iter(result.values())) if isinstance(node, zarr.Array) else result
 
 
@@ -182,7 +182,8 @@ def fill_index(
     stored.layout.check_first()
     geometry = stored.geometry
     name = parent_and_name(stored.array.store_path)[1]
-    writer = IndexWriter(location, geometry, vocabulary, {"name": name, "decoder": stored.decoder})
+    about = {"name": name, "decoder": stored.decoder, "fingerprint": stored.fingerprint(fresh=True)}
+    writer = IndexWriter(location, geometry, vocabulary, about)
     done = 0
     for start, stop in writer.chunking.units(geometry.grid):
         entries = Entries(geometry, len(vocabulary.names), start, stop)

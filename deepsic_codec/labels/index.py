@@ -157,6 +157,8 @@ class LabelIndex:
         Largest scores by chunk, scores by tile, and the source of each entry.
     counts : mapping of str to int
         Number of chunks by source.
+    outdated : bool
+        Whether a bulk write began since the index was made, and did not update it.
 
     Raises
     ------
@@ -167,7 +169,7 @@ class LabelIndex:
     """
 
     def __init__(self, location: IndexLocation, counter: Counter | None = None) -> None:
-        group = _current_version(location, counter)
+        group, self.outdated = _current_version(location, counter)
         about: Any = group.attrs.get(ATTRIBUTE)
         if not isinstance(about, Mapping) or "array" not in about:
             raise LabelIndexError(f"{location}: {UNFINISHED}")
@@ -208,7 +210,7 @@ class LabelIndex:
             )
         return array
 
-    def check(self, name: str, decoder: str, geometry: Geometry) -> None:
+    def check(self, name: str, decoder: str, geometry: Geometry, fingerprint: str) -> None:
         """Check that the index belongs to an array.
 
         Raises
@@ -216,7 +218,7 @@ class LabelIndex:
         LabelIndexError
             If name, decoder, axes, chunks or tiles are others.
         StaleIndex
-            If the array has another shape now.
+            If the array has another shape now, or was replaced by another.
         """
         for key, expected in {"name": name, "decoder": decoder}.items():
             indexed = str(self.about.get(key, ""))
@@ -233,6 +235,11 @@ class LabelIndex:
                     f"{self.location}: the index was made for {key} {self.about[key]}, but the array has {value}; run "
                     "consolidate_labels"
                 )
+        if self.about.get("fingerprint") != fingerprint:
+            raise StaleIndex(
+                f"{self.location}: the array was replaced by another, or its codec changed, after it was indexed; run "
+                "consolidate_labels"
+            )
 
     @property
     def tile_unit(self) -> Index:
@@ -287,8 +294,8 @@ class LabelIndex:
         return entries
 
 
-def _current_version(location: IndexLocation, counter: Counter | None) -> zarr.Group:
-    """Open the group of the current version of an index."""
+def _current_version(location: IndexLocation, counter: Counter | None) -> tuple[zarr.Group, bool]:
+    """Open the group of the current version of an index; also return whether chunks were written since."""
     index = open_group(location, counter)
     about: Any = index.attrs.get(ATTRIBUTE)
     about = about if isinstance(about, Mapping) else {"format": FORMAT}
@@ -302,12 +309,13 @@ def _current_version(location: IndexLocation, counter: Counter | None) -> zarr.G
         raise LabelIndexError(f"{location}: {UNFINISHED}")
     version, metadata = location.child(name), about.get("metadata")
     if metadata is None:
-        return open_group(version, counter)
+        return open_group(version, counter), bool(about.get("written"))
     try:
         parsed = type(index.metadata).from_dict(metadata)  # one request for the name of the version and its metadata
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LabelIndexError(f"{location}: damaged label index ({type(error).__name__}: {error})") from None
-    return zarr.Group(zarr.AsyncGroup(parsed, StorePath(index.store, version.path)))
+    group = zarr.Group(zarr.AsyncGroup(parsed, StorePath(index.store, version.path)))
+    return group, bool(about.get("written"))
 
 
 def open_group(location: IndexLocation, counter: Counter | None = None) -> zarr.Group:

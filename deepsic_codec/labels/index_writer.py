@@ -226,6 +226,19 @@ def replace(location: IndexLocation, write: Callable[[IndexLocation], None]) -> 
         _remove_old(location)
 
 
+def mark_outdated(location: IndexLocation) -> None:
+    """Note in an index, if there is one, that chunks are being written that it does not have; the next one has no note.
+
+    If another index becomes current at this moment, the one before it may stay current, with the note.
+    """
+    with suppress(LabelIndexError, PermissionError, NotImplementedError):
+        attributes = _attributes(location)
+        about = attributes.get(ATTRIBUTE, {})
+        if about.get("current") and not about.get("written") and location.store.supports_deletes:
+            time = datetime.now(UTC).isoformat(timespec="seconds")
+            _write_attributes(location, {**attributes, ATTRIBUTE: {**about, "written": time}})
+
+
 def _attributes(location: IndexLocation) -> dict[str, Any]:
     """Return the attributes of an index, empty if nothing is there; raises LabelIndexError for anything else."""
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import zarr
 from zarr.storage import MemoryStore
 
 from deepsic_codec.labels.consolidate import update_index
@@ -47,7 +48,7 @@ def open_labels(
     LabelIndexError
         If there is no index, or it is damaged or that of another array.
     StaleIndex
-        If the array has another shape than when it was indexed.
+        If the array has another shape than when it was indexed, or was replaced by another.
     UnsupportedArray
         If there is no such array.
     """
@@ -56,9 +57,9 @@ def open_labels(
     if scan:
         location = IndexLocation(MemoryStore(), "", 3)
         update_index(stored, location, keep=False, progress=progress)
-        return Labels(stored, LabelIndex(location), counter)
+        return Labels(stored, LabelIndex(location), counter, compared=True)
     if index is not None:
         location = IndexLocation.from_user(index, stored.array.metadata.zarr_format, storage_options)
     else:
         location = IndexLocation.sibling_of(stored.array)
-    return Labels(stored, LabelIndex(location, counter), counter)
+    return Labels(stored, LabelIndex(location, counter), counter, fresh=isinstance(source, zarr.Array))

@@ -1,5 +1,6 @@
 """Query the labels of an array."""
 
+import warnings
 from math import ceil, prod
 from typing import Any
 
@@ -7,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
-from deepsic_codec.labels.evaluation import matching_chunks, rescan
+from deepsic_codec.labels.evaluation import is_current, matching_chunks, rescan
 from deepsic_codec.labels.expression import Expression, Name, parse
 from deepsic_codec.labels.index import BUFFER, FEATURES, HEADER, SOURCES, LabelIndex
-from deepsic_codec.labels.selection import Selection, Verify
+from deepsic_codec.labels.selection import Selection, StaleIndexWarning, Verify
 from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
@@ -34,15 +35,35 @@ class Labels:
         Its label index, in memory after a scan.
     vocabulary : Vocabulary
         Names that expressions can use.
+    compared : bool
+        Whether the entries were just made from the headers of all chunks. Those of an index describe chunks as they
+        were when they were indexed; `rewritten` compares them.
     bytes_read, requests : int
         Bytes and requests of opening the index, or of scanning the headers.
     """
 
-    def __init__(self, stored: StoredArray, index: LabelIndex, counter: Counter | None = None) -> None:
+    def __init__(
+        self,
+        stored: StoredArray,
+        index: LabelIndex,
+        counter: Counter | None = None,
+        *,
+        fresh: bool = False,
+        compared: bool = False,
+    ) -> None:
         # The tile size comes from the index, which was made from the labels in the chunks.
         geometry = Geometry.of(stored.array, stored.axes, index.geometry.tile)
-        index.check(parent_and_name(stored.array.store_path)[1], stored.decoder, geometry)
-        self.stored, self.array, self.index = stored, stored.array, index
+        name = parent_and_name(stored.array.store_path)[1]
+        # An array object that the caller has may be older than the array: `fresh` reads its metadata again.
+        index.check(name, stored.decoder, geometry, stored.fingerprint(fresh=fresh))
+        self.stored, self.array, self.index, self.compared = stored, stored.array, index, compared
+        if index.outdated:
+            warnings.warn(
+                f"{index.location}: chunks were written since the index was made; run consolidate_labels, or query "
+                "with verify='all'",
+                StaleIndexWarning,
+                stacklevel=3,
+            )
         self.vocabulary = index.vocabulary
         self.geometry = index.geometry
         self._opened = counter or Counter()
@@ -100,7 +121,22 @@ class Labels:
         counter = Counter()
         mask = matching_chunks(self.index, parsed, counter)
         rewritten = rescan(self.stored, self.index, parsed, mask, counter) if verify == "all" else {}
-        return Selection(self.stored, self.index, parsed, mask, counter, tiles, verify, rewritten)
+        compared = self.compared or verify == "all"
+        return Selection(self.stored, self.index, parsed, mask, counter, tiles, verify, rewritten, compared)
+
+    def rewritten(self) -> NDArray[np.bool_]:
+        """Read the headers of all chunks and compare them with the index.
+
+        Returns
+        -------
+        ndarray
+            bool, the grid of chunks: True for a chunk that is not the one that was indexed.
+        """
+        positions = np.argwhere(np.ones(self.stored.grid, np.bool_))
+        entries = zip(*(values.tolist() for values in self.index.entries(positions)), strict=True)
+        starts = self.stored.reader.starts(self.stored.indices())
+        changed = [not is_current(start, *entry) for (_, start), entry in zip(starts, entries, strict=True)]
+        return np.array(changed, np.bool_).reshape(self.stored.grid)
 
     def summary(self) -> dict[str, Any]:
         """Count the chunks of each class, from the index.

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 Verify = Literal["fetched", "all"]
 FETCH = 32  # chunks fetched and decoded together
+NOT_COMPARED = "the index was not compared with the chunks"
 QUERY_AGAIN = "run consolidate_labels and query again"
 
 
 class StaleIndexWarning(UserWarning):
-    """A chunk was written again after it was indexed and no longer satisfies the expression of a query."""
+    """Chunks were written after they were indexed; one of them may no longer satisfy the expression of a query."""
 
 
 class Match(NamedTuple):
@@ -58,6 +59,9 @@ class Selection:
         The condition.
     mask : ndarray
         bool, the grid of chunks: True for a chunk that has a tile that satisfies the condition.
+    compared : bool
+        Whether the headers of all chunks were compared with the index. If not, chunks that were written again since may
+        be missing; `where(..., verify="all")` compares.
     """
 
     stored: StoredArray
@@ -68,6 +72,7 @@ class Selection:
     _by_tiles: bool = False
     _verify: Verify | None = "fetched"
     _rewritten: dict[Index, Grid] = field(default_factory=dict)
+    compared: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -139,7 +144,7 @@ class Selection:
     def __repr__(self) -> str:
         return (
             f"<Selection {self.expression}: {self.count} of {self.mask.size} chunks, selected by reading "
-            f"{self.bytes_read:,} bytes in {self.requests} requests>"
+            f"{self.bytes_read:,} bytes in {self.requests} requests{'' if self.compared else ', ' + NOT_COMPARED}>"
         )
 
     def iter_arrays(self) -> Iterator[Match]:

@@ -7,9 +7,8 @@ import zarr
 
 from deepsic_codec.errors import ModelNotFound
 from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.stored.array import ATTRIBUTE
 from deepsic_codec.stored.embedded import use_embedded
-
-ATTRIBUTE = "deepsic"  # of arrays; has the vocabulary, so that labels can be read where the model is missing
 
 
 def vocabulary_of(array: zarr.Array, decoder: str, head: str | None) -> Vocabulary:

@@ -1,7 +1,9 @@
 """An array stored with DeepSIC, and the properties that its metadata determine."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.layout import StoredLayout, codec_names
 from deepsic_codec.stored.location import Counter, CountingStore, open_node
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
+
+ATTRIBUTE = "deepsic"  # of arrays: identity, and vocabulary, so that labels can be read where the model is missing
 
 
 class StoredArray:
@@ -96,6 +100,23 @@ class StoredArray:
         if self._counter is not None:
             store = CountingStore(store, self._counter)
         return PayloadReader(store, self.layout, self._concurrency)
+
+    def fingerprint(self, *, fresh: bool = False) -> str:
+        """Return a SHA-256 of the array's identity, codec and dtype; one that was made in its place has another.
+
+        `create_array` gives each array an identity. With `fresh`, the metadata are read again, in one request.
+        """
+        stored = self
+        if fresh:
+            path = self.array.store_path
+            # Mode "r" would reopen a store that can write, which a zip file being written cannot bear.
+            mode: Any = "r" if path.store.read_only else "r+"
+            stored = StoredArray(zarr.open_array(path, mode=mode, zarr_format=self.array.metadata.zarr_format))
+        attribute = stored.array.attrs.get(ATTRIBUTE)
+        identity = attribute.get("id") if isinstance(attribute, Mapping) else None
+        dtype = stored.array.dtype.newbyteorder("=").str
+        about = json.dumps([identity, stored.params.to_json(), dtype], sort_keys=True)
+        return sha256(about.encode()).hexdigest()
 
     @property
     def dimension_names(self) -> list[str]:

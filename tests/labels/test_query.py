@@ -1,13 +1,30 @@
 import re
+import warnings
 
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.storage import WrapperStore
 
-from deepsic_codec import DeepSIC, chunk_attrs, consolidate_labels, create_array, iter_chunk_attrs, open_labels
-from deepsic_codec.errors import ConfigurationError, CorruptPayload, ExpressionError, StaleIndex, UnsupportedPayload
+from deepsic_codec import (
+    DeepSIC,
+    DeepSICCodec,
+    chunk_attrs,
+    consolidate_labels,
+    create_array,
+    iter_chunk_attrs,
+    open_labels,
+)
+from deepsic_codec.errors import (
+    ConfigurationError,
+    CorruptPayload,
+    ExpressionError,
+    StaleIndex,
+    UnsupportedPayload,
+    WriteError,
+)
 from deepsic_codec.labels import attributes as headers
 from deepsic_codec.labels.selection import StaleIndexWarning
 from tests import stub_runtime
@@ -328,3 +345,83 @@ def test_one_bad_chunk_among_features_is_named(stub):
     found = iter_chunk_attrs(array)
     assert [next(found)[0] for _ in range(2)] == [(0, 0, 0), (0, 1, 0)]
     check_rejects(CorruptPayload, "chunk (0, 2, 0)|features", next, found)
+
+
+# What an index was made of
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_array_that_was_replaced_is_noticed(zarr_format):
+    store = zarr.storage.MemoryStore()
+    old = archive(store, zarr_format=zarr_format)
+    old[:] = 200
+    consolidate_labels(old)
+    assert open_labels(store).where("Bright").count == 2
+    arguments = {"chunks": old.chunks, "codec": DeepSIC(label_tile=(64, 64)), "zarr_format": zarr_format}
+    new = create_array(store, name="img", data=np.full(old.shape, 21, "u1"), overwrite=True, **arguments)
+    for source in (store, new, old):  # of `old`, only the metadata of the array that is no more are in memory
+        check_rejects(StaleIndex, "replaced|consolidate_labels", open_labels, source)
+    for source in (new, old):
+        assert consolidate_labels(store, "img").where("Dark").count == 2
+        assert open_labels(source).where("Dark").count == 2
+    zarr.open_array(store, path="img", mode="r+").attrs["note"] = "of the user"
+    assert open_labels(new).where("Dark").count == open_labels(store).where("Dark").count == 2
+
+
+def test_another_codec_without_identity_is_noticed():
+    store = zarr.storage.MemoryStore()
+    for quality in (40, 50):
+        codec = DeepSICCodec(quality=quality, label_tile=(64, 64))
+        arguments = {"shape": (64, 64, 3), "chunks": (64, 64, 3), "dtype": "u1", "compressors": None}
+        array = zarr.create_array(store, name="img", serializer=codec, overwrite=True, **arguments)
+        array[:] = 200
+        if quality == 40:
+            consolidate_labels(array)
+            assert open_labels(store, "img").where("Bright").count == 1
+    check_rejects(StaleIndex, "replaced|consolidate_labels", open_labels, store, "img")
+
+
+def test_answers_say_whether_they_were_compared_with_the_chunks():
+    store, array, _ = stale()
+    labels = open_labels(store)
+    assert not labels.compared and not labels.where("Bright").compared
+    assert "not compared" in repr(labels.where("Bright"))
+    assert np.argwhere(labels.rewritten()).tolist() == [[0, 0, 0], [0, 3, 0]]
+    exact = labels.where("Bright", verify="all")
+    assert exact.compared and "not compared" not in repr(exact)
+    assert open_labels(store, scan=True).where("Bright").compared
+    assert consolidate_labels(array).compared and not open_labels(array).rewritten().any()
+
+
+def test_bulk_writes_that_do_not_update_the_index_are_noticed():
+    bulk = pytest.importorskip("deepsic_codec.dask")
+    pytest.importorskip("dask.array")
+    store = zarr.storage.MemoryStore()
+    array = archive(store)
+    array[:] = 200
+    consolidate_labels(array)
+    region = np.s_[:, :128]
+    dark = np.full((128, 128, 3), 21, "u1")
+    bulk.store(dark, array, region=region, index=False)
+    with pytest.warns(StaleIndexWarning, match="written since.*consolidate_labels"):
+        labels = open_labels(store)
+    assert labels.where("Bright").count == 2 and labels.where("Bright", verify="all").count == 1
+    consolidate_labels(array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_labels(store).where("Bright").count == 1
+    bulk.store(dark + 200, array, region=region)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_labels(store).where("Bright").count == 2
+
+    class Full(WrapperStore):
+        async def set(self, key, value, *args):
+            if "/c/" in key:
+                raise PermissionError("disk full")
+            await super().set(key, value, *args)
+
+    with pytest.raises(WriteError):
+        bulk.store(dark, Full(store), name="img", region=region)
+    with pytest.warns(StaleIndexWarning, match="written since"):
+        open_labels(store)
