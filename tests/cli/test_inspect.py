@@ -51,6 +51,17 @@ def test_query_prints_a_line_of_json_for_each_match(place, capsys):
     assert code == 0 and out.splitlines() and all("region" in json.loads(line) for line in out.splitlines())
 
 
+def test_answers_of_an_index_say_whether_they_were_compared(place, capsys):
+    assert run(capsys, "index", "a.zarr")[0] == 0
+    for words in (["labels", "a.zarr"], ["query", "a.zarr", "Visible"]):
+        assert "not compared with the chunks; --verify" in run(capsys, *words)[2]
+        verified = run(capsys, *words, "--verify", *["all"][: words[0] == "query"])
+        assert verified[0] == 0 and "compared" not in verified[2]
+    zarr.open_group("a.zarr")["img"][:64, :64] = 0
+    code, _, err = run(capsys, "labels", "a.zarr", "--verify")
+    assert code == 1 and "1 chunks were written again" in err and "deepsic index" in err
+
+
 def test_query_reports_what_it_read_to_open_the_index_too(place, capsys):
     assert run(capsys, "index", "a.zarr")[0] == 0
     labels = open_labels("a.zarr")
