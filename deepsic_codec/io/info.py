@@ -23,7 +23,7 @@ from deepsic_codec.payload.sections import VALUE_RANGE, section_name
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.layout import codec_names
-from deepsic_codec.stored.location import Counter, is_deepsic, open_node
+from deepsic_codec.stored.location import Counter, is_deepsic, members, open_node
 from deepsic_codec.stored.reader import PayloadStart
 
 MAX_HEADERS = 1024  # headers that are read of an array, unless `everything` is set
@@ -93,7 +93,7 @@ def describe(
     others: list[dict[str, Any]] = []
     indices: list[str] = []
     models: list[str] = []
-    for path, member in sorted(node.members(max_depth=None)):
+    for path, member in members(node):
         if isinstance(member, zarr.Group):
             indices += [path] if INDEX in member.attrs else []
         elif embedded.ATTRIBUTE in member.attrs:
@@ -221,13 +221,13 @@ def _summary_of_headers(stored: StoredArray, starts: Sequence[Start]) -> tuple[d
 
 def _summary_of_index(stored: StoredArray, labels: Labels) -> dict[str, Any]:
     """Return the sizes of all chunks, as they were when they were indexed."""
-    column = labels.index.member("nbytes")
-    present = np.asarray(labels.index.source[...]) != MISSING
+    index = labels.index
+    source, nbytes = index.read([(array, (...,)) for array in (index.source, index.member("nbytes"))])
+    present = source != MISSING
     samples = present.astype(np.float64)
     for size, chunk, count in zip(stored.shape[::-1], stored.chunks[::-1], stored.grid[::-1], strict=True):
         samples = samples @ np.minimum(chunk, size - np.arange(count) * chunk)
-    nbytes = int(np.asarray(column[...])[present].sum(dtype=np.int64))
-    return _sizes(stored, int(present.sum()), nbytes, float(samples))
+    return _sizes(stored, int(present.sum()), int(nbytes[present].sum(dtype=np.int64)), float(samples))
 
 
 def _sizes(stored: StoredArray, chunks: int, nbytes: int, samples: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from deepsic_codec.errors import SourceError, UnsupportedArray
 from deepsic_codec.io.images import ImageSource, check_dtype
 from deepsic_codec.stored.allowed import check_codecs
 from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
-from deepsic_codec.stored.location import is_deepsic
+from deepsic_codec.stored.location import is_deepsic, members
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 # Names of dimensions, and the axes of the codec that they mean.
@@ -62,8 +62,9 @@ def open_zarr(location: str | Path, name: str, axes: str | None = None) -> Itera
     if isinstance(node, zarr.Array):
         yield _source(node, str(location), name, axes)
         return
-    members = sorted(node.members(max_depth=None), key=lambda member: member[0])
-    images = [(path, array) for path, array in members if isinstance(array, zarr.Array) and _is_image(path, array)]
+    images = [
+        (path, array) for path, array in members(node) if isinstance(array, zarr.Array) and _is_image(path, array)
+    ]
     if not images:
         raise SourceError(f"{location}: the group has no arrays of 8 or 16 bits with two dimensions or more")
     for path, array in images:

@@ -15,12 +15,19 @@ from zarr.storage import StorePath
 
 from deepsic_codec._compat import read_points, sync
 from deepsic_codec.axes import Axes, Index, Region, grid_shape
-from deepsic_codec.errors import LabelIndexError, RefusedCodec, StaleIndex
+from deepsic_codec.errors import LabelIndexError, StaleIndex
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.limits import check_count
 from deepsic_codec.stored.allowed import check_codecs
 from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.location import Counter, CountingStore, IndexLocation, counting_array
+from deepsic_codec.stored.location import (
+    DAMAGED,
+    Counter,
+    CountingStore,
+    IndexLocation,
+    counting_array,
+    metadata_errors,
+)
 
 ATTRIBUTE = "deepsic_labels"  # of the group
 FORMAT = 1
@@ -175,9 +182,9 @@ class LabelIndex:
             raise LabelIndexError(f"{location}: {UNFINISHED}")
         self.location, self.group = location, group
         self.vocabulary = Vocabulary.from_json(about.get("vocabulary"))
-        self.about: Mapping[str, Any] = about["array"]
-        self.counts: Mapping[str, int] = about.get("counts", {})
-        try:
+        with metadata_errors(f"{location}: damaged label index", LabelIndexError):
+            self.about: Mapping[str, Any] = dict(about["array"])
+            self.counts: Mapping[str, int] = {str(name): int(n) for name, n in about.get("counts", {}).items()}
             self.geometry = Geometry(
                 Axes(self.about["axes"]),
                 tuple(map(int, self.about["shape"])),
@@ -187,11 +194,7 @@ class LabelIndex:
             self.scores: zarr.Array = self.member("chunk_scores")
             self.tile_scores: zarr.Array = self.scores if self.geometry.one_tile else self.member("tile_scores")
             self.source: zarr.Array = self.member("source")
-        except RefusedCodec:
-            raise
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise LabelIndexError(f"{location}: damaged label index ({type(error).__name__}: {error})") from None
-        check_count(self.geometry.count, f"{location}: the label index", LabelIndexError)
+            check_count(self.geometry.count, f"{location}: the label index", LabelIndexError)
         expected = (len(self.vocabulary.known), *self.geometry.grid)
         if self.scores.shape != expected or self.tile_scores.shape[1:] != self.geometry.tile_grid:
             raise LabelIndexError(f"{location}: damaged label index: scores {self.scores.shape}, expected {expected}")
@@ -256,7 +259,8 @@ class LabelIndex:
         async def gather() -> list[Any]:
             return await asyncio.gather(*(counting_array(array, counter).getitem(part) for array, part in parts))
 
-        results = [np.asarray(values) for values in sync(gather())]
+        with metadata_errors(f"{self.location}: damaged label index", LabelIndexError):
+            results = [np.asarray(values) for values in sync(gather())]
         for (array, _), values in zip(parts, results, strict=True):
             if array is self.source:
                 self._check_source(values)
@@ -277,7 +281,8 @@ class LabelIndex:
         async def gather() -> list[Any]:
             return await asyncio.gather(*(read_points(counting_array(array, counter), points) for array in arrays))
 
-        source, crc = map(np.asarray, sync(gather()))
+        with metadata_errors(f"{self.location}: damaged label index", LabelIndexError):
+            source, crc = map(np.asarray, sync(gather()))
         self._check_source(source)
         return source, crc
 
@@ -312,7 +317,7 @@ def _current_version(location: IndexLocation, counter: Counter | None) -> tuple[
         return open_group(version, counter), bool(about.get("written"))
     try:
         parsed = type(index.metadata).from_dict(metadata)  # one request for the name of the version and its metadata
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise LabelIndexError(f"{location}: damaged label index ({type(error).__name__}: {error})") from None
     group = zarr.Group(zarr.AsyncGroup(parsed, StorePath(index.store, version.path)))
     return group, bool(about.get("written"))
@@ -328,7 +333,7 @@ def open_group(location: IndexLocation, counter: Counter | None = None) -> zarr.
         # Mode "r" would reopen a store that can write, which a zip file being written cannot bear.
         mode: Any = "r" if store.read_only else "r+"
         return zarr.open_group(store, path=location.path, mode=mode, zarr_format=zarr_format)
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except (FileNotFoundError, *DAMAGED) as error:
         raise LabelIndexError(
             f"{location}: no label index; make one with consolidate_labels(array) or `deepsic index URL`, or read all "
             "headers with open_labels(array, scan=True)"

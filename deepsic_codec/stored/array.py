@@ -15,7 +15,7 @@ from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, RefusedCodec, UnsupportedArray
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.layout import StoredLayout, codec_names
-from deepsic_codec.stored.location import Counter, CountingStore, open_node
+from deepsic_codec.stored.location import Counter, CountingStore, members, open_node
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
 
 ATTRIBUTE = "deepsic"  # of arrays: identity, and vocabulary, so that labels can be read where the model is missing
@@ -150,7 +150,7 @@ def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
     if isinstance(node, zarr.Array):
         return [StoredArray(node, **kwargs)]
     arrays, refused = [], None
-    for _, member in node.members(max_depth=None):
+    for _, member in members(node):
         if isinstance(member, zarr.Array):
             try:
                 arrays.append(StoredArray(member, **kwargs))
@@ -167,5 +167,7 @@ def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
 
 def dimension_names(array: zarr.Array, axes: str) -> list[str]:
     """Return the names of the dimensions of any array: those in its metadata, or the letters of its axes."""
-    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or axes
+    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    if not isinstance(names, list | tuple) or len(names) != len(axes):
+        names = axes
     return [str(name or axis) for name, axis in zip(names, axes, strict=True)]

@@ -71,6 +71,8 @@ class StoredLayout:
                 self._chain = list(self._sharding.codecs)
         self.params = self._codec()
         self.chunks: Index = tuple(array.chunks)
+        if not all(0 < size < 1 << 32 for size in self.chunks):
+            raise UnsupportedArray(f"{self.name}: chunks of {self.chunks}; expected sizes of 1 to 2^32 - 1")
         self.grid = grid_shape(array.shape, self.chunks)
         self.shard_grid: Index | None = None
         if self._sharding is not None:

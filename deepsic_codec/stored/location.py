@@ -1,6 +1,7 @@
 """Open arrays in any store, find where their index belongs, and count reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,6 +33,42 @@ def is_deepsic(node: Any) -> bool:
     except DeepSICError:
         return False
     return True
+
+
+#: What zarr and Python raise for damaged metadata.
+DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+@contextmanager
+def metadata_errors(what: Any, kind: type[DeepSICError] = UnsupportedArray) -> Iterator[None]:
+    """Raise a typed error in place of those in `DAMAGED`."""
+    try:
+        yield
+    except (DeepSICError, OSError):  # some errors of zarr are both FileNotFoundError and ValueError
+        raise
+    except DAMAGED as error:
+        text = f"{what}: the metadata cannot be read ({type(error).__name__}: {error})"
+        raise kind(text) from error
+
+
+def members(group: zarr.Group) -> list[tuple[str, Any]]:
+    """Return paths and nodes of all members of a group, those of its groups included, ordered by path.
+
+    Raises
+    ------
+    UnsupportedArray
+        If the metadata of one of them cannot be read.
+    """
+    with metadata_errors(group.store_path):
+        nodes = sorted(group.members(max_depth=None), key=lambda member: member[0])
+        return [(path, _checked(node)) for path, node in nodes]
+
+
+def _checked(node: Any) -> Any:
+    """Return a node, once it is sure that its attributes are a dict, which zarr does not check."""
+    if not isinstance(node.metadata.attributes, Mapping):
+        raise TypeError(f"attributes: expected an object, got {node.metadata.attributes!r:.80}")
+    return node
 
 
 def fsspec_options(source: Any, options: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -113,9 +150,10 @@ def open_node(
     if isinstance(source, zarr.Array | zarr.Group):
         if name is None:
             return source
-        if not isinstance(source, zarr.Group) or name not in source:
-            raise UnsupportedArray(f"{source.store_path} has no array {name!r}")
-        return source[name]
+        with metadata_errors(source.store_path):
+            if not isinstance(source, zarr.Group) or name not in source:
+                raise UnsupportedArray(f"{source.store_path} has no array {name!r}")
+            return _checked(source[name])
     options = fsspec_options(source, options)
     source = str(source) if isinstance(source, Path) else source
     if isinstance(source, str) and source.endswith(".zip") and mode == "r" and Path(source).is_file():
@@ -127,7 +165,8 @@ def open_node(
         store = path.store
         counting = StorePath(CountingStore(store, counter), path.path)
         # With a name straight to the array: the group need not be looked at, which saves requests.
-        node = (zarr.open if name is None else zarr.open_array)(counting, mode=mode, **kwargs)
+        with metadata_errors(path):
+            node = _checked((zarr.open if name is None else zarr.open_array)(counting, mode=mode, **kwargs))
     except FileNotFoundError as error:
         what = "array or group of Zarr" if name is None else f"array {name!r}"
         raise UnsupportedArray(f"{source} has no {what} ({error})") from None

@@ -1,0 +1,82 @@
+"""One value of the metadata of an archive is changed: opening, reading, queries and descriptions raise typed errors."""
+
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import MemoryStore
+
+from benchmarks.strangers import (
+    changed_store,
+    documents,
+    random_metadata,
+    random_names,
+    run_metadata,
+    run_names,
+    with_value,
+)
+from deepsic_codec import consolidate_labels, create_array, open_archive
+from deepsic_codec.errors import UnsupportedArray
+from tests.common import check_rejects, photograph
+
+pytestmark = [pytest.mark.usefixtures("stub"), pytest.mark.filterwarnings("ignore")]
+
+IMAGE = photograph(96, 64, 3)
+
+
+def archive(zarr_format):
+    store = MemoryStore()
+    zarr.open_group(store, zarr_format=zarr_format)
+    create_array(store, name="image", data=IMAGE, chunks=(64, 64, 3), zarr_format=zarr_format)
+    consolidate_labels(store, "image")
+    return store
+
+
+def sound(store):
+    assert run_metadata(store) == {}
+    return store
+
+
+@pytest.mark.parametrize("keys", ["image/", "_labels/"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_one_value_is_changed(zarr_format, keys):
+    store, rng = sound(archive(zarr_format)), np.random.default_rng(zarr_format)
+    for _ in range(12):
+        errors = run_metadata(random_metadata(rng, store, keys))
+        assert not errors, errors
+
+
+@pytest.mark.parametrize(
+    "zarr_format, name, path, value",
+    [
+        (2, "image/.zattrs", (), 0.5),
+        (3, "image/zarr.json", ("attributes",), 3),
+        (2, "image/.zattrs", ("_ARRAY_DIMENSIONS",), 1 << 64),
+        (2, "image/.zattrs", ("_ARRAY_DIMENSIONS",), "x"),
+        (2, "image/.zarray", ("chunks", 0), 0),
+        (2, "image/.zarray", ("chunks", 2), 1 << 64),
+        (3, "image/zarr.json", ("shape", 2), 1 << 64),
+        (3, "image/zarr.json", ("codecs", 0, "configuration"), []),
+        (2, "chunk_scores/.zarray", ("chunks", 2), 3),
+        (2, "source/.zarray", ("filters",), {"x": 1}),
+        (2, "source/.zarray", ("compressor",), {"id": {}}),
+        (2, "image_labels/.zattrs", (), 1),
+    ],
+)
+def test_values_that_led_to_other_errors(zarr_format, name, path, value):
+    store = archive(zarr_format)
+    (key,) = [key for key in documents(store) if key.endswith(name)]
+    store = changed_store(store, key, with_value(documents(store)[key], path, value))
+    for consolidated in [key for key in documents(store) if key.endswith(".zmetadata")]:
+        del store._store_dict[consolidated]
+    assert run_metadata(store) == {}
+
+
+def test_a_damaged_document_is_named():
+    store = archive(3)
+    store._store_dict["image/zarr.json"] = changed_store(store, "image/zarr.json", [])._store_dict["image/zarr.json"]
+    check_rejects(UnsupportedArray, "image|metadata cannot be read", open_archive, store, "image")
+
+
+def test_names_of_files():
+    rng = np.random.default_rng(0)
+    assert {run_names(random_names(rng)) for _ in range(100)} == {"named"}
