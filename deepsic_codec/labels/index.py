@@ -205,6 +205,11 @@ class LabelIndex:
         if not isinstance(array, zarr.Array):
             raise KeyError(name)
         check_codecs(array)
+        if name in ("source", "head", "crc", "nbytes") and array.shape != self.geometry.grid:
+            raise LabelIndexError(
+                f"{self.location}: damaged label index: {name} {array.shape}, expected {self.geometry.grid}; run "
+                "consolidate_labels"
+            )
         nbytes = prod(array.shards or array.chunks) * array.dtype.itemsize
         if nbytes > MAX_PART:
             raise LabelIndexError(

@@ -58,6 +58,7 @@ def test_one_value_is_changed(zarr_format, keys):
         (3, "image/zarr.json", ("codecs", 0, "configuration"), []),
         (2, "chunk_scores/.zarray", ("chunks", 2), 3),
         (2, "source/.zarray", ("filters",), {"x": 1}),
+        (2, "source/.zarray", ("shape", 0), 0),
         (2, "source/.zarray", ("compressor",), {"id": {}}),
         (2, "image_labels/.zattrs", (), 1),
     ],
