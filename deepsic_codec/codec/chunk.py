@@ -184,7 +184,7 @@ class EncodeTask:
     def __init__(self, chunk: ChunkToEncode, info: "ModelInfo") -> None:
         self.chunk, self.info, self.params = chunk, info, chunk.params
         self.cells: NDArray[np.uint8] | None = None  # scores of `label_images`, where there are no features
-        self.scaled = scale_chunk(chunk.axes.to_samples(chunk.array), chunk.params)
+        self.scaled = scale_chunk(chunk.axes.to_samples(chunk.array), chunk.params, chunk.features)
 
     @property
     def quality(self) -> float:

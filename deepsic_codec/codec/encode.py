@@ -1,7 +1,7 @@
 """Encode chunks to payloads: as features, as wavelets, or sample by sample within a bound."""
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, sqrt
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -21,8 +21,9 @@ from deepsic_codec.codec.structure import (
     without_padding,
 )
 from deepsic_codec.codec.wavelet import CodedWavelets, WaveletEncoder
+from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.payload.residual import Residual
-from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, Section
+from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, VALUE_RANGE, Section
 from deepsic_codec.payload.structure import Grid
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ Sections = dict[Section[Any], Any]
 STEPS_FROM = 1.5
 MAX_STEPS = 3  # trials
 CLOSE = 0.02  # deviation from a target that is accepted
+MISSED = 1.25  # error of a wavelet, as a share of the allowed one, from which it counts as too coarse
+
+# Ranges that values outside of them may widen for a size, which says nothing of the precision that is left.
+MAX_WIDENING = 1 << 12
 
 
 def encode_chunks(chunks: Sequence[ChunkToEncode]) -> list[bytes]:
@@ -90,6 +95,11 @@ def _encode_other(task: EncodeTask) -> bytes:
     if params.quality is not None:
         wavelet = encoder.at_quality(params.quality)
     elif params.bpp is not None:
+        if scaled.widening > MAX_WIDENING:
+            raise UnsupportedArray(
+                f"bpp: samples of the chunk are up to {scaled.widening:.3g} value ranges apart, which leaves no "
+                "precision for the others; set outliers to the NoData value, or pass rmse or max_error, which keep them"
+            )
         rest = len(task.pack_sections(encoder.sections(None), task.quality, task.cells))
         limit = params.bpp * task.chunk.axes.pixels(task.chunk.array.shape) / 8 - rest
         wavelet = encoder.for_bytes(limit)
@@ -99,10 +109,16 @@ def _encode_other(task: EncodeTask) -> bytes:
         assert params.rmse is not None
         wavelet = encoder.for_rmse(params.rmse)
     sections: Sections | None = None
-    if 8 * wavelet.nbytes > STEPS_FROM * encoder.samples:
-        sections = _in_steps(scaled, encoder.grids, wavelet, encoder.decode(wavelet), limit)
+    if 8 * wavelet.nbytes > STEPS_FROM * encoder.samples or scaled.widening > 1:
+        sections = _in_steps(
+            scaled, encoder.grids, wavelet, encoder.decode(wavelet), limit, scaled.allowed_error(params)
+        )
+    if sections is None:
+        sections = encoder.sections(wavelet)
+        if scaled.ranges is not None:
+            sections |= {VALUE_RANGE: scaled.ranges if scaled.coded_ranges is None else scaled.coded_ranges}
     quality = encoder.quality_of(wavelet.code) if params.quality is None else params.quality
-    return task.pack_sections(sections or encoder.sections(wavelet), quality, task.cells)
+    return task.pack_sections(sections, quality, task.cells)
 
 
 def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:
@@ -116,11 +132,17 @@ def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:
 
 
 def _in_steps(
-    scaled: ScaledChunk, grids: tuple[Grid, ...], wavelet: CodedWavelets, decoded: NDArray[Any], limit: float | None
+    scaled: ScaledChunk,
+    grids: tuple[Grid, ...],
+    wavelet: CodedWavelets,
+    decoded: NDArray[Any],
+    limit: float | None,
+    allowed: float | None,
 ) -> Sections | None:
     """Code samples in steps, as within a bound, if that is better than a wavelet and what it decodes to.
 
-    With a limit in bytes, better is a smaller error in as many bytes; without, fewer bytes for as small an error.
+    With a limit in bytes, better is a smaller error in as many bytes; without, fewer bytes for as small an error. If
+    float32 far outside of its range makes integers so coarse that a wavelet misses the allowed error, steps keep it.
     """
     largest = wavelet.nbytes if limit is None else max(limit, wavelet.nbytes) * (1 + CLOSE)
     # Few levels may take less than any error.
@@ -131,8 +153,14 @@ def _in_steps(
     chunks = [on_grid(scaled, grid) for grid in grids] or [scaled]
     parts = [without_padding(chunk, None) for chunk in chunks]
     measured = scaled if grids else parts[0][0]
-    error = measured.rmse(decoded)
-    step, samples = error * sqrt(12), sum(part.samples.size for part, _ in parts)
+    error, samples = measured.rmse(decoded), sum(part.samples.size for part, _ in parts)
+    coarse = scaled.widening > 1 and allowed is not None and error > MISSED * allowed
+    if coarse:
+        assert allowed is not None
+        error, largest = allowed, inf
+    elif scaled.widening > 1 and 8 * wavelet.nbytes <= STEPS_FROM * samples:
+        return None
+    step = error * sqrt(12)
     best: list[Residual] | None = None
     for _ in range(MAX_STEPS):
         # An error of a grid is repeated, so its step is finer by its factor.

@@ -7,6 +7,7 @@ unchanged, float32 scaled. Samples without data are filled before encoding.
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.codec.params import CHUNK, NAN, CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.payload.constants import deep_step
 from deepsic_codec.payload.nodata import NoData, next_value
 from deepsic_codec.payload.residual import Residual, bounded_residual, stepped_residual
 from deepsic_codec.payload.structure import Structure
@@ -22,6 +24,11 @@ from deepsic_codec.payload.wavelet import to_integers
 
 UINT8 = np.dtype("u1")
 DTYPES = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "f4"))
+FLOAT_MAX = float(np.finfo(np.float32).max)
+# Outliers lie farther from all but this share of the values at either end than these lie from each other.
+TAIL, MIN_MEASURED, MEASURED = 1 / 1000, 64, 1 << 16  # share; samples of a band that are needed, and enough, to tell
+# An only value this many ranges outside of its range marks samples without data, declared or not.
+FAR = 256
 MIDDLE = {"u1": 128, "i2": MIDDLE_Q6, "i4": 0}  # fills a band without data
 
 
@@ -43,6 +50,8 @@ class ScaledChunk:
     samples: NDArray[Any]
     ranges: Ranges | None  # None for uint8 that is not scaled
     nodata: NoData | None  # the parameter `nodata`; its mask has the shape of the samples
+    # Ranges between whose ends float32 becomes integers: `ranges`, all wider by one factor if samples lie outside.
+    coded_ranges: Ranges | None = None
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
@@ -57,7 +66,7 @@ class ScaledChunk:
     @cached_property
     def integers(self) -> NDArray[np.int32]:
         """What wavelets code, of the shape of the samples."""
-        return self._filled(to_integers(self._finite(), self.ranges))
+        return self._filled(to_integers(self._finite(), self.coded_ranges))
 
     def _finite(self) -> NDArray[Any]:
         if self.mask is not None and self.samples.dtype.kind == "f":
@@ -77,7 +86,14 @@ class ScaledChunk:
         """Size of the value range in units of the samples, the largest of all bands; 1 for a constant."""
         if self.ranges is None:
             return 255.0
-        return float((self.ranges[:, 1].astype(np.float64) - self.ranges[:, 0]).max()) or 1.0
+        return float(_extents(self.ranges).max()) or 1.0
+
+    @property
+    def widening(self) -> float:
+        """By which factor coded ranges are wider than the ranges."""
+        if self.ranges is None or self.coded_ranges is None:
+            return 1.0
+        return max(1.0, float(_extents(self.coded_ranges).max()) / self.extent)
 
     @property
     def min_step(self) -> float:
@@ -92,13 +108,20 @@ class ScaledChunk:
         """Return the samples coded in steps of this size, and what they decode to."""
         return stepped_residual(self.samples, step, self.nodata)
 
+    def allowed_error(self, params: CodecParams) -> float | None:
+        """Return the root mean square error that a target allows, in units of the samples; None for `bpp`."""
+        extent = 1.0 if self.ranges is None else float(_extents(self.ranges).min()) or self.extent
+        if params.quality is not None:
+            return deep_step(params.quality) / 255 * extent / sqrt(12)
+        return extent * 10 ** (-params.psnr / 20) if params.psnr is not None else params.rmse
+
     def psnr(self, samples: NDArray[Any]) -> float:
         """Return the PSNR of decoded samples in dB over all samples that are data; its peak is the value range."""
         difference = self.samples.astype(np.float64) - samples
         if self.ranges is None:
             difference /= 255
         else:
-            extents = self.ranges[:, 1].astype(np.float64) - self.ranges[:, 0]
+            extents = _extents(self.ranges)
             difference /= np.where(extents > 0, extents, 1)
         error = self._mean_square(difference)
         return float("inf") if error == 0 else -10 * float(np.log10(error))
@@ -130,9 +153,10 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
             f"dtype {dtype}: DeepSIC codes uint8, int8, uint16, int16 and float32; convert the values to one of them"
         )
     pairs = params.value_range
-    if native.kind == "f" and pairs is None:
+    if native.kind == "f" and pairs is None and _needs_range(params):
         raise ConfigurationError(
-            "value_range: float32 needs a value range; pass (low, high), or 'chunk' to measure the range of every chunk"
+            "value_range: for float32, quality and psnr need a value range; pass (low, high), or 'chunk' to measure "
+            "the range of every chunk; or pass rmse, bpp or max_error instead, which need none"
         )
     if native.kind == "f" and params.max_error == 0:
         raise ConfigurationError("max_error: float32 cannot be lossless; pass a bound above 0, or use another codec")
@@ -160,6 +184,11 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
             )
 
 
+def _needs_range(params: CodecParams) -> bool:
+    """Tell whether the target of float32 samples is a share of their range."""
+    return params.max_error is None and params.rmse is None and params.bpp is None
+
+
 def nodata_value(params: CodecParams, dtype: np.dtype[Any]) -> Any:
     """Return the NoData value as a number of this dtype; raises ConfigurationError if the dtype does not have it."""
     if params.nodata == NAN:
@@ -181,29 +210,74 @@ def _value(number: Any, dtype: np.dtype[Any], name: str) -> Any:
 
 
 def check_finite(array: NDArray[Any], params: CodecParams) -> None:
-    """Raise UnsupportedArray for NaN and infinities that are not NoData."""
+    """Raise UnsupportedArray for infinities, and for NaN if another value means no data."""
     if array.dtype.kind != "f":
         return
     finite = np.isfinite(array)
-    if params.nodata == NAN:
+    if params.nodata in (None, NAN):
         finite |= np.isnan(array)
+        names, advice = "infinite", "set them to a number, or to NaN if they are no data"
+    else:
+        names, advice = "NaN or infinite", f"set them to a number, or to the NoData value {params.nodata}"
     if not finite.all():
         number = array.size - np.count_nonzero(finite)
-        raise UnsupportedArray(
-            f"{number} samples of the chunk are NaN or infinite; fill them, or pass nodata=float('nan') if NaN "
-            "means no data"
-        )
+        raise UnsupportedArray(f"{number} samples of the chunk are {names}; {advice}")
 
 
-def scale_chunk(samples: NDArray[Any], params: CodecParams) -> ScaledChunk:
-    """Scale samples (slices, height, width, bands) of any byte order; `params` was checked against their dtype."""
+def scale_chunk(samples: NDArray[Any], params: CodecParams, features: bool = False) -> ScaledChunk:
+    """Scale samples (slices, height, width, bands) of any byte order; `params` was checked against their dtype.
+
+    With `features`, measured ranges hold all samples, because features clip those outside.
+    """
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
     nodata = None
     if params.nodata is not None:
-        value = nodata_value(params, samples.dtype)
-        mask = np.isnan(samples) if value != value else samples == value
-        nodata = NoData(value, _nodata_rounds_down(samples, value, mask), mask if mask.any() else None)
-    return ScaledChunk(samples, _ranges(samples, params, None if nodata is None else nodata.mask), nodata)
+        nodata = _nodata(samples, nodata_value(params, samples.dtype))
+    elif samples.dtype.kind == "f" and np.isnan(samples).any():
+        nodata = _nodata(samples, np.float32(np.nan))
+    ranges = _ranges(samples, params, None if nodata is None else nodata.mask, features)
+    if samples.dtype.kind != "f":
+        return ScaledChunk(samples, ranges, nodata)
+    assert ranges is not None
+    coded_ranges = _widened(ranges, samples, nodata)
+    if nodata is None and (far := _far_value(samples, ranges, coded_ranges)) is not None:
+        nodata = _nodata(samples, far)
+        coded_ranges = _widened(ranges, samples, nodata)
+    return ScaledChunk(samples, ranges, nodata, coded_ranges)
+
+
+def _nodata(samples: NDArray[Any], value: Any) -> NoData:
+    mask = np.isnan(samples) if value != value else samples == value
+    return NoData(value, _nodata_rounds_down(samples, value, mask), mask if mask.any() else None)
+
+
+def _extents(ranges: Ranges) -> NDArray[np.float64]:
+    return ranges[:, 1].astype(np.float64) - ranges[:, 0]
+
+
+def _widened(ranges: Ranges, samples: NDArray[np.float32], nodata: NoData | None) -> Ranges:
+    """Return ranges that hold all samples that are data, all wider by one factor, so that one step serves all bands."""
+    where: Any = True if nodata is None or nodata.mask is None else ~nodata.mask
+    low = samples.min(axis=(0, 1, 2), initial=np.inf, where=where)
+    high = samples.max(axis=(0, 1, 2), initial=-np.inf, where=where)
+    low, high = np.minimum(low, ranges[:, 0]), np.maximum(high, ranges[:, 1])
+    if (low == ranges[:, 0]).all() and (high == ranges[:, 1]).all():
+        return ranges
+    extents = _extents(ranges)
+    factor = float((_extents(np.stack([low, high], axis=-1)) / np.where(extents > 0, extents, np.inf)).max())
+    ends = np.minimum(low + factor * extents, FLOAT_MAX)
+    starts = np.maximum(np.minimum(ends - factor * extents, low), -FLOAT_MAX)
+    return np.stack([starts.astype(np.float32), np.maximum(ends.astype(np.float32), high)], axis=-1) + np.float32(0)
+
+
+def _far_value(samples: NDArray[np.float32], ranges: Ranges, coded_ranges: Ranges) -> np.float32 | None:
+    """Return the only value of samples far outside of the range; None if there is none, or if there are several."""
+    extents = _extents(ranges)
+    if not (_extents(coded_ranges) > FAR * extents).any():
+        return None
+    below, above = ranges[:, 0] - FAR * extents, ranges[:, 1] + FAR * extents
+    far = samples[(samples < below) | (samples > above)]
+    return far[0] if far.size and (far == far[0]).all() else None
 
 
 def _nodata_rounds_down(samples: NDArray[Any], value: Any, mask: NDArray[np.bool_]) -> bool:
@@ -216,23 +290,44 @@ def _nodata_rounds_down(samples: NDArray[Any], value: Any, mask: NDArray[np.bool
     return bool(2 * below > samples.size - np.count_nonzero(mask))
 
 
-def _ranges(samples: NDArray[Any], params: CodecParams, mask: NDArray[np.bool_] | None) -> Ranges | None:
+def _ranges(
+    samples: NDArray[Any], params: CodecParams, mask: NDArray[np.bool_] | None, features: bool
+) -> Ranges | None:
     dtype, bands = samples.dtype, samples.shape[-1]
-    if params.value_range is None:
+    if params.value_range is None and dtype.kind != "f":
         if dtype == UINT8:
             return None
         pairs: Any = [full_range(dtype)]
-    elif params.value_range == CHUNK:
+    elif params.value_range in (None, CHUNK):
         where: Any = True if mask is None else ~mask
         top, bottom = (np.inf, -np.inf) if dtype.kind == "f" else full_range(dtype)[::-1]
         low = samples.min(axis=(0, 1, 2), initial=top, where=where)
         high = samples.max(axis=(0, 1, 2), initial=bottom, where=where)
         pairs = np.stack([low, high], axis=-1)
         pairs[low > high] = 0  # a band without data
+        if dtype.kind == "f" and not features:
+            pairs = np.array([_without_outliers(samples[..., k], *pairs[k]) for k in range(bands)])
         pairs += dtype.type(0)  # zeros become positive: which of two zeros is the smallest depends on the order
     else:
         pairs = params.value_range
     return np.broadcast_to(np.array(pairs, dtype), (bands, 2))
+
+
+def _without_outliers(band: NDArray[np.float32], low: np.float32, high: np.float32) -> tuple[float, float]:
+    """Return the range of a band between low and high without the few values far from all others."""
+    inner = band.ravel()[:: max(1, band.size // MEASURED)]
+    inner = inner[(inner > low) & (inner < high)]  # either end may be a value for no data, of any number of samples
+    tail = int(inner.size * TAIL)
+    if inner.size < MIN_MEASURED:
+        return float(low), float(high)
+    first, last = (float(np.partition(inner, k)[k]) for k in (tail, inner.size - 1 - tail))
+    if first == last:
+        return float(low), float(high)
+    below, above = 2 * first - last, 2 * last - first
+    if below <= low and high <= above:
+        return float(low), float(high)
+    near = band[(band >= below) & (band <= above)]
+    return float(near.min()), float(near.max())
 
 
 def fill_nodata(bands: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:

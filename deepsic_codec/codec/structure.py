@@ -118,10 +118,11 @@ def _phase(equal: NDArray[np.bool_], factor: int) -> int | None:
 
 def on_grid(scaled: ScaledChunk, grid: Grid) -> ScaledChunk:
     """Return the samples of a grid."""
-    nodata, ranges = scaled.nodata, scaled.ranges
+    nodata, bands = scaled.nodata, list(grid.bands)
     if nodata is not None:
         nodata = nodata_on_grid(nodata, grid)
-    return ScaledChunk(grid.thinned(scaled.samples), None if ranges is None else ranges[list(grid.bands)], nodata)
+    ranges, coded = (None if one is None else one[bands] for one in (scaled.ranges, scaled.coded_ranges))
+    return ScaledChunk(grid.thinned(scaled.samples), ranges, nodata, coded)
 
 
 def join_grids(grids: Sequence[Grid], parts: Sequence[NDArray[Any]], shape: tuple[int, int, int, int]) -> NDArray[Any]:

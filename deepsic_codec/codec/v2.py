@@ -44,7 +44,8 @@ class DeepSIC(CodecParams, Codec):
     nodata : number, optional
         Value of samples without data, which may be NaN for float32 (the attribute and metadata then say "NaN"). Such
         samples are restored exactly at any quality. No other sample is restored to that value: it becomes the next
-        larger or smaller one instead.
+        larger or smaller one instead. If it is None, NaN means no data in float32, and so does a single value more than
+        256 value ranges outside of the range.
     effort : int
         Time that the encoder spends on fewer bytes at the same quality: 0 is fastest, 1 (the default) takes a little
         longer, 2 to 4 take many times as long, for data that is written once and read often. Decoding is equally fast
@@ -63,8 +64,9 @@ class DeepSIC(CodecParams, Codec):
         every chunk; its rows are the components.
     value_range : "chunk", (low, high), or list of pairs, optional
         Range of values that `quality` and `psnr` refer to, for all bands or for each band. "chunk" measures the range
-        in every chunk and band. By default it is the range of an integer dtype; float32 needs one, and is clipped to
-        it, except with `max_error`. Features clip integers, too, and divide the range into 16320 steps.
+        in every chunk and band, for float32 without a few values far from all others. By default it is the range of an
+        integer dtype; float32 needs one for `quality` and `psnr`. Values outside of it are kept as precisely as others;
+        only features clip them, and divide the range into 16320 steps.
     max_error : float, optional
         Bound on the absolute error of every sample, in data units; 0 is lossless (not for float32). Samples are
         predicted from their neighbours, whatever the transform.

@@ -134,7 +134,7 @@ class _Part:
             slices, _, height, width = self.coefficients.shape
             components = wavelet.decode((slices, int(self._kept(wavelet.code).sum()), height, width))
         scaled, levels = self.scaled, self._levels_of(wavelet)
-        samples = _restored(components, self._matrix_of(wavelet.code), scaled.samples.dtype, scaled.ranges)
+        samples = _restored(components, self._matrix_of(wavelet.code), scaled.samples.dtype, scaled.coded_ranges)
         if levels is not None:
             samples = Structure(levels).nearest(samples)
         if self._padding is not None:
@@ -175,7 +175,7 @@ class WaveletEncoder:
     def __init__(self, scaled: ScaledChunk, params: CodecParams) -> None:
         self._scaled, self.grids = scaled, find_grids(scaled.samples)
         # Units of the integers in the range of values.
-        self._extent = FLOAT_LEVELS if scaled.samples.dtype.kind == "f" else scaled.extent
+        self._extent = FLOAT_LEVELS / scaled.widening if scaled.samples.dtype.kind == "f" else scaled.extent
         step = self._extent * GUESS if params.quality is None else self._step(params.quality)
         if self.grids:
             self._parts = [_Part(on_grid(scaled, grid), params, step / grid.factor) for grid in self.grids]

@@ -80,7 +80,7 @@ def bounded_residual(
     """
     mask = None if nodata is None else nodata.mask
     bound = max_error if structure is None else structure.max_error(max_error)
-    for layout, step, unit in _candidates(samples, bound):
+    for layout, step, unit in _candidates(_data(samples, mask), bound):
         residual, result = _encode(samples, layout, step, unit, 0, nodata, structure)
         if _within(samples, result, max_error, mask):
             return residual, result
@@ -105,7 +105,7 @@ def stepped_residual(samples: NDArray[Any], step: float, nodata: NoData | None) 
     """
     step = float(np.float32(step))  # it comes from errors, whose last bits depend on the order of their sum
     if samples.dtype.kind == "f":
-        steps, unit = _float_steps(samples, step)
+        steps, unit = _float_steps(_data(samples, None if nodata is None else nodata.mask), step)
         return _encode(samples, FLOATS if unit else FLOAT_BITS, steps, unit, 0, nodata)
     whole = min(max(1, int(step)), MAX_STEP)
     # Chosen so that the mean square error rises about evenly from one whole step to the next.
@@ -164,19 +164,28 @@ def _candidates(samples: NDArray[Any], max_error: float) -> Iterator[tuple[int, 
         # The second step is for data on both sides of a NoData value: moving off that value may add 1 to the error.
         yield from ((INTEGERS, step, 1.0) for step in (2 * bound + 1, 2 * bound - 1) if step > 0)
         return
-    largest = np.float32(min(FLOAT_MAX, float(np.abs(samples[np.isfinite(samples)]).max(initial=0)) + max_error))
+    largest = np.float32(min(FLOAT_MAX, float(np.abs(samples).max(initial=0)) + max_error))
     room = max_error - float(np.spacing(largest)) / 2  # less the error of rounding to float32
-    if room > max_error / 2:
-        step, unit = _float_steps(samples, 2 * room * (1 - 2**-40))
+    # Half of the bound serves a few larger numbers, too: those that are farther apart become themselves.
+    few = room <= max_error / 2 and samples.size and float(np.spacing(np.median(np.abs(samples)))) < max_error
+    if room > max_error / 2 or few:
+        step, unit = _float_steps(samples, 2 * max(room, max_error / 2) * (1 - 2**-40))
         if unit:
             yield FLOATS, step, unit
     yield FLOAT_BITS, 1, 1.0
 
 
+def _data(samples: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Return the samples of float32 that are data, in one dimension; samples of integers as they are."""
+    if samples.dtype.kind != "f" or mask is None:
+        return samples
+    return samples[~np.broadcast_to(mask, samples.shape)]
+
+
 def _float_steps(samples: NDArray[Any], width: float) -> tuple[int, float]:
     """Return the step and the unit for steps of a width; unit 0 if the samples have too many."""
-    finite = samples[np.isfinite(samples)].astype(np.float64)
-    largest, extent = float(np.abs(finite).max(initial=0)), float(np.ptp(finite)) if finite.size else 0.0
+    low, high = (float(samples.min()), float(samples.max())) if samples.size else (0.0, 0.0)
+    largest, extent = max(abs(low), abs(high)), high - low
     for step in (UNITS, 1):
         unit = width / step
         if extent / unit < MAX_RANGE - 1 and largest / unit < MAX_UNITS - MAX_RANGE:

@@ -323,9 +323,11 @@ def test_numbers_that_are_none():
     array = np.zeros((4, 4, 3), "f4")
     for bad in (np.nan, np.inf, -np.inf):
         array[1, 2, 0] = bad
-        check_rejects(UnsupportedArray, "1 samples|NaN or infinite", DeepSIC(value_range=(0, 1)).encode, array)
-        if np.isinf(bad):
-            check_rejects(UnsupportedArray, "NaN or infinite", DeepSIC(value_range=(0, 1), nodata=np.nan).encode, array)
+        codec = DeepSIC(value_range=(0, 1), nodata=-1)
+        check_rejects(UnsupportedArray, "1 samples|NaN or infinite|-1", codec.encode, array)
+        for nodata in (None, np.nan) if np.isinf(bad) else ():
+            codec = DeepSIC(value_range=(0, 1), nodata=nodata)
+            check_rejects(UnsupportedArray, "1 samples|infinite|NaN if", codec.encode, array)
 
 
 @pytest.mark.filterwarnings("error")
