@@ -1,5 +1,7 @@
 """Open arrays in any store, find where their index belongs, and count reads."""
 
+import lzma
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +37,11 @@ def is_deepsic(node: Any) -> bool:
     return True
 
 
-#: What zarr and Python raise for damaged metadata.
-DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+#: What zarr and Python raise for damaged metadata, and codecs for damaged chunks.
+DAMAGED = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    *(lzma.LZMAError, zlib.error),
+)
 
 
 @contextmanager
@@ -47,7 +52,7 @@ def metadata_errors(what: Any, kind: type[DeepSICError] = UnsupportedArray) -> I
     except (DeepSICError, OSError):  # some errors of zarr are both FileNotFoundError and ValueError
         raise
     except DAMAGED as error:
-        text = f"{what}: the metadata cannot be read ({type(error).__name__}: {error})"
+        text = f"{what}: the metadata or data cannot be read ({type(error).__name__}: {error})"
         raise kind(text) from error
 
 

@@ -75,9 +75,18 @@ def test_values_that_led_to_other_errors(zarr_format, name, path, value):
 def test_a_damaged_document_is_named():
     store = archive(3)
     store._store_dict["image/zarr.json"] = changed_store(store, "image/zarr.json", [])._store_dict["image/zarr.json"]
-    check_rejects(UnsupportedArray, "image|metadata cannot be read", open_archive, store, "image")
+    check_rejects(UnsupportedArray, "image|cannot be read", open_archive, store, "image")
 
 
 def test_names_of_files():
     rng = np.random.default_rng(0)
     assert {run_names(random_names(rng)) for _ in range(100)} == {"named"}
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_damaged_chunks_of_an_index(zarr_format):
+    store = archive(zarr_format)
+    for key, value in store._store_dict.items():
+        if key.startswith("image_labels/") and key not in documents(store):
+            store._store_dict[key] = type(value).from_bytes(b"x" * 40)
+    assert run_metadata(store) == {}
