@@ -34,7 +34,7 @@ from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, to_coefficients, to_components
 
 # Step of the trellis whose error is that of quantising to whole steps, at high rates; the qualities mean these.
-STEP_GAIN = 1.19
+STEP_GAIN = 1.15
 MAX_TRIALS = 9  # two are enough where rates fall evenly
 SHORT = 0.1  # an error beyond its target by more octaves than that is not accepted, if a smaller one is possible
 CLOSE_BYTES, CLOSE_ERROR = 0.02, 0.02  # a trial this close to its target ends the search, in octaves
