@@ -10,8 +10,9 @@ they have 16 bits or are floats, which is what its documentation advises. `--chu
 chunks of 512 x 512 that have labels. Everything that is stored counts.
 
 Lossy: DeepSIC encodes with `bpp=`, whose time is that of a search. Each peer encodes at a ladder of settings around
-these bytes, 3 dB apart (JPEG XL: distances by factors of 1.5), and its RMS error at the bytes of DeepSIC is
-interpolated between the two nearest, in log bytes and log error; maximum error and speeds are those of the nearest. A
+these bytes, 3 dB apart (JPEG XL: distances by factors of 1.5); where its error is near that of DeepSIC, also between
+them, until two settings are within a tenth of the bytes. Its RMS error at the bytes of DeepSIC is interpolated between
+the two nearest, in log bytes and log error; maximum error and speeds are those of the nearest. A
 peer that needs more bytes at its lowest rate is left out; from the bytes of its lossless file on, it has no error.
 Bands are handed to a peer in all ways that it takes (together, in threes as colours, alone), and the best counts.
 
@@ -71,6 +72,8 @@ MAX_KLT_SCALE = 64.0
 JPEG2000 = ("JPEG 2000", "JPEG 2000 5/3")
 DISTANCES = [25 / 1.5**k for k in range(20)]
 MATCH = 0.02  # relative difference of bytes that counts as equal
+# A peer whose error is at most this multiple of that of DeepSIC is measured at settings of these bytes and closer.
+NEAR, APART, HALVINGS = 1.15, 1.1, 7
 STRIDE = 4  # steps of a ladder at a time, below the bytes of DeepSIC
 AS_IS = ", NoData as it is"
 
@@ -399,17 +402,17 @@ def run(scene: Scene, results: Results, codecs: Sequence[str], targets: dict[str
             for target in numbers:
                 results.get(partial(ours, scene, codec, mode, target), scene.name, codec, "", mode, target)
                 results.save()
-    rates = [row.bits for row in results.rows if row.scene == scene.name and row.codec in codecs and row.mode == LOSSY]
+    stored = [row for row in results.rows if row.scene == scene.name and row.codec in codecs and row.mode == LOSSY]
     for peer in BAND_PEERS.values():
         for mode, numbers in targets.items():
             if mode == LOSSY and peer.lossy is not None:
                 for group in band_groups(peer, scene.values.shape[2]):
-                    _ladder(results, scene, peer.name, group, rates)
+                    _ladder(results, scene, peer.name, group, stored)
             elif (peer.lossless if mode == LOSSLESS else peer.bounded if mode == BOUNDS else None) is not None:
                 _bounded(results, scene, peer, mode, numbers)
         results.save()
     if LOSSY in targets and scene.values.shape[2] > 1:
-        _ladder(results, scene, KLT, "all", rates)
+        _ladder(results, scene, KLT, "all", stored)
         results.save()
 
 
@@ -422,10 +425,11 @@ def warm_up(scene: Scene) -> None:
             codec.decode(codec.encode(part))
 
 
-def _ladder(results: Results, scene: Scene, codec: str, group: str, rates: Sequence[float]) -> None:
-    """Measure a lossy peer from below the lowest of some rates, bits per sample, to above the highest."""
-    if not rates:
+def _ladder(results: Results, scene: Scene, codec: str, group: str, stored: Sequence[Row]) -> None:
+    """Measure a lossy peer from below the lowest rate of what DeepSIC stored to above the highest."""
+    if not stored:
         return
+    rates = [row.bits for row in stored]
     peer = BAND_PEERS.get(codec)
     floor = np.ptp(scene.filled.astype(np.float64)) / 2**19 if scene.is_float else 0.2  # units of the data
     settings = [2 ** (-k / 2) for k in range(60) if 2 ** (-k / 2) * scene.deviation > floor]
@@ -445,6 +449,18 @@ def _ladder(results: Results, scene: Scene, codec: str, group: str, rates: Seque
     reached = any(bits(setting) > max(rates) for setting in settings[first:])
     if not reached and peer is not None and peer.lossless is not None and not scene.is_float:
         _bounded(results, scene, peer, LOSSLESS, [0.0])
+    for one in stored:
+        for _ in range(HALVINGS):
+            rows = [row for row in results.rows if (row.scene, row.codec, row.group) == (scene.name, codec, group)]
+            points = _falling([row for row in rows if row.mode == LOSSY and row.rms > 0])
+            above = [row for row in points if row.bits >= one.bits]
+            below = [row for row in points if row.bits < one.bits]
+            reached = at_bits(points, one.bits)
+            if not (above and below and reached) or reached.rms > NEAR * one.rms:
+                break
+            if above[0].bits <= APART * below[-1].bits:
+                break
+            bits((below[-1].target * above[0].target) ** 0.5)
 
 
 def _bounded(results: Results, scene: Scene, peer: BandPeer, mode: str, targets: Sequence[float]) -> None:

@@ -104,6 +104,22 @@ def test_errors_are_interpolated_at_equal_bytes():
     assert imagery.at_bits(rows, 4.0).rms == 0
 
 
+def test_peers_that_come_near_are_measured_between_settings(scenes, monkeypatch):
+    """Rates that change by large factors from one setting to the next."""
+    results, rates = imagery.Results(None, False), []
+
+    def measured(scene, peer, group, mode, setting):
+        rates.append(2.0**-12 * setting**-3)
+        return replace(row(peer.name, rates[-1], rates[-1] ** -0.5, group, mode, setting), scene=scene.name)
+
+    monkeypatch.setattr(imagery, "measure_peer", measured)
+    for error, closes in ((1.0, True), (0.5, False)):
+        rates.clear()
+        imagery._ladder(results, scenes["deep"], "JPEG 2000", f"alone, {error}", [row("DeepSIC", 1.0, error, "")])
+        low, high = max(rate for rate in rates if rate < 1), min(rate for rate in rates if rate >= 1)
+        assert (high <= imagery.APART * low) == closes
+
+
 def test_wins_and_losses():
     peers = [row("p", 0.5, 8.0), row("p", 2.0, 2.0), row("q", 3.0, 0.0, mode="lossless")]
 
