@@ -63,10 +63,9 @@ from deepsic_codec.payload.coders.mask import decode_mask, encode_mask
 from deepsic_codec.payload.coders.residual import decode_integers, encode_integers
 from deepsic_codec.payload.coders.subbands import decode_planes, encode_planes
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
-from deepsic_codec.payload.coders.wavelet import FRACTION_BITS
 from deepsic_codec.payload.fields import PREFIX
 from deepsic_codec.payload.sections import LABELS, SECTIONS
-from deepsic_codec.payload.steps import step_code
+from deepsic_codec.payload.steps import FRACTION_BITS, step_code
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
 from deepsic_codec.training.loss import Networks

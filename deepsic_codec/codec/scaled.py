@@ -352,7 +352,7 @@ def fill_nodata(bands: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(out.reshape(shape), 1, -1))
 
 
-def _filled_from_coarse(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _filled_from_coarse(values: NDArray[np.floating[Any]], valid: NDArray[np.bool_]) -> NDArray[np.floating[Any]]:
     """Fill a plane, which has valid samples, from its copy of half the size, filled in the same way."""
     if valid.all():
         return values
@@ -365,13 +365,13 @@ def _filled_from_coarse(values: NDArray[np.float32], valid: NDArray[np.bool_]) -
     return np.where(valid, values, _doubled(_doubled(coarse, 0), 1)[:height, :width])
 
 
-def _sums_of_four(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sums_of_four(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Add up squares of 2 x 2, in a stated order: what is filled in is coded."""
     pairs = values[:, ::2] + values[:, 1::2]
     return pairs[::2] + pairs[1::2]
 
 
-def _doubled(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+def _doubled(values: NDArray[np.floating[Any]], axis: int) -> NDArray[np.floating[Any]]:
     """Interpolate to twice the size along an axis."""
     padded = np.pad(values, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
     before, after = (np.take(padded, range(start, start + values.shape[axis]), axis) for start in (0, 2))

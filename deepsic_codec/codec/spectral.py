@@ -5,8 +5,8 @@ means with a small weight. All arithmetic is exact, or is done by single operati
 equal matrices on every machine.
 Products of matrices are sums of integers below 2^53, which float64 adds exactly in any order.
 
-Matrices are int16 (components, bands) in units of 1/16384, with orthonormal rows. Values and components are integers
-(slices, height, width, bands or components).
+Matrices are int16 (components, bands) in units of 1/16384, with orthonormal rows. Values are integers
+(slices, height, width, bands), components have FRACTION_BITS binary places.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.payload.spectral import MATRIX_BITS, UNIT, Matrix
+from deepsic_codec.payload.steps import FRACTION_BITS
 
 # Binary places of the matrix that samples are multiplied by: rows of 14 are not orthonormal enough for 16 bits.
-PRECISE_BITS = 22
+PRECISE_BITS = 20
 # With these limits all sums of products are exact. Damaged payloads may have larger components.
-MAX_VALUE, MAX_COMPONENT = 1 << 22, (1 << 26) - 1
+MAX_VALUE, MAX_COMPONENT = 1 << 22, (1 << 28) - 1
 
 # Multiplications that a fit may take: it skips rows of images with many bands.
 FIT_PRODUCTS = 1 << 31
@@ -39,12 +40,13 @@ DETAIL = 1 / 16
 
 def forward(values: NDArray[Any], matrix: Matrix) -> NDArray[np.int32]:
     """Return the components int32 of values of at most MAX_VALUE: matrix times values, rounded half up."""
-    return _product(values, refined(matrix).T)
+    return _product(values, refined(matrix).T, PRECISE_BITS - FRACTION_BITS)
 
 
 def inverse(components: NDArray[Any], matrix: Matrix) -> NDArray[np.int32]:
     """Undo `forward`, but for rounding: transposed matrix times components, rounded half up, int32."""
-    return _product(np.clip(components, -MAX_COMPONENT, MAX_COMPONENT), refined(matrix))
+    components = np.clip(components, -MAX_COMPONENT, MAX_COMPONENT)
+    return _product(components, refined(matrix), PRECISE_BITS + FRACTION_BITS)
 
 
 def refined(matrix: Matrix) -> NDArray[np.int64]:
@@ -58,15 +60,15 @@ def refined(matrix: Matrix) -> NDArray[np.int64]:
     return (correction @ rows + (1 << shift - 1)) >> shift
 
 
-def _product(values: NDArray[Any], matrix: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Multiply values (..., n) by a matrix (n, m) in units of 2^-PRECISE_BITS."""
+def _product(values: NDArray[Any], matrix: NDArray[np.int64], bits: int) -> NDArray[np.int32]:
+    """Multiply values (..., n) by a matrix (n, m) in units of 2^-bits."""
     factors = matrix.astype(np.float64)
     flat = values.reshape(-1, values.shape[-1])
     out = np.empty((len(flat), matrix.shape[1]), np.int32)
     for start in range(0, len(flat), BLOCK):
         total = flat[start : start + BLOCK].astype(np.float64) @ factors
-        total += 1 << PRECISE_BITS - 1
-        total /= 1 << PRECISE_BITS
+        total += 1 << bits - 1
+        total /= 1 << bits
         np.floor(total, out=total)
         out[start : start + BLOCK] = total
     return out.reshape(*values.shape[:-1], -1)
@@ -207,13 +209,13 @@ def choose(
 
 
 def root_mean_squares(components: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return the root mean square of each component (..., components), the same on every machine."""
+    """Return the root mean square of each component (..., components) in units, the same on every machine."""
     squares = []
     for number in range(components.shape[-1]):
         part = components[..., number].astype(np.int64)
         shift = max(0, int(np.abs(part).max()).bit_length() - 16)  # so that the sum fits 64 bits
         squares.append((int(np.square(part >> shift).sum()) << 2 * shift) / part.size)
-    return np.sqrt(squares)
+    return np.sqrt(squares) / (1 << FRACTION_BITS)
 
 
 def _energies(products: NDArray[np.int64], rows: Matrix) -> NDArray[np.int64]:

@@ -28,10 +28,10 @@ from deepsic_codec.codec.structure import (
 from deepsic_codec.payload.constants import deep_quality, deep_step
 from deepsic_codec.payload.sections import SPECTRAL, STRUCTURE, WAVELET, Section
 from deepsic_codec.payload.spectral import Matrix
-from deepsic_codec.payload.steps import PER_OCTAVE, STEPS, UNIT, step_code, step_of
+from deepsic_codec.payload.steps import FRACTION_BITS, PER_OCTAVE, STEPS, UNIT, step_code, step_of
 from deepsic_codec.payload.structure import Levels, Structure
 from deepsic_codec.payload.value_range import Ranges
-from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, to_coefficients, to_components
+from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, rounded, to_coefficients, to_components
 
 # Step of the trellis whose error is that of quantising to whole steps, at high rates; the qualities mean these.
 STEP_GAIN = 1.15
@@ -71,8 +71,7 @@ def _restored(
     components: NDArray[np.int32], matrix: Matrix | None, dtype: np.dtype[Any], ranges: Ranges | None
 ) -> NDArray[Any]:
     values = np.moveaxis(components, 1, -1)
-    if matrix is not None:
-        values = spectral.inverse(values, matrix)
+    values = rounded(values) if matrix is None else spectral.inverse(values, matrix)
     return from_integers(values, dtype.newbyteorder("="), ranges)
 
 
@@ -110,8 +109,7 @@ class _Part:
         if values.shape[-1] > 1 and params.spectral != NO_SPECTRAL:
             matrix = None if isinstance(params.spectral, str) else np.array(params.spectral)
             self.matrix = spectral.choose(values, coded.mask, step, matrix)
-        if self.matrix is not None:
-            values = spectral.forward(values, self.matrix)
+        values = values << FRACTION_BITS if self.matrix is None else spectral.forward(values, self.matrix)
         self._sizes = np.full(values.shape[-1], np.inf)  # of components that a large step leaves out
         if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
             self._sizes[1:] = spectral.root_mean_squares(values[..., 1:])

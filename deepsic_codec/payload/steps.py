@@ -1,7 +1,8 @@
-"""Steps of the quantiser of wavelets: 2^(code / 256 - 8) units of the integers that they code."""
+"""Fixed point of wavelets, and steps of their quantiser: 2^(code / 256 - 8) units of the integers that they code."""
 
 import numpy as np
 
+FRACTION_BITS = 4  # binary places of components and coefficients
 STEPS = 8192  # codes
 PER_OCTAVE = 256  # codes from a step to its double
 UNIT = 256  # steps of code 0 in a unit

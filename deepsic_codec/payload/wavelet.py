@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
-from deepsic_codec.payload.steps import STEPS
+from deepsic_codec.payload.steps import FRACTION_BITS, STEPS
 
 PLAIN = 0  # layout
 _FIXED = 3  # bytes before the stream: layout, code of the step
@@ -30,7 +30,7 @@ class Wavelet:
     stream: bytes
 
     def decode(self, shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
-        """Return the components, int32 of a shape (slices, components, height, width).
+        """Return the components, int32 of a shape (slices, components, height, width), in sixteenths.
 
         Raises
         ------
@@ -52,8 +52,13 @@ def to_components(coefficients: NDArray[np.int32]) -> NDArray[np.int32]:
     return coefficients
 
 
+def rounded(components: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Round components in sixteenths to integers; the largest wrap around."""
+    return components + (1 << FRACTION_BITS - 1) >> FRACTION_BITS
+
+
 def to_coefficients(components: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Transform components int32 (slices, components, height, width) of at most 2^25; a new array."""
+    """Transform components int32 (slices, components, height, width) below 2^28, in sixteenths; a new array."""
     from deepsic_codec.payload.coders.wavelet import forward
 
     out = np.empty(components.shape, np.int32)

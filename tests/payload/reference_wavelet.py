@@ -271,7 +271,7 @@ def inverse(parts, height, width):
         joined = [joined_numbers(row) for row in joined]
         columns = [joined_numbers(column) for column in zip(*joined, strict=True)]
         plane = [list(row) for row in zip(*columns, strict=True)]
-    return [[bits32(value + 8) >> 4 for value in row] for row in plane]
+    return plane
 
 
 def joined_numbers(numbers):
@@ -288,16 +288,18 @@ def joined_numbers(numbers):
 
 
 def to_bands(components, matrix):
-    """Bands of a pixel from its components and the rows of a matrix in 1/16384, in Python's integers."""
+    """Bands of a pixel from its components and the rows of a matrix in 1/16384, or None, in Python's integers."""
+    if matrix is None:
+        return [bits32(int(value) + 8) >> 4 for value in components]
     m = np.array(matrix, object)
     count = len(m)
-    fine = ((3 * (1 << 28) * np.eye(count, dtype=int).astype(object) - m @ m.T) @ m + (1 << 20)) // (1 << 21)
-    most = (1 << 26) - 1
+    fine = ((3 * (1 << 28) * np.eye(count, dtype=int).astype(object) - m @ m.T) @ m + (1 << 22)) // (1 << 23)
+    most = (1 << 28) - 1
     clipped = [max(-most, min(most, int(value))) for value in components]
     totals = [
         sum(value * int(row[band]) for value, row in zip(clipped, fine, strict=True)) for band in range(len(m[0]))
     ]
-    return [(total + (1 << 21)) >> 22 for total in totals]
+    return [(total + (1 << 23)) >> 24 for total in totals]
 
 
 def to_samples(bands, dtype, ranges):

@@ -16,7 +16,7 @@ from deepsic_codec.payload.coders.interval import begin_encoding, finish_encodin
 from deepsic_codec.payload.coders.subbands import MAGNITUDE_MAX, band_step, decode_planes, encode_planes
 from deepsic_codec.payload.coders.wavelet import bands_of
 from deepsic_codec.payload.sections import WAVELET
-from deepsic_codec.payload.steps import MANTISSAS, STEPS, step_code, step_of
+from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSAS, STEPS, step_code, step_of
 from deepsic_codec.payload.wavelet import (
     FLOAT_LEVELS,
     Wavelet,
@@ -30,7 +30,7 @@ from deepsic_codec.payload.wavelet import (
 from tests.common import check_rejects, guarded, photograph
 from tests.payload import reference, reference_wavelet
 
-ONE = 1 << wavelet.FRACTION_BITS  # a unit of planes in coefficients
+ONE = 1 << FRACTION_BITS  # a unit of planes in coefficients
 SMALL, UNIT, MIDDLE, LARGEST = 0, step_code(1), step_code(1 << 10), STEPS - 1
 
 
@@ -42,6 +42,16 @@ def planes(shape, seed=0, size=20.0):
     base = 5 * np.sin(y / 5) * np.cos(x / 7) + 8 * (y > x)
     gains = rng.uniform(-1, 2, (slices, components, 1, 1))
     return np.rint(size * (base * gains + rng.laplace(0, 0.3, shape))).astype(np.int32)
+
+
+def coefficients_of(values):
+    """Coefficients of integers."""
+    return to_coefficients(values << FRACTION_BITS)
+
+
+def integers_of(coefficients):
+    """Undo `coefficients_of`, but for rounding."""
+    return to_components(coefficients) + ONE // 2 >> FRACTION_BITS
 
 
 def roundtrip(coefficients, code):
@@ -86,14 +96,14 @@ def test_bands_tile_the_plane(height, width):
 @given(any_planes())
 def test_transform_turns_back(values):
     before = values.copy()
-    back = to_components(to_coefficients(values))
+    back = integers_of(coefficients_of(values))
     np.testing.assert_array_equal(values, before)
     assert back.dtype == np.int32 and np.abs(back - values).max() <= 1
 
 
 @pytest.mark.parametrize("value", [0, 1, -7, 1000, 65535, -(1 << 20)])
 def test_a_constant_plane_has_no_detail(value):
-    coefficients = wavelet.forward(np.full((50, 61), value, np.int32))
+    coefficients = wavelet.forward(np.full((50, 61), ONE * value, np.int32))
     low, *details = bands_of(50, 61)
     assert np.abs(coefficients[: low.height, : low.width] - ONE * value).max() <= 1 + abs(value) / (1 << 18)
     for band in details:
@@ -106,19 +116,19 @@ def test_norms_are_those_of_the_synthesis():
     for band in bands_of(size, size):
         coefficients = np.zeros((size, size), np.int32)
         coefficients[band.y + band.height // 2, band.x + band.width // 2] = 1 << 24
-        norm = np.sqrt(np.square(wavelet.inverse(coefficients).astype("f8") * ONE / (1 << 24)).sum())
+        norm = np.sqrt(np.square(wavelet.inverse(coefficients).astype("f8") / (1 << 24)).sum())
         assert abs(norm * (1 << wavelet.NORM_BITS) / band.norm - 1) < 0.01, band
 
 
 @settings(deadline=None, max_examples=60)
 @given(any_planes(), st.integers(3 * UNIT // 4, LARGEST))
 def test_encoder_leaves_what_decoding_gives(values, code):
-    roundtrip(to_coefficients(values), code)
+    roundtrip(coefficients_of(values), code)
 
 
 @pytest.mark.parametrize("code", [0, 255, 256, 3000, LARGEST])
 def test_every_step(code):
-    coefficients = to_coefficients(planes((1, 2, 30, 26)))
+    coefficients = coefficients_of(planes((1, 2, 30, 26)))
     roundtrip(coefficients, code)
     assert step_code(step_of(code)) == code
     for band in bands_of(30, 26):
@@ -131,7 +141,7 @@ def test_every_step(code):
 @given(any_planes(), st.floats(0.3, 64))
 def test_errors_are_those_of_the_step(values, step):
     """No coefficient moves further than a step of its band, and only small ones become zero."""
-    coefficients = to_coefficients(values)
+    coefficients = coefficients_of(values)
     code = step_code(step)
     _, decoded = roundtrip(coefficients, code)
     for band in bands_of(*values.shape[2:]):
@@ -145,16 +155,16 @@ def test_a_larger_step_takes_fewer_bytes_and_has_a_larger_error():
     values = planes((1, 3, 64, 64))
     lengths, errors = [], []
     for step in (0.25, 1, 4, 16, 64, 256, 1e6):
-        stream, decoded = roundtrip(to_coefficients(values), step_code(step))
+        stream, decoded = roundtrip(coefficients_of(values), step_code(step))
         lengths.append(len(stream))
-        errors.append(np.square(to_components(decoded).astype("f8") - values).mean())
+        errors.append(np.square(integers_of(decoded).astype("f8") - values).mean())
     assert (np.diff(lengths) < 0).all() and (np.diff(errors) > 0).all()
     assert lengths[-1] < 3 and errors[0] < 0.2
 
 
 def test_trellis_chooses_symbols_well():
     """Errors are smaller than those of rounding to whole steps; zeros take the place of ones where steps are large."""
-    coefficients = to_coefficients(planes((1, 1, 64, 64)))
+    coefficients = coefficients_of(planes((1, 1, 64, 64)))
     diagonal = bands_of(64, 64)[-1]
     part = np.s_[0, 0, diagonal.y :, diagonal.x :]
     for size in (2, 30):
@@ -196,7 +206,7 @@ def test_magnitudes_of_every_size(bits, kind):
 @pytest.mark.parametrize("step", [1 / 8, 1, 9, 120, 1e5])
 def test_second_decoder_agrees(shape, step):
     code = step_code(step)
-    stream, decoded = roundtrip(to_coefficients(planes(shape, size=40)), code)
+    stream, decoded = roundtrip(coefficients_of(planes(shape, size=40)), code)
     found = reference_wavelet.decode(code, stream, *shape)
     np.testing.assert_array_equal(found, to_components(decoded))
 
@@ -205,7 +215,7 @@ def test_second_decoder_agrees(shape, step):
 def test_second_decoder_agrees_on_several_levels(step, size):
     shape = 1, 2, 40, 37
     code = step_code(step)
-    stream, decoded = roundtrip(to_coefficients(planes(shape, size=size)), code)
+    stream, decoded = roundtrip(coefficients_of(planes(shape, size=size)), code)
     assert decoded.any(axis=(2, 3)).all()
     np.testing.assert_array_equal(reference_wavelet.decode(code, stream, *shape), to_components(decoded))
 
@@ -214,7 +224,7 @@ def test_second_decoder_agrees_on_several_levels(step, size):
 @given(any_planes(), st.integers(3 * UNIT // 4, LARGEST))
 def test_second_decoder_agrees_on_any_planes(values, code):
     values = values[..., :14, :14]
-    stream, decoded = roundtrip(to_coefficients(values), code)
+    stream, decoded = roundtrip(coefficients_of(values), code)
     found = reference_wavelet.decode(code, stream, *values.shape)
     np.testing.assert_array_equal(found, to_components(decoded))
 
@@ -256,7 +266,7 @@ def test_a_payload_is_read_from_the_documents_alone(dtype, bands):
     for y in range(20):
         for x in range(26):
             pixel = components[:, y, x].tolist()
-            pixel = pixel if matrix is None else reference_wavelet.to_bands(pixel, matrix)
+            pixel = reference_wavelet.to_bands(pixel, matrix)
             assert reference_wavelet.to_samples(pixel, name, ranges) == decoded[y, x].tolist()
 
 
@@ -282,14 +292,14 @@ def test_any_bytes_decode_or_are_refused(data, which, code, ones):
 @given(st.integers(0, 10**6), st.integers(0, 7), st.sampled_from([step_code(2), step_code(50)]))
 def test_flipped_bits_decode_or_are_refused(at, bit, code):
     shape = 1, 2, 30, 31
-    data = bytearray(encode_planes(to_coefficients(planes(shape)), code))
+    data = bytearray(encode_planes(coefficients_of(planes(shape)), code))
     data[at % len(data)] ^= 1 << bit
     decodes_or_refuses(bytes(data), shape, code)
 
 
 def test_cut_streams_decode_or_are_refused():
     shape, code = (1, 2, 20, 20), step_code(8)
-    data = encode_planes(to_coefficients(planes(shape)), code)
+    data = encode_planes(coefficients_of(planes(shape)), code)
     assert len(data) > 100
     for end in range(len(data)):
         decodes_or_refuses(data[:end], shape, code)
@@ -298,7 +308,7 @@ def test_cut_streams_decode_or_are_refused():
 @pytest.mark.parametrize("code", [step_code(3), LARGEST])
 def test_bytes_left_over_are_refused(code):
     shape = 1, 2, 20, 20
-    data = encode_planes(to_coefficients(planes(shape)), code)
+    data = encode_planes(coefficients_of(planes(shape)), code)
     check_rejects(CorruptPayload, "wavelet|zero byte", decode_planes, data + b"\0", shape, code)
     check_rejects(CorruptPayload, "wavelet|left over", decode_planes, data + b"12345678", shape, code)
 
@@ -349,7 +359,7 @@ def test_stream_is_pinned():
     """These bytes are the format, and the encoder's choices: a change here breaks stored archives, or equal bytes."""
     cases = (((2, 3, 45, 33), 1, 20, 6), ((1, 1, 30, 70), 2, 3000, 3), ((1, 2, 9, 30), 3, 50, 22))
     streams = [
-        roundtrip(to_coefficients(planes(shape, seed, size)), step_code(step))[0] for shape, seed, size, step in cases
+        roundtrip(coefficients_of(planes(shape, seed, size)), step_code(step))[0] for shape, seed, size, step in cases
     ]
     data = b"".join(streams)
     assert (len(data), hashlib.sha256(data).hexdigest()[:16]) == PINNED
@@ -368,7 +378,7 @@ def test_coder_finds_what_components_share():
     points = 60 * (rng.random((128, 128)) < 0.02)
     first = np.rint(points * rng.laplace(0, 1, (128, 128))).astype(np.int32)
     pairs = [np.stack([first, second])[None] for second in (first, np.roll(first, 64, 0))]
-    same, moved = (len(roundtrip(to_coefficients(pair), step_code(16))[0]) for pair in pairs)
+    same, moved = (len(roundtrip(coefficients_of(pair), step_code(16))[0]) for pair in pairs)
     assert same < 0.8 * moved
 
 

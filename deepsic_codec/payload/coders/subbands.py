@@ -28,8 +28,8 @@ from deepsic_codec.payload.coders.binary import (
 )
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
 from deepsic_codec.payload.coders.numba_jit import inline, jit
-from deepsic_codec.payload.coders.wavelet import DIAGONAL, FRACTION_BITS, LOW, MAX_LEVELS, NORM_BITS, Band, bands_of
-from deepsic_codec.payload.steps import MANTISSA_BITS, MANTISSAS, PER_OCTAVE, UNIT
+from deepsic_codec.payload.coders.wavelet import DIAGONAL, LOW, MAX_LEVELS, NORM_BITS, Band, bands_of
+from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSA_BITS, MANTISSAS, PER_OCTAVE, UNIT
 
 _STEP_BITS = 16  # binary places of the step of a band
 

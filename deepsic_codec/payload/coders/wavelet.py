@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from deepsic_codec.payload.coders.numba_jit import array_jit
 
-#: Coefficients have this many fractional bits.
-FRACTION_BITS = 4
 MAX_LEVELS, MIN_EDGE = 6, 12  # a plane with a shorter edge is not split
 #: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands. A constant plane keeps its value, and
 #: has no detail: the third step is chosen for that, and with fewer bits a large constant would have some.
@@ -88,8 +86,8 @@ def _sizes(height: int, width: int) -> Iterator[tuple[int, int]]:
 
 
 def forward(plane: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Transform a plane (height, width) of integers below 2^24; its bands lie where `bands_of` says."""
-    out = np.left_shift(plane, FRACTION_BITS, dtype=np.int32)
+    """Transform a plane int32 (height, width) below 2^28 in 2^-FRACTION_BITS; its bands lie where `bands_of` says."""
+    out = plane.astype(np.int32, order="C")
     sizes = list(_sizes(*plane.shape))
     for height, width in sizes[:-1]:
         _split(out, height, width)
@@ -104,8 +102,6 @@ def inverse(bands: NDArray[np.int32]) -> NDArray[np.int32]:
     sizes = list(_sizes(*bands.shape))
     for height, width in sizes[-2::-1]:
         _join(bands, height, width)
-    bands += 1 << FRACTION_BITS - 1
-    bands >>= FRACTION_BITS
     return bands
 
 
