@@ -1,5 +1,6 @@
 """Encode chunks to payloads: as features, as wavelets, or sample by sample within a bound."""
 
+import warnings
 from collections.abc import Sequence
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,12 @@ def encode_chunks(chunks: Sequence[ChunkToEncode]) -> list[bytes]:
 def _encode_features(tasks: Sequence[EncodeTask]) -> dict[EncodeTask, bytes]:
     if not tasks:
         return {}
+    if clipped := sum(task.scaled.outside() for task in tasks):
+        warnings.warn(
+            f"value_range: {clipped} samples lie outside of it, and features clip them to it; pass a wider range, or "
+            "transform='wavelet', which keeps them",
+            stacklevel=2,
+        )
     scheduler = scheduler_of(tasks[0].info)
     searched = [task for task in tasks if task.params.quality is None]  # psnr=, bpp=
     payloads: dict[EncodeTask, bytes] = {}

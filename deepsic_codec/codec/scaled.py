@@ -81,6 +81,13 @@ class ScaledChunk:
         """Whether no sample is data."""
         return self.mask is not None and bool(self.mask.all())
 
+    def outside(self) -> int:
+        """Return how many samples that are data lie outside of their range."""
+        if self.ranges is None:
+            return 0
+        outside = (self.samples < self.ranges[:, 0]) | (self.samples > self.ranges[:, 1])
+        return int(np.count_nonzero(outside if self.mask is None else outside & ~self.mask))
+
     @property
     def extent(self) -> float:
         """Size of the value range in units of the samples, the largest of all bands; 1 for a constant."""

@@ -1,6 +1,7 @@
 """Samples of every dtype, bands, NoData and bounded error through both codecs, over a stand-in for the model."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -328,6 +329,20 @@ def test_numbers_that_are_none():
         for nodata in (None, np.nan) if np.isinf(bad) else ():
             codec = DeepSIC(value_range=(0, 1), nodata=nodata)
             check_rejects(UnsupportedArray, "1 samples|infinite|NaN if", codec.encode, array)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4"])
+def test_features_say_that_they_clip(dtype):
+    array = np.full((20, 30, 3), 7, dtype)
+    array[3, 4:6], array[5, 5] = 100, 2
+    codec = DeepSIC(value_range=(5, 50), nodata=2)
+    with pytest.warns(UserWarning, match="value_range: 6 samples .* clip .* transform='wavelet'"):
+        decoded = codec.decode(codec.encode(array))
+    assert decoded.max() == 50 and (decoded[5, 5] == 2).all()
+    array[3, 4:6] = 50
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codec.encode(array)
 
 
 @pytest.mark.filterwarnings("error")
