@@ -38,6 +38,7 @@ STEPS_FROM = 1.5
 MAX_STEPS = 3  # trials
 CLOSE = 0.02  # deviation from a target that is accepted
 MISSED = 1.25  # error of a wavelet, as a share of the allowed one, from which it counts as too coarse
+FINE = 4  # levels of float32 in an error, from which it does not depend on them
 
 # Ranges that values outside of them may widen for a size, which says nothing of the precision that is left.
 MAX_WIDENING = 1 << 12
@@ -116,10 +117,11 @@ def _encode_other(task: EncodeTask) -> bytes:
         assert params.rmse is not None
         wavelet = encoder.for_rmse(params.rmse)
     sections: Sections | None = None
-    if 8 * wavelet.nbytes > STEPS_FROM * encoder.samples or scaled.widening > 1:
-        sections = _in_steps(
-            scaled, encoder.grids, wavelet, encoder.decode(wavelet), limit, scaled.allowed_error(params)
-        )
+    allowed = scaled.allowed_error(params)
+    coarse = scaled.samples.dtype.kind == "f" and allowed is not None and allowed < FINE * scaled.level
+    if coarse or 8 * wavelet.nbytes > STEPS_FROM * encoder.samples:
+        decoded = encoder.decode(wavelet)
+        sections = _in_steps(scaled, encoder.grids, wavelet, decoded, limit, allowed if coarse else None)
     if sections is None:
         sections = encoder.sections(wavelet)
         if scaled.ranges is not None:
@@ -149,7 +151,7 @@ def _in_steps(
     """Code samples in steps, as within a bound, if that is better than a wavelet and what it decodes to.
 
     With a limit in bytes, better is a smaller error in as many bytes; without, fewer bytes for as small an error. If
-    float32 far outside of its range makes integers so coarse that a wavelet misses the allowed error, steps keep it.
+    integers of float32 are so coarse that a wavelet misses the allowed error, steps keep it.
     """
     largest = wavelet.nbytes if limit is None else max(limit, wavelet.nbytes) * (1 + CLOSE)
     # Few levels may take less than any error.
@@ -161,25 +163,25 @@ def _in_steps(
     parts = [without_padding(chunk, None) for chunk in chunks]
     measured = scaled if grids else parts[0][0]
     error, samples = measured.rmse(decoded), sum(part.samples.size for part, _ in parts)
-    coarse = scaled.widening > 1 and allowed is not None and error > MISSED * allowed
-    if coarse:
-        assert allowed is not None
-        error, largest = allowed, inf
-    elif scaled.widening > 1 and 8 * wavelet.nbytes <= STEPS_FROM * samples:
+    least = measured.min_step
+    if allowed is not None and error > MISSED * allowed:
+        error, largest, least = allowed, inf, 0.0
+    elif 8 * wavelet.nbytes <= STEPS_FROM * samples:
         return None
     step = error * sqrt(12)
     best: list[Residual] | None = None
     for _ in range(MAX_STEPS):
         # An error of a grid is repeated, so its step is finer by its factor.
         factors = [grid.factor for grid in grids] or [1]
-        steps = [max(step / factor, measured.min_step) for factor in factors]
+        steps = [max(step / factor, least) for factor in factors]
         pairs = [part.stepped_residual(one) for (part, _), one in zip(parts, steps, strict=True)]
         residuals, restored = [residual for residual, _ in pairs], [one for _, one in pairs]
         reached = measured.rmse(join_grids(grids, restored, scaled.samples.shape) if grids else restored[0])
         nbytes = sum(len(residual.coded) for residual in residuals)
         if limit is None:
+            if nbytes < largest and (reached <= error * (1 + CLOSE) or largest == inf):
+                best = residuals
             if reached <= error * (1 + CLOSE):
-                best = residuals if nbytes < largest else None
                 break
             step *= error / reached / (1 + CLOSE)
         else:

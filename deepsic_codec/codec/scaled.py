@@ -20,7 +20,7 @@ from deepsic_codec.payload.nodata import NoData, next_value
 from deepsic_codec.payload.residual import Residual, bounded_residual, stepped_residual
 from deepsic_codec.payload.structure import Structure
 from deepsic_codec.payload.value_range import MIDDLE_Q6, Ranges, from_q6, full_range, to_q6
-from deepsic_codec.payload.wavelet import to_integers
+from deepsic_codec.payload.wavelet import FLOAT_LEVELS, to_integers
 
 UINT8 = np.dtype("u1")
 DTYPES = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "f4"))
@@ -29,6 +29,7 @@ FLOAT_MAX = float(np.finfo(np.float32).max)
 TAIL, MIN_MEASURED, MEASURED = 1 / 1000, 64, 1 << 16  # share; samples of a band that are needed, and enough, to tell
 # An only value this many ranges outside of its range marks samples without data, declared or not.
 FAR = 256
+MAX_SPARE = 64  # ranges that are wider than the values by this factor become narrower
 MIDDLE = {"u1": 128, "i2": MIDDLE_Q6, "i4": 0}  # fills a band without data
 
 
@@ -50,7 +51,7 @@ class ScaledChunk:
     samples: NDArray[Any]
     ranges: Ranges | None  # None for uint8 that is not scaled
     nodata: NoData | None  # the parameter `nodata`; its mask has the shape of the samples
-    # Ranges between whose ends float32 becomes integers: `ranges`, all wider by one factor if samples lie outside.
+    # Ranges between whose ends float32 becomes integers: `ranges`, or these times one factor if they do not fit.
     coded_ranges: Ranges | None = None
 
     @property
@@ -98,14 +99,17 @@ class ScaledChunk:
     @property
     def widening(self) -> float:
         """By which factor coded ranges are wider than the ranges."""
-        if self.ranges is None or self.coded_ranges is None:
-            return 1.0
-        return max(1.0, float(_extents(self.coded_ranges).max()) / self.extent)
+        return 1.0 if self.coded_ranges is None else (float(_extents(self.coded_ranges).max()) or 1.0) / self.extent
+
+    @property
+    def level(self) -> float:
+        """Units of the samples in one of the integers that wavelets code; the largest of all bands."""
+        return 1.0 if self.samples.dtype.kind != "f" else self.extent * self.widening / FLOAT_LEVELS
 
     @property
     def min_step(self) -> float:
         """Smallest step in which coding samples can pay, in their units."""
-        return 1.0 if self.samples.dtype.kind != "f" else self.extent / (1 << 24)
+        return 1.0 if self.samples.dtype.kind != "f" else self.extent * min(1.0, self.widening) / (1 << 24)
 
     def bounded_residual(self, max_error: float, structure: Structure | None = None) -> Residual:
         """Return the samples coded within `max_error` of the original."""
@@ -246,10 +250,10 @@ def scale_chunk(samples: NDArray[Any], params: CodecParams, features: bool = Fal
     if samples.dtype.kind != "f":
         return ScaledChunk(samples, ranges, nodata)
     assert ranges is not None
-    coded_ranges = _widened(ranges, samples, nodata)
+    coded_ranges = _fitting(ranges, samples, nodata, not _needs_range(params))
     if nodata is None and (far := _far_value(samples, ranges, coded_ranges)) is not None:
         nodata = _nodata(samples, far)
-        coded_ranges = _widened(ranges, samples, nodata)
+        coded_ranges = _fitting(ranges, samples, nodata, not _needs_range(params))
     return ScaledChunk(samples, ranges, nodata, coded_ranges)
 
 
@@ -262,16 +266,23 @@ def _extents(ranges: Ranges) -> NDArray[np.float64]:
     return ranges[:, 1].astype(np.float64) - ranges[:, 0]
 
 
-def _widened(ranges: Ranges, samples: NDArray[np.float32], nodata: NoData | None) -> Ranges:
-    """Return ranges that hold all samples that are data, all wider by one factor, so that one step serves all bands."""
+def _fitting(ranges: Ranges, samples: NDArray[np.float32], nodata: NoData | None, narrower: bool) -> Ranges:
+    """Return ranges, times one factor, so that one step serves all bands, that hold all data.
+
+    They may be narrower for targets that are no share of the ranges, and need precision where these are far too wide.
+    """
     where: Any = True if nodata is None or nodata.mask is None else ~nodata.mask
     low = samples.min(axis=(0, 1, 2), initial=np.inf, where=where)
     high = samples.max(axis=(0, 1, 2), initial=-np.inf, where=where)
-    low, high = np.minimum(low, ranges[:, 0]), np.maximum(high, ranges[:, 1])
-    if (low == ranges[:, 0]).all() and (high == ranges[:, 1]).all():
-        return ranges
+    low, high = (np.where(low > high, ranges[:, 0], end) for end in (low, high))  # a band without data
     extents = _extents(ranges)
-    factor = float((_extents(np.stack([low, high], axis=-1)) / np.where(extents > 0, extents, np.inf)).max())
+    shares = _extents(np.stack([low, high], axis=-1)) / np.where(extents > 0, extents, np.inf)
+    if not narrower or shares.max() * MAX_SPARE > 1:
+        low, high = np.minimum(low, ranges[:, 0]), np.maximum(high, ranges[:, 1])
+        if (low == ranges[:, 0]).all() and (high == ranges[:, 1]).all():
+            return ranges
+        shares = _extents(np.stack([low, high], axis=-1)) / np.where(extents > 0, extents, np.inf)
+    factor = float(shares.max())
     ends = np.minimum(low + factor * extents, FLOAT_MAX)
     starts = np.maximum(np.minimum(ends - factor * extents, low), -FLOAT_MAX)
     return np.stack([starts.astype(np.float32), np.maximum(ends.astype(np.float32), high)], axis=-1) + np.float32(0)

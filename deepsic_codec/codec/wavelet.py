@@ -260,17 +260,19 @@ class WaveletEncoder:
         """Encode to an error that `measure` gives, 2^-target; the range of values has this extent in its unit."""
         from deepsic_codec.codec.wavelet_rate import estimated_error
 
+        smallest = SMALLEST * min(1.0, self._scaled.widening)
+
         def trial(code: int) -> tuple[float, CodedWavelets]:
             coded, coefficients = self._encode(code)
             samples = self.decode(coded, [to_components(one) for one in coefficients])
-            return -log2(max(measure(samples), extent * SMALLEST)), coded
+            return -log2(max(measure(samples), extent * smallest)), coded
 
         def estimate(code: int) -> float:
             parts = zip(self._parts, self._codes(code), strict=True)
             errors = [estimated_error(part.coefficients, one) for part, one in parts]
             weights = [len(grid.bands) for grid in self.grids] or [1]
             square = sum(weight * error**2 for weight, error in zip(weights, errors, strict=True)) / sum(weights)
-            return -log2(max(square**0.5 if self.grids else errors[0], self._extent * SMALLEST))
+            return -log2(max(square**0.5 if self.grids else errors[0], self._extent * smallest))
 
         # No coefficient of such a step, rounded, has a larger error than the target.
         safe = max(self._min_code, step_code(max(1 / UNIT, 2**-target * self._extent / extent)))

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC
 from deepsic_codec.codec.scaled import scale_chunk
@@ -110,3 +112,38 @@ def test_an_outlier_of_one_band_leaves_the_bands_their_ranges():
     after = np.abs(codec.decode(codec.encode(array)) - array)
     for band in range(3):
         assert after[..., band][usual[..., 0]].mean() < 1.2 * before[..., band][usual[..., 0]].mean()
+
+
+@pytest.mark.parametrize("target", [{"rmse": 0.003}, {"bpp": 3}, {"max_error": 0.01}], ids=str)
+@pytest.mark.parametrize("value_range", [(0, 1e6), (-3e38, 3e38)], ids=str)
+def test_ranges_far_too_wide_cost_nothing(target, value_range):
+    array, usual = reflectance(), np.ones((64, 80, 3), bool)
+    nbytes, error, _ = others_error(array, usual, **target)
+    wide_nbytes, wide_error, _ = others_error(array, usual, value_range=value_range, **target)
+    assert wide_nbytes < 1.1 * nbytes and wide_error < 1.1 * error
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=4),
+    st.sampled_from([(0, 1), (-1e-30, 1e-30), (-3e38, 3e38), "chunk"]),
+    st.sampled_from([{"quality": 180}, {"rmse": 0.01}, {"psnr": 55}, {"max_error": 0.01}]),
+    st.sampled_from([None, -9999, float("nan")]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_targets_are_met_whatever_the_values(outliers, value_range, target, nodata, repeated, seed):
+    rng = np.random.default_rng(seed)
+    array = (rng.random((12, 17, 2)) * 0.3 + np.linspace(0, 0.6, 17)[:, None]).astype("f4")
+    for value in outliers:
+        array[rng.integers(12), rng.integers(17), rng.integers(2)] = value
+    if repeated:
+        array = np.repeat(np.repeat(array, 2, axis=0), 2, axis=1)
+    codec = DeepSIC(semantics="none", value_range=value_range, nodata=nodata, **target)
+    error = np.abs(codec.decode(codec.encode(array)).astype("f8") - array.astype("f8"))
+    extent = 1 if value_range == "chunk" else float(np.ptp(np.float32(value_range).astype("f8")))
+    if "max_error" in target:
+        assert error.max() <= 0.01
+    elif "rmse" in target:
+        assert np.sqrt(np.square(error).mean()) <= 0.014
+    elif value_range != "chunk":
+        assert np.sqrt(np.square(error).mean()) <= extent * (0.0025 if "psnr" in target else 0.0002)
