@@ -38,7 +38,7 @@ STEPS_FROM = 1.5
 MAX_STEPS = 3  # trials
 CLOSE = 0.02  # deviation from a target that is accepted
 MISSED = 1.25  # error of a wavelet, as a share of the allowed one, from which it counts as too coarse
-FINE = 4  # levels of float32 in an error, from which it does not depend on them
+MIN_LEVELS = 4  # levels of float32 in an error, from which it does not depend on them
 
 # Ranges that values outside of them may widen for a size, which says nothing of the precision that is left.
 MAX_WIDENING = 1 << 12
@@ -118,7 +118,7 @@ def _encode_other(task: EncodeTask) -> bytes:
         wavelet = encoder.for_rmse(params.rmse)
     sections: Sections | None = None
     allowed = scaled.allowed_error(params)
-    coarse = scaled.samples.dtype.kind == "f" and allowed is not None and allowed < FINE * scaled.level
+    coarse = scaled.samples.dtype.kind == "f" and allowed is not None and allowed < MIN_LEVELS * scaled.level
     if coarse or 8 * wavelet.nbytes > STEPS_FROM * encoder.samples:
         decoded = encoder.decode(wavelet)
         sections = _in_steps(scaled, encoder.grids, wavelet, decoded, limit, allowed if coarse else None)
