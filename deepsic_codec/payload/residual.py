@@ -165,7 +165,8 @@ def _candidates(samples: NDArray[Any], max_error: float) -> Iterator[tuple[int, 
         yield from ((INTEGERS, step, 1.0) for step in (2 * bound + 1, 2 * bound - 1) if step > 0)
         return
     largest = np.float32(min(FLOAT_MAX, float(np.abs(samples).max(initial=0)) + max_error))
-    room = max_error - float(np.spacing(largest)) / 2  # less the error of rounding to float32
+    with np.errstate(over="ignore"):  # of the largest number
+        room = max_error - float(np.spacing(largest)) / 2  # less the error of rounding to float32
     # Half of the bound serves a few larger numbers, too: those that are farther apart become themselves.
     few = room <= max_error / 2 and samples.size and float(np.spacing(np.median(np.abs(samples)))) < max_error
     if room > max_error / 2 or few:

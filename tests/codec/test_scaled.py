@@ -89,7 +89,8 @@ def test_nan_is_no_data_unless_another_value_is(target):
     check_rejects(UnsupportedArray, "1 samples|infinite|NaN if", DeepSIC(**target).encode, array)
 
 
-@pytest.mark.parametrize("value", [33000, -3.4e38, 700, 2**20], ids=str)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [33000, -3.4e38, 700, 2**20, np.finfo("f4").max.item()], ids=str)
 @pytest.mark.parametrize("nodata", [None, "value", 7], ids=str)
 @pytest.mark.parametrize("bound", [2e-3, 1e-4])
 def test_bounds_hold_whatever_the_outliers_and_cost_little(value, nodata, bound):
