@@ -119,7 +119,7 @@ def _encode_other(task: EncodeTask) -> bytes:
     sections: Sections | None = None
     allowed = scaled.allowed_error(params)
     coarse = scaled.samples.dtype.kind == "f" and allowed is not None and allowed < MIN_LEVELS * scaled.level
-    if coarse or 8 * wavelet.nbytes > STEPS_FROM * encoder.samples:
+    if coarse or (params.effort > 0 and 8 * wavelet.nbytes > STEPS_FROM * encoder.samples):
         decoded = encoder.decode(wavelet)
         sections = _in_steps(scaled, encoder.grids, wavelet, decoded, limit, allowed if coarse else None)
     if sections is None:

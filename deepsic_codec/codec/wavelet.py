@@ -5,7 +5,7 @@ one step for all. Rates and errors of a step are estimated from the coefficients
 or three.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 from typing import Any
@@ -182,6 +182,8 @@ class WaveletEncoder:
         # Steps below this one have the same results.
         finer = [STEPS - code for code in self._codes(STEPS)]
         self._min_code = min(part.min_code + less for part, less in zip(self._parts, finer, strict=True))
+        # The last wavelets with their coefficients, or with the samples that they decode to.
+        self._last: tuple[CodedWavelets, list[NDArray[np.int32]] | NDArray[Any]] | None = None
         # Padding has no error, and must not make up for that of data.
         self._measured = scaled if self.grids else self._parts[0].coded
 
@@ -203,21 +205,28 @@ class WaveletEncoder:
         """Return the quality that the step of a code is nearest to."""
         return round(deep_quality(step_of(code) * 255 / self._extent / STEP_GAIN), 2)
 
-    def _encode(self, code: int) -> tuple[CodedWavelets, list[NDArray[np.int32]]]:
-        """Encode with the step of a code; return the coefficients that parts decode to, too."""
+    def _encode(self, code: int) -> CodedWavelets:
+        """Encode with the step of a code."""
+        self._last = None  # its memory is needed
         pairs = [part.encode(one) for part, one in zip(self._parts, self._codes(code), strict=True)]
         if not self.grids:
             code = pairs[0][0].code
-        return CodedWavelets(code, tuple(wavelet for wavelet, _ in pairs)), [one for _, one in pairs]
+        coded = CodedWavelets(code, tuple(wavelet for wavelet, _ in pairs))
+        self._last = coded, [coefficients for _, coefficients in pairs]
+        return coded
 
-    def decode(
-        self, coded: CodedWavelets, components: Sequence[NDArray[np.int32] | None] | None = None
-    ) -> NDArray[Any]:
-        """Return the samples that wavelets stand for; their components are decoded unless they are known."""
-        known: Sequence[NDArray[np.int32] | None] = components or [None] * len(self._parts)
+    def decode(self, coded: CodedWavelets) -> NDArray[Any]:
+        """Return the samples that wavelets stand for."""
+        known: list[NDArray[np.int32] | None] = [None] * len(self._parts)
+        if self._last is not None and self._last[0] is coded:
+            if not isinstance(self._last[1], list):
+                return self._last[1]
+            known = [to_components(one) for one in self._last[1]]
         parts = zip(self._parts, coded.wavelets, known, strict=True)
         decoded = [part.decode(wavelet, one) for part, wavelet, one in parts]
-        return join_grids(self.grids, decoded, self._scaled.samples.shape) if self.grids else decoded[0]
+        samples = join_grids(self.grids, decoded, self._scaled.samples.shape) if self.grids else decoded[0]
+        self._last = coded, samples
+        return samples
 
     def sections(self, coded: CodedWavelets | None) -> dict[Section[Any], Any]:
         """Return the sections of the payload; without wavelets, what is needed besides their streams and matrices."""
@@ -229,7 +238,7 @@ class WaveletEncoder:
 
     def at_quality(self, quality: float) -> CodedWavelets:
         """Encode at a quality."""
-        return self._encode(step_code(self._step(quality)))[0]
+        return self._encode(step_code(self._step(quality)))
 
     def for_bytes(self, limit: float) -> CodedWavelets:
         """Encode to about this number of bytes, those of spectral transforms included."""
@@ -239,7 +248,7 @@ class WaveletEncoder:
             return sum(part.matrix_bytes(one) for part, one in zip(self._parts, self._codes(code), strict=True))
 
         def trial(code: int) -> tuple[float, CodedWavelets]:
-            coded, _ = self._encode(code)
+            coded = self._encode(code)
             return log2(coded.nbytes + matrix_bytes(code) + 1), coded
 
         def estimate(code: int) -> float:
@@ -263,9 +272,8 @@ class WaveletEncoder:
         smallest = SMALLEST * min(1.0, self._scaled.widening)
 
         def trial(code: int) -> tuple[float, CodedWavelets]:
-            coded, coefficients = self._encode(code)
-            samples = self.decode(coded, [to_components(one) for one in coefficients])
-            return -log2(max(measure(samples), extent * smallest)), coded
+            coded = self._encode(code)
+            return -log2(max(measure(self.decode(coded)), extent * smallest)), coded
 
         def estimate(code: int) -> float:
             parts = zip(self._parts, self._codes(code), strict=True)

@@ -211,24 +211,48 @@ def _expectation(surroundings):
 
 
 @inline
-def _predict(unary, quantiser, band, expectation, memory, at, stretched):
-    """Return the probability of a one of a bin, and the place of its mixer; `at` and `stretched` get its contexts."""
+def _input(contexts, index):
+    """Return the probability of a one under a context, in the logistic domain."""
+    return np.int64(STRETCH[contexts[index] >> 18])
+
+
+@inline
+def _predict(unary, quantiser, band, expectation, memory):
+    """Return the probability of a one of a bin, its contexts, the inputs from them, and the place of their mixer."""
     rank, near, coarser, other, previous, _, pattern, nearest = expectation
-    contexts, mixers, _ = memory
+    contexts, w, _ = memory
     start, bin3 = quantiser * ODD, min(unary, 2)
-    at[0] = start + EXPECTED + rank * UNARY + unary
-    at[1] = start + PARENT + (near * COARSE + coarser) * 3 + bin3
-    at[2] = start + SIBLING + (other * COARSE + near) * 3 + bin3
-    at[3] = start + (PATTERN + pattern if unary == 0 else LATER + nearest * UNARY + unary)
-    at[4] = start + KIND + (band * (LEVELS // 2) + (rank >> 1)) * 3 + bin3
-    at[5] = start + PLANE + (rank * COARSE + previous) * 3 + bin3
-    mixer = ((quantiser * 4 + min(unary, 3)) * COARSE + rank // 3) * INPUTS
-    dot: Any = np.int64(mixers[mixer + INPUTS - 1]) * STRETCH_ONE
-    for n in range(INPUTS - 1):
-        stretched[n] = STRETCH[contexts[at[n]] >> 18]
-        dot += np.int64(mixers[mixer + n]) * stretched[n]
-    dot = min(max(dot >> 16, -STRETCH_MAX), STRETCH_MAX)
-    return np.int64(SQUASH[dot + STRETCH_MAX]), mixer
+    at0 = start + EXPECTED + rank * UNARY + unary
+    at1 = start + PARENT + (near * COARSE + coarser) * 3 + bin3
+    at2 = start + SIBLING + (other * COARSE + near) * 3 + bin3
+    at3 = start + (PATTERN + pattern if unary == 0 else LATER + nearest * UNARY + unary)
+    at4 = start + KIND + (band * (LEVELS // 2) + (rank >> 1)) * 3 + bin3
+    at5 = start + PLANE + (rank * COARSE + previous) * 3 + bin3
+    in0, in1, in2 = _input(contexts, at0), _input(contexts, at1), _input(contexts, at2)
+    in3, in4, in5 = _input(contexts, at3), _input(contexts, at4), _input(contexts, at5)
+    m = ((quantiser * 4 + min(unary, 3)) * COARSE + rank // 3) * INPUTS
+    dot = w[m] * in0 + w[m + 1] * in1 + w[m + 2] * in2 + w[m + 3] * in3 + w[m + 4] * in4 + w[m + 5] * in5
+    dot = min(max((dot + w[m + 6] * STRETCH_ONE) >> 16, -STRETCH_MAX), STRETCH_MAX)
+    return np.int64(SQUASH[dot + STRETCH_MAX]), (at0, at1, at2, at3, at4, at5), (in0, in1, in2, in3, in4, in5), m
+
+
+@inline
+def _learn(bit, p, at, inputs, m, contexts, w):
+    """Move the contexts of a bin towards its bit, and the weights of their mixer to where they predict it better."""
+    error = ((np.int64(65535) if bit else np.int64(0)) - p) * RATE
+    w[m] += (inputs[0] * error + 131072) >> 18
+    w[m + 1] += (inputs[1] * error + 131072) >> 18
+    w[m + 2] += (inputs[2] * error + 131072) >> 18
+    w[m + 3] += (inputs[3] * error + 131072) >> 18
+    w[m + 4] += (inputs[4] * error + 131072) >> 18
+    w[m + 5] += (inputs[5] * error + 131072) >> 18
+    w[m + 6] += (STRETCH_ONE * error + 131072) >> 18
+    adapt(contexts, at[0], bit, LIMIT)
+    adapt(contexts, at[1], bit, LIMIT)
+    adapt(contexts, at[2], bit, LIMIT)
+    adapt(contexts, at[3], bit, LIMIT)
+    adapt(contexts, at[4], bit, LIMIT)
+    adapt(contexts, at[5], bit, LIMIT)
 
 
 @inline
@@ -245,7 +269,7 @@ def _zero_cost(exact, quantiser, band, rank, quiet, contexts):
 
 
 @inline
-def _costs(exact, quantiser, band, quiet, expectation, memory, at, stretched):
+def _costs(exact, quantiser, band, quiet, expectation, memory):
     """Return the costs of the best even and odd magnitude, and the magnitudes."""
     contexts = memory[0]
     rank, shift = expectation[0], expectation[5]
@@ -256,7 +280,7 @@ def _costs(exact, quantiser, band, quiet, expectation, memory, at, stretched):
     elif low > 1:  # far from 0: the rate of its bin hardly matters
         p = _chance(contexts, entry)
     else:
-        p = _predict(np.int64(0), quantiser, band, expectation, memory, at, stretched)[0] >> 4  # 1 to 4095
+        p = _predict(np.int64(0), quantiser, band, expectation, memory)[0] >> 4  # 1 to 4095
     zero = min(exact, SQUARED_MAX) ** 2 + LAMBDA * COST[4096 - p]
     rate = COST[p] + 256  # of more than 0, with its sign
     if shift == 0:
@@ -292,7 +316,7 @@ def _choose_row(coefficients, symbols, near, present, settings, memory, work, ro
     in front of the row. `work` gets the magnitudes.
     """
     step, kind, level = settings
-    at, stretched, sizes, magnitudes, options, ways = work
+    sizes, magnitudes, options, ways = work
     width, band = coefficients.shape[1], 4 * level + kind
     scale = 2.0**24 / step
     largest = np.int64(0)
@@ -322,9 +346,9 @@ def _choose_row(coefficients, symbols, near, present, settings, memory, work, ro
             ways[column] = options[column, 0] = options[column, 2] = 0
             continue
         expectation = _expectation(around)
-        a0, a1, even, odd = _costs(exact, np.int64(0), band, quiet, expectation, memory, at, stretched)
+        a0, a1, even, odd = _costs(exact, np.int64(0), band, quiet, expectation, memory)
         options[column, 0], options[column, 1] = even, odd
-        b0, b1, even, odd = _costs(exact, np.int64(1), band, quiet, expectation, memory, at, stretched)
+        b0, b1, even, odd = _costs(exact, np.int64(1), band, quiet, expectation, memory)
         options[column, 2], options[column, 3] = even, odd
         d0, e0 = c0 + a0, c4 + a1
         d1, e1 = c4 + a0, c0 + a1
@@ -404,7 +428,8 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
     before = near[3]
     step, kind, level = settings
     contexts, mixers, trellis = memory
-    at, stretched, _, magnitudes, _, _ = work
+    node = trellis[0]
+    magnitudes = work[1]
     low, band = kind == LOW, 4 * level + kind
     while row < height and (decoding or stream[3] + width * COEFFICIENT_BYTES <= data.size):
         y = row + 2
@@ -412,7 +437,7 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
             _choose_row(coefficients, symbols, near, present, settings, memory, work, row)
         for column in range(width):
             x = column + 2
-            quantiser = trellis[0] & 1
+            quantiser = node & 1
             left, far_left = _magnitude(symbols, y, x - 1), _magnitude(symbols, y, x - 2)
             around = _surroundings(left, far_left, symbols, near, present, row, column)
             magnitude: Any = np.int64(0)
@@ -433,20 +458,16 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
                 bit, stream = code_single(decoding, bit, quiet, MIN_P, LIMIT, contexts, stream, data)
                 if not bit:
                     coefficients[row, column] = 0
-                    trellis[0] = NEXT[trellis[0], 0]
+                    node = NEXT[node, 0]
                     continue
                 unary += 1
             expectation = _expectation(around)
             rank, shift = expectation[0], expectation[5]
             while unary < UNARY:
-                p, mixer = _predict(unary, quantiser, band, expectation, memory, at, stretched)
+                p, at, inputs, mixer = _predict(unary, quantiser, band, expectation, memory)
                 bit = (magnitude >> shift) > unary
                 bit, stream = code_bit(decoding, bit, p, stream, data)
-                error = ((np.int64(65535) if bit else np.int64(0)) - p) * RATE
-                for n in range(INPUTS - 1):
-                    mixers[mixer + n] += (stretched[n] * error + 131072) >> 18
-                    adapt(contexts, at[n], bit, LIMIT)
-                mixers[mixer + INPUTS - 1] += (STRETCH_ONE * error + 131072) >> 18
+                _learn(bit, p, at, inputs, mixer, contexts, mixers)
                 if not bit:
                     break
                 unary += 1
@@ -504,8 +525,9 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
                 restored = 128 * symbol - OFFSET[quantiser, rank, min(magnitude, 3) - 1]
                 restored = (restored * step + (1 << 23)) >> 24
             coefficients[row, column] = -restored if negative else restored
-            trellis[0] = NEXT[trellis[0], magnitude & 1]
+            node = NEXT[node, magnitude & 1]
         row += 1
+        trellis[0] = node
     state[0], state[1], state[2], state[3] = stream
     return row
 
@@ -527,9 +549,9 @@ class _Coder:
         self._contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
         self._trellis = np.zeros(1, np.int64)
         self._memory = self._contexts, MIXERS.ravel().copy(), self._trellis
-        inputs, row = np.zeros((2, INPUTS), np.int64), np.zeros((2, planes.shape[3] + 2), np.int64)
+        row = np.zeros((2, planes.shape[3] + 2), np.int64)
         options, ways = np.zeros((planes.shape[3], 4), np.int64), np.zeros(planes.shape[3], np.int64)
-        self._work = *inputs, *row, options, ways
+        self._work = *row, options, ways
 
     def run(self, decoding: bool, state: NDArray[np.int64], data: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Code all bands of all planes; return `data`, grown where an encoder needed more."""
