@@ -11,6 +11,7 @@ from zarr.storage._common import make_store_path
 __all__ = [
     "Buffer",
     "NDBuffer",
+    "array_config",
     "default_buffer_prototype",
     "make_store_path",
     "native_dtype",
@@ -67,8 +68,12 @@ def setting(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
+def array_config(array: Any) -> Any:
+    """Return the runtime configuration of an array, such as whether it stores empty chunks."""
+    config = getattr(array.async_array if hasattr(array, "async_array") else array._async_array, "config", None)
+    return config if config is not None else array._async_array._config  # before zarr 3.1
+
+
 def write_empty_chunks(array: Any) -> bool:
     """Tell whether an array stores chunks that are the fill value everywhere."""
-    config = getattr(array.async_array if hasattr(array, "async_array") else array._async_array, "config", None)
-    config = config if config is not None else array._async_array._config  # before zarr 3.1
-    return bool(config.write_empty_chunks)
+    return bool(array_config(array).write_empty_chunks)

@@ -17,7 +17,7 @@ from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
-from deepsic_codec.stored.location import Mode
+from deepsic_codec.stored.location import Mode, refuse_zip_path
 
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
 
@@ -85,10 +85,11 @@ def create_array(
         If the codec does not take the dtype, axes or channels; nothing is written then.
     ConfigurationError
         If `codec` is no codec of DeepSIC, or other codecs are passed too; if its `value_range`, `nodata` or `max_error`
-        do not fit the dtype, or the model cannot keep a `max_error`.
+        do not fit the dtype, or the model cannot keep a `max_error`; if `store` is the path of a zip file.
     ModelNotFound
         If the model of `codec` is not installed.
     """
+    refuse_zip_path(store)
     codec = DeepSIC() if codec is None else codec
     if not isinstance(codec, CodecParams):
         raise ConfigurationError(f"codec: expected DeepSIC(...) or DeepSICCodec(...), got {codec!r}")

@@ -5,16 +5,19 @@ workers of a `distributed.Client`. Each process takes device, batch limit and th
 `deepsic_codec.config`, which reads the DEEPSIC_* variables of its environment.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
 import zarr
+from zarr.storage import ZipStore
 
 from deepsic_codec import config as settings
 from deepsic_codec.archive import create_array, open_archive
@@ -23,13 +26,19 @@ from deepsic_codec.bulk.index import index_location, mark_outdated, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
 from deepsic_codec.bulk.read import BatchedArray
 from deepsic_codec.bulk.resume import RECORD, Journal, complete_chunks
-from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, write_block
+from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, check_process, write_block
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
-from deepsic_codec.stored.location import IndexLocation, to_store_path
+from deepsic_codec.stored.location import (
+    IndexLocation,
+    is_process_bound,
+    is_zip_path,
+    to_store_path,
+    with_absolute_path,
+)
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -95,7 +104,9 @@ def store(
         Of a dtype that the codec takes. The dimension names and attributes of a DataArray are stored too.
     target : str, Path, store, zarr.Group or zarr.Array
         Where to. An existing array is written to if it is passed as an array, or with `region`, `resume` or
-        `overwrite`.
+        `overwrite`. The path of a new zip file makes one with this array alone. What only this process can write to,
+        such as memory, a zip file or a session of Icechunk, is written by threads of this process, whatever the
+        scheduler of Dask.
     name : str, optional
         Path of the array in the group `target`, which is created if it does not exist. Without a name, the array is at
         the root of its store, where no index can be beside it.
@@ -153,8 +164,11 @@ def store(
     WriteError
         If the store would not take some of the chunks. All others are written, but no index.
     """
+    arguments = {**locals(), **kwargs}
     from deepsic_codec.model.zoo import find_model  # late: only writing needs it
 
+    if is_zip_path(target):
+        return _store_zip(**{name: value for name, value in arguments.items() if name != "kwargs"})
     _check_options(batch_size, retries, resume)
     da = _dask()
     values = _as_dask(source, da)
@@ -169,6 +183,7 @@ def store(
         may_exist=bool(resume) or region is not None,
         overwrite=overwrite,
     )
+    array = with_absolute_path(array)  # workers may be in another folder
     if embed_model:
         embedded.embed_model(array)  # also beside an array that existed
     stored = StoredArray(array)
@@ -189,11 +204,19 @@ def store(
     complete, records = _complete(stored, journal, target_region, resume)
     options = WriteOptions(batch_size=batch_size, journal=journal, retries=retries, backoff=backoff)
     values, blocks = _plan(stored, values, target_region, batch_size, complete)
-    finish = partial(_finish, skipped=len(complete), location=location, journal=journal, records=records)
+    finish = partial(
+        _finish,
+        skipped=len(complete),
+        location=location,
+        journal=journal,
+        records=records,
+        process=os.getpid(),
+    )
     report = _report(stored, values, blocks, options, finish)
     if not compute:
         return report
-    with _reporting(len(blocks), progress):
+    stores = [array.store, *([] if location is None else [location.store])]
+    with _this_process() if any(map(is_process_bound, stores)) else nullcontext(), _reporting(len(blocks), progress):
         return report.compute()
 
 
@@ -243,6 +266,43 @@ def open(
     # would not join a slice with the reading of its block, and decode all of the block.
     source = BatchedArray(stored, batch_size)
     return da.from_array(source, chunks=chunks, name=False, fancy=True, lock=False, meta=meta)
+
+
+def _store_zip(source: Any, target: Any, *, name: str | None, **options: Any) -> Report:
+    """Write an array to a new zip file."""
+    changes = [key for key in ("region", "resume", "overwrite") if options[key] not in (None, False)]
+    if changes or not options["compute"] or Path(target).exists():
+        what = changes[0] if changes else f"{target} exists" if options["compute"] else "compute=False"
+        raise ConfigurationError(
+            f"{what}: a zip file is written once, as a whole; write to a folder and zip it, or to another zip file"
+        )
+    archive = ZipStore(target, mode="w")
+    try:
+        report = store(source, archive, name=name, **options)
+    except BaseException:
+        archive.close()
+        Path(target).unlink()
+        raise
+    archive.close()
+    return replace(report, array=open_archive(target, name))
+
+
+@contextmanager
+def _this_process() -> Iterator[None]:
+    """Let Dask run tasks in threads of this process during a `with` block."""
+    import dask
+    from dask.base import get_scheduler
+
+    if get_scheduler() in (None, dask.threaded.get, dask.local.get_sync):
+        yield
+        return
+    warnings.warn(
+        "target: only this process can write to it, so the chunks are encoded by threads of this process, and not by "
+        "the workers of Dask; another store would let these write",
+        stacklevel=4,
+    )
+    with dask.config.set(scheduler="threads"):
+        yield
 
 
 @contextmanager
@@ -486,6 +546,7 @@ def _finish(
     location: IndexLocation | None,
     journal: Journal | None,
     records: Any,
+    process: int,
 ) -> Report:
     """Report what the tasks did, and write the index."""
     failed = {key: reason for result in results for key, reason in result.failed.items()}
@@ -501,6 +562,8 @@ def _finish(
     if journal is not None:
         journal.finish(stored, np.concatenate([records, starts.records()]))
     if location is not None:
+        if os.getpid() != process:
+            check_process(location.store)
         write_index(stored, location, starts)
     elif len(starts):
         mark_outdated(stored, location)  # again: an index may have been made since the beginning

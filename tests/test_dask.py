@@ -723,3 +723,72 @@ def test_progress_counts_blocks(stub):
     save(MemoryStore(), progress=lambda done, total: calls.append((done, total)), batch_size=16)
     total = calls[0][1]
     assert total > 1 and calls == [(done, total) for done in range(1, total + 1)]
+
+
+def process_bound(tmp_path, kind):
+    """A store that only this process can write to."""
+    if kind == "zip":
+        return zarr.storage.ZipStore(tmp_path / "a.zip", mode="w")
+    if kind == "obstore":
+        return zarr.storage.ObjectStore(pytest.importorskip("obstore.store").MemoryStore())
+    if kind == "icechunk":
+        icechunk = pytest.importorskip("icechunk")
+        repository = icechunk.Repository.create(icechunk.in_memory_storage())
+        return repository.writable_session("main").store
+    if kind == "memory URL":
+        return f"memory://{tmp_path.name}.zarr"
+    return WrapperStore(MemoryStore()) if kind == "wrapped" else MemoryStore()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["memory", "wrapped", "memory URL", "zip", "obstore", "icechunk"])
+def test_threads_write_what_other_processes_cannot(stub, tmp_path, kind):
+    def workers(*args, **kwargs):
+        raise AssertionError("the tasks were sent to the workers")
+
+    import dask
+
+    target = process_bound(tmp_path, kind)
+    with dask.config.set(scheduler=workers), pytest.warns(UserWarning, match="only this process"):
+        report = save(target)
+    assert report.written == 40
+    np.testing.assert_array_equal(report.array[:], image())
+
+
+def test_a_relative_path_means_the_same_folder_for_workers_elsewhere(stub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    later = save("a.zarr", compute=False, index="labels.zarr")
+    wrapped = save(zarr.storage.LocalStore("b.zarr"), compute=False)
+    monkeypatch.chdir(tmp_path / "other")
+    later.compute(), wrapped.compute()
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.zarr", "b.zarr"):
+        np.testing.assert_array_equal(zarr.open_group(name, mode="r")["image"][:], image())
+    assert not list((tmp_path / "other").iterdir()) and (tmp_path / "labels.zarr").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_file_by_its_path_is_written_once(stub, tmp_path):
+    target = tmp_path / "a.zip"
+    report = save(target)
+    assert target.is_file()
+    for values in (report.array, bulk.open(target, "image"), bulk.open(str(target))):
+        np.testing.assert_array_equal(np.asarray(values[:]), image())
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        check_rejects(ConfigurationError, "written once", save, target, **options)
+    check_rejects(ConfigurationError, "compute", save, tmp_path / "b.zip", compute=False)
+    check_rejects(UnsupportedArray, "float64", save, tmp_path / "b.zip", image().astype("f8"))
+    check_rejects(ConfigurationError, "zip", create_array, tmp_path / "b.zip", shape=(8, 8, 3), dtype="u1")
+    check_rejects(ConfigurationError, "zip", consolidate_labels, target)
+    check_rejects(ConfigurationError, "zip", consolidate_labels, report.array, index=tmp_path / "b.zip")
+    assert not (tmp_path / "b.zip").exists()
+
+
+def test_icechunk_takes_every_kind_of_write_a_second_time(stub):
+    icechunk = pytest.importorskip("icechunk")
+    session = icechunk.Repository.create(icechunk.in_memory_storage()).writable_session("main")
+    save(session.store)
+    for options in ({"resume": True}, {"resume": "verify"}, {"overwrite": True}, {"region": (slice(0, 300),)}):
+        report = save(session.store, **options)
+        np.testing.assert_array_equal(report.array[:], image())

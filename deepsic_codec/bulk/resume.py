@@ -70,7 +70,10 @@ class Journal:
         return f"{self.folder}/{self.run}-{uuid4().hex}.bin"
 
     def read(self, stored: StoredArray) -> tuple[NDArray[Any], bool]:
-        """Return all records of this run, of `RECORD`, and whether there are records of others."""
+        """Return all records of this run, of `RECORD`, and whether there are records of others.
+
+        A store that lists nothing but Zarr's own keys, as Icechunk does, has none.
+        """
         store, limit = stored.array.store, asyncio.Semaphore(READS)
 
         async def get(key: str) -> bytes:
@@ -79,7 +82,12 @@ class Journal:
             return b"" if data is None else data.to_bytes()
 
         async def get_all() -> tuple[list[bytes], bool]:
-            keys = [key async for key in store.list_prefix(f"{self.folder}/")]
+            try:
+                keys = [key async for key in store.list_prefix(f"{self.folder}/")]
+            except Exception as error:  # each store has errors of its own
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise
+                keys = []
             mine = [key for key in keys if key.startswith(f"{self.folder}/{self.run}-")]
             return await asyncio.gather(*map(get, mine)), len(mine) < len(keys)
 

@@ -5,13 +5,13 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from zarr.abc.store import Store
-from zarr.storage import MemoryStore
 
 from deepsic_codec._compat import default_buffer_prototype, sync, write_empty_chunks
 from deepsic_codec.axes import Index, ceil_div, iter_grid
@@ -19,8 +19,11 @@ from deepsic_codec.bulk.resume import RECORD, Journal
 from deepsic_codec.codec.batching import in_halves
 from deepsic_codec.codec.chunk import ChunkToEncode, prepare_chunk
 from deepsic_codec.codec.encode import encode_chunks
+from deepsic_codec.codec.params import NAN, CodecParams
+from deepsic_codec.codec.scaled import nodata_value
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.location import is_process_bound
 from deepsic_codec.stored.reader import PayloadStart
 
 CONCURRENCY = 32  # writes in flight per task
@@ -36,8 +39,7 @@ class WriteOptions:
     retries: int = 5  # of a failing write
     journal: Journal | None = None  # of what is stored
     backoff: float = 0.2  # seconds before the first retry; doubled for each further one, and up to doubled at random
-    # The process that opened the target. Writes of another to a memory store would be lost, so they are refused.
-    process: int = field(default_factory=os.getpid)
+    process: int = field(default_factory=os.getpid)  # that opened the target
 
 
 class PackedStarts(Mapping[Index, bytes]):
@@ -130,17 +132,40 @@ def write_block(
     Raises
     ------
     UnsupportedArray
-        If the block has masked values or lies beyond the array, or another process opened a memory store.
+        If the block has masked values or lies beyond the array, or what this process writes would not reach the array
+        of the process that opened it.
     """
-    if isinstance(stored.array.store, MemoryStore) and os.getpid() != options.process:
-        raise UnsupportedArray(
-            "target: another process cannot write to a memory store; use threads of one process, or another store"
-        )
+    if os.getpid() != options.process:
+        _check_reaches(stored)
     if np.ma.is_masked(block):
         raise UnsupportedArray("source: the codec cannot store masked values; fill them first")
     writer = _BlockWriter(stored, np.asarray(block), first, options)
     indices = list(iter_grid(first, writer.last))
     return writer.write(indices, indices if pending is None else pending)
+
+
+def _check_reaches(stored: StoredArray) -> None:
+    """Raise UnsupportedArray unless this process, which did not open an array, writes to the same store."""
+    store = stored.array.store
+    check_process(store)
+    try:
+        same = stored.fingerprint(fresh=True) == stored.fingerprint()
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise UnsupportedArray(
+            f"target: process {os.getpid()} does not find {stored.layout.name} in {store}; pass a location that means "
+            "the same in all processes of Dask, or write with threads: dask.config.set(scheduler='threads')"
+        )
+
+
+def check_process(store: Any) -> None:
+    """Raise UnsupportedArray if only the process that opened a store, which is another one, can write to it."""
+    if is_process_bound(store):
+        raise UnsupportedArray(
+            f"target: only the process that opened {store} can write to it, and Dask runs this task in another one; "
+            "write with threads, dask.config.set(scheduler='threads'), or to another store"
+        )
 
 
 class _BlockWriter:
@@ -221,12 +246,25 @@ class _BlockWriter:
         return self.block[tuple(slice(a, a + n) for a, n in zip(starts, self.stored.chunks, strict=True))]
 
     def _job(self, values: NDArray[Any]) -> ChunkToEncode:
+        params = self.stored.params
         padding = [chunk - size for chunk, size in zip(self.stored.chunks, values.shape, strict=True)]
         valid_shape = values.shape if any(padding) else None
         if valid_shape is not None:
-            # The last samples repeated cost few bits, where the fill value would make an edge that shows in labels.
-            values = np.pad(values, [(0, count) for count in padding], mode="edge")
-        return prepare_chunk(self.stored.params, values, order=self.layout.order, valid_shape=valid_shape)
+            # Padding shows when the array is enlarged. So it is no data, which comes back exactly and costs few bytes;
+            # the fill value as data would also make an edge that shows in labels.
+            params = self.edge_params
+            value = nodata_value(params, np.dtype(values.dtype.newbyteorder("=")))
+            values = np.pad(values, [(0, count) for count in padding], constant_values=value)
+        return prepare_chunk(params, values, order=self.layout.order, valid_shape=valid_shape)
+
+    @cached_property
+    def edge_params(self) -> CodecParams:
+        """Parameters of chunks at the edge of the array, which have a NoData value in any case."""
+        params = self.stored.params
+        if params.nodata is not None:
+            return params
+        value = NAN if self.stored.array.dtype.kind == "f" else int(self.stored.fill_value)
+        return type(params).from_json({**params.to_json(), "nodata": value})
 
     def _record(self, payloads: Mapping[Index, bytes | None]) -> None:
         """Keep the starts of payloads that were stored."""

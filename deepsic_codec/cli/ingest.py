@@ -81,10 +81,13 @@ def _nodata(text: str) -> float | None:
 def run_ingest(args: argparse.Namespace) -> None:
     """Write the sources to the archive and print the results."""
     from deepsic_codec.io.ingest import ingest, ingest_pyramid
+    from deepsic_codec.stored.location import refuse_zip_path
 
     skipped: list[str] = []
     renamed: list[str] = []
     sources = list(_sources(args, skipped, renamed))  # finds what cannot be opened before anything is written
+    if len(sources) > 1:
+        refuse_zip_path(args.url)
     names = (
         "quality",
         "psnr",

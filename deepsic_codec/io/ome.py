@@ -11,6 +11,7 @@ import zarr
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.io import georeference
 from deepsic_codec.io.images import ImageSource
+from deepsic_codec.stored.location import refuse_zip_path
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -109,6 +110,7 @@ def describe(name: str, levels: Sequence[Any], axes: str) -> dict[str, Any]:
 
 def open_group(url: Any, name: str) -> zarr.Group:
     """Open or create the group of a pyramid; raises UnsupportedArray if an array has this name."""
+    refuse_zip_path(url)
     try:
         return zarr.open_group(url, path=name, mode="a", zarr_format=3)
     except Exception as error:  # zarr's errors differ between versions and stores

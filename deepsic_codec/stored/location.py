@@ -10,10 +10,10 @@ from typing import Any, Literal, Self
 
 import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
-from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore, ZipStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, WrapperStore, ZipStore
 
-from deepsic_codec._compat import Buffer, make_store_path, read_part, sync
-from deepsic_codec.errors import DeepSICError, LabelIndexError, UnsupportedArray
+from deepsic_codec._compat import Buffer, array_config, make_store_path, read_part, sync
+from deepsic_codec.errors import ConfigurationError, DeepSICError, LabelIndexError, UnsupportedArray
 from deepsic_codec.stored.layout import StoredLayout
 
 SUFFIX = "_labels"  # of the group beside an array that has its index
@@ -161,7 +161,9 @@ def open_node(
             return _checked(source[name])
     options = fsspec_options(source, options)
     source = str(source) if isinstance(source, Path) else source
-    if isinstance(source, str) and source.endswith(".zip") and mode == "r" and Path(source).is_file():
+    if mode != "r":
+        refuse_zip_path(source)
+    elif is_zip_path(source) and Path(source).is_file():
         source = ZipStore(source, mode="r")  # zarr itself takes the path for that of a folder
     if isinstance(source, Store) and mode == "r" and not source.read_only:
         mode = "r+"  # "r" would reopen the store, which a zip file being written cannot bear
@@ -185,16 +187,74 @@ def open_node(
 def to_store_path(location: Any, options: Mapping[str, Any] | None = None, *, write: bool = False) -> StorePath:
     """Return the path in a store that a user named: a node, store or path as `zarr.open_group` takes.
 
-    `options` are `storage_options` for a URL; `write` opens the store for writing. Raises FileNotFoundError if there is
-    no such store.
+    `options` are `storage_options` for a URL; `write` opens the store for writing, with an absolute path for workers
+    that are in another folder. Raises FileNotFoundError if there is no such store, and ConfigurationError for the path
+    of a zip file that is to be written to.
     """
-    if isinstance(location, StorePath):
-        return location
     if isinstance(location, zarr.Group | zarr.Array):
-        return location.store_path
+        location = location.store_path
+    if isinstance(location, StorePath):
+        return _absolute(location) if write else location
     source = str(location) if isinstance(location, Path) else location
+    if write:
+        refuse_zip_path(source)
+    elif is_zip_path(source) and Path(source).is_file():
+        source = ZipStore(source, mode="r")
     mode: Mode = "a" if write or isinstance(source, Store) and not source.read_only else "r"
-    return sync(make_store_path(source, mode=mode, storage_options=fsspec_options(source, options)))
+    path = sync(make_store_path(source, mode=mode, storage_options=fsspec_options(source, options)))
+    return _absolute(path) if write else path
+
+
+# File systems of fsspec that keep in this process what they write, or that write their file when it is closed.
+_PROCESS_BOUND = {"memory", "zip", "tar", "libarchive", "reference", "cached", "blockcache", "filecache", "simplecache"}
+
+
+def is_process_bound(store: Any) -> bool:
+    """Tell whether only this process can write to a store: what another one writes to its copy is lost."""
+    if isinstance(store, MemoryStore | ZipStore):
+        return True
+    if isinstance(store, FsspecStore):
+        return _is_bound_file_system(store.fs)
+    if type(store).__module__.partition(".")[0] == "icechunk":
+        return True  # a session in another process has changes of its own
+    if isinstance(store, WrapperStore):
+        return is_process_bound(store._store)
+    inner = getattr(store, "store", None)  # of obstore
+    return type(inner).__name__ == "MemoryStore"
+
+
+def _is_bound_file_system(fs: Any) -> bool:
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    inner = getattr(fs, "sync_fs", None) or getattr(fs, "fs", None)  # of adapters
+    return bool(protocols & _PROCESS_BOUND) or (hasattr(inner, "protocol") and _is_bound_file_system(inner))
+
+
+def with_absolute_path(array: zarr.Array) -> zarr.Array:
+    """Return an array whose local path means the same folder in every process."""
+    path = _absolute(array.store_path)
+    return array if path is array.store_path else zarr.Array(zarr.AsyncArray(array.metadata, path, array_config(array)))
+
+
+def _absolute(path: StorePath) -> StorePath:
+    store = path.store
+    if not isinstance(store, LocalStore) or store.root.is_absolute():
+        return path
+    return StorePath(LocalStore(store.root.absolute(), read_only=store.read_only), path.path)
+
+
+def is_zip_path(source: Any) -> bool:
+    """Tell whether a user's location is the path of a zip file, which zarr would take for that of a folder."""
+    path = str(source) if isinstance(source, str | Path) else ""
+    return path.lower().endswith(".zip") and "://" not in path and not Path(path).is_dir()
+
+
+def refuse_zip_path(source: Any) -> None:
+    """Raise ConfigurationError for the path of a zip file that is to be written to."""
+    if is_zip_path(source):
+        raise ConfigurationError(
+            f"{source}: a zip file cannot be changed by its path; write to a folder and zip it, or pass "
+            "zarr.storage.ZipStore(path, mode='w') and close it at the end"
+        )
 
 
 def parent_and_name(path: StorePath) -> tuple[StorePath | None, str]:

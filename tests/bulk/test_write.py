@@ -180,7 +180,39 @@ def test_blocks_that_do_not_fit_the_array_are_refused():
 
 
 def test_a_memory_store_of_another_process_is_refused():
-    check_rejects(UnsupportedArray, "memory store", write, empty(), photograph(200, 300, 3), process=-1)
+    check_rejects(UnsupportedArray, "threads", write, empty(), photograph(200, 300, 3), process=-1)
+
+
+def test_another_process_writes_only_where_it_sees_the_array(stub, tmp_path):
+    array = create_array(tmp_path / "a.zarr", name="image", shape=(200, 300, 3), dtype="u1", chunks=(64, 64, 3))
+    assert len(write(array, photograph(200, 300, 3), process=-1).starts) == 20
+    for metadata in (tmp_path / "a.zarr").rglob("zarr.json"):
+        metadata.unlink()  # as if this path were another folder there
+    check_rejects(UnsupportedArray, "does not find", write, array, photograph(200, 300, 3), process=-1)
+
+
+@pytest.mark.parametrize("codec", [{}, {"nodata": 7}, {"max_error": 1}, {"quality": 80}], ids=str)
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4"])
+@pytest.mark.parametrize("shards", [None, (128, 128, 3)])
+def test_an_enlarged_array_has_no_data_where_none_was_written(codec, dtype, shards):
+    values = photograph(100, 90, 3).astype(dtype) + np.dtype(dtype).type(20)
+    ranges = {"value_range": (0, 300)} if dtype == "f4" and "max_error" not in codec else {}
+    array = create_array(
+        MemoryStore(),
+        name="image",
+        shape=values.shape,
+        dtype=dtype,
+        chunks=(64, 64, 3),
+        shards=shards,
+        codec=DeepSIC(semantics="none", **codec, **ranges),
+    )
+    write(array, values)
+    array.resize((128, 192, 3))
+    outside = np.ones(array.shape, bool)
+    outside[:100, :90] = False
+    added = array[...][outside]
+    assert ((added == array.fill_value) | np.isnan(added)).all()
+    assert np.abs(array[:100, :90].astype("f8") - values).max() < 60
 
 
 def test_an_encoding_error_names_the_chunks(stub):
