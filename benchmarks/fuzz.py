@@ -1,40 +1,45 @@
-"""Feed damaged and crafted bytes to every reader: typed errors or right arrays, in bounded time and memory.
+"""Feed damaged and crafted bytes, metadata and texts to every reader: typed errors or right answers, in bounded time.
 
-    python -m benchmarks.fuzz --count 1000000 --log fuzz.log
-    python -m benchmarks.fuzz --engine atheris --count 100000
+    python -m benchmarks.fuzz --count 100000 --resume fuzz.json --log fuzz.log
+    python -m benchmarks.fuzz model index --count 1000 --seed 3
+    python -m benchmarks.fuzz payload --model base --count 10000
+    python -m benchmarks.fuzz --replay benchmarks/corpus/labels-0123456789.case
 
-Stages, from the outside in; each mutates one or more sound inputs:
+Targets, and the stages that make their cases, each from one or more sound inputs:
 
-- bytes: whole payloads with the original checksums. Everything but the original has to be refused.
-- header: fields of the header, with the right checksum; decoded if possible.
-- labels: label sections, with right checksums.
-- section: any section of a payload, with right checksums; decoded to pixels or labels.
-- coder: the arithmetic decoder alone, under random means, scales and tables.
-- parts: contents of sections, and the coders of mask, residual and wavelet bands, alone.
-- zarr: chunks of arrays in both Zarr formats, read through zarr.
-- shard: shards and their indexes, read through zarr and through the label scan.
-- model: model files, loaded whole if they pass all checks.
+- payload: chunks of arrays. `bytes` keeps the original checksums, so that everything but the original has to be
+  refused; `header`, `labels` and `section` make checksums right; `coder` and `parts` are decoders alone; `zarr` and
+  `shard` read through zarr, in both formats.
+- metadata: one JSON value of an archive is another one, or is left out.
+- index: an array or an attribute of a label index is another one.
+- model: model files with tensors of other shapes, dtypes and values, and identities that fit.
+- expression: texts of queries.
+- names: names of files in a folder that is ingested.
 
-A small untrained model decodes, so that a case takes a millisecond or less; it has the layers and the coder of the
-real ones. The run stops at the first case that fails and stores it beside the log; `--replay` runs it again.
+Cases count where they get past checksums and identities; those that do not are run, too. A case is made from the
+seed, its target and its number, so that `--resume FILE` goes on where the same command stopped, whatever stopped it.
+All cases of the corpus are run first. A case that fails is stored in the corpus, and the run goes on; the exit status
+is 1 if any failed.
+
+A small untrained model decodes, so that a case takes a few milliseconds; it has the layers and the coder of the real
+ones. Numba checks no index unless told to: set NUMBA_BOUNDSCHECK=1 and a NUMBA_CACHE_DIR for kernels with checks.
 """
 
 import argparse
 import json
-import os
 import resource
-import shutil
 import struct
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +47,10 @@ import numpy as np
 import torch
 import zarr
 from google_crc32c import value as crc32c
+from zarr.storage import MemoryStore
 
-from deepsic_codec import DeepSIC, config, create_array
+from benchmarks import strangers
+from deepsic_codec import DeepSIC, config, consolidate_labels, create_array, open_labels, relabel
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.codec.decode import compute_labels, decode_payloads, parse_payload
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError, UnsupportedArray
@@ -75,6 +82,9 @@ MAX_PIXELS = 1 << 17  # of a crafted chunk: readers of untrusted data can set th
 MEMORY = 2 << 30  # bytes beyond those at the start, after which the system refuses
 SLOW = 60.0  # times a normal decode
 SLOW_SECONDS = 0.25  # below which a ratio is noise
+CORPUS = Path(__file__).with_name("corpus")
+EVERY = 60.0  # seconds between lines of progress
+MAX_FINDINGS = 20  # of a target, after which it stops
 INTERESTING = (0, 1, 2, 3, 15, 16, 63, 64, 127, 128, 129, 254, 255)
 WILD: tuple[Any, ...] = (0, -1, 2048, 1 << 20, 1 << 40, 1e308, "x", None, [], {}, True, [1 << 30] * 3, "\ud800")
 WILD += ([2048, 2048], [64, 64], [1, 1], [0, 0])
@@ -246,10 +256,13 @@ class Stage:
     Attributes
     ----------
     share : float
-        Of all cases, in proportion to the other stages.
+        Of the cases of a target, in proportion to its other stages.
+    checked : bool
+        Whether cases have checksums that are not made right.
     """
 
     share = 1.0
+    checked = False
 
     def __init__(self, seeds: list[Seed], folder: Path) -> None:
         self.seeds = seeds
@@ -284,7 +297,8 @@ def decoded(job: Any) -> str:
 class Bytes(Stage):
     """Whole payloads as they are: whatever is not the original has to be refused."""
 
-    share = 34
+    share = 12
+    checked = True
 
     def run(self, case: bytes) -> str:  # noqa: D102
         seed, payload = self.split(case)
@@ -684,7 +698,8 @@ class Model(Stage):
         return [b"\0" + Path(info.path).read_bytes() for info in self.models]
 
     def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
-        if rng.random() < 0.8:
+        if rng.random() < 0.9:
+            self.path.write_bytes(b"")  # what a writer refuses is no file
             with suppress(DeepSICError):
                 forged(rng, self.models[int(rng.integers(len(self.models)))], self.path)
             return b"\0" + self.path.read_bytes()
@@ -722,6 +737,136 @@ class Model(Stage):
         return use_model(model_file.read_info(self.path), self.stream)
 
 
+class Text(Stage):
+    """Cases that are JSON."""
+
+    def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
+        return json.dumps(self.choose(rng)).encode()
+
+    def sound(self) -> list[bytes]:  # noqa: D102
+        return [json.dumps(value).encode() for value in self.sound_values()]
+
+    def run(self, case: bytes) -> str:  # noqa: D102
+        return self.run_value(json.loads(case))
+
+    def choose(self, rng: np.random.Generator) -> Any:
+        """Make a case."""
+        raise NotImplementedError
+
+    def sound_values(self) -> list[Any]:
+        """Cases without a fault."""
+        raise NotImplementedError
+
+    def run_value(self, value: Any) -> str:
+        """Run a case and return the outcome; raises a typed error, or Failure."""
+        raise NotImplementedError
+
+
+def archives(codec: DeepSIC) -> dict[str, MemoryStore]:
+    """Return small archives with a label index: both formats, one tile and several in a chunk, labels of features."""
+    image = np.random.default_rng(5).integers(0, 256, (130, 64, 3), dtype=np.uint8)
+    kinds = {"v3": (3, 64, "pre"), "v2": (2, 128, "pre"), "features": (3, 128, "post")}
+    stores = {}
+    for name, (zarr_format, rows, semantics) in kinds.items():
+        store = stores[name] = MemoryStore()
+        zarr.open_group(store, zarr_format=zarr_format)
+        codec_of_kind = DeepSIC(model=codec.model, transform="features", label_tile=(64, 64), semantics=semantics)
+        options: dict[str, Any] = {"chunks": (rows, 64, 3), "codec": codec_of_kind, "zarr_format": zarr_format}
+        array = create_array(store, name="image", data=image, **options)
+        (consolidate_labels if semantics == "pre" else relabel)(array)
+    return stores
+
+
+class Metadata(Text):
+    """Another value in one place of the metadata of an archive."""
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        super().__init__(seeds, folder)
+        self.stores = archives(seeds[0].codec)
+
+    def sound_values(self) -> list[Any]:  # noqa: D102
+        return [
+            {"archive": name, "operation": operation}
+            for name, store in self.stores.items()
+            for operation in strangers.operations(store)
+        ]
+
+    def choose(self, rng: np.random.Generator) -> Any:  # noqa: D102
+        name = str(rng.choice(list(self.stores)))
+        operation = str(rng.choice(list(strangers.operations(self.stores[name]))))
+        keys = str(rng.choice(["image/", "", "_labels/"]))
+        return {
+            "archive": name,
+            "operation": operation,
+            **strangers.random_change(rng, self.stores[name], keys),
+        }
+
+    def run_value(self, value: Any) -> str:  # noqa: D102
+        store = self.stores[value["archive"]]
+        if "key" in value:
+            store = strangers.changed(store, value)
+        strangers.operations(store)[value["operation"]]()
+        return "answered"
+
+
+class Index(Metadata):
+    """Another array, or another attribute, in a label index."""
+
+    def sound_values(self) -> list[Any]:  # noqa: D102
+        return [
+            {"archive": name, "operation": operation}
+            for name, store in self.stores.items()
+            for operation in strangers.index_operations(store)
+            if (name, operation) != ("features", "repair")  # there are no labels in the headers
+        ]
+
+    def choose(self, rng: np.random.Generator) -> Any:  # noqa: D102
+        name = str(rng.choice(list(self.stores)))
+        store = self.stores[name]
+        case = {"archive": name, "operation": str(rng.choice(list(strangers.index_operations(store))))}
+        if rng.random() < 0.6:
+            return case | strangers.random_array(rng, store)
+        return case | strangers.random_change(rng, store, "_labels/")
+
+    def run_value(self, value: Any) -> str:  # noqa: D102
+        store = MemoryStore(dict(self.stores[value["archive"]]._store_dict))
+        if "key" in value:
+            store = strangers.changed(store, value)
+        elif "member" in value:
+            store = strangers.with_array(store, value)
+        return strangers.index_operations(store)[value["operation"]]()
+
+
+class Expression(Text):
+    """Texts of queries."""
+
+    def __init__(self, seeds: list[Seed], folder: Path) -> None:
+        super().__init__(seeds, folder)
+        self.labels = open_labels(archives(seeds[0].codec)["v2"], "image")
+
+    def sound_values(self) -> list[Any]:  # noqa: D102
+        return ["Class0 > 0.5 & ~(unknown | 20% < 'Class1')", "unknown"]
+
+    def choose(self, rng: np.random.Generator) -> Any:  # noqa: D102
+        return strangers.random_expression(rng)
+
+    def run_value(self, value: Any) -> str:  # noqa: D102
+        return strangers.run_expression(value, self.labels)
+
+
+class Names(Text):
+    """Names of files."""
+
+    def sound_values(self) -> list[Any]:  # noqa: D102
+        return [[["a", "png"], ["b/c", "tif"]]]
+
+    def choose(self, rng: np.random.Generator) -> Any:  # noqa: D102
+        return strangers.random_names(rng)
+
+    def run_value(self, value: Any) -> str:  # noqa: D102
+        return strangers.run_names([(name, suffix) for name, suffix in value])
+
+
 STAGES: dict[str, type[Stage]] = {
     "bytes": Bytes,
     "header": HeaderStage,
@@ -731,18 +876,37 @@ STAGES: dict[str, type[Stage]] = {
     "parts": Parts,
     "zarr": Zarr,
     "shard": Shard,
+    "metadata": Metadata,
+    "index": Index,
     "model": Model,
+    "expression": Expression,
+    "names": Names,
 }
+TARGETS: dict[str, tuple[str, ...]] = {
+    "payload": ("bytes", "header", "labels", "section", "coder", "parts", "zarr", "shard"),
+    "metadata": ("metadata",),
+    "index": ("index",),
+    "model": ("model",),
+    "expression": ("expression",),
+    "names": ("names",),
+}
+
+
+def refused_as_damaged(error: DeepSICError) -> bool:
+    """Tell whether a checksum, or the identity of a model, ended a case."""
+    return "checksum does not match" in str(error) or "has SHA-256" in str(error)
 
 
 @dataclass
 class Fuzzer:
-    """All stages over one model, with counts of what happened.
+    """Stages over one model, with counts of what happened.
 
     Attributes
     ----------
     outcomes : Counter of (str, str)
         Cases by stage and outcome: the kind and section of a typed error, or the kind of result.
+    counted : int
+        Cases that got past checksums and identities.
     slowest : (float, str, float)
         The largest time in multiples of a sound case of the stage, the stage, and its seconds.
     """
@@ -750,21 +914,20 @@ class Fuzzer:
     stages: dict[str, Stage]
     folder: Path
     outcomes: Counter = field(default_factory=Counter)
+    counted: int = 0
     slowest: tuple[float, str, float] = (0.0, "", 0.0)
     normal: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, folder: Path, names: Sequence[str] = tuple(STAGES)) -> "Fuzzer":
-        """Write the model and sound inputs, and time those."""
-        info = tiny_model(folder)
-        seeds = make_seeds(info.name)
-        stages = {name: STAGES[name](seeds, folder) for name in names}
-        fuzzer = cls({name: stage for name, stage in stages.items() if stage.share}, folder)
+    def make(cls, folder: Path, names: Sequence[str] = tuple(STAGES), model: str | None = None) -> "Fuzzer":
+        """Write the small model, unless there is another, and sound inputs, and time those."""
+        seeds = make_seeds(model or tiny_model(folder).name)
+        fuzzer = cls({name: STAGES[name](seeds, folder) for name in names}, folder)
         for name, stage in fuzzer.stages.items():
             times = []
             for case in stage.sound():
                 stage_time = []
-                for _ in range(3):
+                for _ in range(2):
                     seconds, outcome = fuzzer.timed(stage, case)
                     stage_time.append(seconds)
                 if not isinstance(outcome, str):
@@ -790,8 +953,10 @@ class Fuzzer:
         if isinstance(outcome, DeepSICError):
             text = f"{type(outcome).__name__}: {str(outcome).partition(':')[0]}"
             text = text if len(text) < 60 and not set(text) & set("/0123456789") else type(outcome).__name__
+            self.counted += not stage.checked and not refused_as_damaged(outcome)
         else:
             text = outcome
+            self.counted += not stage.checked
         self.outcomes[name, text] += 1
         ratio = seconds / self.normal[name]
         if ratio > self.slowest[0]:
@@ -799,14 +964,13 @@ class Fuzzer:
             ratio = seconds / self.normal[name]
             if ratio > self.slowest[0]:
                 self.slowest = ratio, name, seconds
-                (self.folder / "slowest.bin").write_bytes(case)
             if ratio > SLOW and seconds > SLOW_SECONDS:
                 raise Failure(f"{seconds:.3f} s, {ratio:.0f} times a sound case of stage {name}")
 
-    def pick(self, rng: np.random.Generator) -> str:
-        """Choose a stage by the shares."""
-        shares = np.array([stage.share for stage in self.stages.values()])
-        return list(self.stages)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+    def pick(self, rng: np.random.Generator, names: Sequence[str]) -> str:
+        """Choose one of some stages by the shares."""
+        shares = np.array([self.stages[name].share for name in names])
+        return names[int(rng.choice(len(shares), p=shares / shares.sum()))]
 
     def report(self) -> str:
         """Return the outcomes as text."""
@@ -832,106 +996,146 @@ def limit_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + extra, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
+@dataclass
+class Progress:
+    """How far a run came, in a file from which the same command goes on.
+
+    Attributes
+    ----------
+    targets : dict
+        For each target: `next`, number of the next case; `counted`, cases past checksums and identities; `seconds`;
+        `findings`, files of cases that failed, by where they failed.
+    """
+
+    path: Path | None
+    about: dict[str, Any]
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | None, about: dict[str, Any]) -> "Progress":
+        """Read the file, if there is one; raises SystemExit if it is of another run."""
+        progress = cls(Path(path) if path else None, about)
+        if progress.path is not None and progress.path.exists():
+            stored = json.loads(progress.path.read_text())
+            if stored["about"] != about:
+                raise SystemExit(f"{path}: of a run with {stored['about']}, not {about}; use another file")
+            progress.targets = stored["targets"]
+        return progress
+
+    def of(self, target: str) -> dict[str, Any]:
+        """Return how far a target came."""
+        return self.targets.setdefault(target, {"next": 0, "counted": 0, "seconds": 0.0, "findings": {}})
+
+    def save(self) -> None:
+        """Write the file."""
+        if self.path is not None:
+            partial_path = self.path.with_name(f"{self.path.name}.partial")
+            partial_path.write_text(json.dumps({"about": self.about, "targets": self.targets}, indent=1))
+            partial_path.replace(self.path)
+
+
+def place_of(error: BaseException) -> str:
+    """Return what kind of error it is and where it was raised, the same for all cases of one fault."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if "deepsic_codec" in frame.filename] or frames
+    text = str(error) if isinstance(error, AssertionError) else ""
+    kind = "".join(c for c in text if not c.isdigit())[:60]
+    return f"{type(error).__name__} in {Path(inside[-1].filename).name} {inside[-1].name} {kind}".rstrip()
+
+
+@dataclass
+class Run:
+    """A run of some targets."""
+
+    fuzzer: Fuzzer
+    progress: Progress
+    say: "Log"
+    corpus: Path
+
+    def one(self, target: str, stage: str, case: bytes, label: str) -> None:
+        """Run a case; one that fails is kept, unless another has failed in the same place."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.fuzzer.step(stage, case)
+        except Exception as error:
+            findings, place = self.progress.of(target)["findings"], place_of(error)
+            if place in findings:
+                return
+            self.corpus.mkdir(parents=True, exist_ok=True)
+            path = self.corpus / f"{stage}-{sha256(case).hexdigest()[:10]}.case"
+            path.write_bytes(case)
+            findings[place] = path.name
+            self.say(f"{''.join(traceback.format_exception(error))}\nfinding: {target}, {label}, kept as {path}")
+
+    def stored(self, targets: Sequence[str]) -> int:
+        """Run the cases of the corpus, and return how many there are."""
+        stages = {stage: target for target in targets for stage in TARGETS[target]}
+        cases = [(path.name.partition("-")[0], path) for path in sorted(self.corpus.glob("*.case"))]
+        cases = [(stage, path) for stage, path in cases if stage in stages]
+        for stage, path in cases:
+            self.one(stages[stage], stage, path.read_bytes(), f"corpus {path.name}")
+        return len(cases)
+
+    def target(self, target: str, seed: int, count: int, every: float) -> None:
+        """Run cases of a target until `count` got past checksums and identities."""
+        state, number = self.progress.of(target), list(TARGETS).index(target)
+        began = said = time.monotonic()
+        start, first = began - state["seconds"], state["next"]
+        before = self.fuzzer.counted - state["counted"]
+
+        def note() -> None:
+            state["seconds"] = time.monotonic() - start
+            self.progress.save()
+            rate = (state["next"] - first) / max(1e-9, time.monotonic() - began)
+            done = f"{target}: {state['next']} cases, {state['counted']} past checksums"
+            ratio, name, _ = self.fuzzer.slowest
+            self.say(
+                f"{done}, {len(state['findings'])} findings, {rate:.0f}/s, slowest {ratio:.1f}x in {name}, "
+                f"peak {peak():.0f} MB"
+            )
+
+        while state["counted"] < count and len(state["findings"]) < MAX_FINDINGS:
+            rng = np.random.default_rng([seed, number, state["next"]])
+            stage = self.fuzzer.pick(rng, TARGETS[target])
+            self.one(target, stage, self.fuzzer.stages[stage].make(rng), f"case {state['next']}")
+            state["next"] += 1
+            state["counted"] = self.fuzzer.counted - before
+            if time.monotonic() - said > every:
+                said = time.monotonic()
+                note()
+        note()
+
+
 def run(args: argparse.Namespace, folder: Path) -> int:
     """Fuzz; returns the exit status."""
     say = Log(args.log)
+    targets = args.target or [name for name in TARGETS if args.model is None or name == "payload"]
+    names = [args.replay.name.partition("-")[0]] if args.replay else [s for t in targets for s in TARGETS[t]]
     with config.set(threads=1, batch_pixels=1 << 18, max_pixels=MAX_PIXELS):
-        fuzzer = Fuzzer.make(folder, args.stage or tuple(STAGES))
+        fuzzer = Fuzzer.make(folder, names, args.model)
         if args.replay:
-            ((name),) = args.stage
-            seconds, outcome = fuzzer.timed(fuzzer.stages[name], Path(args.replay).read_bytes())
-            say(f"{name}: {outcome!r} in {seconds * 1e3:.2f} ms")
+            seconds, outcome = fuzzer.timed(fuzzer.stages[names[0]], args.replay.read_bytes())
+            say(f"{names[0]}: {outcome!r} in {seconds * 1e3:.2f} ms")
             return 0
-        before = peak()
         if sys.platform == "linux":
             limit_memory(MEMORY)
-        say(f"{args.count} cases, engine {args.engine}, seed {args.seed}, stages {', '.join(fuzzer.stages)}")
-        done, start, said = 0, time.monotonic(), time.monotonic()
-        last, case = "", b""
-        rng = np.random.default_rng(args.seed)
-
-        def one(name: str, made: bytes) -> None:
-            nonlocal done, said, case, last
-            case, last = made, name
-            fuzzer.step(name, made)
-            done += 1
-            if time.monotonic() - said > args.every:
-                said = time.monotonic()
-                ratio = f"slowest {fuzzer.slowest[0]:.1f}x in {fuzzer.slowest[1]}"
-                say(f"{done} cases, {done / (said - start):.0f}/s, {ratio}, peak {peak():.0f} MB")
-
-        def end(error: Exception | None) -> int:
-            if error is not None:
-                place = Path(args.log or folder).with_name(f"fuzz-{last}-{done}.bin")
-                place.write_bytes(case)
-                text = "".join(traceback.format_exception(error))
-                say(f"{text}\nfailed: stage {last}, case {done}, stored as {place}")
-            seconds = time.monotonic() - start
-            say(fuzzer.report())
-            say(
-                f"{done} cases in {seconds:.0f} s, {done / max(seconds, 1e-9):.0f}/s; "
-                f"memory {before:.0f} MB before, {peak():.0f} MB at most"
-            )
-            return 0 if error is None else 1
-
-        if args.engine == "atheris":
-            run_atheris(fuzzer, one, end, args)
-        try:
-            for _ in range(args.count):
-                name = fuzzer.pick(rng)
-                one(name, fuzzer.stages[name].make(rng))
-        except Exception as error:
-            return end(error)
-        return end(None)
-
-
-def run_atheris(
-    fuzzer: Fuzzer, one: Callable[[str, bytes], None], end: Callable[[Exception | None], int], args: argparse.Namespace
-) -> None:
-    """Let libFuzzer choose the bytes: the first says the stage, the rest is the case. Never returns, nor does it."""
-    import atheris
-
-    names = list(fuzzer.stages)
-    corpus = Path(tempfile.mkdtemp(dir=fuzzer.folder))
-    for number, stage in enumerate(fuzzer.stages.values()):
-        for i, case in enumerate(stage.sound()):
-            (corpus / f"{number}-{i}").write_bytes(bytes((number,)) + case)
-    count = 0
-
-    def leave(error: Exception | None) -> None:
-        status = end(error)
-        shutil.rmtree(fuzzer.folder, ignore_errors=True)
-        os._exit(status)
-
-    def repaired(name: str, case: bytes) -> bytes:
-        if name not in ("header", "section", "zarr"):
-            return case
-        payload = with_header_checksum(case[1:])  # libFuzzer finds no checksum by chance
-        with suppress(DeepSICError):
-            header = h.read_header(payload)
-            sections = [(s.kind, payload[s.offset : s.offset + s.length]) for s in header.sections]
-            payload = with_sections(payload, header, sections)
-        return case[:1] + payload
-
-    def test(data: bytes) -> None:
-        nonlocal count
-        if len(data) > 2:
-            name = names[data[0] % len(names)]
-            try:
-                one(name, repaired(name, data[1:]))
-            except Exception as error:
-                leave(error)
-        count += 1
-        if count >= args.count:
-            leave(None)
-
-    for module in ("header", "labels", "varint"):
-        for function in vars(import_module(f"deepsic_codec.payload.{module}")).values():
-            if callable(function) and getattr(function, "__module__", "").startswith("deepsic_codec.payload"):
-                atheris.instrument_func(function) if hasattr(function, "__code__") else None
-    options = [f"-seed={args.seed + 1}", "-max_len=8192", "-verbosity=0", f"-artifact_prefix={fuzzer.folder}/"]
-    atheris.Setup([sys.argv[0], str(corpus), *options], test)
-    atheris.Fuzz()
+        work = Run(fuzzer, Progress.open(args.resume, {"seed": args.seed, "model": args.model}), say, args.corpus)
+        say(f"{work.stored(targets)} cases of the corpus")
+        for target in targets:
+            work.target(target, args.seed, args.count, args.every)
+    say(fuzzer.report())
+    status = 0
+    for target in targets:
+        state = work.progress.of(target)
+        say(
+            f"{target}: {state['counted']} cases past checksums of {state['next']}, {len(state['findings'])} findings, "
+            f"{state['seconds']:.0f} s"
+        )
+        for place, name in state["findings"].items():
+            status = 1
+            say(f"  {place}: {name}")
+    return status
 
 
 class Log:
@@ -953,16 +1157,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--count", type=int, default=10_000, help="cases (default: 10000)")
+    add("target", nargs="*", choices=[*TARGETS, []], help="what to feed (default: all targets)")
+    add("--count", type=int, default=1000, help="cases past checksums and identities, a target (default: 1000)")
     add("--seed", type=int, default=0, help="of the random numbers (default: 0)")
-    add("--stage", action="append", choices=tuple(STAGES), help="only this stage; may be given more than once")
-    add("--engine", choices=("mutations", "atheris"), default="mutations", help="what makes the cases")
+    add("--model", help="decodes the payloads, for instance base (default: a small untrained one); only for `payload`")
+    add("--resume", metavar="FILE", help="keep the progress in this file, and go on from there")
+    add("--corpus", type=Path, default=CORPUS, help="folder of cases that failed once (default: benchmarks/corpus)")
     add("--log", help="file to which everything that is printed is added")
-    add("--every", type=float, default=30.0, help="seconds between lines of progress (default: 30)")
-    add("--replay", help="run one stored case; needs --stage")
+    add("--every", type=float, default=EVERY, help="seconds between lines of progress (default: 60)")
+    add("--replay", type=Path, metavar="FILE", help="run one case of a corpus, and show its error")
     args = parser.parse_args(argv)
-    if args.replay and len(args.stage or ()) != 1:
-        parser.error("--replay needs one --stage")
+    if args.model is not None and args.target not in ([], ["payload"]):
+        parser.error("--model is for the target payload")
     with tempfile.TemporaryDirectory() as folder:
         config.set_defaults(model_path=folder)
         return run(args, Path(folder))

@@ -39,6 +39,7 @@ UNIT_CHUNKS = 1 << 18  # chunks of the archive in a chunk of the index: four rea
 UNIT_TILES = 1 << 21  # the same for tiles, which are read only where the scores of chunks do not decide
 UNFINISHED = "no label index, or one that was never finished; run consolidate_labels"
 BUFFER = 1 << 28  # bytes of tile scores held in memory while an index is written
+DTYPES = {"chunk_scores": "u1", "tile_scores": "u1", "source": "u1", "head": "u4", "crc": "u4", "nbytes": "u4"}
 MAX_PART = 1 << 29  # bytes of a chunk of an array of the index; this version writes at most 4 MB
 
 
@@ -191,30 +192,30 @@ class LabelIndex:
                 tuple(map(int, self.about["chunks"])),
                 (int(self.about["tile_shape"][0]), int(self.about["tile_shape"][1])),
             )
+            check_count(self.geometry.count, f"{location}: the label index", LabelIndexError)
             self.scores: zarr.Array = self.member("chunk_scores")
             self.tile_scores: zarr.Array = self.scores if self.geometry.one_tile else self.member("tile_scores")
             self.source: zarr.Array = self.member("source")
-            check_count(self.geometry.count, f"{location}: the label index", LabelIndexError)
-        expected = (len(self.vocabulary.known), *self.geometry.grid)
-        if self.scores.shape != expected or self.tile_scores.shape[1:] != self.geometry.tile_grid:
-            raise LabelIndexError(f"{location}: damaged label index: scores {self.scores.shape}, expected {expected}")
 
     def member(self, name: str) -> zarr.Array:
-        """Return an array of the index; raises KeyError if there is none, RefusedCodec for a codec that is not read."""
-        array = self.group[name]
+        """Return an array of the index; LabelIndexError if it is none of an index, RefusedCodec for its codec."""
+        with metadata_errors(f"{self.location}: damaged label index", LabelIndexError):
+            array = self.group[name]
+        damaged = f"{self.location}: damaged label index: {name}"
         if not isinstance(array, zarr.Array):
-            raise KeyError(name)
+            raise LabelIndexError(f"{damaged} is not an array; run consolidate_labels")
         check_codecs(array)
-        if name in ("source", "head", "crc", "nbytes") and array.shape != self.geometry.grid:
+        classes = len(self.vocabulary.known)
+        shapes = {"chunk_scores": (classes, *self.geometry.grid), "tile_scores": (classes, *self.geometry.tile_grid)}
+        shape, dtype = shapes.get(name, self.geometry.grid), np.dtype(DTYPES[name])
+        if array.shape != shape or array.dtype.newbyteorder("=") != dtype:
             raise LabelIndexError(
-                f"{self.location}: damaged label index: {name} {array.shape}, expected {self.geometry.grid}; run "
-                "consolidate_labels"
+                f"{damaged} is {array.dtype} {array.shape}, expected {dtype} {shape}; run consolidate_labels"
             )
         nbytes = prod(array.shards or array.chunks) * array.dtype.itemsize
         if nbytes > MAX_PART:
             raise LabelIndexError(
-                f"{self.location}: {name} has chunks of {nbytes:,} bytes, expected at most {MAX_PART:,}; run "
-                "consolidate_labels"
+                f"{damaged} has chunks of {nbytes:,} bytes, expected at most {MAX_PART:,}; run consolidate_labels"
             )
         return array
 
@@ -274,6 +275,11 @@ class LabelIndex:
     def _check_source(self, source: NDArray[Any]) -> None:
         if (source == REMOVED).any():
             raise StaleIndex(f"{self.location}: the index was replaced since it was opened; open the labels again")
+        if (source >= len(SOURCES)).any():
+            raise LabelIndexError(
+                f"{self.location}: damaged label index: source {source.max()}, expected less than {len(SOURCES)}; run "
+                "consolidate_labels"
+            )
 
     def entries(self, indices: NDArray[np.int64], counter: Counter | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return source, uint8 (n,), and checksum, uint32 (n,), of the chunks at positions (n, axes)."""

@@ -12,10 +12,11 @@ from benchmarks.strangers import (
     random_names,
     run_metadata,
     run_names,
+    with_array,
     with_value,
 )
-from deepsic_codec import consolidate_labels, create_array, open_archive
-from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec import consolidate_labels, create_array, open_archive, open_labels
+from deepsic_codec.errors import LabelIndexError, UnsupportedArray
 from tests.common import check_rejects, photograph
 
 pytestmark = [pytest.mark.usefixtures("stub"), pytest.mark.filterwarnings("ignore")]
@@ -90,3 +91,30 @@ def test_damaged_chunks_of_an_index(zarr_format):
         if key.startswith("image_labels/") and key not in documents(store):
             store._store_dict[key] = type(value).from_bytes(b"x" * 40)
     assert run_metadata(store) == {}
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    "name, shape, dtype, fault",
+    [
+        ("crc", None, "u4", "crc"),
+        ("crc", (2, 1, 1), "i8", "crc is int64"),
+        ("chunk_scores", (2, 1, 1), "u1", "chunk_scores is uint8"),
+        ("source", (2, 1, 1), "f4", "source is float32"),
+        ("source", (2, 1, 1), "u1", "source 9, expected less than 4"),
+    ],
+)
+def test_arrays_that_are_none_of_an_index(zarr_format, name, shape, dtype, fault):
+    change = {"member": name}
+    if shape is not None:
+        values = np.full(shape, 9, dtype).tobytes().hex()
+        change |= {"shape": shape, "chunks": shape, "dtype": dtype, "values": values}
+    store = with_array(archive(zarr_format), change)
+
+    def use():
+        labels = open_labels(store, "image")
+        return labels.where("unknown", verify="all").count, labels.rewritten(), labels.summary()
+
+    check_rejects(LabelIndexError, fault, use)
+    consolidate_labels(store, "image")
+    assert use()[2]["chunks"] == 2
