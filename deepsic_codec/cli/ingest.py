@@ -43,7 +43,8 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add("--chunk", type=int, metavar="PIXELS", help="edge of a chunk (default: 512)")
     add("--shard", type=int, metavar="PIXELS", help="edge of a shard, a multiple of a chunk's (Zarr format 3)")
     add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
-    add("--semantics", choices=("pre", "post", "none"), default="pre", help="when labels are computed (default: pre)")
+    text = "when labels are computed (default: pre; none for palettes)"
+    add("--semantics", choices=("pre", "post", "none"), default=argparse.SUPPRESS, help=text)
     add("--axes", help="axes of a Zarr array, such as yxc, if its dimensions are not named")
     add("--ome", action="store_true", help="store each image as an OME-Zarr pyramid (OME-NGFF 0.5; Zarr format 3)")
     add("--embed-model", action="store_true", help="store the model in the archive, for readers that do not have it")
@@ -53,7 +54,8 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
         "--skip-unreadable", action="store_true", help="list files that cannot be read and go on; reads each file twice"
     )
     add("--follow-links", action="store_true", help="follow symbolic links that lead out of the folders")
-    add("--drop-alpha", action="store_true", help="leave out the transparency of images")
+    add("--drop-alpha", action="store_true", help="leave out the transparency and the masks of images")
+    add("--keep-alpha", action="store_true", help="store the transparency of images as a band")
     add("--batch-size", type=int, default=16, metavar="N", help="chunks encoded at once (default: 16)")
     add("--workers", type=int, metavar="N", help="threads (default: one for each core)")
     add_json(parser)
@@ -139,6 +141,7 @@ def _sources(args: argparse.Namespace, skipped: list[str], renamed: list[str]) -
         skip=skip,
         axes=args.axes,
         drop_alpha=args.drop_alpha,
+        keep_alpha=args.keep_alpha,
         follow_links=args.follow_links,
         left_out=skipped.append,
         renamed=(lambda message: None) if args.stack or args.name else renamed.append,

@@ -23,7 +23,6 @@ TAGS = {"GeoKeyDirectoryTag", "ModelTransformationTag", "ModelPixelScaleTag", "M
 WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")  # text files with a transform, beside an image
 GEOTIFF = ("GTiff",)  # drivers of GDAL that read a kind of file, of which the first that is installed is used
 JPEG_2000 = ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID")
-PNM = ("PNM",)
 #: Options of GDAL: the virtual file systems of the network open no file.
 OFFLINE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none", "GDAL_HTTP_MAX_RETRY": "0"}
 _AUTHORITY = re.compile(r"([A-Za-z]\w{1,15}):(\w{1,15})")  # EPSG:32632, ESRI:54009, OGC:CRS84

@@ -20,6 +20,7 @@ from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray
 
 PSNR_CHUNKS = 4  # chunks that are read back to measure PSNR
+RATES = ("quality", "psnr", "bpp", "rmse")  # parameters that allow errors
 TOP_LABELS = 3  # classes of an array that are reported
 
 
@@ -90,9 +91,7 @@ def ingest(
     """
     import dask
 
-    parameters = {"nodata": declared_nodata(source), **(codec or {})}
-    if source.values.dtype.itemsize > 1:
-        parameters.setdefault("value_range", "chunk")
+    parameters = codec_parameters(source, codec)
     shape = source.values.shape
     start = time.perf_counter()
     with dask.config.set(scheduler="threads", num_workers=workers):
@@ -143,7 +142,7 @@ def ingest_pyramid(
     """
     if zarr_format != 3:
         raise ConfigurationError(f"zarr_format: OME-NGFF {ome.VERSION} needs Zarr format 3, got {zarr_format}")
-    parameters = {"nodata": declared_nodata(source), **(codec or {})}
+    parameters = codec_parameters(source, codec)
     levels = ome.pyramid(source, chunk, parameters["nodata"])
     group = ome.open_group(url, source.name)
     results = [ingest(levels[0], url, codec=parameters, chunk=chunk, zarr_format=zarr_format, **options)]
@@ -152,8 +151,35 @@ def ingest_pyramid(
         results.append(
             ingest(level, url, codec=parameters, chunk=chunk, zarr_format=zarr_format, **{**options, "index": False})
         )
-    group.attrs.update(ome.describe(source.name, [level.values for level in levels], levels[0].axes))
+    arrays = [level.values for level in levels]
+    group.attrs.update(ome.describe(source.name, arrays, levels[0].axes, classes=source.lossless))
     return results
+
+
+def codec_parameters(source: ImageSource, codec: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the parameters of `DeepSIC` for a source: those passed, and defaults that suit its samples.
+
+    Classes and samples of less than 8 bits are stored without loss, whatever was passed. Images with a table of colours
+    get no labels.
+
+    Raises
+    ------
+    ConfigurationError
+        If a bound on the error is passed, and samples had to move to set those without data apart.
+    """
+    parameters = {"nodata": declared_nodata(source), **(codec or {})}
+    if source.lossless:
+        parameters = {key: value for key, value in parameters.items() if key not in RATES} | {"max_error": 0}
+    if "color_table" in source.attributes:
+        parameters.setdefault("semantics", "none")
+    if source.shifted and parameters.get("max_error") is not None:
+        raise ConfigurationError(
+            f"max_error: all values of {source.values.dtype} are data in {source.name}, so none is left for the pixels "
+            "that its mask or alpha channel hides; pass a quality, or leave the mask out with --drop-alpha"
+        )
+    if source.values.dtype.itemsize > 1:
+        parameters.setdefault("value_range", "chunk")
+    return parameters
 
 
 def declared_nodata(source: ImageSource) -> Any:

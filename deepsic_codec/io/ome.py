@@ -27,8 +27,8 @@ def pyramid(source: ImageSource, smallest: int | None = None, nodata: Any = None
     """Return the levels of a pyramid, beginning with the image itself.
 
     Each level is half as wide and high as the level before. A pixel is the mean of 2 x 2 pixels that hold data, rounded
-    if the samples are integers. All levels are computed from the source, never from decoded pixels, and each reads the
-    source again.
+    if the samples are integers; of classes, it is the first of the four. All levels are computed from the source, never
+    from decoded pixels, and each reads the source again.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def pyramid(source: ImageSource, smallest: int | None = None, nodata: Any = None
     smallest = SMALLEST if smallest is None else max(1, smallest)
     levels = [replace(source, name=f"{source.name}/0", values=values, axes=axes)]
     while max(values.shape[-2:]) > smallest:
-        values = _halve(values, nodata)
+        values = values[..., ::2, ::2] if source.lossless else _halve(values, nodata)
         name, attributes = f"{source.name}/{len(levels)}", dict(source.attributes)
         if "transform" in attributes:
             attributes["transform"] = georeference.scaled(attributes["transform"], 2 ** len(levels))
@@ -65,7 +65,7 @@ def pyramid(source: ImageSource, smallest: int | None = None, nodata: Any = None
     return levels
 
 
-def describe(name: str, levels: Sequence[Any], axes: str) -> dict[str, Any]:
+def describe(name: str, levels: Sequence[Any], axes: str, *, classes: bool = False) -> dict[str, Any]:
     """Return the attributes of a group that holds a pyramid in its arrays 0, 1, ...
 
     Parameters
@@ -76,6 +76,8 @@ def describe(name: str, levels: Sequence[Any], axes: str) -> dict[str, Any]:
         Anything with `shape` and `dtype`. Level k was halved k times along y and x.
     axes : str
         Axes of the arrays, in the order of OME-NGFF.
+    classes : bool
+        Pixels were selected, not averaged.
 
     Returns
     -------
@@ -87,7 +89,7 @@ def describe(name: str, levels: Sequence[Any], axes: str) -> dict[str, Any]:
         factor = 2.0**number
         # The centre of the first pixel lies in the middle of the pixels of which it is the mean.
         scale = [factor if axis in "yx" else 1.0 for axis in axes]
-        shift = [(factor - 1) / 2 if axis in "yx" else 0.0 for axis in axes]
+        shift = [(factor - 1) / 2 if axis in "yx" and not classes else 0.0 for axis in axes]
         transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
         if number:
             transformations.append({"type": "translation", "translation": shift})
@@ -96,8 +98,11 @@ def describe(name: str, levels: Sequence[Any], axes: str) -> dict[str, Any]:
         "name": name,
         "axes": [{"name": axis, "type": TYPES.get(axis, "space")} for axis in axes],
         "datasets": datasets,
-        "type": "mean",
-        "metadata": {"description": "mean of 2 x 2 pixels", "method": "deepsic_codec.io.ome.pyramid"},
+        "type": "nearest" if classes else "mean",
+        "metadata": {
+            "description": "first of 2 x 2 pixels" if classes else "mean of 2 x 2 pixels",
+            "method": "deepsic_codec.io.ome.pyramid",
+        },
     }
     ome: dict[str, Any] = {"version": VERSION, "multiscales": [image]}
     first = levels[0]

@@ -14,6 +14,7 @@ from deepsic_codec.io.zarr_source import is_zarr, open_zarr
 from deepsic_codec.stored.embedded import PREFIX as MODEL
 from deepsic_codec.stored.location import SUFFIX
 
+APPLE_DOUBLE = b"\0\5\x16\7"  # the first bytes of such a file
 RESERVED = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 RESERVED_PREFIXES = ("__", MODEL)  # Zarr format 3 keeps names that begin with __ for itself
 
@@ -23,6 +24,7 @@ def open_sources(
     *,
     axes: str | None = None,
     drop_alpha: bool = False,
+    keep_alpha: bool = False,
     skip: Callable[[str], None] | None = None,
     follow_links: bool = False,
     left_out: Callable[[str], None] = warnings.warn,
@@ -37,8 +39,8 @@ def open_sources(
         path or URL.
     axes : str, optional
         Axes of Zarr arrays whose dimensions have no known names.
-    drop_alpha : bool
-        Leave out alpha channels.
+    drop_alpha, keep_alpha : bool
+        Leave out alpha channels and masks; keep alpha channels as bands. See `deepsic_codec.io.images.open_image`.
     skip : callable, optional
         Called with a message for each source that cannot be read; the others follow. Each file is decoded once
         beforehand.
@@ -46,7 +48,8 @@ def open_sources(
         Follow symbolic links that lead out of a folder. Otherwise they are left out: whoever made the folder may have
         made them, and they may lead to any file of the machine.
     left_out, renamed : callable
-        Called with a message for each such link, and for each source whose name is changed.
+        Called with a message for what is left out, such a link or a second image of a file, and for each source whose
+        name is changed.
 
     Yields
     ------
@@ -65,7 +68,7 @@ def open_sources(
     for location, name in _expand(locations, follow_links, left_out):
         try:
             if isinstance(location, Path) and location.suffix.lower() in SUFFIXES:
-                sources = [replace(open_image(location, drop_alpha=drop_alpha), name=name)]
+                sources = [replace(open_image(location, drop_alpha=drop_alpha, keep_alpha=keep_alpha), name=name)]
                 if skip is not None:
                     _decode_all(sources[0])
             else:
@@ -79,6 +82,8 @@ def open_sources(
             chosen = names.choose(source.name, Path(str(location)).suffix.strip("."))
             if chosen != source.name:
                 renamed(f"{location}: is array {chosen!r}, as {source.name!r} is taken or cannot be a name")
+            for message in source.left_out:
+                left_out(f"{message} is not stored")
             yield replace(source, name=chosen)
 
 
@@ -197,13 +202,21 @@ def _images(folder: Path, follow_links: bool) -> tuple[list[Path], list[Path]]:
             is_image = name not in subfolders and path.suffix.lower() in SUFFIXES
             if path.is_symlink() and not follow_links and not path.resolve().is_relative_to(root):
                 links += [path] if is_image or name in subfolders else []
-            elif is_image and path.is_file():
+            elif is_image and path.is_file() and not _is_apple_double(path):
                 files.append(path)
         if follow_links:  # a folder that a link leads back to is not entered twice
             resolved = {name: Path(parent, name).resolve() for name in subfolders}
             subfolders[:] = [name for name in subfolders if resolved[name] not in visited]
             visited.update(resolved.values())
     return sorted(files), sorted(links)
+
+
+def _is_apple_double(path: Path) -> bool:
+    """Tell whether a file has what macOS stores beside another file: ._a.png beside a.png."""
+    if not path.name.startswith("._"):
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == APPLE_DOUBLE
 
 
 def _decode_all(source: ImageSource) -> None:

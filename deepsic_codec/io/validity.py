@@ -1,0 +1,89 @@
+"""NoData values for images whose alpha channel or mask says which pixels hold data."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Values of an alpha channel that say "opaque", beside the largest of the dtype: channels may have fewer bits.
+OPAQUE = (255, 1023, 4095, 16383, 32767, 65535)
+
+
+class Summary:
+    """What an alpha channel or mask says, and which values samples have, collected over the blocks of an image.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Of the samples, one that the codec stores.
+    declared : number, optional
+        NoData value that the file declares beside its mask.
+
+    Attributes
+    ----------
+    kind : {"opaque", "mask", "empty", "between"}
+        All pixels hold data; some do, or all have one value; none does, though they differ; or the channel has values
+        between.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], declared: float | None = None) -> None:
+        self.dtype, self.declared = dtype, declared
+        self._levels: set[float] = set()  # of the alpha channel beside 0; more than one is too many
+        self._some_valid = self._some_missing = False
+        self._hidden: set[float] = set()  # samples of missing pixels; more than one is too many
+        if dtype.kind != "f":
+            self._used = np.zeros(1 << (8 * dtype.itemsize), np.bool_)
+
+    def add(self, values: NDArray[Any], valid: NDArray[np.bool_], channel: NDArray[Any] | None) -> None:
+        """Add a block: samples (..., bands), where they hold data (...), and the alpha channel (...), if it is one."""
+        if channel is not None and len(self._levels) < 2:
+            self._levels.update(np.unique(channel[valid])[:2].tolist())
+        self._some_valid |= bool(valid.any())
+        self._some_missing |= not valid.all()
+        if len(self._hidden) < 2:
+            self._hidden.update(np.unique(values[~valid])[:2].tolist())
+        if self.dtype.kind != "f":
+            self._used[np.unique(values[valid]).astype(np.int64) - self._low] = True
+
+    @property
+    def kind(self) -> str:
+        """See the class."""
+        top = 1.0 if self.dtype.kind == "f" else np.iinfo(self.dtype).max
+        if len(self._levels) > 1 or self._levels - {top, *OPAQUE}:
+            return "between"
+        if not self._some_missing:
+            return "opaque"
+        return "mask" if self._some_valid or len(self._hidden) == 1 else "empty"
+
+    def nodata(self) -> tuple[float, bool]:
+        """Return a NoData value, and whether samples that hold data have it, too.
+
+        It is the declared one, NaN for float32, else the value that all missing pixels have, 0, or the largest or
+        smallest of the dtype; the first of these that no other sample has. If all are in use, it is any that is not.
+        """
+        if self.declared is not None:
+            return self.declared, self.dtype.kind != "f" and bool(self._used[int(self.declared) - self._low])
+        if self.dtype.kind == "f":
+            return float("nan"), False
+        info = np.iinfo(self.dtype)
+        choices = [*(self._hidden if len(self._hidden) == 1 else ()), 0, info.max, info.min]
+        free = [value for value in choices if not self._used[int(value) - self._low]]
+        if not free:
+            free = (np.flatnonzero(~self._used)[:1] + self._low).tolist()
+        return (int(free[0]), False) if free else (0, True)
+
+    @property
+    def _low(self) -> int:
+        return int(np.iinfo(self.dtype).min)
+
+
+def burn(values: NDArray[Any], valid: NDArray[np.bool_], nodata: float, shifted: bool) -> NDArray[Any]:
+    """Return samples (..., bands) with the NoData value where `valid` (...) is False.
+
+    With `shifted`, samples that hold data and have this value become the next one.
+    """
+    value = values.dtype.type(nodata)
+    if shifted:
+        step = -1 if nodata == np.iinfo(values.dtype).max else 1
+        values = np.where(values == value, values.dtype.type(int(nodata) + step), values)
+    return np.where(valid[..., None], values, value)
