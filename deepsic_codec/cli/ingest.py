@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from deepsic_codec.io.ingest import Ingested
 
 
+LEFT_OUT = 3  # exit status
+
+
 def add_ingest(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `deepsic ingest`."""
     add = parser.add_argument
@@ -80,8 +83,8 @@ def _nodata(text: str) -> float | None:
         raise argparse.ArgumentTypeError(f"expected a number, nan or none, got {text!r}") from None
 
 
-def run_ingest(args: argparse.Namespace) -> None:
-    """Write the sources to the archive and print the results."""
+def run_ingest(args: argparse.Namespace) -> int:
+    """Write the sources to the archive and print the results; returns 3 if something was left out."""
     from deepsic_codec.io.ingest import ingest, ingest_pyramid
     from deepsic_codec.stored.location import refuse_zip_path
 
@@ -123,12 +126,13 @@ def run_ingest(args: argparse.Namespace) -> None:
                 results.append(ingest(source, args.url, progress=progress, **options))
     if args.json:
         say_json({"arrays": list(map(asdict, results)), "skipped": skipped, "renamed": renamed})
-        return
+        return LEFT_OUT if skipped else 0
     _summary(results)
     for message in renamed:
         say(f"renamed: {message}")
     for message in skipped:
         say(f"skipped: {message}")
+    return LEFT_OUT if skipped else 0
 
 
 def _sources(args: argparse.Namespace, skipped: list[str], renamed: list[str]) -> Iterator["ImageSource"]:

@@ -1,6 +1,7 @@
 """The command `deepsic`.
 
-Exit status: 0 for success, 1 for a failure (one line on standard error), 2 for misuse, 130 after an interrupt.
+Exit status: 0 for success, 1 for a failure (one line on standard error), 2 for misuse, 3 if parts of the sources were
+left out, 130 after an interrupt.
 """
 
 import argparse
@@ -24,7 +25,8 @@ class Command:
     Attributes
     ----------
     module : str
-        Module in `deepsic_codec.cli` with `add_<name>(parser)`, which declares the arguments, and `run_<name>(args)`.
+        Module in `deepsic_codec.cli` with `add_<name>(parser)`, which declares the arguments, and `run_<name>(args)`,
+        which may return an exit status.
     help : str
         Line in the help of `deepsic`.
     """
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser([name for name in argv if name in COMMANDS][:1]).parse_args(argv)
     try:
         with printable_warnings():
-            _function("run", args.command)(args)
+            status: int | None = _function("run", args.command)(args)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of the output has ended, as in `deepsic query ... | head`
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in filter(None, pointer):
             say(line, error=True)
         return 2 if isinstance(error, ConfigurationError | ExpressionError) else 1
-    return 0
+    return status or 0
 
 
 def _print_exception(*args: Any) -> None:

@@ -29,7 +29,7 @@ class Summary:
     def __init__(self, dtype: np.dtype[Any], declared: float | None = None) -> None:
         self.dtype, self.declared = dtype, declared
         self._levels: set[float] = set()  # of the alpha channel beside 0; more than one is too many
-        self._some_valid = self._some_missing = False
+        self._has_valid = self._has_missing = False
         self._hidden: set[float] = set()  # samples of missing pixels; more than one is too many
         if dtype.kind != "f":
             self._used = np.zeros(1 << (8 * dtype.itemsize), np.bool_)
@@ -38,8 +38,8 @@ class Summary:
         """Add a block: samples (..., bands), where they hold data (...), and the alpha channel (...), if it is one."""
         if channel is not None and len(self._levels) < 2:
             self._levels.update(np.unique(channel[valid])[:2].tolist())
-        self._some_valid |= bool(valid.any())
-        self._some_missing |= not valid.all()
+        self._has_valid |= bool(valid.any())
+        self._has_missing |= not valid.all()
         if len(self._hidden) < 2:
             self._hidden.update(np.unique(values[~valid])[:2].tolist())
         if self.dtype.kind != "f":
@@ -51,9 +51,9 @@ class Summary:
         top = 1.0 if self.dtype.kind == "f" else np.iinfo(self.dtype).max
         if len(self._levels) > 1 or self._levels - {top, *OPAQUE}:
             return "between"
-        if not self._some_missing:
+        if not self._has_missing:
             return "opaque"
-        return "mask" if self._some_valid or len(self._hidden) == 1 else "empty"
+        return "mask" if self._has_valid or len(self._hidden) == 1 else "empty"
 
     def nodata(self) -> tuple[float, bool]:
         """Return a NoData value, and whether samples that hold data have it, too.

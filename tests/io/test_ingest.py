@@ -112,7 +112,7 @@ def test_unreadable_files_are_named(folder, tmp_path, capsys):
     assert ingest(folder, tmp_path / "two.zarr") == 1
     assert "cut.png: cannot be read" in capsys.readouterr().err
     (folder / "broken.png").write_bytes(b"no image")
-    assert ingest(folder, tmp_path / "three.zarr", "--skip-unreadable") == 0
+    assert ingest(folder, tmp_path / "three.zarr", "--skip-unreadable") == 3
     out = capsys.readouterr().out
     assert out.count("skipped: ") == 2 and "broken.png" in out and "cut.png" in out
     assert set(zarr.open_group(tmp_path / "three.zarr", mode="r").array_keys()) == {"a", "b"}

@@ -125,10 +125,29 @@ def test_links_that_lead_out_of_a_folder_are_named_and_left_out(stub, linked, tm
         warnings.simplefilter("error")
         followed = [source.name for source in open_sources([linked], follow_links=True)]
     assert followed == ["a", "file", "folder/secret", "inside", "sub/b"]
-    assert main(["ingest", str(linked), str(tmp_path / "a.zarr")]) == 0
+    assert main(["ingest", str(linked), str(tmp_path / "a.zarr")]) == 3
     assert capsys.readouterr().out.count("skipped: ") == 2
     assert main(["ingest", str(linked), str(tmp_path / "b.zarr"), "--follow-links"]) == 0
     assert "skipped" not in capsys.readouterr().out
+
+
+def test_what_a_mac_stores_beside_images_is_no_image(stub, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "._b.png"):
+        Image.fromarray(photograph(20, 30, 3)).save(folder / name)
+    (folder / "._a.png").write_bytes(b"\0\5\x16\7" + bytes(100))
+    assert main(["ingest", str(folder), str(tmp_path / "a.zarr")]) == 0
+    assert {*zarr.open_group(tmp_path / "a.zarr", mode="r").array_keys()} == {"a", "._b"}
+
+
+def test_parts_of_a_file_that_are_left_out_are_named(stub, tmp_path, capsys):
+    photo = Image.fromarray(photograph(40, 60, 3))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.fromarray(photograph(40, 60, 3, seed=2))])
+    assert main(["ingest", str(tmp_path / "a.jpg"), str(tmp_path / "a.zarr")]) == 3
+    assert "a.jpg: image 2 of 2 (60 x 40 pixels) is not stored" in capsys.readouterr().out
+    photo.save(tmp_path / "b.jpg", "MPO", save_all=True, append_images=[photo.resize((30, 20))])
+    assert main(["ingest", str(tmp_path / "b.jpg"), str(tmp_path / "a.zarr")]) == 0
 
 
 def test_a_folder_of_nothing_but_links(tmp_path):
