@@ -1,16 +1,18 @@
 """The everyday API: create and open arrays stored with DeepSIC."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from deepsic_codec._compat import native_dtype
 from deepsic_codec.axes import Axes, Index
 from deepsic_codec.codec.chunk import check_axes, check_chunk
+from deepsic_codec.codec.measure import is_measured, thinned, with_range
 from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
@@ -56,7 +58,9 @@ def create_array(
         Shape of a chunk; along an axis c it has to divide the array, and at most 256. "auto" is 512 pixels along y and
         x, all bands, and one slice.
     codec : DeepSIC or DeepSICCodec, optional
-        Either kind for either format; `DeepSIC()` by default.
+        Either kind for either format; `DeepSIC()` by default. For `data` of 16 bits or float32 without a `value_range`,
+        the range of the array is measured, and is in the codec of the array: without outliers, one pair for each band,
+        or one for all if chunks have only some of the bands.
     zarr_format : {3, 2}
         Zarr format.
     shards : tuple of int, optional
@@ -107,6 +111,8 @@ def create_array(
     elif shape is None or dtype is None:
         raise TypeError("create_array() needs either shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if data is not None:
+        codec = measured_codec(codec, shape, native_dtype(dtype), chunks, lambda codec: [thinned(data, codec)])
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
     if codec.nodata is not None:  # missing chunks and padding have no data either
         kwargs.setdefault("fill_value", float("nan") if codec.nodata == NAN else codec.nodata)
@@ -177,10 +183,22 @@ def open_archive(
     return array
 
 
-def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks: Sequence[int] | str) -> Index:
-    """Check that a codec can store an array, and return the shape of its chunks."""
+def measured_codec(
+    codec: CodecParams,
+    shape: Index,
+    dtype: np.dtype[Any],
+    chunks: Sequence[int] | str,
+    parts: Callable[[CodecParams], Iterable[NDArray[np.float64]]],
+) -> CodecParams:
+    """Return a codec with the range of an array, if it has none; `parts` returns thinned parts of the array."""
     check_axes(shape, codec.axes)
+    if not is_measured(codec, dtype):
+        return codec
     axes = Axes(codec.axes)
+    return with_range(codec, parts(codec), dtype, axes.bands(_chunk_shape(axes, shape, chunks)) < axes.bands(shape))
+
+
+def _chunk_shape(axes: Axes, shape: Index, chunks: Sequence[int] | str) -> Index:
     if isinstance(chunks, str):
         if chunks != "auto":
             raise ConfigurationError(f"chunks: expected a shape or 'auto', got {chunks!r}")
@@ -188,6 +206,15 @@ def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks:
         sizes["c"] = axes.bands(shape)
         chunks = [max(1, sizes.get(axis, 1)) for axis in axes]
     chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(int(size) for size in chunks)
+    check_axes(chunks, axes)
+    return chunks
+
+
+def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks: Sequence[int] | str) -> Index:
+    """Check that a codec can store an array, and return the shape of its chunks."""
+    check_axes(shape, codec.axes)
+    axes = Axes(codec.axes)
+    chunks = _chunk_shape(axes, shape, chunks)
     check_chunk(chunks, dtype, codec)
     bands, per_chunk, rows = axes.bands(shape), axes.bands(chunks), axes.height(chunks)
     if bands % per_chunk:

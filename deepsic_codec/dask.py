@@ -20,14 +20,16 @@ import zarr
 from zarr.storage import ZipStore
 
 from deepsic_codec import config as settings
-from deepsic_codec.archive import create_array, open_archive
-from deepsic_codec.axes import Index, Region, chunks_covering, iter_grid
+from deepsic_codec.archive import create_array, measured_codec, open_archive
+from deepsic_codec.axes import Axes, Index, Region, chunks_covering, iter_grid
 from deepsic_codec.bulk.index import index_location, mark_outdated, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
 from deepsic_codec.bulk.read import BatchedArray
 from deepsic_codec.bulk.resume import RECORD, Journal, complete_chunks
 from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, check_process, write_block
+from deepsic_codec.codec.measure import thinned
 from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
@@ -42,6 +44,8 @@ from deepsic_codec.stored.location import (
 
 if TYPE_CHECKING:
     import dask.array as da
+
+MEASURED_BLOCKS = 32  # of a Dask array, from which the range of its values is measured
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ def store(
         Path of the array in the group `target`, which is created if it does not exist. Without a name, the array is at
         the root of its store, where no index can be beside it.
     codec : DeepSIC or DeepSICCodec, optional
-        `DeepSIC()` by default, or that of the array.
+        `DeepSIC()` by default, or that of the array. A new array of 16 bits or float32 without a `value_range` gets
+        that of its values, as for `create_array`: up to 32 blocks of the source are computed once more to measure it.
     chunks, shards : tuple of int, optional
         As for `create_array`.
     batch_size : int, optional
@@ -396,9 +401,26 @@ def _open_target(
     if _is_data_array(source):
         creation.setdefault("dimension_names", [str(dimension) for dimension in source.dims])
         creation["attributes"] = {**_to_json(source.attrs), **(creation.get("attributes") or {})}
+    codec = DeepSIC() if creation["codec"] is None else creation["codec"]
+    if isinstance(codec, CodecParams):
+        parts = partial(_thinned_parts, values)
+        creation["codec"] = measured_codec(codec, values.shape, values.dtype, creation["chunks"], parts)
     return create_array(
         group.store, name=path or None, shape=values.shape, dtype=values.dtype, overwrite=overwrite, **creation
     )
+
+
+def _thinned_parts(values: "da.Array", codec: CodecParams) -> list[Any]:
+    """Compute some blocks of a Dask array, spread over it, and return some of their samples."""
+    import dask
+
+    if (axis := Axes(codec.axes).c) is not None:
+        values = values.rechunk({axis: -1})
+    total = int(np.prod(values.numblocks))
+    numbers = np.unique(np.linspace(0, total - 1, min(total, MEASURED_BLOCKS)).round().astype(int))
+    thin = dask.delayed(thinned)
+    blocks = [values.blocks[tuple(index)] for index in np.transpose(np.unravel_index(numbers, values.numblocks))]
+    return list(dask.compute(*(thin(block, codec) for block in blocks)))
 
 
 def _existing(store: Any, path: str) -> zarr.Array | None:
@@ -420,7 +442,9 @@ def _check_existing(array: zarr.Array, values: "da.Array", creation: Mapping[str
         requested, stored = creation["codec"].to_json(), params.to_json()
         # Not the model's name: the decoder identifies the model. JSON leaves out what is None.
         keys = [*stored, *(key for key in requested if key not in stored)]
-        different = [key for key in keys if requested.get(key) != stored.get(key) and key != "model"]
+        # Without a range, that of the array counts, which was measured.
+        ignored = {"model"} if "value_range" in requested else {"model", "value_range"}
+        different = [key for key in keys if requested.get(key) != stored.get(key) and key not in ignored]
         if different:
             texts = ", ".join(f"{key} {stored.get(key)!r}, not {requested.get(key)!r}" for key in different)
             raise ConfigurationError(

@@ -11,7 +11,7 @@ from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
 from deepsic_codec.codec.chunk import ChunkToEncode, EncodeTask, find_info, scheduler_of
 from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.rate_search import encode_tasks, search_rate
-from deepsic_codec.codec.scaled import ScaledChunk
+from deepsic_codec.codec.scaled import WIDE, ScaledChunk, needs_range
 from deepsic_codec.codec.structure import (
     fill_grids,
     find_grids,
@@ -53,11 +53,29 @@ def encode_chunks(chunks: Sequence[ChunkToEncode]) -> list[bytes]:
     tasks = [EncodeTask(chunk, info) for chunk in chunks]
     payloads = {task: task.pack(None, task.quality) for task in tasks if task.scaled.empty}
     with_data = [task for task in tasks if not task.scaled.empty]
+    _warn_of_range(with_data)
     payloads |= _encode_features([task for task in with_data if task.chunk.features])
     others = [task for task in with_data if not task.chunk.features]
     _score(others)
     payloads |= zip(others, parallel_map(_encode_other, others), strict=True)
     return [payloads[task] for task in tasks]
+
+
+def _warn_of_range(tasks: Sequence[EncodeTask]) -> None:
+    """Warn of chunks whose quality refers to the range of their dtype, of which the samples use little."""
+    for dtype in {
+        task.scaled.samples.dtype
+        for task in tasks
+        if task.params.value_range is None
+        and task.scaled.samples.dtype in WIDE
+        and needs_range(task.params)
+        and task.scaled.is_narrow
+    }:
+        warnings.warn(  # one text for all chunks, so that it is shown once
+            f"value_range: samples use under a quarter of the values of {dtype}, to which quality and psnr refer; pass "
+            "value_range=(low, high), the range of the whole array, or rmse= or max_error=, which need none",
+            stacklevel=2,
+        )
 
 
 def _encode_features(tasks: Sequence[EncodeTask]) -> dict[EncodeTask, bytes]:

@@ -163,7 +163,11 @@ class CodecParams:
         if self.decoder is not None:
             return self
         decoder, head = self.identity()
-        return self._make(self.parameters() | {"decoder": decoder, "head": head}, self.unread)
+        return self.changed(decoder=decoder, head=head)
+
+    def changed(self, **values: Any) -> Self:
+        """Return the same parameters but for these values."""
+        return self._make(self.parameters() | values, self.unread)
 
     def parameters(self) -> dict[str, Any]:
         """Return the arguments of `__init__` that make these parameters, as plain JSON; None is left out."""

@@ -24,12 +24,14 @@ from deepsic_codec.payload.wavelet import FLOAT_LEVELS, to_integers
 
 UINT8 = np.dtype("u1")
 DTYPES = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "f4"))
+WIDE = tuple(np.dtype(name) for name in ("u2", "i2", "f4"))  # seldom use the values of their dtype
 FLOAT_MAX = float(np.finfo(np.float32).max)
 # Outliers lie farther from all but this share of the values at either end than these lie from each other.
 TAIL, MIN_MEASURED, MEASURED = 1 / 1000, 64, 1 << 16  # share; samples of a band that are needed, and enough, to tell
 # An only value this many ranges outside of its range marks samples without data, declared or not.
 FAR = 256
 MAX_SPARE = 64  # ranges that are wider than the values by this factor become narrower
+NARROW = 4  # values in less than this part of their range deserve a warning
 MIDDLE = {"u1": 128, "i2": MIDDLE_Q6, "i4": 0}  # fills a band without data
 
 
@@ -111,6 +113,13 @@ class ScaledChunk:
         """Smallest step in which coding samples can pay, in their units."""
         return 1.0 if self.samples.dtype.kind != "f" else self.extent * min(1.0, self.widening) / (1 << 24)
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether samples that are data differ, but use under a quarter of the range in all bands."""
+        assert self.ranges is not None
+        used = _extents(np.stack(extremes(self.samples, self.mask), axis=-1))
+        return bool(used.max() > 0 and (used * NARROW < _extents(self.ranges)).all())
+
     def bounded_residual(self, max_error: float, structure: Structure | None = None) -> Residual:
         """Return the samples coded within `max_error` of the original."""
         return bounded_residual(self.samples, max_error, self.nodata, structure)[0]
@@ -164,7 +173,7 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
             f"dtype {dtype}: DeepSIC codes uint8, int8, uint16, int16 and float32; convert the values to one of them"
         )
     pairs = params.value_range
-    if native.kind == "f" and pairs is None and _needs_range(params):
+    if native.kind == "f" and pairs is None and needs_range(params):
         raise ConfigurationError(
             "value_range: for float32, quality and psnr need a value range; pass (low, high), or 'chunk' to measure "
             "the range of every chunk; or pass rmse, bpp or max_error instead, which need none"
@@ -195,8 +204,8 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
             )
 
 
-def _needs_range(params: CodecParams) -> bool:
-    """Tell whether the target of float32 samples is a share of their range."""
+def needs_range(params: CodecParams) -> bool:
+    """Tell whether the target is a share of the range of values."""
     return params.max_error is None and params.rmse is None and params.bpp is None
 
 
@@ -250,15 +259,24 @@ def scale_chunk(samples: NDArray[Any], params: CodecParams, features: bool = Fal
     if samples.dtype.kind != "f":
         return ScaledChunk(samples, ranges, nodata)
     assert ranges is not None
-    coded_ranges = _fitting(ranges, samples, nodata, not _needs_range(params))
+    coded_ranges = _fitting(ranges, samples, nodata, not needs_range(params))
     if nodata is None and (far := _far_value(samples, ranges, coded_ranges)) is not None:
         nodata = _nodata(samples, far)
-        coded_ranges = _fitting(ranges, samples, nodata, not _needs_range(params))
+        coded_ranges = _fitting(ranges, samples, nodata, not needs_range(params))
     return ScaledChunk(samples, ranges, nodata, coded_ranges)
 
 
+def nodata_mask(samples: NDArray[Any], params: CodecParams) -> NDArray[np.bool_] | None:
+    """Return where samples have the value of the parameter `nodata`; None without one."""
+    return None if params.nodata is None else _equal(samples, nodata_value(params, samples.dtype))
+
+
+def _equal(samples: NDArray[Any], value: Any) -> NDArray[np.bool_]:
+    return np.isnan(samples) if value != value else samples == value
+
+
 def _nodata(samples: NDArray[Any], value: Any) -> NoData:
-    mask = np.isnan(samples) if value != value else samples == value
+    mask = _equal(samples, value)
     return NoData(value, _nodata_rounds_down(samples, value, mask), mask if mask.any() else None)
 
 
@@ -271,9 +289,7 @@ def _fitting(ranges: Ranges, samples: NDArray[np.float32], nodata: NoData | None
 
     They may be narrower for targets that are no share of the ranges, and need precision where these are far too wide.
     """
-    where: Any = True if nodata is None or nodata.mask is None else ~nodata.mask
-    low = samples.min(axis=(0, 1, 2), initial=np.inf, where=where)
-    high = samples.max(axis=(0, 1, 2), initial=-np.inf, where=where)
+    low, high = extremes(samples, None if nodata is None else nodata.mask)
     low, high = (np.where(low > high, ranges[:, 0], end) for end in (low, high))  # a band without data
     extents = _extents(ranges)
     shares = _extents(np.stack([low, high], axis=-1)) / np.where(extents > 0, extents, np.inf)
@@ -317,33 +333,38 @@ def _ranges(
             return None
         pairs: Any = [full_range(dtype)]
     elif params.value_range in (None, CHUNK):
-        where: Any = True if mask is None else ~mask
-        top, bottom = (np.inf, -np.inf) if dtype.kind == "f" else full_range(dtype)[::-1]
-        low = samples.min(axis=(0, 1, 2), initial=top, where=where)
-        high = samples.max(axis=(0, 1, 2), initial=bottom, where=where)
+        low, high = extremes(samples, mask)
         pairs = np.stack([low, high], axis=-1)
         pairs[low > high] = 0  # a band without data
-        if dtype.kind == "f" and not features:
-            pairs = np.array([_without_outliers(samples[..., k], *pairs[k]) for k in range(bands)])
+        if not features:
+            pairs = np.array([without_outliers(samples[..., k], *pairs[k].tolist()) for k in range(bands)])
         pairs += dtype.type(0)  # zeros become positive: which of two zeros is the smallest depends on the order
     else:
         pairs = params.value_range
     return np.broadcast_to(np.array(pairs, dtype), (bands, 2))
 
 
-def _without_outliers(band: NDArray[np.float32], low: np.float32, high: np.float32) -> tuple[float, float]:
-    """Return the range of a band between low and high without the few values far from all others."""
+def extremes(samples: NDArray[Any], mask: NDArray[np.bool_] | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the least and the largest value of each band, without masked samples."""
+    where: Any = True if mask is None else ~mask  # of a band without data, the least is the largest of the dtype
+    top, bottom = (np.inf, -np.inf) if samples.dtype.kind == "f" else full_range(samples.dtype)[::-1]
+    low = samples.min(axis=(0, 1, 2), initial=top, where=where)
+    return low, samples.max(axis=(0, 1, 2), initial=bottom, where=where)
+
+
+def without_outliers(band: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """Return the range of a band whose data lie between low and high, without the few values far from all others."""
     inner = band.ravel()[:: max(1, band.size // MEASURED)]
     inner = inner[(inner > low) & (inner < high)]  # either end may be a value for no data, of any number of samples
     tail = int(inner.size * TAIL)
     if inner.size < MIN_MEASURED:
-        return float(low), float(high)
+        return low, high
     first, last = (float(np.partition(inner, k)[k]) for k in (tail, inner.size - 1 - tail))
     if first == last:
-        return float(low), float(high)
-    below, above = 2 * first - last, 2 * last - first
-    if below <= low and high <= above:
-        return float(low), float(high)
+        return low, high
+    below, above = max(low, 2 * first - last), min(high, 2 * last - first)
+    if below == low and high == above:
+        return low, high
     near = band[(band >= below) & (band <= above)]
     return float(near.min()), float(near.max())
 

@@ -78,8 +78,8 @@ def ingest(
     url
         The archive, a group of Zarr: a path, URL or store. It is made if needed.
     codec : mapping, optional
-        Parameters of `DeepSIC`. The default of `nodata` is the value that the source declares. The default of
-        `value_range` for samples of more than 8 bits is "chunk": few images use all of 16 bits.
+        Parameters of `DeepSIC`. The default of `nodata` is the value that the source declares. The
+        default of `value_range` beyond 8 bits is the range of the array, which `store` measures.
     chunk, shard : int, optional
         Edges of chunks and shards in pixels.
     workers : int, optional
@@ -146,6 +146,10 @@ def ingest_pyramid(
     levels = ome.pyramid(source, chunk, parameters["nodata"])
     group = ome.open_group(url, source.name)
     results = [ingest(levels[0], url, codec=parameters, chunk=chunk, zarr_format=zarr_format, **options)]
+    # Levels have one range, that of the first.
+    parameters["value_range"] = StoredArray.open(
+        group, levels[0].name.removeprefix(f"{source.name}/")
+    ).params.value_range
     parameters["semantics"] = "none"  # labels are for pixels of the original size
     for level in levels[1:]:
         results.append(
