@@ -35,7 +35,10 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
     add_encoder_options(parser)
-    text = "range of the values (more pairs: of each band), or chunk: measured chunk by chunk (default beyond 8 bits)"
+    text = (
+        "range that quality and PSNR refer to (more pairs: of each band), or chunk: measured chunk by chunk (default: "
+        "beyond 8 bits measured over the array, without outliers)"
+    )
     add("--value-range", type=_value_range, metavar="LOW,HIGH", default=argparse.SUPPRESS, help=text)
     text = "value of pixels without data: a number, nan, or none (default: as declared by the source)"
     add("--nodata", type=_nodata, metavar="VALUE", default=argparse.SUPPRESS, help=text)

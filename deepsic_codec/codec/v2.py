@@ -63,9 +63,11 @@ class DeepSIC(CodecParams, Codec):
         "none" codes each band by itself; as features, too. A matrix (bands, bands) with orthonormal rows is applied to
         every chunk; its rows are the components.
     value_range : "chunk", (low, high), or list of pairs, optional
-        Range of values that `quality` and `psnr` refer to, for all bands or for each band. "chunk" measures the range
-        in every chunk and band, for float32 without a few values far from all others. By default it is the range of an
-        integer dtype; float32 needs one for `quality` and `psnr`. Values outside of it are kept as precisely as others;
+        Range of values that `quality` and `psnr` refer to, for all bands or for each band. By default `create_array`
+        with data, `dask.store` and `deepsic ingest` measure it over the array for dtypes of 16 bits and float32, for
+        each band and without a few values far from all others. Chunks that are encoded without it refer to the range of
+        an integer dtype, and float32 needs one for `quality` and `psnr`. "chunk" measures it in every chunk and band,
+        whose steps then differ. Values outside of it are kept as precisely as others;
         only features clip them, and divide the range into 16320 steps.
     max_error : float, optional
         Bound on the absolute error of every sample, in data units; 0 is lossless (not for float32). Samples are
