@@ -181,8 +181,6 @@ def codec_parameters(source: ImageSource, codec: Mapping[str, Any] | None = None
             f"max_error: all values of {source.values.dtype} are data in {source.name}, so none is left for the pixels "
             "that its mask or alpha channel hides; pass a quality, or leave the mask out with --drop-alpha"
         )
-    if source.values.dtype.itemsize > 1:
-        parameters.setdefault("value_range", "chunk")
     return parameters
 
 

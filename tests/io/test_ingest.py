@@ -516,3 +516,13 @@ def test_levels_of_a_pyramid_have_no_labels_but_the_first(folder, tmp_path):
     levels = ingest_pyramid(source, tmp_path / "out.zarr", chunk=32)
     assert [level.shape[1:] for level in levels] == [(70, 90), (35, 45), (18, 23)]
     assert levels[0].labels and not levels[1].labels
+
+
+def test_levels_of_a_pyramid_have_one_range_of_values(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(0)
+    tifffile.imwrite(tmp_path / "a.tif", rng.integers(300, 5000, (70, 90), "u2"))
+    (source,) = open_sources([tmp_path / "a.tif"])
+    levels = ingest_pyramid(source, tmp_path / "out.zarr", chunk=32, codec={"semantics": "none"})
+    arrays = [zarr.open_array(tmp_path / "out.zarr", path=level.name, mode="r") for level in levels]
+    assert [array.metadata.codecs[0].value_range for array in arrays] == [((300, 4999),)] * 3
