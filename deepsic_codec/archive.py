@@ -8,6 +8,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import MemoryStore
 
 from deepsic_codec._compat import native_dtype
 from deepsic_codec.axes import Axes, Index
@@ -17,9 +18,10 @@ from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
-from deepsic_codec.stored import embedded
+from deepsic_codec.payload.fields import MAX_BANDS
+from deepsic_codec.stored import embedded, replacement
 from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
-from deepsic_codec.stored.location import Mode, refuse_zip_path
+from deepsic_codec.stored.location import Mode, refuse_zip_path, to_store_path
 
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
 
@@ -56,7 +58,7 @@ def create_array(
         uint8, int8, uint16, int16 or float32, unless `data` is given.
     chunks : tuple of int or "auto"
         Shape of a chunk; along an axis c it has to divide the array, and at most 256. "auto" is 512 pixels along y and
-        x, all bands, and one slice.
+        x, all bands (of more than 256, the largest divisor that is not above), and one slice.
     codec : DeepSIC or DeepSICCodec, optional
         Either kind for either format; `DeepSIC()` by default. For `data` of 16 bits or float32 without a `value_range`,
         the range of the array is measured, and is in the codec of the array: without outliers, one pair for each band,
@@ -75,7 +77,8 @@ def create_array(
         Store the model beside the array, once for each group, as a plain uint8 array. The archive can then be read
         wherever this package is installed, also without the model. Needs a `name` (or a path in the store).
     **kwargs
-        More for `zarr.create_array`: `fill_value` (by default the codec's `nodata`), `overwrite`,
+        More for `zarr.create_array`: `fill_value` (by default the codec's `nodata`), `overwrite` (with `data`, the old
+        array is replaced when the new one is complete),
         `storage_options`, ...
 
     Returns
@@ -106,7 +109,7 @@ def create_array(
     if zarr_format == 2 and shards is not None:
         raise ConfigurationError("shards: Zarr format 2 has no shards; use zarr_format=3")
     if data is not None:
-        data = np.asarray(data)
+        data = plain_array(data)
         shape, dtype = data.shape, data.dtype
     elif shape is None or dtype is None:
         raise TypeError("create_array() needs either shape and dtype, or data")
@@ -135,12 +138,29 @@ def create_array(
     kwargs |= {"name": name, "zarr_format": zarr_format, "attributes": attributes}
     if embed_model:
         embedded.check_location(store, name, zarr_format, kwargs.get("storage_options"))
-    array = zarr.create_array(store, **kwargs)
+    array = _replacement(store, kwargs) if write and kwargs.get("overwrite") else None
+    if array is None:
+        array = zarr.create_array(store, **kwargs)
+    with replacement.discarded_on_error(array):
+        if write:
+            array[...] = data
+    if replacement.target_of(array) is not array:
+        array = replacement.replace_array(array)
     if embed_model:
         embedded.embed_model(array)
-    if write:
-        array[...] = data
     return array
+
+
+def _replacement(store: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return an array that is to replace the one that `zarr.create_array` would delete first; None without one."""
+    group = to_store_path(store, kwargs.get("storage_options"), write=True)
+    path = "/".join(part for part in (group.path, (kwargs["name"] or "").strip("/")) if part)
+    try:
+        zarr.open_array(group.store, path=path, mode="r+")
+    except Exception:  # each store has errors of its own; zarr says what stands in its way
+        return None
+    changes = {"name": None, "overwrite": False, "storage_options": None}
+    return replacement.staged(group.store, path, zarr.create_array(MemoryStore(), **{**kwargs, **changes}))
 
 
 def open_archive(
@@ -183,6 +203,21 @@ def open_archive(
     return array
 
 
+def chunk_bands(bands: int) -> int:
+    """Return the number of bands of a chunk by default: all, or the largest divisor that a chunk can have."""
+    return max((size for size in range(1, min(bands, MAX_BANDS) + 1) if bands % size == 0), default=1)
+
+
+def plain_array(data: Any) -> NDArray[Any]:
+    """Return array_like data as an array; raises UnsupportedArray if some of its values are masked."""
+    if isinstance(data, np.ma.MaskedArray) and np.ma.getmaskarray(data).any():
+        raise UnsupportedArray(
+            "data: the codec cannot store masked values; fill them first, as in values.filled(-9999) with "
+            "DeepSIC(nodata=-9999)"
+        )
+    return np.asarray(data)
+
+
 def measured_codec(
     codec: CodecParams,
     shape: Index,
@@ -203,7 +238,7 @@ def _chunk_shape(axes: Axes, shape: Index, chunks: Sequence[int] | str) -> Index
         if chunks != "auto":
             raise ConfigurationError(f"chunks: expected a shape or 'auto', got {chunks!r}")
         sizes = {"y": min(axes.height(shape), AUTO_CHUNK), "x": min(axes.width(shape), AUTO_CHUNK)}
-        sizes["c"] = axes.bands(shape)
+        sizes["c"] = chunk_bands(axes.bands(shape))
         chunks = [max(1, sizes.get(axis, 1)) for axis in axes]
     chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(int(size) for size in chunks)
     check_axes(chunks, axes)

@@ -17,10 +17,10 @@ from uuid import uuid4
 
 import numpy as np
 import zarr
-from zarr.storage import ZipStore
+from zarr.storage import MemoryStore, ZipStore
 
 from deepsic_codec import config as settings
-from deepsic_codec.archive import create_array, measured_codec, open_archive
+from deepsic_codec.archive import create_array, measured_codec, open_archive, plain_array
 from deepsic_codec.axes import Axes, Index, Region, chunks_covering, iter_grid
 from deepsic_codec.bulk.index import index_location, mark_outdated, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
@@ -32,7 +32,7 @@ from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
 from deepsic_codec.progress import Progress
-from deepsic_codec.stored import embedded
+from deepsic_codec.stored import embedded, replacement
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import (
     IndexLocation,
@@ -139,7 +139,8 @@ def store(
     backoff : float
         Seconds before the first retry; doubled for each further one.
     overwrite : bool
-        Delete an existing array first.
+        Replace an existing array when the new one is complete, which may be made from it; until then, and if writing
+        fails, the old one is there. (In a session of Icechunk, it is deleted first.)
     embed_model : bool
         Store the model beside the array, as `create_array` does; also beside an existing array.
     progress : callable, optional
@@ -189,40 +190,48 @@ def store(
         overwrite=overwrite,
     )
     array = with_absolute_path(array)  # workers may be in another folder
-    if embed_model:
-        embedded.embed_model(array)  # also beside an array that existed
-    stored = StoredArray(array)
-    stored.layout.check_writable()
-    find_model(stored.decoder, head=stored.head)  # raises for a model that is missing
-    target_region = check_region(array, region)
-    shape = tuple(part.stop - part.start for part in target_region)
-    if values.shape != shape:
-        raise UnsupportedArray(
-            f"source: expected shape {shape} for this region of the array {array.shape}, got {values.shape}"
+    with replacement.discarded_on_error(array):
+        target_array = replacement.target_of(array)
+        if embed_model:
+            embedded.embed_model(target_array)  # also beside an array that existed
+        stored = StoredArray(array)
+        stored.layout.check_writable()
+        find_model(stored.decoder, head=stored.head)  # raises for a model that is missing
+        target_region = check_region(array, region)
+        shape = tuple(part.stop - part.start for part in target_region)
+        if values.shape != shape:
+            raise UnsupportedArray(
+                f"source: expected shape {shape} for this region of the array {array.shape}, got {values.shape}"
+            )
+        final = StoredArray(target_array)
+        location = index_location(final, index)
+        if batch_size is None:
+            gpu = settings.device_in_use(loading=True).startswith("cuda")
+            batch_size = default_batch_size(array, stored.axes, gpu)
+        if final.path == stored.path:
+            mark_outdated(stored, location)
+        journal = Journal.of(stored, values.name, target_region)
+        complete, records = _complete(stored, journal, target_region, resume)
+        options = WriteOptions(batch_size=batch_size, journal=journal, retries=retries, backoff=backoff)
+        values, blocks = _plan(stored, values, target_region, batch_size, complete)
+        finish = partial(
+            _finish,
+            skipped=len(complete),
+            location=location,
+            journal=journal,
+            records=records,
+            process=os.getpid(),
+            final=final,
         )
-    location = index_location(stored, index)
-    if batch_size is None:
-        gpu = settings.device_in_use(loading=True).startswith("cuda")
-        batch_size = default_batch_size(array, stored.axes, gpu)
-    mark_outdated(stored, location)
-    journal = Journal.of(stored, values.name, target_region)
-    complete, records = _complete(stored, journal, target_region, resume)
-    options = WriteOptions(batch_size=batch_size, journal=journal, retries=retries, backoff=backoff)
-    values, blocks = _plan(stored, values, target_region, batch_size, complete)
-    finish = partial(
-        _finish,
-        skipped=len(complete),
-        location=location,
-        journal=journal,
-        records=records,
-        process=os.getpid(),
-    )
-    report = _report(stored, values, blocks, options, finish)
-    if not compute:
-        return report
-    stores = [array.store, *([] if location is None else [location.store])]
-    with _this_process() if any(map(is_process_bound, stores)) else nullcontext(), _reporting(len(blocks), progress):
-        return report.compute()
+        report = _report(stored, values, blocks, options, finish)
+        if not compute:
+            return report
+        stores = [array.store, *([] if location is None else [location.store])]
+        with (
+            _this_process() if any(map(is_process_bound, stores)) else nullcontext(),
+            _reporting(len(blocks), progress),
+        ):
+            return report.compute()
 
 
 def open(
@@ -357,7 +366,7 @@ def _as_dask(source: Any, da: Any) -> "da.Array":
     if _is_data_array(source):
         # Without Dask, `data` would load what may be a whole file.
         source = (source.chunk("auto") if source.chunks is None else source).data
-    values = source if isinstance(source, da.Array) else da.from_array(np.asarray(source))
+    values = source if isinstance(source, da.Array) else da.from_array(plain_array(source))
     if any(np.isnan(size) for size in values.shape):
         raise UnsupportedArray("source: the Dask array has an unknown shape; call its compute_chunk_sizes() first")
     return values
@@ -405,6 +414,14 @@ def _open_target(
     if isinstance(codec, CodecParams):
         parts = partial(_thinned_parts, values)
         creation["codec"] = measured_codec(codec, values.shape, values.dtype, creation["chunks"], parts)
+    if existing is not None:
+        # The model goes beside the array that is replaced.
+        template = create_array(
+            MemoryStore(), shape=values.shape, dtype=values.dtype, **{**creation, "embed_model": False}
+        )
+        staged = replacement.staged(group.store, path, template)
+        if staged is not None:
+            return staged
     return create_array(
         group.store, name=path or None, shape=values.shape, dtype=values.dtype, overwrite=overwrite, **creation
     )
@@ -571,20 +588,24 @@ def _finish(
     journal: Journal | None,
     records: Any,
     process: int,
+    final: StoredArray,
 ) -> Report:
-    """Report what the tasks did, and write the index."""
+    """Report what the tasks did, replace the array that was to be overwritten, and write the index."""
+    is_replacement = final.path != stored.path
     failed = {key: reason for result in results for key, reason in result.failed.items()}
     if failed:
         examples = ", ".join(f"{key} ({reason})" for key, reason in list(failed.items())[:5])
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
-        raise WriteError(
-            f"{len(failed)} keys could not be written: {examples}{more}. All other chunks are stored; fix the "
-            "store, then write again with resume=True",
-            sorted(failed),
-        )
+        advice = "All other chunks are stored; fix the store, then write again with resume=True"
+        if is_replacement:
+            advice = "The array that was to be replaced is as it was; fix the store, then write again"
+        raise WriteError(f"{len(failed)} keys could not be written: {examples}{more}. {advice}", sorted(failed))
     starts = PackedStarts.join(stored.grid, [result.starts for result in results])
     if journal is not None:
         journal.finish(stored, np.concatenate([records, starts.records()]))
+    if is_replacement:
+        stored = StoredArray(replacement.replace_array(stored.array))
+        mark_outdated(stored, location)
     if location is not None:
         if os.getpid() != process:
             check_process(location.store)

@@ -46,6 +46,24 @@ def best(tiles):
 # create_array
 
 
+def test_masked_values_are_refused(tmp_path):
+    """Their mask would be lost."""
+    values = np.ma.masked_array(photograph(40, 40, 3), mask=False)
+    array = create_array(zarr.storage.MemoryStore(), data=values, chunks=(16, 16, 3))
+    np.testing.assert_array_equal(array[...], values.data)
+    values[3, 4] = np.ma.masked
+    check_rejects(errors.UnsupportedArray, "masked|filled", create_array, tmp_path / "a.zarr", data=values)
+    bulk = pytest.importorskip("deepsic_codec.dask")
+    check_rejects(errors.UnsupportedArray, "masked|filled", bulk.store, values, tmp_path / "a.zarr", name="a")
+    assert not (tmp_path / "a.zarr").exists()
+
+
+@pytest.mark.parametrize("bands, expected", [(3, 3), (256, 256), (285, 95), (300, 150), (512, 256), (257, 1)])
+def test_default_chunks_of_any_number_of_bands(bands, expected):
+    array = create_array(zarr.storage.MemoryStore(), shape=(20, 20, bands), dtype="u2")
+    assert array.chunks == (20, 20, expected)
+
+
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("kind", [DeepSIC, DeepSICCodec])
 @pytest.mark.parametrize("name", [None, "img", "a/b/img"])
@@ -135,7 +153,7 @@ def test_shards():
         ({"chunks": (16, 16, 2)}, "3 bands|chunks of 2 bands"),
         ({"shape": (40, 40, 257), "chunks": (16, 16, 257)}, "257 bands|256"),
         ({"shape": (40, 40, 4)}, "4 bands|3"),
-        ({"shape": (40, 40, 300), "chunks": "auto"}, "300 bands"),
+        ({"shape": (40, 40, 300), "chunks": (16, 16, 300)}, "300 bands"),
         ({"chunks": (1 << 16, 1 << 15, 3)}, "samples"),
     ],
     ids=str,

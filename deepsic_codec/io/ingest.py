@@ -3,12 +3,16 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from deepsic_codec import dask as deepsic_dask
+from deepsic_codec.archive import AUTO_CHUNK, chunk_bands
+from deepsic_codec.axes import Axes, Region, chunk_region, grid_shape
 from deepsic_codec.codec.scaled import nodata_value
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
@@ -93,6 +97,8 @@ def ingest(
 
     parameters = codec_parameters(source, codec)
     shape = source.values.shape
+    regions = sample_regions(source, chunk)
+    originals = dask.compute(*(source.values[region] for region in regions))  # now: the target may replace the source
     start = time.perf_counter()
     with dask.config.set(scheduler="threads", num_workers=workers):
         report = deepsic_dask.store(
@@ -117,7 +123,7 @@ def ingest(
         report.skipped,
         report.empty,
         seconds,
-        _psnr(source, report.array),
+        _psnr(originals, [np.asarray(report.array[region]) for region in regions], report.array),
         labels,
     )
 
@@ -196,8 +202,9 @@ def declared_nodata(source: ImageSource) -> Any:
 
 
 def _edges(axes: str, shape: Sequence[int], edge: int, clip: bool) -> tuple[int, ...]:
-    sizes = zip(axes, shape, strict=True)
-    return tuple((min(edge, size) if clip else edge) if a in "yx" else size if a == "c" else 1 for a, size in sizes)
+    edges = {axis: max(1, min(edge, size)) if clip else edge for axis, size in zip(axes, shape, strict=True)}
+    bands = chunk_bands(Axes(axes).bands(shape))
+    return tuple(edges[axis] if axis in "yx" else bands if axis == "c" else 1 for axis in axes)
 
 
 def _contents(report: Any) -> tuple[int, dict[str, int]]:
@@ -211,20 +218,24 @@ def _contents(report: Any) -> tuple[int, dict[str, int]]:
     return int(np.asarray(sizes[...]).sum(dtype=np.int64)), {name: count for count, name in best if count}
 
 
-def _psnr(source: ImageSource, array: zarr.Array) -> float:
-    """Return the PSNR in dB over a few chunks, the same ones in every run.
+def sample_regions(source: ImageSource, chunk: int | None) -> list[Region]:
+    """Return the regions of a few chunks of a source, the same ones in every run."""
+    shape = source.values.shape
+    chunks = _edges(source.axes, shape, chunk or AUTO_CHUNK, clip=True)
+    grid = grid_shape(shape, chunks)
+    total = prod(grid)
+    numbers = np.sort(np.random.default_rng(0).choice(total, min(PSNR_CHUNKS, total), replace=False))
+    return [chunk_region(index, chunks, shape) for index in np.transpose(np.unravel_index(numbers, grid)).tolist()]
+
+
+def _psnr(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], array: zarr.Array) -> float:
+    """Return the PSNR in dB over a few chunks.
 
     The peak is 255 for uint8, otherwise the range of the samples in these chunks.
     """
     stored = StoredArray(array)
-    total = stored.geometry.count
-    numbers = np.sort(np.random.default_rng(0).choice(total, min(PSNR_CHUNKS, total), replace=False))
-    regions = [
-        stored.geometry.chunk_region(index) for index in np.transpose(np.unravel_index(numbers, stored.grid)).tolist()
-    ]
     empty = np.zeros(0, array.dtype)
-    originals = np.concatenate([empty, *(source.values[region].compute().ravel() for region in regions)])
-    decoded = np.concatenate([empty, *(np.asarray(array[region]).ravel() for region in regions)])
+    originals, decoded = (np.concatenate([empty, *(part.ravel() for part in parts)]) for parts in (before, after))
     if stored.params.nodata is not None:
         nodata = nodata_value(stored.params, originals.dtype.newbyteorder("="))
         data = ~np.isnan(originals) if nodata != nodata else originals != nodata

@@ -101,6 +101,29 @@ def test_resume_and_overwrite(folder, tmp_path, stub, capsys):
     assert zarr.open_array(target, path="a", mode="r").metadata.codecs[0].quality == 20
 
 
+def test_an_archive_is_compressed_again_in_place(folder, tmp_path, capsys):
+    target = tmp_path / "out.zarr"
+    assert ingest(folder, target, "--chunk", 64, "--quality", 90) == 0
+    capsys.readouterr()
+    assert ingest(target, target, "--chunk", 32, "--quality", 30, "--overwrite", "--json") == 0
+    for result in json.loads(capsys.readouterr().out)["arrays"]:
+        assert result["psnr"] is None, "equal to what was read"  # infinite
+    group = zarr.open_group(target, mode="r")
+    np.testing.assert_array_equal(group["a"][:], photograph(70, 90, 3, seed=5))
+    assert group["a"].chunks == (32, 32, 3) and group["a"].metadata.codecs[0].quality == 30
+    check_index(target, "a")
+
+
+def test_a_damaged_file_replaces_nothing(folder, tmp_path, capsys):
+    target = tmp_path / "out.zarr"
+    assert ingest(folder / "a.png", target, "--chunk", 64) == 0
+    whole = (folder / "a.png").read_bytes()
+    (folder / "a.png").write_bytes(whole[: len(whole) // 2])
+    assert ingest(folder / "a.png", target, "--chunk", 64, "--overwrite") == 1
+    np.testing.assert_array_equal(zarr.open_array(target, path="a", mode="r")[:], photograph(70, 90, 3, seed=5))
+    check_index(target, "a")
+
+
 def test_unreadable_files_are_named(folder, tmp_path, capsys):
     (folder / "broken.png").write_bytes(b"no image")
     whole = (folder / "b.png").read_bytes()
