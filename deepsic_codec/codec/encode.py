@@ -199,7 +199,7 @@ def _in_steps(
         if limit is None:
             if nbytes < largest and (reached <= error * (1 + CLOSE) or largest == inf):
                 best = residuals
-            if reached <= error * (1 + CLOSE):
+            if reached <= error * (1 + CLOSE) or nbytes >= largest:  # smaller steps take more bytes
                 break
             step *= error / reached / (1 + CLOSE)
         else:
