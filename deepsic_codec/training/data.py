@@ -5,12 +5,10 @@ Unlabelled images are called photographs, labelled ones tiles.
 
 import csv
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +16,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.io.images import SUFFIXES, Pixels, decode_rgb, read_rgb
+from deepsic_codec.errors import ConfigurationError, DeepSICError
+from deepsic_codec.io.images import SUFFIXES, TIFF, Pixels, decode_rgb, read_rgb
 from deepsic_codec.payload.constants import LABEL_CELL
+from deepsic_codec.training.scenes import Loaders, scene_loaders
 
-#: Edge in pixels of the blocks in which Zarr arrays are read; each block is one image.
-ZARR_BLOCK = 1024
 #: Images that are decoded at the same time.
 READ_BATCH = 64
-
-Loaders = dict[str, Callable[[], Pixels]]
 
 
 def read_images(source: str | Path, skipped: list[str] | None = None) -> Iterator[tuple[str, Pixels]]:
@@ -36,7 +31,8 @@ def read_images(source: str | Path, skipped: list[str] | None = None) -> Iterato
     Parameters
     ----------
     source : str or Path
-        Folder, zip file, image file, or Zarr array or group of uint8.
+        Folder, zip file, image file, or Zarr array or group. Zarr arrays and TIFF files may have any number of bands of
+        any depth: see `deepsic_codec.training.scenes`. Blocks of more NoData than data are skipped.
     skipped : list of str, optional
         Receives the names of images that cannot be read. Without it, such an image is an error.
 
@@ -71,12 +67,12 @@ def _read(loaders: Loaders, source: str | Path, skipped: list[str] | None) -> It
 def _loaders(source: Path) -> Loaders:
     """Return a function for each image of a source that reads it, by name."""
     if any((source / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
-        return _zarr_loaders(source)
+        return scene_loaders(source) or {}
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-        return {path.relative_to(source).as_posix(): partial(read_rgb, path) for path in paths}
+        return {name: load for path in paths for name, load in _file_loaders(path, source).items()}
     if source.is_file() and source.suffix.lower() in SUFFIXES:
-        return {source.name: partial(read_rgb, source)}
+        return _file_loaders(source, source.parent)
     if source.is_file() and zipfile.is_zipfile(source):
         archive = zipfile.ZipFile(source)  # closed with the last function that reads from it
 
@@ -89,32 +85,17 @@ def _loaders(source: Path) -> Loaders:
     raise ConfigurationError(f"{source} {problem}")
 
 
-def _zarr_loaders(path: Path) -> Loaders:
-    import zarr  # not installed where only image files are trained on
-
-    node = zarr.open(str(path), mode="r")
-    arrays: dict[str, Any] = {"": node} if isinstance(node, zarr.Array) else dict(node.arrays())
-    loaders: Loaders = {}
-    for name, array in arrays.items():
-        shape = array.shape
-        has_colour = len(shape) > 2 and shape[-1] in (1, 3)
-        if array.dtype != np.uint8 or not (len(shape) == 2 or (has_colour and len(shape) in (3, 4))):
-            raise ConfigurationError(
-                f"{path}/{name}: expected uint8 of axes yx, yxc or nyxc with c of 1 or 3, got "
-                f"{array.dtype} of shape {shape}"
-            )
-        height, width = shape[-3:-1] if has_colour else shape
-        images = range(shape[0] if len(shape) == 4 else 1)
-        for n, y, x in product(images, range(0, height, ZARR_BLOCK), range(0, width, ZARR_BLOCK)):
-            loaders[f"{name}[{n},{y},{x}]"] = partial(_zarr_block, array, n, y, x)
-    return loaders
-
-
-def _zarr_block(array: Any, n: int, y: int, x: int) -> Pixels:
-    region = (slice(y, y + ZARR_BLOCK), slice(x, x + ZARR_BLOCK))
-    block = np.asarray(array[(n, *region)] if array.ndim == 4 else array[region])
-    block = block if block.ndim == 3 else block[..., None]
-    return np.ascontiguousarray(np.broadcast_to(block, (*block.shape[:2], 3)))
+def _file_loaders(path: Path, folder: Path) -> Loaders:
+    """Return a function for each image of a file."""
+    name = path.relative_to(folder).as_posix()
+    if path.suffix.lower() in TIFF:
+        try:
+            scene = scene_loaders(path)
+        except DeepSICError:
+            scene = None  # reading tells why, where unreadable images are listed
+        if scene is not None:
+            return {name + image.removeprefix(path.name): load for image, load in scene.items()}
+    return {name: partial(read_rgb, path)}
 
 
 class Pool:
