@@ -1,7 +1,7 @@
 """Labels against rate: top-1 and top-5 of DeepSIC, pre and post, and of networks trained on the raw pixels.
 
-    python -m benchmarks.accuracy --train ../shared/data/eurosat-train-0.zip ../shared/data/eurosat-train-1.zip \
-        --data ../shared/data/eurosat-val.zip --photos ../shared/data/kodak --minutes 10 --json accuracy.json
+    python -m benchmarks.accuracy --train TRAINING_0 TRAINING_1 \
+        --data EUROSAT_VAL --photos KODAK --minutes 10 --json accuracy.json
 
 The table of the paper (Table I) on tiles of 64x64 pixels, each a chunk of its own; bits per pixel are those of whole
 payloads, header and labels included.  *In mosaics* is top-1 where the tiles are parts of chunks of 256x256.  ResNet-18

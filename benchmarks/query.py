@@ -1,6 +1,6 @@
 """Queries on labels: time, requests, bytes; what they find and what they miss.
 
-    python -m benchmarks.query --data ../shared/data/eurosat-val.zip
+    python -m benchmarks.query --data EUROSAT_VAL
 
 ``--data`` is a zip file or folder with EuroSAT validation tiles, ``<Class>/<Class>_<n>.jpg``. Measured are a real
 archive of their tiles in chunks of 64x64 (repeated up to ``--chunks``), an index of a million chunks of 512x512 with 16

@@ -1,6 +1,6 @@
 """Rate-distortion on a folder of images: DeepSIC and its peers in one run, from the bytes each really writes.
 
-    python -m benchmarks.rd --images ../shared/data/kodak --png rd.png --json rd.json --csv rd.csv
+    python -m benchmarks.rd --images KODAK --png rd.png --json rd.json --csv rd.csv
 
 Bits per pixel, PSNR (RGB and luma) and MS-SSIM are taken per image and averaged over the images at each setting, the
 convention of the literature.  BD-rates are over 0.15 to 1.5 bpp.
@@ -374,7 +374,7 @@ _LABELS = {"psnr_rgb": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, -10 log10(1 - x), 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rd", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--images", required=True, help="folder of lossless images, e.g. ../shared/data/kodak")
+    parser.add_argument("--images", required=True, help="folder of lossless images, such as Kodak")
     parser.add_argument("--qualities", type=float, nargs="+", default=QUALITIES, help="of DeepSIC, 1 to 100")
     text = "also at such bits per pixel for every image, as a curve of its own"
     parser.add_argument("--rates", type=float, nargs="*", default=[], metavar="BPP", help=text)

@@ -1,7 +1,7 @@
 """Run the other benchmarks and write what they print on one page, docs/benchmarks.md, with its plots beside it.
 
-    python -m benchmarks.report --images ../shared/data/kodak --tiles ../shared/data/eurosat-val.zip \
-        --scenes ../shared/data/scenes
+    python -m benchmarks.report --images KODAK --tiles EUROSAT_VAL \
+        --scenes SCENES
     python -m benchmarks.report --quick --out /tmp/report     # a minute or two, to see that everything works
 
 Sizes are such that two cores need about half an hour. What is not given is taken from the images of the package, and

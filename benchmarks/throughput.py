@@ -1,6 +1,6 @@
 """Speed on 512x512 chunks of a real scene beside other codecs, peak memory, and whether seams between chunks show.
 
-    python -m benchmarks.throughput --image ../shared/data/scenes/drone-beach-0025.jpg
+    python -m benchmarks.throughput --image IMAGE
     python -m benchmarks.throughput --against 5250414
 
 Without `--image` the bundled drone frame is encoded. Peers are set to about the PSNR of DeepSIC and run on the same
