@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # `as` marks a name as public for type checkers
     from deepsic_codec import errors as errors
     from deepsic_codec.archive import create_array as create_array
     from deepsic_codec.archive import open_archive as open_archive
+    from deepsic_codec.bulk.preview import read_preview as read_preview
     from deepsic_codec.codec.v2 import DeepSIC as DeepSIC
     from deepsic_codec.codec.v3 import DeepSICCodec as DeepSICCodec
     from deepsic_codec.labels.attributes import chunk_attrs as chunk_attrs
@@ -30,6 +31,7 @@ _MODULES = {
     "iter_chunk_attrs": "labels.attributes",
     "open_archive": "archive",
     "open_labels": "labels.open",
+    "read_preview": "bulk.preview",
     "relabel": "labels.relabel",
 }
 __all__ = list(_MODULES)

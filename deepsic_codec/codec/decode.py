@@ -115,7 +115,13 @@ def parse_payload(
         If it is no payload of DeepSIC, is larger than the limits `max_pixels` or `max_memory`, or needs a newer
         version.
     """
-    unpacked = unpack(payload)
+    return parse_unpacked(unpack(payload), shape, dtype, params)
+
+
+def parse_unpacked(
+    unpacked: Payload, shape: tuple[int, ...] | None, dtype: np.dtype[Any] | None, params: CodecParams | None
+) -> PayloadToDecode:
+    """Verify a payload whose checksums are verified; as `parse_payload`."""
     header = unpacked.header
     if shape is not None and tuple(shape) != tuple(header.shape):
         raise CorruptPayload(f"header: chunk shape {tuple(header.shape)}, expected {tuple(shape)}")
@@ -240,7 +246,7 @@ def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
     else:
         assert payload.wavelet is not None
         shape = (header.slices, header.height, header.width, header.channels)
-        samples = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges)
+        samples, _ = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges)
         samples = samples if structure is None else structure.nearest(samples)
     if padding is not None:
         padding.apply(samples)

@@ -13,6 +13,7 @@ from deepsic_codec.codec.chunk import prepare_chunk
 from deepsic_codec.codec.decode import DECODER, decode_symbols, parse_payload
 from deepsic_codec.codec.encode import ENCODER
 from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.codec.reduced import check_scale, decode_reduced, parse_start
 from deepsic_codec.errors import CorruptPayload, UnsupportedArray
 
 
@@ -114,6 +115,31 @@ class DeepSIC(CodecParams, Codec):
     def decode_batch(self, bufs: Sequence[Any]) -> list[np.ndarray]:
         """Decode payloads in one call."""
         return raise_first(DECODER.submit([parse_payload(ensure_ndarray(buf).data, params=self) for buf in bufs]))
+
+    def decode_preview(self, buf: Any, scale: int = 8) -> np.ndarray:
+        """Decode a payload, or the start of one of wavelets, to a part of its rows and columns.
+
+        Parameters
+        ----------
+        buf : bytes-like
+            A payload, or as much of its start as the size needs.
+        scale : {8, 1, 2, 4, 16}
+            Rows and columns of the chunk in one of the result, a mean of them, about.
+
+        Returns
+        -------
+        ndarray
+            Rows and columns divided by `scale`, rounded up.
+
+        Raises
+        ------
+        ConfigurationError
+            For another scale.
+        CorruptPayload
+            If the payload is damaged, or ends before what the size needs.
+        """
+        check_scale(scale)
+        return decode_reduced(parse_start(ensure_ndarray(buf).data, scale, params=self), scale)
 
     def decode_features(self, buf: Any) -> np.ndarray:
         """Decode a payload to its symbols, int16 (slices, images x latents, rows, columns), without pixels."""

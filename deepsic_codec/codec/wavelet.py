@@ -31,7 +31,15 @@ from deepsic_codec.payload.spectral import Matrix
 from deepsic_codec.payload.steps import FRACTION_BITS, PER_OCTAVE, STEPS, UNIT, step_code, step_of
 from deepsic_codec.payload.structure import Levels, Structure
 from deepsic_codec.payload.value_range import Ranges
-from deepsic_codec.payload.wavelet import FLOAT_LEVELS, Wavelet, from_integers, rounded, to_coefficients, to_components
+from deepsic_codec.payload.wavelet import (
+    FLOAT_LEVELS,
+    Wavelet,
+    from_integers,
+    make_checkpoints,
+    rounded,
+    to_coefficients,
+    to_components,
+)
 
 # Step of the trellis whose error is that of quantising to whole steps, at high rates; the qualities mean these.
 STEP_GAIN = 1.15
@@ -54,17 +62,28 @@ def decode_wavelet(
     shape: tuple[int, int, int, int],
     dtype: np.dtype[Any],
     ranges: Ranges | None,
-) -> NDArray[Any]:
-    """Decode a chunk of a shape (slices, height, width, bands).
+    halvings: int = 0,
+) -> tuple[NDArray[Any], int]:
+    """Decode a chunk of a shape (slices, height, width, bands), or halve its rows and columns some times.
+
+    Returns
+    -------
+    ndarray
+        Samples.
+    int
+        Halvings that are left to do, because the planes are too small for them.
 
     Raises
     ------
     CorruptPayload
         If the stream is damaged.
     """
+    from deepsic_codec.payload.coders.wavelet import max_halvings  # numba
+
     slices, height, width, bands = shape
-    components = wavelet.decode((slices, bands if matrix is None else len(matrix), height, width))
-    return _restored(components, matrix, dtype, ranges)
+    done = min(halvings, max_halvings(height, width)) if halvings else 0
+    components = wavelet.decode((slices, bands if matrix is None else len(matrix), height, width), done)
+    return _restored(components, matrix, dtype, ranges), halvings - done
 
 
 def _restored(
@@ -124,7 +143,8 @@ class _Part:
 
         code = max(code, self.min_code)
         coefficients = np.compress(self._kept(code), self.coefficients, axis=1)  # a copy
-        return Wavelet(code, encode_planes(coefficients, code)), coefficients
+        stream, lengths = encode_planes(coefficients, code)
+        return Wavelet(code, stream, make_checkpoints(stream, lengths)), coefficients
 
     def decode(self, wavelet: Wavelet, components: NDArray[np.int32] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""

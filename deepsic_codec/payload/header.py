@@ -256,10 +256,11 @@ def read_section(payload: Any, header: Header, section: Section[T]) -> T | None:
     entry = header.entry(section.kind)
     if entry is None:
         return None
-    return section.decode(_read(payload if isinstance(payload, bytes) else _view(payload), entry), header)
+    return section.decode(read_verified(payload if isinstance(payload, bytes) else _view(payload), entry), header)
 
 
-def _read(payload: bytes | memoryview, entry: SectionEntry) -> bytes:
+def read_verified(payload: bytes | memoryview, entry: SectionEntry) -> bytes:
+    """Return the bytes of a section; raises CorruptPayload if it is truncated or its checksum does not match."""
     data = bytes(payload[entry.offset : entry.offset + entry.length])
     if len(data) < entry.length:
         raise CorruptPayload(f"{section_name(entry.kind)}: truncated, {len(data)} of {entry.length} bytes")
@@ -280,7 +281,7 @@ def unpack(payload: Any) -> Payload:
     """
     payload = payload if isinstance(payload, bytes) else _view(payload)
     header = read_header(payload)
-    sections = {entry.kind: _read(payload, entry) for entry in header.sections}
+    sections = {entry.kind: read_verified(payload, entry) for entry in header.sections}
     if len(payload) > header.nbytes:
         raise CorruptPayload(f"payload: {len(payload) - header.nbytes} bytes after its last section")
     return Payload(header, sections)

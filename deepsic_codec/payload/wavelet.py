@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
@@ -11,7 +12,12 @@ from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.steps import FRACTION_BITS, STEPS
 
 PLAIN = 0  # layout
-_FIXED = 3  # bytes before the stream: layout, code of the step
+_FIXED = 4  # bytes before the checkpoints: layout, code of the step, number of checkpoints
+_CHECKPOINT = 8  # bytes: a length and a checksum
+MAX_CHECKPOINTS = 4  # reduced sizes down to 1/16
+MIN_CHECKED = 1 << 13  # bytes of a stream from which on checkpoints are worth their bytes
+#: Bytes of a section up to the end of its checkpoints, at most.
+START = _FIXED + _CHECKPOINT * MAX_CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -23,14 +29,19 @@ class Wavelet:
     code : int
         Of the quantiser's step.
     stream : bytes
-        The arithmetic-coded bands.
+        The arithmetic-coded bands; or the start of it, for planes at a reduced size.
+    checkpoints : tuple of int
+        Bytes from the start of the stream that hold planes at reduced sizes, ascending: the last one those at a half.
     """
 
     code: int
     stream: bytes
+    checkpoints: tuple[int, ...] = ()
 
-    def decode(self, shape: tuple[int, int, int, int]) -> NDArray[np.int32]:
+    def decode(self, shape: tuple[int, int, int, int], halvings: int = 0) -> NDArray[np.int32]:
         """Return the components, int32 of a shape (slices, components, height, width), in sixteenths.
+
+        With `halvings`, each plane has a half, a quarter, ... of its rows and columns, rounded up.
 
         Raises
         ------
@@ -39,17 +50,52 @@ class Wavelet:
         """
         from deepsic_codec.payload.coders.subbands import decode_planes  # numba, which reading labels does not need
 
-        return to_components(decode_planes(self.stream, shape, self.code))
+        return to_components(decode_planes(self.stream, shape, self.code, halvings), halvings)
 
 
-def to_components(coefficients: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Transform coefficients (slices, components, height, width) back; they are overwritten."""
+def make_checkpoints(stream: bytes, lengths: list[int]) -> tuple[int, ...]:
+    """Return the checkpoints of a stream; `lengths` are those of `encode_planes`."""
+    return tuple(lengths[-MAX_CHECKPOINTS:]) if len(stream) >= MIN_CHECKED else ()
+
+
+def start_length(data: bytes, scale: int) -> int | None:
+    """Return the bytes of a section that planes at 1/scale of their size need; None if all of them.
+
+    `data` is its start, `START` bytes or the whole.
+    """
+    wavelet, halvings = decode_wavelet(data), scale.bit_length() - 1
+    if not 0 < halvings <= len(wavelet.checkpoints):
+        return None
+    return _FIXED + _CHECKPOINT * len(wavelet.checkpoints) + wavelet.checkpoints[-halvings]
+
+
+def wavelet_start(data: bytes, scale: int) -> bytes:
+    """Return the start of a section that planes at 1/scale of their size need.
+
+    Raises
+    ------
+    CorruptPayload
+        If it is not there, or its checksum does not match.
+    """
+    length, count = start_length(data, scale), data[_FIXED - 1]
+    if length is None or len(data) < length:
+        raise CorruptPayload(f"wavelet section: truncated, {len(data)} of {length or 'more'} bytes")
+    checksums, stream = _FIXED + 4 * count, _FIXED + _CHECKPOINT * count
+    place = stream - 4 * (scale.bit_length() - 1)
+    if crc32c(data[:checksums] + data[stream:length]) != int.from_bytes(data[place : place + 4], "little"):
+        raise CorruptPayload("wavelet section: the checksum of the start does not match")
+    return data[:length]
+
+
+def to_components(coefficients: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
+    """Transform coefficients (slices, components, height, width) back, to a reduced size; they are overwritten."""
     from deepsic_codec.payload.coders.wavelet import inverse
 
+    height, width = coefficients.shape[2:]
     for planes in coefficients:
         for plane in planes:
-            inverse(plane)
-    return coefficients
+            height, width = inverse(plane, halvings).shape
+    return coefficients[..., :height, :width]
 
 
 def rounded(components: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -70,11 +116,14 @@ def to_coefficients(components: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def encode_wavelet(wavelet: Wavelet) -> bytes:
     """Write a wavelet section."""
-    return bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + wavelet.stream
+    start = bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + bytes((len(wavelet.checkpoints),))
+    start += b"".join(length.to_bytes(4, "little") for length in wavelet.checkpoints)
+    checksums = [crc32c(start + wavelet.stream[:length]) for length in wavelet.checkpoints]
+    return start + b"".join(crc.to_bytes(4, "little") for crc in checksums) + wavelet.stream
 
 
-def decode_wavelet(data: bytes, header: Header) -> Wavelet:
-    """Read a wavelet section.
+def decode_wavelet(data: bytes, header: Header | None = None) -> Wavelet:
+    """Read a wavelet section, or its start.
 
     Raises
     ------
@@ -90,7 +139,14 @@ def decode_wavelet(data: bytes, header: Header) -> Wavelet:
     code = data[1] | data[2] << 8
     if code >= STEPS:
         raise CorruptPayload(f"wavelet section: step {code}, expected 0 to {STEPS - 1}")
-    return Wavelet(code, data[_FIXED:])
+    start = _FIXED + _CHECKPOINT * data[3]
+    if data[3] > MAX_CHECKPOINTS or len(data) < start:
+        raise CorruptPayload(f"wavelet section: {data[3]} checkpoints in {len(data)} bytes")
+    places = range(_FIXED, _FIXED + 4 * data[3], 4)
+    checkpoints = tuple(int.from_bytes(data[place : place + 4], "little") for place in places)
+    if list(checkpoints) != sorted(checkpoints):
+        raise CorruptPayload("wavelet section: the lengths of checkpoints fall")
+    return Wavelet(code, data[start:], checkpoints)
 
 
 def from_integers(values: NDArray[np.int32], dtype: np.dtype[Any], ranges: NDArray[Any] | None) -> NDArray[Any]:

@@ -21,6 +21,7 @@ from deepsic_codec.payload.sections import LABELS
 from deepsic_codec.stored.layout import PayloadLocation, StoredLayout
 
 FIRST_READ = 256  # bytes: header and labels of any chunk with up to 16 label tiles lie within
+FIRST_PREVIEW = 1024  # bytes: header, labels and checkpoints of usual chunks, and the smallest sizes of small ones
 CONCURRENCY = 256  # reads in flight: at 40 ms each, 6,400 a second
 BATCH = 4096  # chunks read before any is handed on; bounds memory
 
@@ -171,6 +172,24 @@ class PayloadReader:
         if label_end(header) > len(data):
             data = await self._read(location, label_end(header)) or b""
         return PayloadStart(header, data)
+
+    async def read_as_needed(self, location: PayloadLocation, needed: Callable[[bytes, Header], int]) -> bytes | None:
+        """Read as much of the start of a payload as `needed` says of its first bytes and header.
+
+        Takes one request, and another one as often as more is needed. Returns None if the payload is missing.
+        """
+        data: bytes | None = None
+        size = FIRST_PREVIEW
+        while data is None or len(data) < size:
+            known, data = data, await self._read(location, size)
+            if data is None or (known is not None and len(data) <= len(known)):
+                return data  # missing, or it ends here
+            size = header_size(data)
+            if size <= len(data):
+                header = read_header(data)
+                data = data[: header.nbytes]  # without the checksums that follow it
+                size = needed(data, header)
+        return data
 
     async def read_payload(self, location: PayloadLocation) -> bytes | None:
         """Read a payload without the checksums that follow it, None if it is missing."""

@@ -146,10 +146,14 @@ def read_spectral(section, bands):
 
 
 def read_wavelet(section):
-    """Return the code of the step and the stream of a wavelet section."""
-    layout, code = struct.unpack("<BH", section[:3])
-    assert layout == 0
-    return code, section[3:]
+    """Return the code of the step and the stream of a wavelet section, whose checkpoints are verified."""
+    layout, code, count = struct.unpack("<BHB", section[:4])
+    assert layout == 0 and count <= 4
+    stream = section[4 + 8 * count :]
+    numbers = struct.unpack(f"<{2 * count}I", section[4 : 4 + 8 * count])
+    for length, crc in zip(numbers[:count], numbers[count:], strict=True):
+        assert crc32c(section[: 4 + 4 * count] + stream[:length]) == crc
+    return code, stream
 
 
 def read_ranges(section, dtype, bands):

@@ -57,7 +57,7 @@ def integers_of(coefficients):
 def roundtrip(coefficients, code):
     """Encode and decode; return the stream and the coefficients that it decodes to."""
     left = coefficients.copy()
-    stream = encode_planes(left, code)
+    stream = encode_planes(left, code)[0]
     decoded = decode_planes(stream, coefficients.shape, code)
     assert decoded.dtype == np.int32
     np.testing.assert_array_equal(decoded, left, "the encoder left other coefficients than decoding gives")
@@ -292,14 +292,14 @@ def test_any_bytes_decode_or_are_refused(data, which, code, ones):
 @given(st.integers(0, 10**6), st.integers(0, 7), st.sampled_from([step_code(2), step_code(50)]))
 def test_flipped_bits_decode_or_are_refused(at, bit, code):
     shape = 1, 2, 30, 31
-    data = bytearray(encode_planes(coefficients_of(planes(shape)), code))
+    data = bytearray(encode_planes(coefficients_of(planes(shape)), code)[0])
     data[at % len(data)] ^= 1 << bit
     decodes_or_refuses(bytes(data), shape, code)
 
 
 def test_cut_streams_decode_or_are_refused():
     shape, code = (1, 2, 20, 20), step_code(8)
-    data = encode_planes(coefficients_of(planes(shape)), code)
+    data = encode_planes(coefficients_of(planes(shape)), code)[0]
     assert len(data) > 100
     for end in range(len(data)):
         decodes_or_refuses(data[:end], shape, code)
@@ -308,7 +308,7 @@ def test_cut_streams_decode_or_are_refused():
 @pytest.mark.parametrize("code", [step_code(3), LARGEST])
 def test_bytes_left_over_are_refused(code):
     shape = 1, 2, 20, 20
-    data = encode_planes(coefficients_of(planes(shape)), code)
+    data = encode_planes(coefficients_of(planes(shape)), code)[0]
     check_rejects(CorruptPayload, "wavelet|zero byte", decode_planes, data + b"\0", shape, code)
     check_rejects(CorruptPayload, "wavelet|left over", decode_planes, data + b"12345678", shape, code)
 
@@ -333,7 +333,7 @@ def test_quantised_values_of_low_bands_have_32_bits():
     size = 1 << 22
     ramp = np.minimum(np.arange(37) * int(0.9 * size), 32 * size - 1).astype(np.int32)  # 16 symbols for each unit
     ramp[-1] = 32 * size + 7
-    stream = encode_planes(ramp.reshape(1, 1, 1, -1).copy(), 0)
+    stream = encode_planes(ramp.reshape(1, 1, 1, -1).copy(), 0)[0]
     found = to_components(decode_planes(stream, (1, 1, 1, 37), 0))
     np.testing.assert_array_equal(found, reference_wavelet.decode(0, stream, 1, 1, 1, 37))
     assert found[0, 0, 0, -1] < 0 < found[0, 0, 0, -2]
@@ -345,7 +345,7 @@ def test_nothing_is_written_beyond_the_output():
     shape, code = (1, 2, 16, 60), step_code(1 / 4)
     sizes = 2.0 ** rng.uniform(0, 26, shape)
     coefficients = np.rint(sizes * rng.choice([-1, 1], shape)).astype(np.int32)
-    wanted = encode_planes(coefficients.copy(), code)
+    wanted = encode_planes(coefficients.copy(), code)[0]
     for size in (0, 100, 5000, 11400, 12000, 20000, 23000):
         data, beyond = guarded(size)
         state = begin_encoding()
@@ -414,19 +414,23 @@ def header(bands=3, dtype=1):
     return h.read_header(reference.write(shape=(20, 30, bands), grid=(2, 2), dtype=dtype, sections=[]))
 
 
-@given(st.integers(0, STEPS - 1), st.binary(max_size=20))
-def test_what_was_written_is_read(code, stream):
-    data = encode_wavelet(Wavelet(code, stream))
-    assert decode_wavelet(data, header()) == Wavelet(code, stream)
+@given(st.integers(0, STEPS - 1), st.binary(max_size=20), st.lists(st.integers(0, 20), max_size=4))
+def test_what_was_written_is_read(code, stream, lengths):
+    wavelet = Wavelet(code, stream, tuple(sorted(lengths)))
+    data = encode_wavelet(wavelet)
+    assert decode_wavelet(data, header()) == wavelet
     assert reference.read_wavelet(data) == (code, stream)
 
 
 WRONG = {
-    "empty": (b"", CorruptPayload, "0 bytes, expected at least 3"),
-    "short": (b"\0\1", CorruptPayload, "2 bytes"),
-    "step 8192": (b"\0\0\x20", CorruptPayload, "step 8192, expected 0 to 8191"),
-    "step 65535": (b"\0\xff\xff123", CorruptPayload, "step 65535"),
-    "layout 1": (b"\1\0\0", UnsupportedPayload, "unknown layout 1"),
+    "empty": (b"", CorruptPayload, "0 bytes, expected at least 4"),
+    "short": (b"\0\1\0", CorruptPayload, "3 bytes"),
+    "step 8192": (b"\0\0\x20\0", CorruptPayload, "step 8192, expected 0 to 8191"),
+    "step 65535": (b"\0\xff\xff\x0023", CorruptPayload, "step 65535"),
+    "layout 1": (b"\1\0\0\0", UnsupportedPayload, "unknown layout 1"),
+    "five checkpoints": (b"\0\0\0\5" + bytes(60), CorruptPayload, "5 checkpoints in 64 bytes"),
+    "a checkpoint beyond the end": (b"\0\0\0\2" + bytes(15), CorruptPayload, "2 checkpoints in 19 bytes"),
+    "falling lengths": (b"\0\0\0\2\1\0\0\0" + bytes(32), CorruptPayload, "lengths of checkpoints fall"),
     "layout 255": (b"\xff\xff\xff\xff", UnsupportedPayload, "unknown layout 255"),
 }
 

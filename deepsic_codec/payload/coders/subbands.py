@@ -28,7 +28,7 @@ from deepsic_codec.payload.coders.binary import (
 )
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
 from deepsic_codec.payload.coders.numba_jit import inline, jit
-from deepsic_codec.payload.coders.wavelet import DIAGONAL, LOW, MAX_LEVELS, NORM_BITS, Band, bands_of
+from deepsic_codec.payload.coders.wavelet import DIAGONAL, HORIZONTAL, LOW, MAX_LEVELS, NORM_BITS, Band, bands_of
 from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSA_BITS, MANTISSAS, PER_OCTAVE, UNIT
 
 _STEP_BITS = 16  # binary places of the step of a band
@@ -548,19 +548,27 @@ class _Coder:
         self._planes, self._code = planes, code
         self._contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
         self._trellis = np.zeros(1, np.int64)
+        self.lengths: list[int] = []
         self._memory = self._contexts, MIXERS.ravel().copy(), self._trellis
         row = np.zeros((2, planes.shape[3] + 2), np.int64)
         options, ways = np.zeros((planes.shape[3], 4), np.int64), np.zeros(planes.shape[3], np.int64)
         self._work = *row, options, ways
 
-    def run(self, decoding: bool, state: NDArray[np.int64], data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Code all bands of all planes; return `data`, grown where an encoder needed more."""
+    def run(
+        self, decoding: bool, state: NDArray[np.int64], data: NDArray[np.uint8], halvings: int = 0
+    ) -> NDArray[np.uint8]:
+        """Code the bands of all planes, but for details of the `halvings` finest levels.
+
+        Returns `data`, grown where an encoder needed more. `lengths` gets the positions in front of each level.
+        """
         slices, components, height, width = self._planes.shape
         level = -1
         coded: dict[tuple[int, int, int], NDArray[np.int32]] = {}
         for band in bands_of(height, width):
-            if not band.height * band.width:
-                continue
+            if band.kind != LOW and band.level <= halvings:
+                break
+            if band.kind == HORIZONTAL:
+                self.lengths.append(int(state[3]))
             if band.level != level:  # contexts reach to the next coarser level
                 level, coded = band.level, {k: v for k, v in coded.items() if k[0] == band.level + 1}
             for number in range(slices * components):
@@ -635,7 +643,7 @@ def _fitted(symbols: NDArray[np.int32], band: Band, parent: bool) -> NDArray[np.
     return np.pad(symbols, [(0, n) for n in missing]) if any(missing) else symbols
 
 
-def encode_planes(planes: NDArray[np.int32], code: int) -> bytes:
+def encode_planes(planes: NDArray[np.int32], code: int) -> tuple[bytes, list[int]]:
     """Quantise and encode transformed planes.
 
     Parameters
@@ -644,14 +652,28 @@ def encode_planes(planes: NDArray[np.int32], code: int) -> bytes:
         int32 (slices, components, height, width), C order; overwritten by the coefficients that decoding gives.
     code : int
         Code of the step.
+
+    Returns
+    -------
+    bytes
+        The stream.
+    list of int
+        Bytes from the start that are enough to decode all that is in front of each level of detail, coarsest first.
     """
     state, data = begin_encoding(), np.empty(1 << 12, np.uint8)
-    data = _Coder(planes, code).run(False, state, data)
-    return finish_encoding(state, data)
+    coder = _Coder(planes, code)
+    data = coder.run(False, state, data)
+    stream = finish_encoding(state, data)
+    # A decoder has read so many bytes beyond those that an encoder has written for the same symbols.
+    ahead = int(begin_decoding(b"", "wavelet")[0][3])
+    return stream, [min(length + ahead, len(stream)) for length in coder.lengths]
 
 
-def decode_planes(data: bytes, shape: tuple[int, int, int, int], code: int) -> NDArray[np.int32]:
+def decode_planes(data: bytes, shape: tuple[int, int, int, int], code: int, halvings: int = 0) -> NDArray[np.int32]:
     """Decode transformed planes int32 (slices, components, height, width).
+
+    With `halvings`, details of so many of the finest levels are left out, and what is at their places is 0; the start
+    of the stream that holds the others is enough.
 
     Raises
     ------
@@ -660,6 +682,8 @@ def decode_planes(data: bytes, shape: tuple[int, int, int, int], code: int) -> N
     """
     planes = np.zeros(shape, np.int32)
     state, stream = begin_decoding(data, "wavelet")
-    _Coder(planes, code).run(True, state, stream)
+    _Coder(planes, code).run(True, state, stream, halvings)
+    if halvings:
+        return planes
     check_end(int(state[3]), stream.size, "wavelet", unit="coefficient")
     return planes

@@ -94,15 +94,22 @@ def forward(plane: NDArray[np.int32]) -> NDArray[np.int32]:
     return out
 
 
-def inverse(bands: NDArray[np.int32]) -> NDArray[np.int32]:
+def max_halvings(height: int, width: int) -> int:
+    """Return how often a plane is split."""
+    return len(list(_sizes(height, width))) - 1
+
+
+def inverse(bands: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
     """Undo `forward` for a transformed plane (height, width), which is overwritten.
 
+    With `halvings`, the low band of that level is returned, a view: the plane at a half, a quarter, ... of its size.
     Sums wrap around modulo 2^32, so that damaged coefficients give some plane.
     """
     sizes = list(_sizes(*bands.shape))
-    for height, width in sizes[-2::-1]:
+    for height, width in sizes[halvings:-1][::-1]:
         _join(bands, height, width)
-    return bands
+    height, width = sizes[halvings]
+    return bands[:height, :width]
 
 
 @array_jit

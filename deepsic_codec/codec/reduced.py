@@ -1,0 +1,136 @@
+"""Chunks at a reduced size: wavelets decode to it from the start of a payload, others are decoded and averaged."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.axes import ceil_div
+from deepsic_codec.codec.decode import PayloadToDecode, decode_payloads, parse_unpacked
+from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.codec.wavelet import decode_wavelet
+from deepsic_codec.errors import ConfigurationError, CorruptPayload
+from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.header import Payload, read_header, read_verified, unpack
+from deepsic_codec.payload.nodata import NoData
+from deepsic_codec.payload.sections import STRUCTURE, WAVELET
+from deepsic_codec.payload.wavelet import START, start_length, wavelet_start
+
+#: Divisors of rows and columns.
+SCALES = (1, 2, 4, 8, 16)
+
+
+def check_scale(scale: Any) -> None:
+    """Raise ConfigurationError for a divisor that there is not."""
+    if isinstance(scale, bool) or scale not in SCALES:
+        raise ConfigurationError(f"scale: expected one of {', '.join(map(str, SCALES))}, got {scale!r}")
+
+
+def needed_length(start: bytes, header: Header, scale: int) -> int:
+    """Return the bytes of a payload that a reduced size needs, or first, for another call, more of its start.
+
+    Parameters
+    ----------
+    start : bytes
+        The payload's first bytes, its header at least.
+    header : Header
+        That header.
+    scale : int
+        One of `SCALES`.
+    """
+    entry = header.entry(WAVELET.kind)
+    if entry is None or scale == 1 or header.entry(STRUCTURE.kind) is not None:
+        return header.nbytes
+    end = entry.offset + min(entry.length, START)
+    if len(start) < end:
+        return end
+    return entry.offset + min(entry.length, start_length(start[entry.offset : end], scale) or entry.length)
+
+
+def parse_start(
+    start: Any,
+    scale: int,
+    shape: tuple[int, ...] | None = None,
+    dtype: np.dtype[Any] | None = None,
+    params: CodecParams | None = None,
+) -> PayloadToDecode:
+    """Verify a payload, or as much of its start as a reduced size needs.
+
+    Takes the other arguments of `parse_payload`, and raises its errors; also CorruptPayload if more bytes are needed.
+    """
+    view = memoryview(start).cast("B")
+    header = read_header(view)
+    if len(view) >= header.nbytes:
+        return parse_unpacked(unpack(view), shape, dtype, params)
+    needed = needed_length(bytes(view), header, scale)
+    if len(view) < needed:
+        raise CorruptPayload(f"payload: {len(view)} bytes, 1/{scale} of the size needs {needed} of {header.nbytes}")
+    sections = {}
+    for entry in header.sections:
+        if entry.kind == WAVELET.kind:
+            sections[entry.kind] = wavelet_start(bytes(view[entry.offset : entry.offset + entry.length]), scale)
+        elif entry.offset + entry.length <= len(view):
+            sections[entry.kind] = read_verified(view, entry)
+    return parse_unpacked(Payload(header, sections), shape, dtype, params)
+
+
+def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
+    """Decode a chunk to the means of blocks of pixels, about.
+
+    Parameters
+    ----------
+    payload : PayloadToDecode
+        Of `parse_start` with this scale.
+    scale : int
+        One of `SCALES`: rows and columns in one of the result. Blocks at the ends may have fewer.
+
+    Returns
+    -------
+    ndarray
+        The chunk with ceil(rows / scale) rows and columns likewise. A pixel without data is one whose block has none.
+
+    Raises
+    ------
+    CorruptPayload
+        If a section is damaged.
+    """
+    header = payload.header
+    nodata = payload.nodata()
+    mask = None if nodata is None else nodata.mask
+    if payload.wavelet is None or payload.structure is not None:
+        samples = header.axes.to_samples(decode_payloads([payload])[0])
+        samples = _averaged(samples, scale, mask)
+    else:
+        shape = (header.slices, header.height, header.width, header.channels)
+        halvings = SCALES.index(scale)
+        samples, rest = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges, halvings)
+        samples = _averaged(samples, scale >> (halvings - rest), None) if rest else samples
+    if nodata is not None:
+        samples = np.ascontiguousarray(samples)
+        NoData(nodata.value, nodata.down, None if mask is None else _without_data(mask, scale)).apply(samples)
+    sizes = dict(zip(header.axes, header.shape, strict=True))
+    sizes |= {axis: ceil_div(sizes[axis], scale) for axis in "yx"}
+    return np.ascontiguousarray(header.axes.from_samples(samples, [sizes[axis] for axis in header.axes]), header.dtype)
+
+
+def _blocks(values: NDArray[Any], scale: int) -> NDArray[Any]:
+    """Return values (slices, rows, columns, bands) as (slices, rows, scale, columns, scale, bands), 0 past the ends."""
+    slices, height, width, bands = values.shape
+    padded = np.pad(values, [(0, 0), (0, -height % scale), (0, -width % scale), (0, 0)])
+    return padded.reshape(slices, ceil_div(height, scale), scale, ceil_div(width, scale), scale, bands)
+
+
+def _averaged(samples: NDArray[Any], scale: int, mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Return the means of blocks of samples, of those that are data; 0 of a block without."""
+    if scale == 1:
+        return samples
+    valid = np.ones(samples.shape, bool) if mask is None else ~np.broadcast_to(mask, samples.shape)
+    counts = _blocks(valid, scale).sum(axis=(2, 4))
+    means = _blocks(np.where(valid, samples, 0).astype(np.float64), scale).sum(axis=(2, 4)) / np.maximum(counts, 1)
+    return means.astype(samples.dtype) if samples.dtype.kind == "f" else np.rint(means).astype(samples.dtype)
+
+
+def _without_data(mask: NDArray[np.bool_], scale: int) -> NDArray[np.bool_]:
+    """Return a mask of the blocks of a mask that are set as a whole."""
+    slices, height, width, bands = mask.shape
+    return _blocks(~mask, scale).sum(axis=(2, 4)) == 0

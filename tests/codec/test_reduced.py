@@ -1,0 +1,139 @@
+"""Chunks at reduced sizes: near the means of pixels, from as many bytes as they need, whatever they are coded as."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepsic_codec import DeepSIC
+from deepsic_codec.codec.reduced import SCALES, needed_length
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError
+from deepsic_codec.payload.header import read_header
+from tests.common import check_rejects, photograph
+
+pytestmark = pytest.mark.usefixtures("stub")
+
+WAVELETS = {"transform": "wavelet", "semantics": "none"}
+SCENE = {"u1": 1, "<u2": 40, "<i2": 40, "<f4": 0.01}
+
+
+def scene(dtype, *shape):
+    return (photograph(*shape).astype("f8") * SCENE[dtype]).astype(dtype)
+
+
+def means(array, scale, valid=None, back=0):
+    """Means of blocks of an array (y, x, bands) over what is valid, moved back some pixels; NaN where nothing is."""
+    valid = np.ones(array.shape, bool) if valid is None else valid
+    rows, columns = (-(-n // scale) for n in array.shape[:2])
+    out = np.full((rows, columns, array.shape[2]), np.nan)
+    for y in range(rows):
+        for x in range(columns):
+            top, left = y * scale - back, x * scale - back
+            block = np.s_[max(0, top) : top + scale, max(0, left) : left + scale]
+            for band in range(array.shape[2]):
+                data = array[block][..., band][valid[block][..., band]]
+                out[y, x, band] = data.mean() if data.size else np.nan
+    return out
+
+
+@pytest.mark.parametrize("dtype", SCENE)
+@pytest.mark.parametrize("scale", SCALES)
+def test_wavelets_are_near_the_means_of_blocks(dtype, scale):
+    array = scene(dtype, 150, 203, 4)
+    codec = DeepSIC(**WAVELETS, rmse=2 * SCENE[dtype])
+    payload = codec.encode(array)
+    found = codec.decode_preview(payload, scale)
+    wanted = means(codec.decode(payload).astype("f8"), scale, back=scale // 2)  # samples lie at first pixels of blocks
+    assert found.dtype == array.dtype and found.shape == wanted.shape
+    error = np.sqrt(np.square(found - wanted)[1:-1, 1:-1].mean()) / SCENE[dtype]
+    assert error <= (1e-4 if scale == 1 else 4), error  # the wavelet is smoother than a mean
+
+
+@pytest.mark.parametrize("codec", [DeepSIC(max_error=2), DeepSIC(quality=40, transform="features")], ids=repr)
+def test_other_chunks_are_averaged(codec):
+    payload = codec.encode(photograph(70, 81, 3))
+    decoded = codec.decode(payload)
+    for scale in SCALES:
+        np.testing.assert_array_equal(codec.decode_preview(payload, scale), np.rint(means(decoded, scale)))
+
+
+@pytest.mark.parametrize("options", [WAVELETS | {"rmse": 1}, {"max_error": 1}], ids=str)
+def test_no_data(options):
+    """A hole stays one where a block has nothing else, and has no part in the means of others."""
+    array = scene("<u2", 96, 96, 2)
+    array[20:70, 30:90] = 0
+    codec = DeepSIC(**options, nodata=0)
+    payload = codec.encode(array)
+    decoded = codec.decode(payload).astype("f8")
+    for scale in (1, 8):
+        wanted = means(decoded, scale, decoded != 0)
+        found = codec.decode_preview(payload, scale)
+        np.testing.assert_array_equal(found == 0, np.isnan(wanted))
+        assert np.nanmax(np.abs(found - wanted)[found != 0]) < 2000
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 40, 2), (13, 13, 1), (16, 300, 1)])
+def test_small_chunks(shape):
+    array = scene("<u2", *shape)
+    codec = DeepSIC(**WAVELETS, rmse=20)
+    payload = codec.encode(array)
+    for scale in SCALES:
+        assert codec.decode_preview(payload, scale).shape == (-(-shape[0] // scale), -(-shape[1] // scale), shape[2])
+
+
+@cache
+def large():
+    """A payload with checkpoints."""
+    array = scene("<u2", 256, 256, 2) + np.random.default_rng(0).integers(0, 900, (256, 256, 2)).astype("u2")
+    return array, DeepSIC(**WAVELETS, rmse=30).encode(array)
+
+
+def test_a_reduced_size_needs_a_part_of_the_bytes():
+    _, payload = large()
+    codec, header = DeepSIC(), read_header(payload)
+    lengths = [needed_length(payload, header, scale) for scale in SCALES]
+    assert lengths[0] == len(payload) and lengths == sorted(lengths, reverse=True)
+    assert lengths[1] < 0.4 * len(payload) and lengths[3] < 0.05 * len(payload)
+    for scale, length in zip(SCALES, lengths, strict=True):
+        whole = codec.decode_preview(payload, scale)
+        np.testing.assert_array_equal(codec.decode_preview(payload[:length], scale), whole)
+        check_rejects(CorruptPayload, "bytes", codec.decode_preview, payload[: length - 1], scale)
+        with pytest.raises(CorruptPayload):
+            codec.decode(payload[: min(length, len(payload) - 1)])
+
+
+def test_how_much_to_read_is_told_step_by_step():
+    """From any start that has the header."""
+    _, payload = large()
+    header = read_header(payload)
+    wanted = needed_length(payload, header, 8)
+    size = header.size
+    for _ in range(3):
+        size = max(size, needed_length(payload[:size], header, 8))
+    assert size == wanted
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_damaged_starts_are_refused(data):
+    """One bit of what is read, or its end."""
+    _, payload = large()
+    codec, length = DeepSIC(), needed_length(payload, read_header(payload), 8)
+    damaged = bytearray(payload[:length])
+    place = data.draw(st.integers(0, 8 * length - 1))
+    damaged[place // 8] ^= 1 << place % 8
+    try:
+        found = codec.decode_preview(bytes(damaged), 8)
+    except DeepSICError:
+        return
+    np.testing.assert_array_equal(found, codec.decode_preview(payload, 8))  # the checksum of another size
+
+
+@pytest.mark.parametrize("scale", [0, 3, 32, -8, True, "8", None])
+def test_other_scales_are_refused(scale):
+    codec = DeepSIC()
+    check_rejects(
+        ConfigurationError, "scale|1, 2, 4, 8, 16", codec.decode_preview, codec.encode(photograph(9, 9, 3)), scale
+    )
