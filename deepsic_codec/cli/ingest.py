@@ -11,6 +11,7 @@ from deepsic_codec.cli.options import add_encoder_options, add_json, add_quality
 if TYPE_CHECKING:
     from deepsic_codec.io.images import ImageSource
     from deepsic_codec.io.ingest import Ingested
+    from deepsic_codec.io.zarr_source import PlainNode
 
 
 LEFT_OUT = 3  # exit status
@@ -88,14 +89,17 @@ def _nodata(text: str) -> float | None:
 
 def run_ingest(args: argparse.Namespace) -> int:
     """Write the sources to the archive and print the results; returns 3 if something was left out."""
-    from deepsic_codec.io.ingest import ingest, ingest_pyramid
+    from deepsic_codec.io.ingest import copy_node, ingest, ingest_pyramid
+    from deepsic_codec.io.zarr_source import PlainNode
     from deepsic_codec.stored.location import refuse_zip_path
 
     skipped: list[str] = []
     renamed: list[str] = []
-    sources = list(_sources(args, skipped, renamed))  # finds what cannot be opened before anything is written
+    plain: list[PlainNode] = []
+    sources = list(_sources(args, skipped, renamed, plain))  # finds what cannot be opened before anything is written
     if len(sources) > 1:
         refuse_zip_path(args.url)
+    _check_order(sources, args.url)
     names = (
         "quality",
         "psnr",
@@ -127,10 +131,15 @@ def run_ingest(args: argparse.Namespace) -> int:
                 results += ingest_pyramid(source, args.url, progress=progress, **options)
             else:
                 results.append(ingest(source, args.url, progress=progress, **options))
+    problems = {node.path: copy_node(node, args.url, zarr_format=args.format) for node in plain}
+    skipped += filter(None, problems.values())
+    copied = [node.path for node in plain if node.is_array and problems[node.path] is None]
     if args.json:
-        say_json({"arrays": list(map(asdict, results)), "skipped": skipped, "renamed": renamed})
+        say_json({"arrays": list(map(asdict, results)), "copied": copied, "skipped": skipped, "renamed": renamed})
         return LEFT_OUT if skipped else 0
     _summary(results)
+    for path in copied:
+        say(f"copied as it is: {path}")
     for message in renamed:
         say(f"renamed: {message}")
     for message in skipped:
@@ -138,7 +147,9 @@ def run_ingest(args: argparse.Namespace) -> int:
     return LEFT_OUT if skipped else 0
 
 
-def _sources(args: argparse.Namespace, skipped: list[str], renamed: list[str]) -> Iterator["ImageSource"]:
+def _sources(
+    args: argparse.Namespace, skipped: list[str], renamed: list[str], plain: list["PlainNode"]
+) -> Iterator["ImageSource"]:
     from deepsic_codec.errors import ConfigurationError
     from deepsic_codec.io.sources import open_sources, stack
 
@@ -151,6 +162,7 @@ def _sources(args: argparse.Namespace, skipped: list[str], renamed: list[str]) -
         keep_alpha=args.keep_alpha,
         follow_links=args.follow_links,
         left_out=skipped.append,
+        plain=None if args.stack or args.name else plain.append,
         renamed=(lambda message: None) if args.stack or args.name else renamed.append,
     )
     if args.stack:
@@ -162,6 +174,29 @@ def _sources(args: argparse.Namespace, skipped: list[str], renamed: list[str]) -
         yield replace(first, name=args.name)
     else:
         yield from sources
+
+
+def _check_order(sources: Sequence["ImageSource"], url: str) -> None:
+    """Raise ConfigurationError if an array would be replaced before another source reads it."""
+    from deepsic_codec.errors import ConfigurationError
+    from deepsic_codec.io.zarr_source import location_of
+    from deepsic_codec.stored.location import to_store_path
+
+    if not any(source.reads for source in sources):
+        return
+    try:
+        root = to_store_path(url)
+    except FileNotFoundError:
+        return
+    written: dict[str, str] = {}
+    for source in sources:
+        for location in source.reads:
+            if location in written:
+                raise ConfigurationError(
+                    f"{source.name} is read from {location}, which {written[location]} would replace before; ingest it "
+                    "first, or to another archive"
+                )
+        written[location_of(root / source.name)] = source.name
 
 
 def _summary(results: Sequence["Ingested"]) -> None:

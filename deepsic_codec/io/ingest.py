@@ -1,8 +1,10 @@
 """Store images, mosaics and Zarr arrays in an archive, and measure the result."""
 
+import base64
+import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,8 +18,9 @@ from deepsic_codec.axes import Axes, Region, chunk_region, grid_shape
 from deepsic_codec.codec.scaled import nodata_value
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.io import georeference, ome
+from deepsic_codec.io import georeference, ome, validity
 from deepsic_codec.io.images import ImageSource
+from deepsic_codec.io.zarr_source import PlainNode, as_number
 from deepsic_codec.labels.open import open_labels
 from deepsic_codec.metrics import psnr
 from deepsic_codec.progress import Progress
@@ -96,6 +99,9 @@ def ingest(
     import dask
 
     parameters = codec_parameters(source, codec)
+    source = with_one_nodata(source, parameters["nodata"])
+    if source.dimensions is not None:
+        options.setdefault("dimension_names", source.dimensions)
     shape = source.values.shape
     regions = sample_regions(source, chunk)
     originals = dask.compute(*(source.values[region] for region in regions))  # now: the target may replace the source
@@ -126,6 +132,65 @@ def ingest(
         _psnr(originals, [np.asarray(report.array[region]) for region in regions], report.array),
         labels,
     )
+
+
+def copy_node(node: PlainNode, url: Any, *, zarr_format: int = 3) -> str | None:
+    """Copy what a Zarr group has beside images, such as coordinates, as it is.
+
+    What is at its path in the archive stays. Returns a message if something else is there, or the archive cannot have
+    the array.
+    """
+    group = zarr.open_group(url, mode="a", zarr_format=3 if zarr_format == 3 else 2)
+    if not node.is_array:
+        target = zarr.open_group(url, path=node.path, mode="a", zarr_format=3 if zarr_format == 3 else 2)
+        target.attrs.update({key: value for key, value in node.node.attrs.items() if key not in target.attrs})
+        return None
+    array = node.node
+    try:
+        if node.path in group:
+            existing: Any = group[node.path]
+            same = isinstance(existing, zarr.Array) and existing.shape == array.shape
+            if same and np.array_equal(existing[...], array[...]):
+                return None
+            return f"{node.path}: is not copied, because the archive has another {node.path}"
+        names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+        attributes = {key: value for key, value in array.attrs.items() if key != "_ARRAY_DIMENSIONS"}
+        if zarr_format == 2 and (names or not array.ndim):
+            attributes["_ARRAY_DIMENSIONS"] = list(names or ())
+        fill_value = _fill_value(array, attributes, zarr_format)
+        copy = group.create_array(
+            node.path,
+            shape=array.shape,
+            chunks=array.chunks,
+            dtype=array.dtype,
+            fill_value=fill_value,
+            attributes=attributes,
+            dimension_names=names if zarr_format == 3 else None,
+        )
+        if not array.ndim:
+            copy[...] = array[...]
+        for start in range(0, array.shape[0] if array.ndim else 0, array.chunks[0] if array.ndim else 1):
+            part = slice(start, start + array.chunks[0])
+            copy[part] = array[part]
+    except Exception as error:  # zarr and its stores have errors of their own
+        return f"{node.path}: cannot be copied ({type(error).__name__}: {error})"
+    return None
+
+
+def _fill_value(array: zarr.Array, attributes: dict[str, Any], zarr_format: int) -> Any:
+    """Return the fill value of a copy of an array; changes `_FillValue` of its attributes to what xarray reads.
+
+    For xarray, values that equal the fill value of format 2 are missing, but not those that equal one of format 3.
+    """
+    if zarr_format == array.metadata.zarr_format or array.dtype.kind not in "iufb":
+        return array.fill_value
+    if zarr_format == 2:
+        return as_number(attributes.pop("_FillValue", None))
+    if array.fill_value is not None:
+        is_float = array.dtype.kind == "f"
+        text = base64.b64encode(struct.pack("<d", array.fill_value)).decode()
+        attributes["_FillValue"] = text if is_float else int(array.fill_value)
+    return 0 if array.fill_value is None else array.fill_value
 
 
 def ingest_pyramid(
@@ -188,6 +253,14 @@ def codec_parameters(source: ImageSource, codec: Mapping[str, Any] | None = None
             "that its mask or alpha channel hides; pass a quality, or leave the mask out with --drop-alpha"
         )
     return parameters
+
+
+def with_one_nodata(source: ImageSource, nodata: Any) -> ImageSource:
+    """Return a float32 source with its NoData value, if that is a number, in the place of NaN and infinity."""
+    number = georeference.number(nodata)
+    if source.values.dtype.kind != "f" or number is None or not np.isfinite(number):
+        return source
+    return replace(source, values=validity.join_values(source.values, [np.nan, np.inf, -np.inf], number))
 
 
 def declared_nodata(source: ImageSource) -> Any:

@@ -1,21 +1,25 @@
 """Sources of `deepsic ingest`: files, folders of files, Zarr arrays and groups."""
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from deepsic_codec.errors import DeepSICError, SourceError, UnsupportedArray
 from deepsic_codec.io.images import SUFFIXES, ImageSource, open_image
 from deepsic_codec.io.require import require
-from deepsic_codec.io.zarr_source import is_zarr, open_zarr
+from deepsic_codec.io.zarr_source import PlainNode, is_zarr, open_zarr
 from deepsic_codec.stored.embedded import PREFIX as MODEL
 from deepsic_codec.stored.location import SUFFIX
 
 APPLE_DOUBLE = b"\0\5\x16\7"  # the first bytes of such a file
 RESERVED = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+# Attributes that say what the samples of a stack mean.
+SHARED = ("color_table", "photometric", "scale_factor", "add_offset", "scales", "offsets", "units")
 RESERVED_PREFIXES = ("__", MODEL)  # Zarr format 3 keeps names that begin with __ for itself
 
 
@@ -29,6 +33,7 @@ def open_sources(
     follow_links: bool = False,
     left_out: Callable[[str], None] = warnings.warn,
     renamed: Callable[[str], None] = warnings.warn,
+    plain: Callable[[PlainNode], None] | None = None,
 ) -> Iterator[ImageSource]:
     """Open files, folders and Zarr arrays.
 
@@ -50,6 +55,8 @@ def open_sources(
     left_out, renamed : callable
         Called with a message for what is left out, such a link or a second image of a file, and for each source whose
         name is changed.
+    plain : callable, optional
+        Called with what Zarr groups have beside images; without it, such arrays are left out.
 
     Yields
     ------
@@ -72,7 +79,13 @@ def open_sources(
                 if skip is not None:
                     _decode_all(sources[0])
             else:
-                sources = list(open_zarr(location, name, axes))
+                nodes: list[PlainNode] = []
+                sources = list(open_zarr(location, name, axes, plain=nodes.append))
+                for node in nodes:
+                    if plain is not None:
+                        plain(node)
+                    elif node.is_array:
+                        left_out(f"{location}/{node.path}: is not stored, because it is no image")
         except (DeepSICError, OSError) as error:
             if skip is None:
                 raise
@@ -146,7 +159,7 @@ def stack(sources: Sequence[ImageSource], name: str) -> ImageSource:
     Raises
     ------
     UnsupportedArray
-        If there are no images, or their sizes differ.
+        If there are no images, or their sizes, dtypes, NoData values or tables of colours differ.
     """
     import dask.array as da
 
@@ -159,13 +172,50 @@ def stack(sources: Sequence[ImageSource], name: str) -> ImageSource:
                 f"{source.name} is {source.values.shape} ({source.axes}), but {first.name} is {first.values.shape} "
                 f"({first.axes}); a stack needs images of equal size"
             )
+        if source.values.dtype != first.values.dtype:
+            raise UnsupportedArray(
+                f"{source.name} has samples of {source.values.dtype}, but {first.name} of {first.values.dtype}; a "
+                "stack needs one dtype: convert some of the files"
+            )
+        for key in SHARED:
+            if source.attributes.get(key) != first.attributes.get(key):
+                raise UnsupportedArray(
+                    f"{source.name} and {first.name} have different attributes {key}, so that equal samples mean "
+                    "different things; store these images without --stack"
+                )
     if "n" in first.axes:
         raise UnsupportedArray(
             f"{first.name} already has an axis n ({first.axes}), the axis of a stack; store these images without "
             "--stack"
         )
+    nodata = {json.dumps(source.attributes.get("nodata")) for source in sources}
+    if len(nodata) > 1:
+        raise UnsupportedArray(
+            f"the images have different NoData values ({', '.join(sorted(nodata))}), and a stack has one; store these "
+            "images without --stack, or give all the same value first"
+        )
+    values = da.stack([source.values for source in sources])
+    return ImageSource(
+        name,
+        values,
+        f"n{first.axes}",
+        _joined_attributes(sources),
+        lossless=any(source.lossless for source in sources),
+        shifted=any(source.shifted for source in sources),
+        left_out=tuple(message for source in sources for message in source.left_out),
+        dimensions=None if first.dimensions is None else ("n", *first.dimensions),
+        reads=tuple(location for source in sources for location in source.reads),
+    )
+
+
+def _joined_attributes(sources: Sequence[ImageSource]) -> dict[str, Any]:
+    """Return the attributes that images have in common; `images` lists the others of each image, if there are any."""
+    first, *others = ({**source.attributes, "source": None} for source in sources)
+    common = {key: value for key, value in first.items() if all(key in item and item[key] == value for item in others)}
+    different = [{key: value for key, value in item.items() if key not in common} for item in (first, *others)]
     files = [source.attributes.get("source", source.name) for source in sources]
-    return ImageSource(name, da.stack([source.values for source in sources]), f"n{first.axes}", {"sources": files})
+    del common["source"]
+    return {"sources": files, **common, **({"images": different} if any(different) else {})}
 
 
 def _expand(

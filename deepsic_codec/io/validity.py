@@ -1,9 +1,14 @@
 """NoData values for images whose alpha channel or mask says which pixels hold data."""
 
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 # Values of an alpha channel that say "opaque", beside the largest of the dtype: channels may have fewer bits.
 OPAQUE = (255, 1023, 4095, 16383, 32767, 65535)
@@ -75,6 +80,23 @@ class Summary:
     @property
     def _low(self) -> int:
         return int(np.iinfo(self.dtype).min)
+
+
+def join_values(values: Any, others: Sequence[float], nodata: float) -> "da.Array":
+    """Return a Dask array with one NoData value for several. Equal arguments give an array of the same name."""
+    from dask.base import tokenize
+
+    name = f"nodata-{tokenize(values.name, list(others), nodata)}"
+    join: Any = partial(_joined, others=tuple(others), nodata=nodata)
+    joined: da.Array = values.map_blocks(join, dtype=values.dtype, meta=values._meta, name=name)
+    return joined
+
+
+def _joined(block: NDArray[Any], *, others: Sequence[float], nodata: float) -> NDArray[Any]:
+    for value in others:
+        missing = np.isnan(block) if value != value else block == block.dtype.type(value)
+        block = np.where(missing, block.dtype.type(nodata), block)
+    return block
 
 
 def burn(values: NDArray[Any], valid: NDArray[np.bool_], nodata: float, shifted: bool) -> NDArray[Any]:

@@ -445,14 +445,15 @@ def test_zarr_arrays_and_groups(tmp_path, capsys):
     assert ingest(tmp_path / "bare.zarr", tmp_path / "out.zarr", "--axes", "yxc") == 0
     assert ingest(tmp_path / "out.zarr", tmp_path / "again.zarr") == 0
     again = zarr.open_group(tmp_path / "again.zarr", mode="r")
-    assert set(again.array_keys()) == {"scene", "bare"}
+    assert set(again.array_keys()) == {"scene", "bare", "lat"}
     np.testing.assert_array_equal(again["bare"][:], photograph(70, 90, 3))
 
 
 def test_zarr_arrays_that_are_no_images(tmp_path):
     group = zarr.open_group(tmp_path / "in.zarr", mode="w")
     group.create_array("a", shape=(70, 90), dtype="f4")
-    check_rejects(SourceError, "no arrays", opened, tmp_path / "in.zarr")
+    check_rejects(UnsupportedArray, "--axes", opened, tmp_path / "in.zarr")
+    check_rejects(SourceError, "no arrays", opened, tmp_path / "in.zarr", axes="yxc")
     group.create_array("b", shape=(70, 90), dtype="f8")
     check_rejects(UnsupportedArray, "float64", opened, tmp_path / "in.zarr" / "b")
 
