@@ -1,3 +1,4 @@
+import asyncio
 import os
 import sys
 import threading
@@ -94,6 +95,27 @@ def test_blocks_of_threads_overlap():
             go_on.set()
             assert future.result(20) == config.Settings(threads=1)
             assert config.get() == config.Settings(max_pixels=1 << 10)
+    assert config.get() == config.Settings()
+
+
+def test_tasks_of_asyncio_keep_their_blocks():
+    """Tasks of one thread take turns within their blocks, and threads that they start inherit them."""
+
+    async def task(number):
+        with config.set(threads=number, max_pixels=1 << number):
+            for _ in range(5):
+                await asyncio.sleep(0)
+                assert config.get() == config.Settings(threads=number, max_pixels=1 << number)
+            return (await asyncio.to_thread(config.get)).threads
+
+    async def gather():
+        with config.set(batch_pixels=7):
+            inside = asyncio.create_task(asyncio.to_thread(config.get))
+        numbers = await asyncio.gather(*map(task, range(1, 20)))
+        assert (await inside).batch_pixels == 7 and config.get() == config.Settings()
+        return numbers
+
+    assert asyncio.run(gather()) == list(range(1, 20))
     assert config.get() == config.Settings()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import zarr
 
 from deepsic_codec.axes import Index, iter_grid
-from deepsic_codec.errors import LabelIndexError, UnsupportedPayload
+from deepsic_codec.errors import LabelIndexError, RefusedCodec, UnsupportedPayload
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex
 from deepsic_codec.labels.index_writer import IndexWriter, replace
@@ -131,7 +131,7 @@ def _features_index(location: IndexLocation) -> LabelIndex | None:
     """Open an index with entries made from features, None for any other."""
     try:
         index = LabelIndex(location)
-    except LabelIndexError:
+    except (LabelIndexError, RefusedCodec):
         return None
     return index if index.counts.get("features") else None
 
@@ -248,7 +248,12 @@ class _FromHeaders:
             stop = tuple(min(b, n) for b, n in zip(entries.stop, self.old.geometry.grid, strict=True))
             if any(a >= b for a, b in zip(entries.start, stop, strict=True)):
                 return None
-            self._old_unit = self.old.block(entries.start, stop)
+            try:
+                self._old_unit = self.old.block(entries.start, stop)
+            except (LabelIndexError, RefusedCodec) as error:
+                raise LabelIndexError(
+                    f"{error}; pass keep=False to make the index without its labels from features"
+                ) from error
         old = self._old_unit
         if any(i >= b for i, b in zip(index, old.stop, strict=True)):
             return None

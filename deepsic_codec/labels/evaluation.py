@@ -7,16 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index, ceil_div
-from deepsic_codec.errors import StaleIndex
+from deepsic_codec.errors import LabelIndexError, StaleIndex
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.expression import Expression
 from deepsic_codec.labels.index import FEATURES, HEADER, MISSING, LabelIndex, to_region
+from deepsic_codec.payload.limits import check_count
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import any_of
 from deepsic_codec.stored.location import Counter
 from deepsic_codec.stored.reader import PayloadStart
 
 Grid = NDArray[np.bool_]
+COMPARED = 1 << 16  # chunks that are compared with the index at a time
 BLOCKS = 16  # blocks of tile scores in memory at a time
 
 
@@ -135,6 +137,27 @@ def judge_chunk(
     return expression.tiles(lambda name: index.vocabulary.score(name, scores.__getitem__))
 
 
+def compared(
+    stored: StoredArray, index: LabelIndex, counter: Counter | None = None
+) -> Iterator[tuple[Index, PayloadStart | None, bool]]:
+    """Read all headers, a piece of the array at a time, and compare them with the index.
+
+    Yields
+    ------
+    (tuple of int, PayloadStart or None, bool)
+        Position and start of a chunk, and whether its entry was made from it.
+    """
+    grid, count = stored.grid, stored.geometry.count
+    check_count(count, "comparing an index with the headers of all chunks", LabelIndexError)
+    for first in range(0, count, COMPARED):
+        numbers = np.arange(first, min(first + COMPARED, count))
+        positions = np.stack(np.unravel_index(numbers, grid), axis=-1)
+        source, crc = index.entries(positions, counter)
+        starts = stored.reader.starts(map(tuple, positions.tolist()))
+        for (position, start), *entry in zip(starts, source.tolist(), crc.tolist(), strict=True):
+            yield position, start, is_current(start, *entry)
+
+
 def rescan(
     stored: StoredArray, index: LabelIndex, expression: Expression, mask: Grid, counter: Counter
 ) -> dict[Index, Grid]:
@@ -145,15 +168,12 @@ def rescan(
     dict of tuple of int to ndarray
         Which tiles of these chunks satisfy the expression, bool.
     """
-    source, crc = index.entries(np.argwhere(np.ones(mask.shape, np.bool_)), counter)
     attributes = Attributes(stored.counting(counter))
     rewritten: dict[Index, Grid] = {}
-    entries = zip(source.tolist(), crc.tolist(), strict=True)
-    for (position, start), entry in zip(attributes.stored.reader.starts(stored.indices()), entries, strict=True):
-        if is_current(start, *entry):
-            continue
-        rewritten[position] = judge_chunk(attributes, index, expression, position, start)
-        mask[position] = rewritten[position].any()
+    for position, start, current in compared(attributes.stored, index, counter):
+        if not current:
+            rewritten[position] = judge_chunk(attributes, index, expression, position, start)
+            mask[position] = rewritten[position].any()
     return rewritten
 
 

@@ -27,6 +27,7 @@ from deepsic_codec.labels.index import (
     to_region,
 )
 from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.payload.limits import check_count, check_memory
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import IndexLocation
 
@@ -39,6 +40,10 @@ CONVENTION = {
 # How long a version stays after another became current, for programs that have it open, and after it was last seen
 # unfinished, for its writer.
 KEEP_FINISHED, KEEP_UNFINISHED = timedelta(days=1), timedelta(days=7)
+
+
+# Memory that coordinates take for a tile along an axis, and for a tile of an image.
+STARTS_BYTES, STRADDLES_BYTES = 32, 3
 
 
 class IndexWriter:
@@ -60,6 +65,10 @@ class IndexWriter:
         self, location: IndexLocation, geometry: Geometry, vocabulary: Vocabulary, about: Mapping[str, Any]
     ) -> None:
         self.location, self.geometry, self.vocabulary = location, geometry, vocabulary
+        tiles, y, x = geometry.tile_grid, geometry.axes.y, geometry.axes.x
+        check_count(max(tiles, default=0), f"{location}: a label index", LabelIndexError, "tiles along an axis")
+        nbytes = STARTS_BYTES * sum(tiles) + STRADDLES_BYTES * tiles[y] * tiles[x]
+        check_memory(nbytes, f"{location}: a label index with its coordinates", LabelIndexError)
         self.chunking = IndexChunking.of(geometry, len(vocabulary.known))
         self._about = dict(about)
         self._counts = np.zeros(len(SOURCES), np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
-from deepsic_codec.labels.evaluation import is_current, matching_chunks, rescan
+from deepsic_codec.labels.evaluation import compared, matching_chunks, rescan
 from deepsic_codec.labels.expression import Expression, Name, parse
 from deepsic_codec.labels.index import BUFFER, FEATURES, HEADER, SOURCES, LabelIndex
 from deepsic_codec.labels.selection import Selection, StaleIndexWarning, Verify
@@ -121,8 +121,8 @@ class Labels:
         counter = Counter()
         mask = matching_chunks(self.index, parsed, counter)
         rewritten = rescan(self.stored, self.index, parsed, mask, counter) if verify == "all" else {}
-        compared = self.compared or verify == "all"
-        return Selection(self.stored, self.index, parsed, mask, counter, tiles, verify, rewritten, compared)
+        is_compared = self.compared or verify == "all"
+        return Selection(self.stored, self.index, parsed, mask, counter, tiles, verify, rewritten, is_compared)
 
     def rewritten(self) -> NDArray[np.bool_]:
         """Read the headers of all chunks and compare them with the index.
@@ -132,11 +132,10 @@ class Labels:
         ndarray
             bool, the grid of chunks: True for a chunk that is not the one that was indexed.
         """
-        positions = np.argwhere(np.ones(self.stored.grid, np.bool_))
-        entries = zip(*(values.tolist() for values in self.index.entries(positions)), strict=True)
-        starts = self.stored.reader.starts(self.stored.indices())
-        changed = [not is_current(start, *entry) for (_, start), entry in zip(starts, entries, strict=True)]
-        return np.array(changed, np.bool_).reshape(self.stored.grid)
+        changed = np.zeros(self.stored.grid, np.bool_)
+        for position, _, current in compared(self.stored, self.index):
+            changed[position] = not current
+        return changed
 
     def summary(self) -> dict[str, Any]:
         """Count the chunks of each class, from the index.

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import Index, Region
 from deepsic_codec.codec.batching import raise_first
 from deepsic_codec.codec.decode import DECODER
-from deepsic_codec.errors import StaleIndex
+from deepsic_codec.errors import LabelIndexError, StaleIndex
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.evaluation import Grid, is_current, judge_chunk, matching_tiles, read_largest
 from deepsic_codec.labels.expression import Expression
 from deepsic_codec.labels.index import LabelIndex
+from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
 from deepsic_codec.stored.geometry import Geometry
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import xarray
 
 Verify = Literal["fetched", "all"]
+TILE_BYTES = 32  # of memory that positions of tiles take for a tile, at most
 FETCH = 32  # chunks fetched and decoded together
 NOT_COMPARED = "the index was not compared with the chunks"
 QUERY_AGAIN = "run consolidate_labels and query again"
@@ -121,6 +124,7 @@ class Selection:
         geometry = self.geometry
         if geometry.one_tile:
             return self.indices
+        check_memory(TILE_BYTES * prod(geometry.tile_grid), "the tiles of a selection", LabelIndexError)
         largest, _ = read_largest(self.index, self.expression.check(self.index.vocabulary), self._counter)
         hits = np.zeros(geometry.tile_grid, np.bool_)
         for start, stop, tiles in matching_tiles(self.index, self.expression, largest, self.mask, self._counter):
@@ -134,6 +138,7 @@ class Selection:
         """Whether the array ends within the tile, bool, for each of `tiles`: padding influenced its scores."""
         geometry, tiles = self.geometry, self.tiles
         result = np.zeros(len(tiles), np.bool_)
+        check_memory(TILE_BYTES * sum(geometry.tile_grid), "where tiles start", LabelIndexError)
         for number in (geometry.axes.y, geometry.axes.x):
             result |= geometry.straddles(number)[tiles[:, number]]
         return result

@@ -42,12 +42,12 @@ def check_memory(nbytes: int, subject: str, error: type[DeepSICError]) -> None:
         )
 
 
-def check_count(chunks: int, subject: str, error: type[DeepSICError]) -> None:
-    """Raise an error if a task goes through more chunks than `max_chunks`."""
+def check_count(count: int, subject: str, error: type[DeepSICError], unit: str = "chunks") -> None:
+    """Raise an error if a task goes through more chunks, or other units, than `max_chunks`."""
     limit = config.get().max_chunks
-    if chunks > limit:
+    if count > limit:
         raise error(
-            f"{subject} goes through {chunks:,} chunks, more than the limit of {limit:,}; if the array has that many, "
+            f"{subject} goes through {count:,} {unit}, more than the limit of {limit:,}; if the array has that many, "
             "raise the limit with deepsic_codec.config.set(max_chunks=...) or DEEPSIC_MAX_CHUNKS"
         )
 

@@ -10,7 +10,7 @@ from deepsic_codec import DeepSIC, chunk_attrs, config, consolidate_labels, crea
 from deepsic_codec.errors import LabelIndexError, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.io.info import describe
 from deepsic_codec.io.preview import preview
-from deepsic_codec.labels import index
+from deepsic_codec.labels import evaluation, index
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.labels import LabelBlock
@@ -66,6 +66,33 @@ def test_an_index_of_too_many_chunks_or_of_huge_parts_is_refused(stub, tmp_path,
         check_rejects(LabelIndexError, "max_memory", labels.map, labels.vocabulary.known[0])
     monkeypatch.setattr(index, "MAX_PART", 3)
     check_rejects(LabelIndexError, "has chunks of 6 bytes", open_labels, array)
+
+
+def test_coordinates_of_an_index_are_limited(tmp_path):
+    """Few chunks of many tiles along one axis."""
+    codec, shape, chunks = DeepSIC(axes="nyx"), (1 << 31, 1, 1), (1 << 16, 1, 1)
+    array = create_array(tmp_path, name="image", shape=shape, dtype="u1", chunks=chunks, codec=codec)
+    check_rejects(LabelIndexError, "tiles along an axis|max_chunks", open_labels, array, scan=True)
+    with config.set(max_chunks=1 << 40, max_memory=1 << 28):
+        check_rejects(LabelIndexError, "coordinates|max_memory", open_labels, array, scan=True)
+        check_rejects(LabelIndexError, "coordinates|max_memory", consolidate_labels, array)
+
+
+def test_comparisons_and_tiles_of_an_index_are_limited(stub, monkeypatch):
+    data = photograph(128, 192, 3)
+    array = create_array({}, name="image", data=data, chunks=(128, 64, 3), codec=DeepSIC(label_tile=(64, 64)))
+    labels = consolidate_labels(array)
+    selection = labels.where("unknown | ~unknown", tiles=True)
+    monkeypatch.setattr(evaluation, "COMPARED", 2)  # in pieces
+    assert labels.rewritten().tolist() == [[[False]] * 3]
+    array[:, 64:128] = data[::-1, 64:128]
+    assert labels.rewritten().tolist() == [[[False], [True], [False]]]
+    assert labels.where("unknown | ~unknown", verify="all").count == 3
+    with config.set(max_chunks=2):
+        check_rejects(LabelIndexError, "3 chunks|max_chunks", labels.rewritten)
+        check_rejects(LabelIndexError, "3 chunks|max_chunks", labels.where, "unknown", verify="all")
+    with config.set(max_memory=100):
+        check_rejects(LabelIndexError, "max_memory", lambda: selection.tiles)
 
 
 @pytest.fixture

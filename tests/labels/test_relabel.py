@@ -3,7 +3,7 @@ import pytest
 import zarr
 
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, decode_features, open_labels, relabel
-from deepsic_codec.errors import ModelMismatch, ModelNotFound
+from deepsic_codec.errors import LabelIndexError, ModelMismatch, ModelNotFound
 from deepsic_codec.labels import index as label_index
 from deepsic_codec.model.file import load_arrays, save_model
 from deepsic_codec.model.zoo import find_model
@@ -56,6 +56,16 @@ def test_consolidating_keeps_what_comes_from_features_while_it_is_true(stub):
     array.resize((64, 320, 3))
     assert consolidate_labels(array).summary()["features"] == 2
     assert consolidate_labels(array, keep=False).summary()["features"] == 0
+
+
+def test_damaged_labels_of_features_are_left_out_only_if_that_is_asked_for(stub):
+    array = archive(semantics="post", shape=(64, 256, 3), chunks=(64, 64, 3))
+    array[:] = 240
+    index = relabel(array).index
+    (key,) = [key for key in array.store._store_dict if key.startswith(f"{index.group.path}/crc/c/")]
+    array.store._store_dict[key] = array.store._store_dict[key][:10]
+    check_rejects(LabelIndexError, "keep=False", consolidate_labels, array)
+    assert consolidate_labels(array, keep=False).summary()["unlabelled"] == 4
 
 
 @pytest.mark.parametrize(

@@ -2,26 +2,34 @@
 
 import importlib.util
 import pickle
+import signal
 import sys
 
+import numba
 import numpy as np
 import pytest
 
 from deepsic_codec.payload.coders import numba_jit
 
 
-def test_nothing_is_counted():
-    @numba_jit.jit
-    def total(values):
-        found = 0
-        for row in range(len(values)):
-            own = values[row]  # would be counted
-            for i in range(len(own)):
-                found += own[i]
-        return found
+def total(values):
+    result = 0
+    for row in range(len(values)):
+        part = values[row]  # would be counted
+        for i in range(len(part)):
+            result += part[i]
+    return result
 
-    assert total.py_func(np.ones((2, 3), np.int64)) == total(np.ones((2, 3), np.int64)) == 6
-    assert "NRT_" not in next(iter(total.inspect_llvm().values()))
+
+def test_nothing_is_counted():
+    """The code is compiled here: what comes from a cache cannot be inspected."""
+    codes = []
+    for options in (numba_jit._options(), {"nogil": True}):
+        compiled = numba.njit(**options)(total)
+        assert compiled(np.ones((2, 3), np.int64)) == 6
+        codes += compiled.inspect_llvm().values()
+    assert ["NRT_" in code for code in codes] == [False, True]
+    assert numba_jit.jit(total)(np.ones((2, 3), np.int64)) == 6
 
 
 def test_without_the_option_all_is_compiled_as_usual(monkeypatch):
@@ -90,3 +98,31 @@ def test_a_cache_that_cannot_be_written_is_no_error(module, monkeypatch):
 
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
     assert doubled(module[0], "a") == (42, False)
+
+
+def spin(values, count):
+    total = 0.0
+    for i in range(count):
+        total += np.sqrt(values[i % len(values)] + i)
+    values[0] = total
+    return count, values
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_interrupts_within_compiled_code():
+    """A signal arrives while a function runs that returns an array."""
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    compiled, values = numba_jit.array_jit(spin), np.ones(10)
+    assert compiled(values, 3)[0] == 3
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(1000):
+                compiled(values, 20_000_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -67,6 +67,8 @@ def test_an_index_cannot_name_pickle(archive, capsys):
         assert main([*words, str(archive), *["Dark"][: words == ["query"]]]) in (0, 1)
     assert "'vlen-utf8', which is not read" in capsys.readouterr().err
     assert open_labels(str(archive), "image", scan=True).vocabulary
+    consolidate_labels(str(archive), "image")
+    assert open_labels(str(archive), "image").summary()["header"] > 0
 
 
 def test_a_filter_before_deepsic_is_refused_when_the_array_is_opened(archive):

@@ -24,9 +24,11 @@ from google_crc32c import value as crc32c
 
 try:
     from numba.core import caching
+    from numba.core.registry import CPUDispatcher
     from numba.core.serialize import dumps
 except ImportError:  # numba does not document these modules
     caching = None  # type: ignore[assignment]
+    CPUDispatcher = object  # type: ignore[assignment, misc]
 
 
 def _options() -> dict[str, Any]:
@@ -38,12 +40,14 @@ def _options() -> dict[str, Any]:
     return options | {"_nrt": False} if hasattr(CPUTargetOptions, "_nrt") else options
 
 
-def _cached(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+def _cached(returns_arrays: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles with numba and keeps the result, if there is a folder for it."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(**options)(function)
         if hasattr(dispatcher, "enable_caching"):  # not with NUMBA_DISABLE_JIT
+            if returns_arrays and type(dispatcher) is CPUDispatcher:
+                dispatcher.__class__ = _Interruptible
             try:
                 if caching is None:
                     dispatcher.enable_caching()
@@ -54,6 +58,25 @@ def _cached(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         return dispatcher
 
     return decorate
+
+
+class _Interruptible(CPUDispatcher):
+    """A compiled function that ends in the KeyboardInterrupt that arrived within it.
+
+    Numba runs Python code to return an array. There, Python calls the handlers of signals that arrived meanwhile, and
+    what they raise becomes the cause of a SystemError.
+    """
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return super().__call__(*arguments)
+        except SystemError as error:
+            cause: BaseException | None = error
+            while isinstance(cause, SystemError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
 
 
 def _cache_class() -> Any:
@@ -116,6 +139,6 @@ def _warn_once(error: Exception) -> None:
 # For functions that create no array and return numbers, compiled without counting; the caller holds all arrays.
 jit: Any = _cached(**_options())
 # For functions that create arrays.
-array_jit: Any = _cached(nogil=True)
+array_jit: Any = _cached(returns_arrays=True, nogil=True)
 # For functions that are inlined into their callers.
 inline: Any = numba.njit(inline="always")
