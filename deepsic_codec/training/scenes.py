@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import Axes
 from deepsic_codec.codec.scaled import fill_nodata
+from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.io.images import TIFF, ImageSource, Pixels, open_image
 from deepsic_codec.io.ingest import declared_nodata
 from deepsic_codec.io.sources import open_sources
@@ -23,6 +24,8 @@ TAIL = 0.001
 # A stretch is at most this many times as wide as the data of a block: ranges often are those of a whole archive.
 MAX_WIDENING = 4.0
 MIN_DATA = 0.5  # share of a block that has to be data
+
+USUAL_AXES = {2: "yx", 3: "yxc", 4: "nyxc"}
 
 Loaders = dict[str, Callable[[], Pixels]]
 
@@ -50,8 +53,20 @@ def scene_loaders(path: Path) -> Loaders | None:
         if source.values.dtype == np.uint8 and (source.axes == "yx" or source.values.shape[source.axes.find("c")] == 3):
             return None
         return _loaders(source, path.name)
-    sources = list(open_sources([path], drop_alpha=True))
+    try:
+        sources = list(open_sources([path], drop_alpha=True))
+    except UnsupportedArray:  # dimensions without names
+        sources = list(open_sources([path], drop_alpha=True, axes=_usual_axes(path)))
     return {name: load for source in sources for name, load in _loaders(source, source.name).items()}
+
+
+def _usual_axes(path: Path) -> str | None:
+    """Return the axes that arrays with so many dimensions usually have."""
+    import zarr  # not installed where only image files are trained on
+
+    node = zarr.open(str(path), mode="r")
+    numbers = {node.ndim} if isinstance(node, zarr.Array) else {array.ndim for _, array in node.arrays()}
+    return USUAL_AXES.get(numbers.pop()) if len(numbers) == 1 else None
 
 
 def _loaders(source: ImageSource, name: str) -> Loaders:
