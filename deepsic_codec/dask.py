@@ -532,6 +532,8 @@ def _plan(
     stored: StoredArray, values: "da.Array", region: Region, batch_size: int, complete: set[Index]
 ) -> tuple["da.Array", list[_Block]]:
     """Cut the source into blocks, and leave out complete chunks; returns it, and the blocks to be written."""
+    if not values.size:
+        return values, []
     shape = block_shape(stored.array, stored.axes, [max(sizes) for sizes in values.chunks], batch_size)
     values = values.rechunk(shape)
     blocks = []

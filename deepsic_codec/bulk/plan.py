@@ -39,7 +39,7 @@ def check_region(array: Any, region: Any) -> Region:
     bounds, aligned = [], []
     for part, size, unit in zip(parts, array.shape, write_unit(array), strict=True):
         start, stop, step = part.indices(size)
-        if step != 1 or start >= stop:
+        if step != 1 or (start >= stop and size):
             raise UnsupportedArray(f"region: expected slices of step 1 that are not empty, got {part} of {size}")
         bounds.append(slice(start, stop))
         aligned.append(slice(start // unit * unit, min(ceil_div(stop, unit) * unit, size)))

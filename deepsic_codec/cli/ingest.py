@@ -55,6 +55,8 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add("--axes", help="axes of a Zarr array, such as yxc, if its dimensions are not named")
     add("--ome", action="store_true", help="store each image as an OME-Zarr pyramid (OME-NGFF 0.5; Zarr format 3)")
     add("--embed-model", action="store_true", help="store the model in the archive, for readers that do not have it")
+    text = "say what would be stored, with size and time estimated from a few chunks, and write nothing"
+    add("--dry-run", action="store_true", help=text)
     add("--resume", action="store_true", help="continue an interrupted run")
     add("--overwrite", action="store_true", help="replace existing arrays")
     add(
@@ -124,6 +126,8 @@ def run_ingest(args: argparse.Namespace) -> int:
         "zarr_format": args.format,
         "embed_model": args.embed_model,
     }
+    if args.dry_run:
+        return _dry_run(args, sources, options["codec"], [node.path for node in plain if node.is_array], skipped)
     results: list[Ingested] = []
     for source in sources:
         with progress_bar(source.name) as progress:
@@ -174,6 +178,47 @@ def _sources(
         yield replace(first, name=args.name)
     else:
         yield from sources
+
+
+def _dry_run(
+    args: argparse.Namespace,
+    sources: Sequence["ImageSource"],
+    codec: dict[str, Any],
+    copied: list[str],
+    skipped: list[str],
+) -> int:
+    """Print what would be stored; returns the exit status."""
+    from deepsic_codec.io.ingest import PSNR_CHUNKS, estimate
+
+    estimates = [estimate(source, codec=codec, chunk=args.chunk) for source in sources]
+    if args.json:
+        say_json({"arrays": list(map(asdict, estimates)), "copied": copied, "skipped": skipped})
+        return LEFT_OUT if skipped else 0
+    columns = ["array", "shape", "axes", "dtype", "nodata", "chunks", "raw bytes", "stored, about", "ratio"]
+    columns += ["seconds, about", f"PSNR dB ({PSNR_CHUNKS} chunks)"]
+    rows = [
+        [
+            item.name,
+            " x ".join(map(str, item.shape)),
+            item.axes,
+            item.dtype,
+            "-" if item.nodata is None else str(item.nodata),
+            " x ".join(map(str, item.chunks)),
+            f"{item.raw:,}",
+            f"{item.stored:,}",
+            f"{item.raw / item.stored:.1f}" if item.stored else "-",
+            f"{item.seconds:.1f}",
+            f"{item.psnr:.2f}",
+        ]
+        for item in estimates
+    ]
+    say_table(columns, rows, left=("shape", "axes", "dtype", "nodata", "chunks"))
+    for path in copied:
+        say(f"to be copied as it is: {path}")
+    for message in skipped:
+        say(f"to be skipped: {message}")
+    say("Nothing was written.")
+    return LEFT_OUT if skipped else 0
 
 
 def _check_order(sources: Sequence["ImageSource"], url: str) -> None:

@@ -69,7 +69,7 @@ class CodecParams:
     rmse: float | None
     decoder: str | None
     head: str | None
-    unread: dict[str, Any] = field(hash=False)
+    unread: dict[str, Any] = field(hash=False, init=False)
 
     def __init__(
         self,
@@ -367,6 +367,7 @@ def _check_range(value: Any) -> str | tuple[tuple[float, float], ...] | None:
         value = value.tolist()
     if not isinstance(value, tuple | list) or not value:
         raise ConfigurationError(f"{expected}, got {value!r}")
+    value = [item.tolist() if hasattr(item, "tolist") else item for item in value]
     pairs = list(value) if isinstance(value[0], tuple | list) else [value]
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:

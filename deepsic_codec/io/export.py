@@ -300,7 +300,7 @@ def _write_zarr(
     request: ExportRequest, target: str, codec: str, zarr_format: int, overwrite: bool, progress: Progress
 ) -> None:
     stored = request.stored
-    chunks = tuple(min(chunk, size) for chunk, size in zip(stored.chunks, request.shape, strict=True))
+    chunks = tuple(max(1, min(chunk, size)) for chunk, size in zip(stored.chunks, request.shape, strict=True))
     attributes = request.attributes()
     attributes.pop("_ARRAY_DIMENSIONS", None)
     if zarr_format == 2:
@@ -347,6 +347,8 @@ def _write_files(
         _check_png(request.image_shape, request.dtype)
     else:
         require("images", "tifffile", "imagecodecs")
+    if not prod(request.shape):
+        raise UnsupportedArray(f"nothing to export: the shape of the copy is {request.shape}")
     images = list(request.images())
     paths = [first.with_name(f"{first.stem}{text}{first.suffix}") for text, _ in images] if len(images) > 1 else [first]
     for path in paths:
@@ -415,7 +417,7 @@ def write_image(path: Path, values: NDArray[Any], kind: str) -> None:
 
 def _check_png(shape: Index, dtype: np.dtype[Any]) -> None:
     height, width, bands = shape
-    if bands not in (1, 3) or dtype not in (np.uint8, np.uint16):
+    if bands not in (1, 3) or dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise UnsupportedArray(
             f"PNG holds 1 or 3 bands of uint8 or uint16, not {bands} bands of {dtype}; write TIFF, or select "
             "bands, such as --region c=0:3"
@@ -429,6 +431,7 @@ def _check_png(shape: Index, dtype: np.dtype[Any]) -> None:
 
 
 def _write_png(path: Path, values: NDArray[Any]) -> None:
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.shape[2] == 3 and values.dtype == np.uint16:
         import imagecodecs
 

@@ -13,8 +13,10 @@ import zarr
 from numpy.typing import NDArray
 
 from deepsic_codec import dask as deepsic_dask
-from deepsic_codec.archive import AUTO_CHUNK, chunk_bands
+from deepsic_codec.archive import AUTO_CHUNK, chunk_bands, measured_codec
 from deepsic_codec.axes import Axes, Region, chunk_region, grid_shape
+from deepsic_codec.codec.measure import thinned
+from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.scaled import nodata_value
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
@@ -119,6 +121,7 @@ def ingest(
             **options,
         )
     seconds = time.perf_counter() - start
+    decoded = [np.asarray(report.array[region]) for region in regions]
     stored, labels = _contents(report)
     return Ingested(
         source.name,
@@ -129,8 +132,75 @@ def ingest(
         report.skipped,
         report.empty,
         seconds,
-        _psnr(originals, [np.asarray(report.array[region]) for region in regions], report.array),
+        _psnr(originals, decoded, StoredArray(report.array).params, report.array.dtype),
         labels,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What storing a source would make, estimated from a few chunks.
+
+    Attributes
+    ----------
+    name, shape, dtype, axes
+        Of the array.
+    chunks : tuple of int
+        Shape of a chunk.
+    nodata : number, "NaN" or None
+        Value of samples without data.
+    raw, stored : int
+        Bytes of the samples, and about those of all payloads.
+    seconds : float
+        About the time to encode, with one chunk at a time.
+    psnr : float
+        PSNR in dB over these chunks; NaN without samples that are data.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: str
+    chunks: tuple[int, ...]
+    nodata: Any
+    raw: int
+    stored: int
+    seconds: float
+    psnr: float
+
+
+def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chunk: int | None = None) -> Estimate:
+    """Encode a few chunks of a source as `ingest` would, and write nothing.
+
+    The parameters and errors are those of `ingest`.
+    """
+    import dask
+
+    parameters = codec_parameters(source, codec)
+    source = with_one_nodata(source, parameters["nodata"])
+    shape, dtype = source.values.shape, source.values.dtype
+    chunks = _edges(source.axes, shape, chunk or AUTO_CHUNK, clip=True)
+    samples = dask.compute(*(source.values[region] for region in sample_regions(source, chunk)))
+    plain = DeepSIC(axes=source.axes, **parameters)
+    chosen = measured_codec(plain, shape, dtype, chunks, lambda codec: [thinned(sample, codec) for sample in samples])
+    encoder = chosen.convert(DeepSIC)
+    encoder.encode_batch(samples[:1])  # loads the model and compiles
+    start = time.perf_counter()
+    payloads = [encoder.encode(sample) for sample in samples]
+    seconds = time.perf_counter() - start
+    decoded = encoder.decode_batch(payloads)
+    share = source.values.size / max(1, sum(sample.size for sample in samples))
+    return Estimate(
+        source.name,
+        shape,
+        str(dtype),
+        str(source.axes),
+        chunks,
+        parameters["nodata"],
+        int(source.values.nbytes),
+        round(sum(map(len, payloads)) * share),
+        seconds * share,
+        _psnr(samples, decoded, encoder, dtype),
     )
 
 
@@ -301,19 +371,18 @@ def sample_regions(source: ImageSource, chunk: int | None) -> list[Region]:
     return [chunk_region(index, chunks, shape) for index in np.transpose(np.unravel_index(numbers, grid)).tolist()]
 
 
-def _psnr(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], array: zarr.Array) -> float:
+def _psnr(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], params: CodecParams, dtype: Any) -> float:
     """Return the PSNR in dB over a few chunks.
 
     The peak is 255 for uint8, otherwise the range of the samples in these chunks.
     """
-    stored = StoredArray(array)
-    empty = np.zeros(0, array.dtype)
+    empty = np.zeros(0, dtype)
     originals, decoded = (np.concatenate([empty, *(part.ravel() for part in parts)]) for parts in (before, after))
-    if stored.params.nodata is not None:
-        nodata = nodata_value(stored.params, originals.dtype.newbyteorder("="))
+    if params.nodata is not None:
+        nodata = nodata_value(params, originals.dtype.newbyteorder("="))
         data = ~np.isnan(originals) if nodata != nodata else originals != nodata
         originals, decoded = originals[data], decoded[data]
     if not originals.size:
         return float("nan")
-    peak = 255.0 if array.dtype == np.uint8 else float(np.ptp(originals.astype(np.float64))) or 1.0
+    peak = 255.0 if dtype == np.uint8 else float(np.ptp(originals.astype(np.float64))) or 1.0
     return psnr(originals, decoded, peak)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 
@@ -80,6 +81,12 @@ def test_quality_is_in_hundredths(quality):
     assert abs(codec.quality - quality) <= 0.00501
     assert DeepSIC(quality=codec.quality, decoder="ab" * 32) == codec
     assert round(codec.quality * 100) / 100 == codec.quality
+
+
+def test_numpy_pairs_and_replaced_parameters():
+    codec = DeepSIC(value_range=[np.array([0, 1]), np.array([0, 2])], effort=np.int64(2))
+    assert codec.value_range == ((0, 1), (0, 2)) and codec.effort == 2
+    assert dataclasses.replace(codec, quality=80) == DeepSIC(value_range=[(0, 1), (0, 2)], effort=2, quality=80)
 
 
 def test_numpy_numbers_become_plain():

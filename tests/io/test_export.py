@@ -327,3 +327,24 @@ def test_memory_stays_flat(stub, tmp_path, monkeypatch):
     export(array, tmp_path / "a.zarr")
     export(array, tmp_path / "a.tif")
     assert max(sizes) <= 1 << 15 and sum(sizes) == 2 * 512 * 512
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "tif", "png"])
+def test_an_array_without_samples(tmp_path, suffix):
+    codec = DeepSIC(axes="tyxc")
+    array = create_array(tmp_path / "a.zarr", name="days", shape=(0, 64, 64, 3), dtype="u1", codec=codec)
+    if suffix == "zarr":
+        export(array, tmp_path / "b.zarr")
+        assert zarr.open_array(tmp_path / "b.zarr", mode="r").shape == (0, 64, 64, 3)
+    else:
+        check_rejects(UnsupportedArray, "nothing to export", export, array, tmp_path / f"b.{suffix}")
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_png_of_big_endian_samples(tmp_path, bands):
+    from deepsic_codec.io.images import open_image
+
+    values = (photograph(40, 50, bands).astype("u2") * 200).astype(">u2")
+    array = create_array(tmp_path / "a.zarr", name="im", data=values, codec=DeepSIC(max_error=0), zarr_format=2)
+    export(array, tmp_path / "a.png")
+    np.testing.assert_array_equal(open_image(tmp_path / "a.png").values, np.squeeze(values))

@@ -550,3 +550,30 @@ def test_levels_of_a_pyramid_have_one_range_of_values(tmp_path):
     levels = ingest_pyramid(source, tmp_path / "out.zarr", chunk=32, codec={"semantics": "none"})
     arrays = [zarr.open_array(tmp_path / "out.zarr", path=level.name, mode="r") for level in levels]
     assert [array.metadata.codecs[0].value_range for array in arrays] == [((300, 4999),)] * 3
+
+
+@pytest.mark.parametrize("options", [[], ["--max-error", "0"], ["--chunk", "32"]], ids=str)
+def test_a_dry_run_says_what_would_be_stored_and_writes_nothing(folder, tmp_path, capsys, options):
+    target = tmp_path / "out.zarr"
+    assert ingest(folder, target, "--dry-run", "--json", *options) == 0
+    arrays = json.loads(capsys.readouterr().out)["arrays"]
+    assert not target.exists()
+    assert [(item["name"], item["shape"], item["axes"], item["dtype"], item["nodata"]) for item in arrays] == [
+        ("a", [70, 90, 3], "yxc", "uint8", None),
+        ("b", [70, 90, 3], "yxc", "uint8", None),
+        ("sub/grey", [130, 40], "yx", "uint8", None),
+    ]
+    assert ingest(folder, target, "--json", *options) == 0
+    for item, stored in zip(arrays, json.loads(capsys.readouterr().out)["arrays"], strict=True):
+        assert item["raw"] == stored["raw"] and 0.3 < item["stored"] / stored["stored"] < 3
+        assert item["psnr"] == stored["psnr"] and item["seconds"] > 0
+        assert item["chunks"] == list(zarr.open_array(target, path=item["name"], mode="r").chunks)
+    assert ingest(folder, target, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "sub/grey" in out and "Nothing was written." in out
+
+
+def test_a_source_without_samples(tmp_path):
+    zarr.create_array(tmp_path / "in.zarr", shape=(0, 40, 50), dtype="u1", dimension_names=["time", "y", "x"])
+    assert ingest(tmp_path / "in.zarr", tmp_path / "out.zarr", "--name", "days") == 0
+    assert zarr.open_array(tmp_path / "out.zarr", path="days", mode="r").shape == (0, 40, 50)
