@@ -15,6 +15,7 @@ from deepsic_codec.axes import Axes, Index
 from deepsic_codec.codec.chunk import check_axes, check_chunk
 from deepsic_codec.codec.measure import is_measured, thinned, with_range
 from deepsic_codec.codec.params import NAN, CodecParams
+from deepsic_codec.codec.scaled import cast_advice
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
@@ -115,6 +116,9 @@ def create_array(
         raise TypeError("create_array() needs either shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if data is not None:
+        if data.dtype.kind in "iu" and data.dtype.itemsize > 2 and data.size:
+            advice = cast_advice(data.dtype, (int(data.min()), int(data.max())))
+            raise UnsupportedArray(f"data: {data.dtype} is not one of the dtypes that DeepSIC codes; {advice}")
         codec = measured_codec(codec, shape, native_dtype(dtype), chunks, lambda codec: [thinned(data, codec)])
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
     if codec.nodata is not None:  # missing chunks and padding have no data either

@@ -170,7 +170,7 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
     native = np.dtype(dtype).newbyteorder("=")
     if native not in DTYPES:
         raise UnsupportedArray(
-            f"dtype {dtype}: DeepSIC codes uint8, int8, uint16, int16 and float32; convert the values to one of them"
+            f"dtype {dtype}: DeepSIC codes uint8, int8, uint16, int16 and float32; {cast_advice(native)}"
         )
     pairs = params.value_range
     if native.kind == "f" and pairs is None and needs_range(params):
@@ -202,6 +202,38 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
                 f"nodata: {value!r} has no neighbour in {native} that data of this value could become; choose another "
                 "value"
             )
+
+
+def cast_advice(dtype: np.dtype[Any], ends: tuple[int, int] | None = None) -> str:
+    """Say how values of a dtype that is not encoded can be stored; `ends` are the least and the largest of integers."""
+    plain = "zarr.create_array(store, data=data), which stores them without loss"
+    if dtype.kind == "b":
+        return (
+            "store a mask without loss, data.astype('uint8') with DeepSIC(max_error=0), and read it with astype(bool)"
+        )
+    if dtype.kind == "f":
+        return f"convert the values with data.astype('float32'), or use {plain}"
+    if dtype.kind not in "iu":
+        return f"convert the values to one of them, or use {plain}"
+    if ends is None:
+        return (
+            "pass data.astype('uint16') if all values lie in 0 to 65535, (data - data.min()).astype('uint16') with "
+            "attributes={'add_offset': int(data.min())} if they span no more than that, data.astype('float32') with "
+            f"max_error= if errors are allowed, or use {plain}"
+        )
+    low, high = ends
+    for fitting in DTYPES[:4]:
+        if full_range(fitting)[0] <= low and high <= full_range(fitting)[1]:
+            return f"all values lie between {low} and {high}, so pass data.astype('{fitting}')"
+    if high - low <= full_range(np.dtype("u2"))[1]:
+        return (
+            f"all values lie between {low} and {high}, so pass (data - {low}).astype('uint16') with "
+            f"attributes={{'add_offset': {low}}}, which xarray adds again"
+        )
+    return (
+        f"values between {low} and {high} need more than 16 bits, so pass data.astype('float32') with max_error= if "
+        f"errors are allowed, or use {plain}"
+    )
 
 
 def needs_range(params: CodecParams) -> bool:
