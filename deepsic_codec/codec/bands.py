@@ -4,12 +4,18 @@ Networks see images of three channels, and were trained on colours. An image hol
 band three times.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.codec.scaled import FLOAT_MAX, MEASURED, WIDE, fill_nodata, grey_levels
 from deepsic_codec.payload.fields import COLOURS, PLANES
+from deepsic_codec.payload.value_range import Ranges, full_range
+
+# Share of samples that images for labels clip at either end, and least part of the range of values that they show.
+CLIPPED, MIN_STRETCH = 1 / 200, 1 / 32
 
 
 def default_grouping(bands: int) -> int:
@@ -41,6 +47,44 @@ def from_images(images: NDArray[Any], bands: int, grouping: int) -> NDArray[Any]
     return np.ascontiguousarray(np.moveaxis(planes, 1, -1))
 
 
-def label_images(bands: NDArray[Any]) -> NDArray[Any]:
-    """Return the images (slices, height, width, 3) that labels are scored on: the first three bands, or the first."""
-    return to_images(bands[..., : 3 if bands.shape[-1] >= 3 else 1], COLOURS)
+def label_images(
+    samples: NDArray[Any],
+    ranges: Ranges | None,
+    mask: NDArray[np.bool_] | None,
+    chosen: Sequence[int] | None = None,
+) -> NDArray[Any]:
+    """Return the images (slices, height, width, 3) that labels are scored on.
+
+    They show the chosen bands, or the first three, or the first of two. Samples of 16 bits and float32 are stretched
+    between their percentiles, all bands alike, so that neither a few bright ones nor an unused part of their range
+    makes an image dark.
+    """
+    count = samples.shape[-1]
+    numbers = list(range(3 if count >= 3 else 1) if chosen is None else chosen)
+    shown = samples[..., numbers]
+    hidden = None if mask is None else np.broadcast_to(mask, samples.shape)[..., numbers]
+    if hidden is not None and shown.dtype.kind == "f":
+        shown = np.where(hidden, np.float32(0), shown)  # NaN cannot be scaled
+    if ranges is not None:
+        ranges = ranges[numbers]
+        ranges = _stretch(shown, ranges, hidden) if samples.dtype in WIDE else ranges
+    levels = grey_levels(shown, ranges)
+    return to_images(levels if hidden is None else fill_nodata(levels, hidden), COLOURS)
+
+
+def _stretch(samples: NDArray[Any], ranges: Ranges, mask: NDArray[np.bool_] | None) -> Ranges:
+    """Return the range between percentiles of samples, at least a part of their ranges: noise is not stretched."""
+    data = samples.ravel() if mask is None else samples[~mask]
+    if not data.size:
+        return ranges
+    data = data[:: max(1, data.size // MEASURED)]
+    tail = int(data.size * CLIPPED)
+    low, high = (float(np.partition(data, k)[k]) for k in (tail, data.size - 1 - tail))
+    ends = ranges.astype(np.float64)
+    extent = max(high - low, float((ends[:, 1] - ends[:, 0]).max()) * MIN_STRETCH)
+    limits = (-FLOAT_MAX, FLOAT_MAX) if samples.dtype.kind == "f" else full_range(samples.dtype)
+    low = max(limits[0], min((low + high - extent) / 2, limits[1] - extent))
+    pair = np.array([low, min(low + extent, limits[1])])
+    if samples.dtype.kind != "f":
+        pair = np.rint(pair)
+    return np.broadcast_to(pair.astype(samples.dtype), ranges.shape)

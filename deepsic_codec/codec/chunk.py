@@ -34,7 +34,7 @@ def uses_wavelet(params: CodecParams, dtype: np.dtype[Any], bands: int) -> bool:
     """Tell whether chunks of a dtype are coded as wavelets, not as features."""
     if params.transform != "auto":
         return params.transform == "wavelet"
-    if dtype != UINT8 or bands != 3 or params.value_range is not None:
+    if dtype != UINT8 or bands != 3 or params.value_range is not None or params.label_bands is not None:
         return True
     if params.quality is not None:
         return params.quality > FEATURES_QUALITY
@@ -204,7 +204,8 @@ class EncodeTask:
 
     def label_images(self) -> NDArray[Any]:
         """Return the images (slices, height, width, 3) that labels are scored on where there are no features."""
-        return label_images(self.scaled.bands)
+        scaled = self.scaled
+        return label_images(scaled.samples, scaled.ranges, scaled.mask, self.params.label_bands)
 
     def images(self) -> NDArray[Any]:
         """Return the images that the networks see, (images, height, width, 3)."""

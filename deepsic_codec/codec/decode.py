@@ -16,7 +16,7 @@ from deepsic_codec.codec.chunk import load_model
 from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
 from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.codec.scaled import UINT8, fill_nodata, grey_levels, unscale
+from deepsic_codec.codec.scaled import UINT8, unscale
 from deepsic_codec.codec.structure import join_grids
 from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
@@ -53,6 +53,7 @@ class PayloadToDecode:
     ranges: Ranges | None = None  # None for uint8 that is not scaled
     nodata_section: bytes | None = None  # still coded
     parts: tuple["PayloadToDecode", ...] = ()  # of the grids of `structure`; the samples of the chunk
+    label_bands: tuple[int, ...] | None = None  # those of the metadata
 
     @property
     def empty(self) -> bool:
@@ -135,6 +136,8 @@ def parse_unpacked(
         raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
     identity = (header.decoder.hex(), header.head.hex()) if params is None else params.identity_of(header)
     parsed = _parse_sections(unpacked, identity, ranges, nodata_section)
+    if params is not None and params.label_bands is not None and max(params.label_bands) < header.channels:
+        parsed = replace(parsed, label_bands=params.label_bands)
     check_size(*parsed.image_shape, UnsupportedPayload)
     check_memory(parsed.nbytes, f"decoding a chunk of shape {header.shape}", UnsupportedPayload)
     return parsed
@@ -337,10 +340,8 @@ def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", schedu
 
 def _decoded_label_images(payload: PayloadToDecode) -> NDArray[Any]:
     nodata = payload.nodata()
-    levels = grey_levels(_samples(payload, nodata), payload.ranges)
-    if nodata is not None and nodata.mask is not None:
-        levels = fill_nodata(levels, nodata.mask)
-    return label_images(levels)
+    mask = None if nodata is None else nodata.mask
+    return label_images(_samples(payload, nodata), payload.ranges, mask, payload.label_bands)
 
 
 def compute_labels(payload: PayloadToDecode, label_tile: tuple[int, int] | None = None) -> LabelBlock:

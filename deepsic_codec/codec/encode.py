@@ -54,6 +54,12 @@ def encode_chunks(chunks: Sequence[ChunkToEncode]) -> list[bytes]:
     payloads = {task: task.pack(None, task.quality) for task in tasks if task.scaled.empty}
     with_data = [task for task in tasks if not task.scaled.empty]
     _warn_of_range(with_data)
+    if any(task.params.max_error is None and task.scaled.is_classes for task in with_data):
+        warnings.warn(
+            "samples look like a mask or a map of classes, to which errors would add other classes; pass max_error=0, "
+            "which stores them without loss in few bytes",
+            stacklevel=2,
+        )
     payloads |= _encode_features([task for task in with_data if task.chunk.features])
     others = [task for task in with_data if not task.chunk.features]
     _score(others)

@@ -1,7 +1,7 @@
 """From the scores of label cells to the labels of tiles.
 
 A cell is a square of 64 x 64 pixels that the semantic head scores. Scores are uint8 (slices, rows, columns, classes) in
-1/255. Cells without data and cells in padding score 0.
+1/255. Cells of which more than half holds no data and cells in padding score 0.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ def no_scores(slices: int, height: int, width: int, classes: int) -> Scores:
 
 
 def cells_with_data(cells: Scores, mask: NDArray[np.bool_] | None) -> Scores:
-    """Return cells that score 0 where no pixel has data; `mask` is that of `NoData`."""
+    """Return cells that score 0 where more than half of the pixels have no data; `mask` is that of `NoData`."""
     if mask is None:
         return cells
-    data = ~mask.all(axis=-1)
+    balance = np.where(mask.all(axis=-1), -1, 1)
     for axis in (1, 2):
-        data = np.logical_or.reduceat(data, np.arange(0, data.shape[axis], LABEL_CELL), axis=axis)
-    return cells * np.broadcast_to(data, cells.shape[:3])[..., None]
+        balance = np.add.reduceat(balance, np.arange(0, balance.shape[axis], LABEL_CELL), axis=axis)
+    return cells * np.broadcast_to(balance >= 0, cells.shape[:3])[..., None]
 
 
 def cells_within(cells: Scores, axes: Axes, shape: Sequence[int], valid_shape: Sequence[int]) -> Scores:

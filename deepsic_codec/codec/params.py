@@ -57,6 +57,7 @@ class CodecParams:
     axes: str
     semantics: str
     label_tile: tuple[int, int] | None
+    label_bands: tuple[int, ...] | None
     nodata: float | str | None
     effort: int
     tune: str
@@ -80,6 +81,7 @@ class CodecParams:
         label_tile: int | tuple[int, int] | None = None,
         nodata: float | str | None = None,
         *,
+        label_bands: Any = None,
         effort: int = DEFAULT_EFFORT,
         tune: str = DEFAULT_TUNE,
         transform: str = TRANSFORMS[0],
@@ -109,6 +111,7 @@ class CodecParams:
             "axes": _check_axes(axes),
             "semantics": semantics,
             "label_tile": None if label_tile is None else _check_tile(label_tile),
+            "label_bands": None if label_bands is None else _check_label_bands(label_bands, transform),
             "nodata": _check_nodata(nodata),
             "effort": int(effort),
             "tune": tune,
@@ -174,6 +177,7 @@ class CodecParams:
         values: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
         values["quality"] = None if self.quality is None else _plain(self.quality)
         values["label_tile"] = None if self.label_tile is None else list(self.label_tile)
+        values["label_bands"] = None if self.label_bands is None else list(self.label_bands)
         if not isinstance(self.spectral, str):
             values["spectral"] = [list(row) for row in self.spectral]
         values["value_range"] = _range_to_json(self.value_range)
@@ -403,6 +407,24 @@ def _check_tile(tile: object) -> tuple[int, int]:
     if not all(0 < size <= MAX_TILE and size % LABEL_CELL == 0 for size in tile):
         raise ConfigurationError(f"label_tile: expected multiples of {LABEL_CELL} as height and width, got {tile!r}")
     return int(tile[0]), int(tile[1])
+
+
+def _check_label_bands(value: object, transform: object) -> tuple[int, ...]:
+    numbers = (value,) if isinstance(value, Integral) else value
+    if (
+        not isinstance(numbers, tuple | list)
+        or len(numbers) not in (1, 3)
+        or not all(
+            isinstance(one, Integral) and not isinstance(one, bool) and 0 <= int(one) < MAX_BANDS for one in numbers
+        )
+    ):
+        raise ConfigurationError(
+            "label_bands: expected None, or the numbers of one band or of those that show red, green and blue, from 0 "
+            f"on, such as (3, 2, 1); got {value!r}"
+        )
+    if transform == "features":
+        raise ConfigurationError("label_bands: features are scored as they are; use transform='wavelet'")
+    return tuple(int(one) for one in numbers)
 
 
 def _check_hash(name: str, value: object) -> str:

@@ -31,6 +31,8 @@ TAIL, MIN_MEASURED, MEASURED = 1 / 1000, 64, 1 << 16  # share; samples of a band
 # An only value this many ranges outside of its range marks samples without data, declared or not.
 FAR = 256
 MAX_SPARE = 64  # ranges that are wider than the values by this factor become narrower
+# Few values, equal to most of their neighbours, and not one apart where they differ, are classes.
+MAX_CLASSES, MAX_EDGES, MIN_JUMPS = 64, 1 / 4, 1 / 4
 NARROW = 4  # values in less than this part of their range deserve a warning
 MIDDLE = {"u1": 128, "i2": MIDDLE_Q6, "i4": 0}  # fills a band without data
 
@@ -120,6 +122,20 @@ class ScaledChunk:
         used = _extents(np.stack(extremes(self.samples, self.mask), axis=-1))
         return bool(used.max() > 0 and (used * NARROW < _extents(self.ranges)).all())
 
+    @property
+    def is_classes(self) -> bool:
+        """Whether samples look like a mask or a map of classes: even areas of few values that are no neighbours."""
+        if self.samples.dtype.kind == "f" or self.samples.shape[-1] > 1:
+            return False
+        planes = self.samples[..., 0]
+        if np.unique(planes[:, ::8, ::8]).size > MAX_CLASSES or not 2 <= np.unique(planes).size <= MAX_CLASSES:
+            return False
+        jumps = np.concatenate([np.diff(planes.astype(np.int32), axis=axis).ravel() for axis in (1, 2)])
+        edges = np.abs(jumps[jumps != 0])
+        if not edges.size or edges.size > MAX_EDGES * jumps.size:
+            return False
+        return np.unique(planes).size == 2 or np.count_nonzero(edges > 1) > MIN_JUMPS * edges.size
+
     def bounded_residual(self, max_error: float, structure: Structure | None = None) -> Residual:
         """Return the samples coded within `max_error` of the original."""
         return bounded_residual(self.samples, max_error, self.nodata, structure)[0]
@@ -194,6 +210,10 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
     if not isinstance(rows, str) and bands is not None and len(rows) != bands:
         raise ConfigurationError(
             f"spectral: a matrix of {len(rows)} x {len(rows)} for {bands} bands; pass one of {bands} x {bands}"
+        )
+    if params.label_bands is not None and bands is not None and max(params.label_bands) >= bands:
+        raise ConfigurationError(
+            f"label_bands: {list(params.label_bands)} of chunks of {bands} bands; pass numbers below {bands}"
         )
     if params.nodata is not None:
         value = nodata_value(params, native)

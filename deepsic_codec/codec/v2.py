@@ -21,8 +21,7 @@ class DeepSIC(CodecParams, Codec):
     """Codec that stores image chunks as arithmetic-coded features or wavelets, with their labels in front.
 
     A chunk has one or more images of uint8, int8, uint16, int16 or float32 samples, with or without an axis "c" of up
-    to 256 bands. Labels come from the first three bands, or from the first band if each is coded by
-    itself. `deepsic_codec.create_array` takes
+    to 256 bands. Labels come from three bands (`label_bands`), or from one. `deepsic_codec.create_array` takes
     the codec for both Zarr formats; `zarr.open(..., zarr_format=2, compressor=DeepSIC())` takes it as it is.
 
     Parameters
@@ -42,6 +41,9 @@ class DeepSIC(CodecParams, Codec):
     label_tile : int or (int, int), optional
         Height and width of a label tile in pixels, multiples of 64. By default a chunk has at most 4 tiles along each
         axis.
+    label_bands : int or (int, int, int), optional
+        Numbers of the bands that labels are scored on, from 0: one, or those that show red, green and blue. By default
+        the first three, or the first of fewer. Chunks with it are coded as wavelets.
     nodata : number, optional
         Value of samples without data, which may be NaN for float32 (the attribute and metadata then say "NaN"). Such
         samples are restored exactly at any quality. No other sample is restored to that value: it becomes the next

@@ -18,8 +18,9 @@ CELLS = np.arange(1, 1 + 2 * 3 * 2 * 4, dtype=np.uint8).reshape(2, 3, 2, 4)  # o
 def test_cells_without_data():
     assert cells_with_data(CELLS, None) is CELLS
     mask = np.ones((2, 150, 100, 3), bool)
-    mask[0, 63, 64, 1] = False  # one sample of the first row of cells, second column
-    mask[1, 128, 0, 0] = False
+    mask[0, 32:64, 64:, 1] = False  # a band of half of the first row of cells, second column
+    mask[0, 33:64, :64] = False  # less than half
+    mask[1, 139:, :64, 0] = False  # half of the 22 rows at the end
     kept = cells_with_data(CELLS, mask)
     expected = np.zeros_like(CELLS)
     expected[0, 0, 1], expected[1, 2, 0] = CELLS[0, 0, 1], CELLS[1, 2, 0]

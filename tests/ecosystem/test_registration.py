@@ -40,6 +40,8 @@ LATER = [
     {"value_range": "chunk"},
     {"value_range": (0, 10000)},
     {"value_range": [(0, 1.5), (-3, 3)]},
+    {"label_bands": 3},
+    {"label_bands": (3, 2, 1)},
     {"spectral": "none"},
     {"spectral": [[0.6, 0.8], [-0.8, 0.6]]},
 ]
@@ -71,6 +73,7 @@ def test_every_key_is_described():
         "value_range",
         "nodata",
         "label_tile",
+        "label_bands",
     }
 
 
@@ -106,6 +109,8 @@ WRONG = [
     {"semantics": "maybe"},
     {"label_tile": [64]},
     {"label_tile": [32, 64]},
+    {"label_bands": [1, 2]},
+    {"label_bands": [-1]},
     {"decoder": "ab"},
     {"head": "AB" * 32},
     {"psnr": -1, "quality": None},
