@@ -61,14 +61,14 @@ def label_images(
     """
     count = samples.shape[-1]
     numbers = list(range(3 if count >= 3 else 1) if chosen is None else chosen)
-    shown = samples[..., numbers]
+    visible = samples[..., numbers]
     hidden = None if mask is None else np.broadcast_to(mask, samples.shape)[..., numbers]
-    if hidden is not None and shown.dtype.kind == "f":
-        shown = np.where(hidden, np.float32(0), shown)  # NaN cannot be scaled
+    if hidden is not None and visible.dtype.kind == "f":
+        visible = np.where(hidden, np.float32(0), visible)  # NaN cannot be scaled
     if ranges is not None:
         ranges = ranges[numbers]
-        ranges = _stretch(shown, ranges, hidden) if samples.dtype in WIDE else ranges
-    levels = grey_levels(shown, ranges)
+        ranges = _stretch(visible, ranges, hidden) if samples.dtype in WIDE else ranges
+    levels = grey_levels(visible, ranges)
     return to_images(levels if hidden is None else fill_nodata(levels, hidden), COLOURS)
 
 
