@@ -440,7 +440,10 @@ def _other_images(path: Path, image: "ImageFile.ImageFile") -> tuple[str, ...]:
     # Of these JPEG files of cameras, the first image is the photograph. Smaller ones are made from it.
     size, others = image.size, []
     for number in range(1, frames):
-        image.seek(number)
+        try:
+            image.seek(number)
+        except (EOFError, OSError, SyntaxError, ValueError):
+            continue  # listed, but not in the file: a program copied the header and not the previews
         if image.width >= size[0] and image.height >= size[1]:
             others.append(f"{path}: image {number + 1} of {frames} ({image.width} x {image.height} pixels)")
     image.seek(0)

@@ -13,6 +13,7 @@ from zarr.storage import StorePath
 
 from deepsic_codec._compat import default_buffer_prototype, make_store_path, sync
 from deepsic_codec.errors import ConfigurationError, WriteError
+from deepsic_codec.stored import replacement
 from deepsic_codec.stored.location import fsspec_options
 
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
@@ -24,8 +25,8 @@ def write_array(target: str, template: zarr.Array, *, overwrite: bool, source: s
 
     On a local path, the chunks go to a hidden folder beside the target. At the end the folder gets the name of the
     target; if the block fails, it is removed, and an array that was to be replaced is still there. Other stores cannot
-    rename: there the array to replace is deleted first, and so are the chunks of a block that fails. Chunks of a
-    process that was killed have no metadata and are no array for any reader.
+    rename: there the chunks go among the keys of the array to replace, and are copied at the end; those of a block that
+    fails are deleted. Chunks of a process that was killed have no metadata and are no array for any reader.
 
     Parameters
     ----------
@@ -89,10 +90,14 @@ def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: st
     documents = {key: data for key in METADATA if (data := _read(location / key)) is not None}
     if documents:
         _check_replaceable(target, documents, overwrite)
-        for key in documents:  # first, so that an interruption leaves no array that lacks chunks
-            sync((location / key).delete())
-        sync(store.delete_dir(path))
-    elif not sync(store.is_empty(path)):
+        staged = replacement.staged(store, path, template)
+        if staged is None:
+            raise ConfigurationError(f"{target}: arrays in this store cannot be replaced; choose another target")
+        with replacement.discarded_on_error(staged):
+            yield staged
+        replacement.replace_array(staged)
+        return
+    if not sync(store.is_empty(path)):
         message = "has objects that are no Zarr array: choose another target, or delete what an export left there"
         raise WriteError(f"{target}: {message}", [target])
     try:

@@ -143,6 +143,20 @@ def test_remote_targets_have_no_chunks_of_other_exports(image):
     check_rejects(WriteError, "delete what an export left", export, image, target)
 
 
+def test_a_remote_array_stays_until_another_is_complete(image):
+    target = f"memory://bucket-{os.urandom(6).hex()}/a.zarr"
+    export(image, target, region={"y": slice(0, 64)})
+
+    def stop(done, total):
+        if done:
+            raise OSError("stopped")
+
+    with pytest.raises(OSError, match="stopped"):
+        export(image, target, overwrite=True, progress=stop)
+    array = zarr.open_array(target, mode="r")
+    np.testing.assert_array_equal(array[...], image[:64])
+
+
 def test_what_is_there_is_not_lost(image, tmp_path):
     export(image, tmp_path / "a.zarr", region={"y": slice(0, 64)})
     check_rejects(WriteError, "--overwrite", export, image, tmp_path / "a.zarr")

@@ -254,6 +254,12 @@ def test_photographs_with_other_images(tmp_path):
     photo, other = (Image.fromarray(photograph(40, 60, 3, seed=seed)) for seed in (1, 2))
     photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photo.resize((30, 20))])
     assert open_image(tmp_path / "a.jpg").left_out == ()
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "c.jpg").write_bytes(
+        whole[: whole.rindex(b"\xff\xd8\xff")]
+    )  # as copied by a program without its preview
+    expected = open_image(tmp_path / "a.jpg").values
+    np.testing.assert_array_equal(open_image(tmp_path / "c.jpg").values, expected)
     photo.save(tmp_path / "b.jpg", "MPO", save_all=True, append_images=[other])
     (message,) = open_image(tmp_path / "b.jpg").left_out
     assert "image 2 of 2" in message
