@@ -198,7 +198,7 @@ def _dry_run(
         say_json({"arrays": list(map(asdict, estimates)), "copied": copied, "skipped": skipped})
         return LEFT_OUT if skipped else 0
     columns = ["array", "shape", "axes", "dtype", "nodata", "chunks", "raw bytes", "stored, about", "ratio"]
-    columns += ["seconds, about", f"PSNR dB ({PSNR_CHUNKS} chunks)"]
+    columns += ["seconds, about", f"PSNR dB ({PSNR_CHUNKS} chunks)", "RMSE", "largest error"]
     rows = [
         [
             item.name,
@@ -212,6 +212,8 @@ def _dry_run(
             f"{item.raw / item.stored:.1f}" if item.stored else "-",
             f"{item.seconds:.1f}",
             f"{item.psnr:.2f}",
+            f"{item.rmse:.4g}",
+            f"{item.largest:.4g}",
         ]
         for item in estimates
     ]
@@ -250,27 +252,28 @@ def _check_order(sources: Sequence["ImageSource"], url: str) -> None:
 def _summary(results: Sequence["Ingested"]) -> None:
     from deepsic_codec.io.ingest import PSNR_CHUNKS
 
-    columns = ["array", "shape", "raw bytes", "stored", "ratio", f"PSNR dB ({PSNR_CHUNKS} chunks)"]
+    columns = ["array", "shape", "raw bytes", "stored", "ratio"]
+    columns += [f"PSNR dB ({PSNR_CHUNKS} chunks)", "its peak", "RMSE", "largest error"]
     columns += ["written", "complete", "empty", "MB/s", "labels (chunks)"]
     rows = [
         [
             result.name,
             " x ".join(map(str, result.shape)),
-            *_sizes([result], f"{result.psnr:.2f}"),
+            *_sizes([result], f"{result.psnr:.2f}", *(f"{x:.4g}" for x in (result.peak, result.rmse, result.largest))),
             ", ".join(f"{name} {count}" for name, count in result.labels.items()) or "-",
         ]
         for result in results
     ]
     if len(results) > 1:
-        rows.append([f"all {len(results)}", "", *_sizes(results, ""), ""])
+        rows.append([f"all {len(results)}", "", *_sizes(results, "", "", "", ""), ""])
     say_table(columns, rows, left=("shape", "labels (chunks)"))
 
 
-def _sizes(results: Sequence["Ingested"], psnr: str) -> list[str]:
+def _sizes(results: Sequence["Ingested"], *errors: str) -> list[str]:
     """Return the cells from "raw bytes" to "MB/s", summed over arrays."""
     raw, stored, written, skipped, empty = (
         sum(getattr(result, name) for result in results) for name in ("raw", "stored", "written", "skipped", "empty")
     )
     speed = "-" if skipped else f"{raw / 1e6 / sum(result.seconds for result in results):.1f}"
     ratio = f"{raw / stored:.1f}" if stored else "-"
-    return [f"{raw:,}", f"{stored:,}", ratio, psnr, str(written), str(skipped), str(empty), speed]
+    return [f"{raw:,}", f"{stored:,}", ratio, *errors, str(written), str(skipped), str(empty), speed]

@@ -138,12 +138,14 @@ def _error(error: Mapping[str, Any], dtype: str) -> str:
         return "unknown: no chunk was read"
     text = f"quantiser step {error['step']:.3g} grey levels, about {error['rms']:.2g} RMS"
     text += "" if error["psnr"] else " where the image has detail of this size"
+    rms = error["rms"]
     if error["unit"] is None:
         return text + "; units of the data per grey level differ from chunk to chunk"
     units = error["unit"] if isinstance(error["unit"], list) else [error["unit"]]
     if dtype == "uint8" and units == [1]:
         return text
-    return text + f"; a grey level is {', '.join(f'{unit:.4g}' for unit in units)} in units of the data"
+    text += f"; a grey level is {', '.join(f'{unit:.4g}' for unit in units)} in units of the data"
+    return text + f", so {', '.join(f'{unit * rms:.3g}' for unit in units)} RMS"
 
 
 def _labels(labels: Mapping[str, Any], tile: Sequence[int]) -> str:

@@ -49,8 +49,9 @@ class Ingested:
         Numbers of chunks: stored by this call, already complete, and not stored because they equal the fill value.
     seconds : float
         Time to write the array.
-    psnr : float
-        PSNR in dB over a few chunks; NaN if no chunk was stored.
+    psnr, peak, rmse, largest : float
+        Errors over a few chunks: PSNR in dB and its peak, root mean square error and largest error in units of the
+        data; NaN if no chunk was stored.
     labels : dict of str to int
         Numbers of chunks that show a class, for the most frequent classes.
     """
@@ -64,6 +65,9 @@ class Ingested:
     empty: int
     seconds: float
     psnr: float
+    peak: float
+    rmse: float
+    largest: float
     labels: dict[str, int]
 
 
@@ -132,7 +136,7 @@ def ingest(
         report.skipped,
         report.empty,
         seconds,
-        _psnr(originals, decoded, StoredArray(report.array).params, report.array.dtype),
+        *_errors(originals, decoded, StoredArray(report.array).params, report.array.dtype),
         labels,
     )
 
@@ -153,8 +157,9 @@ class Estimate:
         Bytes of the samples, and about those of all payloads.
     seconds : float
         About the time to encode, with one chunk at a time.
-    psnr : float
-        PSNR in dB over these chunks; NaN without samples that are data.
+    psnr, peak, rmse, largest : float
+        Errors over these chunks: PSNR in dB and its peak, root mean square error and largest error in units of the
+        data; NaN without samples that are data.
     """
 
     name: str
@@ -167,6 +172,9 @@ class Estimate:
     stored: int
     seconds: float
     psnr: float
+    peak: float
+    rmse: float
+    largest: float
 
 
 def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chunk: int | None = None) -> Estimate:
@@ -200,7 +208,7 @@ def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chu
         int(source.values.nbytes),
         round(sum(map(len, payloads)) * share),
         seconds * share,
-        _psnr(samples, decoded, encoder, dtype),
+        *_errors(samples, decoded, encoder, dtype),
     )
 
 
@@ -371,8 +379,10 @@ def sample_regions(source: ImageSource, chunk: int | None) -> list[Region]:
     return [chunk_region(index, chunks, shape) for index in np.transpose(np.unravel_index(numbers, grid)).tolist()]
 
 
-def _psnr(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], params: CodecParams, dtype: Any) -> float:
-    """Return the PSNR in dB over a few chunks.
+def _errors(
+    before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], params: CodecParams, dtype: Any
+) -> tuple[float, float, float, float]:
+    """Return the PSNR in dB over a few chunks, its peak, the root mean square error and the largest error.
 
     The peak is 255 for uint8, otherwise the range of the samples in these chunks.
     """
@@ -383,6 +393,8 @@ def _psnr(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], params:
         data = ~np.isnan(originals) if nodata != nodata else originals != nodata
         originals, decoded = originals[data], decoded[data]
     if not originals.size:
-        return float("nan")
+        return (float("nan"),) * 4
     peak = 255.0 if dtype == np.uint8 else float(np.ptp(originals.astype(np.float64))) or 1.0
-    return psnr(originals, decoded, peak)
+    error = np.abs(originals.astype(np.float64) - decoded)
+    rmse = float(np.sqrt(np.square(error).mean()))
+    return psnr(originals, decoded, peak), peak, rmse, float(error.max())

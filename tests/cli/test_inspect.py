@@ -125,7 +125,7 @@ def test_info_in_words(place, capsys):
         ({"psnr": 40}, "about 2.5 RMS"),
         ({"rmse": 3}, "RMS error of about 3"),
         ({"quality": 200}, "step 0.0156 grey levels"),
-        ({"quality": 50, "value_range": (0, 51)}, "a grey level is 0.2 in units of the data"),
+        ({"quality": 50, "value_range": (0, 51)}, "a grey level is 0.2 in units of the data, so 1.67 RMS"),
     ],
 )
 def test_info_says_what_error_to_expect(place, capsys, parameters, words):

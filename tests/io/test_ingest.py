@@ -488,6 +488,8 @@ def test_reported_figures_are_those_of_the_archive(tmp_path, capsys, stub, dtype
     error = np.square(values[data].astype("f8") - array[:][data].astype("f8")).mean()
     peak = 255 if dtype == "uint8" else float(values[data].max()) - float(values[data].min())
     assert error > 0 and figures["psnr"] == pytest.approx(10 * np.log10(peak**2 / error), abs=1e-3)
+    assert figures["rmse"] == pytest.approx(error**0.5) and figures["peak"] == peak
+    assert figures["largest"] == np.abs(values[data].astype("f8") - array[:][data]).max()
 
     classes = open_labels(array).summary()["classes"]
     assert figures["labels"] == {name: classes[name] for name in figures["labels"]} and figures["labels"]
