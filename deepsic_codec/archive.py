@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
 from deepsic_codec._compat import native_dtype
-from deepsic_codec.axes import Axes, Index
-from deepsic_codec.codec.chunk import check_axes, check_chunk
+from deepsic_codec.axes import Axes, Index, axes_of_names, axes_of_number
+from deepsic_codec.codec.chunk import check_axes, check_chunk, implausible_axes
 from deepsic_codec.codec.measure import is_measured, thinned, with_range
 from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.scaled import cast_advice
@@ -61,9 +61,10 @@ def create_array(
         Shape of a chunk; along an axis c it has to divide the array, and at most 256. "auto" is 512 pixels along y and
         x, all bands (of more than 256, the largest divisor that is not above), and one slice.
     codec : DeepSIC or DeepSICCodec, optional
-        Either kind for either format; `DeepSIC()` by default. For `data` of 16 bits or float32 without a `value_range`,
-        the range of the array is measured, and is in the codec of the array: without outliers, one pair for each band,
-        or one for all if chunks have only some of the bands.
+        Either kind for either format. The default is `DeepSIC()`, with the axes that `dimension_names` mean, such as
+        ("band", "y", "x"), or "yx" for two dimensions. For `data` of 16 bits or float32 without a `value_range`, the
+        range of the array is measured, and is in the codec of the array: without outliers, one pair for each band, or
+        one for all if chunks have only some of the bands.
     zarr_format : {3, 2}
         Zarr format.
     shards : tuple of int, optional
@@ -98,10 +99,6 @@ def create_array(
         If the model of `codec` is not installed.
     """
     refuse_zip_path(store)
-    codec = DeepSIC() if codec is None else codec
-    if not isinstance(codec, CodecParams):
-        raise ConfigurationError(f"codec: expected DeepSIC(...) or DeepSICCodec(...), got {codec!r}")
-    codec = codec.resolved()
     for key in ("compressor", "compressors", "filters", "serializer"):
         if kwargs.pop(key, None) not in (None, "auto", (), []):
             raise ConfigurationError(f"{key}: DeepSIC is the only codec of the array; leave out {key}")
@@ -115,6 +112,7 @@ def create_array(
     elif shape is None or dtype is None:
         raise TypeError("create_array() needs either shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    codec = codec_for(codec, shape, dimension_names).resolved()
     if data is not None:
         if data.dtype.kind in "iu" and data.dtype.itemsize > 2 and data.size:
             advice = cast_advice(data.dtype, (int(data.min()), int(data.max())))
@@ -222,6 +220,30 @@ def plain_array(data: Any) -> NDArray[Any]:
     return np.asarray(data)
 
 
+def codec_for(codec: CodecParams | None, shape: Sequence[int], names: Sequence[Any] | None) -> CodecParams:
+    """Return the codec of an array; without one, `DeepSIC` with the axes that its dimensions are named for.
+
+    Raises
+    ------
+    UnsupportedArray
+        If the names of the dimensions say other axes than the codec.
+    """
+    if not isinstance(codec, CodecParams | None):
+        raise ConfigurationError(f"codec: expected DeepSIC(...) or DeepSICCodec(...), got {codec!r}")
+    if names is not None and len(names) != len(shape):
+        raise ConfigurationError(f"dimension_names: expected a name for each of {len(shape)} axes, got {list(names)}")
+    axes = axes_of_names(names or ())
+    if codec is None:
+        codec = DeepSIC(axes=axes or axes_of_number(len(shape)))
+    check_axes(shape, codec.axes)
+    if axes not in (None, codec.axes):
+        raise UnsupportedArray(
+            f"the dimensions {', '.join(map(str, names or ()))} are axes {str(axes)!r}, but the codec has axes "
+            f"{str(codec.axes)!r}; pass DeepSIC(axes={str(axes)!r}), or other dimension_names"
+        )
+    return codec
+
+
 def measured_codec(
     codec: CodecParams,
     shape: Index,
@@ -255,6 +277,8 @@ def _check_array(codec: CodecParams, shape: Index, dtype: np.dtype[Any], chunks:
     axes = Axes(codec.axes)
     chunks = _chunk_shape(axes, shape, chunks)
     check_chunk(chunks, dtype, codec)
+    if message := implausible_axes(chunks, codec.axes):
+        raise UnsupportedArray(message)
     bands, per_chunk, rows = axes.bands(shape), axes.bands(chunks), axes.height(chunks)
     if bands % per_chunk:
         raise UnsupportedArray(

@@ -120,6 +120,41 @@ class Axes(str):
         return self.from_image_order(samples.reshape([shape[self.index(axis)] for axis in self.image_order]))
 
 
+#: Names of dimensions, and the axes that they mean.
+DIMENSIONS = {
+    **dict.fromkeys(("y", "lat", "latitude", "northing", "row", "rows", "height"), "y"),
+    **dict.fromkeys(("x", "lon", "longitude", "easting", "col", "cols", "column", "columns", "width"), "x"),
+    **dict.fromkeys(("c", "band", "bands", "channel", "channels", "wavelength", "rgb"), "c"),
+    **dict.fromkeys(("t", "time"), "t"),
+    **dict.fromkeys(("z", "depth", "level"), "z"),
+    **dict.fromkeys(("n", "image", "sample"), "n"),
+}
+
+
+def axes_of_names(names: Sequence[Any]) -> Axes | None:
+    """Return the axes that dimensions are named for; None if a name is unknown or two mean the same axis."""
+    letters = [DIMENSIONS.get(str(name).lower(), "") for name in names]
+    if "" in letters or not {"y", "x"} <= set(letters) or len(set(letters)) < len(letters):
+        return None
+    return Axes("".join(letters))
+
+
+def axes_of_number(number: int) -> Axes:
+    """Return the axes of arrays with this number of dimensions, where nothing says more."""
+    return Axes("yx" if number == 2 else "yxc")
+
+
+def is_implausible(axes: str, shape: Sequence[int]) -> bool:
+    """Tell whether the bands of a chunk are more probably the columns of an image, with its bands or slices first.
+
+    Chunks have as many rows as columns as a rule, so that bands equal to the columns beside few rows mean (c, y, x).
+    """
+    if axes != "yxc" or len(shape) != 3:
+        return False
+    rows, columns, bands = shape
+    return bands > 16 and bands == columns and 2 * rows <= bands
+
+
 def ceil_div(a: int, b: int) -> int:
     """Divide integers and round up."""
     return -(-a // b)

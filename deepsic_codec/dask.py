@@ -17,10 +17,10 @@ from uuid import uuid4
 
 import numpy as np
 import zarr
-from zarr.storage import MemoryStore, ZipStore
+from zarr.storage import MemoryStore, StorePath, ZipStore
 
 from deepsic_codec import config as settings
-from deepsic_codec.archive import create_array, measured_codec, open_archive, plain_array
+from deepsic_codec.archive import codec_for, create_array, measured_codec, open_archive, plain_array
 from deepsic_codec.axes import Axes, Index, Region, chunks_covering, iter_grid
 from deepsic_codec.bulk.index import index_location, mark_outdated, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
@@ -29,15 +29,17 @@ from deepsic_codec.bulk.resume import RECORD, Journal, complete_chunks
 from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, check_process, write_block
 from deepsic_codec.codec.measure import thinned
 from deepsic_codec.codec.params import CodecParams
-from deepsic_codec.codec.v2 import DeepSIC
-from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
+from deepsic_codec.codec.scaled import nodata_value
+from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray, WriteError
 from deepsic_codec.progress import Progress
+from deepsic_codec.stored import coordinates as places
 from deepsic_codec.stored import embedded, replacement
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import (
     IndexLocation,
     is_process_bound,
     is_zip_path,
+    refresh_consolidated,
     to_store_path,
     with_absolute_path,
 )
@@ -93,6 +95,7 @@ def store(
     backoff: float = 0.2,
     overwrite: bool = False,
     embed_model: bool = False,
+    coordinates: bool = True,
     progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -105,7 +108,8 @@ def store(
     Parameters
     ----------
     source : dask.array.Array, xarray.DataArray or array_like
-        Of a dtype that the codec takes. The dimension names and attributes of a DataArray are stored too.
+        Of a dtype that the codec takes. The dimension names, attributes and coordinates of a DataArray are stored too,
+        and its place: see `docs/howto/xarray.md`.
     target : str, Path, store, zarr.Group or zarr.Array
         Where to. An existing array is written to if it is passed as an array, or with `region`, `resume` or
         `overwrite`. The path of a new zip file makes one with this array alone. What only this process can write to,
@@ -115,8 +119,9 @@ def store(
         Path of the array in the group `target`, which is created if it does not exist. Without a name, the array is at
         the root of its store, where no index can be beside it.
     codec : DeepSIC or DeepSICCodec, optional
-        `DeepSIC()` by default, or that of the array. A new array of 16 bits or float32 without a `value_range` gets
-        that of its values, as for `create_array`: up to 32 blocks of the source are computed once more to measure it.
+        `DeepSIC()` with the axes that the dimensions of a DataArray are named for, or that of the array. A new array of
+        16 bits or float32 without a `value_range` gets that of its values, as for `create_array`: up to 32 blocks of
+        the source are computed once more to measure it.
     chunks, shards : tuple of int, optional
         As for `create_array`.
     batch_size : int, optional
@@ -143,6 +148,9 @@ def store(
         fails, the old one is there. (In a session of Icechunk, it is deleted first.)
     embed_model : bool
         Store the model beside the array, as `create_array` does; also beside an existing array.
+    coordinates : bool
+        Store the coordinates of a new array beside it, where xarray finds them: those of a DataArray, and those that
+        follow from the attributes `crs` and `transform`.
     progress : callable, optional
         Called with the number of blocks that are written and of all blocks, if this call computes and Dask runs the
         tasks in this process. (A `distributed.Client` has a dashboard instead.)
@@ -178,7 +186,7 @@ def store(
     _check_options(batch_size, retries, resume)
     da = _dask()
     values = _as_dask(source, da)
-    array = _open_target(
+    array, beside = _open_target(
         source,
         values,
         target,
@@ -188,6 +196,7 @@ def store(
         must_exist=region is not None,
         may_exist=bool(resume) or region is not None,
         overwrite=overwrite,
+        coordinates=coordinates,
     )
     array = with_absolute_path(array)  # workers may be in another folder
     with replacement.discarded_on_error(array):
@@ -222,6 +231,7 @@ def store(
             records=records,
             process=os.getpid(),
             final=final,
+            beside=beside,
         )
         report = _report(stored, values, blocks, options, finish)
         if not compute:
@@ -383,8 +393,12 @@ def _open_target(
     must_exist: bool,
     may_exist: bool,
     overwrite: bool,
-) -> zarr.Array:
-    """Return the array to write to, created with the arguments `creation` of `create_array` if need be."""
+    coordinates: bool,
+) -> tuple[zarr.Array, places.Coordinates]:
+    """Return the array to write to, created with the arguments `creation` of `create_array` if need be.
+
+    The second result are coordinates that replace those of an array when that is replaced.
+    """
     if isinstance(target, zarr.Array):
         if name is not None:
             raise ConfigurationError(
@@ -393,7 +407,7 @@ def _open_target(
         if overwrite:
             raise ConfigurationError("overwrite: an open array cannot be replaced; pass its location")
         _check_existing(target, values, creation)
-        return target
+        return target, {}
     group = to_store_path(target, storage_options, write=True)
     path = "/".join(part for part in (group.path, (name or "").strip("/")) if part)
     existing = _existing(group.store, path)
@@ -404,16 +418,28 @@ def _open_target(
                 "it, overwrite=True to delete it first, or another name"
             )
         _check_existing(existing, values, creation)
-        return existing
+        return existing, {}
     if must_exist:
         raise UnsupportedArray(f"region: there is no array {path!r} in {group.store}; create it first")
+    beside: places.Coordinates = {}
+    attributes: dict[str, Any] = {}
     if _is_data_array(source):
         creation.setdefault("dimension_names", [str(dimension) for dimension in source.dims])
-        creation["attributes"] = {**_to_json(source.attrs), **(creation.get("attributes") or {})}
-    codec = DeepSIC() if creation["codec"] is None else creation["codec"]
-    if isinstance(codec, CodecParams):
-        parts = partial(_thinned_parts, values)
-        creation["codec"] = measured_codec(codec, values.shape, values.dtype, creation["chunks"], parts)
+        attributes, beside = places.of_data_array(source)
+    attributes |= creation.get("attributes") or {}
+    codec = codec_for(creation["codec"], values.shape, creation.get("dimension_names"))
+    names = creation.get("dimension_names") or codec.axes
+    names = [str(name or axis) for name, axis in zip(names, codec.axes, strict=True)]
+    zarr_format, target = creation.get("zarr_format", 3), StorePath(group.store, path)
+    if _is_data_array(source):
+        codec = _with_nodata(codec, attributes, values.dtype)
+    original = {key: attributes[key] for key in ("coordinates", "grid_mapping") if key in attributes}
+    places.set_fill_value(attributes, codec.nodata, values.dtype, zarr_format)
+    attributes, beside = places.describe(attributes, beside, Axes(codec.axes), names, values.shape)
+    if not coordinates or (beside and not places.can_write(target, beside, zarr_format, replace=overwrite)):
+        beside = {}
+    codec = measured_codec(codec, values.shape, values.dtype, creation["chunks"], partial(_thinned_parts, values))
+    creation |= {"codec": codec, "attributes": attributes | (places.references(beside, names) if beside else original)}
     if existing is not None:
         # The model goes beside the array that is replaced.
         template = create_array(
@@ -421,10 +447,25 @@ def _open_target(
         )
         staged = replacement.staged(group.store, path, template)
         if staged is not None:
-            return staged
-    return create_array(
+            return staged, beside
+    array = create_array(
         group.store, name=path or None, shape=values.shape, dtype=values.dtype, overwrite=overwrite, **creation
     )
+    places.write(target, beside, zarr_format)
+    return array, {}
+
+
+def _with_nodata(codec: CodecParams, attributes: Mapping[str, Any], dtype: Any) -> CodecParams:
+    """Return a codec with the NoData value that a DataArray declares, if it has none and this value fits."""
+    declared = next((attributes[key] for key in ("_FillValue", "missing_value", "nodata") if key in attributes), None)
+    if codec.nodata is not None or declared is None:
+        return codec
+    try:
+        complete = type(codec)(**(codec.parameters() | {"nodata": declared}))
+        nodata_value(complete, np.dtype(dtype))
+    except DeepSICError:
+        return codec
+    return complete
 
 
 def _thinned_parts(values: "da.Array", codec: CodecParams) -> list[Any]:
@@ -485,11 +526,6 @@ def _check_existing(array: zarr.Array, values: "da.Array", creation: Mapping[str
         )
     if array.read_only:
         raise ConfigurationError(f"array {array.store_path} is open for reading only; open it with mode='r+'")
-
-
-def _to_json(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return attributes as JSON can hold them, numpy's scalars and arrays as numbers and lists."""
-    return {str(key): value.tolist() if hasattr(value, "tolist") else value for key, value in attributes.items()}
 
 
 @dataclass(frozen=True)
@@ -591,6 +627,7 @@ def _finish(
     records: Any,
     process: int,
     final: StoredArray,
+    beside: places.Coordinates,
 ) -> Report:
     """Report what the tasks did, replace the array that was to be overwritten, and write the index."""
     is_replacement = final.path != stored.path
@@ -607,6 +644,7 @@ def _finish(
         journal.finish(stored, np.concatenate([records, starts.records()]))
     if is_replacement:
         stored = StoredArray(replacement.replace_array(stored.array))
+        places.write(stored.array.store_path, beside, stored.array.metadata.zarr_format)
         mark_outdated(stored, location)
     if location is not None:
         if os.getpid() != process:
@@ -614,6 +652,8 @@ def _finish(
         write_index(stored, location, starts)
     elif len(starts):
         mark_outdated(stored, location)  # again: an index may have been made since the beginning
+    array = stored.array
+    refresh_consolidated(array.store_path, array.metadata.zarr_format, create="grid_mapping" in array.attrs)
     return Report(
         array=stored.array,
         written=len(starts),

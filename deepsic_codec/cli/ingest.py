@@ -93,7 +93,7 @@ def _nodata(text: str) -> float | None:
 
 def run_ingest(args: argparse.Namespace) -> int:
     """Write the sources to the archive and print the results; returns 3 if something was left out."""
-    from deepsic_codec.io.ingest import copy_node, ingest, ingest_pyramid
+    from deepsic_codec.io.ingest import copy_node, in_groups, ingest, ingest_pyramid
     from deepsic_codec.io.zarr_source import PlainNode
     from deepsic_codec.stored.location import refuse_zip_path
 
@@ -132,7 +132,7 @@ def run_ingest(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args, sources, options["codec"], [node.path for node in plain if node.is_array], skipped)
     results: list[Ingested] = []
-    for source in sources:
+    for source in sources if args.ome else in_groups(sources):  # a pyramid is a group
         with progress_bar(source.name) as progress:
             if args.ome:
                 results += ingest_pyramid(source, args.url, progress=progress, **options)

@@ -190,12 +190,13 @@ def _map(labels: "Labels", name: str) -> "PillowImage.Image":
 
 def _export(match: "Match", labels: "Labels", folder: Path, kind: str) -> int:
     """Write a chunk as images, one for each slice; returns their number."""
-    from deepsic_codec.io.export import write_image
+    from deepsic_codec.io.export import image_attributes, write_image
 
     axes = labels.geometry.axes
     images = axes.to_samples(match.array)
     name = "_".join([labels.array.basename or "chunk", *map(str, match.chunk)])
+    attributes = image_attributes(labels.stored, match.region) if kind == "tiff" else {}
     for number, image in enumerate(images):
         part = f"_{number}" if axes.slice_axes else ""
-        write_image(folder / f"{name}{part}.{kind}", image, kind)
+        write_image(folder / f"{name}{part}.{kind}", image, kind, attributes)
     return len(images)

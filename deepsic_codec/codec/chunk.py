@@ -1,5 +1,6 @@
 """A chunk on its way to a payload: checks, scaled samples, sections, and the model that encodes it."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.axes import Axes, ceil_div
+from deepsic_codec.axes import Axes, ceil_div, is_implausible
 from deepsic_codec.codec.bands import default_grouping, from_images, label_images, to_images
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
 from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 
 # Photographs of 8 bits are coded as features up to these targets, which they reach in fewer bytes or sooner.
 FEATURES_QUALITY, FEATURES_PSNR, FEATURES_BPP = 50.0, 30.0, 0.4
+
+
+# What to propose for a number of axes.
+LIKELY = {
+    2: ", such as axes='yx'",
+    3: ", such as axes='yxc' for bands last, 'cyx' for bands first, or 'zyx'",
+    4: ", such as axes='tyxc' for bands last, 'tcyx' for bands before rows, or 'czyx'",
+}
 
 
 def uses_wavelet(params: CodecParams, dtype: np.dtype[Any], bands: int) -> bool:
@@ -63,12 +72,24 @@ def check_chunk(shape: Sequence[int], dtype: np.dtype[Any], params: CodecParams)
         raise UnsupportedArray(f"chunk {tuple(shape)}: expected 1 to {MAX_SAMPLES} samples; choose other chunks")
 
 
+def implausible_axes(shape: Sequence[int], axes: str) -> str | None:
+    """Return a message for chunks whose axes are probably others, None for other chunks."""
+    if not is_implausible(axes, shape):
+        return None
+    rows, columns, bands = shape
+    return (
+        f"chunk {tuple(shape)}: axes={str(axes)!r} means {rows} rows and {columns} columns of {bands} bands; if these "
+        f"are {rows} bands or slices of images, pass DeepSIC(axes='cyx') or axes='zyx'; if not, choose chunks of "
+        "another width"
+    )
+
+
 def check_axes(shape: Sequence[int], axes: str) -> None:
     """Raise UnsupportedArray unless `axes` names every axis of this shape."""
     if len(shape) != len(axes):
         raise UnsupportedArray(
             f"shape {tuple(shape)} has {len(shape)} axes, but axes={str(axes)!r} names {len(axes)}; pass "
-            "DeepSIC(axes=...) with one letter for each axis of the array"
+            f"DeepSIC(axes=...) with one letter for each axis of the array{LIKELY.get(len(shape), '')}"
         )
 
 
@@ -169,6 +190,8 @@ def prepare_chunk(
         For parameters that do not fit the array.
     """
     check_chunk(array.shape, array.dtype, params)
+    if message := implausible_axes(array.shape, params.axes):
+        warnings.warn(message, stacklevel=3)  # zarr and xarray made the array: here it is too late to refuse it
     check_finite(array, params)
     if order is None:  # either name fits an array that is contiguous in both orders
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"

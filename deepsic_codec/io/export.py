@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -20,9 +21,10 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteErro
 from deepsic_codec.io import georeference
 from deepsic_codec.io.region import Part, open_index, select_chunks, to_region
 from deepsic_codec.io.require import require
-from deepsic_codec.io.zarr_target import write_array
+from deepsic_codec.io.zarr_target import target_path, write_array
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.progress import Progress, no_progress
+from deepsic_codec.stored import coordinates
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
 
@@ -215,14 +217,14 @@ class ExportRequest:
             list(config.pool_map(pool, read_chunk, (index for index in iter_grid(start, stop) if self.mask[index])))
         return values
 
-    def attributes(self) -> dict[str, Any]:
-        """Return the attributes of the copy: those of the source without labels, `transform` moved to the region."""
-        attributes = {key: value for key, value in self.stored.array.attrs.asdict().items() if key != ATTRIBUTE}
-        transform = georeference.transform_of(attributes)
-        if transform is not None:
-            row, column = self.region[self.axes.y].start, self.region[self.axes.x].start
-            attributes["transform"] = georeference.shifted(transform, row, column)
-        return attributes
+    @cached_property
+    def described(self) -> tuple[dict[str, Any], coordinates.Coordinates]:
+        """Attributes and coordinates of the copy: those of the source without labels, for the place of the region."""
+        array, names = self.stored.array, self.stored.dimension_names
+        attributes = {key: value for key, value in array.attrs.asdict().items() if key != ATTRIBUTE}
+        beside = coordinates.read(array, names)
+        parts = coordinates.part(attributes, beside, self.axes, names, self.region)
+        return coordinates.describe(*parts, self.axes, names, self.shape)
 
     def images(self) -> Iterator[tuple[str, "ExportRequest"]]:
         """Yield the slices of the copy, each with a text such as "_t03" that tells its position."""
@@ -301,8 +303,12 @@ def _write_zarr(
 ) -> None:
     stored = request.stored
     chunks = tuple(max(1, min(chunk, size)) for chunk, size in zip(stored.chunks, request.shape, strict=True))
-    attributes = request.attributes()
+    attributes, beside = request.described
     attributes.pop("_ARRAY_DIMENSIONS", None)
+    place = target_path(target)
+    if beside and not coordinates.can_write(place, beside, zarr_format, replace=overwrite):
+        beside = {}
+    attributes |= coordinates.references(beside, stored.dimension_names)
     if zarr_format == 2:
         attributes["_ARRAY_DIMENSIONS"] = stored.dimension_names
     template = zarr.create_array(
@@ -322,6 +328,7 @@ def _write_zarr(
         for number, block in enumerate(blocks, 1):
             copy[block] = request.read(block)
             progress(number, len(blocks))
+    coordinates.write(place, beside, zarr_format)
 
 
 def _compressor(codec: str, zarr_format: int) -> Any:
@@ -385,7 +392,7 @@ def _write_files(
     return [str(path) for path in paths]
 
 
-def write_image(path: Path, values: NDArray[Any], kind: str) -> None:
+def write_image(path: Path, values: NDArray[Any], kind: str, attributes: Mapping[str, Any] | None = None) -> None:
     """Write one image as a file.
 
     Parameters
@@ -396,6 +403,8 @@ def write_image(path: Path, values: NDArray[Any], kind: str) -> None:
         Samples.
     kind : {"png", "tiff"}
         Format.
+    attributes : mapping, optional
+        Place and meaning of the image, as `deepsic_codec.io.georeference.write` takes them; PNG has none.
 
     Raises
     ------
@@ -413,6 +422,14 @@ def write_image(path: Path, values: NDArray[Any], kind: str) -> None:
 
     options = _tiff_options(values.shape[2], values.dtype)
     tifffile.imwrite(path, values if values.shape[2] > 1 else values[..., 0], compression="zlib", **options)
+    georeference.write(path, attributes or {})
+
+
+def image_attributes(stored: StoredArray, region: Region) -> dict[str, Any]:
+    """Return the attributes of a file that shows a region of an array."""
+    attributes, _ = ExportRequest(stored, region).described
+    nodata = stored.params.nodata
+    return attributes if nodata is None else {**attributes, "nodata": nodata}
 
 
 def _check_png(shape: Index, dtype: np.dtype[Any]) -> None:
@@ -479,9 +496,7 @@ def _write_tiff(
             predictor=compress,
             **_tiff_options(bands, dtype),
         )
-    attributes = image.attributes()
-    nodata = image.stored.params.nodata
-    georeference.write(path, attributes if nodata is None else {**attributes, "nodata": nodata})
+    georeference.write(path, image_attributes(image.stored, image.region))
 
 
 def _tile_edge(chunk: int) -> int:

@@ -1,4 +1,4 @@
-"""Where on Earth an image lies: the attributes `crs`, `transform` and `nodata`, and raster files that have them.
+"""Where on Earth an image lies and what its samples mean, in attributes and in raster files.
 
 `crs` is a coordinate reference system as text, such as "EPSG:32632". `transform` is a list [a, b, c, d, e, f] of an
 affine map from pixels to coordinates: x = a * column + b * row + c, y = d * column + e * row + f, at the upper left
@@ -6,7 +6,6 @@ corner of a pixel. `nodata` is the value of samples without data, "NaN" for NaN.
 """
 
 import contextlib
-import json
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,15 +16,22 @@ import numpy as np
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io.require import require
+from deepsic_codec.stored.coordinates import transform_of
+from deepsic_codec.stored.reference import parse_crs
 
-Transform = list[float]
-TAGS = {"GeoKeyDirectoryTag", "ModelTransformationTag", "ModelPixelScaleTag", "ModelTiepointTag", "GDAL_NODATA"}
+TAGS = {
+    "GeoKeyDirectoryTag",
+    "ModelTransformationTag",
+    "ModelPixelScaleTag",
+    "ModelTiepointTag",
+    "GDAL_NODATA",
+    "GDAL_METADATA",
+}
 WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")  # text files with a transform, beside an image
 GEOTIFF = ("GTiff",)  # drivers of GDAL that read a kind of file, of which the first that is installed is used
 JPEG_2000 = ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID")
 #: Options of GDAL: the virtual file systems of the network open no file.
 OFFLINE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none", "GDAL_HTTP_MAX_RETRY": "0"}
-_AUTHORITY = re.compile(r"([A-Za-z]\w{1,15}):(\w{1,15})")  # EPSG:32632, ESRI:54009, OGC:CRS84
 
 
 def is_georeferenced(path: Path, tags: Collection[str]) -> bool:
@@ -72,96 +78,150 @@ def open_raster(path: Path, mode: str = "r", drivers: Sequence[str] = GEOTIFF) -
 
 
 def attributes(file: Any) -> dict[str, Any]:
-    """Return `crs`, `transform` and `nodata` of an open raster file, as far as it has them."""
+    """Return what an open raster file says of its place and of the meaning of its samples.
+
+    Returns
+    -------
+    dict
+        As far as the file has them: `crs`, `transform`, `nodata`; `gcps`, ground control points as GeoJSON, with `row`
+        and `col`; `rpcs`, coefficients of a rational polynomial; `scale_factor` and `add_offset`, or `scales` and
+        `offsets` of bands that differ; `units` and `long_name` (description), lists for bands that differ;
+        `colorinterp` of bands that are not grey or red, green and blue; `tags`, and `band_tags`, a list.
+    """
     result: dict[str, Any] = {}
-    if file.crs:
-        result["crs"] = file.crs.to_string()
+    points, points_crs = file.gcps
+    crs = file.crs or (points_crs if points else None)
+    if crs:
+        result["crs"] = crs.to_string()
     if not file.transform.is_identity:
         result["transform"] = list(file.transform)[:6]
     if file.nodata is not None:
         result["nodata"] = "NaN" if np.isnan(file.nodata) else file.nodata
-    return result
+    if points:
+        result["gcps"] = {"type": "FeatureCollection", "features": [_feature(point) for point in points]}
+    if file.rpcs is not None:
+        result["rpcs"] = {key: value for key, value in file.rpcs.to_dict().items() if value is not None}
+    for key, keys, values, default in (
+        ("scale_factor", "scales", file.scales, 1.0),
+        ("add_offset", "offsets", file.offsets, 0.0),
+        ("units", "units", file.units, None),
+        ("long_name", "long_name", file.descriptions, None),
+    ):
+        if any(value not in (default, "") for value in values):
+            same = len(set(values)) == 1
+            result[key if same else keys] = values[0] if same else list(values)
+    interpretations = [item.name for item in file.colorinterp]
+    usual = (["gray"] + ["undefined"] * (file.count - 1), ["red", "green", "blue"], ["undefined"] * file.count)
+    if interpretations not in usual:
+        result["colorinterp"] = interpretations
+    tags = _tags(file.tags())
+    tags.pop("AREA_OR_POINT", None) if tags.get("AREA_OR_POINT") == "Area" else None
+    band_tags = [_tags(file.tags(band)) for band in file.indexes]
+    return result | ({"tags": tags} if tags else {}) | ({"band_tags": band_tags} if any(band_tags) else {})
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return tags that stay true of other samples."""
+    return {key: value for key, value in tags.items() if not key.startswith("STATISTICS_")}
+
+
+def _feature(point: Any) -> dict[str, Any]:
+    place = [point.x, point.y, *([] if point.z is None else [point.z])]
+    properties = {"id": point.id, "info": point.info, "row": point.row, "col": point.col}
+    return {"type": "Feature", "properties": properties, "geometry": {"type": "Point", "coordinates": place}}
 
 
 def write(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Add `crs`, `transform` and `nodata` to a TIFF file.
+    """Add to a TIFF file what `attributes` returns of a raster file.
 
     A reference system that `parse_crs` refuses is left out with a warning, and so is, without one, a NoData value that
-    the samples cannot have. Without any of the three, nothing happens and rasterio is not needed.
+    the samples cannot have. Without any attribute, nothing happens and rasterio is not needed.
     """
     transform, crs = transform_of(attributes), attributes.get("crs")
     nodata = number(attributes.get("nodata"))
-    if transform is None and not crs and nodata is None:
+    if transform is None and not crs and nodata is None and not _MEANING & attributes.keys():
         return
     with open_raster(path, "r+") as file:
         from rasterio.transform import Affine
 
-        if transform is not None:
-            file.transform = Affine(*transform)
+        system = None
         if crs:
             try:
-                file.crs = parse_crs(crs)
+                system = parse_crs(crs)
             except ConfigurationError as error:
                 warnings.warn(f"the file gets no reference system: {error}", stacklevel=2)
+        points = _points(attributes.get("gcps"))
+        if points and transform is None:
+            file.gcps = (points, system)
+        elif system is not None:
+            file.crs = system
+        if transform is not None:
+            file.transform = Affine(*transform)
         if nodata is not None and fits(nodata, np.dtype(file.dtypes[0])):
             file.nodata = nodata
+        _write_meaning(file, attributes)
 
 
-def parse_crs(crs: Any) -> Any:
-    """Return an attribute `crs` as a coordinate reference system of rasterio.
-
-    The text is parsed. GDAL would also open the file or URL that it names.
-
-    Parameters
-    ----------
-    crs : str, int or dict
-        The code of an authority such as "EPSG:32632", the number of an EPSG code, WKT, or PROJJSON as text or dict.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is none of these.
-    """
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
-    expected = f"crs: expected a code such as EPSG:32632, WKT or PROJJSON, got {str(crs)[:80]!r}"
-    try:
-        if isinstance(crs, str) and crs.lstrip().startswith("{"):
-            crs = json.loads(crs)
-        if isinstance(crs, int):
-            return CRS.from_epsg(crs)
-        if isinstance(crs, Mapping):  # PROJ's own dicts can name grids and files
-            if "type" not in crs or {"proj", "init"} & crs.keys():
-                raise ConfigurationError(expected)
-            return CRS.from_dict(dict(crs))
-        code = _AUTHORITY.fullmatch(str(crs).strip())
-        return CRS.from_authority(*code.groups()) if code else CRS.from_wkt(str(crs))
-    except (CRSError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ConfigurationError(expected) from error
+_TAG = re.compile(r"[A-Za-z]\w*")  # attributes of an array that become tags, unless they mean something else here
+_OF_ARRAYS = {"crs", "transform", "nodata", "source", "coordinates", "grid_mapping"}
+_MEANING = {
+    *("gcps", "rpcs", "scale_factor", "add_offset", "scales", "offsets", "units", "long_name"),
+    *("colorinterp", "tags", "band_tags"),
+}
 
 
-def transform_of(attributes: Mapping[str, Any]) -> Transform | None:
-    """Return the attribute `transform`, None if there is none or it is no list of six numbers."""
-    values = attributes.get("transform")
-    if not isinstance(values, list | tuple) or len(values) != 6:
-        return None
-    try:
-        return [float(value) for value in values]
-    except (TypeError, ValueError):
-        return None
+def _points(collection: Any) -> list[Any]:
+    """Return ground control points; those that are not as `attributes` writes them are left out."""
+    from rasterio.control import GroundControlPoint
+
+    points = []
+    for feature in collection.get("features", []) if isinstance(collection, Mapping) else []:
+        try:
+            about, (x, y, *z) = feature["properties"], feature["geometry"]["coordinates"]
+            place = {"row": float(about["row"]), "col": float(about["col"]), "x": float(x), "y": float(y)}
+            points.append(
+                GroundControlPoint(**place, z=float(z[0]) if z else None, id=about.get("id"), info=about.get("info"))
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            continue
+    return points
 
 
-def shifted(transform: Transform, row: int, column: int) -> Transform:
-    """Return the transform of a part of an image that begins at a row and a column."""
-    a, b, c, d, e, f = transform
-    return [a, b, c + a * column + b * row, d, e, f + d * column + e * row]
+def _write_meaning(file: Any, attributes: Mapping[str, Any]) -> None:
+    """Add scales, offsets, units, descriptions, interpretations, RPCs and tags, as far as they fit the bands."""
+    from rasterio.enums import ColorInterp
+    from rasterio.rpc import RPC
 
+    def of_bands(*keys: str) -> list[Any] | None:
+        value = next((attributes[key] for key in keys if key in attributes), None)
+        values = value if isinstance(value, list) else [value] * file.count
+        return values if value is not None and len(values) == file.count else None
 
-def scaled(transform: Transform, factor: int) -> Transform:
-    """Return the transform of an image that was reduced by a factor along rows and columns."""
-    a, b, c, d, e, f = transform
-    return [a * factor, b * factor, c, d * factor, e * factor, f]
+    for name, keys, kind in (
+        ("scales", ("scales", "scale_factor"), float),
+        ("offsets", ("offsets", "add_offset"), float),
+        ("units", ("units",), str),
+        ("descriptions", ("long_name",), str),
+    ):
+        values = of_bands(*keys)
+        try:
+            if values is not None:
+                setattr(file, name, tuple(kind(value) if value is not None else None for value in values))
+        except (TypeError, ValueError):
+            warnings.warn(f"the file gets no {name}: {values!r:.80} are none", stacklevel=3)
+    interpretations = of_bands("colorinterp")
+    if interpretations is not None and all(str(name) in ColorInterp.__members__ for name in interpretations):
+        file.colorinterp = [ColorInterp[str(name)] for name in interpretations]
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        if "rpcs" in attributes:
+            file.rpcs = RPC(**attributes["rpcs"])
+    tags = attributes.get("tags")
+    plain = {key: value for key, value in attributes.items() if isinstance(value, str | int | float)}
+    tags = {key: plain[key] for key in plain if _TAG.fullmatch(key)} | (dict(tags) if isinstance(tags, Mapping) else {})
+    file.update_tags(**{str(key): str(value) for key, value in tags.items() if key not in _OF_ARRAYS | _MEANING})
+    for band, tags in zip(file.indexes, of_bands("band_tags") or (), strict=False):
+        if isinstance(tags, Mapping) and tags:
+            file.update_tags(band, **{str(key): str(value) for key, value in tags.items()})
 
 
 def number(value: Any) -> float | None:

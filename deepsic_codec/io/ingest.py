@@ -1,6 +1,7 @@
 """Store images, mosaics and Zarr arrays in an archive, and measure the result."""
 
 import base64
+import json
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec import dask as deepsic_dask
 from deepsic_codec.archive import AUTO_CHUNK, chunk_bands, measured_codec
-from deepsic_codec.axes import Axes, Region, chunk_region, grid_shape
+from deepsic_codec.axes import Axes, Region, axes_of_names, chunk_region, grid_shape
 from deepsic_codec.codec.measure import thinned
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.scaled import nodata_value
@@ -30,6 +31,7 @@ from deepsic_codec.stored.array import StoredArray
 
 PSNR_CHUNKS = 4  # chunks that are read back to measure PSNR
 RATES = ("quality", "psnr", "bpp", "rmse")  # parameters that allow errors
+NAMES = {"c": "band", "t": "time"}  # of dimensions that do not have the letter of their axis
 TOP_LABELS = 3  # classes of an array that are reported
 
 
@@ -121,8 +123,8 @@ def ingest(
             chunks="auto" if chunk is None else _edges(source.axes, shape, chunk, clip=True),
             shards=None if shard is None else _edges(source.axes, shape, shard, clip=False),
             attributes=source.attributes,
+            **{"dimension_names": _dimension_names(source), **options},
             progress=progress,
-            **options,
         )
     seconds = time.perf_counter() - start
     decoded = [np.asarray(report.array[region]) for region in regions]
@@ -271,6 +273,13 @@ def _fill_value(array: zarr.Array, attributes: dict[str, Any], zarr_format: int)
     return 0 if array.fill_value is None else array.fill_value
 
 
+def _dimension_names(source: ImageSource) -> list[str]:
+    """Return the names of a source's dimensions, unless they contradict axes that the user passed."""
+    if source.dimensions is not None and axes_of_names(source.dimensions) in (None, source.axes):
+        return list(source.dimensions)
+    return [NAMES.get(axis, axis) for axis in source.axes]
+
+
 def ingest_pyramid(
     source: ImageSource,
     url: Any,
@@ -294,6 +303,7 @@ def ingest_pyramid(
     parameters = codec_parameters(source, codec)
     levels = ome.pyramid(source, chunk, parameters["nodata"])
     group = ome.open_group(url, source.name)
+    options = {**options, "dimension_names": list(levels[0].axes), "coordinates": False}  # of OME-NGFF
     results = [ingest(levels[0], url, codec=parameters, chunk=chunk, zarr_format=zarr_format, **options)]
     # Levels have one range, that of the first.
     parameters["value_range"] = StoredArray.open(
@@ -339,6 +349,32 @@ def with_one_nodata(source: ImageSource, nodata: Any) -> ImageSource:
     if source.values.dtype.kind != "f" or number is None or not np.isfinite(number):
         return source
     return replace(source, values=validity.join_values(source.values, [np.nan, np.inf, -np.inf], number))
+
+
+def in_groups(sources: Sequence[ImageSource]) -> list[ImageSource]:
+    """Return sources with names that put images of different places into groups of their own.
+
+    Coordinates are arrays of a group, so that only images of one grid can share them. Image "scene" of several grids
+    becomes array "scene/scene".
+    """
+    keys = ("crs", "transform", "gcps")
+    places = []
+    for source in sources:
+        sizes = [size for axis, size in zip(source.axes, source.values.shape, strict=True) if axis in "yx"]
+        place = {key: source.attributes[key] for key in keys if key in source.attributes}
+        is_file = place and not source.reads  # arrays of Zarr groups keep their groups
+        places.append(json.dumps([place, sizes], sort_keys=True) if is_file else None)
+    if len(set(places)) < 2:
+        return list(sources)
+    names = [
+        source.name if place is None else _in_group(source.name) for source, place in zip(sources, places, strict=True)
+    ]
+    return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
+
+
+def _in_group(name: str) -> str:
+    *groups, last = name.split("/")
+    return name if groups[-1:] == [last] else f"{name}/{last}"
 
 
 def declared_nodata(source: ImageSource) -> Any:

@@ -9,8 +9,8 @@ import numpy as np
 import zarr
 
 from deepsic_codec.errors import UnsupportedArray
-from deepsic_codec.io import georeference
 from deepsic_codec.io.images import ImageSource
+from deepsic_codec.stored.coordinates import reduced
 from deepsic_codec.stored.location import refuse_zip_path
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ def pyramid(source: ImageSource, smallest: int | None = None, nodata: Any = None
     levels = [replace(source, name=f"{source.name}/0", values=values, axes=axes)]
     while max(values.shape[-2:]) > smallest:
         values = values[..., ::2, ::2] if source.lossless else _halve(values, nodata)
-        name, attributes = f"{source.name}/{len(levels)}", dict(source.attributes)
-        if "transform" in attributes:
-            attributes["transform"] = georeference.scaled(attributes["transform"], 2 ** len(levels))
+        name, attributes = f"{source.name}/{len(levels)}", reduced(source.attributes, 2 ** len(levels))
         levels.append(replace(source, name=name, values=values, axes=axes, attributes=attributes))
     return levels
 

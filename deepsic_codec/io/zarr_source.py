@@ -12,6 +12,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from deepsic_codec import dask as deepsic_dask
+from deepsic_codec.axes import DIMENSIONS, axes_of_names
 from deepsic_codec.codec.scaled import DTYPES
 from deepsic_codec.errors import SourceError, UnsupportedArray
 from deepsic_codec.io import georeference, validity
@@ -23,15 +24,6 @@ from deepsic_codec.stored.embedded import PREFIX as MODEL
 from deepsic_codec.stored.location import is_deepsic, members
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
-# Names of dimensions, and the axes of the codec that they mean.
-DIMENSIONS = {
-    **dict.fromkeys(("y", "lat", "latitude", "northing", "row", "height"), "y"),
-    **dict.fromkeys(("x", "lon", "longitude", "easting", "col", "column", "width"), "x"),
-    **dict.fromkeys(("c", "band", "bands", "channel", "channels", "rgb"), "c"),
-    **dict.fromkeys(("t", "time"), "t"),
-    **dict.fromkeys(("z", "depth"), "z"),
-    **dict.fromkeys(("n", "image", "sample"), "n"),
-}
 
 
 def is_zarr(path: Path) -> bool:
@@ -183,9 +175,8 @@ def _source(array: zarr.Array, location: str, name: str, axes: str | None) -> Im
             attributes["nodata"] = stored.params.nodata
         values = deepsic_dask.open(array)
         return ImageSource(name, values, stored.axes, attributes, dimensions=dimensions, reads=reads)
-    letters = [DIMENSIONS.get(name.lower(), "") for name in names]
-    if axes is None and len(letters) == array.ndim == len(set(letters) - {""}):
-        axes = "".join(letters)
+    if axes is None and len(names) == array.ndim:
+        axes = axes_of_names(names)
     if not axes:
         raise UnsupportedArray(
             f"{location}: the axes of the {array.ndim} dimensions are unknown (their names: "

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import zarr
-from zarr.storage import StorePath
+from zarr.storage import LocalStore, StorePath
 
 from deepsic_codec._compat import default_buffer_prototype, make_store_path, sync
 from deepsic_codec.errors import ConfigurationError, WriteError
@@ -48,10 +48,21 @@ def write_array(target: str, template: zarr.Array, *, overwrite: bool, source: s
     """
     if target.endswith(".zip"):
         raise ConfigurationError(f"{target}: cannot export to a zip file; export to a folder, then zip it")
-    if "://" in target and not target.startswith("file://"):
+    if _is_remote(target):
         yield from _write_remote(target, template, overwrite, source)
     else:
         yield from _write_local(Path(target.removeprefix("file://")), template, overwrite, source)
+
+
+def target_path(target: str) -> StorePath:
+    """Return the place of a target, without making anything there."""
+    if _is_remote(target):
+        return sync(make_store_path(target, mode="a", storage_options=fsspec_options(target, None)))
+    return StorePath(LocalStore(Path(target.removeprefix("file://"))))
+
+
+def _is_remote(target: str) -> bool:
+    return "://" in target and not target.startswith("file://")
 
 
 def _write_local(path: Path, template: zarr.Array, overwrite: bool, source: str) -> Iterator[zarr.Array]:

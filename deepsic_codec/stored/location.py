@@ -1,9 +1,11 @@
 """Open arrays in any store, find where their index belongs, and count reads."""
 
+import json
 import lzma
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -278,6 +280,31 @@ def is_in_group(path: StorePath, zarr_format: int) -> bool:
     if parent is None or not name:
         return False
     return bool(path.path) or sync((parent / ("zarr.json" if zarr_format == 3 else ".zgroup")).exists())
+
+
+def refresh_consolidated(path: StorePath, zarr_format: Any, *, create: bool = False) -> None:
+    """Write the consolidated metadata of the groups around a node again, where there are any.
+
+    With `create`, the group of the node gets them in format 2, which specifies them. Failures leave them as they are.
+    """
+    parent, _ = parent_and_name(path)
+    while parent is not None:
+        with suppress(DeepSICError, OSError, NotImplementedError, ValueError):
+            if _is_consolidated(parent, zarr_format) or (create and zarr_format == 2):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that format 3 does not specify it
+                    zarr.consolidate_metadata(parent.store, path=parent.path or None, zarr_format=zarr_format)
+        create = False
+        parent = StorePath(parent.store, parent.path.rpartition("/")[0]) if parent.path else None
+
+
+def _is_consolidated(group: StorePath, zarr_format: int) -> bool:
+    if not getattr(group.store, "supports_consolidated_metadata", True):
+        return False
+    if zarr_format == 2:
+        return sync((group / ".zmetadata").exists())
+    data = sync((group / "zarr.json").get())
+    return data is not None and bool(json.loads(data.to_bytes()).get("consolidated_metadata"))
 
 
 @dataclass(frozen=True)

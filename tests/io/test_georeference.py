@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.io.georeference import attributes, open_raster, parse_crs, scaled, shifted
+from deepsic_codec.io.georeference import attributes, open_raster, parse_crs
+from deepsic_codec.stored.coordinates import reduced, shifted
 from tests.common import check_rejects
 
 TURNED = [2.0, 3.0, 500.0, 5.0, -7.0, 900.0]
@@ -30,7 +31,7 @@ def test_a_part_lies_where_it_lay(row, column):
 
 def test_a_reduced_image_covers_the_same_ground():
     for y, x in ((0, 0), (1, 0), (0, 1), (11, 13)):
-        assert place(scaled(TURNED, 4), y, x) == place(TURNED, 4 * y, 4 * x)
+        assert place(reduced({"transform": TURNED}, 4)["transform"], y, x) == place(TURNED, 4 * y, 4 * x)
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32632", 32632, "wkt", "projjson", "projjson text"])
