@@ -26,6 +26,7 @@ TAGS = {
     "ModelTiepointTag",
     "GDAL_NODATA",
     "GDAL_METADATA",
+    "RPCCoefficientTag",
 }
 WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".wld")  # text files with a transform, beside an image
 GEOTIFF = ("GTiff",)  # drivers of GDAL that read a kind of file, of which the first that is installed is used

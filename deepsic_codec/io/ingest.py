@@ -364,7 +364,7 @@ def in_groups(sources: Sequence[ImageSource]) -> list[ImageSource]:
         place = {key: source.attributes[key] for key in keys if key in source.attributes}
         is_file = place and not source.reads  # arrays of Zarr groups keep their groups
         places.append(json.dumps([place, sizes], sort_keys=True) if is_file else None)
-    if len(set(places)) < 2:
+    if len({place for place in places if place is not None}) < 2:
         return list(sources)
     names = [
         source.name if place is None else _in_group(source.name) for source, place in zip(sources, places, strict=True)
