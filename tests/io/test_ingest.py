@@ -445,7 +445,7 @@ def test_zarr_arrays_and_groups(tmp_path, capsys):
     assert ingest(tmp_path / "bare.zarr", tmp_path / "out.zarr", "--axes", "yxc") == 0
     assert ingest(tmp_path / "out.zarr", tmp_path / "again.zarr") == 0
     again = zarr.open_group(tmp_path / "again.zarr", mode="r")
-    assert set(again.array_keys()) == {"scene", "bare", "lat"}
+    assert set(again.array_keys()) == {"scene", "bare", "lat", "band", "spatial_ref"}
     np.testing.assert_array_equal(again["bare"][:], photograph(70, 90, 3))
 
 
