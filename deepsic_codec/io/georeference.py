@@ -6,6 +6,7 @@ corner of a pixel. `nodata` is the value of samples without data, "NaN" for NaN.
 """
 
 import contextlib
+import json
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ import numpy as np
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io.require import require
 from deepsic_codec.stored.coordinates import transform_of
-from deepsic_codec.stored.reference import parse_crs
 
 TAGS = {
     "GeoKeyDirectoryTag",
@@ -33,6 +33,7 @@ GEOTIFF = ("GTiff",)  # drivers of GDAL that read a kind of file, of which the f
 JPEG_2000 = ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID")
 #: Options of GDAL: the virtual file systems of the network open no file.
 OFFLINE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none", "GDAL_HTTP_MAX_RETRY": "0"}
+_AUTHORITY = re.compile(r"([A-Za-z]\w{1,15}):(\w{1,15})")  # EPSG:32632, ESRI:54009, OGC:CRS84
 
 
 def is_georeferenced(path: Path, tags: Collection[str]) -> bool:
@@ -84,7 +85,8 @@ def attributes(file: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        As far as the file has them: `crs`, `transform`, `nodata`; `gcps`, ground control points as GeoJSON, with `row`
+        As far as the file has them: `crs`, also as `crs_wkt`;
+        `transform`, `nodata`; `gcps`, ground control points as GeoJSON, with `row`
         and `col`; `rpcs`, coefficients of a rational polynomial; `scale_factor` and `add_offset`, or `scales` and
         `offsets` of bands that differ; `units` and `long_name` (description), lists for bands that differ;
         `colorinterp` of bands that are not grey or red, green and blue; `tags`, and `band_tags`, a list.
@@ -93,7 +95,7 @@ def attributes(file: Any) -> dict[str, Any]:
     points, points_crs = file.gcps
     crs = file.crs or (points_crs if points else None)
     if crs:
-        result["crs"] = crs.to_string()
+        result["crs"], result["crs_wkt"] = crs.to_string(), crs.to_wkt(version="WKT2_2019")
     if not file.transform.is_identity:
         result["transform"] = list(file.transform)[:6]
     if file.nodata is not None:
@@ -223,6 +225,40 @@ def _write_meaning(file: Any, attributes: Mapping[str, Any]) -> None:
     for band, tags in zip(file.indexes, of_bands("band_tags") or (), strict=False):
         if isinstance(tags, Mapping) and tags:
             file.update_tags(band, **{str(key): str(value) for key, value in tags.items()})
+
+
+def parse_crs(crs: Any) -> Any:
+    """Return an attribute `crs` as a coordinate reference system of rasterio.
+
+    The text is parsed. GDAL would also open the file or URL that it names.
+
+    Parameters
+    ----------
+    crs : str, int or dict
+        The code of an authority such as "EPSG:32632", the number of an EPSG code, WKT, or PROJJSON as text or dict.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none of these.
+    """
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    expected = f"crs: expected a code such as EPSG:32632, WKT or PROJJSON, got {str(crs)[:80]!r}"
+    try:
+        if isinstance(crs, str) and crs.lstrip().startswith("{"):
+            crs = json.loads(crs)
+        if isinstance(crs, int):
+            return CRS.from_epsg(crs)
+        if isinstance(crs, Mapping):  # PROJ's own dicts can name grids and files
+            if "type" not in crs or {"proj", "init"} & crs.keys():
+                raise ConfigurationError(expected)
+            return CRS.from_dict(dict(crs))
+        code = _AUTHORITY.fullmatch(str(crs).strip())
+        return CRS.from_authority(*code.groups()) if code else CRS.from_wkt(str(crs))
+    except (CRSError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigurationError(expected) from error
 
 
 def number(value: Any) -> float | None:

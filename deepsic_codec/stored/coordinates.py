@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from zarr.storage import StorePath
 
 from deepsic_codec.axes import Axes, Region
-from deepsic_codec.errors import DeepSICError
 from deepsic_codec.stored.allowed import check_codecs
 from deepsic_codec.stored.location import is_in_group, parent_and_name
 
@@ -42,6 +41,7 @@ SPATIAL = {
 }
 _CODE = re.compile(r'(?:ID|AUTHORITY)\["(\w+)",\s*"?(\w+)"?\]\s*\]\s*$')  # the last words of WKT
 _WKT = re.compile(r"[A-Za-z_]+\s*\[")
+_UNIT = re.compile(r'LENGTHUNIT\["(\w+)"')
 _WKT_2 = ("PROJCRS", "GEOGCRS", "GEODCRS", "BOUNDCRS", "COMPOUNDCRS", "ENGCRS", "VERTCRS")
 _GEOGRAPHIC = ("GEOGCS", "GEOGCRS", "GEODCRS")
 
@@ -105,7 +105,7 @@ def describe(
     Parameters
     ----------
     attributes, coordinates
-        Those of the source.
+        Those of the source. The attribute `crs_wkt` says `crs` in WKT, for `spatial_ref`.
     axes, names, shape
         Of the array: axes, names of its dimensions, and sizes.
 
@@ -121,6 +121,8 @@ def describe(
     y, x = names[axes.y], names[axes.x]
     mapping = _grid_mapping(result, coordinates)
     about = dict(coordinates[mapping].attributes) if mapping in coordinates else {}
+    if wkt := result.pop("crs_wkt", None):
+        about["crs_wkt"] = wkt
     transform = _of_coordinates(coordinates, y, x, about) or transform_of(result) or _geo_transform(about)
     crs = result.get("crs") or (_short(_wkt_of(about)) if _wkt_of(about) else None)
     if transform is None and not crs and "gcps" not in result:
@@ -196,19 +198,12 @@ def _crs_attributes(crs: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes of a reference system in a grid mapping; `_units` is the unit along its axes."""
     if not crs:
         return {}
-    wkt = _wkt_of(about)
-    if _WKT.match(wkt) and _short(wkt) == crs:
-        return {"crs_wkt": wkt, "spatial_ref": wkt}
-    try:
-        from deepsic_codec.stored.reference import parse_crs
-
-        system = parse_crs(crs)
-    except (ImportError, DeepSICError):
+    wkt = next((text for text in (_wkt_of(about), str(crs)) if _WKT.match(text) and crs in (text, _short(text))), None)
+    if wkt is None:
         return {"spatial_ref": crs} if isinstance(crs, str) else {}
-    wkt = system.to_wkt(version="WKT2_2019") or system.to_wkt()
-    unit = system.linear_units if system.is_projected else None
-    names = {"grid_mapping_name": "latitude_longitude"} if system.is_geographic else {}
-    return {"crs_wkt": wkt, "spatial_ref": wkt, **names, **({"_units": unit} if unit else {})}
+    names = {"grid_mapping_name": "latitude_longitude"} if wkt.lstrip().startswith(_GEOGRAPHIC) else {}
+    units = _UNIT.findall(wkt)
+    return {"crs_wkt": wkt, "spatial_ref": wkt, **names, **({"_units": units[-1]} if units and not names else {})}
 
 
 def _axis_attributes(axis: str, is_geographic: bool, unit: str | None) -> dict[str, Any]:
