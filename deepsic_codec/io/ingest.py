@@ -17,7 +17,7 @@ from deepsic_codec import dask as deepsic_dask
 from deepsic_codec.archive import AUTO_CHUNK, chunk_bands, measured_codec
 from deepsic_codec.axes import Axes, Region, axes_of_names, chunk_region, grid_shape
 from deepsic_codec.codec.measure import thinned
-from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.scaled import nodata_value
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
@@ -328,9 +328,17 @@ def codec_parameters(source: ImageSource, codec: Mapping[str, Any] | None = None
     Raises
     ------
     ConfigurationError
-        If a bound on the error is passed, and samples had to move to set those without data apart.
+        If a bound on the error is passed, and samples had to move to set those without data apart; if NaN is passed as
+        `nodata` and the source declares a number, which then would be data.
     """
-    parameters = {"nodata": declared_nodata(source), **(codec or {})}
+    declared = declared_nodata(source)
+    parameters = {"nodata": declared, **(codec or {})}
+    nodata = parameters["nodata"]
+    if declared not in (None, NAN) and nodata is not None and nodata != nodata:
+        raise ConfigurationError(
+            f"nodata: {source.name} declares {declared}, and {declared} beside NaN would be data; leave nodata out, "
+            f"and NaN becomes {declared}"
+        )
     if source.lossless:
         parameters = {key: value for key, value in parameters.items() if key not in RATES} | {"max_error": 0}
     if "color_table" in source.attributes:

@@ -84,13 +84,15 @@ def test_nodata_of_an_archive_survives(tmp_path):
     assert declared_nodata(source) == -9999
 
 
-def test_nan_beside_a_nodata_value_becomes_that_value(tmp_path):
+def test_nan_beside_a_nodata_value_becomes_that_value(tmp_path, capsys):
     values = hole("f4")
     values[50, 60], values[51, 60] = np.nan, np.inf
     zarr.create_array(tmp_path / "in.zarr", data=values, dimension_names=["y", "x"], attributes={"_FillValue": -9999})
     assert ingest(tmp_path / "in.zarr", tmp_path / "out.zarr", "--name", "red", "--max-error", 1) == 0
     stored = zarr.open_array(tmp_path / "out.zarr", path="red", mode="r")[...]
     np.testing.assert_array_equal(stored == -9999, (values == -9999) | ~np.isfinite(values))
+    assert ingest(tmp_path / "in.zarr", tmp_path / "two.zarr", "--nodata", "nan", "--max-error", 1) == 2
+    assert "-9999" in capsys.readouterr().err and not (tmp_path / "two.zarr").exists()
 
 
 @pytest.fixture
