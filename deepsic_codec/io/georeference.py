@@ -17,7 +17,6 @@ import numpy as np
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io.require import require
-from deepsic_codec.stored.coordinates import transform_of
 
 TAGS = {
     "GeoKeyDirectoryTag",
@@ -140,6 +139,8 @@ def write(path: Path, attributes: Mapping[str, Any]) -> None:
     A reference system that `parse_crs` refuses is left out with a warning, and so is, without one, a NoData value that
     the samples cannot have. Without any attribute, nothing happens and rasterio is not needed.
     """
+    from deepsic_codec.stored.coordinates import transform_of  # zarr, which reading images does not need
+
     transform, crs = transform_of(attributes), attributes.get("crs")
     nodata = number(attributes.get("nodata"))
     if transform is None and not crs and nodata is None and not _MEANING & attributes.keys():

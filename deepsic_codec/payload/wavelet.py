@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
@@ -77,6 +76,8 @@ def wavelet_start(data: bytes, scale: int) -> bytes:
     CorruptPayload
         If it is not there, or its checksum does not match.
     """
+    from google_crc32c import value as crc32c  # not installed where only images are trained on
+
     length, count = start_length(data, scale), data[_FIXED - 1]
     if length is None or len(data) < length:
         raise CorruptPayload(f"wavelet section: truncated, {len(data)} of {length or 'more'} bytes")
@@ -116,6 +117,8 @@ def to_coefficients(components: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def encode_wavelet(wavelet: Wavelet) -> bytes:
     """Write a wavelet section."""
+    from google_crc32c import value as crc32c
+
     start = bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + bytes((len(wavelet.checkpoints),))
     start += b"".join(length.to_bytes(4, "little") for length in wavelet.checkpoints)
     checksums = [crc32c(start + wavelet.stream[:length]) for length in wavelet.checkpoints]

@@ -11,11 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Axes
-from deepsic_codec.codec.scaled import fill_nodata
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.io.images import TIFF, ImageSource, Pixels, open_image
-from deepsic_codec.io.ingest import declared_nodata
-from deepsic_codec.io.sources import open_sources
 
 #: Edge in pixels of the blocks that scenes are cut into; each block is an image.
 BLOCK = 1024
@@ -53,6 +50,8 @@ def scene_loaders(path: Path) -> Loaders | None:
         if source.values.dtype == np.uint8 and (source.axes == "yx" or source.values.shape[source.axes.find("c")] == 3):
             return None
         return _loaders(source, path.name)
+    from deepsic_codec.io.sources import open_sources  # zarr, which image files do not need
+
     try:
         sources = list(open_sources([path], drop_alpha=True))
     except UnsupportedArray:  # dimensions without names
@@ -70,6 +69,8 @@ def _usual_axes(path: Path) -> str | None:
 
 
 def _loaders(source: ImageSource, name: str) -> Loaders:
+    from deepsic_codec.io.ingest import declared_nodata
+
     values, axes = source.values, Axes(source.axes)
     nodata = declared_nodata(source)
     height, width, bands = axes.height(values.shape), axes.width(values.shape), axes.bands(values.shape)
@@ -125,6 +126,8 @@ def to_pixels(block: NDArray[Any], nodata: Any, rng: np.random.Generator) -> Pix
         raise ValueError(f"{100 * holes.mean():.0f} % of the block is no data")
     out = block.astype(np.uint8) if block.dtype == np.uint8 else _stretched(samples, holes, block.dtype, rng)
     if holes.any():
+        from deepsic_codec.codec.scaled import fill_nodata
+
         out = fill_nodata(out[None], holes[None])[0]
     bands = [0, min(1, block.shape[2] - 1), 2 if block.shape[2] == 3 else 0]
     return np.stack([out[..., band] for band in bands], axis=-1)

@@ -9,7 +9,7 @@ from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import SPECTRAL
 from tests.common import photograph
 
-pytestmark = pytest.mark.filterwarnings("error", "ignore:value_range")
+pytestmark = pytest.mark.filterwarnings("error", "ignore:value_range", "ignore:samples look like a mask")
 
 #: One of each, and all beyond what chunks reach; a target has to be met, or nearly so.
 TARGETS = [

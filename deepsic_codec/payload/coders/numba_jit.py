@@ -18,9 +18,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from zlib import crc32
 
 import numba
-from google_crc32c import value as crc32c
 
 try:
     from numba.core import caching
@@ -94,11 +94,11 @@ def _cache_class() -> Any:
 
         def reduce(self, result: Any) -> tuple[int, bytes]:
             data = dumps(super().reduce(result))
-            return crc32c(data), data
+            return crc32(data), data
 
         def rebuild(self, target: Any, reduced: Any) -> Any:
             checksum, data = reduced
-            if crc32c(data) != checksum:
+            if crc32(data) != checksum:
                 raise ValueError("the checksum of compiled code does not match")
             return super().rebuild(target, pickle.loads(data))
 
