@@ -46,8 +46,8 @@ async def read_part(store: Any, key: str, prototype: Any, part: ByteRequest | No
 
 def _name_key(error: OSError, key: str) -> None:
     """Put the key into the message of an error, as the name of its file if it has none."""
-    if key not in str(error) and error.filename is None:
-        error.filename = key  # is shown if there is a number of an error
+    if key not in str(error) and error.filename is None and error.errno is not None:
+        error.filename = key
     if key not in str(error):
         error.args = (f"{key}: {error}",)
 

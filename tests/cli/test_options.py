@@ -50,7 +50,7 @@ CALLS = {
         "io.ingest.ingest",
         {"url": "b.zarr", "chunk": 64, "shard": 128, "workers": 2, "resume": True, "overwrite": False}
         | {"zarr_format": 3, "embed_model": False, "batch_size": 16}
-        | {"codec": {"semantics": "pre", "quality": 170, "effort": 3, "tune": "ms-ssim"}},
+        | {"codec": {"quality": 170, "effort": 3, "tune": "ms-ssim"}},
     ),
     "ingest a.png b.zarr --max-error 2 --nodata 7 --value-range 1,9 --transform wavelet --semantics post --embed-model "
     "--format 2 --batch-size 3 --overwrite --resume": (
@@ -68,7 +68,7 @@ CALLS = {
     ),
     "ingest a.png b.zarr --ome --psnr 40 --value-range chunk": (
         "io.ingest.ingest_pyramid",
-        {"codec": {"psnr": 40, "value_range": "chunk", "semantics": "pre"}},
+        {"codec": {"psnr": 40, "value_range": "chunk"}},
     ),
 }
 

@@ -52,7 +52,7 @@ def test_what_ingest_writes(ingested):
     np.testing.assert_array_equal(levels[0][...], photograph(203, 130, 3).transpose(2, 0, 1))
     exact = photograph(203, 130, 3)[:202].astype(float).reshape(101, 2, 65, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert np.abs(levels[1][:, :101] - exact).max() <= 0.5
-    assert open_labels(ingested, "photo/0").where("Bright | Dim | Dark").count == 12
+    assert open_labels(ingested, "photo/0").where("Bright | Dim | Dark").count == 6  # the others are mostly padding
     assert "1_labels" not in group
     grey = zarr.open_group(ingested / "grey", mode="r")
     assert "1" not in grey and grey["0"].shape == (60, 64)
