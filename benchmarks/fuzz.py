@@ -645,7 +645,7 @@ def changed(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     values = [0, 1, low, high, limits.min, limits.max] + ([] if integer else [np.nan, np.inf, -np.inf, -1])
     value = values[int(rng.integers(len(values)))]
-    if style < 0.5 or not array.ndim:
+    if style < 0.5 or not array.size or not array.ndim:
         array[...] = value
     elif style < 0.8:
         array.reshape(-1)[rng.integers(array.size, size=1 + int(rng.integers(4)))] = value

@@ -15,7 +15,7 @@ from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, RefusedCodec, UnsupportedArray
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.layout import StoredLayout, codec_names
-from deepsic_codec.stored.location import Counter, CountingStore, members, open_node
+from deepsic_codec.stored.location import Counter, CountingStore, members, metadata_errors, open_node
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
 
 ATTRIBUTE = "deepsic"  # of arrays: identity, and vocabulary, so that labels can be read where the model is missing
@@ -111,7 +111,9 @@ class StoredArray:
             path = self.array.store_path
             # Mode "r" would reopen a store that can write, which a zip file being written cannot bear.
             mode: Any = "r" if path.store.read_only else "r+"
-            stored = StoredArray(zarr.open_array(path, mode=mode, zarr_format=self.array.metadata.zarr_format))
+            with metadata_errors(path):
+                array = zarr.open_array(path, mode=mode, zarr_format=self.array.metadata.zarr_format)
+            stored = StoredArray(array)
         attribute = stored.array.attrs.get(ATTRIBUTE)
         identity = attribute.get("id") if isinstance(attribute, Mapping) else None
         dtype = stored.array.dtype.newbyteorder("=").str

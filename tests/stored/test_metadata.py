@@ -1,5 +1,7 @@
 """One value of the metadata of an archive is changed: opening, reading, queries and descriptions raise typed errors."""
 
+import json
+
 import numpy as np
 import pytest
 import zarr
@@ -17,6 +19,7 @@ from benchmarks.strangers import (
 )
 from deepsic_codec import consolidate_labels, create_array, open_archive, open_labels
 from deepsic_codec.errors import LabelIndexError, UnsupportedArray
+from deepsic_codec.stored.array import StoredArray
 from tests.common import check_rejects, photograph
 
 pytestmark = [pytest.mark.usefixtures("stub"), pytest.mark.filterwarnings("ignore")]
@@ -118,3 +121,11 @@ def test_arrays_that_are_none_of_an_index(zarr_format, name, shape, dtype, fault
     check_rejects(LabelIndexError, fault, use)
     consolidate_labels(store, "image")
     assert use()[2]["chunks"] == 2
+
+
+def test_an_array_whose_metadata_is_damaged_after_it_was_opened(tmp_path):
+    """Its fingerprint is read anew."""
+    array = create_array(tmp_path / "a.zarr", data=photograph(20, 20, 3))
+    path = tmp_path / "a.zarr" / "zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"storage_transformers": {"x": 1}}))
+    check_rejects(UnsupportedArray, "metadata", StoredArray(array).fingerprint, fresh=True)
