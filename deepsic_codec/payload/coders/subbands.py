@@ -43,9 +43,8 @@ MIXERS = np.tile(np.array([22000, 14000, 14000, 12000, 12000, 12000, 0], np.int3
 KINDS = 4 * (MAX_LEVELS + 1)  # classes of bands, by level and kind
 COEFFICIENT_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 26)  # limit for one coefficient: 16 bits for each bin
 
-# The trellis: states, and the next one by state and lowest bit of the magnitude. Even states quantise to whole steps,
-# odd ones to odd halves of a step and to 0.
-STATES = 8
+# The trellis: the next of its eight states by state and lowest bit of the magnitude. Even states quantise to whole
+# steps, odd ones to odd halves of a step and to 0.
 NEXT = np.array([[0, 1], [3, 2], [5, 4], [6, 7], [1, 0], [2, 3], [4, 5], [7, 6]], np.int64)
 # The state before, by state and lowest bit of the magnitude.
 BEFORE = np.array([[0, 4], [4, 0], [5, 1], [1, 5], [6, 2], [2, 6], [3, 7], [7, 3]], np.int64)
