@@ -12,8 +12,8 @@ from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import ConfigurationError, CorruptPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.header import Payload, read_header, read_verified, unpack
-from deepsic_codec.payload.nodata import NoData
-from deepsic_codec.payload.sections import STRUCTURE, WAVELET
+from deepsic_codec.payload.nodata import NoData, decode_nodata
+from deepsic_codec.payload.sections import WAVELET
 from deepsic_codec.payload.wavelet import START, start_length, wavelet_start
 
 #: Divisors of rows and columns.
@@ -39,7 +39,7 @@ def needed_length(start: bytes, header: Header, scale: int) -> int:
         One of `SCALES`.
     """
     entry = header.entry(WAVELET.kind)
-    if entry is None or scale == 1 or header.entry(STRUCTURE.kind) is not None:
+    if entry is None or scale == 1:
         return header.nbytes
     end = entry.offset + min(entry.length, START)
     if len(start) < end:
@@ -94,10 +94,10 @@ def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
     CorruptPayload
         If a section is damaged.
     """
-    header = payload.header
+    header, structure = payload.header, payload.structure
     nodata = payload.nodata()
     mask = None if nodata is None else nodata.mask
-    if payload.wavelet is None or payload.structure is not None:
+    if payload.wavelet is None or scale == 1:
         samples = header.axes.to_samples(decode_payloads([payload])[0])
         samples = _averaged(samples, scale, mask)
     else:
@@ -105,9 +105,12 @@ def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
         halvings = SCALES.index(scale)
         samples, rest = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges, halvings)
         samples = _averaged(samples, scale >> (halvings - rest), None) if rest else samples
+        if structure is not None and structure.padding:
+            samples = np.ascontiguousarray(samples)
+            _apply(decode_nodata(structure.padding, header), samples, scale)
     if nodata is not None:
         samples = np.ascontiguousarray(samples)
-        NoData(nodata.value, nodata.down, None if mask is None else _without_data(mask, scale)).apply(samples)
+        _apply(nodata, samples, scale)
     sizes = dict(zip(header.axes, header.shape, strict=True))
     sizes |= {axis: ceil_div(sizes[axis], scale) for axis in "yx"}
     return np.ascontiguousarray(header.axes.from_samples(samples, [sizes[axis] for axis in header.axes]), header.dtype)
@@ -130,7 +133,7 @@ def _averaged(samples: NDArray[Any], scale: int, mask: NDArray[np.bool_] | None)
     return means.astype(samples.dtype) if samples.dtype.kind == "f" else np.rint(means).astype(samples.dtype)
 
 
-def _without_data(mask: NDArray[np.bool_], scale: int) -> NDArray[np.bool_]:
-    """Return a mask of the blocks of a mask that are set as a whole."""
-    slices, height, width, bands = mask.shape
-    return _blocks(~mask, scale).sum(axis=(2, 4)) == 0
+def _apply(nodata: NoData, samples: NDArray[Any], scale: int) -> None:
+    """Apply NoData, or padding, to the means of blocks; the mask holds where it is set in a whole block."""
+    mask = None if nodata.mask is None else _blocks(~nodata.mask, scale).sum(axis=(2, 4)) == 0
+    NoData(nodata.value, nodata.down, mask).apply(samples)

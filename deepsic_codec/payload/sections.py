@@ -51,14 +51,15 @@ class Section(Generic[T]):
 
 LABELS: Section[LabelBlock] = Section(1, "labels", False, encode_labels, decode_labels)
 VALUE_RANGE: Section[Ranges] = Section(2, "value range", True, encode_ranges, decode_ranges)
-# Arithmetic-coded latents, which the model that the header names writes and reads.
-FEATURES: Section[bytes] = Section(3, "features", True, bytes, lambda data, header: data)
-NODATA: Section[NoData] = Section(4, "nodata", True, encode_nodata, decode_nodata)
+NODATA: Section[NoData] = Section(3, "nodata", True, encode_nodata, decode_nodata)
+STRUCTURE: Section[Structure] = Section(4, "structure", True, encode_structure, decode_structure)
 SPECTRAL: Section[Matrix] = Section(5, "spectral transform", True, encode_spectral, decode_spectral)
-RESIDUAL: Section[Residual] = Section(6, "residual", True, encode_residual, decode_residual)
-WAVELET: Section[Wavelet] = Section(7, "wavelet", True, encode_wavelet, decode_wavelet)
-STRUCTURE: Section[Structure] = Section(8, "structure", True, encode_structure, decode_structure)
-SECTIONS = (LABELS, VALUE_RANGE, FEATURES, NODATA, SPECTRAL, RESIDUAL, WAVELET, STRUCTURE)
+# The large ones come last, so that all that a reduced size needs is at the start. Arithmetic-coded latents, which the
+# model that the header names writes and reads:
+FEATURES: Section[bytes] = Section(7, "features", True, bytes, lambda data, header: data)
+RESIDUAL: Section[Residual] = Section(8, "residual", True, encode_residual, decode_residual)
+WAVELET: Section[Wavelet] = Section(9, "wavelet", True, encode_wavelet, decode_wavelet)
+SECTIONS = (LABELS, VALUE_RANGE, NODATA, STRUCTURE, SPECTRAL, FEATURES, RESIDUAL, WAVELET)
 
 NAMES = {section.kind: section.name for section in SECTIONS}
 

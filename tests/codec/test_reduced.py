@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from deepsic_codec import DeepSIC
 from deepsic_codec.codec.reduced import SCALES, needed_length
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError
-from deepsic_codec.payload.header import read_header
+from deepsic_codec.payload.header import read_header, unpack
+from deepsic_codec.payload.sections import STRUCTURE
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")
@@ -102,6 +103,22 @@ def test_a_reduced_size_needs_a_part_of_the_bytes():
         check_rejects(CorruptPayload, "bytes", codec.decode_preview, payload[: length - 1], scale)
         with pytest.raises(CorruptPayload):
             codec.decode(payload[: min(length, len(payload) - 1)])
+
+
+def test_levels_and_padding_are_in_front_of_the_wavelet():
+    """So that the start of such a chunk is enough; a block of nothing but padding is padding."""
+    array = large()[0] // 16 * 16 + 16
+    array[:, :100] = 0
+    codec = DeepSIC(**WAVELETS, rmse=3, effort=0)
+    payload = codec.encode(array)
+    structure = unpack(payload).read(STRUCTURE)
+    assert structure.levels and structure.padding
+    length = needed_length(payload, read_header(payload), 8)
+    assert length < 0.06 * len(payload)
+    found = codec.decode_preview(payload[:length], 8)
+    np.testing.assert_array_equal(found, codec.decode_preview(payload, 8))
+    assert (found[:, :12] == 0).all() and (found[:, 13:] != 0).all()
+    assert np.abs(found[:, 14:] - means(array, 8, back=4)[:, 14:])[1:-1, :-1].mean() < 300
 
 
 def test_how_much_to_read_is_told_step_by_step():

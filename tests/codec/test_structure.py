@@ -12,7 +12,7 @@ from deepsic_codec.codec.decode import compute_labels, parse_payload
 from deepsic_codec.codec.structure import find_grids, find_levels, find_padding
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload import header as h
-from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, RESIDUAL, STRUCTURE
+from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, RESIDUAL, STRUCTURE, WAVELET
 from deepsic_codec.payload.structure import Grid, Structure, encode_structure
 from tests.common import check_rejects, check_roundtrip, photograph
 from tests.payload import reference
@@ -298,20 +298,30 @@ def crafted(change, nodata=None):
     return reference.write(dtype=3, shape=(64, 64, 2), grid=(4, 4), decoder=decoder, sections=sorted(sections.items()))
 
 
+NESTED = Grid((0,), 1, (0, 0), {RESIDUAL.kind: b""})
 GRIDS = {
     "no samples": (lambda grids, sections: grids[0].sections.clear(), "features section is missing"),
     "labels": (lambda grids, sections: grids[0].sections.update({0x81: b""}), "sections of kinds"),
-    "nodata": (lambda grids, sections: grids[1].sections.update({4: b"\0\0\1"}), "sections of kinds"),
-    "both": (lambda grids, sections: grids[1].sections.update({7: b"\0\0\0"}), "both a wavelet section and a residual"),
+    "nodata": (lambda grids, sections: grids[1].sections.update({NODATA.kind: b"\0\0\1"}), "sections of kinds"),
+    "both": (
+        lambda grids, sections: grids[1].sections.update({WAVELET.kind: b"\0\0\0"}),
+        "both a wavelet section and a residual",
+    ),
     "grids": (
         lambda grids, sections: grids.__setitem__(
-            1, Grid((1,), 2, (0, 0), {8: encode_structure(Structure(None, grids=(Grid((0,), 1, (0, 0), {6: b""}),)))})
+            1, Grid((1,), 2, (0, 0), {STRUCTURE.kind: encode_structure(Structure(None, grids=(NESTED,)))})
         ),
         "a grid with grids",
     ),
-    "beside a residual": (lambda grids, sections: sections.update({6: b"\0\1"}), "structure section with grids"),
+    "beside a residual": (
+        lambda grids, sections: sections.update({RESIDUAL.kind: b"\0\1"}),
+        "structure section with grids",
+    ),
     "another factor": (lambda grids, sections: grids.__setitem__(1, replace(grids[1], factor=3)), "residual section"),
-    "cut off": (lambda grids, sections: grids[1].sections.update({6: grids[1].sections[6][:-9]}), "residual section"),
+    "cut off": (
+        lambda grids, sections: grids[1].sections.update({RESIDUAL.kind: grids[1].sections[RESIDUAL.kind][:-9]}),
+        "residual section",
+    ),
 }
 
 

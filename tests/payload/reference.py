@@ -109,7 +109,7 @@ def write(
     head=b"head",
     quality=5000,
     grid=(5, 6),
-    sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (3, b"features")),
+    sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (7, b"features")),
     table=None,
     count=None,
     extra=b"",

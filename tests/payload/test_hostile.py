@@ -18,7 +18,7 @@ from tests.common import check_rejects, raw
 from tests.payload import reference
 
 LATER = 0x80 | 100  # a kind of a later version, which readers may skip
-PAYLOAD = reference.write(sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (3, b"features"), (LATER, b"later")))
+PAYLOAD = reference.write(sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (7, b"features"), (LATER, b"later")))
 HEADER = h.read_header(PAYLOAD)
 
 
@@ -134,7 +134,7 @@ CRAFTED = {
         for section in SECTIONS
     },
     "unknown twice": ({"sections": [(LATER, b"")] * 2}, CorruptPayload, "section of kind 100 occurs twice"),
-    "labels second": ({"sections": [(3, b""), (0x81, b"")]}, CorruptPayload, "labels section is not the first"),
+    "labels second": ({"sections": [(7, b""), (0x81, b"")]}, CorruptPayload, "labels section is not the first"),
     **{
         f"{section.name} with the other bit": (
             {"sections": [(section.kind ^ OPTIONAL, b"")]},
@@ -147,7 +147,7 @@ CRAFTED = {
     "optional kind 0": ({"sections": [(0x80, b"")]}, CorruptPayload, "kind 0"),
     "unknown required": ({"sections": [(100, b"")]}, UnsupportedPayload, "section of kind 100|upgrade"),
     "unknown required, after others": (
-        {"sections": [(3, b""), (127, b"")]},
+        {"sections": [(7, b""), (127, b"")]},
         UnsupportedPayload,
         "section of kind 127|upgrade",
     ),
@@ -162,7 +162,7 @@ CRAFTED = {
         "section table: 4294967295 bytes of labels",
     ),
     "long varint of a length": (
-        {"sections": [], "count": 1, "table": b"\x03\x80\x00" + bytes(4)},
+        {"sections": [], "count": 1, "table": b"\x07\x80\x00" + bytes(4)},
         CorruptPayload,
         "section table: length|more bytes",
     ),
@@ -191,14 +191,14 @@ def test_header_that_ends_in_any_field(length):
 
 
 def test_a_section_longer_than_the_payload():
-    data = reference.write(sections=[], count=1, table=table((3, 0xFFFFFFFF)))
+    data = reference.write(sections=[], count=1, table=table((7, 0xFFFFFFFF)))
     assert h.read_header(data).nbytes == len(data) + 0xFFFFFFFF
     check_rejects(CorruptPayload, "features section|truncated, 0 of 4294967295", h.unpack, data)
 
 
 def test_unknown_optional_sections_are_skipped():
     assert h.read_section(PAYLOAD, HEADER, FEATURES) == b"features" and HEADER.sections[-1].kind == LATER
-    payload = h.unpack(reference.write(sections=[(LATER, b"vector"), (3, b"features")]))
+    payload = h.unpack(reference.write(sections=[(LATER, b"vector"), (7, b"features")]))
     assert payload.read(FEATURES) == b"features" and payload.sections[LATER] == b"vector"
     assert FEATURES in payload and LABELS not in payload and payload.read(LABELS) is None
 
@@ -242,7 +242,7 @@ LABEL_BLOCKS = {
 @pytest.mark.parametrize("name", LABEL_BLOCKS)
 def test_crafted_labels(name):
     data, words = LABEL_BLOCKS[name]
-    payload = reference.write(sections=[(0x81, data), (3, b"features")])
+    payload = reference.write(sections=[(0x81, data), (7, b"features")])
     check_rejects(CorruptPayload, f"labels section|{words}", h.read_section, payload, h.read_header(payload), LABELS)
     check_rejects(CorruptPayload, f"labels section|{words}", h.unpack(payload).read, LABELS)
 
@@ -317,8 +317,8 @@ def test_edited_headers_with_right_checksums(changes):
 @given(edits, st.binary(max_size=30))
 def test_edited_labels_with_right_checksums(changes, other):
     whole = b"\x40\x40\x03" + 4 * b"\x02\x21\x01\x10\xff\x00"
-    survives(reference.write(sections=[(0x81, edited(whole, changes)), (3, b"features")]))
-    survives(reference.write(sections=[(0x81, TILE + other), (3, b"features")]))
+    survives(reference.write(sections=[(0x81, edited(whole, changes)), (7, b"features")]))
+    survives(reference.write(sections=[(0x81, TILE + other), (7, b"features")]))
 
 
 @settings(deadline=None)

@@ -130,7 +130,7 @@ WRONG = {
 def test_crafted_sections(name):
     data, error, words = WRONG[name]
     assert decode_structure(SOUND, header("u1", 1)).levels[0].table.tolist() == [7, 9, 11]
-    payload = reference.write(shape=(20, 30, 1), grid=(2, 2), sections=[(8, data)])
+    payload = reference.write(shape=(20, 30, 1), grid=(2, 2), sections=[(4, data)])
     check_rejects(error, f"structure section|{words}", h.unpack(payload).read, STRUCTURE)
 
 

@@ -259,7 +259,7 @@ def test_a_payload_is_read_from_the_documents_alone(dtype, bands):
     matrix = reference.read_spectral(sections[5], bands) if 5 in sections else None
     assert (matrix is not None) == (bands > 1)
     count = bands if matrix is None else len(matrix)
-    components = reference_wavelet.decode(*reference.read_wavelet(sections[7]), 1, count, 20, 26)[0]
+    components = reference_wavelet.decode(*reference.read_wavelet(sections[9]), 1, count, 20, 26)[0]
     name = dtype[-2:]
     ranges = reference.read_ranges(sections[2], name, bands) if 2 in sections else None
     decoded = codec.decode(payload)
@@ -439,7 +439,7 @@ WRONG = {
 def test_crafted_sections(name):
     data, error, words = WRONG[name]
     check_rejects(error, f"wavelet section|{words}", decode_wavelet, data, header())
-    payload = reference.write(shape=(20, 30, 3), grid=(2, 2), sections=[(7, data)])
+    payload = reference.write(shape=(20, 30, 3), grid=(2, 2), sections=[(9, data)])
     check_rejects(error, f"wavelet section|{words}", h.unpack(payload).read, WAVELET)
 
 
