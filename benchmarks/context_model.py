@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deepsic_codec.model.logistic import scale_of, scale_table
+from deepsic_codec.model.likelihood import scale_of
+from deepsic_codec.model.logistic import scale_table
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.training.data import Photographs

@@ -23,8 +23,9 @@ from deepsic_codec.payload.limits import check_size
 from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, VALUE_RANGE, Section
 
 if TYPE_CHECKING:
+    from deepsic_codec.model.batch import Encoded
     from deepsic_codec.model.file import ModelInfo
-    from deepsic_codec.model.scheduler import Encoded, Scheduler
+    from deepsic_codec.model.scheduler import Scheduler
 
 
 # Photographs of 8 bits are coded as features up to these targets, which they reach in fewer bytes or sooner.

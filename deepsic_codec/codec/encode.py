@@ -28,7 +28,7 @@ from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, VALUE_RANGE, Sec
 from deepsic_codec.payload.structure import Grid
 
 if TYPE_CHECKING:
-    from deepsic_codec.model.scheduler import Encoded
+    from deepsic_codec.model.batch import Encoded
 
 Sections = dict[Section[Any], Any]
 

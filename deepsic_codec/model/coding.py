@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepsic_codec.model.device import Pending, download, submit_each, upload
+from deepsic_codec.model.device import download, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder
 from deepsic_codec.model.family import CodingPrior
 from deepsic_codec.model.neighbours import Predictions, iter_steps
 from deepsic_codec.model.schedule import Step
+from deepsic_codec.model.threads import Pending, submit_each
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 

@@ -1,19 +1,13 @@
-"""Work on a device: copies, CUDA streams, threads of a CPU, and the memory that freed tensors leave.
+"""Work on a device: copies, CUDA streams, threads of a CPU that run torch.
 
 On a CPU an array and its tensor share memory, and nothing is copied. Results never depend on the stream or thread that
 computed them.
 """
 
-import ctypes
-import os
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for_all
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from itertools import cycle
 from typing import Any, TypeVar
@@ -23,18 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Key = TypeVar("Key")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from deepsic_codec.model.threads import Pending, submit_each
 
-Pending = Callable[[], Result]
-"""A result that is being computed: a call, on any thread, waits for it and returns it or raises its error."""
+Result = TypeVar("Result")
 
 # CUDA streams that side work takes in turn: two batches of two parts each. A device has eight queues in all.
 SIDE_STREAMS = 4
-# malloc parameters (numbers from malloc.h) and the values at which glibc's own adaptation ends.
-MMAP_THRESHOLD, MMAP_BYTES = -3, 32 << 20
-TRIM_THRESHOLD, TRIM_BYTES = -1, 64 << 20
 
 
 def upload(values: NDArray[Any] | Tensor, device: torch.device | str) -> Tensor:
@@ -153,64 +141,6 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def pipelined(started: Iterable[tuple[Key, Pending[Result]]], prefetch: int) -> Iterator[tuple[Key, Result]]:
-    """Yield keys and results in order, with up to `prefetch` further items started before a result is waited for.
-
-    If an item fails, all items that were started are waited for before its error is raised: they hold device memory.
-    """
-    waiting: deque[tuple[Key, Pending[Result]]] = deque()
-    try:
-        for item in started:
-            waiting.append(item)
-            if len(waiting) > prefetch:
-                key, wait = waiting.popleft()
-                yield key, wait()
-        while waiting:
-            key, wait = waiting.popleft()
-            yield key, wait()
-    except Exception:
-        for _, wait in waiting:
-            with suppress(Exception):
-                wait()
-        raise
-
-
-def submit(pool: ThreadPoolExecutor | None, function: Callable[..., Result], *args: Any) -> Pending[Result]:
-    """Start a call on a thread of a pool.
-
-    Without a pool, or while the interpreter shuts down, the call runs at once in this thread.
-    """
-    if pool is not None:
-        with suppress(RuntimeError):
-            return pool.submit(copy_context().run, function, *args).result
-    result = function(*args)
-    return lambda: result
-
-
-def submit_each(
-    pool: ThreadPoolExecutor | None, function: Callable[[int], Result], count: int
-) -> Pending[list[Result]]:
-    """Start `function(0)` to `function(count - 1)` on the threads of a pool; the results come in order.
-
-    Without a pool, and for calls that the pool refuses while the interpreter shuts down, the thread that waits for the
-    results runs the calls. The first error is raised when no call runs any more.
-    """
-    futures: list[Future[Result]] = []
-    if pool is not None:
-        with suppress(RuntimeError):
-            for i in range(count):
-                futures.append(pool.submit(copy_context().run, function, i))
-
-    def wait() -> list[Result]:
-        try:
-            rest = [function(i) for i in range(len(futures), count)]
-        finally:
-            wait_for_all(futures)
-        return [future.result() for future in futures] + rest
-
-    return wait
-
-
 class Workers:
     """Threads that each run torch on one core.
 
@@ -266,22 +196,6 @@ class Workers:
                 self._local.active = before
 
         return submit_each(self._pool, as_worker, len(tasks))()
-
-
-def keep_freed_memory() -> bool:
-    """Make malloc keep the memory of freed tensors, if the environment switched off its adaptation.
-
-    `distributed` starts its workers with MALLOC_TRIM_THRESHOLD_, and glibc then no longer adapts to the sizes that a
-    process allocates. The activations of each layer are mapped, zeroed page by page and unmapped again, which takes
-    longer than the layers themselves. An environment that sets MALLOC_MMAP_THRESHOLD_, too, is left as it is. Returns
-    whether a parameter was changed.
-    """
-    if "MALLOC_TRIM_THRESHOLD_" not in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:
-        return False
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
-    return mallopt is not None and bool(mallopt(MMAP_THRESHOLD, MMAP_BYTES) and mallopt(TRIM_THRESHOLD, TRIM_BYTES))
 
 
 _local = threading.local()

@@ -4,22 +4,22 @@ To add a family, write an implementation of `family.Family` in a module of its o
 before a model of the family is loaded.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.architecture import Architecture, Sizes
 from deepsic_codec.model.exact import tensors
-from deepsic_codec.model.exact.prior import IntegerPrior
-from deepsic_codec.model.exact.transforms import IntegerTransforms
 from deepsic_codec.model.family import CodingPrior, Family, Transforms
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
-from deepsic_codec.model.networks import Analysis, Gains, SemanticHead, Synthesis
 from deepsic_codec.model.paper import PaperFamily
 from deepsic_codec.model.tensors import Table, check_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 #: Families by the name that architectures give.
 FAMILIES: dict[str, Family] = {}
@@ -46,20 +46,21 @@ class DeepSICFamily(Family):
     exact = True
 
     def networks(self, arch: Architecture) -> dict[str, nn.Module]:
-        return {
-            "analysis": Analysis(arch),
-            "gains": Gains(arch),
-            "synthesis": Synthesis(arch),
-            "head": SemanticHead(arch),
-        }
+        from deepsic_codec.model.networks import make_networks
+
+        return make_networks(arch)
 
     def tensors(self, arch: Architecture) -> Table:
         return tensors.tensors(arch)
 
     def prior(self, arch: Architecture, tensors: Mapping[str, Tensor], device: str) -> CodingPrior:
+        from deepsic_codec.model.exact.prior import IntegerPrior
+
         return IntegerPrior(arch, tensors, device)
 
     def transforms(self, arch: Architecture, arrays: Arrays, device: torch.device) -> Transforms:
+        from deepsic_codec.model.exact.transforms import IntegerTransforms
+
         return IntegerTransforms(arch, arrays, device)
 
 

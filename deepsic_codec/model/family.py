@@ -1,20 +1,28 @@
-"""Protocols of a family of networks, through which the rest of the package uses it."""
+"""Protocols of a family of networks, through which the rest of the package uses it.
+
+This module and `families` import no torch: what they know of a model suffices to check its file.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from deepsic_codec.model.architecture import Sizes
 from deepsic_codec.model.file import Arrays
-from deepsic_codec.model.neighbours import Neighbours
-from deepsic_codec.model.ops.protocol import RateTables, SymbolState
 from deepsic_codec.model.schedule import Step
 from deepsic_codec.model.tensors import Table
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from deepsic_codec.model.neighbours import Neighbours
+    from deepsic_codec.model.ops.protocol import RateTables, SymbolState
 
 #: Prefixes of tensor names in a model file, by part of the model.
 ANALYSIS, RDO, GAINS, SYNTHESIS, HEAD = "encoder.analysis", "encoder.rdo", "decoder.gains", "decoder.synthesis", "head"
@@ -126,4 +134,6 @@ def below(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def tensors_below(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
     """Arrays of a model file below a prefix, as tensors that share their memory."""
-    return {k: torch.from_numpy(v) for k, v in below(arrays, prefix).items()}
+    from torch import from_numpy
+
+    return {k: from_numpy(v) for k, v in below(arrays, prefix).items()}

@@ -3,9 +3,7 @@
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 #: Number of scales; a scale index is a real number in [0, SCALES - 1].
 SCALES = 64
@@ -17,6 +15,10 @@ INDEX_MAX = (SCALES - 1) * INDEX_LEVELS
 INDEX_MIDDLE = SCALES // 2 * INDEX_LEVELS
 #: Tables of bits are in units of 2^-RATE_BITS.
 RATE_BITS = 8
+#: Number of distances from the mean, in units of 1 / MEAN_LEVELS, in the table of the optimised quantiser.
+DISTANCES = 256
+#: Largest price of the squared error of one quantiser step, in 2^-RATE_BITS bits.
+PRICE_MAX = 2**21
 
 
 @cache
@@ -32,23 +34,3 @@ def scale_table() -> NDArray[np.float64]:
         entropies.append(h[0] + 2 * h[1:].sum())
     targets = np.exp(np.linspace(np.log(0.004), np.log(9.0), SCALES))
     return np.interp(np.log(targets), np.log(np.array(entropies)), np.log(grid))
-
-
-def log_scales(device: torch.device | str = "cpu") -> Tensor:
-    """`scale_table` as float32 on a device."""
-    return torch.tensor(scale_table(), dtype=torch.float32, device=device)
-
-
-def scale_of(index: Tensor, table: Tensor) -> Tensor:
-    """Scale of real-valued indices, which are clipped to [0, SCALES - 1]; `table` holds the logarithms (SCALES,)."""
-    index = index.clamp(0, SCALES - 1)
-    low = index.detach().floor().clamp(0, SCALES - 2)
-    base = table[low.long()]
-    return torch.exp(base + (table[low.long() + 1] - base) * (index - low))
-
-
-def logistic_bits(distance: Tensor, scale: Tensor) -> Tensor:
-    """-log2 of the mass in a unit bin whose centre lies at a distance >= 0 from the mean."""
-    # differences of sigmoids on the small side keep their precision
-    mass = torch.sigmoid((0.5 - distance) / scale) - torch.sigmoid((-0.5 - distance) / scale)
-    return -torch.log2(mass.clamp(min=1e-9))

@@ -13,8 +13,6 @@ from deepsic_codec.model.schedule import LINEAR, MAGNITUDE, Offsets, Step
 if TYPE_CHECKING:
     from deepsic_codec.model.family import CodingPrior
 
-#: Features are symbols clipped to +-LINEAR_MAX, and companded magnitudes.
-LINEAR_MAX = 127
 #: Of every step that has positions: means in eighths int16 and scale indices in quarters uint8, (P,count).
 Predictions = list[tuple[Tensor, Tensor]]
 

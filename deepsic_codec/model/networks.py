@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepsic_codec.model.architecture import Architecture, BlockSizes, LayerSizes
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import fixed, formats
 from deepsic_codec.model.exact.fixed import imitate
+from deepsic_codec.model.exact.formats import ANALYSIS_LAYERS, HEAD_LAYERS, SYNTHESIS_LAYERS
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step
 
 #: Largest values of streams and of hidden channels of blocks in the integer form.
-STREAM_MAX, HIDDEN_MAX = fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS
+STREAM_MAX, HIDDEN_MAX = formats.STREAM_MAX * 2.0**-formats.STREAM_BITS, formats.HIDDEN_HIGH * 2.0**-formats.HIDDEN_BITS
 
 
 class QualityTable(nn.Module):
@@ -68,10 +69,10 @@ class Modulate(nn.Module):
     def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         """`forward` in fixed point; integers have one table entry for each whole quality."""
         whole = torch.floor(quality + 0.5)
-        largest = fixed.MODULATION_MAX
-        scale = fixed.fixed(1 + self.scale(whole), fixed.MODULATION_BITS, -largest, largest)[:, :, None, None]
+        largest = formats.MODULATION_MAX
+        scale = fixed.fixed(1 + self.scale(whole), formats.MODULATION_BITS, -largest, largest)[:, :, None, None]
         out = torch.addcmul(self.offset(whole)[:, :, None, None], x, scale)
-        return fixed.fixed(out, fixed.STREAM_BITS, -fixed.STREAM_MAX, fixed.STREAM_MAX)
+        return fixed.fixed(out, formats.STREAM_BITS, -formats.STREAM_MAX, formats.STREAM_MAX)
 
 
 class Condition(nn.Module):
@@ -103,7 +104,7 @@ class Block(nn.Module):
     With `knots`, the biases before the ReLU depend on quality.
     """
 
-    def __init__(self, width: int, expand: int = fixed.EXPANSION, knots: int = 0) -> None:
+    def __init__(self, width: int, expand: int = formats.EXPANSION, knots: int = 0) -> None:
         super().__init__()
         self.spatial = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.up = nn.Conv2d(width, width * expand, 1)
@@ -119,9 +120,9 @@ class Block(nn.Module):
 
     def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         """`forward` in fixed point."""
-        h = imitate(x, self.spatial, fixed.SPATIAL)
-        h = imitate(h, self.up, fixed.UP, self.condition.at(quality), self.condition.biases(self.up.bias))
-        return (x + imitate(h, self.down, fixed.DOWN)).clamp(-STREAM_MAX, STREAM_MAX)
+        h = imitate(x, self.spatial, formats.SPATIAL)
+        h = imitate(h, self.up, formats.UP, self.condition.at(quality), self.condition.biases(self.up.bias))
+        return (x + imitate(h, self.down, formats.DOWN)).clamp(-STREAM_MAX, STREAM_MAX)
 
 
 def _blocks(sizes: BlockSizes, knots: int = 0) -> nn.ModuleList:
@@ -154,13 +155,13 @@ def _through(blocks: nn.ModuleList, x: Tensor, quality: Tensor, bounded: bool = 
 
 def _read(x: Tensor) -> Tensor:
     """Round a stream to the values that 1x1 convolutions read."""
-    return fixed.fixed(x, fixed.READ_BITS, fixed.READ_LOW, fixed.READ_HIGH)
+    return fixed.fixed(x, formats.READ_BITS, formats.READ_LOW, formats.READ_HIGH)
 
 
 class Analysis(nn.Module):
     """Analysis transform `g_a`: image to latents."""
 
-    formats = fixed.ANALYSIS_LAYERS
+    formats = ANALYSIS_LAYERS
     block_lists, modulations = ("blocks8", "blocks16"), ("mod8", "mod16")
 
     def __init__(self, arch: Architecture) -> None:
@@ -199,20 +200,20 @@ class Analysis(nn.Module):
 
     def _imitate(self, x: Tensor, quality: Tensor) -> Tensor:
         x = (torch.floor(x + 0.5).clamp(0, 255) - 128) / 64
-        linear = imitate(F.pixel_unshuffle(x, LATENT_STRIDE), self.linear, fixed.LINEAR_IN)
-        h = self.mod8.imitate(imitate(F.pixel_unshuffle(x, 8), self.stem, fixed.STEM), quality)
+        linear = imitate(F.pixel_unshuffle(x, LATENT_STRIDE), self.linear, formats.LINEAR_IN)
+        h = self.mod8.imitate(imitate(F.pixel_unshuffle(x, 8), self.stem, formats.STEM), quality)
         h = _imitated(self.blocks8, h, quality)
-        h = imitate(F.pixel_unshuffle(_read(h), 2), self.reduce, fixed.INNER)
+        h = imitate(F.pixel_unshuffle(_read(h), 2), self.reduce, formats.INNER)
         h = self.mod16.imitate(h, quality)
         h = _imitated(self.blocks16, h, quality)
-        largest = fixed.WIDE_MAX * 2.0**-fixed.LATENT_BITS
-        return (linear + imitate(_read(h), self.out, fixed.TO_LATENT)).clamp(-largest, largest)
+        largest = formats.WIDE_MAX * 2.0**-formats.LATENT_BITS
+        return (linear + imitate(_read(h), self.out, formats.TO_LATENT)).clamp(-largest, largest)
 
 
 class Synthesis(nn.Module):
     """Synthesis transform `g_s`: dequantised latents to image."""
 
-    formats = fixed.SYNTHESIS_LAYERS
+    formats = SYNTHESIS_LAYERS
     block_lists, modulations = ("blocks8", "blocks16"), ("mod8", "mod16")
 
     def __init__(self, arch: Architecture) -> None:
@@ -240,20 +241,20 @@ class Synthesis(nn.Module):
         return (linear.float() + F.pixel_shuffle(self.out(h).float(), 8)) * 64 + 128
 
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
-        largest = fixed.WIDE_MAX
-        y = fixed.fixed(y.float(), fixed.LATENT_BITS, -largest, largest)
-        linear = F.pixel_shuffle(imitate(y, self.linear, fixed.LINEAR_OUT), LATENT_STRIDE)
-        h = fixed.fixed(y * self.normaliser()[:, None, None], fixed.NORMAL_BITS, -largest, largest)
-        h = self.mod16.imitate(imitate(h, self.stem, fixed.LATENT_STEM), quality)
+        largest = formats.WIDE_MAX
+        y = fixed.fixed(y.float(), formats.LATENT_BITS, -largest, largest)
+        linear = F.pixel_shuffle(imitate(y, self.linear, formats.LINEAR_OUT), LATENT_STRIDE)
+        h = fixed.fixed(y * self.normaliser()[:, None, None], formats.NORMAL_BITS, -largest, largest)
+        h = self.mod16.imitate(imitate(h, self.stem, formats.LATENT_STEM), quality)
         h = _imitated(self.blocks16, h, quality)
-        h = F.pixel_shuffle(imitate(_read(h), self.expand, fixed.INNER), 2)
+        h = F.pixel_shuffle(imitate(_read(h), self.expand, formats.INNER), 2)
         h = self.mod8.imitate(h, quality)
         h = _imitated(self.blocks8, h, quality)
-        return (linear + F.pixel_shuffle(imitate(_read(h), self.out, fixed.TO_PIXEL), 8)) * 64 + 128
+        return (linear + F.pixel_shuffle(imitate(_read(h), self.out, formats.TO_PIXEL), 8)) * 64 + 128
 
     def normaliser(self) -> Tensor:
         """Powers of two (C,) that bring the latents of the integer form to a deviation of about one."""
-        return torch.exp2(torch.floor(torch.log2(self.input_scale) + 0.5).clamp(-fixed.STEP_BITS, fixed.STEP_BITS))
+        return torch.exp2(torch.floor(torch.log2(self.input_scale) + 0.5).clamp(-formats.STEP_BITS, formats.STEP_BITS))
 
 
 class Gains(nn.Module):
@@ -275,7 +276,7 @@ class SemanticHead(nn.Module):
     Its input is latents, companded so that large ones do not drown small ones, and the quality.
     """
 
-    formats = fixed.HEAD_LAYERS
+    formats = HEAD_LAYERS
     block_lists, modulations = ("blocks",), ("mod",)
 
     def __init__(self, arch: Architecture) -> None:
@@ -301,11 +302,21 @@ class SemanticHead(nn.Module):
         return self.out(self.dropout(F.hardtanh(hidden, 0, HIDDEN_MAX) if self.bounded else F.relu(hidden)))
 
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
-        x = fixed.fixed(torch.asinh(y.float() * 2), fixed.COMPAND_BITS, -fixed.WIDE_MAX, fixed.WIDE_MAX)
-        h = F.relu(self.mod.imitate(imitate(x, self.stem, fixed.COMPANDED_STEM), quality))
+        x = fixed.fixed(torch.asinh(y.float() * 2), formats.COMPAND_BITS, -formats.WIDE_MAX, formats.WIDE_MAX)
+        h = F.relu(self.mod.imitate(imitate(x, self.stem, formats.COMPANDED_STEM), quality))
         h = _imitated(self.blocks, h, quality)
         pooled = _read(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
-        return imitate(self.dropout(imitate(pooled, self.hidden, fixed.UP)), self.out, fixed.TO_LOGIT)
+        return imitate(self.dropout(imitate(pooled, self.hidden, formats.UP)), self.out, formats.TO_LOGIT)
+
+
+def make_networks(arch: Architecture) -> dict[str, nn.Module]:
+    """Return the networks that are trained and stored."""
+    return {
+        "analysis": Analysis(arch),
+        "gains": Gains(arch),
+        "synthesis": Synthesis(arch),
+        "head": SemanticHead(arch),
+    }
 
 
 def step_lambda(quality: Tensor) -> Tensor:

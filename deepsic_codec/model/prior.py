@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact.fixed import ste_round
-from deepsic_codec.model.exact.prior import (
+from deepsic_codec.model.exact.prior_formats import (
     DIRECT_BITS,
     HIDDEN_BITS,
     HIDDEN_MAX,
     INPUT_BITS,
+    LINEAR_MAX,
     SCALE_BITS,
     SHIFTS,
 )
-from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES, log_scales, logistic_bits, scale_of
-from deepsic_codec.model.neighbours import LINEAR_MAX
+from deepsic_codec.model.likelihood import log_scales, logistic_bits, scale_of
+from deepsic_codec.model.logistic import INDEX_LEVELS, MEAN_LEVELS, SCALES
 from deepsic_codec.model.networks import QualityTable
 from deepsic_codec.model.schedule import Step, schedule
 

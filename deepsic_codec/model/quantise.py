@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepsic_codec.model.exact.fixed import LATENT_BITS, QUALITIES, STEP_BITS
+from deepsic_codec.model.exact.formats import LATENT_BITS, QUALITIES, STEP_BITS
 from deepsic_codec.model.family import CodingPrior
-from deepsic_codec.model.logistic import INDEX_LEVELS, INDEX_MAX, MEAN_LEVELS, RATE_BITS, logistic_bits, scale_of
+from deepsic_codec.model.likelihood import logistic_bits, scale_of
+from deepsic_codec.model.logistic import DISTANCES, INDEX_LEVELS, INDEX_MAX, MEAN_LEVELS, PRICE_MAX, RATE_BITS
 from deepsic_codec.model.neighbours import Predictions, iter_steps
 from deepsic_codec.model.networks import step_lambda
 from deepsic_codec.model.ops.protocol import RateTables, SymbolState
@@ -20,10 +21,6 @@ from deepsic_codec.model.ops.protocol import RateTables, SymbolState
 #: Weight of the distortion against lambda of the nominal step, by quality. Symbols that move also inform later symbols
 #: less; 1.2 to 2.5 were tried on photographs.
 TRADE_QUALITIES, TRADE = (15.0, 45.0), (1.2, 2.1)
-#: Number of distances from the mean, in units of 1 / MEAN_LEVELS, in the table.
-DISTANCES = 256
-#: Largest price of the squared error of one quantiser step, in 2^-RATE_BITS bits.
-PRICE_MAX = 2**21
 #: Grey levels of one unit of a latent.
 UNIT = 64.0
 

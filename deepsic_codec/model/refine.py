@@ -25,10 +25,10 @@ from torch import Tensor
 
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.distortion import Distortion, total
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact.export import restore_network, restore_prior
-from deepsic_codec.model.exact.prior import INPUT_BITS
-from deepsic_codec.model.logistic import scale_of
+from deepsic_codec.model.exact.prior_formats import INPUT_BITS
+from deepsic_codec.model.likelihood import scale_of
 from deepsic_codec.model.networks import Synthesis, step_lambda
 from deepsic_codec.model.prior import Prior, compand
 from deepsic_codec.model.quantise import UNIT
@@ -200,7 +200,7 @@ class Refiner:
             Distortion to lower: `"mse"` or `"ms-ssim"`.
         """
         with torch.inference_mode(False):  # whose tensors autograd refuses
-            step = steps.to(self.device).clone().float() * 2.0 ** -(fixed.LATENT_BITS + fixed.STEP_BITS)
+            step = steps.to(self.device).clone().float() * 2.0 ** -(formats.LATENT_BITS + formats.STEP_BITS)
             distortion = Distortion(images.to(self.device).clone(), tune)
             state = RefineState(distortion, step, quality.to(self.device).clone().float())
             start = symbols.to(self.device, torch.float32).clone()

@@ -24,36 +24,24 @@ from torch import Tensor
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.batch import DEFAULT_EFFORT, DEFAULT_TUNE, Qualities, Shape, grid_of, whole_qualities
 from deepsic_codec.model.coding import decode_symbols, start_decoding, start_encoding
-from deepsic_codec.model.device import (
-    Pending,
-    high_priority_stream,
-    keep_freed_memory,
-    side_stream,
-    synchronize,
-    upload,
-)
+from deepsic_codec.model.device import high_priority_stream, side_stream, synchronize, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder, device_coder_for
-from deepsic_codec.model.exact.transforms import IntegerTransforms, grey_levels, multiplies_bfloat16, whole_qualities
+from deepsic_codec.model.exact.transforms import IntegerTransforms, grey_levels, multiplies_bfloat16
 from deepsic_codec.model.families import family_of, load_checked
 from deepsic_codec.model.family import PRIOR, RDO, SYNTHESIS, Analysed, below, tensors_below
 from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.model.neighbours import Predictions
 from deepsic_codec.model.quantise import load_tables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
+from deepsic_codec.model.threads import Pending, keep_freed_memory
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 
-DEFAULT_EFFORT = 1
-DEFAULT_TUNE = "mse"
 # Pixels that are refined at a time: gradients take over a hundred times as many bytes.
 REFINE_PIXELS = 1 << 22
-
-Shape = tuple[int, int, int]
-"""Slices, height and width of a chunk, in pixels."""
-Qualities = NDArray[np.float64]
-"""Quality of each image of a batch, 1 to 100."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +116,7 @@ class LoadedModel:
         """
         scaled = scaled.clamp(-SYMBOL_MAX, SYMBOL_MAX).contiguous()
         whole = whole_qualities(quality)[1]
-        prior_quality = int(whole[0]) if bool((whole == whole[0]).all()) else upload(whole, self.device)
+        prior_quality = int(whole[0]) if (whole == whole[0]).all() else upload(whole, self.device)
         symbols, predictions = quantise(self.prior, self._rate_tables if effort else None, scaled, prior_quality)
         if effort in SCHEDULES and self._rate_tables is not None and self.exact and images is not None:
             symbols, predictions = self._refined(images, symbols, quality, effort, tune), None
@@ -136,7 +124,8 @@ class LoadedModel:
 
     def _refined(self, images: Tensor, symbols: Tensor, quality: Qualities, effort: int, tune: str) -> Tensor:
         """Return refined symbols (N,h,w,C) of images (N,H,W,3), a few images at a time."""
-        steps, whole = cast(IntegerTransforms, self.transforms).steps(quality), whole_qualities(quality)[1]
+        steps = cast(IntegerTransforms, self.transforms).steps(quality)
+        whole = torch.from_numpy(whole_qualities(quality)[1])
         size = max(1, REFINE_PIXELS // (images.shape[1] * images.shape[2]))
         refiner, parts = self.refiner(), []
         for k in range(0, len(images), size):
@@ -238,11 +227,6 @@ class LoadedModel:
                     self.coder_tables, self.arch.latents, self.prior.steps, self.device
                 )
             return self._device_coder
-
-
-def grid_of(shape: Shape) -> tuple[int, int]:
-    """Return rows and columns of the symbols of a chunk."""
-    return ceil_div(shape[1], LATENT_STRIDE), ceil_div(shape[2], LATENT_STRIDE)
 
 
 def _equal_cells(size: int, n: int) -> Iterator[tuple[int, int]]:

@@ -21,20 +21,13 @@ from torch import Tensor
 
 from deepsic_codec import config
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.model.device import Pending, Workers, download, pipelined, stack_padded, submit, submit_each, upload
+from deepsic_codec.model.batch import DEFAULT_EFFORT, DEFAULT_TUNE, Encoded, Pixels, Qualities, Shape, grid_of
+from deepsic_codec.model.device import Workers, download, stack_padded, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder
-from deepsic_codec.model.exact.transforms import Pixels
 from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.model.neighbours import Predictions
-from deepsic_codec.model.runtime import (
-    DEFAULT_EFFORT,
-    DEFAULT_TUNE,
-    Chosen,
-    LoadedModel,
-    Qualities,
-    Shape,
-    grid_of,
-)
+from deepsic_codec.model.runtime import Chosen, LoadedModel
+from deepsic_codec.model.threads import Pending, pipelined, submit, submit_each
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
 # Pixels whose activations fit a CPU's caches (tried: 2^17 to 2^21), and the same for each of several workers, which
@@ -54,31 +47,6 @@ CONCURRENT_BATCHES = 2
 COPY_THREADS = 4
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """One encoded chunk; results that were not requested are None.
-
-    Attributes
-    ----------
-    grid : (int, int)
-        Rows and columns of the symbols.
-    features : bytes or None
-        The arithmetic-coded symbols.
-    cells : ndarray or None
-        uint8 (S, ceil(H/64), ceil(W/64), classes + 1): scores of each 64x64 pixel cell in 1/255; the last is *unknown*.
-    symbols : ndarray or None
-        int16 (S,h,w,C).
-    pixels : ndarray or None
-        (S,H,W,3) of the dtype of the images: the pixels that decoding the features gives.
-    """
-
-    grid: tuple[int, int]
-    features: bytes | None = None
-    cells: NDArray[np.uint8] | None = None
-    symbols: NDArray[np.int16] | None = None
-    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import fixed, formats
 from deepsic_codec.model.networks import Analysis, Block, Modulate, SemanticHead, Synthesis
 
 #: Share of a format's range that the largest values usually fill.
@@ -112,7 +112,7 @@ def balance_head(head: SemanticHead, run: Callable[[], object]) -> None:
     _rescale(stage, quantile=HEAD_QUANTILE)
     usual = torch.quantile(torch.cat(hidden)[:100_000].clamp(min=0), 0.999, dim=0).clamp(min=1e-6)
     min_factor = 1 if head.bounded else 1 / MAX_FACTOR
-    factor = (FILLED * fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS / usual).clamp(min_factor, MAX_FACTOR)
+    factor = (FILLED * formats.HIDDEN_HIGH * 2.0**-formats.HIDDEN_BITS / usual).clamp(min_factor, MAX_FACTOR)
     head.hidden.weight.mul_(factor[:, None])
     head.hidden.bias.mul_(factor)
     head.out.weight.div_(factor)
@@ -146,9 +146,9 @@ def _factor(stage: Stage, name: str, limit: float, max_factor: float, quantile: 
 
 
 def _rescale(stage: Stage, max_factor: float = MAX_FACTOR, quantile: float = QUANTILE) -> None:
-    stream = _factor(stage, "stream", fixed.STREAM_MAX * 2.0**-fixed.STREAM_BITS, max_factor, quantile)
+    stream = _factor(stage, "stream", formats.STREAM_MAX * 2.0**-formats.STREAM_BITS, max_factor, quantile)
     # half of the range: modulation may need the other half
-    stem = _factor(stage, "stem", 0.5 * fixed.STEM_MAX * 2.0**-fixed.STREAM_BITS, max_factor, quantile)
+    stem = _factor(stage, "stem", 0.5 * formats.STEM_MAX * 2.0**-formats.STREAM_BITS, max_factor, quantile)
     rows = stem.repeat_interleave(stage.rows)
     stage.stem.weight.mul_(rows[:, None, None, None])
     bias_of(stage.stem).mul_(rows)
@@ -156,14 +156,14 @@ def _rescale(stage: Stage, max_factor: float = MAX_FACTOR, quantile: float = QUA
     modulate.scale.table.copy_((1 + modulate.scale.table) * (stream / stem) - 1)
     modulate.offset.table.mul_(stream)
     for number, block in enumerate(stage.blocks):
-        spatial = _factor(stage, f"spatial{number}", fixed.READ_HIGH * 2.0**-fixed.READ_BITS, max_factor, quantile)
-        up = _factor(stage, f"up{number}", fixed.HIDDEN_HIGH * 2.0**-fixed.HIDDEN_BITS, max_factor, quantile)
+        spatial = _factor(stage, f"spatial{number}", formats.READ_HIGH * 2.0**-formats.READ_BITS, max_factor, quantile)
+        up = _factor(stage, f"up{number}", formats.HIDDEN_HIGH * 2.0**-formats.HIDDEN_BITS, max_factor, quantile)
         # a channel that is hardly used would grow with each balancing, until integers cannot hold its weights
         weight = block.spatial.weight * (spatial / stream)[:, None, None, None]
-        spatial = spatial * fixed.room(weight, bias_of(block.spatial) * spatial, fixed.SPATIAL).clamp(max=1)
+        spatial = spatial * fixed.room(weight, bias_of(block.spatial) * spatial, formats.SPATIAL).clamp(max=1)
         weight = block.up.weight * (up[:, None] / spatial[None])[:, :, None, None]
         biases = block.condition.biases(block.up.bias)
-        up = up * fixed.room(weight, None if biases is None else biases * up, fixed.UP).clamp(max=1)
+        up = up * fixed.room(weight, None if biases is None else biases * up, formats.UP).clamp(max=1)
         block.spatial.weight.mul_((spatial / stream)[:, None, None, None])
         bias_of(block.spatial).mul_(spatial)
         block.up.weight.mul_(up[:, None, None, None] / spatial[None, :, None, None])

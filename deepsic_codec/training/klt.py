@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepsic_codec.model.exact.prior import SCALE_BITS
+from deepsic_codec.model.exact.prior_formats import SCALE_BITS
 from deepsic_codec.model.logistic import SCALES
 from deepsic_codec.model.prior import Prior, StepNetwork
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, quality_step

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from deepsic_codec.model.families import family_of
-from deepsic_codec.model.paper import ChannelPrior, PaperArchitecture
+from deepsic_codec.model.paper import PaperArchitecture
+from deepsic_codec.model.paper_networks import ChannelPrior
 from deepsic_codec.training.loss import PRIOR_FACTOR, Networks, Terms
 
 #: Batches that are normalised by their statistics.

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from deepsic_codec.model import device
+from deepsic_codec.model import threads
 
 # Page faults of allocating and freeing what a layer of a network does, after the first time.
 CODE = """
 import resource
-from deepsic_codec.model.device import keep_freed_memory
+from deepsic_codec.model.threads import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 import numpy as np
@@ -49,8 +49,8 @@ def test_other_environments_change_nothing(monkeypatch, environment):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
-    assert not device.keep_freed_memory()
+    monkeypatch.setattr(threads.ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
+    assert not threads.keep_freed_memory()
 
 
 def test_a_model_on_a_cpu_keeps_freed_memory(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepsic_codec.model.architecture import Architecture
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact import matrix as exact
 from deepsic_codec.model.exact.export import export_network, restore_network
 from deepsic_codec.model.exact.layers import Blocks
@@ -143,16 +143,16 @@ def test_quantiser_and_dequantiser_agree():
     hundredths = torch.tensor([100, 150, 5000, 9999, 10000])
     steps = gains.steps(hundredths)
     assert torch.equal(steps[0], gains.table[0].int()) and torch.equal(steps[4], gains.table[99].int())
-    latents = torch.randint(-fixed.WIDE_MAX, fixed.WIDE_MAX + 1, (5, 3, 4, steps.shape[1]), dtype=torch.int32)
+    latents = torch.randint(-formats.WIDE_MAX, formats.WIDE_MAX + 1, (5, 3, 4, steps.shape[1]), dtype=torch.int32)
     symbols = torch.round(in_steps(latents, steps)).to(torch.int32)
     off = (dequantise(symbols, steps) - latents).abs().float()
-    limit = steps[:, None, None, :].float() * 2.0**-fixed.STEP_BITS / 2 + 1
+    limit = steps[:, None, None, :].float() * 2.0**-formats.STEP_BITS / 2 + 1
     assert bool((off <= limit).all())
     for value in (-32767, 32767):
         hostile = dequantise(torch.full((5, 1, 1, steps.shape[1]), value, dtype=torch.int32), steps)
-        real = steps[:, None, None, :].double() * value * 2.0**-fixed.STEP_BITS
+        real = steps[:, None, None, :].double() * value * 2.0**-formats.STEP_BITS
         exactly = (real + 0.5).floor()
-        assert torch.equal(hostile, exactly.clamp(-fixed.WIDE_MAX, fixed.WIDE_MAX).int())
+        assert torch.equal(hostile, exactly.clamp(-formats.WIDE_MAX, formats.WIDE_MAX).int())
 
 
 def test_exported_sums_stay_exact():
@@ -166,10 +166,10 @@ def test_exported_sums_stay_exact():
     tensors = export_network(network)
     for name, weight in tensors.items():
         if name.endswith("spatial.weight"):
-            total = weight.double().abs().sum((1, 2, 3)) * fixed.STREAM_MAX
+            total = weight.double().abs().sum((1, 2, 3)) * formats.STREAM_MAX
             assert float((total + tensors[name[:-6] + "bias"].double().abs()).max()) < 2**24
         elif name.endswith(("up.weight", "down.weight", "expand.weight", "out.weight")):
-            total = weight.double().abs().flatten(1).sum(1) * fixed.HIDDEN_HIGH
+            total = weight.double().abs().flatten(1).sum(1) * formats.HIDDEN_HIGH
             largest = tensors[name[:-6] + "bias"].double().abs().reshape(-1, len(weight)).amax(0)  # of all qualities
             assert float((total + largest).max()) < 2**24
 
@@ -190,11 +190,11 @@ def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(con
     network, tensors = conditioned
     quality, cpu = torch.tensor([5, 48, 97]), torch.device("cpu")
     stream = torch.randint(-1500, 1501, (3, 5, 4, 16)).float()
-    imitated = stream.permute(0, 3, 1, 2) * 2.0**-fixed.STREAM_BITS
+    imitated = stream.permute(0, 3, 1, 2) * 2.0**-formats.STREAM_BITS
     for block in network.blocks16:
         imitated = block.imitate(imitated, quality.float())
     actual = Blocks(tensors, "blocks16", 2, cpu, True)(stream.clone(), quality)
-    off = (imitated.permute(0, 2, 3, 1) * 2.0**fixed.STREAM_BITS - actual).abs()
+    off = (imitated.permute(0, 2, 3, 1) * 2.0**formats.STREAM_BITS - actual).abs()
     # biases are rounded to integers only in the exported form, which can turn a tie
     assert float(off.max()) <= 8 and float((off > 0.5).float().mean()) < 0.3
     latents = torch.randint(-500, 501, (3, 3, 2, 16), dtype=torch.int32)

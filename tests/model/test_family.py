@@ -9,7 +9,8 @@ from deepsic_codec.model.coding import decode_symbols, encode_symbols
 from deepsic_codec.model.exact.export import export_gains, export_network, export_prior
 from deepsic_codec.model.families import FAMILIES, architecture_from, family_of, register
 from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS
-from deepsic_codec.model.paper import ChannelPrior, PaperArchitecture
+from deepsic_codec.model.paper import PaperArchitecture
+from deepsic_codec.model.paper_networks import ChannelPrior
 from deepsic_codec.model.prior import Prior
 from deepsic_codec.payload.coders.contexts import CoderTables
 from tests.common import check_rejects

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import fixed, formats
 
 
 def rounded(x, bits, low, high):
@@ -40,7 +40,7 @@ def test_rounding_straight_through():
     assert x.grad.tolist() == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("form", [fixed.UP, fixed.DOWN, fixed.STEM, fixed.LATENT_STEM, fixed.LINEAR_IN])
+@pytest.mark.parametrize("form", [formats.UP, formats.DOWN, formats.STEM, formats.LATENT_STEM, formats.LINEAR_IN])
 def test_gradients_of_an_imitated_layer_are_those_of_the_layer(form):
     """To inputs, weights, biases and offsets alike, as long as nothing is clipped."""
     torch.manual_seed(1)

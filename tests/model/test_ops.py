@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
 from deepsic_codec.model.neighbours import Neighbours
 from deepsic_codec.model.ops import numba as numba_module
 from deepsic_codec.model.ops import select
@@ -40,7 +40,7 @@ def test_both_forms_agree(threads, rows, columns, images):
     g = torch.Generator().manual_seed(rows)
     total, bias = drawn(g, -(2**23), 2**23, rows, columns), drawn(g, -(2**22), 2**22, columns)
     biases, shift = drawn(g, -(2**22), 2**22, images, columns), drawn(g, 0, 24, columns)
-    stream = drawn(g, -fixed.STREAM_MAX, fixed.STREAM_MAX, rows, columns).float()
+    stream = drawn(g, -formats.STREAM_MAX, formats.STREAM_MAX, rows, columns).float()
 
     def both(name, *arguments):
         """What either form makes of copies of the same, and leaves of the first of them."""
@@ -66,11 +66,11 @@ def test_both_forms_agree(threads, rows, columns, images):
     sums, which = drawn(g, -(2**23), 2**23, rows, 2 * columns), drawn(g, -(2**22), 2**22, rows, 2 * columns)
     both("means_and_indices", sums, which[0].clone(), drawn(g, 1, 15, columns), drawn(g, 0, 10, columns))
     both("means_and_indices", sums, which, drawn(g, 1, 15, columns), drawn(g, 0, 10, columns))
-    table = torch.arange(fixed.WIDE_MAX + 1).div(3, rounding_mode="floor").to(torch.int32)
-    both("companded_digits", drawn(g, -fixed.WIDE_MAX, fixed.WIDE_MAX, rows, columns), table)
+    table = torch.arange(formats.WIDE_MAX + 1).div(3, rounding_mode="floor").to(torch.int32)
+    both("companded_digits", drawn(g, -formats.WIDE_MAX, formats.WIDE_MAX, rows, columns), table)
     steps = drawn(g, 1, 2**22, images, columns)
     both("dequantise", drawn(g, -32768, 32767, rows, columns, dtype=torch.int16), steps)
-    latents = drawn(g, -fixed.WIDE_MAX, fixed.WIDE_MAX, rows, columns)
+    latents = drawn(g, -formats.WIDE_MAX, formats.WIDE_MAX, rows, columns)
     both("digits", latents)
     both("digits", latents, torch.exp2(drawn(g, -8, 8, columns).float()))
 
@@ -91,9 +91,9 @@ def test_pixels_of_both_forms_agree(threads, grid, q6):
 
 
 def test_digits_are_what_they_are_called():
-    values = torch.arange(-fixed.WIDE_MAX, fixed.WIDE_MAX + 1, dtype=torch.int32)[:, None]
+    values = torch.arange(-formats.WIDE_MAX, formats.WIDE_MAX + 1, dtype=torch.int32)[:, None]
     high, low = (d.to(torch.int32) for d in NumbaOps().digits(values))
-    assert torch.equal(high * fixed.DIGIT + low, values) and int(low.min()) >= -64 and int(low.max()) <= 63
+    assert torch.equal(high * formats.DIGIT + low, values) and int(low.min()) >= -64 and int(low.max()) <= 63
 
 
 def test_rows_are_done_once_also_while_the_interpreter_ends(monkeypatch):
@@ -138,11 +138,11 @@ def test_torch_operations_are_what_the_formats_say():
     quality = chance.ints(1, 100, 2, dtype=torch.int64)
     block, area = chance.block(24, True), chance.ints(-2047, 2047, 2, 7, 9, 24).float()
     x = F.conv2d(area.permute(0, 3, 1, 2).double(), block.weight.double(), block.spatial_bias.double(), 1, 1, 1, 24)
-    narrow = x.permute(0, 2, 3, 1).floor().clamp(fixed.READ_LOW, fixed.READ_HIGH)
+    narrow = x.permute(0, 2, 3, 1).floor().clamp(formats.READ_LOW, formats.READ_HIGH)
     total = (narrow @ block.up.int8.double().t()).int() + block.up_bias[quality - 1][:, None, None]
     hidden = (total >> block.up_shift).clamp(*block.bounds).double()
     moved = ((hidden @ block.down.int8.double().t()).int() + block.down_bias) >> block.down_shift
-    expected = (area + moved).clamp(-fixed.STREAM_MAX, fixed.STREAM_MAX)
+    expected = (area + moved).clamp(-formats.STREAM_MAX, formats.STREAM_MAX)
     assert torch.equal(TorchOps().blocks(area.clone(), [block], quality), expected)
     for step in (Step(0, 8, "A", (), 32), Step(0, 8, "2", CROSS, 32), Step(8, 96, "1", (), 4)):
         near, tensors = chance.neighbours(104), chance.step(step)

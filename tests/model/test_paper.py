@@ -6,7 +6,8 @@ import torch
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.families import architecture_from
-from deepsic_codec.model.paper import RATES, Analysis, PaperArchitecture, StaticPrior, Synthesis
+from deepsic_codec.model.paper import RATES, PaperArchitecture
+from deepsic_codec.model.paper_networks import Analysis, StaticPrior, Synthesis
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler
 from deepsic_codec.samples import drone_frame

@@ -9,8 +9,9 @@ from deepsic_codec.model import prior as prior_module
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.coding import decode_symbols, encode_symbols
 from deepsic_codec.model.exact import matrix as exact
+from deepsic_codec.model.exact.checks import check_prior_sums
 from deepsic_codec.model.exact.export import export_prior
-from deepsic_codec.model.exact.prior import IntegerPrior, check_prior_sums
+from deepsic_codec.model.exact.prior import IntegerPrior
 from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.neighbours import iter_steps
 from deepsic_codec.model.prior import Prior

@@ -9,7 +9,7 @@ from deepsic_codec.codec.params import TUNES
 from deepsic_codec.metrics import ms_ssim, psnr
 from deepsic_codec.model import refine
 from deepsic_codec.model.distortion import Distortion, total
-from deepsic_codec.model.exact.fixed import LATENT_BITS, STEP_BITS
+from deepsic_codec.model.exact.formats import LATENT_BITS, STEP_BITS
 from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame

@@ -8,8 +8,9 @@ import torch
 
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.batch import grid_of
 from deepsic_codec.model.file import load_arrays, save_model
-from deepsic_codec.model.runtime import Chosen, LoadedModel, grid_of
+from deepsic_codec.model.runtime import Chosen, LoadedModel
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 from tests.common import check_rejects

@@ -155,6 +155,19 @@ def test_torch_is_imported_by_networks_alone(floor):
         assert not [name for name in imported(path) if name.split(".")[0] == "torch"], path
 
 
+def test_a_model_file_is_checked_without_torch():
+    code = """
+        import sys
+        sys.modules["torch"] = None
+        import deepsic_codec.model.batch, deepsic_codec.model.threads
+        from deepsic_codec.model.families import FAMILIES, load_checked
+        from deepsic_codec.model.zoo import find_model
+        arch, arrays = load_checked(find_model())
+        print(*FAMILIES, arch.family, "decoder.synthesis.linear.weight" in arrays)
+    """
+    assert run_python(code).split() == ["deepsic", "paper", "deepsic", "True"]
+
+
 def test_versions_agree():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"version: {PROJECT['version']}\n" in citation and f"license: {PROJECT['license']}\n" in citation

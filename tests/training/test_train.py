@@ -16,9 +16,9 @@ from PIL import Image
 from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import fixed, formats
+from deepsic_codec.model.exact.checks import check_sums
 from deepsic_codec.model.exact.export import export_prior, restore_prior
-from deepsic_codec.model.exact.layers import check_sums
 from deepsic_codec.model.file import load_arrays, read_info, save_model
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import Scheduler, get_scheduler
@@ -291,7 +291,7 @@ def test_quality_power_draws_low_qualities_more_often(data, tmp_path):
     assert mean == pytest.approx([50, 10 + 80 / 3], abs=2)
 
 
-@pytest.mark.parametrize("form", [fixed.SPATIAL, fixed.UP, fixed.DOWN, fixed.STEM])
+@pytest.mark.parametrize("form", [formats.SPATIAL, formats.UP, formats.DOWN, formats.STEM])
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 0.1, 1.0])
 def test_any_weights_and_biases_are_stored_in_the_range_of_exact_sums(form, size):
     rng = torch.Generator().manual_seed(1)
@@ -512,8 +512,8 @@ def test_repeated_balancing_stays_in_the_range_of_integers(monkeypatch):
     for _ in range(4):
         balance_head(head, lambda: head(torch.randn(3, 16, 4, 4), torch.tensor([5.0, 50.0, 90.0])))
     for block in head.blocks:
-        assert fixed.room(block.spatial.weight, block.spatial.bias, fixed.SPATIAL).min() >= 0.999
-        assert fixed.room(block.up.weight, block.up.bias, fixed.UP).min() >= 0.999
+        assert fixed.room(block.spatial.weight, block.spatial.bias, formats.SPATIAL).min() >= 0.999
+        assert fixed.room(block.up.weight, block.up.bias, formats.UP).min() >= 0.999
     assert block.spatial.weight.abs().max() > 8, "otherwise nothing was scaled"
 
 

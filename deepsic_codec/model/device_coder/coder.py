@@ -17,12 +17,13 @@ from torch import Tensor
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model.device import Pending, current_stream_context, download, synchronize, upload
+from deepsic_codec.model.device import current_stream_context, download, synchronize, upload
 from deepsic_codec.model.device_coder import launch as launching
 from deepsic_codec.model.device_coder.launch import GENERAL, LANES, MAX_PASSES, PASS_FIELDS, STATE, Launch
 from deepsic_codec.model.family import CodingPrior
 from deepsic_codec.model.neighbours import Predictions, iter_steps
 from deepsic_codec.model.schedule import Step
+from deepsic_codec.model.threads import Pending
 from deepsic_codec.payload.coders import interval as bits
 from deepsic_codec.payload.coders import symbols as arithmetic
 from deepsic_codec.payload.coders.contexts import CoderTables

@@ -10,16 +10,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.fixed import QUALITIES
-from deepsic_codec.model.exact.prior import (
-    COMPANDED,
-    DIRECT_BITS,
-    HIDDEN_BITS,
-    INPUT_BITS,
-    PRIOR_BIAS_MAX,
-    check_prior_sums,
-)
+from deepsic_codec.model.exact import fixed, formats
+from deepsic_codec.model.exact.checks import check_prior_sums
+from deepsic_codec.model.exact.formats import QUALITIES
+from deepsic_codec.model.exact.prior_formats import COMPANDED, DIRECT_BITS, HIDDEN_BITS, INPUT_BITS, PRIOR_BIAS_MAX
 from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis
 from deepsic_codec.model.prior import IntLinear, Prior, StepNetwork, compand
 from deepsic_codec.payload.constants import quality_step
@@ -28,13 +22,13 @@ Tensors = Mapping[str, Tensor]
 Network = Analysis | Synthesis | SemanticHead
 
 
-def _layers(network: Network) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, fixed.Format, QualityTable | None]]:
+def _layers(network: Network) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, formats.Format, QualityTable | None]]:
     """Names in the file, layers, formats, and tables over quality that the biases of some layers have."""
     for name, form in network.formats.items():
         yield name, getattr(network, name), form, None
     for blocks in network.block_lists:
         for i, block in enumerate(getattr(network, blocks)):
-            for part, form in fixed.BLOCK_LAYERS.items():
+            for part, form in formats.BLOCK_LAYERS.items():
                 yield (
                     f"{blocks}.{i}.{part}",
                     getattr(block, part),
@@ -57,9 +51,9 @@ def export_network(network: Network) -> dict[str, Tensor]:
     if isinstance(network, Synthesis):
         out["normaliser"] = torch.log2(network.normaliser()).to(torch.int8).cpu()
     if isinstance(network, SemanticHead):
-        latents = torch.arange(fixed.WIDE_MAX + 1, dtype=torch.float64) * 2.0**-fixed.LATENT_BITS
-        out["compand"] = torch.floor(torch.asinh(2 * latents) * 2**fixed.COMPAND_BITS + 0.5).to(torch.int16)
-        logits = torch.arange(-fixed.LOGIT_MAX, fixed.LOGIT_MAX + 1, dtype=torch.float64) * 2.0**-fixed.LOGIT_BITS
+        latents = torch.arange(formats.WIDE_MAX + 1, dtype=torch.float64) * 2.0**-formats.LATENT_BITS
+        out["compand"] = torch.floor(torch.asinh(2 * latents) * 2**formats.COMPAND_BITS + 0.5).to(torch.int16)
+        logits = torch.arange(-formats.LOGIT_MAX, formats.LOGIT_MAX + 1, dtype=torch.float64) * 2.0**-formats.LOGIT_BITS
         out["score"] = torch.floor(torch.sigmoid(logits) * 255 + 0.5).to(torch.uint8)
     return out
 
@@ -94,31 +88,31 @@ def restore_network(network: Network, tensors: Tensors) -> None:
 
 def _export_modulation(modulate: Modulate) -> dict[str, Tensor]:
     quality = _qualities(modulate.scale.table.device)
-    bits, largest = fixed.MODULATION_BITS, fixed.MODULATION_MAX
+    bits, largest = formats.MODULATION_BITS, formats.MODULATION_MAX
     scale = torch.floor((1 + modulate.scale(quality)) * 2**bits + 0.5).clamp(-largest, largest)
-    offset = torch.floor(modulate.offset(quality) * 2 ** (fixed.STREAM_BITS + bits) + 0.5)
-    offset = offset.clamp(-fixed.BIAS_MAX, fixed.BIAS_MAX) + 2 ** (bits - 1)
+    offset = torch.floor(modulate.offset(quality) * 2 ** (formats.STREAM_BITS + bits) + 0.5)
+    offset = offset.clamp(-formats.BIAS_MAX, formats.BIAS_MAX) + 2 ** (bits - 1)
     return {"scale": scale.to(torch.int16).cpu(), "offset": offset.to(torch.int32).cpu()}
 
 
 def _restore_modulation(modulate: Modulate, scale: Tensor, offset: Tensor) -> None:
-    bits = fixed.MODULATION_BITS
+    bits = formats.MODULATION_BITS
     _fit(modulate.scale, scale.double() * 2.0**-bits - 1)
-    _fit(modulate.offset, (offset.double() - 2 ** (bits - 1)) * 2.0 ** -(fixed.STREAM_BITS + bits))
+    _fit(modulate.offset, (offset.double() - 2 ** (bits - 1)) * 2.0 ** -(formats.STREAM_BITS + bits))
 
 
 @torch.no_grad()
 def export_gains(gains: Gains) -> dict[str, Tensor]:
     """Dequantiser steps int32 (QUALITIES,C) in 2^-STEP_BITS units of latents."""
     quality = _qualities(gains.log2.table.device)
-    step = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / gains(quality)[:, :, 0, 0].double()
+    step = 2.0 ** (formats.LATENT_BITS + formats.STEP_BITS) / gains(quality)[:, :, 0, 0].double()
     return {"step": torch.floor(step + 0.5).clamp(1, 2.0**22).to(torch.int32).cpu()}
 
 
 @torch.no_grad()
 def restore_gains(gains: Gains, tensors: Tensors) -> None:
     """Give gains the dequantiser steps of a model file."""
-    gain = 2.0 ** (fixed.LATENT_BITS + fixed.STEP_BITS) / tensors["step"].double()
+    gain = 2.0 ** (formats.LATENT_BITS + formats.STEP_BITS) / tensors["step"].double()
     nominal = 64 / quality_step(_qualities(torch.device("cpu")).double())
     _fit(gains.log2, torch.log2(gain) - torch.log2(nominal)[:, None])
 

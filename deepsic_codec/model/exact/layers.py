@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
+from deepsic_codec.model.exact.checks import check_sums
 from deepsic_codec.model.exact.matrix import Matrix
 from deepsic_codec.model.ops.protocol import BlockTensors, Sums
 from deepsic_codec.model.ops.select import ops_for
@@ -24,21 +25,21 @@ class Layer:
     as -128..127.
     """
 
-    def __init__(self, tensors: Tensors, name: str, form: fixed.Format, device: torch.device) -> None:
+    def __init__(self, tensors: Tensors, name: str, form: formats.Format, device: torch.device) -> None:
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"].to(torch.int32)
         weight = weight.reshape(weight.shape[0], -1).to(torch.int32)
         shift = tensors[f"{name}.shift"].to(torch.int32)
         check_sums(name, weight, bias, shift, form)
         self.form = form
         low, high = int(form.low), int(form.high)
-        if form.high == fixed.HIDDEN_HIGH:  # writes hidden values
-            bias = bias + (fixed.READ_LOW << shift)
-            low, high = low + fixed.READ_LOW, high + fixed.READ_LOW
+        if form.high == formats.HIDDEN_HIGH:  # writes hidden values
+            bias = bias + (formats.READ_LOW << shift)
+            low, high = low + formats.READ_LOW, high + formats.READ_LOW
         self.bounds = low, high
-        if form.in_max == fixed.HIDDEN_HIGH:  # reads hidden values
-            bias = bias - fixed.READ_LOW * weight.sum(1, dtype=torch.int32)
+        if form.in_max == formats.HIDDEN_HIGH:  # reads hidden values
+            bias = bias - formats.READ_LOW * weight.sum(1, dtype=torch.int32)
         if form.wide_weight:
-            high_digits = (weight + fixed.DIGIT // 2) >> 7
+            high_digits = (weight + formats.DIGIT // 2) >> 7
             low_digits = weight - (high_digits << 7)
             self.high = Matrix(high_digits, device)
             if form.wide_input:
@@ -59,9 +60,9 @@ class Layer:
         """Grey levels less 128 and, if given, 64ths, int8 (P,K) each -> int32 (P,N); needs wide weights."""
         n = self.bias.shape[0]
         both = self.both.matmul(grey)
-        total = both[:, :n].mul(fixed.DIGIT).add_(both[:, n:])
+        total = both[:, :n].mul(formats.DIGIT).add_(both[:, n:])
         if rest is not None:
-            total.add_(self.high.matmul(rest), alpha=fixed.DIGIT >> fixed.PIXEL_BITS)
+            total.add_(self.high.matmul(rest), alpha=formats.DIGIT >> formats.PIXEL_BITS)
         return self._finish(total)
 
     def products(self, high: Tensor, low: Tensor | None = None) -> Tensor:
@@ -70,7 +71,7 @@ class Layer:
             return self.matrix.matmul(high)
         rest = self.both.matmul(torch.cat([high, low], 1)) if self.form.wide_weight else self.matrix.matmul(low)
         matrix = self.high if self.form.wide_weight else self.matrix
-        return matrix.matmul(high).mul_(fixed.DIGIT).add_(rest)
+        return matrix.matmul(high).mul_(formats.DIGIT).add_(rest)
 
     def sums(self, high: Tensor, low: Tensor | None = None) -> Sums:
         """`products` with the bias and shift that follow."""
@@ -78,30 +79,6 @@ class Layer:
 
     def _finish(self, total: Tensor) -> Tensor:
         return shifted(total, self.bias, self.shift).clamp_(*self.bounds)
-
-
-def check_sums(name: str, weight: Tensor, bias: Tensor, shift: Tensor, form: fixed.Format) -> None:
-    """Raise ValueError if the sums of a stored layer could be inexact, or its integers are out of range."""
-    flat, both = weight.long().flatten(1), form.wide_input and form.wide_weight
-    parts = [flat]
-    if form.wide_weight:
-        high = (flat + fixed.DIGIT // 2) >> 7
-        parts = [high, flat - (high << 7)]
-    largest = fixed.DIGIT if form.wide_input else form.in_max
-    sums = torch.stack([part.abs().sum(1) for part in parts])
-    sums = sums.sum(0) if form.wide_input else sums.amax(0)
-    # wide layers add their bias to sums that are assembled in 32 bits
-    if not (form.wide_input or form.wide_weight):
-        sums = sums * largest + bias.long().abs().reshape(-1, len(flat)).amax(0)
-    else:
-        sums = sums * largest
-    lowest_shift, highest_shift = (8, 31) if both else (0, 24)
-    valid = int(sums.max()) < (2**20 if form.spatial else 2**24) and int(flat.abs().max()) <= form.weight_max
-    valid = valid and int(bias.long().abs().max()) < 2**27
-    valid = valid and lowest_shift <= int(shift.min()) and int(shift.max()) <= highest_shift
-    shapes = [weight.shape[:1], (fixed.QUALITIES, weight.shape[0])] if form is fixed.UP else [weight.shape[:1]]
-    if not valid or bias.shape not in shapes or shift.shape != weight.shape[:1]:
-        raise ValueError(f"{name}: weights, biases or shifts are out of the range in which sums are exact")
 
 
 class Blocks:
@@ -122,11 +99,11 @@ class Blocks:
             weight, bias, shift = (
                 tensors[f"{at}.spatial.{part}"].to(torch.int32) for part in ("weight", "bias", "shift")
             )
-            check_sums(f"{at}.spatial", weight, bias, shift, fixed.SPATIAL)
+            check_sums(f"{at}.spatial", weight, bias, shift, formats.SPATIAL)
             unit = torch.exp2(-shift.float())
             weight = (weight.float() * unit[:, None, None, None]).to(device)
             bias = (bias.float() * unit).to(device)
-            up, down = (Layer(tensors, f"{at}.{n}", fixed.BLOCK_LAYERS[n], device) for n in ("up", "down"))
+            up, down = (Layer(tensors, f"{at}.{n}", formats.BLOCK_LAYERS[n], device) for n in ("up", "down"))
             taps = weight.flatten(1).t().contiguous()
             matrices = (up.matrix, up.bias, up.shift, down.matrix, down.bias, down.shift)
             self.blocks.append(BlockTensors(weight, taps, bias, *matrices, up.bounds))
@@ -156,7 +133,7 @@ class Modulation:
 
 def read(stream: Tensor) -> Tensor:
     """The stream (..., C) in the 8 bits that 1x1 convolutions read."""
-    rows = ops_for(stream.device).read(rows_of(stream), fixed.STREAM_BITS - fixed.READ_BITS)
+    rows = ops_for(stream.device).read(rows_of(stream), formats.STREAM_BITS - formats.READ_BITS)
     return rows.view(stream.shape)
 
 

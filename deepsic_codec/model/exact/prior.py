@@ -11,30 +11,25 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model.architecture import Architecture
-from deepsic_codec.model.exact.fixed import QUALITIES
+from deepsic_codec.model.exact.checks import check_prior_sums
+from deepsic_codec.model.exact.formats import QUALITIES
 from deepsic_codec.model.exact.matrix import Matrix
+from deepsic_codec.model.exact.prior_formats import (
+    COMPANDED,
+    DIRECT_BITS,
+    HIDDEN_BITS,
+    HIDDEN_OFFSET,
+    INPUT_BITS,
+    LINEAR_MAX,
+    SCALE_BITS,
+    SHIFTS,
+)
 from deepsic_codec.model.family import below
-from deepsic_codec.model.logistic import log_scales
-from deepsic_codec.model.neighbours import LINEAR_MAX, Neighbours
+from deepsic_codec.model.likelihood import log_scales
+from deepsic_codec.model.neighbours import Neighbours
 from deepsic_codec.model.ops.protocol import Direct, Hidden, RateTables, StepTensors, SymbolState
 from deepsic_codec.model.ops.select import ops_for
 from deepsic_codec.model.schedule import Step, schedule
-
-#: Input features are integers in units of 2^-INPUT_BITS, hidden ones in units of 2^-HIDDEN_BITS.
-INPUT_BITS, HIDDEN_BITS = 3, 4
-HIDDEN_MAX = 255
-#: Hidden features less this have 8 bits and a sign.
-HIDDEN_OFFSET = 128
-#: Last layer: scale index = 32 + 2^SCALE_BITS o, mean = o.
-SCALE_BITS = 3
-#: Weights of the direct prediction are integers in units of 2^-DIRECT_BITS.
-DIRECT_BITS = 6
-#: Least and largest shift of each layer. Devices differ for shifts by a negative number or by more than 31 bits.
-SHIFTS = {"first": (1, 14), "second": (1, 14), "out": (2, 8)}
-#: Bounds of a bias.
-PRIOR_BIAS_MAX = 2**22
-#: Entries of the table of companded magnitudes.
-COMPANDED = 32769
 
 
 class IntegerPrior:
@@ -107,22 +102,6 @@ def _check_shapes(number: int, step: Step, part: Mapping[str, Tensor], width: in
         shift = part.get(f"{name}_shift")
         if shift is not None and not low <= int(shift.min()) <= int(shift.max()) <= high:
             raise ValueError(f"prior step {number}: shifts of {name} are not within {low} to {high}")
-
-
-def check_prior_sums(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless all sums of products, biases included, stay below 2^23."""
-    for bias_name, bias in tensors.items():
-        if bias_name.endswith("_bias"):
-            name = bias_name.removesuffix("_bias")
-            # as numbers first: the smallest integer has no positive counterpart in its own type
-            total = bias.double().abs().reshape(-1, bias.shape[-1]).amax(0)
-            if name in tensors:  # not in a step without inputs
-                largest = LINEAR_MAX if name.endswith(".first") else HIDDEN_MAX
-                total = total + tensors[name].double().abs().sum(1) * largest
-            if float(total.max()) >= 2**23:
-                raise ValueError(
-                    f"prior: weights or biases of {name} are too large for exact sums; train with a lower learning rate"
-                )
 
 
 def _step_tensors(part: Mapping[str, Tensor], device: str) -> StepTensors:

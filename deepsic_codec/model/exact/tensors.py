@@ -1,62 +1,60 @@
 """The table of tensors of the family `"deepsic"`: what `export` writes and the integer networks read."""
 
 from deepsic_codec.model.architecture import Architecture, BlockSizes, NetworkSizes
-from deepsic_codec.model.exact import fixed
-from deepsic_codec.model.exact.fixed import QUALITIES
-from deepsic_codec.model.exact.prior import COMPANDED, PRIOR_BIAS_MAX, SHIFTS
+from deepsic_codec.model.exact import formats
+from deepsic_codec.model.exact.formats import QUALITIES
+from deepsic_codec.model.exact.prior_formats import COMPANDED, LINEAR_MAX, PRIOR_BIAS_MAX, SHIFTS
 from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, PRIOR, RDO, SYNTHESIS
-from deepsic_codec.model.logistic import INDEX_MAX
-from deepsic_codec.model.neighbours import LINEAR_MAX
-from deepsic_codec.model.quantise import DISTANCES, PRICE_MAX
+from deepsic_codec.model.logistic import DISTANCES, INDEX_MAX, PRICE_MAX
 from deepsic_codec.model.schedule import STARTS, schedule
 from deepsic_codec.model.tensors import Table, coder_tensors, spec
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
-Formats = dict[str, fixed.Format]
+Formats = dict[str, formats.Format]
 
 
 def tensors(arch: Architecture) -> Table:
     """Return the table of an architecture."""
-    latents, wide = arch.latents, fixed.WIDE_MAX
-    table = _network(ANALYSIS, arch.analysis, fixed.ANALYSIS_LAYERS, conditioned=True)
-    table |= _network(SYNTHESIS, arch.synthesis, fixed.SYNTHESIS_LAYERS, conditioned=True)
-    table |= _network(HEAD, arch.head, fixed.HEAD_LAYERS)
-    table[f"{SYNTHESIS}.normaliser"] = spec("int8", (latents,), -fixed.STEP_BITS, fixed.STEP_BITS)
+    latents, wide = arch.latents, formats.WIDE_MAX
+    table = _network(ANALYSIS, arch.analysis, formats.ANALYSIS_LAYERS, conditioned=True)
+    table |= _network(SYNTHESIS, arch.synthesis, formats.SYNTHESIS_LAYERS, conditioned=True)
+    table |= _network(HEAD, arch.head, formats.HEAD_LAYERS)
+    table[f"{SYNTHESIS}.normaliser"] = spec("int8", (latents,), -formats.STEP_BITS, formats.STEP_BITS)
     table[f"{HEAD}.compand"] = spec("int16", (wide + 1,), 0, wide)
-    table[f"{HEAD}.score"] = spec("uint8", (2 * fixed.LOGIT_MAX + 1,), 0, 255)
+    table[f"{HEAD}.score"] = spec("uint8", (2 * formats.LOGIT_MAX + 1,), 0, 255)
     table[f"{GAINS}.step"] = spec("int32", (QUALITIES, latents), 1, 2**22)
     table[f"{RDO}.saved"] = spec("int16", (INDEX_MAX + 1, DISTANCES), -(2**15), 2**15 - 1)
     table[f"{RDO}.price"] = spec("int32", (QUALITIES, latents), 0, PRICE_MAX)
     return table | _prior(arch) | coder_tensors(latents)
 
 
-def _network(prefix: str, sizes: NetworkSizes, formats: Formats, conditioned: bool = False) -> Table:
+def _network(prefix: str, sizes: NetworkSizes, layer_formats: Formats, conditioned: bool = False) -> Table:
     table: Table = {}
     for name, (outputs, inputs, edge) in sizes.layers.items():
         pooled = edge > LATENT_STRIDE  # a linear layer, which is no convolution
         shape = (outputs, inputs) if pooled else (outputs, inputs, 1, 1)
-        table |= _layer(f"{prefix}.{name}", shape, formats[name], edge**-2)
+        table |= _layer(f"{prefix}.{name}", shape, layer_formats[name], edge**-2)
     for name, blocks in sizes.blocks.items():
         for number in range(blocks.number):
             table |= _block(f"{prefix}.{name}.{number}", blocks, conditioned)
-    largest, half = fixed.MODULATION_MAX, 2 ** (fixed.MODULATION_BITS - 1)
+    largest, half = formats.MODULATION_MAX, 2 ** (formats.MODULATION_BITS - 1)
     for name, channels in sizes.modulations.items():
         shape = QUALITIES, channels
         table[f"{prefix}.{name}.scale"] = spec("int16", shape, -largest, largest)
-        table[f"{prefix}.{name}.offset"] = spec("int32", shape, half - fixed.BIAS_MAX, half + fixed.BIAS_MAX)
+        table[f"{prefix}.{name}.offset"] = spec("int32", shape, half - formats.BIAS_MAX, half + formats.BIAS_MAX)
     return table
 
 
 def _block(name: str, sizes: BlockSizes, conditioned: bool) -> Table:
-    width, hidden, uses = sizes.width, fixed.EXPANSION * sizes.width, sizes.edge**-2
+    width, hidden, uses = sizes.width, formats.EXPANSION * sizes.width, sizes.edge**-2
     shapes = {"spatial": (width, 1, 3, 3), "up": (hidden, width, 1, 1), "down": (width, hidden, 1, 1)}
     table: Table = {}
-    for part, form in fixed.BLOCK_LAYERS.items():
+    for part, form in formats.BLOCK_LAYERS.items():
         table |= _layer(f"{name}.{part}", shapes[part], form, uses, conditioned and part == "up")
     return table
 
 
-def _layer(name: str, shape: tuple[int, ...], form: fixed.Format, uses: float, conditioned: bool = False) -> Table:
+def _layer(name: str, shape: tuple[int, ...], form: formats.Format, uses: float, conditioned: bool = False) -> Table:
     outputs, (least, largest) = shape[:1], form.shifts
     biases = (QUALITIES, *outputs) if conditioned else outputs
     return {

@@ -7,21 +7,16 @@ from torch import Tensor
 
 from deepsic_codec import config
 from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.batch import whole_qualities
 from deepsic_codec.model.device import upload
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
+from deepsic_codec.model.exact.formats import HUNDREDTHS, UNITS_PER_LEVEL
 from deepsic_codec.model.exact.layers import Blocks, Layer, Modulation, Tensors, read, rows_of
 from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analysed, tensors_below
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.ops.select import ops_for
 from deepsic_codec.model.ops.torch import scatter
 from deepsic_codec.payload.constants import LATENT_STRIDE
-
-#: Units per whole quality of the qualities in payloads.
-HUNDREDTHS = 100
-#: Units per grey level of images in int16.
-UNITS_PER_LEVEL = 1 << fixed.PIXEL_BITS
-
-Pixels = NDArray[np.uint8] | NDArray[np.int16]
 
 
 class IntegerGains:
@@ -33,7 +28,7 @@ class IntegerGains:
 
     def steps(self, hundredths: Tensor) -> Tensor:
         """Qualities in hundredths, int64 (N,) -> steps int32 (N,C) in 2^-STEP_BITS units of latents."""
-        low = (hundredths // HUNDREDTHS).clamp(1, fixed.QUALITIES - 1)
+        low = (hundredths // HUNDREDTHS).clamp(1, formats.QUALITIES - 1)
         part = (hundredths - low * HUNDREDTHS)[:, None]
         sum_ = self.table[low - 1] * (HUNDREDTHS - part) + self.table[low] * part
         return ((sum_ + HUNDREDTHS // 2) // HUNDREDTHS).to(device=self.device, dtype=torch.int32)
@@ -46,7 +41,7 @@ def dequantise(symbols: Tensor, steps: Tensor) -> Tensor:
 
 def in_steps(latents: Tensor, steps: Tensor) -> Tensor:
     """Latents int32 (N,h,w,C) in units of the quantiser's step, float32: one division, rounded alike everywhere."""
-    return (latents.float() * 2.0**fixed.STEP_BITS) / steps[:, None, None, :].float()
+    return (latents.float() * 2.0**formats.STEP_BITS) / steps[:, None, None, :].float()
 
 
 class IntegerAnalysis:
@@ -58,7 +53,7 @@ class IntegerAnalysis:
         _columns(tensors, "linear", 3, LATENT_STRIDE)
         _columns(tensors, "stem", 3, 8)
         _columns(tensors, "reduce", w8, 2)
-        layers = {name: Layer(tensors, name, form, device) for name, form in fixed.ANALYSIS_LAYERS.items()}
+        layers = {name: Layer(tensors, name, form, device) for name, form in formats.ANALYSIS_LAYERS.items()}
         self.linear, self.stem, self.reduce, self.out = (layers[n] for n in ("linear", "stem", "reduce", "out"))
         self.mod8, self.mod16 = (
             Modulation(tensors, name, stem, device) for name, stem in (("mod8", self.stem), ("mod16", self.reduce))
@@ -83,7 +78,7 @@ class IntegerAnalysis:
         stream = self.blocks8(stream, quality)
         stream = self.mod16(quality, _gather(read(stream), 2)).view(n, h, w, -1)
         stream = self.blocks16(stream, quality)
-        latents.add_(self.out.forward(rows_of(read(stream)))).clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
+        latents.add_(self.out.forward(rows_of(read(stream)))).clamp_(-formats.WIDE_MAX, formats.WIDE_MAX)
         return latents.view(n, h, w, -1)
 
 
@@ -96,7 +91,7 @@ class IntegerSynthesis:
         _outputs(tensors, "linear", 3, LATENT_STRIDE)
         _outputs(tensors, "expand", w8, 2)
         _outputs(tensors, "out", 3, 8)
-        layers = {name: Layer(tensors, name, form, device) for name, form in fixed.SYNTHESIS_LAYERS.items()}
+        layers = {name: Layer(tensors, name, form, device) for name, form in formats.SYNTHESIS_LAYERS.items()}
         self.linear, self.stem, self.expand, self.out = (layers[n] for n in ("linear", "stem", "expand", "out"))
         self.mod8, self.mod16 = (
             Modulation(tensors, name, stem, device) for name, stem in (("mod8", self.expand), ("mod16", self.stem))
@@ -106,7 +101,7 @@ class IntegerSynthesis:
             for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
         )
         # as a multiplication by a power of two, rounded, of integers below 2^15
-        exponent = tensors["normaliser"].float() + (fixed.NORMAL_BITS - fixed.LATENT_BITS)
+        exponent = tensors["normaliser"].float() + (formats.NORMAL_BITS - formats.LATENT_BITS)
         self.normaliser = torch.exp2(exponent).to(device)
 
     def __call__(self, latents: Tensor, quality: Tensor, q6: bool = True) -> Tensor:
@@ -128,14 +123,14 @@ class IntegerHead:
     """Semantic head of a model file."""
 
     def __init__(self, arch: Architecture, tensors: Tensors, device: torch.device) -> None:
-        self.stem, self.hidden, self.out = (Layer(tensors, n, form, device) for n, form in fixed.HEAD_LAYERS.items())
+        self.stem, self.hidden, self.out = (Layer(tensors, n, form, device) for n, form in formats.HEAD_LAYERS.items())
         self.mod = Modulation(tensors, "mod", self.stem, device)
         self.blocks = Blocks(tensors, "blocks", arch.head_blocks, device)
         self.compand = tensors["compand"].to(device=device, dtype=torch.int32)
         self.score = tensors["score"].to(device=device)
-        if self.compand.shape != (fixed.WIDE_MAX + 1,) or self.score.shape != (2 * fixed.LOGIT_MAX + 1,):
+        if self.compand.shape != (formats.WIDE_MAX + 1,) or self.score.shape != (2 * formats.LOGIT_MAX + 1,):
             raise ValueError("the head's tables have unexpected sizes")
-        if int(self.compand.abs().max()) > fixed.WIDE_MAX:
+        if int(self.compand.abs().max()) > formats.WIDE_MAX:
             raise ValueError("the head's table of companded latents is out of range")
 
     def __call__(self, latents: Tensor, quality: Tensor) -> Tensor:
@@ -150,7 +145,7 @@ class IntegerHead:
         mean = (2 * total + count) // (2 * count)
         pooled = read(torch.cat([mean.float(), stream.amax((1, 2))], 1))
         hidden = self.hidden.forward(pooled).to(torch.int8)
-        return self.score[(self.out.forward(hidden) + fixed.LOGIT_MAX).long()]
+        return self.score[(self.out.forward(hidden) + formats.LOGIT_MAX).long()]
 
 
 def _gather(x: Tensor, edge: int) -> Tensor:
@@ -189,8 +184,8 @@ class IntegerTransforms:
         x = upload(images, self.device)
         rest = None
         if x.dtype == torch.int16:
-            grey = (x + UNITS_PER_LEVEL // 2) >> fixed.PIXEL_BITS
-            rest = (x - (grey << fixed.PIXEL_BITS)).to(torch.int8)
+            grey = (x + UNITS_PER_LEVEL // 2) >> formats.PIXEL_BITS
+            rest = (x - (grey << formats.PIXEL_BITS)).to(torch.int8)
             grey = (grey - 128).to(torch.int8)
         else:
             grey = x.bitwise_xor(128).view(torch.int8)
@@ -215,7 +210,7 @@ class IntegerTransforms:
     def _qualities(self, quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Whole qualities (N,) and quantiser steps (N,C)."""
         hundredths, whole = whole_qualities(quality)
-        return upload(whole, self.device), upload(self._gains.steps(hundredths), self.device)
+        return upload(whole, self.device), upload(self._gains.steps(torch.from_numpy(hundredths)), self.device)
 
 
 def analyses_in_bfloat16(device: torch.device) -> bool:
@@ -239,9 +234,3 @@ def _bfloat16(device: torch.device, test: str) -> bool:
 def grey_levels(images: Tensor) -> Tensor:
     """Images uint8 in grey levels or int16 in 64ths of them -> grey levels, float32."""
     return images.float() / (UNITS_PER_LEVEL if images.dtype == torch.int16 else 1)
-
-
-def whole_qualities(quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Qualities as hundredths, as payloads have them, and rounded to whole ones, int64 (N,)."""
-    hundredths = torch.from_numpy(np.floor(np.asarray(quality, np.float64) * 100 + 0.5).astype(np.int64))
-    return hundredths, ((hundredths + 50) // 100).clamp(1, 100)

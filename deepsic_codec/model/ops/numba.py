@@ -15,9 +15,10 @@ import torch
 from numba import int32
 from torch import Tensor
 
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
+from deepsic_codec.model.exact.prior_formats import LINEAR_MAX
 from deepsic_codec.model.logistic import INDEX_MAX, INDEX_MIDDLE, MEAN_LEVELS, MEAN_MAX, RATE_BITS
-from deepsic_codec.model.neighbours import LINEAR_MAX, Neighbours
+from deepsic_codec.model.neighbours import Neighbours
 from deepsic_codec.model.ops.protocol import RateTables, Sums, SymbolState
 from deepsic_codec.model.ops.torch import TorchOps
 from deepsic_codec.model.schedule import Step
@@ -100,7 +101,7 @@ class NumbaOps(TorchOps):
     def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int], q6: bool) -> Tensor:
         n, h, w = grid
         out = torch.empty((n * h, 16, w * 48), dtype=torch.int16 if q6 else torch.uint8)
-        _over_rows(_pixels, linear.total.view(n * h, w, -1), *linear[1:], *rest, 0 if q6 else fixed.PIXEL_BITS, out)
+        _over_rows(_pixels, linear.total.view(n * h, w, -1), *linear[1:], *rest, 0 if q6 else formats.PIXEL_BITS, out)
         return out.view(n, 16 * h, 16 * w, 3)
 
 
@@ -152,7 +153,7 @@ def _narrow(first, last, total, bias, per, shift, low, high, out):
 
 @jit
 def _add(first, last, total, bias, shift, stream):
-    limit = np.float32(fixed.STREAM_MAX)
+    limit = np.float32(formats.STREAM_MAX)
     for p in range(first, last):
         t, s = total[p], stream[p]
         for c in range(t.size):
@@ -162,7 +163,7 @@ def _add(first, last, total, bias, shift, stream):
 
 @jit
 def _read(first, last, values, unit, half, out):
-    low, high = np.float32(fixed.READ_LOW), np.float32(fixed.READ_HIGH)
+    low, high = np.float32(formats.READ_LOW), np.float32(formats.READ_HIGH)
     for p in range(first, last):
         v, o = values[p], out[p]
         for c in range(v.size):
@@ -171,8 +172,8 @@ def _read(first, last, values, unit, half, out):
 
 @jit
 def _modulate(first, last, total, bias, shift, scale, offset, per, out):
-    low, high = int32(-fixed.STEM_MAX), int32(fixed.STEM_MAX)
-    end, unit = np.float32(fixed.STREAM_MAX), np.float32(2.0**-fixed.MODULATION_BITS)
+    low, high = int32(-formats.STEM_MAX), int32(formats.STEM_MAX)
+    end, unit = np.float32(formats.STREAM_MAX), np.float32(2.0**-formats.MODULATION_BITS)
     for p in range(first, last):
         t, o, s, f = total[p], out[p], scale[p // per], offset[p // per]
         for c in range(t.size):
@@ -206,23 +207,23 @@ def _means_and_indices(first, last, total, bias, per, shift, mean, index):
 
 @jit
 def _dequantise(first, last, symbols, steps, per, out):
-    end, half, limit = int32(fixed.WIDE_MAX), 1 << (fixed.STEP_BITS - 1), 2 << (14 + fixed.STEP_BITS)
+    end, half, limit = int32(formats.WIDE_MAX), 1 << (formats.STEP_BITS - 1), 2 << (14 + formats.STEP_BITS)
     for p in range(first, last):
         s, t, o = symbols[p], steps[p // per], out[p]
         for c in range(s.size):
             product = int32(min(max(np.int64(s[c]) * np.int64(t[c]), -limit), limit))  # type: ignore[arg-type]
-            o[c] = min(max(int32(int32(product + half) >> fixed.STEP_BITS), -end), end)
+            o[c] = min(max(int32(int32(product + half) >> formats.STEP_BITS), -end), end)
 
 
 @jit
 def _digits(first, last, values, unit, high, low):
-    end = np.float32(fixed.WIDE_MAX)
+    end = np.float32(formats.WIDE_MAX)
     for p in range(first, last):
         v, h, k = values[p], high[p], low[p]
         for c in range(v.size):
             scaled = np.floor(np.float32(v[c]) * unit[c] + np.float32(0.5))
             value = int32(min(max(scaled, -end), end))
-            digit = int32(int32(value + fixed.DIGIT // 2) >> 7)
+            digit = int32(int32(value + formats.DIGIT // 2) >> 7)
             h[c] = digit
             k[c] = value - int32(digit << 7)
 
@@ -235,15 +236,15 @@ def _companded_digits(first, last, values, table, high, low):
             value = int32(table[abs(v[c])])
             if v[c] < 0:
                 value = int32(-value)
-            digit = int32(int32(value + fixed.DIGIT // 2) >> 7)
+            digit = int32(int32(value + formats.DIGIT // 2) >> 7)
             h[c] = digit
             k[c] = value - int32(digit << 7)
 
 
 @jit
 def _pixels(first, last, linear, bias, shift, rest, rest_bias, rest_shift, bits, out):
-    limit, half = int32(fixed.PIXEL_MAX), int32(128 << fixed.PIXEL_BITS)
-    top, rounding = int32(255 << fixed.PIXEL_BITS), int32((1 << bits) >> 1)
+    limit, half = int32(formats.PIXEL_MAX), int32(128 << formats.PIXEL_BITS)
+    top, rounding = int32(255 << formats.PIXEL_BITS), int32((1 << bits) >> 1)
     for r in range(first, last):  # a row of the larger blocks
         for x in range(linear.shape[1]):
             a = linear[r, x]

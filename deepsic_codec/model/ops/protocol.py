@@ -1,7 +1,7 @@
 """Operations on integers, and the tensors that they take.
 
 All implementations give the same integers. Streams are integers in float32 within +-STREAM_MAX, in units of
-2^-STREAM_BITS (`exact.fixed`); sums of products are int32. N counts images, P rows (positions), C channels.
+2^-STREAM_BITS (`exact.formats`); sums of products are int32. N counts images, P rows (positions), C channels.
 """
 
 from typing import NamedTuple, Protocol

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepsic_codec import config
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact.matrix import Matrix
 from deepsic_codec.model.neighbours import Neighbours
 from deepsic_codec.model.ops.numba import NumbaOps
@@ -82,7 +82,7 @@ class _Chance:
 
     def block(self, c: int, conditioned: bool) -> BlockTensors:
         """Tensors of a residual block of c channels."""
-        hidden, qualities = 2 * c, (fixed.QUALITIES,) if conditioned else ()
+        hidden, qualities = 2 * c, (formats.QUALITIES,) if conditioned else ()
         weight = self.ints(-20, 20, c, 1, 3, 3).float() / 64
         return BlockTensors(
             weight,
@@ -103,7 +103,7 @@ class _Chance:
         if step.input_count:
             hidden = Hidden(
                 Matrix(self.ints(-127, 127, width, step.input_count), self.device),
-                self.ints(-9999, 9999, fixed.QUALITIES, width),
+                self.ints(-9999, 9999, formats.QUALITIES, width),
                 self.ints(6, 10, width),
                 Matrix(self.ints(-127, 127, width, width), self.device),
                 self.ints(-9999, 9999, width),
@@ -112,7 +112,7 @@ class _Chance:
             )
         if step.signed:
             direct = Direct(self.ints(-99, 99, len(step.offsets), step.count), self.ints(0, 6, step.count))
-        bias = self.ints(-9999, 9999, fixed.QUALITIES, 2 * step.count)
+        bias = self.ints(-9999, 9999, formats.QUALITIES, 2 * step.count)
         return StepTensors(hidden, direct, bias, self.ints(3, 8, step.count), self.ints(6, 9, step.count))
 
     def neighbours(self, latents: int) -> Neighbours:
@@ -132,7 +132,7 @@ def checks(ops: Any, device: torch.device) -> Iterator[tuple[str, Callable[[], b
     symbols = ints(-32767, 32767, rows, n, dtype=torch.int16)
     companded = ints(0, 127, 32769, dtype=torch.int8)
     scale, offset = ints(-2047, 2047, images, n).float(), ints(-(2**22), 2**22, images, n).float()
-    wide = ints(-fixed.WIDE_MAX, fixed.WIDE_MAX, rows, n)
+    wide = ints(-formats.WIDE_MAX, formats.WIDE_MAX, rows, n)
     unit = torch.exp2(ints(-6, 2, n).float())
     steps = ints(1, 2**22, images, n)
     linear = Sums(ints(-(2**23), 2**23, 12, 768), ints(-(2**22), 2**22, 768), ints(4, 16, 768))

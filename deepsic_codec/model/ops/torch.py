@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact.matrix import depthwise_on
+from deepsic_codec.model.exact.prior_formats import LINEAR_MAX
 from deepsic_codec.model.logistic import INDEX_MAX, INDEX_MIDDLE, MEAN_LEVELS, MEAN_MAX, RATE_BITS
-from deepsic_codec.model.neighbours import LINEAR_MAX, Neighbours
+from deepsic_codec.model.neighbours import Neighbours
 from deepsic_codec.model.ops.protocol import BlockTensors, RateTables, StepTensors, Sums, SymbolState
 from deepsic_codec.model.schedule import Step
 
@@ -21,17 +22,17 @@ class TorchOps:
         return shifted(total, bias, shift).clamp_(low, high).to(torch.int8)
 
     def add(self, stream: Tensor, total: Tensor, bias: Tensor, shift: Tensor) -> None:
-        stream.add_(shifted(total, bias, shift)).clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX)
+        stream.add_(shifted(total, bias, shift)).clamp_(-formats.STREAM_MAX, formats.STREAM_MAX)
 
     def read(self, values: Tensor, bits: int) -> Tensor:
         out = values.floor() if bits == 0 else values.mul(2.0**-bits).add_(0.5).floor_()
-        return out.clamp_(fixed.READ_LOW, fixed.READ_HIGH).to(torch.int8)
+        return out.clamp_(formats.READ_LOW, formats.READ_HIGH).to(torch.int8)
 
     def modulate(self, total: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        values = shifted(total, bias, shift).clamp_(-fixed.STEM_MAX, fixed.STEM_MAX).float()
+        values = shifted(total, bias, shift).clamp_(-formats.STEM_MAX, formats.STEM_MAX).float()
         values = values.view(len(scale), -1, total.shape[1])
-        out = torch.addcmul(offset[:, None], values, scale[:, None]).mul_(2.0**-fixed.MODULATION_BITS).floor_()
-        return out.clamp_(-fixed.STREAM_MAX, fixed.STREAM_MAX).view(total.shape)
+        out = torch.addcmul(offset[:, None], values, scale[:, None]).mul_(2.0**-formats.MODULATION_BITS).floor_()
+        return out.clamp_(-formats.STREAM_MAX, formats.STREAM_MAX).view(total.shape)
 
     def blocks(self, stream: Tensor, blocks: list[BlockTensors], quality: Tensor) -> Tensor:
         channels = stream.shape[3]
@@ -108,17 +109,17 @@ class TorchOps:
     def dequantise(self, symbols: Tensor, steps: Tensor) -> Tensor:
         step = steps[:, None]
         # beyond this limit every product ends in the same clamp
-        limit = (1 << (14 + fixed.STEP_BITS)) // step + 1
+        limit = (1 << (14 + formats.STEP_BITS)) // step + 1
         values = symbols.to(torch.int32).view(len(steps), -1, symbols.shape[1])
         product = torch.minimum(torch.maximum(values, -limit), limit) * step
-        latents = (product + (1 << fixed.STEP_BITS - 1)) >> fixed.STEP_BITS
-        return latents.clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX).view(symbols.shape)
+        latents = (product + (1 << formats.STEP_BITS - 1)) >> formats.STEP_BITS
+        return latents.clamp_(-formats.WIDE_MAX, formats.WIDE_MAX).view(symbols.shape)
 
     def digits(self, values: Tensor, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if unit is not None:
-            values = values.float().mul_(unit).add_(0.5).floor_().clamp_(-fixed.WIDE_MAX, fixed.WIDE_MAX)
+            values = values.float().mul_(unit).add_(0.5).floor_().clamp_(-formats.WIDE_MAX, formats.WIDE_MAX)
             values = values.to(torch.int32)
-        high = (values + fixed.DIGIT // 2) >> 7
+        high = (values + formats.DIGIT // 2) >> 7
         return high.to(torch.int8), (values - (high << 7)).to(torch.int8)
 
     def companded_digits(self, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,11 +129,11 @@ class TorchOps:
         n, h, w = grid
         branches = []
         for sums, edge, k in ((linear, 16, 1), (rest, 8, 2)):
-            part = shifted(sums.total, sums.bias, sums.shift).clamp_(-fixed.PIXEL_MAX, fixed.PIXEL_MAX)
+            part = shifted(sums.total, sums.bias, sums.shift).clamp_(-formats.PIXEL_MAX, formats.PIXEL_MAX)
             branches.append(scatter(part.to(torch.int16).view(n, k * h, k * w, -1), edge))
-        half = 128 << fixed.PIXEL_BITS
-        out = branches[0].add_(branches[1]).clamp_(-half, (255 << fixed.PIXEL_BITS) - half).add_(half)
-        return out if q6 else (out.add_(1 << fixed.PIXEL_BITS - 1) >> fixed.PIXEL_BITS).to(torch.uint8)
+        half = 128 << formats.PIXEL_BITS
+        out = branches[0].add_(branches[1]).clamp_(-half, (255 << formats.PIXEL_BITS) - half).add_(half)
+        return out if q6 else (out.add_(1 << formats.PIXEL_BITS - 1) >> formats.PIXEL_BITS).to(torch.uint8)
 
 
 def scatter(x: Tensor, edge: int) -> Tensor:

@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deepsic_codec.model.exact import fixed
+from deepsic_codec.model.exact import formats
+from deepsic_codec.model.exact.prior_formats import LINEAR_MAX
 from deepsic_codec.model.logistic import INDEX_MAX, INDEX_MIDDLE, MEAN_LEVELS, MEAN_MAX, RATE_BITS
-from deepsic_codec.model.neighbours import LINEAR_MAX, Neighbours
+from deepsic_codec.model.neighbours import Neighbours
 from deepsic_codec.model.ops.numba import rows_per_entry
 from deepsic_codec.model.ops.protocol import BlockTensors, RateTables, StepTensors, Sums, SymbolState
 from deepsic_codec.model.ops.torch import TorchOps
@@ -34,18 +35,18 @@ WARPS = 8
 MAX_BLOCK_CHANNELS, STEP_WIDTHS = 256, (32, 64, 128)
 
 # Triton reads globals only as constexpr, and its interpreter does no arithmetic with them.
-STREAM_MAX, STEM_MAX = tl.constexpr(int(fixed.STREAM_MAX)), tl.constexpr(int(fixed.STEM_MAX))
-WIDE_MAX, PIXEL_MAX = tl.constexpr(int(fixed.WIDE_MAX)), tl.constexpr(int(fixed.PIXEL_MAX))
-READ_LOW, READ_HIGH = tl.constexpr(int(fixed.READ_LOW)), tl.constexpr(int(fixed.READ_HIGH))
-MODULATION_UNIT = tl.constexpr(2.0**-fixed.MODULATION_BITS)
-STEP_BITS, STEP_HALF = tl.constexpr(fixed.STEP_BITS), tl.constexpr(1 << (fixed.STEP_BITS - 1))
-PRODUCT_MAX = tl.constexpr(1 << (15 + fixed.STEP_BITS))
-PIXEL_BITS, PIXEL_HALF = tl.constexpr(fixed.PIXEL_BITS), tl.constexpr(1 << (fixed.PIXEL_BITS - 1))
+STREAM_MAX, STEM_MAX = tl.constexpr(int(formats.STREAM_MAX)), tl.constexpr(int(formats.STEM_MAX))
+WIDE_MAX, PIXEL_MAX = tl.constexpr(int(formats.WIDE_MAX)), tl.constexpr(int(formats.PIXEL_MAX))
+READ_LOW, READ_HIGH = tl.constexpr(int(formats.READ_LOW)), tl.constexpr(int(formats.READ_HIGH))
+MODULATION_UNIT = tl.constexpr(2.0**-formats.MODULATION_BITS)
+STEP_BITS, STEP_HALF = tl.constexpr(formats.STEP_BITS), tl.constexpr(1 << (formats.STEP_BITS - 1))
+PRODUCT_MAX = tl.constexpr(1 << (15 + formats.STEP_BITS))
+PIXEL_BITS, PIXEL_HALF = tl.constexpr(formats.PIXEL_BITS), tl.constexpr(1 << (formats.PIXEL_BITS - 1))
 FEATURE_MAX, TOP_MEAN = tl.constexpr(LINEAR_MAX), tl.constexpr(MEAN_MAX)
 TOP_INDEX, MIDDLE_INDEX = tl.constexpr(INDEX_MAX), tl.constexpr(INDEX_MIDDLE)
 LEVELS, BITS = tl.constexpr(MEAN_LEVELS), tl.constexpr(RATE_BITS)
 HALF_STEP, ONE = tl.constexpr(MEAN_LEVELS // 2), tl.constexpr(1 << RATE_BITS)
-GREY, WHITE = tl.constexpr(128 << fixed.PIXEL_BITS), tl.constexpr(255 << fixed.PIXEL_BITS)
+GREY, WHITE = tl.constexpr(128 << formats.PIXEL_BITS), tl.constexpr(255 << formats.PIXEL_BITS)
 
 
 @triton.jit
