@@ -22,7 +22,8 @@ from benchmarks.common import machine
 from deepsic_codec.model.logistic import INDEX_LEVELS, scale_table
 from deepsic_codec.model.neighbours import iter_steps
 from deepsic_codec.model.schedule import Step
-from deepsic_codec.model.scheduler import Scheduler, get_scheduler
+from deepsic_codec.model.scheduler import get_scheduler
+from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 from deepsic_codec.training.data import read_images
@@ -37,7 +38,7 @@ class Image:
     estimate: float  # bits
 
 
-def analyse(runtime: Scheduler, pixels: NDArray[np.uint8], quality: float) -> tuple[Image, float]:
+def analyse(runtime: TorchScheduler, pixels: NDArray[np.uint8], quality: float) -> tuple[Image, float]:
     """Return symbols and predictions of an image, and the seconds that the prior took."""
     (encoded,) = runtime.encode([pixels[None]], [quality], features=False, labels=False, symbols=True)
     symbols = encoded.symbols
@@ -66,7 +67,7 @@ def analyse(runtime: Scheduler, pixels: NDArray[np.uint8], quality: float) -> tu
     return Image(symbols, steps, bits), seconds
 
 
-def code(runtime: Scheduler, image: Image) -> tuple[int, float, float]:
+def code(runtime: TorchScheduler, image: Image) -> tuple[int, float, float]:
     """Return bytes, and seconds of encoding and decoding on this thread; check the round trip."""
     tables = runtime.model.coder_tables
     steps = [(ys, xs, s.start, s.second, m, i) for s, ys, xs, m, i in image.steps]

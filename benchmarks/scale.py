@@ -199,7 +199,7 @@ def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[st
     from deepsic_codec.model.coding import predict
     from deepsic_codec.model.device import download, synchronize, upload
     from deepsic_codec.model.runtime import Chosen
-    from deepsic_codec.model.scheduler import CACHED_PIXELS
+    from deepsic_codec.model.torch_scheduler import CACHED_PIXELS
 
     model, count, quality = scheduler.model, len(chunks), np.full(len(chunks), 50.0)
     payloads = codec.encode_batch(chunks)

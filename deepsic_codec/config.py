@@ -13,6 +13,7 @@ either, a setting comes from the environment (`DEEPSIC_` and its name in capital
 DEEPSIC_MAX_PIXELS) or from a YAML file in ~/.config/deepsic_codec. Both are read when this module is imported.
 """
 
+import ctypes
 import os
 import sys
 import threading
@@ -21,6 +22,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from importlib import import_module
 from types import TracebackType
 from typing import Any, TypeVar
@@ -265,15 +267,25 @@ def device_in_use(loading: bool = False) -> str:
     Parameters
     ----------
     loading : bool
-        Import torch, which takes seconds, to find out whether there is a GPU. Otherwise "auto" is the CPU until torch
-        is imported.
+        Import torch, which takes seconds, to find out whether there is a GPU, if this machine has a driver of one and
+        torch is installed. Otherwise "auto" is the CPU until torch is imported.
     """
     device = get().device
     if device != "auto":
         return device
-    if loading:
+    if loading and "torch" not in sys.modules and _has_gpu_driver():
         with suppress(ImportError):
             import_module("torch")
     # without `cuda` while another thread imports torch
     cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
     return "cuda" if cuda is not None and cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=1)
+def _has_gpu_driver() -> bool:
+    """Whether a driver of CUDA or ROCm is installed, without torch."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return os.path.exists("/dev/kfd")
+    return True

@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.io.require import require
+from deepsic_codec.require import require
 
 _DATA = files("deepsic_codec") / "data"
 TILE = 64  # edge of a EuroSAT tile in pixels

@@ -18,6 +18,7 @@ hypothesis.settings.load_profile("untimed")
 if importlib.util.find_spec("torch") is None:
     stub_runtime.install()
 else:
+    importlib.import_module("deepsic_codec.model.torch_scheduler")
     importlib.import_module("deepsic_codec.model.scheduler")
 
 

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +15,10 @@ import pytest
 from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec import dask as bulk
 from deepsic_codec.codec.batching import batch_limit
-from deepsic_codec.errors import ConfigurationError, UnsupportedArray, UnsupportedPayload
+from deepsic_codec.errors import ConfigurationError, MissingPackage, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.io.preview import preview
+from deepsic_codec.model.scheduler import get_scheduler
+from deepsic_codec.model.zoo import find_model
 from tests.common import check_rejects, run_python
 
 
@@ -214,6 +216,27 @@ def test_the_device_in_use_is_asked_of_torch_where_that_is_there(monkeypatch):
     assert config.device_in_use(loading=True) == "cpu"
     monkeypatch.setitem(sys.modules, "torch", None)  # neither imported nor to be
     assert config.device_in_use() == config.device_in_use(loading=True) == "cpu"
+
+
+@pytest.mark.parametrize(("driver", "device"), [(True, "cuda"), (False, "cpu")])
+def test_torch_is_imported_only_where_a_gpu_may_be(monkeypatch, driver, device):
+    torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(config, "import_module", lambda name: monkeypatch.setitem(sys.modules, name, torch))
+    monkeypatch.setattr(config, "_has_gpu_driver", lambda: driver)
+    assert config.device_in_use() == "cpu"
+    assert config.device_in_use(loading=True) == device
+
+
+@pytest.mark.parametrize(
+    ("device", "family", "words"),
+    [("cuda:1", "deepsic", "the device 'cuda:1'"), ("cpu", "paper", "the family 'paper'")],
+)
+def test_what_needs_torch_says_so(monkeypatch, device, family, words):
+    monkeypatch.setattr("deepsic_codec.require.find_spec", lambda name: None)
+    info = replace(find_model(), architecture={"family": family}, encoder="none of another test")
+    with config.set(device=device):
+        check_rejects(MissingPackage, rf"{words} needs the package torch.*deepsic-codec\[torch\]", get_scheduler, info)
 
 
 def test_folders():

@@ -42,7 +42,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     """Print and draw the results of DeepSIC and other codecs at equal bytes."""
     from deepsic_codec.io import compare
-    from deepsic_codec.io.require import require
+    from deepsic_codec.require import require
 
     require("cli", "PIL")
     if args.curve:

@@ -37,7 +37,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Write the sample images to an archive, read them back, and print figures and labels."""
-    from deepsic_codec.io.require import require
+    from deepsic_codec.require import require
 
     require("cli", "PIL")
     import zarr

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from deepsic_codec import config
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
 from deepsic_codec.cli.options import add_encoder_options, add_json, encoder_options, quality
+from deepsic_codec.require import require
 
 if TYPE_CHECKING:
     from deepsic_codec.training.evaluate import Result
@@ -43,10 +44,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
         If no image can be read.
     ModelNotFound
         If there is no such model.
+    MissingPackage
+        If torch is not installed.
     """
+    require("train", "torch")
     from deepsic_codec.errors import ConfigurationError
+    from deepsic_codec.model.families import architecture_from
     from deepsic_codec.model.file import read_info
-    from deepsic_codec.model.scheduler import get_scheduler
     from deepsic_codec.model.zoo import find_model
     from deepsic_codec.training.data import read_images
     from deepsic_codec.training.evaluate import Result, complexity, evaluate, means
@@ -61,7 +65,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     images = [pair for source in args.images for pair in read_images(source, skipped)][: args.limit]
     if not images:
         raise ConfigurationError(f"no readable image in {', '.join(args.images)}")
-    cost = complexity(get_scheduler(info).model.arch)
+    cost = complexity(architecture_from(info.architecture))
     options = encoder_options(args)
     results: list[Result] = []
     with progress_bar("evaluating") as progress:

@@ -170,7 +170,7 @@ def _map(labels: "Labels", name: str) -> "PillowImage.Image":
     """Draw the scores of a class: black for 0, white for 1, transparent without labels."""
     import numpy as np
 
-    from deepsic_codec.io.require import require
+    from deepsic_codec.require import require
 
     require("cli", "PIL")
     from PIL import Image

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json
+from deepsic_codec.require import require
 from deepsic_codec.training.settings import PRESETS, Settings, resolve
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _text(setting: Field[Any]) -> str:
 
 def run_train(args: argparse.Namespace) -> None:
     """Train; raises ConfigurationError for settings or data that cannot be trained with."""
+    require("train", "torch")
     names = {f.name for f in fields(Settings)}
     settings = resolve({k: v for k, v in vars(args).items() if k in names}, args.preset, args.resume)
 

@@ -23,9 +23,8 @@ from deepsic_codec.payload.limits import check_size
 from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, VALUE_RANGE, Section
 
 if TYPE_CHECKING:
-    from deepsic_codec.model.batch import Encoded
+    from deepsic_codec.model.batch import Encoded, Scheduler
     from deepsic_codec.model.file import ModelInfo
-    from deepsic_codec.model.scheduler import Scheduler
 
 
 # Photographs of 8 bits are coded as features up to these targets, which they reach in fewer bytes or sooner.
@@ -109,7 +108,7 @@ def find_info(decoder: str, head: str | None = None, name: str | None = None) ->
 
 def scheduler_of(info: "ModelInfo") -> "Scheduler":
     """Return the scheduler of a model."""
-    # Late: only features and labels need torch, which takes seconds to import.
+    # Late: only features and labels need a model.
     from deepsic_codec.model.scheduler import get_scheduler
 
     return get_scheduler(info)

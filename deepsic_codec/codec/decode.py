@@ -34,8 +34,8 @@ from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import Wavelet
 
 if TYPE_CHECKING:
+    from deepsic_codec.model.batch import Scheduler
     from deepsic_codec.model.file import ModelInfo
-    from deepsic_codec.model.scheduler import Scheduler
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +285,7 @@ def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
     header = payload.header
     info, scheduler = load_model(payload.decoder)
     if payload.features is None:
-        from deepsic_codec.model.families import architecture_from  # late: it imports torch
+        from deepsic_codec.model.families import architecture_from  # late, as all of models
 
         latents = architecture_from(info.architecture).latents
         return np.zeros((header.slices, header.images // header.slices * latents, *header.grid), np.int16)
@@ -301,7 +301,7 @@ def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
     images = payload.header.images
     by_image = symbols.reshape(images, -1, rows, columns).transpose(0, 2, 3, 1)
     quality = np.full(images, payload.header.quality)
-    latents = scheduler.model.latents_of(np.ascontiguousarray(by_image), quality).float().cpu().numpy()
+    latents = scheduler.dequantise(np.ascontiguousarray(by_image), quality)
     return latents.transpose(0, 3, 1, 2).reshape(slices, -1, rows, columns)
 
 

@@ -14,8 +14,7 @@ from deepsic_codec.codec.params import DEFAULT_QUALITY, CodecParams
 
 if TYPE_CHECKING:
     from deepsic_codec.codec.chunk import EncodeTask
-    from deepsic_codec.model.batch import Encoded
-    from deepsic_codec.model.scheduler import Scheduler
+    from deepsic_codec.model.batch import Encoded, Scheduler
 
 T = TypeVar("T")
 

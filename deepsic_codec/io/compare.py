@@ -13,9 +13,9 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.io import draw
 from deepsic_codec.io.images import read_rgb
 from deepsic_codec.io.peers import PEERS, Peer, match_bytes
-from deepsic_codec.io.require import require
 from deepsic_codec.metrics import ms_ssim, psnr
 from deepsic_codec.progress import Progress, no_progress
+from deepsic_codec.require import require
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage

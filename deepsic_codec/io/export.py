@@ -20,10 +20,10 @@ from deepsic_codec.axes import Axes, Index, Region, chunk_region, chunks_coverin
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
 from deepsic_codec.io import georeference
 from deepsic_codec.io.region import Part, open_index, select_chunks, to_region
-from deepsic_codec.io.require import require
 from deepsic_codec.io.zarr_target import target_path, write_array
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.progress import Progress, no_progress
+from deepsic_codec.require import require
 from deepsic_codec.stored import coordinates
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.io.require import require
+from deepsic_codec.require import require
 
 TAGS = {
     "GeoKeyDirectoryTag",

@@ -21,7 +21,7 @@ from deepsic_codec.axes import Index, Region, ceil_div, chunk_region, iter_grid
 from deepsic_codec.codec.scaled import DTYPES
 from deepsic_codec.errors import DeepSICError, SourceError, UnsupportedArray
 from deepsic_codec.io import draw, georeference, pnm, validity
-from deepsic_codec.io.require import require
+from deepsic_codec.require import require
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.io.require import require
+from deepsic_codec.require import require
 
 Pixels = NDArray[np.uint8]
 Samples = NDArray[Any]

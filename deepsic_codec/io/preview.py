@@ -16,13 +16,13 @@ from deepsic_codec.axes import Index, Region, ceil_div
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.io import draw
 from deepsic_codec.io.region import Part, axis_number, open_index, select_chunks, to_region
-from deepsic_codec.io.require import require
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.selection import Selection
 from deepsic_codec.payload.limits import check_count
 from deepsic_codec.progress import Progress, no_progress
+from deepsic_codec.require import require
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry

@@ -11,8 +11,8 @@ from typing import Any
 
 from deepsic_codec.errors import DeepSICError, SourceError, UnsupportedArray
 from deepsic_codec.io.images import SUFFIXES, ImageSource, open_image
-from deepsic_codec.io.require import require
 from deepsic_codec.io.zarr_source import PlainNode, is_zarr, open_zarr
+from deepsic_codec.require import require
 from deepsic_codec.stored.embedded import PREFIX as MODEL
 from deepsic_codec.stored.location import SUFFIX
 

@@ -95,7 +95,7 @@ class Attributes:
                 self._blocks |= self._labelled({i: jobs[i] for i in members}, *key)
 
     def _labelled(self, jobs: dict[Index, PayloadToDecode], decoder: str, head: str) -> dict[Index, Any]:
-        from deepsic_codec.model.scheduler import get_scheduler  # with torch
+        from deepsic_codec.model.scheduler import get_scheduler
         from deepsic_codec.model.zoo import find_model
 
         info = find_model(decoder, head=head)

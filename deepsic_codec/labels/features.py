@@ -48,7 +48,7 @@ def decode_features(array: zarr.Array, *, dequantise: bool = False) -> "dask.arr
     import dask
     import dask.array
 
-    from deepsic_codec.model.families import architecture_from  # late: it imports torch
+    from deepsic_codec.model.families import architecture_from  # late, as all of models
     from deepsic_codec.model.zoo import find_model
 
     stored = StoredArray(array)

@@ -99,7 +99,7 @@ class _Labeller:
     """Sets entries from the features of chunks."""
 
     def __init__(self, stored: StoredArray, info: "ModelInfo") -> None:
-        from deepsic_codec.model.scheduler import get_scheduler  # with torch
+        from deepsic_codec.model.scheduler import get_scheduler
 
         self.stored, self.reader, self.geometry, self.info = stored, stored.reader, stored.geometry, info
         self.runtime = get_scheduler(info)

@@ -179,6 +179,13 @@ def test_the_bar_moves_on_a_terminal_alone(monkeypatch):
 @pytest.mark.parametrize("arguments", [["demo"], ["preview", "x.zarr"], ["compare", "x.png", "--no-curve"]], ids=str)
 def test_commands_that_draw_name_the_extra_that_they_need(arguments, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("deepsic_codec.io.require.find_spec", lambda name: None)
+    monkeypatch.setattr("deepsic_codec.require.find_spec", lambda name: None)
     assert main(arguments) == 1
     assert "pip install 'deepsic-codec[cli]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["train", "--data", "x"], ["evaluate", "x.png"]], ids=str)
+def test_commands_that_need_torch_name_its_extra(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("deepsic_codec.require.find_spec", lambda name: None)
+    assert main(arguments) == 1
+    assert "missing package torch; run pip install 'deepsic-codec[train]'" in capsys.readouterr().err

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepsic_codec import require
 from deepsic_codec.errors import ConfigurationError, MissingPackage, SourceError, UnsupportedArray
-from deepsic_codec.io import compare, require
+from deepsic_codec.io import compare
 from deepsic_codec.io.peers import PEERS, Peer, match_bytes
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import eurosat_mosaic

@@ -240,7 +240,7 @@ def test_tiff_of_any_type(stub, tmp_path, monkeypatch, dtype, axes):
 
 @pytest.mark.parametrize("package", ["tifffile", "rasterio", "imagecodecs"])
 def test_a_missing_package_is_named(image, stub, tmp_path, monkeypatch, package):
-    monkeypatch.setattr("deepsic_codec.io.require.find_spec", lambda name: None if name == package else True)
+    monkeypatch.setattr("deepsic_codec.require.find_spec", lambda name: None if name == package else True)
     words = f"{package}|deepsic-codec[images]"
     check_rejects(MissingPackage, words, export, image, tmp_path / "a.tif")
     assert not list(tmp_path.iterdir())

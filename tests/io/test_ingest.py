@@ -225,7 +225,7 @@ def test_georeferences_of_other_kinds(tmp_path):
 @pytest.mark.parametrize("package, name", [("rasterio", "geo.tif"), ("tifffile", "geo.tif"), ("PIL", "a.png")])
 def test_a_missing_package_is_named(folder, tmp_path, monkeypatch, package, name):
     write_geotiff(folder / "geo.tif", photograph(20, 30))
-    monkeypatch.setattr("deepsic_codec.io.require.find_spec", lambda name: None if name == package else True)
+    monkeypatch.setattr("deepsic_codec.require.find_spec", lambda name: None if name == package else True)
     text = "pillow" if package == "PIL" else package
     check_rejects(MissingPackage, f"{text}|deepsic-codec[images]", opened, folder / name)
 

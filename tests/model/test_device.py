@@ -12,14 +12,14 @@ from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model import coding, device
 from deepsic_codec.model.runtime import LoadedModel
-from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
 
 @pytest.fixture(scope="module")
 def runtime():
-    return Scheduler(LoadedModel(find_model("base"), "cpu"))
+    return TorchScheduler(LoadedModel(find_model("base"), "cpu"))
 
 
 def crops(count):

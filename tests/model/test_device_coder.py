@@ -11,12 +11,12 @@ import torch
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import scheduler as schedulers
+from deepsic_codec.model import torch_scheduler as schedulers
 from deepsic_codec.model.device_coder import coder as device_coder
 from deepsic_codec.model.device_coder import launch as launching
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.schedule import Step
-from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
@@ -68,7 +68,7 @@ def launch(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runtime():
-    return Scheduler(LoadedModel(find_model("base"), "cpu"))
+    return TorchScheduler(LoadedModel(find_model("base"), "cpu"))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def crops(count, height=80, width=112):
 @pytest.fixture(params=[0, 1], ids=["one by one", "ahead"])
 def device_scheduler(request, runtime, coder, monkeypatch):
     """A scheduler whose device codes, with and without prefetch as on a GPU."""
-    monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: coder)
+    monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks: coder)
     monkeypatch.setattr(runtime, "_prefetch", request.param)
     with config.set(threads=1):
         yield runtime
@@ -101,7 +101,7 @@ def test_a_scheduler_writes_and_reads_the_same(runtime, device_scheduler, monkey
     result = device_scheduler.encode(images, qualities)
     pixels = device_scheduler.decode([one.features for one in result], shapes, qualities)
     symbols = device_scheduler.decode_symbols([one.features for one in result], shapes, qualities)
-    monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: None)
+    monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks: None)
     expected = runtime.encode(images, qualities)
     assert [one.features for one in result] == [one.features for one in expected]
     features = [one.features for one in expected]
@@ -116,7 +116,7 @@ def test_chunks_of_several_slices(runtime, device_scheduler, monkeypatch):
     shapes = [stack.shape[:3] for stack in stacks]
     result = device_scheduler.encode(stacks, [40.0, 60.0])
     decoded = device_scheduler.decode([one.features for one in result], shapes, [40.0, 60.0])
-    monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks: None)
+    monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks: None)
     expected = runtime.encode(stacks, [40.0, 60.0])
     assert [one.features for one in result] == [one.features for one in expected]
     for ours, theirs in zip(decoded, runtime.decode([w.features for w in expected], shapes, [40.0, 60.0]), strict=True):
@@ -156,7 +156,7 @@ def test_damaged_streams_raise_the_host_s_errors(device_scheduler, runtime, monk
     features[1] = bytes(data)
     outcomes = []
     for coder in (device_scheduler.device_coder(3), None):
-        monkeypatch.setattr(Scheduler, "device_coder", lambda self, chunks, coder=coder: coder)
+        monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks, coder=coder: coder)
         try:
             outcomes.append([part.tobytes() for part in runtime.decode(features, shapes, qualities)])
         except CorruptPayload as error:
@@ -175,7 +175,7 @@ def test_streams_of_zeros(device_scheduler, runtime):
 @pytest.mark.parametrize("apart", [True, False], ids=["shared", "global"])
 def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
     monkeypatch.setattr(schedulers, "DEVICE_CODER_MIN_CHUNKS", 1)
-    gpu = Scheduler(LoadedModel(find_model("base"), "cuda"))
+    gpu = TorchScheduler(LoadedModel(find_model("base"), "cuda"))
     coder = gpu.device_coder(9)
     assert coder is not None
     monkeypatch.setattr(coder, "max_shared", coder.max_shared if apart else 0)

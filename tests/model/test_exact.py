@@ -16,7 +16,7 @@ from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, below
 from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.networks import Synthesis
 from deepsic_codec.model.runtime import LoadedModel
-from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import eurosat_mosaic
 from tests.model import reference_transforms as reference
@@ -26,7 +26,7 @@ QUALITIES = (1.0, 33.33, 50.0, 77.5, 100.0)
 
 @pytest.fixture(scope="module")
 def runtime():
-    return Scheduler(LoadedModel(find_model("base")))
+    return TorchScheduler(LoadedModel(find_model("base")))
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +101,10 @@ def test_settings_of_the_process_do_not_matter(runtime, images, expected, settin
 def test_all_ways_of_computing_agree(images, expected, monkeypatch):
     """8-bit instructions, float32 and float64: no sum saturated, no partial sum was rounded."""
     monkeypatch.setattr(exact, "_has_int8", lambda kind: False)
-    check(coded(Scheduler(LoadedModel(find_model("base"))), images), expected)
+    check(coded(TorchScheduler(LoadedModel(find_model("base"))), images), expected)
     monkeypatch.setattr(exact, "_float32_is_exact", lambda device: False)
     monkeypatch.setattr(exact, "_convolution_is_exact", lambda device: False)
-    check(coded(Scheduler(LoadedModel(find_model("base"))), images), expected)
+    check(coded(TorchScheduler(LoadedModel(find_model("base"))), images), expected)
 
 
 def test_chunk_alone_and_in_a_batch_of_64(runtime):

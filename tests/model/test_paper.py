@@ -9,7 +9,7 @@ from deepsic_codec.model.families import architecture_from
 from deepsic_codec.model.paper import RATES, PaperArchitecture
 from deepsic_codec.model.paper_networks import Analysis, StaticPrior, Synthesis
 from deepsic_codec.model.runtime import LoadedModel
-from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.samples import drone_frame
 from deepsic_codec.training import train
 from deepsic_codec.training.evaluate import complexity
@@ -83,7 +83,7 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
         run=str(tmp_path / "run"),
     )
     info = train.train(s)
-    runtime = Scheduler(LoadedModel(info))
+    runtime = TorchScheduler(LoadedModel(info))
     image = drone_frame()[None, 100:270, 100:235]
     for quality in (1.0, 90.0):
         (encoded,) = runtime.encode([image], [quality])

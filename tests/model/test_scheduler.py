@@ -12,7 +12,8 @@ import torch
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model.networks import step_lambda
-from deepsic_codec.model.scheduler import CONCURRENT_BATCHES, get_scheduler
+from deepsic_codec.model.scheduler import get_scheduler
+from deepsic_codec.model.torch_scheduler import CONCURRENT_BATCHES
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 from tests.common import psnr

@@ -15,7 +15,7 @@ from deepsic_codec.model.exact import layers, prior, transforms
 from deepsic_codec.model.ops import select
 from deepsic_codec.model.ops.triton import TritonOps
 from deepsic_codec.model.runtime import LoadedModel
-from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
@@ -72,16 +72,16 @@ def test_who_gets_them(monkeypatch):
 @pytest.fixture(scope="module")
 def runtimes():
     """One with kernels, one without."""
-    plain = Scheduler(LoadedModel(find_model("base"), "cpu"))
+    plain = TorchScheduler(LoadedModel(find_model("base"), "cpu"))
     if DEVICE.type == "cuda":
-        yield Scheduler(LoadedModel(find_model("base"), "cuda")), plain
+        yield TorchScheduler(LoadedModel(find_model("base"), "cuda")), plain
         return
     # the interpreter runs one kernel at a time
     kernels = TritonOps()
     with config.set(threads=1), pytest.MonkeyPatch.context() as patch:
         for module in (layers, prior, transforms):
             patch.setattr(module, "ops_for", lambda device: kernels)
-        yield Scheduler(LoadedModel(find_model("base"), "cpu")), plain
+        yield TorchScheduler(LoadedModel(find_model("base"), "cpu")), plain
 
 
 def test_payloads_and_pixels_are_those_of_a_cpu(runtimes):

@@ -9,10 +9,10 @@ import torch
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import scheduler as scheduler_module
+from deepsic_codec.model import torch_scheduler as scheduler_module
 from deepsic_codec.model.device import Workers
 from deepsic_codec.model.runtime import LoadedModel
-from deepsic_codec.model.scheduler import Scheduler
+from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
 
@@ -61,7 +61,7 @@ def test_the_caller_runs_tasks_that_the_pool_refuses():
 
 @pytest.fixture(scope="module")
 def model():
-    return Scheduler(LoadedModel(find_model("base")))
+    return TorchScheduler(LoadedModel(find_model("base")))
 
 
 def test_workers_do_not_change_results(model, threads, monkeypatch):

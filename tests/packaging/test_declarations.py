@@ -75,7 +75,7 @@ def test_extras():
 
 # From the ground up. A module imports its own room and rooms below, nowhere what is above, in functions neither.
 LAYERS = (
-    "errors config axes _compat progress metrics",
+    "errors config axes require _compat progress metrics",
     "payload",
     "model",
     "codec",
@@ -159,7 +159,7 @@ def test_a_model_file_is_checked_without_torch():
     code = """
         import sys
         sys.modules["torch"] = None
-        import deepsic_codec.model.batch, deepsic_codec.model.threads
+        import deepsic_codec.model.scheduler, deepsic_codec.model.threads
         from deepsic_codec.model.families import FAMILIES, load_checked
         from deepsic_codec.model.zoo import find_model
         arch, arrays = load_checked(find_model())

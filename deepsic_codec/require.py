@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from deepsic_codec.errors import MissingPackage
 
 
-def require(extra: str, *packages: str) -> None:
+def require(extra: str, *packages: str, purpose: str = "") -> None:
     """Raise MissingPackage unless packages are installed; none of them is imported.
 
     Parameters
@@ -14,8 +14,11 @@ def require(extra: str, *packages: str) -> None:
         Extra of deepsic-codec that brings the packages.
     *packages : str
         Names under which they are imported.
+    purpose : str
+        What needs them, for the message.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         names = " and ".join("pillow" if name == "PIL" else name for name in missing)
-        raise MissingPackage(f"missing package {names}; run pip install 'deepsic-codec[{extra}]'")
+        subject = f"{purpose} needs the package {names}, which is missing" if purpose else f"missing package {names}"
+        raise MissingPackage(f"{subject}; run pip install 'deepsic-codec[{extra}]'")

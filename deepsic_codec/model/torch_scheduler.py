@@ -1,0 +1,429 @@
+"""Run a loaded model over whole batches with torch: groups of equal shape, results in order.
+
+A pipeline starts each group on the device, waits for its results and passes each result through the last function of
+its chunk, on the host. A GPU has further groups started while the host codes, packs or restores the chunks of one. A
+CPU shares the groups among workers, each of which does all steps of its own chunks.
+"""
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deepsic_codec import config
+from deepsic_codec.axes import ceil_div
+from deepsic_codec.model.batch import (
+    DEFAULT_EFFORT,
+    DEFAULT_TUNE,
+    Encoded,
+    Pixels,
+    Qualities,
+    Scheduler,
+    Shape,
+    grid_of,
+)
+from deepsic_codec.model.device import Workers, download, stack_padded, upload
+from deepsic_codec.model.device_coder.coder import DeviceCoder
+from deepsic_codec.model.neighbours import Predictions
+from deepsic_codec.model.runtime import Chosen, LoadedModel
+from deepsic_codec.model.threads import Pending, pipelined, submit, submit_each
+from deepsic_codec.payload.constants import LATENT_STRIDE
+
+# Pixels whose activations fit a CPU's caches (tried: 2^17 to 2^21), and the same for each of several workers, which
+# compete for the caches; workers also take groups of this size (tried: 2^17 to 2^21).
+CACHED_PIXELS = 1 << 18
+WORKER_PIXELS = 1 << 19
+
+# A GPU takes a batch in PARTS groups, if each has at least PART_PIXELS (tried: 1 to 16 parts).
+PARTS, PART_PIXELS = 2, 1 << 21
+# The GPU does the entropy coding from min(96, 6 per host thread) chunks on: its run time hardly depends on their number
+# (measured with 16 cores; further cores would wait for one another).
+DEVICE_CODER_MIN_PER_THREAD = 6
+DEVICE_CODER_MIN_CHUNKS = 96
+# Batches that a GPU works on at a time: while one is entropy-coded, the networks run on the other.
+CONCURRENT_BATCHES = 2
+# Threads that copy images to and from pinned memory: one does not keep up with a GPU.
+COPY_THREADS = 4
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline(Generic[Result]):
+    """Functions that a batch goes through.
+
+    `start(indices, total)` starts a group of chunks of equal shape and returns their pending results; `total` is the
+    number of chunks of this shape in the batch. `finish` has the last function of each chunk, which takes its result on
+    the host; the threads of `pool` share these. `prefetch` groups are started before the results of one are waited for.
+    """
+
+    start: Callable[[list[int], int], Pending[list[Result]]]
+    finish: Sequence[Callable[[Result], Any]] | None = None
+    prefetch: int = 0
+    pool: ThreadPoolExecutor | None = None
+
+    def finished(self, indices: list[int], results: list[Result]) -> list[Any]:
+        """Pass the results of a group through the last functions of their chunks."""
+        if self.finish is None:
+            return results
+        finish = [self.finish[i] for i in indices]
+        return submit_each(self.pool if len(indices) > 1 else None, lambda k: finish[k](results[k]), len(indices))()
+
+
+class TorchScheduler(Scheduler):
+    """Runs a model with torch.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model on its device.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.device = model.device
+        self._coder_pools: dict[int, ThreadPoolExecutor] = {}  # by their number of threads
+        # The networks use every core already: two calls at a time would only compete.
+        self._networks = threading.Lock()
+        self._workers: Workers | None = None
+        # Groups that are started before one is waited for; a CPU that works on two groups is not faster.
+        self._prefetch = 0 if self.device.type == "cpu" else 1
+        self._decode_pool = ThreadPoolExecutor(2, "deepsic-decoder") if self._prefetch else None
+        self._copy_pool = ThreadPoolExecutor(COPY_THREADS, "deepsic-copier") if self._prefetch else None
+        self._batches = threading.BoundedSemaphore(CONCURRENT_BATCHES) if self._prefetch else nullcontext()
+
+    def encode(
+        self,
+        images: Sequence[Pixels],
+        qualities: Sequence[float],
+        efforts: Sequence[int] | None = None,
+        tunes: Sequence[str] | None = None,
+        *,
+        features: bool = True,
+        labels: bool = True,
+        symbols: bool = False,
+        pixels: bool = False,
+        finish: Sequence[Callable[[Encoded], Any]] | None = None,
+    ) -> list[Any]:
+        effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
+        tune = [DEFAULT_TUNE] * len(images) if tunes is None else list(tunes)
+
+        def start(group: list[int], total: int) -> Pending[list[Encoded]]:
+            first = group[0]
+            shape: Shape = images[first].shape[:3]
+            quality = [qualities[i] for i in group]
+            # Repeated edges cost fewer bits than a hard edge.
+            stacked = stack_padded([images[i] for i in group], LATENT_STRIDE, self.device, self._copy_pool)
+            chosen, scores, decoded = self._choose(
+                stacked, np.repeat(quality, shape[0]), shape, effort[first], tune[first], labels, pixels
+            )
+            coder = self.device_coder(total) if features else None
+            pending: dict[str, Pending[Sequence[Any]]] = {}
+            if features:
+                pending["features"] = self.model.encode_symbols(chosen, len(group), quality, self._pool(), coder, total)
+            if labels:
+                pending["cells"] = _split(scores, len(group))
+            if symbols:
+                pending["symbols"] = _split([download(chosen.symbols)], len(group))
+            if pixels:
+                pending["pixels"] = _split(decoded, len(group))
+
+            def wait() -> list[Encoded]:
+                columns = {name: values() for name, values in pending.items()}
+                rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+                return [Encoded(grid_of(shape), **row) for row in rows]
+
+            return wait
+
+        keys = [(*i.shape[:3], e, t, i.dtype == np.int16) for i, e, t in zip(images, effort, tune, strict=True)]
+        # Residuals, which need the pixels, are work for several threads; packing alone is not.
+        pool = self._copy_pool if pixels else None
+        with self._batches:
+            return self._run(keys, Pipeline(start, finish, self._prefetch, pool))
+
+    def decode(
+        self,
+        features: Sequence[bytes],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        q6: Sequence[bool] | None = None,
+        finish: Sequence[Callable[[Pixels], Any]] | None = None,
+    ) -> list[Any]:
+        in_q6 = [False] * len(shapes) if q6 is None else list(q6)
+
+        def start_group(group: list[int], total: int) -> Pending[list[Pixels]]:
+            shape = shapes[group[0]]
+            quality = [qualities[i] for i in group]
+            symbols, check = self._decoded_symbols([features[i] for i in group], shape, quality, total)
+            pixels = self._synthesise(symbols, np.repeat(quality, shape[0]), shape, in_q6[group[0]], len(group))
+
+            def wait() -> list[Pixels]:
+                check()
+                return pixels()
+
+            return wait
+
+        def start(group: list[int], total: int) -> Pending[list[Pixels]]:
+            if self.device_coder(total) is not None:
+                return start_group(group, total)
+            # Prior and coder wait for one another a dozen times; meanwhile those of the next group work.
+            started = submit(self._decode_pool, start_group, group, total)
+            return lambda: started()()
+
+        keys = [(*shape, one) for shape, one in zip(shapes, in_q6, strict=True)]
+        with self._batches:
+            return self._run(keys, Pipeline(start, finish, 2 * self._prefetch, self._copy_pool))
+
+    def decode_symbols(
+        self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
+    ) -> list[NDArray[np.int16]]:
+        def start(group: list[int], total: int) -> Pending[list[NDArray[np.int16]]]:
+            quality = [qualities[i] for i in group]
+            symbols, check = self._decoded_symbols([features[i] for i in group], shapes[group[0]], quality, total)
+            on_host = download(symbols) if isinstance(symbols, Tensor) else lambda: symbols
+
+            def wait() -> list[NDArray[np.int16]]:
+                check()
+                return [part.transpose(0, 3, 1, 2).copy() for part in np.split(on_host(), len(group))]
+
+            return wait
+
+        return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
+
+    def encode_symbols(
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
+    ) -> list[bytes]:
+        def start(group: list[int], total: int) -> Pending[list[bytes]]:
+            stacked = Chosen(upload(np.concatenate([symbols[i] for i in group]), self.device), None)
+            quality = [qualities[i] for i in group]
+            coder = self.device_coder(total)
+            return self.model.encode_symbols(stacked, len(group), quality, self._pool(), coder, total)
+
+        with self._batches:
+            return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
+
+    def synthesise(
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float], q6: bool
+    ) -> list[Pixels]:
+        def start(group: list[int], total: int) -> Pending[list[Pixels]]:
+            stacked = np.concatenate([symbols[i] for i in group])
+            shape = shapes[group[0]]
+            quality = np.repeat([qualities[i] for i in group], shape[0])
+            return self._synthesise(stacked, quality, shape, q6, len(group))
+
+        with self._batches:
+            return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
+
+    def score(
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
+    ) -> list[NDArray[np.uint8]]:
+        def start(group: list[int], total: int) -> Pending[list[NDArray[np.uint8]]]:
+            quality = np.repeat([qualities[i] for i in group], shapes[group[0]][0])
+            stacked = np.concatenate([symbols[i] for i in group]).transpose(0, 2, 3, 1)
+            with self._exclusive():
+                latents = self.model.latents_of(np.ascontiguousarray(stacked), quality)
+                scores = download(self.model.score(latents, quality))
+            return _split([scores], len(group))
+
+        return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
+
+    def dequantise(self, symbols: NDArray[np.int16], quality: Qualities) -> NDArray[np.float32]:
+        latents: NDArray[np.float32] = self.model.latents_of(symbols, quality).float().cpu().numpy()
+        return latents
+
+    def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
+        rows = list(zip(*columns, strict=True))
+        return submit_each(self._pool() if len(rows) > 1 else None, lambda i: function(*rows[i]), len(rows))()
+
+    def device_coder(self, chunks: int) -> DeviceCoder | None:
+        """Return the device's entropy coder, if it has one and codes this number of chunks faster than the host."""
+        least = min(DEVICE_CODER_MIN_CHUNKS, DEVICE_CODER_MIN_PER_THREAD * _host_threads())
+        return None if chunks < least else self.model.device_coder()
+
+    def _run(self, keys: Sequence[tuple[Any, ...]], pipeline: Pipeline[Any]) -> list[Any]:
+        """Run a pipeline over a batch; results come in order. Chunks of equal keys (S, H, W, ...) form a group."""
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for i, key in enumerate(keys):
+            groups[key].append(i)
+
+        def parts(limit: int, shares: int = 1) -> Iterator[tuple[list[int], int]]:
+            """Yield indices of groups of at most `limit` pixels, and the number of chunks of their shape."""
+            for (s, h, w, *_), members in groups.items():
+                size = max(1, min(limit // max(1, s * h * w), ceil_div(len(members), shares)))
+                for k in range(0, len(members), size):
+                    yield members[k : k + size], len(members)
+
+        limit, threads = config.get().pixels_per_call(self.device.type), self._worker_count()
+        if self._prefetch:  # parts: while one is entropy-coded, the device has another
+            part = max(PART_PIXELS, ceil_div(sum(s * h * w for s, h, w, *_ in keys), PARTS))
+            if self.device_coder(max(map(len, groups.values()), default=0)) is not None:
+                limit, pipeline = part, replace(pipeline, prefetch=PARTS)
+            else:
+                limit = min(limit, part)
+        if threads > 1:
+            share = WORKER_PIXELS if config.get().batch_pixels is None else min(WORKER_PIXELS, limit // threads)
+            shares = list(parts(share, threads))
+            if len(shares) >= threads:
+                return _in_order(self._on_workers(pipeline, shares, threads), len(keys))
+        started = ((indices, pipeline.start(indices, total)) for indices, total in parts(limit))
+        results = pipelined(started, pipeline.prefetch)
+        finished = ((indices, pipeline.finished(indices, values)) for indices, values in results)
+        return _in_order(finished, len(keys))
+
+    def _on_workers(
+        self, pipeline: Pipeline[Any], parts: Sequence[tuple[list[int], int]], threads: int
+    ) -> list[tuple[list[int], list[Any]]]:
+        """Run a pipeline on a CPU's workers: each takes a group through all steps, then the next group."""
+
+        def run(indices: list[int], total: int) -> tuple[list[int], list[Any]]:
+            return indices, pipeline.finished(indices, pipeline.start(indices, total)())
+
+        with self._networks:
+            if self._workers is None or self._workers.count != threads:
+                self._workers = Workers(threads)
+            return self._workers.run([lambda part=part: run(*part) for part in parts])  # type: ignore[misc]
+
+    def _worker_count(self) -> int:
+        """Return the number of workers that may share a batch; 1 on a GPU, on a worker and in forked processes."""
+        if self.device.type != "cpu" or Workers.is_worker() or _forked:
+            return 1
+        return config.get().threads or torch.get_num_threads()
+
+    def _pool(self) -> ThreadPoolExecutor | None:
+        """Return the threads for entropy coding; a worker codes its own chunks."""
+        if Workers.is_worker():
+            return None
+        threads = _host_threads()
+        if threads not in self._coder_pools:
+            self._coder_pools[threads] = ThreadPoolExecutor(threads, "deepsic-coder")
+        return self._coder_pools[threads]
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the networks, and keep a caller's autocast from them."""
+        worker, threads = Workers.is_worker(), config.get().threads
+        lock = nullcontext() if worker else self._networks  # a worker's caller holds the networks
+        with lock, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            before = torch.get_num_threads()
+            if not threads or threads == before or worker or _forked:
+                yield
+                return
+            torch.set_num_threads(threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
+
+    def _pieces(self, images: int, shape: Shape) -> Iterator[slice]:
+        """Yield slices of a group of images: within the batch limit and, on a CPU, small enough for its caches.
+
+        A slice has whole chunks, if the limit has room for one.
+        """
+        slices, h, w = shape
+        limit = config.get().pixels_per_call(self.device.type)
+        if self.device.type == "cpu":
+            limit = min(limit, WORKER_PIXELS if Workers.is_worker() else CACHED_PIXELS)
+        size = max(1, limit // (h * w))
+        size -= size % slices if size > slices else 0
+        for k in range(0, images, size):
+            yield slice(k, k + size)
+
+    def _choose(
+        self, images: Tensor, quality: Qualities, shape: Shape, effort: int, tune: str, labels: bool, pixels: bool
+    ) -> tuple[Chosen, list[Pending[NDArray[Any]]], list[Pending[NDArray[Any]]]]:
+        """Analyse padded images (N,H,W,3) and choose their symbols; start label scores and reconstruction, if asked."""
+        model, (_, height, width) = self.model, shape
+        chosen: list[Chosen] = []
+        scores: list[Pending[NDArray[Any]]] = []
+        decoded: list[Pending[NDArray[Any]]] = []
+        with self._exclusive():
+            for part in self._pieces(len(images), (1, images.shape[1], images.shape[2])):
+                analysed = model.analyse(images[part], quality[part])
+                unpadded = images[part, :height, :width]
+                chosen.append(model.choose(analysed.scaled, quality[part], effort, tune, unpadded))
+                if labels:
+                    scores.append(download(model.score(analysed.latents, quality[part])))
+                if pixels:
+                    synthesised = model.synthesise(chosen[-1].symbols, quality[part], images.dtype == torch.int16)
+                    decoded.append(download(synthesised[:, :height, :width]))
+            symbols = torch.cat([one.symbols for one in chosen])
+            return Chosen(symbols, _joined([one.predictions for one in chosen])), scores, decoded
+
+    def _decoded_symbols(
+        self, features: list[bytes], shape: Shape, quality: list[float], total: int
+    ) -> tuple[NDArray[np.int16] | Tensor, Pending[Any]]:
+        """Decode to symbols (N,h,w,C); the second result raises CorruptPayload if the device finds damage later."""
+        coder = self.device_coder(total)
+        if coder is not None:
+            return self.model.decode_symbols_on_device(features, shape, quality, coder, total)
+        return np.concatenate(self.model.decode_symbols(features, shape, quality, self._pool())), lambda: None
+
+    def _synthesise(
+        self, symbols: NDArray[np.int16] | Tensor, quality: Qualities, shape: Shape, q6: bool, chunks: int
+    ) -> Pending[list[Pixels]]:
+        """Start to reconstruct N chunks of equal shape from symbols (S chunks,h,w,C)."""
+        _, height, width = shape
+        started: list[Pending[NDArray[Any]]] = []
+        with self._exclusive():
+            for part in self._pieces(len(symbols), shape):
+                pixels = self.model.synthesise(symbols[part], quality[part], q6)
+                started.append(download(pixels[:, :height, :width]))
+        return _split(started, chunks)
+
+
+def _host_threads() -> int:
+    """Return the number of threads for work on the host, such as entropy coding."""
+    return config.get().threads or os.cpu_count() or 1
+
+
+def _split(pending: list[Pending[NDArray[Any]]], chunks: int) -> Pending[list[NDArray[Any]]]:
+    """Return the parts that belong to N chunks of equal shape, given pieces of their stacked images."""
+
+    def wait() -> list[NDArray[Any]]:
+        pieces = [piece() for piece in pending]
+        pending.clear()
+        slices = sum(map(len, pieces)) // chunks
+        if all(len(piece) % slices == 0 for piece in pieces):  # of whole chunks: views of the pieces
+            return [chunk for piece in pieces for chunk in np.split(piece, len(piece) // slices)]
+        return np.split(np.concatenate(pieces), chunks)
+
+    return wait
+
+
+def _in_order(results: Iterable[tuple[list[int], list[Any]]], count: int) -> list[Any]:
+    """Return the results of groups, which come with their indices, in the order of the batch."""
+    by_index: dict[int, Any] = {}
+    for indices, values in results:
+        by_index |= zip(indices, values, strict=True)
+    return [by_index[i] for i in range(count)]
+
+
+def _joined(parts: list[Predictions | None]) -> Predictions | None:
+    """Join predictions of the parts of a batch, pass by pass; None unless all are known."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return [(torch.cat([m for m, _ in one]), torch.cat([s for _, s in one])) for one in zip(*known, strict=True)]
+
+
+# Whether this process was forked: the threads of OpenMP did not survive that, and torch would wait for them forever.
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
