@@ -823,7 +823,9 @@ class Index(Metadata):
     def choose(self, rng: np.random.Generator) -> Any:  # noqa: D102
         name = str(rng.choice(list(self.stores)))
         store = self.stores[name]
-        case = {"archive": name, "operation": str(rng.choice(list(strangers.index_operations(store))))}
+        operations = list(strangers.index_operations(store))
+        shares = np.array([strangers.WRITERS.get(operation, 1.0) for operation in operations])
+        case = {"archive": name, "operation": str(rng.choice(operations, p=shares / shares.sum()))}
         if rng.random() < 0.6:
             return case | strangers.random_array(rng, store)
         return case | strangers.random_change(rng, store, "_labels/")

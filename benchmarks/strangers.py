@@ -21,6 +21,7 @@ from deepsic_codec.labels.expression import parse
 from deepsic_codec.labels.index import ATTRIBUTE
 from deepsic_codec.labels.query import Labels
 
+WRITERS = {"repair": 0.2, "again": 0.4}  # shares of cases of what takes ten to thirty times as long as other operations
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 VALUES: tuple[Any, ...] = (
     None,
