@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from zarr.storage import ZipStore
 from deepsic_codec import DeepSIC, config
 from deepsic_codec.model import file, zoo
 from deepsic_codec.payload.fields import FORMAT_VERSION
+from tests.common import ROOT
 from tests.fixtures import make
 
 VERSIONS = sorted(path for path in make.HERE.glob("v*") if path.is_dir())
@@ -28,6 +31,22 @@ def named(kind, suffix):
 def models(monkeypatch, tmp_path):
     """Models have to be in the package, or embedded in the arrays."""
     config.set(model_path=(), cache=tmp_path / "cache")
+
+
+def test_payloads_without_features_need_no_torch():
+    code = "import sys; sys.modules['torch'] = None; from tests.fixtures.make import main; sys.exit(main(['--decode']))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=300)
+    assert run.returncode == 0 and "0 differences" in run.stdout, run
+
+
+def test_payloads_that_decode_to_others_are_named(tmp_path):
+    for suffix in (".dsic", ".json"):
+        (tmp_path / "payloads").mkdir(exist_ok=True)
+        shutil.copy(make.folder_of() / "payloads" / f"lossless{suffix}", tmp_path / "payloads")
+    assert make.decoding_differences(tmp_path) == ([], 0)
+    stored = tmp_path / "payloads" / "lossless.json"
+    stored.write_text(json.dumps({**json.loads(stored.read_text()), "decoded": "0" * 64}))
+    assert make.decoding_differences(tmp_path) == (["lossless: decoded"], 0)
 
 
 def test_a_frozen_format_has_fixtures():

@@ -107,6 +107,7 @@ FEATURE_CASES = {
     "bounded": (lambda: mosaic(128, 96, 64), {"max_error": 2}),
     "bounded-deep": (lambda: deep(mosaic(64, 96)), {"max_error": 20, "quality": 60}),
     "bounded-reals": (lambda: reals(mosaic(64, 64)), {"max_error": 0.004, "value_range": (0, 1)}),
+    "bounded-fine-reals": (lambda: reals(mosaic(64, 64)), {"max_error": 1e-9, "value_range": (0, 1)}),
     "lossless": (lambda: mosaic(96, 96, 128), {"max_error": 0}),
     "psnr": (lambda: mosaic(96, 128, 192), {"psnr": 34}),
     "bpp": (lambda: mosaic(96, 128, 192), {"bpp": 0.75, "effort": 0}),
