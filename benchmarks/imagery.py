@@ -18,14 +18,12 @@ Bands are handed to a peer in all ways that it takes (together, in threes as col
 
 "JPEG 2000 + KLT" codes the KLT of the bands, of the covariance of horizontal and vertical differences, as components of
 one image with one scale and one slope of rate and distortion; its matrix counts. "JPEG 2000 5/3" is the reversible
-wavelet, cut off. JPEG XL takes values stretched to 16 bits, since its quality is about appearance; codecs of integers
-take floats stretched to 16 bits (JPEG 2000: 20).
+wavelet, cut off.
 
-Peers that know no NoData get the scene with the mean of each band in its place, and the bytes of the mask, packed bits
-with Zstd, count. Without loss or within a bound they get it as it is, too, if the NoData value comes back exactly and
-nowhere else, and the smaller counts. Errors are in units of the data, over all samples that are data. Bounds are in
-units of the data for integers, and in 256ths of the standard deviation for floats. Every round trip is checked. All
-codecs run on one thread. MB are those of raw samples.
+`deepsic_codec.io.peers` says what peers get in place of NoData, and where samples are stretched; without loss or within
+a bound the smaller way counts. Errors are in units of the data, over all samples that are data. Bounds are in units of
+the data for integers, and in 256ths of the standard deviation for floats. Every round trip is checked. All codecs run
+on one thread. MB are those of raw samples.
 """
 
 from __future__ import annotations
@@ -38,11 +36,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -53,13 +50,24 @@ from deepsic_codec import DeepSIC, config
 from deepsic_codec.errors import DeepSICError
 from deepsic_codec.io.images import TIFF
 from deepsic_codec.io.ingest import declared_nodata
-from deepsic_codec.io.peers import BAND_PEERS, BandPeer, band_groups, jpeg2000_components, split_bands
+from deepsic_codec.io.peers import (
+    BAND_PEERS,
+    BOUNDS,
+    LOSSLESS,
+    LOSSY,
+    MODES,
+    BandPeer,
+    Row,
+    Scene,
+    jpeg2000_components,
+    measure_peer,
+    peer_groups,
+    to_dtype,
+)
 from deepsic_codec.io.sources import open_sources
 
 Values = NDArray[Any]
-Restore = Callable[[Values], Values]
 
-LOSSY, LOSSLESS, BOUNDS = MODES = ("lossy", "lossless", "bounds")
 BITS = (0.2, 0.5, 1.0, 2.0, 4.0)  # per sample
 BOUND_SIZES = (1.0, 2.0, 4.0, 16.0)
 FLOAT_BOUND = 1 / 256  # standard deviations: the bound 1 of floats
@@ -75,133 +83,6 @@ MATCH = 0.02  # relative difference of bytes that counts as equal
 # A peer whose error is at most this multiple of that of DeepSIC is measured at settings of these bytes and closer.
 NEAR, APART, HALVINGS = 1.15, 1.1, 7
 STRIDE = 4  # steps of a ladder at a time, below the bytes of DeepSIC
-AS_IS = ", NoData as it is"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A round trip of a scene through a codec.
-
-    Attributes
-    ----------
-    scene, codec, group, mode : str
-        Names; how the codec was handed the bands; one of `MODES`.
-    target : float
-        Bits per sample for DeepSIC, the setting of a lossy peer, the bound as a multiple of the unit of bounds.
-    bits : float
-        Per sample.
-    rms, largest : float
-        Errors over samples that are data, in units of the data.
-    encode, decode : float
-        MB/s of raw samples.
-    kept : bool
-        Whether the NoData value came back exactly and nowhere else; if not, the row does not count.
-    """
-
-    scene: str
-    codec: str
-    group: str
-    mode: str
-    target: float
-    bits: float
-    rms: float
-    largest: float
-    encode: float
-    decode: float
-    kept: bool = True
-
-    @property
-    def key(self) -> tuple[str, str, str, str, float]:
-        """What is measured."""
-        return self.scene, self.codec, self.group, self.mode, self.target
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """An image (height, width, bands) with its NoData value: a number, "NaN" or None."""
-
-    name: str
-    values: Values
-    nodata: Any = None
-
-    @cached_property
-    def valid(self) -> NDArray[np.bool_]:
-        """Samples that are data."""
-        return ~self.equal_nodata(self.values)
-
-    def equal_nodata(self, values: Values) -> NDArray[np.bool_]:
-        """Return which values are the NoData value."""
-        if self.nodata is None:
-            return np.zeros(values.shape, bool)
-        return np.isnan(values) if self.nodata == "NaN" else values == self.values.dtype.type(self.nodata)
-
-    @cached_property
-    def filled(self) -> Values:
-        """The scene with the mean of each band instead of NoData."""
-        values = self.values.copy()
-        for band in range(values.shape[2]):
-            data = self.valid[..., band]
-            mean = values[..., band][data].mean(dtype=np.float64) if data.any() else 0
-            values[..., band][~data] = np.rint(mean) if values.dtype.kind in "iu" else mean
-        return values
-
-    @cached_property
-    def mask(self) -> bytes:
-        """The mask as packed bits with Zstd; empty if all samples are data."""
-        if self.valid.all():
-            return b""
-        return bytes(imagecodecs.zstd_encode(np.packbits(np.moveaxis(self.valid, -1, 0)).tobytes(), level=19))
-
-    @cached_property
-    def deviation(self) -> float:
-        """Standard deviation of the samples that are data, over all bands."""
-        return float(self.values[self.valid].std(dtype=np.float64)) or 1.0
-
-    @property
-    def is_float(self) -> bool:
-        """Whether samples are floats."""
-        return self.values.dtype.kind == "f"
-
-    def bound(self, multiple: float) -> float:
-        """Return a bound on the error in units of the data."""
-        return multiple * self.deviation * FLOAT_BOUND if self.is_float else multiple
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Parameters of DeepSIC."""
-        parameters: dict[str, Any] = {"axes": "yxc", "nodata": self.nodata}
-        data = self.values[self.valid]
-        if self.values.dtype.itemsize > 1 and data.min() < data.max():
-            parameters["value_range"] = (data.min().item(), data.max().item())
-        return parameters
-
-    def measure(
-        self,
-        codec: str,
-        group: str,
-        mode: str,
-        target: float,
-        encode: Callable[[], Sequence[bytes]],
-        decode: Callable[[Sequence[bytes]], Values],
-    ) -> tuple[Row, Values]:
-        """Measure a round trip, check it, and return the decoded samples, too."""
-        started = time.perf_counter()
-        stored = encode()
-        encoded = time.perf_counter()
-        decoded = decode(stored)
-        seconds = encoded - started, time.perf_counter() - encoded
-        if decoded.shape != self.values.shape or decoded.dtype != self.values.dtype:
-            raise AssertionError(f"{self.name}, {codec}: decoded {decoded.dtype} {decoded.shape}")
-        error = np.abs(decoded.astype(np.float64) - self.values)[self.valid]
-        rms, largest = float(np.sqrt(np.square(error).mean())), float(error.max())
-        limit = {LOSSY: np.inf, LOSSLESS: 0.0, BOUNDS: self.bound(target)}[mode]
-        if self.is_float and not codec.startswith(OURS):  # peers compute in float32
-            limit += float(np.spacing(np.abs(self.values[self.valid]).max()))
-        if not largest <= limit:  # also if it is NaN
-            raise AssertionError(f"{self.name}, {codec}, {group}: error {largest}, bound {limit}")
-        bits = 8 * sum(map(len, stored)) / self.values.size
-        speeds = [self.values.nbytes / 1e6 / max(duration, 1e-9) for duration in seconds]
-        return Row(self.name, codec, group, mode, target, bits, rms, largest, speeds[0], speeds[1]), decoded
 
 
 def read_scenes(locations: Sequence[Path], patterns: Sequence[str]) -> Iterator[Scene]:
@@ -227,14 +108,28 @@ def read_scene(path: Path) -> Scene:
     nodata = declared_nodata(source)
     if nodata is None and values.dtype.kind == "f" and np.isnan(values).any():
         nodata = "NaN"
-    return Scene(path.stem, np.ascontiguousarray(values), nodata)
+    scene = Scene(path.stem, np.ascontiguousarray(values), nodata)
+    return replace(scene, unit=scene.deviation * FLOAT_BOUND) if scene.is_float else scene
+
+
+def parameters(scene: Scene) -> dict[str, Any]:
+    """Return the parameters of DeepSIC for a scene."""
+    parameters: dict[str, Any] = {"axes": "yxc", "nodata": scene.nodata}
+    data = scene.values[scene.valid]
+    if scene.values.dtype.itemsize > 1 and data.min() < data.max():
+        parameters["value_range"] = (data.min().item(), data.max().item())
+    return parameters
 
 
 def ours(scene: Scene, codec: str, mode: str, target: float) -> Row:
     """Store a scene with DeepSIC: as one chunk without labels, or in chunks with labels."""
     height, width, bands = scene.values.shape
-    rate = {LOSSY: {"bpp": target * bands}, LOSSLESS: {"max_error": 0}, BOUNDS: {"max_error": scene.bound(target)}}
-    coder = DeepSIC(**scene.parameters, **rate[mode], semantics="none" if codec == OURS else "pre")
+    rate = {
+        LOSSY: {"bpp": target * bands},
+        LOSSLESS: {"max_error": 0},
+        BOUNDS: {"max_error": scene.limit(BOUNDS, target)},
+    }
+    coder = DeepSIC(**parameters(scene), **rate[mode], semantics="none" if codec == OURS else "pre")
     edge = max(height, width) if codec == OURS else EDGE
     corners = [(y, x) for y in range(0, height, edge) for x in range(0, width, edge)]
     places = [(slice(y, y + edge), slice(x, x + edge)) for y, x in corners]
@@ -250,78 +145,8 @@ def ours(scene: Scene, codec: str, mode: str, target: float) -> Row:
 
     row, decoded = scene.measure(codec, "", mode, target, encode, decode)
     if not np.array_equal(scene.equal_nodata(decoded), ~scene.valid):
-        raise AssertionError(f"{scene.name}: the NoData value is not where it was")
+        raise ValueError(f"{scene.name}: the NoData value is not where it was")
     return row
-
-
-def as_integers(values: Values, bits: int) -> tuple[Values, float, Restore]:
-    """Return unsigned integers or, for more than 16 bits, int32 that stand for samples.
-
-    Parameters
-    ----------
-    values : ndarray
-        Samples.
-    bits : int
-        Stretch them to integers of this many bits; 0 leaves integers as they are and only makes them unsigned.
-
-    Returns
-    -------
-    (ndarray, float, callable)
-        Integers, the difference of two neighbours in units of the data, and the way back.
-    """
-    if bits == 0 or values.dtype == np.uint8:
-        low, step = float(np.iinfo(values.dtype).min), 1.0
-        integers = (values.astype(np.int64) - int(low)).astype(f"u{values.dtype.itemsize}")
-    else:
-        middle = 0 if bits <= 16 else 1 << (bits - 1)
-        low = float(values.min())
-        step = (float(values.max()) - low) / ((1 << bits) - 1) or 1.0
-        integers = np.rint((values.astype(np.float64) - low) / step) - middle
-        low, integers = low + middle * step, integers.astype(np.int32 if middle else np.uint16)
-    return integers, step, lambda decoded: to_dtype(low + step * decoded.astype(np.float64), values.dtype)
-
-
-def to_dtype(decoded: Values, dtype: np.dtype[Any]) -> Values:
-    """Round and clip decoded numbers to a dtype."""
-    if dtype.kind == "f":
-        return decoded.astype(dtype)
-    info = np.iinfo(dtype)
-    return np.clip(np.rint(decoded), info.min, info.max).astype(dtype)
-
-
-def measure_peer(scene: Scene, peer: BandPeer, group: str, mode: str, target: float) -> Row:
-    """Measure a peer.
-
-    A lossy target is a distance of JPEG XL or an RMS error as a share of the standard deviation.
-    """
-    as_is = group.endswith(AS_IS)
-    values = scene.values if as_is else scene.filled
-    if scene.is_float and peer.floats:
-        image, step, restore = values, 1.0, lambda decoded: to_dtype(decoded, values.dtype)
-    else:
-        stretched = scene.is_float or (mode == LOSSY and peer.distances)
-        image, step, restore = as_integers(values, peer.depth if stretched else 0)
-    parts = split_bands(image, group.removesuffix(AS_IS))
-    setting = target if peer.distances else target * scene.deviation / step
-
-    def encode() -> list[bytes]:
-        if mode == LOSSLESS:
-            assert peer.lossless is not None
-            payloads = [peer.lossless(part) for part in parts]
-        elif mode == BOUNDS:
-            assert peer.bounded is not None
-            payloads = [peer.bounded(part, scene.bound(target)) for part in parts]
-        else:
-            assert peer.lossy is not None
-            payloads = [peer.lossy(part, setting) for part in parts]
-        return payloads if as_is else [*payloads, scene.mask]
-
-    def decode(payloads: Sequence[bytes]) -> Values:
-        decoded = [peer.decode(payload, part) for payload, part in zip(payloads, parts, strict=False)]
-        return restore(np.concatenate([part.reshape(*part.shape[:2], -1) for part in decoded], axis=2))
-
-    row, decoded = scene.measure(peer.name, group, mode, target, encode, decode)
-    return replace(row, kept=not as_is or np.array_equal(scene.equal_nodata(decoded), ~scene.valid))
 
 
 def klt(values: Values) -> NDArray[np.float32]:
@@ -380,7 +205,7 @@ class Results:
             try:
                 self._rows[key] = measure()
             # Errors of imagecodecs are RuntimeErrors. A codec that does not keep its promise is left out, too.
-            except (DeepSICError, RuntimeError, ValueError, AssertionError) as error:
+            except (DeepSICError, RuntimeError, ValueError) as error:
                 self.failures.append(f"{scene}, {codec} {group}, {mode} {target:g}: {error}")
                 return None
         return self._rows[key]
@@ -405,10 +230,10 @@ def run(scene: Scene, results: Results, codecs: Sequence[str], targets: dict[str
     stored = [row for row in results.rows if row.scene == scene.name and row.codec in codecs and row.mode == LOSSY]
     for peer in BAND_PEERS.values():
         for mode, numbers in targets.items():
-            if mode == LOSSY and peer.lossy is not None:
-                for group in band_groups(peer, scene.values.shape[2]):
+            if mode == LOSSY:
+                for group in peer_groups(scene, peer, mode):
                     _ladder(results, scene, peer.name, group, stored)
-            elif (peer.lossless if mode == LOSSLESS else peer.bounded if mode == BOUNDS else None) is not None:
+            else:
                 _bounded(results, scene, peer, mode, numbers)
         results.save()
     if LOSSY in targets and scene.values.shape[2] > 1:
@@ -419,9 +244,9 @@ def run(scene: Scene, results: Results, codecs: Sequence[str], targets: dict[str
 def warm_up(scene: Scene) -> None:
     """Compile and load what DeepSIC needs, on a part of the scene; errors are left to the measurements."""
     part = np.ascontiguousarray(scene.values[:128, :128])
-    for rate in ({"quality": 50}, {"max_error": scene.bound(1)}):
+    for rate in ({"quality": 50}, {"max_error": scene.limit(BOUNDS, 1)}):
         with suppress(DeepSICError):
-            codec = DeepSIC(**scene.parameters, **rate)
+            codec = DeepSIC(**parameters(scene), **rate)
             codec.decode(codec.encode(part))
 
 
@@ -447,7 +272,7 @@ def _ladder(results: Results, scene: Scene, codec: str, group: str, stored: Sequ
     while first + STRIDE < len(settings) and bits(settings[first + STRIDE]) < min(rates):
         first += STRIDE
     reached = any(bits(setting) > max(rates) for setting in settings[first:])
-    if not reached and peer is not None and peer.lossless is not None and not scene.is_float:
+    if not reached and peer is not None:
         _bounded(results, scene, peer, LOSSLESS, [0.0])
     for one in stored:
         for _ in range(HALVINGS):
@@ -465,12 +290,7 @@ def _ladder(results: Results, scene: Scene, codec: str, group: str, stored: Sequ
 
 def _bounded(results: Results, scene: Scene, peer: BandPeer, mode: str, targets: Sequence[float]) -> None:
     """Measure a peer without loss or within bounds."""
-    if scene.is_float and not peer.floats:
-        return
-    groups = band_groups(peer, scene.values.shape[2])
-    if not scene.is_float and not scene.valid.all():
-        groups += [group + AS_IS for group in groups]
-    for group in groups:
+    for group in peer_groups(scene, peer, mode):
         for target in targets:
             measure = partial(measure_peer, scene, peer, group, mode, target)
             results.get(measure, scene.name, peer.name, group, mode, target)
@@ -586,7 +406,7 @@ def title(mode: str, target: float) -> str:
 def describe(scene: Scene, comparisons: Sequence[Comparison]) -> str:
     """Return the table of a scene."""
     height, width, bands = scene.values.shape
-    lines = [f"## {scene.name}", "", f"{height} x {width} x {bands} {scene.values.dtype}, DeepSIC({scene.parameters})"]
+    lines = [f"## {scene.name}", "", f"{height} x {width} x {bands} {scene.values.dtype}, DeepSIC({parameters(scene)})"]
     header = ["target", "codec", "bands", "bits/sample", "RMS error", "max error", "encode MB/s", "decode MB/s"]
     cells = [
         [

@@ -1,13 +1,21 @@
 """Other codecs, to compare with, through imagecodecs and Pillow.
 
 `PEERS` store RGB images of 8 bits. `BAND_PEERS` store images of any number of bands: with loss at a setting, within a
-bound on the error, or without loss. `LOSSLESS_PEERS` store RGB images of 8 bits without loss.
+bound on the error, or without loss; `measure_peer` measures one on a `Scene`. `LOSSLESS_PEERS` store RGB images of 8
+bits without loss.
+
+Peers that know no NoData get a scene with the mean of each band in its place, and the bytes of the mask, packed bits
+with Zstd, count. Without loss or within a bound they can get it as it is, too: that counts if the NoData value comes
+back exactly and nowhere else. JPEG XL takes values stretched to 16 bits with loss, since its quality is about
+appearance; codecs of integers take floats stretched to 16 bits (JPEG 2000: 20).
 """
 
 import io
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +26,10 @@ from deepsic_codec.require import require
 Pixels = NDArray[np.uint8]
 Samples = NDArray[Any]
 Functions = tuple[Callable[[Pixels, float], bytes], Callable[[bytes], Pixels]]
+RoundTrip = tuple[Callable[[], Sequence[bytes]], Callable[[Sequence[bytes]], Samples]]
+
+LOSSY, LOSSLESS, BOUNDS = MODES = ("lossy", "lossless", "bounds")
+AS_IS = ", NoData as it is"
 
 
 @dataclass(frozen=True)
@@ -454,3 +466,218 @@ LOSSLESS_PEERS: dict[str, BandPeer] = {
         BandPeer("Blosc-Zstd", ("all",), _blosc_samples, _blosc),
     )
 }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A round trip of a scene through a codec.
+
+    Attributes
+    ----------
+    scene, codec, group, mode : str
+        Names; how the codec was handed the bands; one of `MODES`.
+    target : float
+        Setting with loss, bound as a multiple of `Scene.unit`.
+    bits : float
+        Per sample.
+    rms, largest : float
+        Errors over samples that are data, in units of the data.
+    encode, decode : float
+        MB/s of raw samples.
+    kept : bool
+        Whether the NoData value came back exactly and nowhere else; if not, the row does not count.
+    """
+
+    scene: str
+    codec: str
+    group: str
+    mode: str
+    target: float
+    bits: float
+    rms: float
+    largest: float
+    encode: float
+    decode: float
+    kept: bool = True
+
+    @property
+    def key(self) -> tuple[str, str, str, str, float]:
+        """What is measured."""
+        return self.scene, self.codec, self.group, self.mode, self.target
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """An image (height, width, bands) with its NoData value: a number, "NaN" or None.
+
+    Bounds are multiples of `unit`, in units of the data.
+    """
+
+    name: str
+    values: Samples
+    nodata: Any = None
+    unit: float = 1.0
+
+    @cached_property
+    def valid(self) -> NDArray[np.bool_]:
+        """Samples that are data."""
+        return ~self.equal_nodata(self.values)
+
+    def equal_nodata(self, values: Samples) -> NDArray[np.bool_]:
+        """Return which values are the NoData value."""
+        if self.nodata is None:
+            return np.zeros(values.shape, bool)
+        return np.isnan(values) if self.nodata == "NaN" else values == self.values.dtype.type(self.nodata)
+
+    @cached_property
+    def filled(self) -> Samples:
+        """The scene with the mean of each band instead of NoData."""
+        values = self.values.copy()
+        for band in range(values.shape[2]):
+            data = self.valid[..., band]
+            mean = values[..., band][data].mean(dtype=np.float64) if data.any() else 0
+            values[..., band][~data] = np.rint(mean) if values.dtype.kind in "iu" else mean
+        return values
+
+    @cached_property
+    def mask(self) -> bytes:
+        """The mask as packed bits with Zstd; empty if all samples are data."""
+        if self.valid.all():
+            return b""
+        return bytes(_imagecodecs().zstd_encode(np.packbits(np.moveaxis(self.valid, -1, 0)).tobytes(), level=19))
+
+    @cached_property
+    def deviation(self) -> float:
+        """Standard deviation of the samples that are data, over all bands."""
+        return float(self.values[self.valid].std(dtype=np.float64)) or 1.0
+
+    @property
+    def is_float(self) -> bool:
+        """Whether samples are floats."""
+        return self.values.dtype.kind == "f"
+
+    def limit(self, mode: str, target: float) -> float:
+        """Return the largest error that a mode allows, in units of the data."""
+        return {LOSSY: np.inf, LOSSLESS: 0.0, BOUNDS: target * self.unit}[mode]
+
+    def measure(
+        self,
+        codec: str,
+        group: str,
+        mode: str,
+        target: float,
+        encode: Callable[[], Sequence[bytes]],
+        decode: Callable[[Sequence[bytes]], Samples],
+        tolerance: float = 0.0,
+    ) -> tuple[Row, Samples]:
+        """Measure a round trip, check it, and return the decoded samples, too.
+
+        Raises
+        ------
+        ValueError
+            If shape or dtype change, or the error is larger than the mode allows by more than the tolerance.
+        """
+        started = time.perf_counter()
+        stored = encode()
+        encoded = time.perf_counter()
+        decoded = decode(stored)
+        seconds = encoded - started, time.perf_counter() - encoded
+        if decoded.shape != self.values.shape or decoded.dtype != self.values.dtype:
+            raise ValueError(f"{self.name}, {codec}: decoded {decoded.dtype} {decoded.shape}")
+        error = np.abs(decoded.astype(np.float64) - self.values)[self.valid]
+        rms, largest = float(np.sqrt(np.square(error).mean())), float(error.max())
+        limit = self.limit(mode, target) + tolerance
+        if not largest <= limit:  # also if it is NaN
+            raise ValueError(f"{self.name}, {codec}, {group}: error {largest}, bound {limit}")
+        bits = 8 * sum(map(len, stored)) / self.values.size
+        speeds = [self.values.nbytes / 1e6 / max(duration, 1e-9) for duration in seconds]
+        return Row(self.name, codec, group, mode, target, bits, rms, largest, speeds[0], speeds[1]), decoded
+
+
+def as_integers(values: Samples, bits: int) -> tuple[Samples, float, Callable[[Samples], Samples]]:
+    """Return unsigned integers or, for more than 16 bits, int32 that stand for samples.
+
+    Parameters
+    ----------
+    values : ndarray
+        Samples.
+    bits : int
+        Stretch them to integers of this many bits; 0 leaves integers as they are and only makes them unsigned.
+
+    Returns
+    -------
+    (ndarray, float, callable)
+        Integers, the difference of two neighbours in units of the data, and the way back.
+    """
+    if bits == 0 or values.dtype == np.uint8:
+        low, step = float(np.iinfo(values.dtype).min), 1.0
+        integers = (values.astype(np.int64) - int(low)).astype(f"u{values.dtype.itemsize}")
+    else:
+        middle = 0 if bits <= 16 else 1 << (bits - 1)
+        low = float(values.min())
+        step = (float(values.max()) - low) / ((1 << bits) - 1) or 1.0
+        integers = np.rint((values.astype(np.float64) - low) / step) - middle
+        low, integers = low + middle * step, integers.astype(np.int32 if middle else np.uint16)
+    return integers, step, lambda decoded: to_dtype(low + step * decoded.astype(np.float64), values.dtype)
+
+
+def to_dtype(decoded: Samples, dtype: np.dtype[Any]) -> Samples:
+    """Round and clip decoded numbers to a dtype."""
+    if dtype.kind == "f":
+        return decoded.astype(dtype)
+    info = np.iinfo(dtype)
+    return np.clip(np.rint(decoded), info.min, info.max).astype(dtype)
+
+
+def round_trip(scene: Scene, peer: BandPeer, group: str, mode: str, target: float) -> RoundTrip:
+    """Return how a peer encodes and decodes a scene.
+
+    A lossy target is a distance of JPEG XL or an RMS error as a share of the standard deviation.
+    """
+    as_is = group.endswith(AS_IS)
+    values = scene.values if as_is else scene.filled
+    if scene.is_float and peer.floats:
+        image, step, restore = values, 1.0, lambda decoded: to_dtype(decoded, values.dtype)
+    else:
+        stretched = scene.is_float or (mode == LOSSY and peer.distances)
+        image, step, restore = as_integers(values, peer.depth if stretched else 0)
+    parts = split_bands(image, group.removesuffix(AS_IS))
+    setting = target if peer.distances else target * scene.deviation / step
+
+    def encode() -> list[bytes]:
+        if mode == LOSSLESS and peer.lossless is not None:
+            payloads = [peer.lossless(part) for part in parts]
+        elif mode == BOUNDS and peer.bounded is not None:
+            payloads = [peer.bounded(part, scene.limit(mode, target)) for part in parts]
+        elif mode == LOSSY and peer.lossy is not None:
+            payloads = [peer.lossy(part, setting) for part in parts]
+        else:
+            raise ValueError(f"{peer.name} has no mode {mode}")
+        return payloads if as_is else [*payloads, scene.mask]
+
+    def decode(payloads: Sequence[bytes]) -> Samples:
+        decoded = [peer.decode(payload, part) for payload, part in zip(payloads, parts, strict=False)]
+        return restore(np.concatenate([part.reshape(*part.shape[:2], -1) for part in decoded], axis=2))
+
+    return encode, decode
+
+
+def measure_peer(scene: Scene, peer: BandPeer, group: str, mode: str, target: float) -> Row:
+    """Measure a peer; the arguments are those of `round_trip`."""
+    encode, decode = round_trip(scene, peer, group, mode, target)
+    # Peers compute in float32.
+    tolerance = float(np.spacing(np.abs(scene.values[scene.valid]).max())) if scene.is_float else 0.0
+    row, decoded = scene.measure(peer.name, group, mode, target, encode, decode, tolerance)
+    kept = not group.endswith(AS_IS) or np.array_equal(scene.equal_nodata(decoded), ~scene.valid)
+    return replace(row, kept=kept)
+
+
+def peer_groups(scene: Scene, peer: BandPeer, mode: str) -> list[str]:
+    """Return in how many ways a peer takes the bands of a scene in a mode; none if it does not have the mode."""
+    takes = {LOSSY: peer.lossy, LOSSLESS: peer.lossless, BOUNDS: peer.bounded}[mode] is not None
+    if not takes or (mode != LOSSY and scene.is_float and not peer.floats):
+        return []
+    groups = band_groups(peer, scene.values.shape[2])
+    if mode != LOSSY and not scene.is_float and not scene.valid.all():
+        groups += [group + AS_IS for group in groups]
+    return groups
