@@ -36,6 +36,12 @@ def psnr(original: ArrayLike, decoded: ArrayLike, peak: float = 255.0) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(peak**2 / error))
 
 
+def errors(original: ArrayLike, decoded: ArrayLike) -> tuple[float, float]:
+    """Return the root mean square error and the largest error, in units of the samples; NaN without samples."""
+    error = np.abs(np.asarray(original, np.float64) - decoded)
+    return (float(np.sqrt(np.square(error).mean())), float(error.max())) if error.size else (float("nan"),) * 2
+
+
 def luma(rgb: ArrayLike) -> Floats:
     """Return the luma (BT.601, full range, not rounded) of RGB samples (..., 3): float32 (...), scaled as the input."""
     return np.asarray(rgb, np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from deepsic_codec.io import compare
+from deepsic_codec.io.images import read_rgb
 from deepsic_codec.samples import drone_frame
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=768, help="edge of the part of the bundled image")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    images = [(path.name, compare.read_image(path)) for path in args.images]
+    images = [(path.name, read_rgb(path)) for path in args.images]
     images = images or [("drone-frame", drone_frame()[-args.size :, -args.size :])]
 
     print(f"{'image':<16} {'codec':<16} {'bytes':>9} {'bpp':>6} {'PSNR':>6} {'MS-SSIM':>8} {'encode':>8} {'decode':>8}")

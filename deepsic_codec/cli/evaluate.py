@@ -101,7 +101,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def _print(results: Sequence["Result"]) -> None:
-    columns = ["image", "quality", "bytes", "bpp", "PSNR dB", "luma dB", "MS-SSIM", "top-1"]
+    columns = ["image", "quality", "bytes", "bpp", "PSNR dB (peak 255)", "luma dB", "RMSE", "largest error"]
+    columns += ["MS-SSIM", "top-1"]
     rows = [
         [
             result.image,
@@ -110,6 +111,8 @@ def _print(results: Sequence["Result"]) -> None:
             f"{result.bpp:.4f}",
             f"{result.psnr:.2f}",
             f"{result.psnr_luma:.2f}",
+            f"{result.rmse:.3f}",
+            f"{result.largest:.1f}".removesuffix(".0"),
             f"{result.ms_ssim:.4f}" if isfinite(result.ms_ssim) else "-",
             f"{result.top1:.3f}" if isfinite(result.top1) else "-",
         ]

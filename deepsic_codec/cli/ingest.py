@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
-from deepsic_codec.cli.options import add_encoder_options, add_json, add_quality, encoder_options, integers
+from deepsic_codec.cli.options import add_encoder_options, add_json, add_quality, encoder_options, integers, nodata
 
 if TYPE_CHECKING:
     from deepsic_codec.io.images import ImageSource
-    from deepsic_codec.io.ingest import Ingested
+    from deepsic_codec.io.ingest import Estimate, Ingested
     from deepsic_codec.io.zarr_source import PlainNode
 
 
@@ -42,7 +42,7 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     )
     add("--value-range", type=_value_range, metavar="LOW,HIGH", default=argparse.SUPPRESS, help=text)
     text = "value of pixels without data: a number, nan, or none (default: as declared by the source)"
-    add("--nodata", type=_nodata, metavar="VALUE", default=argparse.SUPPRESS, help=text)
+    add("--nodata", type=nodata, metavar="VALUE", default=argparse.SUPPRESS, help=text)
     text = "features of the networks, or wavelets (default: auto, wavelets for all but photographs at low rates)"
     add("--transform", choices=("auto", "features", "wavelet"), default=argparse.SUPPRESS, help=text)
     text = "code what bands have in common once (auto, the default), or code each band by itself (none)"
@@ -82,13 +82,6 @@ def _value_range(text: str) -> Any:
     if not numbers or len(numbers) % 2:
         raise argparse.ArgumentTypeError(f"expected LOW,HIGH, more such pairs, or chunk, got {text!r}")
     return list(zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _nodata(text: str) -> float | None:
-    try:
-        return None if text.lower() == "none" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, nan or none, got {text!r}") from None
 
 
 def run_ingest(args: argparse.Namespace) -> int:
@@ -191,14 +184,18 @@ def _dry_run(
     skipped: list[str],
 ) -> int:
     """Print what would be stored; returns the exit status."""
-    from deepsic_codec.io.ingest import PSNR_CHUNKS, estimate
+    from deepsic_codec.io.ingest import estimate
 
-    estimates = [estimate(source, codec=codec, chunk=args.chunk) for source in sources]
+    estimates = []
+    with progress_bar("estimating") as progress:
+        for source in sources:
+            estimates.append(estimate(source, codec=codec, chunk=args.chunk))
+            progress(len(estimates), len(sources))
     if args.json:
         say_json({"arrays": list(map(asdict, estimates)), "copied": copied, "skipped": skipped})
         return LEFT_OUT if skipped else 0
     columns = ["array", "shape", "axes", "dtype", "nodata", "chunks", "raw bytes", "stored, about", "ratio"]
-    columns += ["seconds, about", f"PSNR dB ({PSNR_CHUNKS} chunks)", "RMSE", "largest error"]
+    columns += ["seconds, about", "from chunks", "PSNR dB", "its peak", "RMSE", "largest error"]
     rows = [
         [
             item.name,
@@ -208,22 +205,40 @@ def _dry_run(
             "-" if item.nodata is None else str(item.nodata),
             " x ".join(map(str, item.chunks)),
             f"{item.raw:,}",
-            f"{item.stored:,}",
-            f"{item.raw / item.stored:.1f}" if item.stored else "-",
-            f"{item.seconds:.1f}",
+            *_estimated([item]),
             f"{item.psnr:.2f}",
-            f"{item.rmse:.4g}",
-            f"{item.largest:.4g}",
+            *(f"{value:.4g}" for value in (item.peak, item.rmse, item.largest)),
         ]
         for item in estimates
     ]
+    if len(estimates) > 1:
+        total = f"{sum(item.raw for item in estimates):,}"
+        rows.append([f"all {len(estimates)}", "", "", "", "", "", total, *_estimated(estimates), "", "", "", ""])
     say_table(columns, rows, left=("shape", "axes", "dtype", "nodata", "chunks"))
+    _say_closer(estimates)
     for path in copied:
         say(f"to be copied as it is: {path}")
     for message in skipped:
         say(f"to be skipped: {message}")
     say("Nothing was written.")
     return LEFT_OUT if skipped else 0
+
+
+def _estimated(estimates: Sequence["Estimate"]) -> list[str]:
+    """Return the cells from "stored, about" to "from chunks", summed over arrays."""
+    raw, stored, sampled, total = (
+        sum(getattr(item, name) for item in estimates) for name in ("raw", "stored", "sampled", "total")
+    )
+    seconds = sum(item.seconds for item in estimates)
+    return [f"{stored:,}", f"{raw / stored:.1f}" if stored else "-", f"{seconds:.1f}", f"{sampled:,} of {total:,}"]
+
+
+def _say_closer(results: Sequence[Any]) -> None:
+    """Say for which arrays a bound on the error is smaller and closer than what was asked for."""
+    for result in results:
+        if result.closer_bound is not None:
+            bound = f"--max-error {result.closer_bound:g}"
+            say(f"{result.name}: {bound} would be smaller and closer, as a chunk shows ({bound} alone, no quality)")
 
 
 def _check_order(sources: Sequence["ImageSource"], url: str) -> None:
@@ -267,6 +282,7 @@ def _summary(results: Sequence["Ingested"]) -> None:
     if len(results) > 1:
         rows.append([f"all {len(results)}", "", *_sizes(results, "", "", "", ""), ""])
     say_table(columns, rows, left=("shape", "labels (chunks)"))
+    _say_closer(results)
 
 
 def _sizes(results: Sequence["Ingested"], *errors: str) -> list[str]:

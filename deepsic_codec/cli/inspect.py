@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -92,7 +93,7 @@ def _rows(array: Mapping[str, Any]) -> dict[str, str]:
         )
     if size.get("parts"):
         rows["parts"] = ", ".join(f"{name} {part:.1%}" for name, part in size["parts"].items())
-    rows["error"] = _error(array["error"], array["dtype"])
+    rows["error"] = _error(array["error"])
     rows["labels"] = _labels(array["labels"], array["label_tile"])
     if not array["exact"]:
         rows["sampled"] = f"{chunks['headers_read']:,} of {chunks['total']:,} headers; --all reads all"
@@ -129,23 +130,27 @@ def _writers(array: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _error(error: Mapping[str, Any], dtype: str) -> str:
+def _error(error: Mapping[str, Any]) -> str:
     if error["max_error"] is not None:
-        return f"at most {error['max_error']:g} in every sample" if error["max_error"] else "none: lossless"
+        return (
+            f"at most {error['max_error']:g} units of the data in any sample"
+            if error["max_error"]
+            else "none: lossless"
+        )
     if error["rmse"] is not None:
-        return f"RMS error of about {error['rmse']:g} in each chunk, or less in fewer bytes"
+        return f"RMSE of about {error['rmse']:g} in units of the data, in each chunk; no bound on the largest error"
     if error["step"] is None:
         return "unknown: no chunk was read"
-    text = f"quantiser step {error['step']:.3g} grey levels, about {error['rms']:.2g} RMS"
-    text += "" if error["psnr"] else " where the image has detail of this size"
     rms = error["rms"]
+    less = "" if error["psnr"] else ", less where the image has less detail"
+    less += f"; quantiser step {error['step']:.3g} of 255"
     if error["unit"] is None:
-        return text + "; units of the data per grey level differ from chunk to chunk"
+        return f"RMSE of about {rms:.2g} of 255 in a range that differs from chunk to chunk{less}"
     units = error["unit"] if isinstance(error["unit"], list) else [error["unit"]]
-    if dtype == "uint8" and units == [1]:
-        return text
-    text += f"; a grey level is {', '.join(f'{unit:.4g}' for unit in units)} in units of the data"
-    return text + f", so {', '.join(f'{unit * rms:.3g}' for unit in units)} RMS"
+    sizes = ", ".join(f"{unit * rms:.3g}" for unit in units)
+    peaks = ", ".join(f"{unit * 255:.6g}" for unit in units)
+    psnr = f"PSNR of about {20 * math.log10(255 / rms):.1f} dB, peak {peaks}"
+    return f"RMSE of about {sizes} in units of the data ({psnr}){less}; no bound on the largest error"
 
 
 def _labels(labels: Mapping[str, Any], tile: Sequence[int]) -> str:

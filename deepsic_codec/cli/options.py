@@ -62,6 +62,14 @@ quality = number(1, 100, "a number from 1 to 100")  # of networks
 deep_quality = number(1, 200, "a number from 1 to 200")
 
 
+def nodata(text: str) -> float | None:
+    """Parse a NoData value; a type of arguments."""
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, nan or none, got {text!r}") from None
+
+
 def integers(counts: tuple[int, ...], expected: str) -> Callable[[str], tuple[int, ...]]:
     """Return a type of arguments: integers from 0 on, separated by commas. Their number is one of `counts`."""
 

@@ -1,4 +1,4 @@
-"""Compare DeepSIC with other codecs on images at equal bytes: figures, pictures with an enlarged part, curves."""
+"""Compare DeepSIC with other codecs on photographs at equal bytes: figures, pictures with an enlarged part, curves."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io import draw
-from deepsic_codec.io.images import read_rgb
+from deepsic_codec.io.images import ImageSource
 from deepsic_codec.io.peers import PEERS, Peer, match_bytes
-from deepsic_codec.metrics import ms_ssim, psnr
+from deepsic_codec.metrics import errors, ms_ssim, psnr
 from deepsic_codec.progress import Progress, no_progress
 from deepsic_codec.require import require
 
@@ -27,7 +27,7 @@ DEFAULT = ("JPEG 4:2:0", "JPEG 2000 ratio", "WebP", "AVIF 4:4:4 s6", "JPEG XL e7
 CHUNK = 1024  # pixels: edge of the chunks in which DeepSIC stores a larger image, as an archive would
 QUALITIES = (10, 25, 40, 55, 70, 85)  # of the curve
 CURVE_POINTS = 6  # settings of a peer in a curve
-MIN_EDGE = 32  # pixels: smaller images say nothing about a codec
+MIN_EDGE, MAX_SIZE = 32, 1 << 28  # pixels along an edge, and samples, of what is compared as a photograph
 MIN_MS_SSIM_EDGE = 176  # pixels: MS-SSIM has five scales
 PART = (160, 120)  # width and height of the part that is enlarged
 ZOOM = 3
@@ -47,8 +47,8 @@ class Outcome:
         Bytes of everything that is stored; for DeepSIC this includes header and labels.
     bpp : float
         Bits per pixel.
-    psnr : float
-        PSNR over RGB in dB.
+    psnr, rmse, largest : float
+        PSNR over RGB in dB (with the peak 255), root mean square error and largest error in grey levels.
     ms_ssim : float
         MS-SSIM; NaN for images with an edge below 176 pixels.
     encode_seconds, decode_seconds : float
@@ -61,6 +61,8 @@ class Outcome:
     nbytes: int
     bpp: float
     psnr: float
+    rmse: float
+    largest: float
     ms_ssim: float
     encode_seconds: float
     decode_seconds: float
@@ -80,24 +82,19 @@ class Outcome:
         height, width = original.shape[:2]
         similarity = ms_ssim(original, decoded) if min(height, width) >= MIN_MS_SSIM_EDGE else float("nan")
         bpp = 8 * nbytes / (height * width)
-        return cls(codec, image, float(setting), nbytes, bpp, psnr(original, decoded), similarity, *seconds)
+        differences = errors(original, decoded)
+        return cls(
+            codec, image, float(setting), nbytes, bpp, psnr(original, decoded), *differences, similarity, *seconds
+        )
 
 
-def read_image(path: str | Path) -> Pixels:
-    """Read an image as RGB, uint8 (H, W, 3); values of more than 8 bits are stretched between their percentiles.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be read.
-    UnsupportedArray
-        If it is smaller than 32 pixels along an edge.
-    """
-    pixels = read_rgb(path)
-    if min(pixels.shape[:2]) < MIN_EDGE:
-        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise UnsupportedArray(f"{path}: {size} pixels are too few to compare codecs; use an image of at least 32 x 32")
-    return pixels
+def is_photograph(source: ImageSource) -> bool:
+    """Tell whether an image is compared as a photograph: 8 bits, red, green and blue, no place on a map, no NoData."""
+    values, place = source.values, {"nodata", "crs", "transform", "gcps"} & source.attributes.keys()
+    is_rgb = values.dtype == np.uint8 and source.axes == "yxc" and values.shape[2] == 3
+    return (
+        is_rgb and not place and not source.lossless and min(values.shape[:2]) >= MIN_EDGE and values.size <= MAX_SIZE
+    )
 
 
 @dataclass(frozen=True)
@@ -239,7 +236,7 @@ def means(outcomes: Sequence[Outcome]) -> list[Outcome]:
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.codec, []).append(outcome)
-    names = ("setting", "nbytes", "bpp", "psnr", "ms_ssim", "encode_seconds", "decode_seconds")
+    names = ("setting", "nbytes", "bpp", "psnr", "rmse", "largest", "ms_ssim", "encode_seconds", "decode_seconds")
     averages = []
     for group in groups.values():
         values: dict[str, Any] = {name: float(np.mean([getattr(outcome, name) for outcome in group])) for name in names}

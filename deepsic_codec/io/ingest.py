@@ -25,12 +25,13 @@ from deepsic_codec.io import georeference, ome, validity
 from deepsic_codec.io.images import ImageSource
 from deepsic_codec.io.zarr_source import PlainNode, as_number
 from deepsic_codec.labels.open import open_labels
-from deepsic_codec.metrics import psnr
+from deepsic_codec.metrics import errors, psnr
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray
 
 PSNR_CHUNKS = 4  # chunks that are read back to measure PSNR
 RATES = ("quality", "psnr", "bpp", "rmse")  # parameters that allow errors
+MIN_BOUNDED_BITS = 0.5  # per sample: a bound does not pay off below
 NAMES = {"c": "band", "t": "time"}  # of dimensions that do not have the letter of their axis
 TOP_LABELS = 3  # classes of an array that are reported
 
@@ -54,6 +55,8 @@ class Ingested:
     psnr, peak, rmse, largest : float
         Errors over a few chunks: PSNR in dB and its peak, root mean square error and largest error in units of the
         data; NaN if no chunk was stored.
+    closer_bound : float or None
+        `max_error` that made smaller errors in fewer bytes than the parameters passed, in one of these chunks.
     labels : dict of str to int
         Numbers of chunks that show a class, for the most frequent classes.
     """
@@ -70,6 +73,7 @@ class Ingested:
     peak: float
     rmse: float
     largest: float
+    closer_bound: float | None
     labels: dict[str, int]
 
 
@@ -120,8 +124,8 @@ def ingest(
             url,
             name=source.name,
             codec=DeepSIC(axes=source.axes, **parameters),
-            chunks="auto" if chunk is None else _edges(source.axes, shape, chunk, clip=True),
-            shards=None if shard is None else _edges(source.axes, shape, shard, clip=False),
+            chunks="auto" if chunk is None else chunk_edges(source.axes, shape, chunk, clip=True),
+            shards=None if shard is None else chunk_edges(source.axes, shape, shard, clip=False),
             attributes=source.attributes,
             **{"dimension_names": _dimension_names(source), **options},
             progress=progress,
@@ -129,6 +133,7 @@ def ingest(
     seconds = time.perf_counter() - start
     decoded = [np.asarray(report.array[region]) for region in regions]
     stored, labels = _contents(report)
+    array = StoredArray(report.array)
     return Ingested(
         source.name,
         shape,
@@ -138,7 +143,8 @@ def ingest(
         report.skipped,
         report.empty,
         seconds,
-        *_errors(originals, decoded, StoredArray(report.array).params, report.array.dtype),
+        *_errors(originals, decoded, array.params, report.array.dtype),
+        _closer_bound(array, regions[0], originals[0], decoded[0]) if regions else None,
         labels,
     )
 
@@ -162,6 +168,10 @@ class Estimate:
     psnr, peak, rmse, largest : float
         Errors over these chunks: PSNR in dB and its peak, root mean square error and largest error in units of the
         data; NaN without samples that are data.
+    closer_bound : float or None
+        As of `Ingested`.
+    sampled, total : int
+        Numbers of chunks that the estimate is from, and of all.
     """
 
     name: str
@@ -177,6 +187,9 @@ class Estimate:
     peak: float
     rmse: float
     largest: float
+    closer_bound: float | None
+    sampled: int
+    total: int
 
 
 def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chunk: int | None = None) -> Estimate:
@@ -189,11 +202,9 @@ def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chu
     parameters = codec_parameters(source, codec)
     source = with_one_nodata(source, parameters["nodata"])
     shape, dtype = source.values.shape, source.values.dtype
-    chunks = _edges(source.axes, shape, chunk or AUTO_CHUNK, clip=True)
+    chunks = chunk_edges(source.axes, shape, chunk or AUTO_CHUNK)
     samples = dask.compute(*(source.values[region] for region in sample_regions(source, chunk)))
-    plain = DeepSIC(axes=source.axes, **parameters)
-    chosen = measured_codec(plain, shape, dtype, chunks, lambda codec: [thinned(sample, codec) for sample in samples])
-    encoder = chosen.convert(DeepSIC)
+    encoder = sample_codec(source, parameters, chunks, samples)
     encoder.encode_batch(samples[:1])  # loads the model and compiles
     start = time.perf_counter()
     payloads = [encoder.encode(sample) for sample in samples]
@@ -211,6 +222,56 @@ def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chu
         round(sum(map(len, payloads)) * share),
         seconds * share,
         *_errors(samples, decoded, encoder, dtype),
+        closer_bound(encoder, samples[0], decoded[0], len(payloads[0])) if samples else None,
+        len(samples),
+        prod(grid_shape(shape, chunks)),
+    )
+
+
+def sample_codec(
+    source: ImageSource, parameters: Mapping[str, Any], chunks: Sequence[int], samples: Sequence[NDArray[Any]]
+) -> DeepSIC:
+    """Return the codec of a source; the range of values, if it is needed and not passed, is that of a few chunks."""
+    plain, values = DeepSIC(axes=source.axes, **parameters), source.values
+    return measured_codec(
+        plain, values.shape, values.dtype, chunks, lambda codec: [thinned(sample, codec) for sample in samples]
+    ).convert(DeepSIC)
+
+
+def closer_bound(codec: DeepSIC, sample: NDArray[Any], decoded: NDArray[Any], nbytes: int) -> float | None:
+    """Return the `max_error` that makes smaller errors than a codec with loss, in fewer bytes; None if there is none.
+
+    Parameters
+    ----------
+    codec : DeepSIC
+        The codec.
+    sample, decoded : ndarray
+        A chunk, and what the codec made of it.
+    nbytes : int
+        Bytes that it took.
+    """
+    if codec.max_error is not None or 8 * nbytes < MIN_BOUNDED_BITS * sample.size:
+        return None
+    _, _, rmse, largest = _errors([sample], [decoded], codec, sample.dtype)
+    # Uniform errors within a bound have this root mean square.
+    bound = rmse * 3**0.5 if sample.dtype.kind == "f" else float(((1 + 12 * rmse**2) ** 0.5 - 1) // 2)
+    if not rmse or (sample.dtype.kind == "f" and not bound) or bound != bound:
+        return None
+    bound = float(f"{bound:.2g}") if sample.dtype.kind == "f" else bound
+    bounded = codec.changed(**dict.fromkeys(RATES), max_error=bound)
+    payload = bounded.encode(sample)
+    if len(payload) >= nbytes:
+        return None
+    _, _, closer, limit = _errors([sample], [bounded.decode(payload)], codec, sample.dtype)
+    return bound if closer <= rmse and limit < largest else None
+
+
+def _closer_bound(array: StoredArray, region: Region, original: NDArray[Any], decoded: NDArray[Any]) -> float | None:
+    """Return `closer_bound` of a chunk of an array."""
+    index = tuple(part.start // edge for part, edge in zip(region, array.chunks, strict=True))
+    ((_, start),) = array.reader.starts([index])
+    return (
+        None if start is None else closer_bound(array.params.convert(DeepSIC), original, decoded, start.header.nbytes)
     )
 
 
@@ -396,7 +457,8 @@ def declared_nodata(source: ImageSource) -> Any:
     return "NaN" if np.isnan(value) else value
 
 
-def _edges(axes: str, shape: Sequence[int], edge: int, clip: bool) -> tuple[int, ...]:
+def chunk_edges(axes: str, shape: Sequence[int], edge: int, clip: bool = True) -> tuple[int, ...]:
+    """Return the shape of chunks of an edge in pixels, no larger than the array with `clip`."""
     edges = {axis: max(1, min(edge, size)) if clip else edge for axis, size in zip(axes, shape, strict=True)}
     bands = chunk_bands(Axes(axes).bands(shape))
     return tuple(edges[axis] if axis in "yx" else bands if axis == "c" else 1 for axis in axes)
@@ -413,13 +475,13 @@ def _contents(report: Any) -> tuple[int, dict[str, int]]:
     return int(np.asarray(sizes[...]).sum(dtype=np.int64)), {name: count for count, name in best if count}
 
 
-def sample_regions(source: ImageSource, chunk: int | None) -> list[Region]:
+def sample_regions(source: ImageSource, chunk: int | None, count: int = PSNR_CHUNKS) -> list[Region]:
     """Return the regions of a few chunks of a source, the same ones in every run."""
     shape = source.values.shape
-    chunks = _edges(source.axes, shape, chunk or AUTO_CHUNK, clip=True)
+    chunks = chunk_edges(source.axes, shape, chunk or AUTO_CHUNK)
     grid = grid_shape(shape, chunks)
     total = prod(grid)
-    numbers = np.sort(np.random.default_rng(0).choice(total, min(PSNR_CHUNKS, total), replace=False))
+    numbers = np.sort(np.random.default_rng(0).choice(total, min(count, total), replace=False))
     return [chunk_region(index, chunks, shape) for index in np.transpose(np.unravel_index(numbers, grid)).tolist()]
 
 
@@ -439,6 +501,4 @@ def _errors(
     if not originals.size:
         return (float("nan"),) * 4
     peak = 255.0 if dtype == np.uint8 else float(np.ptp(originals.astype(np.float64))) or 1.0
-    error = np.abs(originals.astype(np.float64) - decoded)
-    rmse = float(np.sqrt(np.square(error).mean()))
-    return psnr(originals, decoded, peak), peak, rmse, float(error.max())
+    return psnr(originals, decoded, peak), peak, *errors(originals, decoded)

@@ -430,8 +430,8 @@ BAND_PEERS: dict[str, BandPeer] = {
             lossy=lambda image, error: _zfp(image, 8 * error),
             floats=True,
         ),
-        BandPeer("pcodec", ("all",), _pcodec_samples, _pcodec),
-        BandPeer("bitshuffle Zstd", ("all",), _bitshuffle_samples, _bitshuffle),
+        BandPeer("pcodec", ("all",), _pcodec_samples, _pcodec, floats=True),
+        BandPeer("bitshuffle Zstd", ("all",), _bitshuffle_samples, _bitshuffle, floats=True),
     )
 }
 

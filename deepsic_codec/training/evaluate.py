@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.metrics import luma, ms_ssim, psnr
+from deepsic_codec.metrics import errors, luma, ms_ssim, psnr
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 
 BATCH = 8  # images that are encoded at once
@@ -33,7 +33,9 @@ class Result:
     bpp : float
         Bits per pixel.
     psnr, psnr_luma : float
-        PSNR in dB over RGB, and of luma.
+        PSNR in dB over RGB, and of luma, with the peak 255.
+    rmse, largest : float
+        Root mean square error and largest error over RGB in grey levels.
     ms_ssim : float
         MS-SSIM; NaN for images with an edge below 176 pixels.
     label : str
@@ -50,6 +52,8 @@ class Result:
     bpp: float
     psnr: float
     psnr_luma: float
+    rmse: float
+    largest: float
     ms_ssim: float
     label: str = ""
     predicted: str = ""
@@ -93,6 +97,7 @@ def evaluate(
                 nbytes=len(payload),
                 bpp=8 * len(payload) / (height * width),
                 psnr=psnr(pixels, output),
+                **dict(zip(("rmse", "largest"), errors(pixels, output), strict=True)),
                 psnr_luma=psnr(luma(pixels), luma(output)),
                 ms_ssim=ms_ssim(pixels, output) if min(height, width) >= MIN_MS_SSIM_EDGE else nan,
                 label=label,
@@ -125,7 +130,7 @@ def means(results: Sequence[Result]) -> list[Result]:
     for quality in dict.fromkeys(r.quality for r in results):
         part = [r for r in results if r.quality == quality]
         numbers: dict[str, Any] = {}
-        for name in ("nbytes", "bpp", "psnr", "psnr_luma", "ms_ssim", "top1"):
+        for name in ("nbytes", "bpp", "psnr", "psnr_luma", "rmse", "largest", "ms_ssim", "top1"):
             values = [value for value in (getattr(r, name) for r in part) if not np.isnan(value)]
             numbers[name] = float(np.mean(values)) if values else nan
         label = "all" if part[0].label else ""

@@ -120,12 +120,15 @@ def test_info_in_words(place, capsys):
     ("parameters", "words"),
     [
         ({"max_error": 0}, "none: lossless"),
-        ({"max_error": 3}, "at most 3 in every sample"),
-        ({"quality": 50}, "RMS where the image has detail"),
-        ({"psnr": 40}, "about 2.5 RMS"),
-        ({"rmse": 3}, "RMS error of about 3"),
-        ({"quality": 200}, "step 0.0156 grey levels"),
-        ({"quality": 50, "value_range": (0, 51)}, "a grey level is 0.2 in units of the data, so 1.67 RMS"),
+        ({"max_error": 3}, "at most 3 units of the data in any sample"),
+        ({"quality": 50}, "less where the image has less detail"),
+        ({"psnr": 40}, "RMSE of about 2.55 in units of the data (PSNR of about 40.0 dB, peak 255)"),
+        ({"rmse": 3}, "RMSE of about 3 in units of the data"),
+        ({"quality": 200}, "quantiser step 0.0156 of 255"),
+        (
+            {"quality": 50, "value_range": (0, 51)},
+            "RMSE of about 1.67 in units of the data (PSNR of about 29.7 dB, peak 51)",
+        ),
     ],
 )
 def test_info_says_what_error_to_expect(place, capsys, parameters, words):

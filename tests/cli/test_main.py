@@ -176,12 +176,14 @@ def test_the_bar_moves_on_a_terminal_alone(monkeypatch):
     assert "fi[les]" in sys.stderr.getvalue() and "3/7" in sys.stderr.getvalue()
 
 
-@pytest.mark.parametrize("arguments", [["demo"], ["preview", "x.zarr"], ["compare", "x.png", "--no-curve"]], ids=str)
-def test_commands_that_draw_name_the_extra_that_they_need(arguments, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "extra"), [("demo", "cli"), ("preview x.zarr", "cli"), ("compare x.png", "compare")]
+)
+def test_commands_that_draw_name_the_extra_that_they_need(arguments, extra, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("deepsic_codec.require.find_spec", lambda name: None)
-    assert main(arguments) == 1
-    assert "pip install 'deepsic-codec[cli]'" in capsys.readouterr().err
+    assert main(arguments.split()) == 1
+    assert f"pip install 'deepsic-codec[{extra}]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["train", "--data", "x"], ["evaluate", "x.png"]], ids=str)

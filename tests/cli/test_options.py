@@ -30,12 +30,20 @@ CALLS = {
     ),
     "compare a.png --quality 70 --codecs WebP --no-curve": (
         "io.compare.at_equal_bytes",
-        {"quality": 70, "bpp": None, "codecs": ["WebP"]},
+        {"quality": 70, "codecs": ["WebP"]},
     ),
     "compare a.png --bpp 0.5 --codecs WebP --no-curve": ("io.compare.at_equal_bytes", {"bpp": 0.5}),
     "compare a.png --model m --chunk 64 --effort 3 --tune ms-ssim --no-curve": (
         "io.compare.deepsic",
         {"model": "m", "chunk": 64, "effort": 3, "tune": "ms-ssim"},
+    ),
+    "compare a.png --max-error 2 --rmse 3 4 --nodata 7 --codecs SPERR --model m --chunk 32 --effort 0": (
+        "io.compare_data.take_sample",
+        {"codec": {"model": "m", "effort": 0, "nodata": 7}, "chunk": 32},
+    ),
+    "compare a.png --max-error 2 --rmse 3 4": (
+        "io.compare_data.levels",
+        {"quality": None, "bpp": None, "rmse": [3, 4], "max_error": [2]},
     ),
     "index a.zarr --name b --index i": (
         "labels.consolidate.consolidate_labels",

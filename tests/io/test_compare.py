@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from deepsic_codec import require
-from deepsic_codec.errors import ConfigurationError, MissingPackage, SourceError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, MissingPackage
 from deepsic_codec.io import compare
 from deepsic_codec.io.peers import PEERS, Peer, match_bytes
+from deepsic_codec.io.sources import open_sources
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import eurosat_mosaic
 from tests.common import check_lazy, check_rejects, photograph
@@ -75,6 +76,7 @@ def test_equal_bytes_side_by_side(stub, image):
     assert results[0][0].psnr == np.inf
     for outcome, pixels in results[1:]:
         assert outcome.psnr == pytest.approx(psnr(image, pixels))
+        assert outcome.rmse == pytest.approx(255 / 10 ** (outcome.psnr / 20)) and outcome.largest >= outcome.rmse
         assert outcome.bpp == pytest.approx(8 * outcome.nbytes / (192 * 256))
     mean = compare.means([outcome for outcome, _ in results] * 2)
     assert [(one.codec, one.nbytes) for one in mean] == [(outcome.codec, outcome.nbytes) for outcome, _ in results]
@@ -162,19 +164,17 @@ def test_curves_and_plot(stub, image, tmp_path):
         assert plot.width > 1000 and len(np.unique(np.asarray(plot.convert("L")))) > 20
 
 
-def test_images_of_any_kind(tmp_path):
+def test_photographs_are_told_from_data(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     values = photograph(64, 80, 3)
     Image.fromarray(values).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(compare.read_image(tmp_path / "a.png"), values)
-    tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(values.astype("u2") * 9 + 300, -1, 0), photometric="minisblack")
-    deep = compare.read_image(tmp_path / "a.tif")
-    assert deep.shape == values.shape and deep.dtype == np.uint8
-    assert np.corrcoef(deep.ravel(), values.ravel())[0, 1] > 0.97
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    check_rejects(SourceError, "bad.png|cannot be read", compare.read_image, tmp_path / "bad.png")
+    Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
     Image.fromarray(values[:8]).save(tmp_path / "small.png")
-    check_rejects(UnsupportedArray, "too few", compare.read_image, tmp_path / "small.png")
+    tifffile.imwrite(tmp_path / "deep.tif", values.astype("u2") * 9, photometric="rgb")
+    tags = [(42113, "s", 0, "0", False)]  # GDAL's tag of the NoData value
+    tifffile.imwrite(tmp_path / "scene.tif", values, photometric="rgb", extratags=tags)
+    kinds = {source.name: compare.is_photograph(source) for source in open_sources([tmp_path])}
+    assert kinds == {"a": True, "grey": False, "small": False, "deep": False, "scene": False}
 
 
 def test_what_cannot_be_compared(image, monkeypatch):

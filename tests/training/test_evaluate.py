@@ -1,5 +1,7 @@
 """Figures of a model from real payloads, and the cost of its networks."""
 
+import numpy as np
+
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.metrics import ms_ssim, psnr
 from deepsic_codec.samples import drone_frame
@@ -14,6 +16,8 @@ def test_figures_are_those_of_the_codec():
     payload = codec.encode(image)
     decoded = codec.decode(payload)
     assert result.nbytes == len(payload) and result.bpp == 8 * len(payload) / (192 * 256)
+    error = np.abs(image.astype(float) - decoded)
+    assert result.rmse == np.sqrt(np.square(error).mean()) and result.largest == error.max()
     assert result.psnr == psnr(image, decoded) and result.ms_ssim == ms_ssim(image, decoded)
     small = means(list(evaluate([("b.png", image[:64, :64]), ("a.png", image)], "base", 40.0)))
     assert len(small) == 1 and small[0].ms_ssim == result.ms_ssim, "an image too small for MS-SSIM is left out of it"
