@@ -38,7 +38,7 @@ def psnr(original: ArrayLike, decoded: ArrayLike, peak: float = 255.0) -> float:
 
 def errors(original: ArrayLike, decoded: ArrayLike) -> tuple[float, float]:
     """Return the root mean square error and the largest error, in units of the samples; NaN without samples."""
-    error = np.abs(np.asarray(original, np.float64) - decoded)
+    error = np.abs(np.asarray(original, np.float64) - np.asarray(decoded, np.float64))
     return (float(np.sqrt(np.square(error).mean())), float(error.max())) if error.size else (float("nan"),) * 2
 
 

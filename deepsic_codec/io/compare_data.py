@@ -35,6 +35,7 @@ from deepsic_codec.io.peers import (
     BandPeer,
     Peer,
     Row,
+    Samples,
     Scene,
     match_bytes,
     measure_peer,
@@ -186,7 +187,8 @@ def take_sample(source: ImageSource, *, codec: Mapping[str, Any] | None = None, 
     count = count if source.values.size <= MAX_SAMPLES else min(count, MAX_CHUNKS)
     regions = sample_regions(source, edge, DRAWN * count)
     nodata = NAN if parameters["nodata"] is None and source.values.dtype.kind == "f" else parameters["nodata"]
-    parts, scenes = [], []
+    parts: list[Samples] = []
+    scenes: list[Scene] = []
     for region in [region for first in range(DRAWN) for region in regions[first::DRAWN]]:
         if len(scenes) == count:
             break
