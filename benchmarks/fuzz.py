@@ -142,12 +142,13 @@ class Seed:
     name: str
     codec: DeepSIC
     array: np.ndarray
+    quality_map: Any = None
     payload: bytes = b""
     header: Any = None
     decoded: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
-        self.payload = self.codec.encode(self.array)
+        self.payload = self.codec.encode(self.array, self.quality_map)
         self.header = h.read_header(self.payload)
         self.decoded = self.codec.decode(self.payload)
 
@@ -182,10 +183,13 @@ def make_seeds(model: str) -> list[Seed]:
         ("spectral", mixed, {"transform": "wavelet", "quality": 150, "nodata": 0}),
         ("scaled", wide[:33, :17].astype("f4") / 7, {"transform": "wavelet", "value_range": "chunk"}),
     ]
+    qualities = np.where(y[:70, :83] < 30, 0, 1 + 99 * (y + x)[:70, :83] / 160)
+    kinds.append(("mapped", smooth[:70, :83], {"transform": "wavelet", "quality_map": qualities}))
     seeds = []
     for name, array, options in kinds:
+        values = options.pop("quality_map", None)
         try:
-            seeds.append(Seed(name, DeepSIC(**{"model": model, "transform": "features", **options}), array))
+            seeds.append(Seed(name, DeepSIC(**{"model": model, "transform": "features", **options}), array, values))
         except (ConfigurationError, UnsupportedArray, TypeError) as error:
             print(f"seed {name} left out: {error}", flush=True)
     return seeds

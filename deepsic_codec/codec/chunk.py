@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,14 @@ from deepsic_codec.axes import Axes, ceil_div, is_implausible
 from deepsic_codec.codec.bands import default_grouping, from_images, label_images, to_images
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
 from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
+from deepsic_codec.codec.quality_map import (
+    Keep,
+    Qualities,
+    check_mapped,
+    constant_quality,
+    kept_qualities,
+    map_on,
+)
 from deepsic_codec.codec.scaled import DTYPES, UINT8, check_finite, check_values, scale_chunk, unscale
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
@@ -122,6 +130,8 @@ class ChunkToEncode:
     array: NDArray[Any]
     order: str
     valid_shape: tuple[int, ...] | None = None  # None: without padding
+    quality_map: NDArray[np.float32] | None = None  # (all axes but that of the bands)
+    keep: Keep = ()
 
     @cached_property
     def axes(self) -> Axes:
@@ -146,7 +156,9 @@ class ChunkToEncode:
     @cached_property
     def features(self) -> bool:
         """Whether the chunk is coded as features, not as wavelets or within a bound."""
-        return self.params.max_error is None and not uses_wavelet(self.params, self.array.dtype, self.bands)
+        if self.params.max_error is not None or self.quality_map is not None or self.keep:
+            return False
+        return not uses_wavelet(self.params, self.array.dtype, self.bands)
 
     @property
     def grouping(self) -> int:
@@ -168,6 +180,8 @@ def prepare_chunk(
     array: NDArray[Any],
     order: str | None = None,
     valid_shape: Sequence[int] | None = None,
+    quality_map: Any = None,
+    keep: Keep = (),
 ) -> ChunkToEncode:
     """Check a chunk that is to be encoded.
 
@@ -181,6 +195,10 @@ def prepare_chunk(
         Memory order in which decoding returns the chunk; the array's order by default.
     valid_shape : sequence of int, optional
         Samples along each axis that are data, from the first; the rest is padding and gets no labels.
+    quality_map : array_like, optional
+        As `map_on` takes it.
+    keep : sequence of (Condition, float)
+        Qualities of what labels find.
 
     Raises
     ------
@@ -195,7 +213,16 @@ def prepare_chunk(
     check_finite(array, params)
     if order is None:  # either name fits an array that is contiguous in both orders
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    chunk = ChunkToEncode(params.resolved(), array, order, None if valid_shape is None else tuple(valid_shape))
+    params, valid_shape = params.resolved(), None if valid_shape is None else tuple(valid_shape)
+    if quality_map is not None or keep:
+        check_mapped(params)
+    if quality_map is not None:
+        quality_map = map_on(quality_map, Axes(params.axes), array.shape, params)
+        constant = constant_quality(quality_map)
+        if constant is not None and not keep:
+            params = params if params.quality is None else params.changed(quality=constant)
+            quality_map = None
+    chunk = ChunkToEncode(params, array, order, valid_shape, quality_map, tuple(keep))
     height, width = chunk.axes.height(array.shape), chunk.axes.width(array.shape)
     check_size(chunk.pixels // (height * width), height, width, UnsupportedArray)
     return chunk
@@ -208,6 +235,28 @@ class EncodeTask:
         self.chunk, self.info, self.params = chunk, info, chunk.params
         self.cells: NDArray[np.uint8] | None = None  # scores of `label_images`, where there are no features
         self.scaled = scale_chunk(chunk.axes.to_samples(chunk.array), chunk.params, chunk.features)
+        if chunk.quality_map is not None:
+            axes = Axes("".join(axis for axis in chunk.axes if axis != "c"))
+            self._set_qualities(axes.to_samples(chunk.quality_map))
+
+    def _set_qualities(self, qualities: Qualities) -> None:
+        """Give each pixel a quality, and none to those without data."""
+        if self.scaled.mask is not None:
+            qualities = np.where(self.scaled.mask.all(axis=-1, keepdims=True), np.float32(0), qualities)
+        self.scaled = replace(self.scaled, qualities=np.ascontiguousarray(qualities))
+
+    def keep_labels(self) -> None:
+        """Give the pixels of label cells that satisfy a condition its quality."""
+        assert self.cells is not None
+        cells, vocabulary = cells_with_data(self.cells, self.scaled.mask), self.info.vocabulary
+        quality = DEFAULT_QUALITY if self.params.quality is None else self.params.quality
+        others = quality if self.scaled.qualities is None else self.scaled.qualities
+
+        def score(name: str) -> NDArray[np.uint8]:
+            return vocabulary.score(name, lambda number: cells[..., number])
+
+        qualities = kept_qualities(self.chunk.keep, score, self.scaled.samples.shape[:3], others)
+        self._set_qualities(qualities)
 
     @property
     def quality(self) -> float:

@@ -26,8 +26,18 @@ from deepsic_codec.payload.header import Payload, unpack
 from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.payload.limits import FEATURES_BYTES, RESIDUAL_BYTES, WAVELET_BYTES, check_memory, check_size
 from deepsic_codec.payload.nodata import NoData, decode_nodata, is_empty
+from deepsic_codec.payload.quality_map import QualityMap
 from deepsic_codec.payload.residual import Residual
-from deepsic_codec.payload.sections import FEATURES, NODATA, RESIDUAL, SPECTRAL, STRUCTURE, VALUE_RANGE, WAVELET
+from deepsic_codec.payload.sections import (
+    FEATURES,
+    NODATA,
+    QUALITY_MAP,
+    RESIDUAL,
+    SPECTRAL,
+    STRUCTURE,
+    VALUE_RANGE,
+    WAVELET,
+)
 from deepsic_codec.payload.spectral import Matrix
 from deepsic_codec.payload.structure import GRIDS, Grid, Structure, nodata_on_grid
 from deepsic_codec.payload.value_range import Ranges
@@ -48,6 +58,7 @@ class PayloadToDecode:
     features: bytes | None = None  # one of features, wavelet and residual; none for a chunk without data
     wavelet: Wavelet | None = None
     residual: Residual | None = None
+    quality_map: QualityMap | None = None  # of the wavelet
     matrix: Matrix | None = None  # of the wavelet's components; None if they are the bands
     structure: Structure | None = None  # None if samples are all that their dtype can hold
     ranges: Ranges | None = None  # None for uint8 that is not scaled
@@ -161,6 +172,8 @@ def _parse_sections(
         raise CorruptPayload(f"header: one image of {header.channels} bands")
     if matrix is not None and WAVELET not in coded:
         raise CorruptPayload("section table: a spectral transform section without a wavelet section")
+    if QUALITY_MAP in unpacked and WAVELET not in coded:
+        raise CorruptPayload("section table: a quality map section without a wavelet section")
     if structure is not None and not grids and WAVELET not in coded and RESIDUAL not in coded:
         raise CorruptPayload("section table: a structure section without a wavelet section or a residual section")
     if structure is not None and structure.padding and nodata_section is not None:
@@ -168,14 +181,24 @@ def _parse_sections(
     features, wavelet, residual = unpacked.read(FEATURES), unpacked.read(WAVELET), unpacked.read(RESIDUAL)
     parts = tuple(_parse_grid(header, identity, grid, ranges, nodata_section) for grid in grids)
     return PayloadToDecode(
-        header, *identity, features, wavelet, residual, matrix, structure, ranges, nodata_section, parts
+        header,
+        *identity,
+        features,
+        wavelet,
+        residual,
+        unpacked.read(QUALITY_MAP),
+        matrix,
+        structure,
+        ranges,
+        nodata_section,
+        parts,
     )
 
 
 def _parse_grid(
     header: Header, identity: tuple[str, str], grid: Grid, ranges: Ranges | None, nodata_section: bytes | None
 ) -> PayloadToDecode:
-    kinds = {section.kind for section in (SPECTRAL, RESIDUAL, WAVELET, STRUCTURE)}
+    kinds = {section.kind for section in (SPECTRAL, QUALITY_MAP, RESIDUAL, WAVELET, STRUCTURE)}
     if not grid.sections.keys() <= kinds:
         raise CorruptPayload(f"structure section: a grid with sections of kinds {sorted(grid.sections)}")
     if grid.sections.get(STRUCTURE.kind, b"")[:1] == bytes((GRIDS,)):
@@ -249,7 +272,8 @@ def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
     else:
         assert payload.wavelet is not None
         shape = (header.slices, header.height, header.width, header.channels)
-        samples, _ = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges)
+        ranges, quality_map = payload.ranges, payload.quality_map
+        samples, _ = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, ranges, quality_map)
         samples = samples if structure is None else structure.nearest(samples)
     if padding is not None:
         padding.apply(samples)

@@ -108,7 +108,7 @@ def _finish(task: EncodeTask, quality: float, encoded: "Encoded") -> bytes:
 
 def _score(tasks: Sequence[EncodeTask]) -> None:
     """Score the labels of chunks without features."""
-    scored = [task for task in tasks if task.params.semantics == "pre"]
+    scored = [task for task in tasks if task.params.semantics == "pre" or task.chunk.keep]
     if not scored:
         return
     images = [task.label_images() for task in scored]
@@ -116,6 +116,8 @@ def _score(tasks: Sequence[EncodeTask]) -> None:
     results = scheduler_of(scored[0].info).encode(images, qualities, [0] * len(scored), features=False, labels=True)
     for task, result in zip(scored, results, strict=True):
         task.cells = result.cells
+        if task.chunk.keep:
+            task.keep_labels()
 
 
 def _encode_other(task: EncodeTask) -> bytes:
@@ -124,8 +126,9 @@ def _encode_other(task: EncodeTask) -> bytes:
         return task.pack_sections(_bounded(scaled, params.max_error), task.quality, task.cells)
     encoder = WaveletEncoder(scaled, params)
     limit = None
-    if params.quality is not None:
-        wavelet = encoder.at_quality(params.quality)
+    quality = None if params.quality is None else scaled.finest or params.quality
+    if quality is not None:
+        wavelet = encoder.at_quality(quality)
     elif params.bpp is not None:
         if scaled.widening > MAX_WIDENING:
             raise UnsupportedArray(
@@ -143,14 +146,15 @@ def _encode_other(task: EncodeTask) -> bytes:
     sections: Sections | None = None
     allowed = scaled.allowed_error(params)
     coarse = scaled.samples.dtype.kind == "f" and allowed is not None and allowed < MIN_LEVELS * scaled.level
-    if coarse or (params.effort > 0 and 8 * wavelet.nbytes > STEPS_FROM * encoder.samples):
+    high = params.effort > 0 and 8 * wavelet.nbytes > STEPS_FROM * encoder.samples
+    if scaled.qualities is None and (coarse or high):  # samples in steps have one error everywhere
         decoded = encoder.decode(wavelet)
         sections = _in_steps(scaled, encoder.grids, wavelet, decoded, limit, allowed if coarse else None)
     if sections is None:
         sections = encoder.sections(wavelet)
         if scaled.ranges is not None:
             sections |= {VALUE_RANGE: scaled.ranges if scaled.coded_ranges is None else scaled.coded_ranges}
-    quality = encoder.quality_of(wavelet.code) if params.quality is None else params.quality
+    quality = encoder.quality_of(wavelet.code) if quality is None else quality
     return task.pack_sections(sections, quality, task.cells)
 
 

@@ -103,7 +103,10 @@ def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
     else:
         shape = (header.slices, header.height, header.width, header.channels)
         halvings = SCALES.index(scale)
-        samples, rest = decode_wavelet(payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges, halvings)
+        ranges, quality_map = payload.ranges, payload.quality_map
+        samples, rest = decode_wavelet(
+            payload.wavelet, payload.matrix, shape, header.dtype, ranges, quality_map, halvings
+        )
         samples = _averaged(samples, scale >> (halvings - rest), None) if rest else samples
         if structure is not None and structure.padding:
             samples = np.ascontiguousarray(samples)

@@ -57,6 +57,8 @@ class ScaledChunk:
     nodata: NoData | None  # the parameter `nodata`; its mask has the shape of the samples
     # Ranges between whose ends float32 becomes integers: `ranges`, or these times one factor if they do not fit.
     coded_ranges: Ranges | None = None
+    # float32 (slices, height, width, 1): qualities of a map, 0 where errors do not matter.
+    qualities: NDArray[np.float32] | None = None
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
@@ -80,6 +82,11 @@ class ScaledChunk:
 
     def _filled(self, values: NDArray[Any]) -> NDArray[Any]:
         return values if self.mask is None else fill_nodata(values, self.mask)
+
+    @property
+    def finest(self) -> float:
+        """The largest quality of the map; 0 without one."""
+        return 0.0 if self.qualities is None else float(self.qualities.max())
 
     @property
     def empty(self) -> bool:

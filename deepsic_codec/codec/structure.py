@@ -122,7 +122,11 @@ def on_grid(scaled: ScaledChunk, grid: Grid) -> ScaledChunk:
     if nodata is not None:
         nodata = nodata_on_grid(nodata, grid)
     ranges, coded = (None if one is None else one[bands] for one in (scaled.ranges, scaled.coded_ranges))
-    return ScaledChunk(grid.thinned(scaled.samples), ranges, nodata, coded)
+    qualities = scaled.qualities
+    if qualities is not None:
+        for axis, starts in enumerate(grid.starts(*qualities.shape[1:3]), 1):
+            qualities = np.maximum.reduceat(qualities, starts, axis=axis)
+    return ScaledChunk(grid.thinned(scaled.samples), ranges, nodata, coded, qualities)
 
 
 def join_grids(grids: Sequence[Grid], parts: Sequence[NDArray[Any]], shape: tuple[int, int, int, int]) -> NDArray[Any]:

@@ -98,9 +98,13 @@ class DeepSIC(CodecParams, Codec):
 
     codec_id = "deepsic"
 
-    def encode(self, buf: Any) -> bytes:
-        """Encode a chunk, an array with the axes of the codec; raises UnsupportedArray for others."""
-        return self.encode_batch([buf])[0]
+    def encode(self, buf: Any, quality_map: Any = None) -> bytes:
+        """Encode a chunk, an array with the axes of the codec; raises UnsupportedArray for others.
+
+        With `quality_map`, pixels have qualities of their own: see `deepsic_codec.create_array`.
+        """
+        chunk = prepare_chunk(self, _as_array(buf), quality_map=quality_map)
+        return raise_first(ENCODER.submit([chunk]))[0]
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a payload to an array of the chunk's shape and memory order, or into `out`."""

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.codec import spectral
-from deepsic_codec.codec.params import NO_SPECTRAL, CodecParams
+from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
+from deepsic_codec.codec.quality_map import map_of, without_care
 from deepsic_codec.codec.scaled import ScaledChunk
 from deepsic_codec.codec.structure import (
     fill_grids,
@@ -26,7 +27,8 @@ from deepsic_codec.codec.structure import (
     without_padding,
 )
 from deepsic_codec.payload.constants import deep_quality, deep_step
-from deepsic_codec.payload.sections import SPECTRAL, STRUCTURE, WAVELET, Section
+from deepsic_codec.payload.quality_map import QualityMap
+from deepsic_codec.payload.sections import QUALITY_MAP, SPECTRAL, STRUCTURE, WAVELET, Section
 from deepsic_codec.payload.spectral import Matrix
 from deepsic_codec.payload.steps import FRACTION_BITS, PER_OCTAVE, STEPS, UNIT, step_code, step_of
 from deepsic_codec.payload.structure import Levels, Structure
@@ -62,6 +64,7 @@ def decode_wavelet(
     shape: tuple[int, int, int, int],
     dtype: np.dtype[Any],
     ranges: Ranges | None,
+    quality_map: QualityMap | None = None,
     halvings: int = 0,
 ) -> tuple[NDArray[Any], int]:
     """Decode a chunk of a shape (slices, height, width, bands), or halve its rows and columns some times.
@@ -82,7 +85,8 @@ def decode_wavelet(
 
     slices, height, width, bands = shape
     done = min(halvings, max_halvings(height, width)) if halvings else 0
-    components = wavelet.decode((slices, bands if matrix is None else len(matrix), height, width), done)
+    count = bands if matrix is None else len(matrix)
+    components = wavelet.decode((slices, count, height, width), done, quality_map)
     return _restored(components, matrix, dtype, ranges), halvings - done
 
 
@@ -118,11 +122,13 @@ class CodedWavelets:
 class _Part:
     """A chunk, or the bands of one grid, as coefficients."""
 
-    def __init__(self, scaled: ScaledChunk, params: CodecParams, step: float) -> None:
-        self.scaled = scaled
+    def __init__(
+        self, scaled: ScaledChunk, params: CodecParams, step: float, quality_map: QualityMap | None = None
+    ) -> None:
+        self.scaled, self.quality_map = scaled, quality_map
         self.coded, self._coded_padding = without_padding(scaled, None)
-        coded = self.coded
-        self._padding = coded.nodata if self._coded_padding else None
+        self._padding = self.coded.nodata if self._coded_padding else None
+        coded = self.coded if quality_map is None else without_care(self.coded)
         values = coded.integers
         self.matrix: Matrix | None = None
         if values.shape[-1] > 1 and params.spectral != NO_SPECTRAL:
@@ -133,7 +139,9 @@ class _Part:
         if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
             self._sizes[1:] = spectral.root_mean_squares(values[..., 1:])
         self.coefficients = to_coefficients(np.moveaxis(values, -1, 1))
-        self._levels = find_levels(coded.samples, coded.mask, None)
+        # Errors that a map allows may be too large for the nearest level to be the right one.
+        self._levels = find_levels(coded.samples, coded.mask, None) if quality_map is None else None
+        self._rated: NDArray[np.int32] | None = None
         # Symbols fit 26 bits then: low bands have steps up to 68 times as small, and symbols up to two magnitudes.
         self.min_code = step_code(max(1, int(np.abs(self.coefficients).max())) / MAX_MAGNITUDE)
 
@@ -143,14 +151,15 @@ class _Part:
 
         code = max(code, self.min_code)
         coefficients = np.compress(self._kept(code), self.coefficients, axis=1)  # a copy
-        stream, lengths = encode_planes(coefficients, code)
+        stream, lengths = encode_planes(coefficients, code, self.quality_map)
         return Wavelet(code, stream, make_checkpoints(stream, lengths)), coefficients
 
     def decode(self, wavelet: Wavelet, components: NDArray[np.int32] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""
         if components is None:
             slices, _, height, width = self.coefficients.shape
-            components = wavelet.decode((slices, int(self._kept(wavelet.code).sum()), height, width))
+            shape = slices, int(self._kept(wavelet.code).sum()), height, width
+            components = wavelet.decode(shape, quality_map=self.quality_map)
         scaled, levels = self.scaled, self._levels_of(wavelet)
         samples = _restored(components, self._matrix_of(wavelet.code), scaled.samples.dtype, scaled.coded_ranges)
         if levels is not None:
@@ -184,7 +193,24 @@ class _Part:
     def sections(self, wavelet: Wavelet) -> dict[Section[Any], Any]:
         """Return the sections of the payload or the grid."""
         structure = make_structure(self._levels_of(wavelet), self._coded_padding)
-        return {SPECTRAL: self._matrix_of(wavelet.code), WAVELET: wavelet, STRUCTURE: structure}
+        matrix = self._matrix_of(wavelet.code)
+        return {STRUCTURE: structure, SPECTRAL: matrix, QUALITY_MAP: self.quality_map, WAVELET: wavelet}
+
+    def estimated_bytes(self, code: int) -> float:
+        """Return about how many bytes the bands take with the step of a code."""
+        from deepsic_codec.codec.wavelet_rate import estimated_bytes
+        from deepsic_codec.payload.coders.wavelet import LOW, bands_of
+
+        if self.quality_map is None:
+            return estimated_bytes(self.coefficients, code)
+        if self._rated is None:  # coarser steps have the bytes of smaller coefficients
+            self._rated = self.coefficients.copy()
+            for band in bands_of(*self._rated.shape[2:]):
+                if band.kind != LOW:
+                    part = self._rated[..., band.y : band.y + band.height, band.x : band.x + band.width]
+                    values = self.quality_map.of_band(band.level, band.height, band.width)[:, None]
+                    part[...] = np.where(values > 0, part * 2.0 ** ((1.0 - values) / 8), 0)
+        return estimated_bytes(self._rated, code)
 
 
 class WaveletEncoder:
@@ -195,10 +221,10 @@ class WaveletEncoder:
         # Units of the integers in the range of values.
         self._extent = FLOAT_LEVELS / scaled.widening if scaled.samples.dtype.kind == "f" else scaled.extent
         step = self._extent * GUESS if params.quality is None else self._step(params.quality)
-        if self.grids:
-            self._parts = [_Part(on_grid(scaled, grid), params, step / grid.factor) for grid in self.grids]
-        else:
-            self._parts = [_Part(scaled, params, step)]
+        parts = [(on_grid(scaled, grid), step / grid.factor) for grid in self.grids] or [(scaled, step)]
+        finest = scaled.finest or params.quality or DEFAULT_QUALITY
+        maps = [map_of(part.qualities, finest, lambda q: step_code(self._step(q))) for part, _ in parts]
+        self._parts = [_Part(part, params, one, each) for (part, one), each in zip(parts, maps, strict=True)]
         # Steps below this one have the same results.
         finer = [STEPS - code for code in self._codes(STEPS)]
         self._min_code = min(part.min_code + less for part, less in zip(self._parts, finer, strict=True))
@@ -262,7 +288,6 @@ class WaveletEncoder:
 
     def for_bytes(self, limit: float) -> CodedWavelets:
         """Encode to about this number of bytes, those of spectral transforms included."""
-        from deepsic_codec.codec.wavelet_rate import estimated_bytes
 
         def matrix_bytes(code: int) -> int:
             return sum(part.matrix_bytes(one) for part, one in zip(self._parts, self._codes(code), strict=True))
@@ -273,7 +298,7 @@ class WaveletEncoder:
 
         def estimate(code: int) -> float:
             parts = zip(self._parts, self._codes(code), strict=True)
-            return log2(sum(estimated_bytes(part.coefficients, one) for part, one in parts) + matrix_bytes(code) + 1)
+            return log2(sum(part.estimated_bytes(one) for part, one in parts) + matrix_bytes(code) + 1)
 
         return _search(_Curve(estimate, self._min_code), log2(max(limit, 0.0) + 1), 0.0, trial, CLOSE_BYTES)
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from deepsic_codec.payload.fields import OPTIONAL, Header
 from deepsic_codec.payload.labels import LabelBlock, decode_labels, encode_labels
 from deepsic_codec.payload.nodata import NoData, decode_nodata, encode_nodata
+from deepsic_codec.payload.quality_map import QualityMap, decode_quality_map, encode_quality_map
 from deepsic_codec.payload.residual import Residual, decode_residual, encode_residual
 from deepsic_codec.payload.spectral import Matrix, decode_spectral, encode_spectral
 from deepsic_codec.payload.structure import Structure, decode_structure, encode_structure
@@ -54,12 +55,13 @@ VALUE_RANGE: Section[Ranges] = Section(2, "value range", True, encode_ranges, de
 NODATA: Section[NoData] = Section(3, "nodata", True, encode_nodata, decode_nodata)
 STRUCTURE: Section[Structure] = Section(4, "structure", True, encode_structure, decode_structure)
 SPECTRAL: Section[Matrix] = Section(5, "spectral transform", True, encode_spectral, decode_spectral)
+QUALITY_MAP: Section[QualityMap] = Section(6, "quality map", True, encode_quality_map, decode_quality_map)
 # The large ones come last, so that all that a reduced size needs is at the start. Arithmetic-coded latents, which the
 # model that the header names writes and reads:
 FEATURES: Section[bytes] = Section(7, "features", True, bytes, lambda data, header: data)
 RESIDUAL: Section[Residual] = Section(8, "residual", True, encode_residual, decode_residual)
 WAVELET: Section[Wavelet] = Section(9, "wavelet", True, encode_wavelet, decode_wavelet)
-SECTIONS = (LABELS, VALUE_RANGE, NODATA, STRUCTURE, SPECTRAL, FEATURES, RESIDUAL, WAVELET)
+SECTIONS = (LABELS, VALUE_RANGE, NODATA, STRUCTURE, SPECTRAL, QUALITY_MAP, FEATURES, RESIDUAL, WAVELET)
 
 NAMES = {section.kind: section.name for section in SECTIONS}
 

@@ -102,11 +102,15 @@ class Grid:
         down, right = self.phase
         return (height - 1 + down) // self.factor + 1, (width - 1 + right) // self.factor + 1
 
+    def starts(self, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first rows and columns of the pixels of the grid under a chunk of this size."""
+        rows, columns = self.size(height, width)
+        first = np.maximum(np.arange(rows) * self.factor - self.phase[0], 0)
+        return first, np.maximum(np.arange(columns) * self.factor - self.phase[1], 0)
+
     def thinned(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Return samples (slices, rows, columns, bands) of the grid, from those of all bands of the chunk."""
-        rows, columns = self.size(*samples.shape[1:3])
-        first = np.maximum(np.arange(rows) * self.factor - self.phase[0], 0)
-        second = np.maximum(np.arange(columns) * self.factor - self.phase[1], 0)
+        first, second = self.starts(*samples.shape[1:3])
         return np.ascontiguousarray(samples[:, first[:, None], second][..., list(self.bands)])
 
     def repeated(self, samples: NDArray[Any], height: int, width: int) -> NDArray[Any]:

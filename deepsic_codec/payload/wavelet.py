@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
+from deepsic_codec.payload.quality_map import QualityMap
 from deepsic_codec.payload.steps import FRACTION_BITS, STEPS
 
 PLAIN = 0  # layout
@@ -37,7 +38,9 @@ class Wavelet:
     stream: bytes
     checkpoints: tuple[int, ...] = ()
 
-    def decode(self, shape: tuple[int, int, int, int], halvings: int = 0) -> NDArray[np.int32]:
+    def decode(
+        self, shape: tuple[int, int, int, int], halvings: int = 0, quality_map: QualityMap | None = None
+    ) -> NDArray[np.int32]:
         """Return the components, int32 of a shape (slices, components, height, width), in sixteenths.
 
         With `halvings`, each plane has a half, a quarter, ... of its rows and columns, rounded up.
@@ -49,7 +52,7 @@ class Wavelet:
         """
         from deepsic_codec.payload.coders.subbands import decode_planes  # numba, which reading labels does not need
 
-        return to_components(decode_planes(self.stream, shape, self.code, halvings), halvings)
+        return to_components(decode_planes(self.stream, shape, self.code, halvings, quality_map), halvings)
 
 
 def make_checkpoints(stream: bytes, lengths: list[int]) -> tuple[int, ...]:

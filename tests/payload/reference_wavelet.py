@@ -119,42 +119,106 @@ class Symbols(dict):
         return 8 * abs(self[y, x]) + 2 * sum(abs(self[place]) for place in sides)
 
 
-def decode(code, stream, slices, components, height, width):
+def read_cells(section, slices, height, width):
+    """Values [slice][row][column] of a quality map section."""
+    if section[0]:
+        raise ValueError("another layout")
+    coder, cells = Coder(section[1:]), []
+    for s in range(slices):
+        cells.append([[0] * -(-width // 16) for _ in range(-(-height // 16))])
+        for y, row in enumerate(cells[s]):
+            for x in range(len(row)):
+                before = cells[s - 1][y][x] if s else cells[0][0][0] if y or x else 0
+                above = cells[s][y - 1][x] if y else before
+                left = row[x - 1] if x else above
+                corner = cells[s][y - 1][x - 1] if y and x else left
+                n = (left == above) + 2 * (above == corner) + 4 * (left == corner) + 8 * (before == left)
+                row[x] = read_cell(coder, n, left, above, before)
+    if coder.bits.at < len(section) - 1:
+        raise ValueError("bytes left over")
+    return cells
+
+
+def read_cell(coder, n, left, above, before):
+    if coder.one("flag", n):
+        return left
+    if above != left and coder.one("flag", 16 + n):
+        return above
+    if before not in (left, above) and coder.one("flag", 32 + n):
+        return before
+    b = 1
+    while b < 128:
+        b = 2 * b + coder.one("bit", b)
+    return b - 128
+
+
+def value_of(cells, level, y, x):
+    """Value of a coefficient of a slice."""
+    reached = []
+    for place, count in ((y, len(cells)), (x, len(cells[0]))):
+        first, last = (place - 1 << level) // 16, ((place + 2 << level) - 1) // 16
+        reached.append(range(min(max(first, 0), count - 1), min(last, count - 1) + 1))
+    return min((cells[i][j] for i in reached[0] for j in reached[1] if cells[i][j]), default=0)
+
+
+def common(halves, v):
+    octave, rest = divmod(v - 1, 8)
+    return min((((halves * int(2 ** (15 + rest / 8) + 0.5)) << octave) + (1 << 10)) >> 11, (1 << 31) - 1)
+
+
+def own(number, v):
+    if not v:
+        return number
+    octave, rest = divmod(v - 1, 8)
+    return (number * int(2 ** (15 - rest / 8) + 0.5) + (1 << (18 + octave))) >> (19 + octave)
+
+
+def decode(code, stream, slices, components, height, width, cells=None):
     """Planes, an integer array (slices, components, height, width), of a step and a stream."""
-    coefficients = decode_coefficients(stream, code, slices, components, height, width)
+    coefficients = decode_coefficients(stream, code, slices, components, height, width, cells)
     return np.array([[inverse(parts, height, width) for parts in row] for row in coefficients])
 
 
-def decode_coefficients(stream, code, slices, components, height, width):
+def decode_coefficients(stream, code, slices, components, height, width, cells=None):
     """Lists [slice][component] of {(level, kind): rows of coefficients}."""
     coder = Coder(stream)
     found = [[{} for _ in range(components)] for _ in range(slices)]
     symbols = [[{} for _ in range(components)] for _ in range(slices)]
     for level, kind, rows, columns in bands(height, width):
-        step = band_step(code, level, kind)
         for s in range(slices):
+            steps = {0: band_step(code, level, kind)}, [[0] * columns for _ in range(rows)]
+            if cells is not None and kind != LOW:
+                values = [[value_of(cells[s], level, y, x) for x in range(columns)] for y in range(rows)]
+                codes = {v: min(code + 32 * (v - 1), 8191) for row in values for v in row if v}
+                steps = {v: band_step(one, level, kind) for v, one in codes.items()}, values
             for c in range(components):
                 before = symbols[s][c - 1][level, kind] if c else None
-                q, values = decode_band(coder, symbols[s][c], before, level, kind, rows, columns, step)
+                q, values = decode_band(coder, symbols[s][c], before, level, kind, rows, columns, steps)
                 symbols[s][c][level, kind], found[s][c][level, kind] = q, values
     if coder.bits.at < len(stream):
         raise ValueError("bytes left over")
     return found
 
 
-def decode_band(coder, plane, before, level, kind, rows, columns, step):
+def decode_band(coder, plane, before, level, kind, rows, columns, steps):
     """Symbols and coefficients of a band; `plane` has the symbols of the plane's bands so far."""
+    steps, quality = steps
     q, out = Symbols(), [[0] * columns for _ in range(rows)]
     if not coder.one("filled", 2 * kind + int(before is not None and any(before.values()))):
         return q, out
     v, state = {}, 0
     for y in range(rows):
         for x in range(columns):
-            z = state % 2
-            symbol, rank = decode_symbol(coder, q, plane, before, level, kind, z, y, x)
+            z, map_value = state % 2, quality[y][x]
+            if map_value not in steps:
+                continue
+            step = steps[map_value]
+            symbol, rank = decode_symbol(coder, q, plane, before, level, kind, z, y, x, map_value)
             a = abs(symbol)
             if a:
-                q[y, x] = 2 * symbol - (z if symbol > 0 else -z)
+                h = 2 * a - z
+                size = common(h, map_value) if map_value else h
+                q[y, x] = size if symbol > 0 else -size
             if kind == LOW:
                 v[y, x] = bits32(symbol + median(v, y, x))
                 out[y][x] = bits32((v[y, x] * step + (1 << 15)) >> 16)
@@ -162,7 +226,7 @@ def decode_band(coder, plane, before, level, kind, rows, columns, step):
             state = NEXT[state][symbol % 2]
             if a:
                 o = OFFSETS[z if a == 1 else min(a, 3)][max(16, min(45, rank)) - 16]
-                size = ((128 * abs(q[y, x]) - o) * step + (1 << 23)) >> 24
+                size = ((128 * h - o) * step + (1 << 23)) >> 24
                 out[y][x] = bits32(size if symbol > 0 else -size)
     return q, out
 
@@ -176,7 +240,7 @@ def median(v, y, x):
     return sorted((left, upper, left + upper - v[y - 1, x - 1]))[1]
 
 
-def decode_symbol(coder, q, plane, before, level, kind, z, y, x):
+def decode_symbol(coder, q, plane, before, level, kind, z, y, x, map_value):
     """Return the symbol of a place and the rank of the size that was expected."""
 
     def a(dy, dx):
@@ -195,7 +259,8 @@ def decode_symbol(coder, q, plane, before, level, kind, z, y, x):
     if before is not None:
         behind = before.mean(y, x)
         total, shares = total + behind, shares + 1
-    size = total // shares
+    size = own(total, map_value) // shares
+    near, coarse, other, behind = (own(value, map_value) for value in (near, coarse, other, behind))
     rank = rank_of(2 * size)
     n, c, o, b = (rank_of(value) // 3 for value in (near, coarse, other, behind))
     u = max(0, size.bit_length() - 6)
@@ -206,9 +271,9 @@ def decode_symbol(coder, q, plane, before, level, kind, z, y, x):
     def tt(value):
         return min(((value >> (u + 1)) + 7) >> 4, 2)
 
-    near_four = [t(a(*place), 2) for place in ((0, -1), (-1, 0), (-1, -1), (-1, 1))]
+    near_four = [t(own(a(*place), map_value), 2) for place in ((0, -1), (-1, 0), (-1, -1), (-1, 1))]
     shape = (*near_four, tt(coarse), tt(other), tt(behind))
-    nearest = t(a(0, -1), 5), t(a(-1, 0), 5), tt(coarse)
+    nearest = t(own(a(0, -1), map_value), 5), t(own(a(-1, 0), map_value), 5), tt(coarse)
     i = 0
     if total == 0 and kind != LOW:
         if not coder.one("quiet", level, kind, z):

@@ -29,7 +29,8 @@ from deepsic_codec.payload.coders.binary import (
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
 from deepsic_codec.payload.coders.numba_jit import inline, jit
 from deepsic_codec.payload.coders.wavelet import DIAGONAL, HORIZONTAL, LOW, MAX_LEVELS, NORM_BITS, Band, bands_of
-from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSA_BITS, MANTISSAS, PER_OCTAVE, UNIT
+from deepsic_codec.payload.quality_map import SPACING, QualityMap
+from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSA_BITS, MANTISSAS, PER_OCTAVE, STEPS, UNIT
 
 _STEP_BITS = 16  # binary places of the step of a band
 
@@ -117,6 +118,11 @@ def _offset_table() -> NDArray[np.int64]:
 
 
 LOG, OFFSET = _log_table(), _offset_table()
+# Where steps differ, sizes are compared in sixteenths of the finest one: factors of eighths of an octave, and their
+# inverses, in 2^-15, and the largest size.
+COARSER = np.array(MANTISSAS[:: PER_OCTAVE // 8], np.int64)
+FINER = np.rint(2.0 ** (15 - np.arange(8) / 8)).astype(np.int64)
+LARGEST = (1 << 31) - 1
 COST: Any = _cost_table()
 _NOTHING: NDArray[np.int32] = np.zeros((1, 1), np.int32)
 
@@ -126,6 +132,12 @@ def band_step(code: int, band: Band) -> int:
     octave, rest = divmod(code, PER_OCTAVE)
     shift = octave + FRACTION_BITS + NORM_BITS + _STEP_BITS - MANTISSA_BITS - (UNIT.bit_length() - 1)
     return (MANTISSAS[rest] << shift) // band.norm
+
+
+def band_steps(code: int, band: Band, count: int = 1) -> NDArray[np.int64]:
+    """Return the steps of a band by the values of a map, 0 to `count`; that of 0 is larger than any coefficient."""
+    codes = [min(code + SPACING * n, STEPS - 1) for n in range(count)]
+    return np.array([1 << 52, *(band_step(one, band) for one in codes)], np.int64)
 
 
 @inline
@@ -152,8 +164,23 @@ def _around(x, row, column):
 
 
 @inline
-def _surroundings(left, far_left, symbols, near, present, row, column):
-    """Return sizes around a coefficient, from the halves of steps there.
+def _common(halves, value):
+    """Return a size in halves of the step of a value of the map, in sixteenths of halves of the finest step."""
+    eighths = value - 1
+    return min((((halves * COARSER[eighths & 7]) << (eighths >> 3)) + (1 << 10)) >> 11, LARGEST)
+
+
+@inline
+def _rescaled(size, value):
+    """Undo `_common`."""
+    eighths = value - 1
+    places = 19 + (eighths >> 3)
+    return (size * FINER[eighths & 7] + (np.int64(1) << (places - 1))) >> places
+
+
+@inline
+def _surroundings(left, far_left, symbols, near, present, row, column, value):
+    """Return sizes around a coefficient, from the halves of steps there; in its own step, if it has a value of a map.
 
     Returns
     -------
@@ -181,7 +208,12 @@ def _surroundings(left, far_left, symbols, near, present, row, column):
     if present[3]:
         previous = _around(before, y, x)
         total, shares = total + previous, shares + 1
-    return total, total // shares, size, coarser, other, previous, left, upper, corner, right
+    mean = total // shares
+    if value > 0:
+        mean, size, coarser = _rescaled(total, value) // shares, _rescaled(size, value), _rescaled(coarser, value)
+        other, previous, left = _rescaled(other, value), _rescaled(previous, value), _rescaled(left, value)
+        upper, corner, right = _rescaled(upper, value), _rescaled(corner, value), _rescaled(right, value)
+    return total, mean, size, coarser, other, previous, left, upper, corner, right
 
 
 @inline
@@ -308,19 +340,23 @@ def _costs(exact, quantiser, band, quiet, expectation, memory):
 
 
 @jit
-def _choose_row(coefficients, symbols, near, present, settings, memory, work, row):
+def _choose_row(coefficients, symbols, near, present, cells, settings, memory, work, row):
     """Choose the magnitudes of a row, by the Viterbi algorithm.
 
     Magnitudes to the left are not known yet: expectations take the coefficients in their place. `memory` has the state
     in front of the row. `work` gets the magnitudes.
     """
-    step, kind, level = settings
-    sizes, magnitudes, options, ways = work
+    steps, kind, level = settings
+    sizes, halves, magnitudes, options, ways = work
     width, band = coefficients.shape[1], 4 * level + kind
-    scale = 2.0**24 / step
+    scale, value = 2.0**24 / steps[1], np.int64(0)
     largest = np.int64(0)
     for column in range(width):
         exact = np.int64(abs(np.int64(coefficients[row, column])) * scale)
+        if cells is not None:
+            value = np.int64(cells[row, column])
+            halves[column + 2] = min(exact >> 3, LARGEST)
+            exact = np.int64(abs(np.int64(coefficients[row, column])) * (2.0**24 / steps[value]))
         sizes[column + 2] = exact
         largest = max(largest, exact)
     if largest <= ZERO:
@@ -335,7 +371,13 @@ def _choose_row(coefficients, symbols, near, present, settings, memory, work, ro
     for column in range(width):
         exact = sizes[column + 2]
         left, far_left = sizes[column + 1] >> 7, sizes[column] >> 7
-        around = _surroundings(left, far_left, symbols, near, present, row, column)
+        if cells is not None:
+            value = np.int64(cells[row, column])
+            if value == 0:
+                options[column, 0] = -1  # no part of the path
+                continue
+            left, far_left = halves[column + 1], halves[column]
+        around = _surroundings(left, far_left, symbols, near, present, row, column, value)
         quiet = around[0] == 0
         if exact <= ZERO:
             rank = _level(2 * around[1])
@@ -367,6 +409,9 @@ def _choose_row(coefficients, symbols, near, present, settings, memory, work, ro
         if cost == least:
             state = np.int64(number)
     for column in range(width - 1, -1, -1):
+        if cells is not None and options[column, 0] < 0:
+            magnitudes[column] = 0
+            continue
         odd = (ways[column] >> state) & 1
         state = BEFORE[state, odd]
         magnitudes[column] = options[column, 2 * (state & 1) + odd]
@@ -389,7 +434,7 @@ def _predicted(values, row, column):
 
 
 @jit
-def _code_rows(decoding, coefficients, symbols, values, near, present, settings, memory, work, state, data, row):
+def _code_rows(decoding, coefficients, symbols, values, near, present, cells, settings, memory, work, state, data, row):
     """Code rows of one band of one plane.
 
     Parameters
@@ -405,8 +450,10 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
         borders of zeros.
     present : four of bool
         Which of these there are.
-    settings : tuple of int
-        Step, kind and level of the band.
+    cells : uint8 (height, width) or None
+        Values of a map. The code without a map is compiled by itself, without a trace of it.
+    settings : tuple
+        Steps of the band by values of a map, of which 1 has that of the payload (int64); kind and level of the band.
     memory : tuple
         Contexts uint32 (CONTEXTS,), mixers int32 (n,) and the state of the trellis int64 (1,).
     work : tuple
@@ -425,20 +472,27 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
     stream = (state[0], state[1], state[2], state[3])
     height, width = coefficients.shape
     before = near[3]
-    step, kind, level = settings
+    steps, kind, level = settings
     contexts, mixers, trellis = memory
     node = trellis[0]
-    magnitudes = work[1]
+    magnitudes = work[2]
+    step, value = steps[1], np.int64(0)
     low, band = kind == LOW, 4 * level + kind
     while row < height and (decoding or stream[3] + width * COEFFICIENT_BYTES <= data.size):
         y = row + 2
         if not decoding and not low:
-            _choose_row(coefficients, symbols, near, present, settings, memory, work, row)
+            _choose_row(coefficients, symbols, near, present, cells, settings, memory, work, row)
         for column in range(width):
             x = column + 2
             quantiser = node & 1
+            if cells is not None:
+                value = np.int64(cells[row, column])
+                if value == 0:
+                    coefficients[row, column] = 0
+                    continue
+                step = steps[value]
             left, far_left = _magnitude(symbols, y, x - 1), _magnitude(symbols, y, x - 2)
-            around = _surroundings(left, far_left, symbols, near, present, row, column)
+            around = _surroundings(left, far_left, symbols, near, present, row, column, value)
             magnitude: Any = np.int64(0)
             negative: Any = False
             centre = _predicted(values, y, x) if low else np.int64(0)
@@ -520,7 +574,8 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, settings,
             restored = np.int64(0)
             if magnitude > 0:
                 symbol = 2 * magnitude - quantiser
-                symbols[y, x] = -symbol if negative else symbol
+                size = _common(symbol, value) if value > 0 else symbol
+                symbols[y, x] = -size if negative else size
                 restored = 128 * symbol - OFFSET[quantiser, rank, min(magnitude, 3) - 1]
                 restored = (restored * step + (1 << 23)) >> 24
             coefficients[row, column] = -restored if negative else restored
@@ -543,13 +598,13 @@ def _code_flag(decoding, flag, index, contexts, state, data):
 class _Coder:
     """The state of an encoder or decoder of planes int32 (slices, components, height, width)."""
 
-    def __init__(self, planes: NDArray[np.int32], code: int) -> None:
-        self._planes, self._code = planes, code
+    def __init__(self, planes: NDArray[np.int32], code: int, quality_map: QualityMap | None) -> None:
+        self._planes, self._code, self._map = planes, code, quality_map
         self._contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
         self._trellis = np.zeros(1, np.int64)
         self.lengths: list[int] = []
         self._memory = self._contexts, MIXERS.ravel().copy(), self._trellis
-        row = np.zeros((2, planes.shape[3] + 2), np.int64)
+        row = np.zeros((3, planes.shape[3] + 2), np.int64)
         options, ways = np.zeros((planes.shape[3], 4), np.int64), np.zeros(planes.shape[3], np.int64)
         self._work = *row, options, ways
 
@@ -563,11 +618,14 @@ class _Coder:
         slices, components, height, width = self._planes.shape
         level = -1
         coded: dict[tuple[int, int, int], NDArray[np.int32]] = {}
+        cells: NDArray[np.uint8] | None = None
         for band in bands_of(height, width):
             if band.kind != LOW and band.level <= halvings:
                 break
             if band.kind == HORIZONTAL:
                 self.lengths.append(int(state[3]))
+            if self._map is not None and band.kind != LOW:
+                cells = self._map.of_band(band.level, band.height, band.width)
             if band.level != level:  # contexts reach to the next coarser level
                 level, coded = band.level, {k: v for k, v in coded.items() if k[0] == band.level + 1}
             for number in range(slices * components):
@@ -579,7 +637,9 @@ class _Coder:
                     coded.get((band.level, 2, number)) if band.kind == DIAGONAL else None,
                     before,
                 ]
-                symbols, data = self._code_band(decoding, band, plane, near, state, data)
+                symbols, data = self._code_band(
+                    decoding, band, plane, None if cells is None else cells[plane[0]], near, state, data
+                )
                 coded[band.level, band.kind, number] = symbols
         return data
 
@@ -588,12 +648,13 @@ class _Coder:
         decoding: bool,
         band: Band,
         plane: tuple[int, int],
+        cells: NDArray[np.uint8] | None,
         near: list[NDArray[np.int32] | None],
         state: NDArray[np.int64],
         data: NDArray[np.uint8],
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         part = self._planes[plane][band.y : band.y + band.height, band.x : band.x + band.width]
-        step = band_step(self._code, band)
+        steps = band_steps(self._code, band, 1 if cells is None else int(cells.max(initial=1)))
         symbols = np.zeros((band.height + 4, band.width + 4), np.int32)
         before = near[3]
         index = EMPTY + 2 * band.kind + int(before is not None and bool(before.any()))
@@ -602,15 +663,15 @@ class _Coder:
         filled = False
         if not decoding:
             data = grown(data, int(state[3]), room)
-            threshold = ((128 if band.kind == LOW else FILLED) * step) >> 24
-            filled = bool(np.abs(coefficients).max() >= threshold)
+            thresholds = ((128 if band.kind == LOW else FILLED) * steps) >> 24
+            filled = bool((np.abs(coefficients) >= thresholds[1 if cells is None else cells]).any())
         if not _code_flag(decoding, filled, index, self._contexts, state, data):
             part[...] = 0
             return symbols, data
         values = np.zeros_like(symbols) if band.kind == LOW else _NOTHING
         present = tuple(one is not None for one in near)
         others = tuple(_NOTHING if one is None else _fitted(one, band, n == 0) for n, one in enumerate(near))
-        settings = step, band.kind, band.level
+        settings = steps, band.kind, band.level
         row = self._trellis[0] = 0
         while row < band.height:
             row = _code_rows(
@@ -620,6 +681,7 @@ class _Coder:
                 values,
                 others,
                 present,
+                cells,
                 settings,
                 self._memory,
                 self._work,
@@ -642,7 +704,9 @@ def _fitted(symbols: NDArray[np.int32], band: Band, parent: bool) -> NDArray[np.
     return np.pad(symbols, [(0, n) for n in missing]) if any(missing) else symbols
 
 
-def encode_planes(planes: NDArray[np.int32], code: int) -> tuple[bytes, list[int]]:
+def encode_planes(
+    planes: NDArray[np.int32], code: int, quality_map: QualityMap | None = None
+) -> tuple[bytes, list[int]]:
     """Quantise and encode transformed planes.
 
     Parameters
@@ -651,6 +715,8 @@ def encode_planes(planes: NDArray[np.int32], code: int) -> tuple[bytes, list[int
         int32 (slices, components, height, width), C order; overwritten by the coefficients that decoding gives.
     code : int
         Code of the step.
+    quality_map : QualityMap, optional
+        Coarser steps by cells.
 
     Returns
     -------
@@ -660,7 +726,7 @@ def encode_planes(planes: NDArray[np.int32], code: int) -> tuple[bytes, list[int
         Bytes from the start that are enough to decode all that is in front of each level of detail, coarsest first.
     """
     state, data = begin_encoding(), np.empty(1 << 12, np.uint8)
-    coder = _Coder(planes, code)
+    coder = _Coder(planes, code, quality_map)
     data = coder.run(False, state, data)
     stream = finish_encoding(state, data)
     # A decoder has read so many bytes beyond those that an encoder has written for the same symbols.
@@ -668,7 +734,13 @@ def encode_planes(planes: NDArray[np.int32], code: int) -> tuple[bytes, list[int
     return stream, [min(length + ahead, len(stream)) for length in coder.lengths]
 
 
-def decode_planes(data: bytes, shape: tuple[int, int, int, int], code: int, halvings: int = 0) -> NDArray[np.int32]:
+def decode_planes(
+    data: bytes,
+    shape: tuple[int, int, int, int],
+    code: int,
+    halvings: int = 0,
+    quality_map: QualityMap | None = None,
+) -> NDArray[np.int32]:
     """Decode transformed planes int32 (slices, components, height, width).
 
     With `halvings`, details of so many of the finest levels are left out, and what is at their places is 0; the start
@@ -681,7 +753,7 @@ def decode_planes(data: bytes, shape: tuple[int, int, int, int], code: int, halv
     """
     planes = np.zeros(shape, np.int32)
     state, stream = begin_decoding(data, "wavelet")
-    _Coder(planes, code).run(True, state, stream, halvings)
+    _Coder(planes, code, quality_map).run(True, state, stream, halvings)
     if halvings:
         return planes
     check_end(int(state[3]), stream.size, "wavelet", unit="coefficient")
