@@ -98,24 +98,14 @@ def codec(semantics: str = "pre") -> DeepSIC:
 
 def store_picture(store: Any, values: NDArray[Any], semantics: str = "pre", **options: Any) -> None:
     """Store a picture as the array `image`."""
+    import dask
     import dask.array as da
 
     from deepsic_codec import dask as bulk
 
     source = da.from_array(values, chunks=CHUNK, name=f"picture-{values[0, 0, 0]}-{values.sum()}")
-    with _workers():
+    with dask.config.set(num_workers=2):  # threads that a child process has for itself, with the settings of this one
         bulk.store(source, store, name="image", codec=codec(semantics), chunks=CHUNK, batch_size=2, **options)
-
-
-@contextmanager
-def _workers() -> Iterator[None]:
-    """Threads of Dask that a child process has for itself."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import dask
-
-    with ThreadPoolExecutor(2) as pool, dask.config.set(pool=pool):
-        yield
 
 
 def archive(folder: Path) -> Path:
