@@ -1,6 +1,5 @@
 """Copy an array out of an archive: to plain Zarr, TIFF or PNG, as a whole or in part."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from deepsic_codec.axes import Axes, Index, Region, chunk_region, chunks_coverin
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
 from deepsic_codec.io import georeference
 from deepsic_codec.io.region import Part, open_index, select_chunks, to_region
+from deepsic_codec.io.temporary import complete_only
 from deepsic_codec.io.zarr_target import target_path, write_array
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.progress import Progress, no_progress
@@ -379,16 +379,11 @@ def _write_files(
             yield values
 
     for path, (_, image) in zip(paths, images, strict=True):
-        partial = path.with_name(f".{path.name}.partial")
-        try:
+        with complete_only(path, "file") as partial:
             if kind == "png":
                 _write_png(partial, np.concatenate(list(read_blocks(image))))
             else:
                 _write_tiff(partial, image, read_blocks(image), tile, compress=codec != "none")
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
     return [str(path) for path in paths]
 
 

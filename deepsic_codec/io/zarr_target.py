@@ -2,17 +2,15 @@
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import zarr
 from zarr.storage import LocalStore, StorePath
 
 from deepsic_codec._compat import default_buffer_prototype, make_store_path, sync
 from deepsic_codec.errors import ConfigurationError, WriteError
+from deepsic_codec.io.temporary import complete_only
 from deepsic_codec.stored import replacement
 from deepsic_codec.stored.location import fsspec_options
 
@@ -75,22 +73,10 @@ def _write_local(path: Path, template: zarr.Array, overwrite: bool, source: str)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         documents = {key: (path / key).read_bytes() for key in METADATA if (path / key).is_file()}
         _check_replaceable(str(path), documents, overwrite)
-    folder = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
-    folder.mkdir()
-    try:
+    with complete_only(path, "folder") as folder:
         location = sync(make_store_path(str(folder), mode="a"))
         yield zarr.Array(zarr.AsyncArray(template.metadata, location))
         _write_metadata(template, location)
-        if path.exists():
-            replaced = folder.with_suffix(".replaced")
-            os.rename(path, replaced)
-            os.rename(folder, path)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(folder, path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: str) -> Iterator[zarr.Array]:

@@ -107,6 +107,7 @@ def test_a_killed_process_leaves_nothing_that_looks_complete(tmp_path):
         zarr.open(partial, mode="r")
     assert run_python(code) == "8\n"
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "t.zarr", mode="r")[...], source[...])
+    assert not partial.exists()
 
 
 def test_remote_targets_get_their_metadata_last(image):
