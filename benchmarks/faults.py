@@ -224,7 +224,7 @@ def check_export(folder: Path, reported: Sequence[str]) -> str:
     states = []
     for name, read in (
         ("copy.tif", lambda path: tifffile.imread(path)),
-        ("copy.zarr", lambda path: zarr.open_array(path, mode="r")[...]),
+        ("copy.zarr", lambda path: zarr.open_array(path / "image", mode="r")[...]),
     ):
         values = read(folder / name)
         states += [kind for kind, array in (("old", OLD), ("new", NEW)) if np.array_equal(values, array)] or ["wrong"]

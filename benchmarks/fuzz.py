@@ -178,6 +178,7 @@ def make_seeds(model: str) -> list[Seed]:
         ("bounded", smooth[:40, :48], {"max_error": 2, "quality": 30}),
         ("lossless", holes[:48, :40], {"max_error": 0, "nodata": 0}),
         ("grids", np.dstack([wide[:40, :48, 0], wide[:20, :24, 1].repeat(2, 0).repeat(2, 1)]), {"max_error": 1}),
+        ("cast", holes[:48, :40].astype("i8") * 100, {"max_error": 2, "nodata": 0}),
         ("levels", np.arange(256, dtype="u2")[smooth[:40, :48]] ** 2, {"max_error": 0}),
         ("wavelet", smooth[:40, :48], {"transform": "wavelet", "quality": 120}),
         ("spectral", mixed, {"transform": "wavelet", "quality": 150, "nodata": 0}),

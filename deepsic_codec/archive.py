@@ -15,7 +15,7 @@ from deepsic_codec.axes import Axes, Index, axes_of_names, axes_of_number
 from deepsic_codec.codec.chunk import check_axes, check_chunk, implausible_axes
 from deepsic_codec.codec.measure import is_measured, thinned, with_range
 from deepsic_codec.codec.params import NAN, CodecParams
-from deepsic_codec.codec.scaled import cast_advice
+from deepsic_codec.codec.scaled import must_be_bounded
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
@@ -24,6 +24,7 @@ from deepsic_codec.stored import embedded, replacement
 from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
 from deepsic_codec.stored.location import Mode, refuse_zip_path, to_store_path
 
+LOSSLESS: dict[str, Any] = {"max_error": 0, "semantics": "none"}  # of masks, classes and counts, by default
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
 
 
@@ -56,13 +57,14 @@ def create_array(
     shape : tuple of int, optional
         Shape of the array, unless `data` is given.
     dtype : dtype, optional
-        uint8, int8, uint16, int16 or float32, unless `data` is given.
+        bool, an integer of 8 to 64 bits, float32 or float64, unless `data` is given.
     chunks : tuple of int or "auto"
         Shape of a chunk; along an axis c it has to divide the array, and at most 256. "auto" is 512 pixels along y and
         x, all bands (of more than 256, the largest divisor that is not above), and one slice.
     codec : DeepSIC or DeepSICCodec, optional
         Either kind for either format. The default is `DeepSIC()`, with the axes that `dimension_names` mean, such as
-        ("band", "y", "x"), or "yx" for two dimensions. For `data` of 16 bits or float32 without a `value_range`, the
+        ("band", "y", "x"), or "yx" for two dimensions. Bool and integers of 32 and 64 bits are stored without loss by
+        default, and have no labels. For `data` of 16 bits or float32 without a `value_range`, the
         range of the array is measured, and is in the codec of the array: without outliers, one pair for each band, or
         one for all if chunks have only some of the bands.
     zarr_format : {3, 2}
@@ -112,11 +114,8 @@ def create_array(
     elif shape is None or dtype is None:
         raise TypeError("create_array() needs either shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    codec = codec_for(codec, shape, dimension_names).resolved()
+    codec = codec_for(codec, shape, dimension_names, native_dtype(dtype)).resolved()
     if data is not None:
-        if data.dtype.kind in "iu" and data.dtype.itemsize > 2 and data.size:
-            advice = cast_advice(data.dtype, (int(data.min()), int(data.max())))
-            raise UnsupportedArray(f"data: {data.dtype} is not one of the dtypes that DeepSIC codes; {advice}")
         codec = measured_codec(codec, shape, native_dtype(dtype), chunks, lambda codec: [thinned(data, codec)])
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
     if codec.nodata is not None:  # missing chunks and padding have no data either
@@ -220,7 +219,9 @@ def plain_array(data: Any) -> NDArray[Any]:
     return np.asarray(data)
 
 
-def codec_for(codec: CodecParams | None, shape: Sequence[int], names: Sequence[Any] | None) -> CodecParams:
+def codec_for(
+    codec: CodecParams | None, shape: Sequence[int], names: Sequence[Any] | None, dtype: np.dtype[Any]
+) -> CodecParams:
     """Return the codec of an array; without one, `DeepSIC` with the axes that its dimensions are named for.
 
     Raises
@@ -234,7 +235,7 @@ def codec_for(codec: CodecParams | None, shape: Sequence[int], names: Sequence[A
         raise ConfigurationError(f"dimension_names: expected a name for each of {len(shape)} axes, got {list(names)}")
     axes = axes_of_names(names or ())
     if codec is None:
-        codec = DeepSIC(axes=axes or axes_of_number(len(shape)))
+        codec = DeepSIC(axes=axes or axes_of_number(len(shape)), **(LOSSLESS if must_be_bounded(dtype) else {}))
     check_axes(shape, codec.axes)
     if axes not in (None, codec.axes):
         raise UnsupportedArray(

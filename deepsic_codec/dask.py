@@ -427,7 +427,7 @@ def _open_target(
         creation.setdefault("dimension_names", [str(dimension) for dimension in source.dims])
         attributes, beside = places.of_data_array(source)
     attributes |= creation.get("attributes") or {}
-    codec = codec_for(creation["codec"], values.shape, creation.get("dimension_names"))
+    codec = codec_for(creation["codec"], values.shape, creation.get("dimension_names"), values.dtype)
     names = creation.get("dimension_names") or codec.axes
     names = [str(name or axis) for name, axis in zip(names, codec.axes, strict=True)]
     zarr_format, target = creation.get("zarr_format", 3), StorePath(group.store, path)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from deepsic_codec._compat import default_buffer_prototype, sync
 from deepsic_codec.axes import Index, Region
 from deepsic_codec.errors import DeepSICError
+from deepsic_codec.payload.cast import CAST_DTYPES
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.header import unpack
-from deepsic_codec.payload.sections import LABELS
+from deepsic_codec.payload.sections import CAST, LABELS
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.layout import PayloadLocation
 from deepsic_codec.stored.reader import PayloadStart
@@ -158,11 +159,12 @@ def complete_chunks(
 
 def _is_as_configured(header: Header, stored: StoredArray) -> bool:
     """Tell whether the codec of an array writes payloads with such a header."""
-    params, head = stored.params, stored.head
+    params, head, dtype = stored.params, stored.head, stored.array.dtype.newbyteorder("=")
     head_id = bytes.fromhex(head)[:4] if head and params.semantics != "none" else bytes(4)
     return (
         header.shape == stored.chunks
-        and header.dtype.newbyteorder("=") == stored.array.dtype.newbyteorder("=")
+        and (header.entry(CAST.kind) is not None or header.dtype.newbyteorder("=") == dtype)
+        and (header.entry(CAST.kind) is not None) == (dtype in CAST_DTYPES)
         and header.axes == params.axes
         and header.order == stored.layout.order
         and params.quality in (None, header.quality)  # None: searched for each chunk

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import Axes, ceil_div, is_implausible
 from deepsic_codec.codec.bands import default_grouping, from_images, label_images, to_images
+from deepsic_codec.codec.cast import narrow
 from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
 from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.quality_map import (
@@ -24,11 +25,12 @@ from deepsic_codec.codec.quality_map import (
 )
 from deepsic_codec.codec.scaled import DTYPES, UINT8, check_finite, check_values, scale_chunk, unscale
 from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.payload.cast import Cast
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, MAX_BANDS, MAX_SAMPLES, PLANES
 from deepsic_codec.payload.header import pack
 from deepsic_codec.payload.limits import check_size
-from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, VALUE_RANGE, Section
+from deepsic_codec.payload.sections import CAST, FEATURES, LABELS, NODATA, VALUE_RANGE, Section
 
 if TYPE_CHECKING:
     from deepsic_codec.model.batch import Encoded, Scheduler
@@ -132,6 +134,7 @@ class ChunkToEncode:
     valid_shape: tuple[int, ...] | None = None  # None: without padding
     quality_map: NDArray[np.float32] | None = None  # (all axes but that of the bands)
     keep: Keep = ()
+    cast: Cast | None = None  # what `array` becomes after decoding
 
     @cached_property
     def axes(self) -> Axes:
@@ -222,7 +225,8 @@ def prepare_chunk(
         if constant is not None and not keep:
             params = params if params.quality is None else params.changed(quality=constant)
             quality_map = None
-    chunk = ChunkToEncode(params, array, order, valid_shape, quality_map, tuple(keep))
+    params, array, cast = narrow(params, array)
+    chunk = ChunkToEncode(params, array, order, valid_shape, quality_map, tuple(keep), cast)
     height, width = chunk.axes.height(array.shape), chunk.axes.width(array.shape)
     check_size(chunk.pixels // (height * width), height, width, UnsupportedArray)
     return chunk
@@ -305,6 +309,7 @@ class EncodeTask:
             LABELS: self._labels(cells),
             VALUE_RANGE: self.scaled.ranges,
             NODATA: self.scaled.nodata,
+            CAST: chunk.cast,
             **coded,
         }
         return pack(

@@ -20,15 +20,17 @@ from deepsic_codec.codec.scaled import UINT8, unscale
 from deepsic_codec.codec.structure import join_grids
 from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.payload.cast import Cast
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, Header
 from deepsic_codec.payload.header import Payload, unpack
 from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.payload.limits import FEATURES_BYTES, RESIDUAL_BYTES, WAVELET_BYTES, check_memory, check_size
-from deepsic_codec.payload.nodata import NoData, decode_nodata, is_empty
+from deepsic_codec.payload.nodata import NoData, decode_nodata, decode_value, is_empty
 from deepsic_codec.payload.quality_map import QualityMap
 from deepsic_codec.payload.residual import Residual
 from deepsic_codec.payload.sections import (
+    CAST,
     FEATURES,
     NODATA,
     QUALITY_MAP,
@@ -65,6 +67,7 @@ class PayloadToDecode:
     nodata_section: bytes | None = None  # still coded
     parts: tuple["PayloadToDecode", ...] = ()  # of the grids of `structure`; the samples of the chunk
     label_bands: tuple[int, ...] | None = None  # those of the metadata
+    cast: Cast | None = None  # None for samples of the dtype of the header
 
     @property
     def empty(self) -> bool:
@@ -92,11 +95,19 @@ class PayloadToDecode:
     def nbytes(self) -> int:
         """Memory that decoding takes at most, estimated from its pixels; at least that of the samples."""
         cost = FEATURES_BYTES if self.features is not None else WAVELET_BYTES if self.wavelet else RESIDUAL_BYTES
-        return max(prod(self.header.shape) * self.header.dtype.itemsize, 0 if self.empty else cost * self.pixels)
+        itemsize = (self.cast or self.header).dtype.itemsize
+        return max(prod(self.header.shape) * itemsize, 0 if self.empty else cost * self.pixels)
 
     def nodata(self) -> NoData | None:
         """Decode the nodata section."""
         return None if self.nodata_section is None else decode_nodata(self.nodata_section, self.header)
+
+    def restore(self, coded: NDArray[Any]) -> NDArray[Any]:
+        """Return decoded samples, of any shape, in the dtype of the chunk."""
+        if self.cast is None:
+            return coded
+        section = self.nodata_section
+        return self.cast.restore(coded, None if section is None else decode_value(section, self.header))
 
 
 def parse_payload(
@@ -137,8 +148,10 @@ def parse_unpacked(
     header = unpacked.header
     if shape is not None and tuple(shape) != tuple(header.shape):
         raise CorruptPayload(f"header: chunk shape {tuple(header.shape)}, expected {tuple(shape)}")
-    if dtype is not None and header.dtype.newbyteorder("=") != np.dtype(dtype).newbyteorder("="):
-        raise CorruptPayload(f"header: samples of {header.dtype}, expected {dtype}")
+    cast = unpacked.read(CAST)
+    of_chunk = header.dtype if cast is None else cast.dtype
+    if dtype is not None and of_chunk.newbyteorder("=") != np.dtype(dtype).newbyteorder("="):
+        raise CorruptPayload(f"header: samples of {of_chunk}, expected {dtype}")
     grid = ceil_div(header.height, LATENT_STRIDE), ceil_div(header.width, LATENT_STRIDE)
     if tuple(header.grid) != grid:
         raise CorruptPayload(f"header: symbol grid {tuple(header.grid)}, expected {grid} for images of this size")
@@ -146,7 +159,9 @@ def parse_unpacked(
     if ranges is None and header.dtype != UINT8:
         raise CorruptPayload(f"section table: the value range section is missing, which samples of {header.dtype} need")
     identity = (header.decoder.hex(), header.head.hex()) if params is None else params.identity_of(header)
-    parsed = _parse_sections(unpacked, identity, ranges, nodata_section)
+    if cast is not None and cast.nodata is not None and nodata_section is None:
+        raise CorruptPayload("section table: a cast section with a NoData value, without a nodata section")
+    parsed = replace(_parse_sections(unpacked, identity, ranges, nodata_section), cast=cast)
     if params is not None and params.label_bands is not None and max(params.label_bands) < header.channels:
         parsed = replace(parsed, label_bands=params.label_bands)
     check_size(*parsed.image_shape, UnsupportedPayload)
@@ -225,6 +240,11 @@ def decode_payloads(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
     CorruptPayload
         If a section is damaged.
     """
+    return [payload.restore(chunk) for payload, chunk in zip(payloads, decode_coded(payloads), strict=True)]
+
+
+def decode_coded(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
+    """Decode payloads to chunks as `decode_payloads` does, but in the dtype of their headers."""
     chunks = {payload: _empty_chunk(payload) for payload in payloads if payload.empty}
     with_features = [payload for payload in payloads if payload.features is not None]
     if with_features:

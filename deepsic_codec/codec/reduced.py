@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.codec.decode import PayloadToDecode, decode_payloads, parse_unpacked
+from deepsic_codec.codec.decode import PayloadToDecode, decode_coded, parse_unpacked
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import ConfigurationError, CorruptPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.header import Payload, read_header, read_verified, unpack
 from deepsic_codec.payload.nodata import NoData, decode_nodata
-from deepsic_codec.payload.sections import WAVELET
+from deepsic_codec.payload.sections import CAST, WAVELET
 from deepsic_codec.payload.wavelet import START, start_length, wavelet_start
 
 #: Divisors of rows and columns.
@@ -39,7 +39,7 @@ def needed_length(start: bytes, header: Header, scale: int) -> int:
         One of `SCALES`.
     """
     entry = header.entry(WAVELET.kind)
-    if entry is None or scale == 1:
+    if entry is None or scale == 1 or header.entry(CAST.kind) is not None:  # a cast comes last
         return header.nbytes
     end = entry.offset + min(entry.length, START)
     if len(start) < end:
@@ -98,7 +98,7 @@ def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
     nodata = payload.nodata()
     mask = None if nodata is None else nodata.mask
     if payload.wavelet is None or scale == 1:
-        samples = header.axes.to_samples(decode_payloads([payload])[0])
+        samples = header.axes.to_samples(decode_coded([payload])[0])
         samples = _averaged(samples, scale, mask)
     else:
         shape = (header.slices, header.height, header.width, header.channels)
@@ -116,7 +116,8 @@ def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
         _apply(nodata, samples, scale)
     sizes = dict(zip(header.axes, header.shape, strict=True))
     sizes |= {axis: ceil_div(sizes[axis], scale) for axis in "yx"}
-    return np.ascontiguousarray(header.axes.from_samples(samples, [sizes[axis] for axis in header.axes]), header.dtype)
+    chunk = header.axes.from_samples(samples, [sizes[axis] for axis in header.axes])
+    return payload.restore(np.ascontiguousarray(chunk, header.dtype))
 
 
 def _blocks(values: NDArray[Any], scale: int) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.codec.params import CHUNK, NAN, CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.payload.cast import CAST_DTYPES
 from deepsic_codec.payload.constants import deep_step
 from deepsic_codec.payload.nodata import NoData, next_value
 from deepsic_codec.payload.residual import Residual, bounded_residual, stepped_residual
@@ -23,8 +24,9 @@ from deepsic_codec.payload.value_range import MIDDLE_Q6, Ranges, from_q6, full_r
 from deepsic_codec.payload.wavelet import FLOAT_LEVELS, to_integers
 
 UINT8 = np.dtype("u1")
-DTYPES = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "f4"))
-WIDE = tuple(np.dtype(name) for name in ("u2", "i2", "f4"))  # seldom use the values of their dtype
+DTYPES = (*(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "f4")), *CAST_DTYPES)
+WIDE = tuple(np.dtype(name) for name in ("u2", "i2", "f4", "f8"))  # seldom use the values of their dtype
+ELSEWHERE = "zarr.create_array(store, data=data), which stores them without loss"
 FLOAT_MAX = float(np.finfo(np.float32).max)
 # Outliers lie farther from all but this share of the values at either end than these lie from each other.
 TAIL, MIN_MEASURED, MEASURED = 1 / 1000, 64, 1 << 16  # share; samples of a band that are needed, and enough, to tell
@@ -193,16 +195,21 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
     native = np.dtype(dtype).newbyteorder("=")
     if native not in DTYPES:
         raise UnsupportedArray(
-            f"dtype {dtype}: DeepSIC codes uint8, int8, uint16, int16 and float32; {cast_advice(native)}"
+            f"dtype {dtype}: DeepSIC takes bool, integers of 8 to 64 bits, float32 and float64; {_cast_advice(native)}"
+        )
+    if must_be_bounded(native) and (params.max_error is None or (native.kind == "b" and params.max_error >= 1)):
+        raise ConfigurationError(
+            f"max_error: {dtype} is stored without loss or within a bound; pass max_error=0, which is without loss"
+            + ("" if native.kind == "b" else ", or convert the values with astype('float32') for a quality")
         )
     pairs = params.value_range
     if native.kind == "f" and pairs is None and needs_range(params):
         raise ConfigurationError(
-            "value_range: for float32, quality and psnr need a value range; pass (low, high), or 'chunk' to measure "
+            f"value_range: for {dtype}, quality and psnr need a value range; pass (low, high), or 'chunk' to measure "
             "the range of every chunk; or pass rmse, bpp or max_error instead, which need none"
         )
     if native.kind == "f" and params.max_error == 0:
-        raise ConfigurationError("max_error: float32 cannot be lossless; pass a bound above 0, or use another codec")
+        raise ConfigurationError(f"max_error: {dtype} cannot be lossless; pass a bound above 0, or use another codec")
     if isinstance(pairs, tuple):
         if bands is not None and len(pairs) not in (1, bands):
             raise ConfigurationError(
@@ -224,43 +231,23 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
         )
     if params.nodata is not None:
         value = nodata_value(params, native)
-        if value == value and all(next_value(value, down) is None for down in (False, True)):
+        if native.kind != "b" and value == value and all(next_value(value, down) is None for down in (False, True)):
             raise ConfigurationError(
                 f"nodata: {value!r} has no neighbour in {native} that data of this value could become; choose another "
                 "value"
             )
 
 
-def cast_advice(dtype: np.dtype[Any], ends: tuple[int, int] | None = None) -> str:
-    """Say how values of a dtype that is not encoded can be stored; `ends` are the least and the largest of integers."""
-    plain = "zarr.create_array(store, data=data), which stores them without loss"
-    if dtype.kind == "b":
-        return (
-            "store a mask without loss, data.astype('uint8') with DeepSIC(max_error=0), and read it with astype(bool)"
-        )
+def _cast_advice(dtype: np.dtype[Any]) -> str:
+    """Say how values of a dtype that is not taken can be stored."""
     if dtype.kind == "f":
-        return f"convert the values with data.astype('float32'), or use {plain}"
-    if dtype.kind not in "iu":
-        return f"convert the values to one of them, or use {plain}"
-    if ends is None:
-        return (
-            "pass data.astype('uint16') if all values lie in 0 to 65535, (data - data.min()).astype('uint16') with "
-            "attributes={'add_offset': int(data.min())} if they span no more than that, data.astype('float32') with "
-            f"max_error= if errors are allowed, or use {plain}"
-        )
-    low, high = ends
-    for fitting in DTYPES[:4]:
-        if full_range(fitting)[0] <= low and high <= full_range(fitting)[1]:
-            return f"all values lie between {low} and {high}, so pass data.astype('{fitting}')"
-    if high - low <= full_range(np.dtype("u2"))[1]:
-        return (
-            f"all values lie between {low} and {high}, so pass (data - {low}).astype('uint16') with "
-            f"attributes={{'add_offset': {low}}}, which xarray adds again"
-        )
-    return (
-        f"values between {low} and {high} need more than 16 bits, so pass data.astype('float32') with max_error= if "
-        f"errors are allowed, or use {plain}"
-    )
+        return f"convert the values with data.astype('float32'), or use {ELSEWHERE}"
+    return f"convert the values to one of them, or use {ELSEWHERE}"
+
+
+def must_be_bounded(dtype: np.dtype[Any]) -> bool:
+    """Tell whether samples are masks, classes or counts, which errors without a bound would ruin."""
+    return dtype.kind in "biu" and dtype in CAST_DTYPES
 
 
 def needs_range(params: CodecParams) -> bool:
@@ -273,17 +260,18 @@ def nodata_value(params: CodecParams, dtype: np.dtype[Any]) -> Any:
     if params.nodata == NAN:
         if dtype.kind != "f":
             raise ConfigurationError(f"nodata: {dtype} has no NaN; pass a number")
-        return np.float32(np.nan)
+        return dtype.type(np.nan)
     return _value(params.nodata, dtype, "nodata")
 
 
 def _value(number: Any, dtype: np.dtype[Any], name: str) -> Any:
+    low, high = full_range(dtype) if dtype.kind in "iu" else (0, 1)
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             finite = np.isfinite(dtype.type(number))
         if not finite:
             raise ConfigurationError(f"{name}: {number!r} is outside the range of {dtype}; pass a value of that dtype")
-    elif number != int(number) or not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
+    elif number != int(number) or not low <= number <= high:
         raise ConfigurationError(f"{name}: {number!r} cannot be stored as {dtype}; pass a value of that dtype")
     return dtype.type(number)
 

@@ -20,9 +20,10 @@ from deepsic_codec.errors import CorruptPayload, UnsupportedArray
 class DeepSIC(CodecParams, Codec):
     """Codec that stores image chunks as arithmetic-coded features or wavelets, with their labels in front.
 
-    A chunk has one or more images of uint8, int8, uint16, int16 or float32 samples, with or without an axis "c" of up
-    to 256 bands. Labels come from three bands (`label_bands`), or from one. `deepsic_codec.create_array` takes
-    the codec for both Zarr formats; `zarr.open(..., zarr_format=2, compressor=DeepSIC())` takes it as it is.
+    A chunk has one or more images, with or without an axis "c" of up to 256 bands. Samples are integers of 8 or 16 bits
+    or float32; or bool or integers of 32 or 64 bits, which need `max_error`; or float64, with the precision of float32.
+    Labels come from three bands (`label_bands`), or from one. `deepsic_codec.create_array` takes the codec for both
+    Zarr formats; `zarr.open(..., zarr_format=2, compressor=DeepSIC())` takes it as it is.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ class DeepSIC(CodecParams, Codec):
         whose steps then differ. Values outside of it are kept as precisely as others;
         only features clip them, and divide the range into 16320 steps.
     max_error : float, optional
-        Bound on the absolute error of every sample, in data units; 0 is lossless (not for float32). Samples are
+        Bound on the absolute error of every sample, in data units; 0 is lossless (not for floats). Samples are
         predicted from their neighbours, whatever the transform.
     psnr : float, optional
         Target PSNR of each chunk in dB, instead of `quality`; the peak is 255 for uint8 without `value_range`, else

@@ -20,13 +20,14 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteErro
 from deepsic_codec.io import georeference
 from deepsic_codec.io.region import Part, open_index, select_chunks, to_region
 from deepsic_codec.io.temporary import complete_only
-from deepsic_codec.io.zarr_target import target_path, write_array
+from deepsic_codec.io.zarr_target import new_group_member, target_path, write_array
 from deepsic_codec.labels.vocabulary import ATTRIBUTE
 from deepsic_codec.progress import Progress, no_progress
 from deepsic_codec.require import require
 from deepsic_codec.stored import coordinates
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
+from deepsic_codec.stored.location import refresh_consolidated
 
 BLOCK = 1 << 24  # samples that are read, decoded and written at once; bounds memory
 PNG_LIMIT = 1 << 28  # samples of a PNG file, which is in memory as a whole
@@ -99,8 +100,9 @@ def export(
     source, name
         The array, as for `deepsic_codec.open_archive`.
     target : str or Path
-        A path or URL for Zarr, a path for TIFF and PNG. If the array has axes other than y, x and c, each of their
-        slices becomes a file, numbered before the suffix.
+        A path or URL for Zarr, a path for TIFF and PNG. For Zarr it is that of the array if it lies in a group or an
+        array is there, else that of a new group, in which the array keeps its name, or is called "image". For files, if
+        the array has axes other than y, x and c, each of their slices becomes one, numbered before the suffix.
     kind : {"zarr", "tiff", "png"}, optional
         Format of the copy. The default follows from the suffix of `target`, and is zarr for unknown suffixes.
     where : str, optional
@@ -148,8 +150,8 @@ def export(
     start = time.perf_counter()
     request = _request(stored, region or {}, where, crop, index)
     if kind == "zarr":
-        _write_zarr(request, str(target), codec, zarr_format or stored.array.metadata.zarr_format, overwrite, progress)
-        targets = [str(target)]
+        to_format = zarr_format or stored.array.metadata.zarr_format
+        targets = [_write_zarr(request, str(target), codec, to_format, overwrite, progress)]
     else:
         targets = _write_files(request, str(target), kind, codec, overwrite, progress)
     copied, left_out = request.count_chunks()
@@ -300,12 +302,15 @@ def _blocks(shape: Index, chunks: Index) -> list[Region]:
 
 def _write_zarr(
     request: ExportRequest, target: str, codec: str, zarr_format: int, overwrite: bool, progress: Progress
-) -> None:
+) -> str:
+    """Return where the array is: at the target if that lies in a group, else in a new group."""
     stored = request.stored
     chunks = tuple(max(1, min(chunk, size)) for chunk, size in zip(stored.chunks, request.shape, strict=True))
     attributes, beside = request.described
     attributes.pop("_ARRAY_DIMENSIONS", None)
-    place = target_path(target)
+    coordinates.set_fill_value(attributes, stored.params.nodata, request.dtype, zarr_format)
+    target, name = new_group_member(target, stored.path.rpartition("/")[2] or "image", zarr_format)
+    place = target_path(target, read_only=bool(name)) / name
     if beside and not coordinates.can_write(place, beside, zarr_format, replace=overwrite):
         beside = {}
     attributes |= coordinates.references(beside, stored.dimension_names)
@@ -323,12 +328,15 @@ def _write_zarr(
         dimension_names=stored.dimension_names if zarr_format == 3 else None,
     )
     blocks = _blocks(request.shape, chunks)
-    with write_array(target, template, overwrite=overwrite, source=str(stored.array.store_path)) as copy:
+    with write_array(target, template, overwrite=overwrite, source=str(stored.array.store_path), name=name) as copy:
         progress(0, len(blocks))
         for number, block in enumerate(blocks, 1):
             copy[block] = request.read(block)
             progress(number, len(blocks))
+    place = target_path(target) / name
     coordinates.write(place, beside, zarr_format)
+    refresh_consolidated(place, zarr_format, create=True)
+    return f"{target}/{name}" if name else target
 
 
 def _compressor(codec: str, zarr_format: int) -> Any:
@@ -471,12 +479,12 @@ def _write_tiff(
     import tifffile
 
     height, width, bands = image.image_shape
-    dtype = image.dtype
+    dtype = np.dtype("u1") if image.dtype.kind == "b" else image.dtype  # of 8 bits: predictors need bytes
     rows, columns = tile
 
     def tiles() -> Iterator[NDArray[Any]]:
         for values in blocks:
-            values = np.pad(values, ((0, -len(values) % rows), (0, -width % columns), (0, 0)))
+            values = np.pad(values.astype(dtype, copy=False), ((0, -len(values) % rows), (0, -width % columns), (0, 0)))
             for top, left in product(range(0, len(values), rows), range(0, width, columns)):
                 part = values[top : top + rows, left : left + columns]
                 yield part if bands > 1 else part[..., 0]
@@ -488,7 +496,7 @@ def _write_tiff(
             dtype=dtype,
             tile=tile,
             compression="zlib" if compress else None,
-            predictor=compress,
+            predictor=compress and (dtype.kind == "f" or dtype.itemsize < 8),
             **_tiff_options(bands, dtype),
         )
     georeference.write(path, image_attributes(image.stored, image.region))

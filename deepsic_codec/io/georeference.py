@@ -10,12 +10,14 @@ import json
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.payload.value_range import full_range
 from deepsic_codec.require import require
 
 TAGS = {
@@ -162,7 +164,10 @@ def write(path: Path, attributes: Mapping[str, Any]) -> None:
         if transform is not None:
             file.transform = Affine(*transform)
         if nodata is not None and fits(nodata, np.dtype(file.dtypes[0])):
-            file.nodata = nodata
+            if abs(nodata) < 1 << 53 or file.dtypes[0] not in ("int64", "uint64"):
+                file.nodata = nodata
+            else:  # GDAL would read another number
+                warnings.warn(f"the file gets no NoData value: {nodata} has more than 53 bits", stacklevel=2)
         _write_meaning(file, attributes)
 
 
@@ -265,7 +270,7 @@ def parse_crs(crs: Any) -> Any:
 def number(value: Any) -> float | None:
     """Return an attribute as a number, None if it is none."""
     try:
-        return float(value)
+        return int(value) if isinstance(value, Integral) else float(value)
     except (TypeError, ValueError):
         return None
 
@@ -274,5 +279,5 @@ def fits(value: float, dtype: np.dtype[Any]) -> bool:
     """Tell whether samples of a dtype can have a value."""
     if dtype.kind == "f":
         return True
-    info = np.iinfo(dtype)
-    return bool(info.min <= value <= info.max) and value == int(value)
+    low, high = (0, 1) if dtype.kind == "b" else full_range(dtype)
+    return low <= value <= high and value == int(value)

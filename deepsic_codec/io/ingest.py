@@ -18,7 +18,7 @@ from deepsic_codec.archive import AUTO_CHUNK, chunk_bands, measured_codec
 from deepsic_codec.axes import Axes, Region, axes_of_names, chunk_region, grid_shape
 from deepsic_codec.codec.measure import thinned
 from deepsic_codec.codec.params import NAN, CodecParams
-from deepsic_codec.codec.scaled import nodata_value
+from deepsic_codec.codec.scaled import must_be_bounded, nodata_value
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io import georeference, ome, validity
@@ -383,8 +383,8 @@ def ingest_pyramid(
 def codec_parameters(source: ImageSource, codec: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the parameters of `DeepSIC` for a source: those passed, and defaults that suit its samples.
 
-    Classes and samples of less than 8 bits are stored without loss, whatever was passed. Images with a table of colours
-    get no labels.
+    Classes, masks, samples of less than 8 bits and integers of 32 and 64 bits are stored without loss, whatever was
+    passed, the last within a `max_error` too. They and images with a table of colours get no labels.
 
     Raises
     ------
@@ -400,9 +400,10 @@ def codec_parameters(source: ImageSource, codec: Mapping[str, Any] | None = None
             f"nodata: {source.name} declares {declared}, and {declared} beside NaN would be data; leave nodata out, "
             f"and NaN becomes {declared}"
         )
-    if source.lossless:
+    bounded = must_be_bounded(source.values.dtype.newbyteorder("="))
+    if source.lossless or (bounded and parameters.get("max_error") is None):
         parameters = {key: value for key, value in parameters.items() if key not in RATES} | {"max_error": 0}
-    if "color_table" in source.attributes:
+    if bounded or "color_table" in source.attributes:
         parameters.setdefault("semantics", "none")
     if source.shifted and parameters.get("max_error") is not None:
         raise ConfigurationError(

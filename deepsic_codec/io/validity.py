@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deepsic_codec.payload.value_range import full_range
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -36,8 +39,7 @@ class Summary:
         self._levels: set[float] = set()  # of the alpha channel beside 0; more than one is too many
         self._has_valid = self._has_missing = False
         self._hidden: set[float] = set()  # samples of missing pixels; more than one is too many
-        if dtype.kind != "f":
-            self._used = np.zeros(1 << (8 * dtype.itemsize), np.bool_)
+        self._used: set[int] = set()  # values of samples that hold data; of large integers only those in question
 
     def add(self, values: NDArray[Any], valid: NDArray[np.bool_], channel: NDArray[Any] | None) -> None:
         """Add a block: samples (..., bands), where they hold data (...), and the alpha channel (...), if it is one."""
@@ -47,8 +49,11 @@ class Summary:
         self._has_missing |= not valid.all()
         if len(self._hidden) < 2:
             self._hidden.update(np.unique(values[~valid])[:2].tolist())
-        if self.dtype.kind != "f":
-            self._used[np.unique(values[valid]).astype(np.int64) - self._low] = True
+        data = values[valid]
+        if self.dtype.kind in "iu" and self.dtype.itemsize < 4:
+            self._used.update(np.unique(data).tolist())
+        elif self.dtype.kind in "iu":
+            self._used.update(value for value in self._choices if value not in self._used and value in data)
 
     @property
     def kind(self) -> str:
@@ -67,19 +72,19 @@ class Summary:
         smallest of the dtype; the first of these that no other sample has. If all are in use, it is any that is not.
         """
         if self.declared is not None:
-            return self.declared, self.dtype.kind != "f" and bool(self._used[int(self.declared) - self._low])
+            return self.declared, self.dtype.kind != "f" and int(self.declared) in self._used
         if self.dtype.kind == "f":
             return float("nan"), False
-        info = np.iinfo(self.dtype)
-        choices = [*(self._hidden if len(self._hidden) == 1 else ()), 0, info.max, info.min]
-        free = [value for value in choices if not self._used[int(value) - self._low]]
-        if not free:
-            free = (np.flatnonzero(~self._used)[:1] + self._low).tolist()
-        return (int(free[0]), False) if free else (0, True)
+        low, high = full_range(self.dtype)
+        hidden = self._hidden if len(self._hidden) == 1 and self.dtype.itemsize < 4 else ()
+        others = range(low, high + 1) if self.dtype.itemsize < 4 else ()
+        free = (int(value) for value in chain(hidden, self._choices, others) if int(value) not in self._used)
+        return next(((value, False) for value in free), (0, True))
 
     @property
-    def _low(self) -> int:
-        return int(np.iinfo(self.dtype).min)
+    def _choices(self) -> list[int]:
+        low, high = full_range(self.dtype)
+        return [int(self.declared)] if self.declared is not None else [0, high, low]
 
 
 def join_values(values: Any, others: Sequence[float], nodata: float) -> "da.Array":

@@ -63,13 +63,13 @@ def open_zarr(
         Axes of arrays whose dimensions have no known names.
 
     plain : callable, optional
-        Called with each other array of a group, and with each group that has attributes: coordinates, masks of dtypes
-        that the codec does not have. Label indexes and embedded models, which are made anew, are left out.
+        Called with each other array of a group, and with each group that has attributes: coordinates, text. Label
+        indexes and embedded models, which are made anew, are left out.
 
     Yields
     ------
     ImageSource
-        One for each array of 8 or 16 bits or float32 with axes y and x.
+        One for each array of numbers with axes y and x that is no coordinate of others.
 
     Raises
     ------
@@ -87,19 +87,18 @@ def open_zarr(
         return
     nodes = [("", node), *members(node)]
     indexes = [path for path, group in nodes if isinstance(group, zarr.Group) and INDEX in group.attrs and path]
+    described = " ".join(str(member.attrs.get("coordinates", "")) for _, member in nodes).split()
     images = []
     for path, member in nodes:
         parts = path.split("/")
         if any(path == index or path.startswith(f"{index}/") for index in indexes) or parts[-1].startswith(MODEL):
             continue
-        if isinstance(member, zarr.Array) and _is_image(member, axes):
+        if isinstance(member, zarr.Array) and parts[-1] not in described and _is_image(member, axes):
             images.append((path, member))
         elif plain is not None and (isinstance(member, zarr.Array) or dict(member.attrs)):
             plain(PlainNode(path, member))
     if not images:
-        raise SourceError(
-            f"{location}: the group has no arrays of 8 or 16 bits or float32 with two dimensions or more that are axes"
-        )
+        raise SourceError(f"{location}: the group has no arrays of numbers with two dimensions or more that are axes")
     for path, array in images:
         yield _source(array, f"{location}/{path}", path, axes)
 

@@ -75,6 +75,14 @@ def is_empty(data: bytes | None, header: Header) -> bool:
     return data is not None and len(data) == size + 1 and data[size] & ~DOWN == ALL
 
 
+def decode_value(data: bytes, header: Header) -> Any:
+    """Read the NoData value of a section; raises CorruptPayload if it is truncated."""
+    dtype = header.dtype.newbyteorder("<")
+    if len(data) <= dtype.itemsize:
+        raise CorruptPayload(f"nodata section: {len(data)} bytes, expected more than {dtype.itemsize}")
+    return np.frombuffer(data, dtype, 1).astype(dtype.newbyteorder("="))[0]
+
+
 def decode_nodata(data: bytes, header: Header) -> NoData:
     """Read a nodata section.
 
@@ -87,11 +95,8 @@ def decode_nodata(data: bytes, header: Header) -> NoData:
     """
     from deepsic_codec.payload.coders.mask import decode_mask
 
-    dtype = header.dtype.newbyteorder("<")
-    if len(data) <= dtype.itemsize:
-        raise CorruptPayload(f"nodata section: {len(data)} bytes, expected more than {dtype.itemsize}")
-    value = np.frombuffer(data, dtype, 1).astype(dtype.newbyteorder("="))[0]
-    layout, coded = data[dtype.itemsize], data[dtype.itemsize + 1 :]
+    value = decode_value(data, header)
+    layout, coded = data[value.itemsize], data[value.itemsize + 1 :]
     if layout > (DOWN | SAMPLES):
         raise UnsupportedPayload(f"nodata section: unknown layout {layout:#04x}; upgrade deepsic_codec")
     down, layout = bool(layout & DOWN), layout & SAMPLES

@@ -239,7 +239,7 @@ def _samples(
 
 
 def _twice(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    return None if mask is None or mask.shape[-1] == 1 else np.concatenate([mask, mask], axis=-1)
+    return mask if mask is None or mask.shape[-1] == 1 else np.concatenate([mask, mask], axis=-1)
 
 
 def _split_halves(integers: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from deepsic_codec.payload.cast import Cast, decode_cast, encode_cast
 from deepsic_codec.payload.fields import OPTIONAL, Header
 from deepsic_codec.payload.labels import LabelBlock, decode_labels, encode_labels
 from deepsic_codec.payload.nodata import NoData, decode_nodata, encode_nodata
@@ -61,7 +62,8 @@ QUALITY_MAP: Section[QualityMap] = Section(6, "quality map", True, encode_qualit
 FEATURES: Section[bytes] = Section(7, "features", True, bytes, lambda data, header: data)
 RESIDUAL: Section[Residual] = Section(8, "residual", True, encode_residual, decode_residual)
 WAVELET: Section[Wavelet] = Section(9, "wavelet", True, encode_wavelet, decode_wavelet)
-SECTIONS = (LABELS, VALUE_RANGE, NODATA, STRUCTURE, SPECTRAL, QUALITY_MAP, FEATURES, RESIDUAL, WAVELET)
+CAST: Section[Cast] = Section(10, "cast", True, encode_cast, decode_cast)
+SECTIONS = (LABELS, VALUE_RANGE, NODATA, STRUCTURE, SPECTRAL, QUALITY_MAP, FEATURES, RESIDUAL, WAVELET, CAST)
 
 NAMES = {section.kind: section.name for section in SECTIONS}
 

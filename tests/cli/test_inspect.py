@@ -141,8 +141,8 @@ def test_preview_and_export_say_what_they_wrote(place, capsys):
     code, out, _ = run(capsys, "preview", "a.zarr", "--out", "p.png", "--size", "100")
     assert code == 0 and out == "p.png: 6 of 6 chunks decoded\n" and Image.open("p.png").width > 200
     code, out, _ = run(capsys, "export", "a.zarr", "b.zarr", "--region", "y=0:64", "x=64:192")
-    assert code == 0 and "2 chunks decoded" in out and "wrote b.zarr" in out
-    np.testing.assert_array_equal(zarr.open_array("b.zarr", mode="r")[...], photograph(128, 192, 3)[:64, 64:])
+    assert code == 0 and "2 chunks decoded" in out and "wrote b.zarr/img" in out
+    np.testing.assert_array_equal(zarr.open_array("b.zarr/img", mode="r")[...], photograph(128, 192, 3)[:64, 64:])
 
 
 def test_compare_writes_a_table_and_pictures(place, capsys):

@@ -1,7 +1,5 @@
 """A chunk as the networks see it: the PSNR that a search aims at."""
 
-import re
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -152,29 +150,7 @@ def test_targets_are_met_whatever_the_values(outliers, value_range, target, noda
         assert np.sqrt(np.square(error).mean()) <= extent * (0.0025 if "psnr" in target else 0.0002)
 
 
-@pytest.mark.parametrize("dtype", ["bool", "i4", "u4", "i8", "u8", "f8", "f2"])
-@pytest.mark.parametrize("low,high", [(0, 1), (-5, 100), (-5, 30000), (100, 60000), (70000, 130000), (0, 10**6)])
-def test_what_a_refusal_says_to_do_stores_the_values(dtype, low, high):
-    """The line of code in the message is run: it keeps all values."""
-    if dtype == "bool":
-        low, high = 0, 1
-    if dtype[0] == "u":
-        low = abs(low)
-    if dtype == "f2":
-        low, high = low % 1024, min(high, 2048)
-    data = np.linspace(low, high, 40 * 50).reshape(40, 50).astype(dtype)
-    with pytest.raises(UnsupportedArray) as caught:
-        create_array({}, data=data, codec=DeepSIC(axes="yx", semantics="none"))
-    (cast,) = re.findall(r"(?:pass |loss, |with )(\(?data.*?\.astype\('\w+'\))", str(caught.value))[:1]
-    offset = re.search(r"'add_offset': (-?\d+)", str(caught.value))
-    values = eval(cast)
-    exact = {} if values.dtype == np.float32 else {"max_error": 0}
-    codec = DeepSIC(axes="yx", semantics="none", **(exact or {"max_error": 0.01}))
-    read = create_array({}, data=values, codec=codec)[...].astype("f8") + (int(offset[1]) if offset else 0)
-    assert np.abs(read - data).max() <= (0 if exact else 0.1)
-
-
-@pytest.mark.parametrize("dtype", ["bool", "i4", "u8", "f8", "c8"])
-def test_refusals_of_dtypes_without_values_name_a_way(dtype):
+@pytest.mark.parametrize("dtype", ["f2", "c8", "U3"])
+def test_refusals_of_dtypes_name_a_way(dtype):
     with pytest.raises(UnsupportedArray, match=r"data\.astype|zarr\.create_array"):
         create_array({}, shape=(40, 50), dtype=dtype, codec=DeepSIC(axes="yx"))

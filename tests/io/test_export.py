@@ -29,7 +29,7 @@ def image(stub, monkeypatch):
 def test_zarr_holds_the_same_and_needs_no_package(image, tmp_path, codec, zarr_format):
     steps = []
     done = export(image, tmp_path / "a.zarr", codec=codec, zarr_format=zarr_format, progress=lambda *n: steps.append(n))
-    copy = zarr.open_array(tmp_path / "a.zarr", mode="r")
+    copy = zarr.open_array(tmp_path / "a.zarr/image", mode="r")
     np.testing.assert_array_equal(copy[...], image[...])
     assert copy.metadata.zarr_format == (zarr_format or 3) and copy.chunks == (64, 64, 3)
     assert copy.attrs["title"] == "x" and "deepsic" not in copy.attrs
@@ -42,7 +42,7 @@ def test_zarr_holds_the_same_and_needs_no_package(image, tmp_path, codec, zarr_f
         code = f"""
             import sys, zarr
             sys.modules["deepsic_codec"] = None
-            print(zarr.open_array({str(tmp_path / "a.zarr")!r}, mode="r")[100, 100].tolist())
+            print(zarr.open_array({str(tmp_path / "a.zarr/image")!r}, mode="r")[100, 100].tolist())
         """
         assert json.loads(run_python(code)) == image[100, 100].tolist()
 
@@ -66,7 +66,7 @@ def test_any_region(data):
         target = data.draw(st.sampled_from([2, 3]))
         store = f"memory://export-{os.urandom(6).hex()}"
         export(array, store, region=region, zarr_format=target)
-        np.testing.assert_array_equal(zarr.open_array(store, mode="r")[...], values[tuple(region.values())])
+        np.testing.assert_array_equal(zarr.open_array(f"{store}/image", mode="r")[...], values[tuple(region.values())])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("full")], ids=str)
@@ -74,15 +74,15 @@ def test_an_export_that_fails_leaves_nothing(image, tmp_path, error):
     def stop(done, total):
         if done == 4:
             (partial,) = tmp_path.iterdir()
-            assert partial.name.startswith(".a.zarr.") and list((partial / "c").rglob("*"))
-            assert not (partial / "zarr.json").exists()  # no reader takes it for an array
+            assert partial.name.startswith(".a.zarr.") and list((partial / "image" / "c").rglob("*"))
+            assert not list(partial.rglob("zarr.json"))  # no reader takes it for an array
             raise error
 
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
         export(image, tmp_path / "a.zarr", progress=stop)
     assert not list(tmp_path.iterdir())
     export(image, tmp_path / "a.zarr")
-    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr", mode="r")[...], image[...])
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr/image", mode="r")[...], image[...])
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 
 
@@ -106,7 +106,7 @@ def test_a_killed_process_leaves_nothing_that_looks_complete(tmp_path):
     with pytest.raises(FileNotFoundError):
         zarr.open(partial, mode="r")
     assert run_python(code) == "8\n"
-    np.testing.assert_array_equal(zarr.open_array(tmp_path / "t.zarr", mode="r")[...], source[...])
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "t.zarr/img", mode="r")[...], source[...])
     assert not partial.exists()
 
 
@@ -116,14 +116,16 @@ def test_remote_targets_get_their_metadata_last(image):
     target = f"memory://bucket-{os.urandom(6).hex()}/a.zarr"
     files = fsspec.filesystem("memory")
     seen = []
-    done = export(image, target, progress=lambda *step: seen.append(files.exists(f"{target}/zarr.json")))
+    done = export(
+        image, target, progress=lambda *step: seen.append(any("zarr.json" in file for file in files.find(target)))
+    )
     assert seen and not any(seen) and files.exists(f"{target}/zarr.json")
-    np.testing.assert_array_equal(zarr.open_array(target, mode="r")[...], image[...])
+    np.testing.assert_array_equal(zarr.open_array(f"{target}/image", mode="r")[...], image[...])
     check_rejects(WriteError, "--overwrite", export, image, target)
     export(image, target, region={"x": slice(0, 64)}, overwrite=True)
-    assert zarr.open_array(target, mode="r").shape == (180, 64, 3)
-    assert len([file for file in files.find(target) if "/c/" in file]) == 3
-    assert done.targets == [target]
+    assert zarr.open_array(f"{target}/image", mode="r").shape == (180, 64, 3)
+    assert len([file for file in files.find(target) if "/image/c/" in file]) == 3
+    assert done.targets == [f"{target}/image"]
 
 
 def test_remote_targets_have_no_chunks_of_other_exports(image):
@@ -154,23 +156,23 @@ def test_a_remote_array_stays_until_another_is_complete(image):
 
     with pytest.raises(OSError, match="stopped"):
         export(image, target, overwrite=True, progress=stop)
-    array = zarr.open_array(target, mode="r")
+    array = zarr.open_array(f"{target}/image", mode="r")
     np.testing.assert_array_equal(array[...], image[:64])
 
 
 def test_what_is_there_is_not_lost(image, tmp_path):
     export(image, tmp_path / "a.zarr", region={"y": slice(0, 64)})
     check_rejects(WriteError, "--overwrite", export, image, tmp_path / "a.zarr")
-    assert zarr.open_array(tmp_path / "a.zarr", mode="r").shape == (64, 200, 3)
+    assert zarr.open_array(tmp_path / "a.zarr/image", mode="r").shape == (64, 200, 3)
 
     def stop(done, total):
         raise OSError("stopped")
 
     with pytest.raises(OSError, match="stopped"):
         export(image, tmp_path / "a.zarr", overwrite=True, progress=stop)
-    assert zarr.open_array(tmp_path / "a.zarr", mode="r").shape == (64, 200, 3)
+    assert zarr.open_array(tmp_path / "a.zarr/image", mode="r").shape == (64, 200, 3)
     export(image, tmp_path / "a.zarr", overwrite=True)
-    assert zarr.open_array(tmp_path / "a.zarr", mode="r").shape == (180, 200, 3)
+    assert zarr.open_array(tmp_path / "a.zarr/image", mode="r").shape == (180, 200, 3)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters").touch()
     check_rejects(WriteError, "no Zarr array", export, image, tmp_path / "home", overwrite=True)
@@ -180,7 +182,7 @@ def test_what_is_there_is_not_lost(image, tmp_path):
     assert (tmp_path / "home" / "letters").exists() and (tmp_path / "group.zarr" / "zarr.json").exists()
     (tmp_path / "empty").mkdir()
     export(image, tmp_path / "empty")
-    assert zarr.open_array(tmp_path / "empty", mode="r").shape == (180, 200, 3)
+    assert zarr.open_array(tmp_path / "empty/image", mode="r").shape == (180, 200, 3)
     check_rejects(ConfigurationError, "zip", export, image, tmp_path / "a.zip")
 
 
@@ -199,11 +201,11 @@ def test_a_query_leaves_the_rest_at_the_fill_value(stub, tmp_path):
     done = export(array, tmp_path / "q.zarr", where="Bright")
     assert (done.chunks, done.left_out, sum(stub.sizes("decode"))) == (2, 7, 2)
     expected = np.where(data == 250, 250, 9)
-    copy = zarr.open_array(tmp_path / "q.zarr", mode="r")
+    copy = zarr.open_array(tmp_path / "q.zarr/image", mode="r")
     np.testing.assert_array_equal(copy[...], expected)
     assert copy.nchunks_initialized == 2
     export(array, tmp_path / "crop.zarr", where="Bright", crop=True)
-    np.testing.assert_array_equal(zarr.open_array(tmp_path / "crop.zarr", mode="r")[...], expected[64:, 64:])
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "crop.zarr/image", mode="r")[...], expected[64:, 64:])
     export(array, tmp_path / "crop.png", where="Bright", crop=True, region={"y": slice(0, 100)})
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "crop.png")), expected[64:100, 64:128])
     check_rejects(UnsupportedArray, "nothing to export", export, array, tmp_path / "no.zarr", where="Dim")
@@ -350,7 +352,7 @@ def test_an_array_without_samples(tmp_path, suffix):
     array = create_array(tmp_path / "a.zarr", name="days", shape=(0, 64, 64, 3), dtype="u1", codec=codec)
     if suffix == "zarr":
         export(array, tmp_path / "b.zarr")
-        assert zarr.open_array(tmp_path / "b.zarr", mode="r").shape == (0, 64, 64, 3)
+        assert zarr.open_array(tmp_path / "b.zarr/days", mode="r").shape == (0, 64, 64, 3)
     else:
         check_rejects(UnsupportedArray, "nothing to export", export, array, tmp_path / f"b.{suffix}")
 

@@ -143,21 +143,28 @@ def test_images_of_different_places_are_groups_of_their_own(tmp_path):
     assert one["d/x"][0] == 600005
 
 
+@pytest.mark.parametrize("source_format", [2, 3])
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_a_copy_in_a_group_has_its_coordinates_beside_it(tmp_path, zarr_format):
-    write(tmp_path / "a.tif", photograph(60, 80, 3), nodata=7, **PLACE)
-    run("ingest", tmp_path / "a.tif", tmp_path / "a.zarr", "--chunk", 32, "--format", zarr_format)
+def test_a_copy_is_opened_by_xarray_with_all_that_is_known(tmp_path, zarr_format, source_format):
+    xarray = pytest.importorskip("xarray")
+    image = photograph(60, 80, 3)
+    about = {"scales": (0.5,) * 3, "offsets": (2.0,) * 3, "descriptions": ("r", "g", "b"), "units": ("m",) * 3}
+    write(tmp_path / "a.tif", image, nodata=7, **PLACE, **about)
+    run("ingest", tmp_path / "a.tif", tmp_path / "a.zarr", "--format", source_format, "--max-error", 0)
     zarr.open_group(tmp_path / "copy.zarr", mode="w", zarr_format=zarr_format)
-    region = ("--region", "y=20:50", "x=10:70", "band=0:2")
-    run("export", tmp_path / "a.zarr", tmp_path / "copy.zarr" / "part", *region)
-    run("export", tmp_path / "a.zarr", tmp_path / "alone.zarr", *region)
-    copy, alone = zarr.open_group(tmp_path / "copy.zarr", mode="r"), zarr.open_array(tmp_path / "alone.zarr", mode="r")
-    assert copy["x"][0] == 500105 and copy["y"][0] == 4999795 and copy["band"][...].tolist() == [1, 2]
-    assert copy["x"].shape == (60,) and copy["spatial_ref"].attrs["GeoTransform"].startswith("500100.0 ")
-    assert copy["part"].attrs["grid_mapping"] == "spatial_ref" and "grid_mapping" not in alone.attrs
-    for array in (copy["part"], alone):
+    options = ("--region", "y=20:50", "x=10:70", "band=0:2", "--format", zarr_format)
+    run("export", tmp_path / "a.zarr", tmp_path / "copy.zarr" / "a", *options)  # into a group
+    run("export", tmp_path / "a.zarr", tmp_path / "alone.zarr", *options)  # a group of its own
+    run("export", tmp_path / "a.zarr", tmp_path / "alone.zarr", *options, "--overwrite")
+    expected = np.where(image == 7, np.nan, image * 0.5 + 2)[20:50, 10:70, :2]
+    for name in ("copy.zarr", "alone.zarr"):
+        opened = xarray.open_zarr(tmp_path / name, consolidated=zarr_format == 2 and name == "alone.zarr")
+        array = opened["a"]
+        np.testing.assert_array_equal(array.transpose("y", "x", "band"), expected)
+        assert opened["x"][0] == 500105 and opened["y"][0] == 4999795 and opened["band"].values.tolist() == [1, 2]
+        assert opened["spatial_ref"].attrs["GeoTransform"].startswith("500100.0 ")
+        assert array.attrs["proj:code"] == "EPSG:32632" and array.attrs["long_name"] == ["r", "g"]
         assert array.attrs["spatial:transform"] == [10, 0, 500100, 0, -10, 4999800]
-        assert array.attrs["proj:code"] == "EPSG:32632" and array.fill_value == 7
 
 
 def test_a_stack_keeps_what_its_images_share_and_lists_the_rest(tmp_path):

@@ -71,7 +71,8 @@ def test_bits_of_floats_under_a_mask(bands):
     mask[0, 3:9] = True
     samples[mask[..., 0]] = np.nan
     nodata = NoData(np.float32(np.nan), False, mask)
-    residual, decoded = bounded_residual(samples, 1e-9, nodata)
+    each = NoData(nodata.value, False, np.repeat(mask, bands, axis=-1))  # bands that agree are stored as one mask
+    residual, decoded = bounded_residual(samples, 1e-9, each)
     assert residual.layout == FLOAT_BITS
     np.testing.assert_array_equal(decoded, samples)
     np.testing.assert_array_equal(residual.decode(header_of(samples), nodata)[~mask[..., 0]], samples[~mask[..., 0]])
