@@ -178,6 +178,8 @@ class _BlockWriter:
         stop = tuple(start + size for start, size in zip(self.origin, block.shape, strict=True))
         if any(end > size for end, size in zip(stop, stored.shape, strict=True)):
             raise UnsupportedArray(f"block {block.shape} at {self.origin} goes beyond the array {stored.shape}")
+        if block.dtype.newbyteorder("=") != stored.array.dtype.newbyteorder("="):
+            raise UnsupportedArray(f"block of {block.dtype} for an array of {stored.array.dtype}; convert it first")
         self.last = tuple(ceil_div(end, chunk) for end, chunk in zip(stop, stored.chunks, strict=True))
         self.skip_empty = not write_empty_chunks(stored.array)
         self.starts: dict[Index, bytes] = {}
