@@ -223,6 +223,8 @@ def _print_data(
     for level, rows in results:
         say()
         titles = {"lossy": f"{level.codec}, others at as many bytes", "lossless": "without loss"}
+        if level.mode == "lossless" and values.dtype.kind == "f":
+            titles["lossless"] += " (DeepSIC stores floats within a bound, not without loss)"
         say(titles.get(level.mode, f"errors of at most {level.target:g}"))
         best = {row.codec: row for row in reversed(rows)}  # of the ways to take the bands
         cells = [

@@ -202,7 +202,7 @@ def _dry_run(
             " x ".join(map(str, item.shape)),
             item.axes,
             item.dtype,
-            "-" if item.nodata is None else str(item.nodata),
+            "-" if item.nodata is None else f"{item.nodata:g}" if isinstance(item.nodata, float) else item.nodata,
             " x ".join(map(str, item.chunks)),
             f"{item.raw:,}",
             *_estimated([item]),

@@ -181,10 +181,12 @@ def take_sample(source: ImageSource, *, codec: Mapping[str, Any] | None = None, 
     source = with_one_nodata(source, parameters["nodata"])
     axes, shape = Axes(source.axes), source.values.shape
     bands, edge = chunk_bands(axes.bands(shape)), chunk or AUTO_CHUNK
-    while chunk is None and source.values.size > MAX_SAMPLES and edge > MIN_EDGE and 2 * edge**2 * bands > MAX_SAMPLES:
+    is_small = source.values.size <= MAX_SAMPLES
+    while chunk is None and not is_small and edge > MIN_EDGE and 2 * edge**2 * bands > MAX_SAMPLES:
         edge //= 2
-    count = max(2, MAX_SAMPLES // (edge**2 * bands))
-    count = count if source.values.size <= MAX_SAMPLES else min(count, MAX_CHUNKS)
+    chunks = chunk_edges(source.axes, shape, edge)
+    total = prod(grid_shape(shape, chunks))
+    count = total if is_small else min(max(2, MAX_SAMPLES // (edge**2 * bands)), MAX_CHUNKS)
     regions = sample_regions(source, edge, DRAWN * count)
     nodata = NAN if parameters["nodata"] is None and source.values.dtype.kind == "f" else parameters["nodata"]
     parts: list[Samples] = []
@@ -199,9 +201,8 @@ def take_sample(source: ImageSource, *, codec: Mapping[str, Any] | None = None, 
             scenes.append(scene)
     if not scenes:
         raise UnsupportedArray(f"{source.name}: none of {len(regions)} chunks that were read has data to compare")
-    chunks = chunk_edges(source.axes, shape, edge)
     encoder = sample_codec(source, parameters, chunks, parts).changed(axes="yxc")
-    return Sample(source, scenes, encoder, prod(grid_shape(shape, chunks)))
+    return Sample(source, scenes, encoder, total)
 
 
 def _noise(scene: Scene) -> float:

@@ -30,6 +30,8 @@ from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray
 
 PSNR_CHUNKS = 4  # chunks that are read back to measure PSNR
+# Chunks of an estimate: after the first four, as many as are encoded in these seconds, and have so many samples.
+ESTIMATE_CHUNKS, ESTIMATE_SECONDS, MAX_ESTIMATED = 16, 20, 1 << 25
 RATES = ("quality", "psnr", "bpp", "rmse")  # parameters that allow errors
 MIN_BOUNDED_BITS = 0.5  # per sample: a bound does not pay off below
 NAMES = {"c": "band", "t": "time"}  # of dimensions that do not have the letter of their axis
@@ -164,7 +166,7 @@ class Estimate:
     raw, stored : int
         Bytes of the samples, and about those of all payloads.
     seconds : float
-        About the time to encode, with one chunk at a time.
+        About the time to load and compile what is needed, and to read and encode one chunk at a time.
     psnr, peak, rmse, largest : float
         Errors over these chunks: PSNR in dB and its peak, root mean square error and largest error in units of the
         data; NaN without samples that are data.
@@ -203,12 +205,22 @@ def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chu
     source = with_one_nodata(source, parameters["nodata"])
     shape, dtype = source.values.shape, source.values.dtype
     chunks = chunk_edges(source.axes, shape, chunk or AUTO_CHUNK)
-    samples = dask.compute(*(source.values[region] for region in sample_regions(source, chunk)))
+    count = min(ESTIMATE_CHUNKS, max(PSNR_CHUNKS, MAX_ESTIMATED // prod(chunks)))
+    start = time.perf_counter()
+    samples = dask.compute(*(source.values[region] for region in sample_regions(source, chunk, count)))
+    read = time.perf_counter()
     encoder = sample_codec(source, parameters, chunks, samples)
     encoder.encode_batch(samples[:1])  # loads the model and compiles
-    start = time.perf_counter()
-    payloads = [encoder.encode(sample) for sample in samples]
-    seconds = time.perf_counter() - start
+    warm = time.perf_counter()
+    payloads: list[bytes] = []
+    for sample in samples:
+        payloads.append(encoder.encode(sample))
+        if len(payloads) >= PSNR_CHUNKS and time.perf_counter() > warm + ESTIMATE_SECONDS:
+            break
+    encode = time.perf_counter() - warm
+    reading = (read - start) * len(payloads) / max(1, len(samples))
+    starting = max(0.0, warm - read - encode / max(1, len(payloads)))
+    samples = samples[: len(payloads)]
     decoded = encoder.decode_batch(payloads)
     share = source.values.size / max(1, sum(sample.size for sample in samples))
     return Estimate(
@@ -220,7 +232,7 @@ def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chu
         parameters["nodata"],
         int(source.values.nbytes),
         round(sum(map(len, payloads)) * share),
-        seconds * share,
+        starting + (reading + encode) * share,
         *_errors(samples, decoded, encoder, dtype),
         closer_bound(encoder, samples[0], decoded[0], len(payloads[0])) if samples else None,
         len(samples),
