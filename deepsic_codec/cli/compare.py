@@ -75,7 +75,8 @@ def run_compare(args: argparse.Namespace) -> None:
 
     require("compare", "dask", "PIL")
     notes: list[str] = []
-    sources = list(open_sources(args.sources, axes=args.axes, left_out=notes.append, renamed=lambda message: None))
+    calls: dict[str, Any] = dict.fromkeys(("plain", "renamed"), lambda item: None)
+    sources = list(open_sources(args.sources, axes=args.axes, left_out=notes.append, **calls))
     for_data = args.rmse or args.max_error is not None or hasattr(args, "nodata")
     kinds = [not for_data and is_photograph(source) for source in sources]
     photographs, data = ([s for s, kind in zip(sources, kinds, strict=True) if kind is k] for k in (True, False))
@@ -87,12 +88,12 @@ def run_compare(args: argparse.Namespace) -> None:
         codecs[kind] = [name for name in args.codecs or default if name in known]
         if group and not codecs[kind]:
             raise ConfigurationError(f"--codecs: none of them is compared on {kind}; known are {', '.join(known)}")
+    for note in [] if args.json else notes:
+        say(f"left out: {note}")
     documents = _photographs(args, photographs, codecs["photographs"]) if photographs else {}
     documents |= {"data": [_data(args, source, codecs["data"]) for source in data]} if data else {}
     if args.json:
         say_json(documents | {"left_out": notes})
-    for note in [] if args.json else notes:
-        say(f"left out: {note}")
 
 
 def _photographs(args: argparse.Namespace, sources: Sequence["ImageSource"], codecs: Sequence[str]) -> dict[str, Any]:
@@ -264,6 +265,8 @@ def _print_advice(sample: "Sample", advices: Sequence["Advice"], location: str) 
     parameters = advices[0].level.parameters.items()
     options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in parameters)
     axes = f"in Python for values with axes {sample.source.axes}, or on the command line"
+    if advices[0].peer is not None and advices[0].change > 0:
+        say(f"Here, {advices[0].peer.codec} is better than DeepSIC.")
     say(f"To use: {advices[0].level.codec}, {axes}:")
     say(f"  {advices[0].code(sample)}")
     say(f"  deepsic ingest {location} archive.zarr {options}")

@@ -6,7 +6,7 @@ bytes as DeepSIC; within a bound and without loss, bytes are compared.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, log10, prod
+from math import inf, log10, nan, prod
 from typing import Any
 
 import numpy as np
@@ -366,15 +366,23 @@ class Advice:
     peer: Outcome | None
 
     @property
+    def change(self) -> float:
+        """How much larger than that of the peer error (with loss) or file are, in percent; NaN without a peer."""
+        if self.peer is None:
+            return nan
+        name = "rmse" if self.level.mode == LOSSY else "nbytes"
+        ours, peer = getattr(self.ours, name), getattr(self.peer, name)
+        return 100 * (ours / peer - 1) if peer else inf
+
+    @property
     def text(self) -> str:
-        """The verdict in a sentence."""
+        """The verdict in words."""
         if self.peer is None:
             return "no other codec was measured"
-        error = self.level.mode == LOSSY
-        values = (self.ours.rmse, self.peer.rmse) if error else (self.ours.nbytes, self.peer.nbytes)
-        change = 100 * (values[0] / values[1] - 1)
-        what = ("smaller", "larger", "RMSE in as many bytes") if error else ("fewer", "more", "bytes")
-        return f"{abs(change):.1f} % {what[change > 0]} {what[2]} than {self.peer.codec}, the best of the others"
+        number, worse, name = f"{abs(self.change):.1f} %", self.change > 0, f"{self.peer.codec}, the best of the others"
+        if self.level.mode == LOSSY:
+            return f"RMSE {number} {('smaller', 'larger')[worse]} than that of {name}, in as many bytes"
+        return f"{number} {('fewer', 'more')[worse]} bytes than {name}"
 
     def code(self, sample: Sample) -> str:
         """Return the line of Python that stores the array with this setting."""
@@ -391,7 +399,7 @@ class Advice:
 def advise(results: Sequence[tuple[Level, Sequence[Outcome]]], asked: bool) -> list[Advice]:
     """Return an advice for each level that DeepSIC reaches, that to follow first.
 
-    If the user asked for a target, that is the first one. Otherwise it is storing without loss if that takes hardly
+    If the user asked for targets, that is the first one, of bounds if there are any. Otherwise it is storing without loss if that takes hardly
     more bytes than errors below the noise, and the bound if not.
     """
     advices = [
@@ -400,7 +408,7 @@ def advise(results: Sequence[tuple[Level, Sequence[Outcome]]], asked: bool) -> l
         if row and row[0].codec == OURS
     ]
     if asked or len(advices) < 2:
-        return advices
+        return sorted(advices, key=lambda advice: advice.level.mode != BOUNDS)
     bound = next(advice for advice in advices if advice.level.mode == BOUNDS)
     lossless = [advice for advice in advices if advice.level.mode == LOSSLESS]
     first = next((one for one in lossless if one.ours.nbytes <= NEAR * bound.ours.nbytes), bound)

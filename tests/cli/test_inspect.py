@@ -171,7 +171,7 @@ def test_the_part_that_compare_enlarges_is_named_column_first(place, capsys, mon
         (2, "crop", ["export", "a.zarr", "b.zarr", "--crop"]),
         (2, "axis y are 0 to 127", ["export", "a.zarr", "b.zarr", "--region", "y=300:400"]),
         (1, "overlaps the source", ["export", "a.zarr", "a.zarr/img"]),
-        (1, "cannot be read", ["compare", "nothing.png"]),
+        (1, "no such file or folder", ["compare", "nothing.png"]),
     ],
 )
 def test_errors_are_one_line(place, capsys, code, words, arguments):

@@ -124,11 +124,11 @@ def test_advice_is_honest():
     first, second, third = advise([lossy, bound, lossless], asked=False)
     assert (first.level.mode, second.level.mode, third.level.mode) == (LOSSLESS, LOSSY, BOUNDS)
     assert first.text == "5.0 % more bytes than r, the best of the others"
-    assert second.text == "50.0 % larger RMSE in as many bytes than p, the best of the others"
+    assert second.text == "RMSE 50.0 % larger than that of p, the best of the others, in as many bytes"
     assert third.text == "20.0 % fewer bytes than q, the best of the others"
     large = lossless[0], [outcome("DeepSIC", 400), outcome("r", 500)]
     assert advise([lossy, bound, large], asked=False)[0].level.mode == BOUNDS
-    assert advise([lossy, bound, lossless], asked=True)[0].level.mode == LOSSY
+    assert [one.level.mode for one in advise([lossy, bound, lossless], asked=True)] == [BOUNDS, LOSSY, LOSSLESS]
 
 
 def test_the_command_ends_with_the_line_to_use(folder, tmp_path, capsys):
@@ -143,6 +143,19 @@ def test_the_command_ends_with_the_line_to_use(folder, tmp_path, capsys):
         np.abs(z[:].astype(int) - values)[values != NODATA].max() <= 3
         and ((z[:] == NODATA) == (values == NODATA)).all()
     )
+
+
+def test_the_command_says_that_another_codec_is_better(folder, capsys, monkeypatch):
+    monkeypatch.setattr(compare_data.Advice, "change", 5.0)
+    assert main(["compare", str(folder / "deep.tif"), "--max-error", "3", "--codecs", "LERC Zstd"]) == 0
+    assert "Here, LERC Zstd is better than DeepSIC.\nTo use: DeepSIC(max_error=3)" in capsys.readouterr().out
+
+
+def test_the_command_reads_archives(folder, tmp_path, capsys):
+    assert main(["ingest", str(folder / "deep.tif"), str(tmp_path / "a.zarr"), "--max-error", "9"]) == 0
+    assert main(["compare", str(tmp_path / "a.zarr"), "--max-error", "9", "--codecs", "LERC Zstd"]) == 0
+    out = capsys.readouterr().out
+    assert "deep: 96 x 80 x 4 (yxc) uint16, NoData 7" in out and "left out" not in out
 
 
 def test_the_command_prints_json(folder, capsys):
