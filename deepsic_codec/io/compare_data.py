@@ -399,8 +399,8 @@ class Advice:
 def advise(results: Sequence[tuple[Level, Sequence[Outcome]]], asked: bool) -> list[Advice]:
     """Return an advice for each level that DeepSIC reaches, that to follow first.
 
-    If the user asked for targets, that is the first one, of bounds if there are any. Otherwise it is storing without loss if that takes hardly
-    more bytes than errors below the noise, and the bound if not.
+    If the user asked for targets, that is the first one, of bounds if there are any. Otherwise it is storing without
+    loss if that takes hardly more bytes than errors below the noise, and the bound if not.
     """
     advices = [
         Advice(level, row[0], row[1] if len(row) > 1 else None)
