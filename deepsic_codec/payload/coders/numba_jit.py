@@ -138,6 +138,8 @@ def _warn_once(error: Exception) -> None:
 
 # For functions that create no array and return numbers, compiled without counting; the caller holds all arrays.
 jit: Any = _cached(**_options())
+# The same, with multiplications and additions in one instruction, which is exact for integers below 2^24.
+float_jit: Any = _cached(fastmath={"contract"}, **_options())
 # For functions that create arrays.
 array_jit: Any = _cached(returns_arrays=True, nogil=True)
 # For functions that are inlined into their callers.

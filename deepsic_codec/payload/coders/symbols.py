@@ -55,7 +55,7 @@ def _code_mixed(decoding, bit, a, b, c, mixer, weights, rate, limit, contexts, s
 
 
 @jit
-def _code_pass(
+def code_pass(
     decoding, source, symbols, positions, channels, predictions, tables, memory, offsets, state, data, out, row
 ):
     """Code one pass of one group over all slices, from a row of the predictions on.
@@ -237,7 +237,7 @@ def _encode_passes(
         end, rows = first + places, symbols.shape[0] * places
         begin += chunk * rows * count
         stop = begin + rows * count
-        row = _code_pass(
+        row = code_pass(
             False,
             source,
             symbols,
@@ -290,7 +290,7 @@ class _Coder:
     ) -> None:
         row, (rows, count) = 0, means.shape
         while row < rows:
-            row = _code_pass(
+            row = code_pass(
                 decoding,
                 self._source,
                 self.symbols,
@@ -308,10 +308,19 @@ class _Coder:
             if row < 0:
                 raise CorruptPayload(OUT_OF_RANGE)
             if row < rows:
-                self._grow(count)
+                self.grow(count)
 
-    def _grow(self, count: int) -> None:
-        """Double the output, and make room for a row of `count` symbols."""
+    def arguments(self) -> tuple[Any, ...]:
+        """Return the state as loops that call `code_pass` take it; all of it changes in place but `data`."""
+        return self.symbols, self._tables, self._memory, self._offsets, self._state
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The stream, which `grow` replaces."""
+        return self._data
+
+    def grow(self, count: int) -> None:
+        """Double the output, and make room for `count` symbols."""
         self._data = np.concatenate([self._data, np.empty(self._data.size + count * SYMBOL_BYTES, np.uint8)])
 
 
@@ -394,7 +403,7 @@ class SymbolEncoder(_Coder):
                 progress,
             )
             if progress[0] < len(passes):
-                self._grow(int(passes[progress[0], 1]))
+                self.grow(int(passes[progress[0], 1]))
 
     def adaptive_state(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return the contexts (probability in the upper 22 bits, observations below) and mixers (MIXERS, INPUTS)."""
