@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.reduced import check_scale, decode_reduced, needed_length, parse_start
 from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.model.threads import parallel_map
 from deepsic_codec.payload.limits import check_count, check_memory
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray

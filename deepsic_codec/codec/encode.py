@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
 from deepsic_codec.codec.chunk import ChunkToEncode, EncodeTask, find_info, scheduler_of
-from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.rate_search import encode_tasks, search_rate
 from deepsic_codec.codec.scaled import WIDE, ScaledChunk, needs_range
 from deepsic_codec.codec.structure import (
@@ -23,6 +22,7 @@ from deepsic_codec.codec.structure import (
 )
 from deepsic_codec.codec.wavelet import CodedWavelets, WaveletEncoder
 from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.model.threads import parallel_map
 from deepsic_codec.payload.residual import Residual
 from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, VALUE_RANGE, Section
 from deepsic_codec.payload.structure import Grid

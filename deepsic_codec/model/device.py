@@ -141,63 +141,6 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-class Workers:
-    """Threads that each run torch on one core.
-
-    Several threads that share a layer wait for each other after each layer, and spin while they do. Threads that take
-    images of their own do not, so a CPU shares the chunks of a batch among workers.
-
-    Parameters
-    ----------
-    count : int
-        Number of threads.
-    """
-
-    _local = threading.local()
-    _starting = threading.Lock()
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._pool = ThreadPoolExecutor(count, "deepsic-networks")
-        ready = threading.Barrier(count + 1)
-
-        def start() -> None:
-            # torch initialises a thread's count from the global one on first use, and setting it in a thread changes
-            # the global default. So: read first, set to 1, restore the global value below.
-            torch.get_num_threads()
-            torch.set_num_threads(1)
-            self._local.active = True
-            ready.wait()
-
-        with self._starting:
-            before = torch.get_num_threads()
-            try:
-                for _ in range(count):
-                    self._pool.submit(start)
-                ready.wait()
-            except RuntimeError:  # the interpreter shuts down: release the threads; the caller will run the tasks
-                ready.abort()
-            torch.set_num_threads(before)
-
-    @classmethod
-    def is_worker(cls) -> bool:
-        """Whether the current thread is a worker."""
-        return getattr(cls._local, "active", False)
-
-    def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Run all tasks and return their results in order; the first error is raised when no task runs any more."""
-
-        def as_worker(i: int) -> Result:
-            # The caller, too, is a worker while it runs tasks: it holds the locks that a worker must not wait for.
-            before, self._local.active = self.is_worker(), True
-            try:
-                return tasks[i]()
-            finally:
-                self._local.active = before
-
-        return submit_each(self._pool, as_worker, len(tasks))()
-
-
 _local = threading.local()
 
 

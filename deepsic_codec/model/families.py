@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.architecture import Architecture, Sizes
 from deepsic_codec.model.exact import tensors
-from deepsic_codec.model.family import CodingPrior, Family, Transforms
+from deepsic_codec.model.exact.checks import check_model_sums
+from deepsic_codec.model.family import CodingPrior, Family, Transforms, below
 from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays
 from deepsic_codec.model.paper import PaperFamily
 from deepsic_codec.model.tensors import Table, check_tensors
+from deepsic_codec.payload.coders.contexts import CoderTables
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +54,10 @@ class DeepSICFamily(Family):
 
     def tensors(self, arch: Architecture) -> Table:
         return tensors.tensors(arch)
+
+    def check(self, arch: Architecture, arrays: Arrays) -> None:
+        check_model_sums(arch, arrays)
+        CoderTables.from_arrays(below(arrays, "decoder.coder")).check(arch.latents)
 
     def prior(self, arch: Architecture, tensors: Mapping[str, Tensor], device: str) -> CodingPrior:
         from deepsic_codec.model.exact.prior import IntegerPrior
@@ -102,7 +108,7 @@ def load_checked(info: ModelInfo) -> tuple[Sizes, Arrays]:
     ------
     ModelMismatch
         If the file is damaged, its description is of no architecture, its vocabulary is not that of the head, or a
-        tensor is not what the table of the family says (`tensors.check_tensors`).
+        tensor is not what the table of the family says (`tensors.check_tensors`), or its sums could be inexact.
     """
     try:
         arch = architecture_from(info.architecture)
@@ -116,4 +122,8 @@ def load_checked(info: ModelInfo) -> tuple[Sizes, Arrays]:
         )
     arrays = load_arrays(info)
     check_tensors(arrays, table, info.path)
+    try:
+        family_of(arch).check(arch, arrays)
+    except ValueError as error:
+        raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
     return arch, arrays

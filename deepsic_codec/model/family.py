@@ -120,6 +120,9 @@ class Family(Protocol):
     def tensors(self, arch: Any) -> Table:
         """Every tensor of a model file, from sizes alone: a file is compared with it before networks are made."""
 
+    def check(self, arch: Any, arrays: Arrays) -> None:
+        """Raise ValueError if tensors of a model file, each of which is in its range, do not fit together."""
+
     def prior(self, arch: Any, tensors: Mapping[str, Tensor], device: str) -> CodingPrior:
         """Prior of a model file, from its tensors below `PRIOR`."""
 

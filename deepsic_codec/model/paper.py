@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from deepsic_codec.model.architecture import MAX_WIDTH, Sizes
-from deepsic_codec.model.family import ANALYSIS, HEAD, PRIOR, SYNTHESIS, CodingPrior, Family, Transforms
+from deepsic_codec.model.family import ANALYSIS, HEAD, PRIOR, SYNTHESIS, CodingPrior, Family, Transforms, below
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.logistic import INDEX_MAX, MEAN_MAX
 from deepsic_codec.model.tensors import HALF, HALF_MAX, Table, TensorSpec, coder_tensors, half, spec
 from deepsic_codec.model.vocabulary import MAX_CLASSES
+from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ class PaperFamily(Family):
 
     def tensors(self, arch: PaperArchitecture) -> Table:
         return tensors(arch)
+
+    def check(self, arch: PaperArchitecture, arrays: Arrays) -> None:
+        CoderTables.from_arrays(below(arrays, "decoder.coder")).check(arch.latents)
 
     def transforms(self, arch: PaperArchitecture, arrays: Arrays, device: "torch.device") -> Transforms:
         from deepsic_codec.model.paper_networks import PaperTransforms, make_networks

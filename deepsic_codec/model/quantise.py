@@ -25,18 +25,9 @@ TRADE_QUALITIES, TRADE = (15.0, 45.0), (1.2, 2.1)
 UNIT = 64.0
 
 
-def load_tables(tensors: dict[str, Tensor], latents: int, device: torch.device | str) -> RateTables:
-    """Tables of a model file on a device, from its tensors below `family.RDO`.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If a table is missing or has another size.
-    """
-    saved, price = tensors["saved"], tensors["price"]
-    if saved.shape != (INDEX_MAX + 1, DISTANCES) or price.shape != (QUALITIES, latents):
-        raise ValueError("the tables of the optimised quantiser have unexpected sizes")
-    return RateTables(*(t.to(device=device, dtype=torch.int32) for t in (saved, price)))
+def load_tables(tensors: dict[str, Tensor], device: torch.device | str) -> RateTables:
+    """Tables of a model file on a device, from its tensors below `family.RDO`."""
+    return RateTables(*(tensors[name].to(device=device, dtype=torch.int32) for name in RateTables._fields))
 
 
 @torch.no_grad()

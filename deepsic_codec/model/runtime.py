@@ -6,7 +6,7 @@ synthesise  symbols to pixels
 code        symbols to feature sections, and back
 score       latents to label scores
 
-`deepsic_codec.model.scheduler` runs them over whole batches.
+`deepsic_codec.model.torch_scheduler` runs them over whole batches.
 """
 
 import threading
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.batch import DEFAULT_EFFORT, DEFAULT_TUNE, Qualities, Shape, grid_of, whole_qualities
 from deepsic_codec.model.coding import decode_symbols, start_decoding, start_encoding
@@ -35,7 +34,7 @@ from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.model.neighbours import Predictions
 from deepsic_codec.model.quantise import load_tables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
-from deepsic_codec.model.threads import Pending, keep_freed_memory
+from deepsic_codec.model.threads import Pending
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
@@ -64,18 +63,13 @@ class LoadedModel:
     def __init__(self, info: ModelInfo, device: str = "cpu") -> None:
         self.info = info
         self.device = torch.device(device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.arch, arrays = load_checked(info)
         self.family = family_of(self.arch)
-        try:
-            self.transforms = self.family.transforms(self.arch, arrays, self.device)
-            self.prior = self.family.prior(self.arch, tensors_below(arrays, PRIOR), str(self.device))
-            rdo = tensors_below(arrays, RDO)
-            self._rate_tables = load_tables(rdo, self.arch.latents, self.device) if rdo else None
-            self.coder_tables = CoderTables.from_arrays(below(arrays, "decoder.coder")).check(self.arch.latents)
-        except ValueError as error:  # sums of several tensors that would not be exact
-            raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
+        self.transforms = self.family.transforms(self.arch, arrays, self.device)
+        self.prior = self.family.prior(self.arch, tensors_below(arrays, PRIOR), str(self.device))
+        rdo = tensors_below(arrays, RDO)
+        self._rate_tables = load_tables(rdo, self.device) if rdo else None
+        self.coder_tables = CoderTables.from_arrays(below(arrays, "decoder.coder"))
         self._refiner: Refiner | None = None
         self._device_coder: DeviceCoder | None = None
         self._device_coder_tried = False

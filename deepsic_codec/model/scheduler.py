@@ -7,6 +7,7 @@ import os
 import threading
 
 from deepsic_codec import config
+from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.batch import Scheduler
 from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.require import require
@@ -33,8 +34,11 @@ def get_scheduler(info: ModelInfo) -> Scheduler:
 
 
 def _load(info: ModelInfo, device: str) -> Scheduler:
-    on_cpu = device.startswith("cpu")
-    family = info.architecture.get("family")
+    on_cpu, family = device.startswith("cpu"), info.architecture.get("family")
+    if on_cpu and family == Architecture.family:
+        from deepsic_codec.model.cpu.scheduler import CpuScheduler
+
+        return CpuScheduler(info)
     return load_with_torch(info, device, f"a model of the family {family!r}" if on_cpu else f"the device {device!r}")
 
 

@@ -3,13 +3,16 @@
 import ctypes
 import os
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_all
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
+
+from deepsic_codec import config
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -79,6 +82,36 @@ def submit_each(
         return [future.result() for future in futures] + rest
 
     return wait
+
+
+def host_threads() -> int:
+    """Return the number of threads for work on the host: the setting, or one for each core."""
+    return config.get().threads or os.cpu_count() or 1
+
+
+def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Apply a function that releases the GIL to items, on as many threads as the settings say.
+
+    All callers share one pool, so that no more threads compute than the settings say. A call within a call runs on the
+    thread that it is made on. The first error is raised when no call runs any more.
+    """
+    threads = host_threads()
+    if len(items) < 2 or threads < 2 or getattr(_local, "active", False):
+        return [function(item) for item in items]
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads, "deepsic-host", initializer=_mark)
+    return submit_each(_pools[threads], lambda i: function(items[i]), len(items))()
+
+
+def _mark() -> None:
+    _local.active = True
+
+
+_local = threading.local()
+_pools: dict[int, ThreadPoolExecutor] = {}
+# A forked process has none of the threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)
 
 
 def keep_freed_memory() -> bool:

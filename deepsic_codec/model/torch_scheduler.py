@@ -1,8 +1,7 @@
-"""Run a loaded model over whole batches with torch: groups of equal shape, results in order.
+"""Run a model in torch over whole batches: groups of equal shape, results in order.
 
 A pipeline starts each group on the device, waits for its results and passes each result through the last function of
-its chunk, on the host. A GPU has further groups started while the host codes, packs or restores the chunks of one. A
-CPU shares the groups among workers, each of which does all steps of its own chunks.
+its chunk, on the host. A GPU has further groups started while the host codes, packs or restores the chunks of one.
 """
 
 import os
@@ -31,18 +30,15 @@ from deepsic_codec.model.batch import (
     Shape,
     grid_of,
 )
-from deepsic_codec.model.device import Workers, download, stack_padded, upload
+from deepsic_codec.model.device import download, stack_padded, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder
 from deepsic_codec.model.neighbours import Predictions
 from deepsic_codec.model.runtime import Chosen, LoadedModel
-from deepsic_codec.model.threads import Pending, pipelined, submit, submit_each
+from deepsic_codec.model.threads import Pending, host_threads, pipelined, submit, submit_each
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
-# Pixels whose activations fit a CPU's caches (tried: 2^17 to 2^21), and the same for each of several workers, which
-# compete for the caches; workers also take groups of this size (tried: 2^17 to 2^21).
+# Pixels of a call on a CPU, whose activations fit its caches (tried: 2^17 to 2^21).
 CACHED_PIXELS = 1 << 18
-WORKER_PIXELS = 1 << 19
-
 # A GPU takes a batch in PARTS groups, if each has at least PART_PIXELS (tried: 1 to 16 parts).
 PARTS, PART_PIXELS = 2, 1 << 21
 # The GPU does the entropy coding from min(96, 6 per host thread) chunks on: its run time hardly depends on their number
@@ -94,7 +90,6 @@ class TorchScheduler(Scheduler):
         self._coder_pools: dict[int, ThreadPoolExecutor] = {}  # by their number of threads
         # The networks use every core already: two calls at a time would only compete.
         self._networks = threading.Lock()
-        self._workers: Workers | None = None
         # Groups that are started before one is waited for; a CPU that works on two groups is not faster.
         self._prefetch = 0 if self.device.type == "cpu" else 1
         self._decode_pool = ThreadPoolExecutor(2, "deepsic-decoder") if self._prefetch else None
@@ -246,7 +241,7 @@ class TorchScheduler(Scheduler):
 
     def device_coder(self, chunks: int) -> DeviceCoder | None:
         """Return the device's entropy coder, if it has one and codes this number of chunks faster than the host."""
-        least = min(DEVICE_CODER_MIN_CHUNKS, DEVICE_CODER_MIN_PER_THREAD * _host_threads())
+        least = min(DEVICE_CODER_MIN_CHUNKS, DEVICE_CODER_MIN_PER_THREAD * host_threads())
         return None if chunks < least else self.model.device_coder()
 
     def _run(self, keys: Sequence[tuple[Any, ...]], pipeline: Pipeline[Any]) -> list[Any]:
@@ -255,54 +250,28 @@ class TorchScheduler(Scheduler):
         for i, key in enumerate(keys):
             groups[key].append(i)
 
-        def parts(limit: int, shares: int = 1) -> Iterator[tuple[list[int], int]]:
+        def parts(limit: int) -> Iterator[tuple[list[int], int]]:
             """Yield indices of groups of at most `limit` pixels, and the number of chunks of their shape."""
             for (s, h, w, *_), members in groups.items():
-                size = max(1, min(limit // max(1, s * h * w), ceil_div(len(members), shares)))
+                size = max(1, limit // max(1, s * h * w))
                 for k in range(0, len(members), size):
                     yield members[k : k + size], len(members)
 
-        limit, threads = config.get().pixels_per_call(self.device.type), self._worker_count()
+        limit = config.get().pixels_per_call(self.device.type)
         if self._prefetch:  # parts: while one is entropy-coded, the device has another
             part = max(PART_PIXELS, ceil_div(sum(s * h * w for s, h, w, *_ in keys), PARTS))
             if self.device_coder(max(map(len, groups.values()), default=0)) is not None:
                 limit, pipeline = part, replace(pipeline, prefetch=PARTS)
             else:
                 limit = min(limit, part)
-        if threads > 1:
-            share = WORKER_PIXELS if config.get().batch_pixels is None else min(WORKER_PIXELS, limit // threads)
-            shares = list(parts(share, threads))
-            if len(shares) >= threads:
-                return _in_order(self._on_workers(pipeline, shares, threads), len(keys))
         started = ((indices, pipeline.start(indices, total)) for indices, total in parts(limit))
         results = pipelined(started, pipeline.prefetch)
         finished = ((indices, pipeline.finished(indices, values)) for indices, values in results)
         return _in_order(finished, len(keys))
 
-    def _on_workers(
-        self, pipeline: Pipeline[Any], parts: Sequence[tuple[list[int], int]], threads: int
-    ) -> list[tuple[list[int], list[Any]]]:
-        """Run a pipeline on a CPU's workers: each takes a group through all steps, then the next group."""
-
-        def run(indices: list[int], total: int) -> tuple[list[int], list[Any]]:
-            return indices, pipeline.finished(indices, pipeline.start(indices, total)())
-
-        with self._networks:
-            if self._workers is None or self._workers.count != threads:
-                self._workers = Workers(threads)
-            return self._workers.run([lambda part=part: run(*part) for part in parts])  # type: ignore[misc]
-
-    def _worker_count(self) -> int:
-        """Return the number of workers that may share a batch; 1 on a GPU, on a worker and in forked processes."""
-        if self.device.type != "cpu" or Workers.is_worker() or _forked:
-            return 1
-        return config.get().threads or torch.get_num_threads()
-
     def _pool(self) -> ThreadPoolExecutor | None:
-        """Return the threads for entropy coding; a worker codes its own chunks."""
-        if Workers.is_worker():
-            return None
-        threads = _host_threads()
+        """Return the threads for entropy coding."""
+        threads = host_threads()
         if threads not in self._coder_pools:
             self._coder_pools[threads] = ThreadPoolExecutor(threads, "deepsic-coder")
         return self._coder_pools[threads]
@@ -310,11 +279,10 @@ class TorchScheduler(Scheduler):
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Hold the networks, and keep a caller's autocast from them."""
-        worker, threads = Workers.is_worker(), config.get().threads
-        lock = nullcontext() if worker else self._networks  # a worker's caller holds the networks
-        with lock, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        threads = config.get().threads
+        with self._networks, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             before = torch.get_num_threads()
-            if not threads or threads == before or worker or _forked:
+            if not threads or threads == before or _forked:
                 yield
                 return
             torch.set_num_threads(threads)
@@ -331,7 +299,7 @@ class TorchScheduler(Scheduler):
         slices, h, w = shape
         limit = config.get().pixels_per_call(self.device.type)
         if self.device.type == "cpu":
-            limit = min(limit, WORKER_PIXELS if Workers.is_worker() else CACHED_PIXELS)
+            limit = min(limit, CACHED_PIXELS)
         size = max(1, limit // (h * w))
         size -= size % slices if size > slices else 0
         for k in range(0, images, size):
@@ -378,11 +346,6 @@ class TorchScheduler(Scheduler):
                 pixels = self.model.synthesise(symbols[part], quality[part], q6)
                 started.append(download(pixels[:, :height, :width]))
         return _split(started, chunks)
-
-
-def _host_threads() -> int:
-    """Return the number of threads for work on the host, such as entropy coding."""
-    return config.get().threads or os.cpu_count() or 1
 
 
 def _split(pending: list[Pending[NDArray[Any]]], chunks: int) -> Pending[list[NDArray[Any]]]:

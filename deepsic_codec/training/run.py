@@ -106,7 +106,7 @@ class Run:
         tables: RateTables | None = None  # rounds to the nearest
         if self.nets.stores_integers:
             rates = make_tables(prior.log_scales, export_gains(self.nets.gains)["step"])
-            tables = load_tables(rates, self.nets.arch.latents, self.device)
+            tables = load_tables(rates, self.device)
 
         def choose(scaled: Tensor, quality: Tensor) -> Tensor:
             channels_last = scaled.permute(0, 2, 3, 1).contiguous()

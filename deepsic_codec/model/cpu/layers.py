@@ -12,7 +12,7 @@ import numpy as np
 from numba import int32
 from numpy.typing import NDArray
 
-from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, WEIGHT_OFFSET, pack, padded, signed_tile, tile
+from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, pack, padded, tile
 from deepsic_codec.model.exact.formats import (
     MODULATION_BITS,
     READ_BITS,
@@ -109,9 +109,9 @@ def blocks(tensors: Tensors, name: str, count: int, channels: int) -> Blocks:
     if not count:  # of the right number of dimensions
         empty = dense(np.zeros((1, 1), np.int64), np.zeros(1, np.int32), np.zeros(1, np.int32))
         ups, downs = [empty], [empty]
-    stacked = [np.stack([getattr(one, part) for one in many]) for many in (ups, downs) for part in Dense._fields[:3]]
-    stacked[4] = stacked[4][:, 0]
-    return Blocks(spatial, spatial_bias, *stacked, ups[0].steps, downs[0].steps)  # type: ignore[call-arg]
+    up, down = ([np.stack([one[part] for one in many]) for part in range(3)] for many in (ups, downs))
+    sizes = ups[0].steps, downs[0].steps
+    return Blocks(spatial, spatial_bias, up[0], up[1], up[2], down[0], down[1][:, 0], down[2], *sizes)
 
 
 def modulation(tensors: Tensors, name: str, stem: Dense) -> Modulation:
@@ -248,13 +248,18 @@ def run_blocks(stream, parts, quality, above, below, memory):
             row, previous = stream[y + 1], memory.previous[n]
             if y == first:
                 _copy(stream[y], previous)
-            _spatial(
-                previous, row, stream[y + 2], parts.spatial[n], parts.spatial_bias[n], memory.reads, pitch
-            )
+            _spatial(previous, row, stream[y + 2], parts.spatial[n], parts.spatial_bias[n], memory.reads, pitch)
             _copy(row, previous)
             up, down = parts.up_bias[n, quality], parts.down_bias[n]
             narrow_rows(
-                memory.reads, width, pitch, parts.up[n], up, parts.up_shift[n], parts.up_steps, memory.hidden,
+                memory.reads,
+                width,
+                pitch,
+                parts.up[n],
+                up,
+                parts.up_shift[n],
+                parts.up_steps,
+                memory.hidden,
                 memory.sums,
             )
             _add_rows(

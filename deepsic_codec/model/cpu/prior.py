@@ -280,7 +280,7 @@ class Prior:
             arch.latents, max([arch.prior_detail, *(step.start + step.count for step in self.steps if step.signed)])
         )
         self._compand = np.ascontiguousarray(tensors["compand"], np.uint8)
-        self._nets = [_step_tables(step, below(tensors, str(i)), arch) for i, step in enumerate(self.steps)]
+        self._nets = [_step_tables(step, below(tensors, str(i))) for i, step in enumerate(self.steps)]
         tables = (rdo[name].astype(np.int32) for name in RateTables._fields) if rdo else (_NOTHING, _NOTHING)
         self._rates = RateTables(*tables)
 
@@ -361,14 +361,14 @@ class Prior:
                     coder.grow(POSITIONS * step.count)
 
 
-def _step_tables(step: Step, tensors: Tensors, arch: Architecture) -> tuple[NDArray[np.int64], NDArray[np.int64], Any]:
+def _step_tables(step: Step, tensors: Tensors) -> tuple[NDArray[np.int64], NDArray[np.int64], Any]:
     """Return the features of a step as `_run_step` gathers them, the offsets of its own neighbours, and its tensors."""
     parts = [(i.kind, dy, dx, i.first, i.stop) for i in step.inputs for dy, dx in i.offsets]
     mean, index = np.split(tensors["out_shift"].astype(np.int32), 2)
     # means in eighths, indices in quarters
     mean_shift, index_shift = mean + (HIDDEN_BITS - 3), index + (HIDDEN_BITS - SCALE_BITS - 2)
     out_bias = tensors["out_bias"] + np.concatenate([_half(mean_shift), _half(index_shift)])
-    width, outputs = arch.prior_width, 2 * step.count
+    outputs = 2 * step.count
     if step.input_count:
         first = tensors["first"].astype(np.int64)
         # symbols with their signs are stored plus 128
@@ -390,7 +390,7 @@ def _step_tables(step: Step, tensors: Tensors, arch: Architecture) -> tuple[NDAr
     direct, direct_shift = np.zeros((0, 0), np.int32), np.zeros(0, np.int32)
     if step.signed:
         direct, direct_shift = tensors["direct"].astype(np.int32), mean - (DIRECT_BITS - HIDDEN_BITS)
-    net = StepTables(*layers, mean_shift, index_shift, direct, direct_shift)
+    net = StepTables(layers[0], layers[1], layers[2], mean_shift, index_shift, direct, direct_shift)
     return np.array(parts, np.int64).reshape(-1, 5), np.array(step.offsets, np.int64).reshape(-1, 2), net
 
 

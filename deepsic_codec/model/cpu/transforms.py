@@ -1,6 +1,5 @@
 """Analysis, synthesis and semantic head of a model file, on NumPy arrays (`docs/integer-transforms.md`)."""
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +10,6 @@ from deepsic_codec.axes import ceil_div
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, WEIGHT_OFFSET, pack, padded, signed_tile, tile
 from deepsic_codec.model.cpu.layers import (
-    Blocks,
-    Buffers,
-    Dense,
-    Modulation,
     Tensors,
     blocks,
     buffers,
@@ -35,13 +30,12 @@ from deepsic_codec.model.exact.formats import (
     NORMAL_BITS,
     PIXEL_BITS,
     PIXEL_MAX,
-    QUALITIES,
     READ_LOW,
     STEP_BITS,
     WIDE_MAX,
 )
+from deepsic_codec.payload.coders.numba_jit import inline, jit
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
-from deepsic_codec.payload.coders.numba_jit import jit
 
 _WIDE, _PIXEL = int32(WIDE_MAX), int32(PIXEL_MAX)
 _LOGIT = int32(LOGIT_MAX)
@@ -111,17 +105,32 @@ def _row_buffers(width: int, latents: int, w8: int, w16: int) -> RowBuffers:
     )
 
 
-@jit
-def _dequantise(symbols, steps, unit, digits):
-    """Write the digits of a row of latents, symbols (w,C), and of the normalised latents."""
+@inline
+def _latent(symbol, step):
+    """Return the latent of a symbol."""
     limit, half = np.int64(2 << (14 + STEP_BITS)), int32(1 << (STEP_BITS - 1))
+    product = int32(min(max(np.int64(symbol) * np.int64(step), -limit), limit))
+    return min(max(int32(int32(product + half) >> int32(STEP_BITS)), -_WIDE), _WIDE)
+
+
+@jit
+def dequantise(symbols, steps, latents):
+    """Write the latents int32 (P,C) of symbols int16 (P,C) with quantiser steps int32 (C,)."""
+    for p in range(symbols.shape[0]):
+        row, to = symbols[p], latents[p]
+        for c in range(row.size):
+            to[c] = _latent(row[c], steps[c])
+
+
+@jit
+def _write_digits(symbols, steps, unit, digits):
+    """Write the digits of a row of latents, symbols (w,C), and of the normalised latents."""
     wide = np.float32(WIDE_MAX)
     for p in range(symbols.shape[0]):
         row = symbols[p]
         high, low, high_z, low_z = digits[0, p], digits[1, p], digits[2, p], digits[3, p]
         for c in range(row.size):
-            product = int32(min(max(np.int64(row[c]) * np.int64(steps[c]), -limit), limit))
-            latent = min(max(int32(int32(product + half) >> int32(STEP_BITS)), -_WIDE), _WIDE)
+            latent = _latent(row[c], steps[c])
             h, k = split(latent)
             high[c], low[c] = h, k
             scaled = np.floor(np.float32(latent) * unit[c] + np.float32(0.5))
@@ -134,9 +143,7 @@ def _list_row(width, memory):
     """List the steps of a row of latents that are not zero, tile by tile."""
     steps = memory.steps.shape[2]
     for t in range((width + ROWS - 1) // ROWS):
-        count = list_steps(
-            memory.steps, t * ROWS, steps, memory.totals[t], memory.indices[t], memory.compact[t]
-        )
+        count = list_steps(memory.steps, t * ROWS, steps, memory.totals[t], memory.indices[t], memory.compact[t])
         memory.indices[t, steps] = count
 
 
@@ -148,7 +155,11 @@ def _stem_row(width, stem, mod, quality, memory, stream):
     high, low = memory.sums[0], memory.sums[1]
     for block in range(stem.shift.size // BLOCK):
         first = block * BLOCK
-        b, s, size = stem.bias[0, first : first + BLOCK], stem.shift[first : first + BLOCK], min(BLOCK, channels - first)
+        b, s, size = (
+            stem.bias[0, first : first + BLOCK],
+            stem.shift[first : first + BLOCK],
+            min(BLOCK, channels - first),
+        )
         for t in range((width + ROWS - 1) // ROWS):
             indices, rows, totals = memory.indices[t], memory.compact_bytes[t], memory.totals[t]
             count = indices[steps]
@@ -281,7 +292,13 @@ class Synthesis:
         self.halo = n16 + ceil_div(n8, 2)
 
     def __call__(
-        self, symbols: Symbols, steps: NDArray[np.int32], quality: int, out: NDArray[Any], above: int = 0, below: int = 0
+        self,
+        symbols: Symbols,
+        steps: NDArray[np.int32],
+        quality: int,
+        out: NDArray[Any],
+        above: int = 0,
+        below: int = 0,
     ) -> None:
         """Reconstruct an image, or a part of it.
 
@@ -318,7 +335,7 @@ class Synthesis:
 @jit
 def _synthesise16(symbols, steps, unit, stem, mod, quality, memory, stream):
     for y in range(symbols.shape[0]):
-        _dequantise(symbols[y], steps, unit, memory.digits)
+        _write_digits(symbols[y], steps, unit, memory.digits)
         _list_row(symbols.shape[1], memory)
         _stem_row(symbols.shape[1], stem, mod, quality, memory, stream[y + 1])
 
@@ -333,7 +350,7 @@ def _synthesise8(stream16, expand, mod, quality, memory, stream8):
 def _synthesise(symbols, steps, unit, linear, out, stream8, memory, bits, above, below, pixels):
     height, width = symbols.shape[0], symbols.shape[1]
     for y in range(above, height - below):
-        _dequantise(symbols[y], steps, unit, memory.digits)
+        _write_digits(symbols[y], steps, unit, memory.digits)
         _list_row(width, memory)
         _linear_row(width, linear, memory)
         _rest_row(stream8[2 * y + 1 : 2 * y + 3], out, memory)

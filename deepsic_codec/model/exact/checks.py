@@ -5,8 +5,29 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact.prior_formats import HIDDEN_MAX, LINEAR_MAX
+from deepsic_codec.model.family import ANALYSIS, HEAD, PRIOR, SYNTHESIS, below
+from deepsic_codec.model.file import Arrays
+
+
+def check_model_sums(arch: Architecture, arrays: Arrays) -> None:
+    """Raise ValueError unless all sums of products of all networks of a model file are exact."""
+    networks = (
+        (ANALYSIS, arch.analysis, formats.ANALYSIS_LAYERS),
+        (SYNTHESIS, arch.synthesis, formats.SYNTHESIS_LAYERS),
+        (HEAD, arch.head, formats.HEAD_LAYERS),
+    )
+    for prefix, sizes, layers in networks:
+        forms = {name: layers[name] for name in sizes.layers}
+        for name, blocks in sizes.blocks.items():
+            for number in range(blocks.number):
+                forms |= {f"{name}.{number}.{part}": form for part, form in formats.BLOCK_LAYERS.items()}
+        for name, form in forms.items():
+            at = f"{prefix}.{name}"
+            check_sums(at, arrays[f"{at}.weight"], arrays[f"{at}.bias"], arrays[f"{at}.shift"], form)
+    check_prior_sums(below(arrays, PRIOR))
 
 
 def check_sums(name: str, weight: ArrayLike, bias: ArrayLike, shift: ArrayLike, form: formats.Format) -> None:

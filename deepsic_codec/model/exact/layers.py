@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model.exact import formats
-from deepsic_codec.model.exact.checks import check_sums
 from deepsic_codec.model.exact.matrix import Matrix
 from deepsic_codec.model.ops.protocol import BlockTensors, Sums
 from deepsic_codec.model.ops.select import ops_for
@@ -29,7 +28,6 @@ class Layer:
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"].to(torch.int32)
         weight = weight.reshape(weight.shape[0], -1).to(torch.int32)
         shift = tensors[f"{name}.shift"].to(torch.int32)
-        check_sums(name, weight, bias, shift, form)
         self.form = form
         low, high = int(form.low), int(form.high)
         if form.high == formats.HIDDEN_HIGH:  # writes hidden values
@@ -82,24 +80,17 @@ class Layer:
 
 
 class Blocks:
-    """The residual blocks `<name>.0`, `<name>.1`, ... of a stream; `conditioned` if hidden biases depend on quality."""
+    """The residual blocks `<name>.0`, `<name>.1`, ... of a stream."""
 
-    def __init__(
-        self, tensors: Tensors, name: str, count: int, device: torch.device, conditioned: bool = False
-    ) -> None:
+    def __init__(self, tensors: Tensors, name: str, count: int, device: torch.device) -> None:
         self.ops = ops_for(device)
         self.blocks: list[BlockTensors] = []
         for i in range(count):
             at = f"{name}.{i}"
-            if tensors[f"{at}.up.bias"].ndim != 1 + conditioned:
-                raise ValueError(
-                    f"{at}.up: has biases for {'one' if conditioned else 'each'} quality, unlike described"
-                )
             # a weight's unit is a power of two, and so are the units of the sums: float32 holds both exactly
             weight, bias, shift = (
                 tensors[f"{at}.spatial.{part}"].to(torch.int32) for part in ("weight", "bias", "shift")
             )
-            check_sums(f"{at}.spatial", weight, bias, shift, formats.SPATIAL)
             unit = torch.exp2(-shift.float())
             weight = (weight.float() * unit[:, None, None, None]).to(device)
             bias = (bias.float() * unit).to(device)

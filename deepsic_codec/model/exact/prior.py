@@ -11,18 +11,13 @@ import torch
 from torch import Tensor
 
 from deepsic_codec.model.architecture import Architecture
-from deepsic_codec.model.exact.checks import check_prior_sums
-from deepsic_codec.model.exact.formats import QUALITIES
 from deepsic_codec.model.exact.matrix import Matrix
 from deepsic_codec.model.exact.prior_formats import (
-    COMPANDED,
     DIRECT_BITS,
     HIDDEN_BITS,
     HIDDEN_OFFSET,
     INPUT_BITS,
-    LINEAR_MAX,
     SCALE_BITS,
-    SHIFTS,
 )
 from deepsic_codec.model.family import below
 from deepsic_codec.model.likelihood import log_scales
@@ -33,13 +28,7 @@ from deepsic_codec.model.schedule import Step, schedule
 
 
 class IntegerPrior:
-    """The `family.CodingPrior` of the tensors that `export.export_prior` writes.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If the tensors do not fit the architecture, or their sums could be inexact.
-    """
+    """The `family.CodingPrior` of the tensors that `export.export_prior` writes."""
 
     def __init__(self, arch: Architecture, tensors: Mapping[str, Tensor], device: str = "cpu") -> None:
         self.steps = schedule(arch.prior_groups, arch.prior_detail)
@@ -47,15 +36,9 @@ class IntegerPrior:
         self.device = device
         self.ops = ops_for(device)
         parts = [below(tensors, str(i)) for i in range(len(self.steps))]
-        for i, (step, part) in enumerate(zip(self.steps, parts, strict=True)):
-            _check_shapes(i, step, part, arch.prior_width)
-        compand = tensors["compand"]
-        if compand.shape != (COMPANDED,) or int(compand.max()) > LINEAR_MAX:
-            raise ValueError("the table of companded magnitudes has an unexpected size or range")
-        check_prior_sums(tensors)
         self._tensors = [_step_tensors(part, device) for part in parts]
         #: Companded magnitudes of symbols, int8 (COMPANDED,).
-        self.companded = compand.to(device=device, dtype=torch.int8)
+        self.companded = tensors["compand"].to(device=device, dtype=torch.int8)
         #: Logarithms of the scales that the indices were trained to mean; for estimates, not for decoding.
         self.log_scales = log_scales(device)
 
@@ -84,24 +67,6 @@ class IntegerPrior:
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         return self.ops.predict(neighbours, self.steps[number], rows, self._tensors[number], quality)
-
-
-def _check_shapes(number: int, step: Step, part: Mapping[str, Tensor], width: int) -> None:
-    """Raise ValueError unless every tensor of a step is there, in its shape."""
-    outputs = 2 * step.count
-    shapes: dict[str, tuple[int, ...]] = {"out_bias": (QUALITIES, outputs), "out_shift": (outputs,)}
-    if step.input_count:
-        shapes |= {"first": (width, step.input_count), "first_shift": (width,), "first_bias": (QUALITIES, width)}
-        shapes |= {"second": (width, width), "second_shift": (width,), "second_bias": (width,)}
-        shapes["out"] = (outputs, width)
-    if step.signed:
-        shapes["direct"] = (len(step.offsets), step.count)
-    if {k: tuple(v.shape) for k, v in part.items()} != shapes:
-        raise ValueError(f"prior step {number}: tensors are missing or have unexpected shapes")
-    for name, (low, high) in SHIFTS.items():
-        shift = part.get(f"{name}_shift")
-        if shift is not None and not low <= int(shift.min()) <= int(shift.max()) <= high:
-            raise ValueError(f"prior step {number}: shifts of {name} are not within {low} to {high}")
 
 
 def _step_tensors(part: Mapping[str, Tensor], device: str) -> StepTensors:

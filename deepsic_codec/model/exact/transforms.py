@@ -59,8 +59,7 @@ class IntegerAnalysis:
             Modulation(tensors, name, stem, device) for name, stem in (("mod8", self.stem), ("mod16", self.reduce))
         )
         self.blocks8, self.blocks16 = (
-            Blocks(tensors, f"blocks{at}", n, device, conditioned=True)
-            for at, n in zip((8, 16), arch.analysis_blocks, strict=True)
+            Blocks(tensors, f"blocks{at}", n, device) for at, n in zip((8, 16), arch.analysis_blocks, strict=True)
         )
 
     def __call__(self, grey: Tensor, rest: Tensor | None, quality: Tensor) -> Tensor:
@@ -97,8 +96,7 @@ class IntegerSynthesis:
             Modulation(tensors, name, stem, device) for name, stem in (("mod8", self.expand), ("mod16", self.stem))
         )
         self.blocks8, self.blocks16 = (
-            Blocks(tensors, f"blocks{at}", n, device, conditioned=True)
-            for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
+            Blocks(tensors, f"blocks{at}", n, device) for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
         )
         # as a multiplication by a power of two, rounded, of integers below 2^15
         exponent = tensors["normaliser"].float() + (formats.NORMAL_BITS - formats.LATENT_BITS)
@@ -128,10 +126,6 @@ class IntegerHead:
         self.blocks = Blocks(tensors, "blocks", arch.head_blocks, device)
         self.compand = tensors["compand"].to(device=device, dtype=torch.int32)
         self.score = tensors["score"].to(device=device)
-        if self.compand.shape != (formats.WIDE_MAX + 1,) or self.score.shape != (2 * formats.LOGIT_MAX + 1,):
-            raise ValueError("the head's tables have unexpected sizes")
-        if int(self.compand.abs().max()) > formats.WIDE_MAX:
-            raise ValueError("the head's table of companded latents is out of range")
 
     def __call__(self, latents: Tensor, quality: Tensor) -> Tensor:
         """Cells of latents int32 (N,h,w,C) and whole qualities (N,) -> scores uint8 (N,classes) in 1/255."""

@@ -1,7 +1,7 @@
 """Choice of the operations for a device, after a check of its kernels.
 
-A CPU gets Numba loops, and CUDA gets Triton kernels if Triton is installed. Other devices get torch operations, and so
-does a device on which a kernel fails or returns one different integer.
+CUDA gets Triton kernels if Triton is installed. Other devices get torch operations, and so does a device on which a
+kernel fails or returns one different integer.
 """
 
 import importlib
@@ -17,7 +17,6 @@ from deepsic_codec import config
 from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact.matrix import Matrix
 from deepsic_codec.model.neighbours import Neighbours
-from deepsic_codec.model.ops.numba import NumbaOps
 from deepsic_codec.model.ops.protocol import (
     BlockTensors,
     Direct,
@@ -32,14 +31,12 @@ from deepsic_codec.model.ops.torch import TorchOps
 from deepsic_codec.model.schedule import CROSS, Step
 
 log = logging.getLogger(__name__)
-TORCH, NUMBA = TorchOps(), NumbaOps()
+TORCH = TorchOps()
 
 
 def ops_for(device: torch.device | str) -> Ops:
     """The fastest operations of a device."""
     device = torch.device(device)
-    if device.type == "cpu":
-        return NUMBA
     if device.type != "cuda" or config.get().kernels == "plain":
         return TORCH
     return _triton(device) or TORCH

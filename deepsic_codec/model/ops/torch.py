@@ -136,6 +136,11 @@ class TorchOps:
         return out if q6 else (out.add_(1 << formats.PIXEL_BITS - 1) >> formats.PIXEL_BITS).to(torch.uint8)
 
 
+def rows_per_entry(total: Tensor, entries: Tensor) -> int:
+    """Number of rows (P,C) that share an entry of (B,C); all rows share entries (C,)."""
+    return len(total) // len(entries) if entries.ndim > 1 else max(1, len(total))
+
+
 def scatter(x: Tensor, edge: int) -> Tensor:
     """Pixel-shuffle, channels last: (N,h,w,edge edge C) -> (N,h edge,w edge,C)."""
     n, h, w, c = x.shape

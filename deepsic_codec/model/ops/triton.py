@@ -20,9 +20,8 @@ from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact.prior_formats import LINEAR_MAX
 from deepsic_codec.model.logistic import INDEX_MAX, INDEX_MIDDLE, MEAN_LEVELS, MEAN_MAX, RATE_BITS
 from deepsic_codec.model.neighbours import Neighbours
-from deepsic_codec.model.ops.numba import rows_per_entry
 from deepsic_codec.model.ops.protocol import BlockTensors, RateTables, StepTensors, Sums, SymbolState
-from deepsic_codec.model.ops.torch import TorchOps
+from deepsic_codec.model.ops.torch import TorchOps, rows_per_entry
 from deepsic_codec.model.schedule import Step
 
 #: Values that a program of an element-wise kernel takes.
