@@ -61,8 +61,7 @@ from deepsic_codec.model.exact.export import export_gains
 from deepsic_codec.model.family import PRIOR, RDO
 from deepsic_codec.model.paper import PaperArchitecture
 from deepsic_codec.model.quantise import make_tables
-from deepsic_codec.model.runtime import LoadedModel
-from deepsic_codec.model.torch_scheduler import TorchScheduler
+from deepsic_codec.model.scheduler import load
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders.contexts import MAX_LOW_BITS, SCALES, CoderTables
@@ -665,7 +664,7 @@ def use_model(info: model_file.ModelInfo, stream: bytes) -> str:
     """Load a model, encode, decode, and score labels; raises a typed error, or Failure."""
     image = np.random.default_rng(0).integers(0, 256, (1, 33, 70, 3), dtype=np.uint8)
     shape = image.shape[:3]
-    scheduler = TorchScheduler(LoadedModel(info))
+    scheduler = load(info, "cpu")
     (encoded,) = scheduler.encode([image], [42.5])
     for features in (encoded.features or b"", stream):
         try:

@@ -14,12 +14,12 @@ from deepsic_codec.codec.bands import from_images, label_images
 from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
 from deepsic_codec.codec.chunk import load_model
 from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
-from deepsic_codec.codec.parallel import parallel_map
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.scaled import UINT8, unscale
 from deepsic_codec.codec.structure import join_grids
 from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.model.threads import parallel_map
 from deepsic_codec.payload.cast import Cast
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, Header

@@ -29,11 +29,12 @@ def get_scheduler(info: ModelInfo) -> Scheduler:
     key = (info.decoder, info.head, info.encoder, device, config.get().kernels)
     with _loading:
         if key not in _schedulers:
-            _schedulers[key] = _load(info, device)
+            _schedulers[key] = load(info, device)
         return _schedulers[key]
 
 
-def _load(info: ModelInfo, device: str) -> Scheduler:
+def load(info: ModelInfo, device: str) -> Scheduler:
+    """Load a model for a device, whether it is loaded already or not."""
     on_cpu, family = device.startswith("cpu"), info.architecture.get("family")
     if on_cpu and family == Architecture.family:
         from deepsic_codec.model.cpu.scheduler import CpuScheduler

@@ -54,10 +54,10 @@ def test_other_environments_change_nothing(monkeypatch, environment):
 
 
 def test_a_model_on_a_cpu_keeps_freed_memory(monkeypatch):
-    from deepsic_codec.model import runtime
+    from deepsic_codec.model.cpu import scheduler
     from deepsic_codec.model.zoo import find_model
 
     asked = []
-    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: asked.append(True))
-    runtime.LoadedModel(find_model("base"), "cpu")
+    monkeypatch.setattr(scheduler, "keep_freed_memory", lambda: asked.append(True))
+    scheduler.CpuScheduler(find_model("base"))
     assert asked

@@ -1,31 +1,14 @@
-"""Numba loops give the integers of torch operations, at the ends of every range, on one thread and on several."""
+"""Operations on integers in torch: what the formats say."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from deepsic_codec.model.exact import formats
 from deepsic_codec.model.neighbours import Neighbours
-from deepsic_codec.model.ops import numba as numba_module
 from deepsic_codec.model.ops import select
-from deepsic_codec.model.ops.numba import NumbaOps
-from deepsic_codec.model.ops.protocol import Sums
 from deepsic_codec.model.ops.torch import TorchOps
 from deepsic_codec.model.schedule import CROSS, Step
-
-FORMS = (TorchOps(), NumbaOps())
-
-SIZES = [(1, 1, 1), (6, 3, 2), (40, 33, 40), (2048, 160, 4)]  # rows, columns, rows of biases
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request, monkeypatch):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    monkeypatch.setattr(numba_module, "MIN_SHARED_VALUES", 64)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def drawn(generator, low, high, *shape, dtype=torch.int32):
@@ -35,87 +18,14 @@ def drawn(generator, low, high, *shape, dtype=torch.int32):
     return values.masked_fill(ends < 0.1, low).masked_fill(ends > 0.9, high).to(dtype)
 
 
-@pytest.mark.parametrize("rows,columns,images", SIZES)
-def test_both_forms_agree(threads, rows, columns, images):
-    g = torch.Generator().manual_seed(rows)
-    total, bias = drawn(g, -(2**23), 2**23, rows, columns), drawn(g, -(2**22), 2**22, columns)
-    biases, shift = drawn(g, -(2**22), 2**22, images, columns), drawn(g, 0, 24, columns)
-    stream = drawn(g, -formats.STREAM_MAX, formats.STREAM_MAX, rows, columns).float()
-
-    def both(name, *arguments):
-        """What either form makes of copies of the same, and leaves of the first of them."""
-        results = []
-        for form in FORMS:
-            copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in arguments]
-            actual = getattr(form, name)(*copies)
-            results.append(copies[0] if actual is None else actual)
-        a, b = ([r] if isinstance(r, torch.Tensor) else r for r in results)
-        for x, y in zip(a, b, strict=True):
-            assert x.dtype == y.dtype and torch.equal(x, y), name
-
-    both("narrow", total, bias, shift, -128, 127)
-    both("narrow", total, biases, shift, -5, 99)
-    both("add", stream, total, bias, shift)
-    both("read", stream, 4)
-    both("read", stream / 32, 0)
-    scale, offset = drawn(g, -2047, 2047, images, columns).float(), drawn(g, -(2**22), 2**22, images, columns).float()
-    both("modulate", total, bias, shift, scale, offset)
-    companded = torch.arange(32769).div(270, rounding_mode="floor").to(torch.int8)
-    for kind in (torch.int16, torch.int32, torch.float32):
-        both("features", drawn(g, -32767, 32767, rows, columns, dtype=kind), companded)
-    sums, which = drawn(g, -(2**23), 2**23, rows, 2 * columns), drawn(g, -(2**22), 2**22, rows, 2 * columns)
-    both("means_and_indices", sums, which[0].clone(), drawn(g, 1, 15, columns), drawn(g, 0, 10, columns))
-    both("means_and_indices", sums, which, drawn(g, 1, 15, columns), drawn(g, 0, 10, columns))
-    table = torch.arange(formats.WIDE_MAX + 1).div(3, rounding_mode="floor").to(torch.int32)
-    both("companded_digits", drawn(g, -formats.WIDE_MAX, formats.WIDE_MAX, rows, columns), table)
-    steps = drawn(g, 1, 2**22, images, columns)
-    both("dequantise", drawn(g, -32768, 32767, rows, columns, dtype=torch.int16), steps)
-    latents = drawn(g, -formats.WIDE_MAX, formats.WIDE_MAX, rows, columns)
-    both("digits", latents)
-    both("digits", latents, torch.exp2(drawn(g, -8, 8, columns).float()))
-
-
-@pytest.mark.parametrize("grid", [(1, 1, 1), (2, 3, 2)])
-@pytest.mark.parametrize("q6", [True, False])
-def test_pixels_of_both_forms_agree(threads, grid, q6):
-    g = torch.Generator().manual_seed(1)
-    n, h, w = grid
-    parts = []
-    for channels, count in ((768, n * h * w), (192, 4 * n * h * w)):
-        parts.append(
-            (drawn(g, -(2**28), 2**28, count, channels), drawn(g, -(2**22), 2**22, channels), drawn(g, 8, 31, channels))
-        )
-    actual = [form.pixels(*(Sums(*(t.clone() for t in p)) for p in parts), grid, q6) for form in FORMS]
-    assert actual[0].shape == (n, 16 * h, 16 * w, 3) and actual[0].dtype == (torch.int16 if q6 else torch.uint8)
-    assert torch.equal(*actual) and len(actual[0].unique()) > 20
-
-
 def test_digits_are_what_they_are_called():
     values = torch.arange(-formats.WIDE_MAX, formats.WIDE_MAX + 1, dtype=torch.int32)[:, None]
-    high, low = (d.to(torch.int32) for d in NumbaOps().digits(values))
+    high, low = (d.to(torch.int32) for d in TorchOps().digits(values))
     assert torch.equal(high * formats.DIGIT + low, values) and int(low.min()) >= -64 and int(low.max()) <= 63
 
 
-def test_rows_are_done_once_also_while_the_interpreter_ends(monkeypatch):
-    class Ended:
-        def submit(self, *arguments):
-            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-
-    done = np.zeros(97, int)
-
-    def kernel(first, last, values):
-        done[first:last] += 1
-
-    monkeypatch.setattr(numba_module, "MIN_SHARED_VALUES", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    numba_module._over_rows(kernel, torch.zeros(97, 2))
-    monkeypatch.setattr(numba_module, "_pool", lambda process: Ended())
-    numba_module._over_rows(kernel, torch.zeros(97, 2))
-    assert (done == 2).all()
-
-
 @pytest.mark.parametrize("kind", [torch.int16, torch.int32])
-def test_symbols_of_a_step_are_entered_where_they_belong(threads, kind):
+def test_symbols_of_a_step_are_entered_where_they_belong(kind):
     g = torch.Generator().manual_seed(5)
     step = Step(4, 9, "2", CROSS, 16)
     linear, magnitude = (drawn(g, -128, 127, 2, 9, 8, 16, dtype=torch.int8) for _ in range(2))
@@ -123,11 +33,9 @@ def test_symbols_of_a_step_are_entered_where_they_belong(threads, kind):
     rows = before.rows(step)[0]
     symbols = drawn(g, -32767, 32767, len(rows), 9, dtype=kind)
     companded = torch.arange(32769).div(270, rounding_mode="floor").to(torch.int8)
-    actual = [Neighbours(linear, magnitude) for _ in FORMS]
-    for form, neighbours in zip(FORMS, actual, strict=True):
-        form.enter(neighbours, step, rows, symbols, companded)
-    assert torch.equal(*(neighbours.both for neighbours in actual))
-    changed = (actual[0].both != before.both).any(0)
+    after = Neighbours(linear, magnitude)
+    TorchOps().enter(after, step, rows, symbols, companded)
+    changed = (after.both != before.both).any(0)
     assert not changed[:, :4].any() and not changed[:, 13:].any()
     assert set(changed.any(1).nonzero()[:, 0].tolist()) <= set(rows.tolist()) and changed.any(1).sum() > 60
 
@@ -172,5 +80,4 @@ def predicted(near, step, rows, tensors, quality):
 
 def test_which_operations_a_device_gets(monkeypatch):
     monkeypatch.setattr(select, "_triton", lambda device: None)
-    assert isinstance(select.ops_for("cpu"), NumbaOps)
-    assert type(select.ops_for(torch.device("cuda", 0))) is type(select.ops_for("meta")) is TorchOps
+    assert all(type(select.ops_for(device)) is TorchOps for device in ("cpu", "cuda:0", "meta"))

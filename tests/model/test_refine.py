@@ -10,6 +10,7 @@ from deepsic_codec.metrics import ms_ssim, psnr
 from deepsic_codec.model import refine
 from deepsic_codec.model.distortion import Distortion, total
 from deepsic_codec.model.exact.formats import LATENT_BITS, STEP_BITS
+from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
@@ -83,14 +84,15 @@ def test_improbable_symbols_have_finite_costs():
 
 def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     """The estimate from random signs, on average over positions, against symbols that are moved."""
-    refiner = runtime.model.refiner()
+    model = LoadedModel(find_model("base"))
+    refiner = model.refiner()
     monkeypatch.setattr(refiner, "bf16", False)  # whose rounding is as large as what is measured
     frame = drone_frame()[600:728, 700:828]
     symbols = runtime.decode_symbols([runtime.encode([frame[None]], [50.0])[0].features], [(1, 128, 128)], [50.0])[
         0
     ].transpose(0, 2, 3, 1)
     symbols = torch.from_numpy(np.ascontiguousarray(symbols)).float()
-    step = runtime.model.transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
+    step = model.transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
     distortion = Distortion(torch.from_numpy(frame.copy())[None].float(), "mse")
     job = refine.RefineState(distortion, step, torch.tensor([50.0]))
     (window,) = refine.windows(*symbols.shape[1:3])

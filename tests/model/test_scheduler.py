@@ -12,8 +12,9 @@ import torch
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.model.networks import step_lambda
+from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import get_scheduler
-from deepsic_codec.model.torch_scheduler import CONCURRENT_BATCHES
+from deepsic_codec.model.torch_scheduler import CONCURRENT_BATCHES, TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 from tests.common import psnr
@@ -154,7 +155,12 @@ def test_damaged_features_are_refused_or_harmless(runtime, tiles):
         runtime.decode([bytes(features) + bytes(range(1, 100))], [(1, 64, 64)], [50.0])
 
 
-def test_a_gpu_works_on_two_batches_at_a_time(runtime, monkeypatch):
+@pytest.fixture(scope="module")
+def on_torch():
+    return TorchScheduler(LoadedModel(find_model("base")))
+
+
+def test_a_gpu_works_on_two_batches_at_a_time(on_torch, monkeypatch):
     """Dask may have many threads with a batch each."""
     now, peak, lock = [0], [0], threading.Lock()
 
@@ -167,10 +173,12 @@ def test_a_gpu_works_on_two_batches_at_a_time(runtime, monkeypatch):
             now[0] -= 1
         return []
 
-    monkeypatch.setattr(runtime, "_run", slow)
-    monkeypatch.setattr(runtime, "_batches", threading.BoundedSemaphore(CONCURRENT_BATCHES))
+    monkeypatch.setattr(on_torch, "_run", slow)
+    monkeypatch.setattr(on_torch, "_batches", threading.BoundedSemaphore(CONCURRENT_BATCHES))
     with ThreadPoolExecutor(6) as pool:
-        for call in [pool.submit(call, [], []) for call in (runtime.encode, lambda a, b: runtime.decode(a, a, b)) * 3]:
+        for call in [
+            pool.submit(call, [], []) for call in (on_torch.encode, lambda a, b: on_torch.decode(a, a, b)) * 3
+        ]:
             call.result()
     assert peak[0] == CONCURRENT_BATCHES == 2
 
@@ -196,9 +204,11 @@ def test_results_agree_with_one_another(runtime, tiles):
         np.testing.assert_array_equal(one.symbols, other)
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_each_chunk_goes_through_its_last_function(runtime, tiles, monkeypatch, prefetch):
-    monkeypatch.setattr(runtime, "_prefetch", prefetch)
+@pytest.mark.parametrize("engine", ["cpu", 0, 2])
+def test_each_chunk_goes_through_its_last_function(runtime, on_torch, tiles, monkeypatch, engine):
+    if engine != "cpu":
+        runtime = on_torch
+        monkeypatch.setattr(runtime, "_prefetch", engine)
     images = [*tiles, tiles[0][:, :32], *tiles[:3]]
     qualities = [10.0 + number for number in range(len(images))]
     expected = runtime.encode(images, qualities)
@@ -222,7 +232,7 @@ def test_an_error_of_a_last_function_is_raised(runtime, tiles, threads):
         runtime.encode(tiles, [50.0] * 9, finish=[*[lambda one: one] * 8, fail])
 
 
-def test_torch_has_its_threads_again_after_an_error(runtime, tiles, monkeypatch):
+def test_torch_has_its_threads_again_after_an_error(on_torch, tiles, monkeypatch):
     before = torch.get_num_threads()
     used = []
 
@@ -230,9 +240,9 @@ def test_torch_has_its_threads_again_after_an_error(runtime, tiles, monkeypatch)
         used.append(torch.get_num_threads())
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runtime.model, "analyse", fail)
+    monkeypatch.setattr(on_torch.model, "analyse", fail)
     with config.set(threads=before + 1), pytest.raises(ZeroDivisionError):
-        runtime.encode(tiles[:1], [50.0])
+        on_torch.encode(tiles[:1], [50.0])
     assert used == [before + 1] and torch.get_num_threads() == before
 
 

@@ -63,7 +63,7 @@ def test_what_fails_to_compile_is_done_without(monkeypatch, caplog, untried):
 def test_who_gets_them(monkeypatch):
     kernels = TritonOps()
     monkeypatch.setattr(select, "_triton", lambda device: kernels)
-    assert select.ops_for("cpu") is select.NUMBA
+    assert select.ops_for("cpu") is select.TORCH
     assert select.ops_for("cuda:0") is kernels and select.ops_for("meta") is select.TORCH
     with config.set(kernels="plain"):
         assert select.ops_for("cuda:0") is select.TORCH

@@ -16,13 +16,12 @@ from PIL import Image
 from deepsic_codec import DeepSIC, config, create_array
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.cpu.scheduler import CpuScheduler
 from deepsic_codec.model.exact import fixed, formats
 from deepsic_codec.model.exact.checks import check_sums
 from deepsic_codec.model.exact.export import export_prior, restore_prior
 from deepsic_codec.model.file import load_arrays, read_info, save_model
-from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import get_scheduler
-from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import eurosat_mosaic
@@ -59,7 +58,7 @@ def test_all_phases_end_in_a_model_that_codes_images(trained):
     ]
     assert len(losses(folder)) == 8 + 2 + 6 + 3 + 4
     assert info.vocabulary.names == ("Forest", "Highway", "River", "unknown")
-    scheduler, tile = TorchScheduler(LoadedModel(info)), eurosat_mosaic()[None, :96, :130]
+    scheduler, tile = CpuScheduler(info), eurosat_mosaic()[None, :96, :130]
     encoded = scheduler.encode([tile], [70.0])
     decoded = scheduler.decode([encoded[0].features], [(1, 96, 130)], [70.0])[0]
     assert psnr(decoded, tile) > 20 and encoded[0].cells.shape == (1, 2, 3, 4)
@@ -103,8 +102,8 @@ def test_adapted_head_leaves_payloads_readable(trained, data, tmp_path, monkeypa
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed and all(name.startswith("head.") for name in changed)
     tile = eurosat_mosaic()[None, :64, :64]
-    payload = TorchScheduler(LoadedModel(base)).encode([tile], [50.0])[0].features
-    assert TorchScheduler(LoadedModel(mine)).decode([payload], [(1, 64, 64)], [50.0])[0].shape == tile.shape
+    payload = CpuScheduler(base).encode([tile], [50.0])[0].features
+    assert CpuScheduler(mine).decode([payload], [(1, 64, 64)], [50.0])[0].shape == tile.shape
     assert "held out" in capsys.readouterr().out
     # without --parents, the broader names of the base model stay
     (tmp_path / "next").mkdir()
@@ -146,7 +145,7 @@ def test_another_analysis_for_the_same_decoder(trained, encoders, labelled):
     assert {k for k in changed if not k.startswith("head.")} == {"encoder.analysis"}
     assert any(k.startswith("head.") for k in changed) == labelled
     tile = eurosat_mosaic()[None, :80, :112]
-    old, new = TorchScheduler(LoadedModel(base)), TorchScheduler(LoadedModel(mine))
+    old, new = CpuScheduler(base), CpuScheduler(mine)
     payload = new.encode([tile], [60.0])[0].features
     assert payload != old.encode([tile], [60.0])[0].features
     pixels = [scheduler.decode([payload], [(1, 80, 112)], [60.0])[0] for scheduler in (old, new)]
@@ -166,7 +165,7 @@ def test_name_decides_which_analysis_encodes(trained, encoders, order):
         codec = DeepSIC(model=info.name, quality=60, transform="features").resolved()
         assert (codec.decoder, codec.head) == (models[0].decoder, models[0].head)
         payloads.append(codec.encode(tile))
-        assert TorchScheduler(LoadedModel(info)).encode([tile[None]], [60.0])[0].features in payloads[-1]
+        assert CpuScheduler(info).encode([tile[None]], [60.0])[0].features in payloads[-1]
         stored = create_array({}, name="a", data=tile, codec=codec)
         np.testing.assert_array_equal(stored[...], codec.decode(payloads[-1]))
     assert payloads[0] != payloads[1]

@@ -11,6 +11,7 @@ compiles for, which is a part of the key under which it keeps compiled code:
 `plain_tile` is the loop that says what they compute. NUMBA_CPU_NAME=generic makes a CPU use `generic`.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
+
+from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.payload.coders.numba_jit import jit
 
 #: Rows of a tile.
 ROWS = 4
@@ -177,3 +181,55 @@ def _vector_tile(signed: bool, sparse: bool) -> Any:
 tile: Any = _vector_tile(False, False)
 sparse_tile: Any = _vector_tile(False, True)
 signed_tile: Any = _vector_tile(True, True)
+
+
+@jit
+def run_tiles(rows, signed_rows, weights, signed_weights, indices, sums):
+    """Compute a tile of each kind of the first block of a matrix, from the same rows as uint8 and as int8."""
+    steps = rows.size // (ROWS * STEP)
+    tile(sums[0], rows, 0, steps * STEP, weights, 0, steps)
+    sparse_tile(sums[1], rows, 0, steps * STEP, weights, 0, steps, indices, indices.size)
+    signed_tile(sums[2], signed_rows, 0, steps * STEP, signed_weights, 0, steps, indices, indices.size)
+
+
+def wrong_tiles(rows: NDArray[np.uint8], weight: NDArray[Any], indices: NDArray[np.int32]) -> list[str]:
+    """Return the kinds of tiles that differ from `plain_tile`.
+
+    Parameters
+    ----------
+    rows : uint8 (ROWS,inputs)
+    weight : int (BLOCK,inputs)
+        Of at most 8 bits. The number of inputs is a multiple of `STEP`.
+    indices : int32 (n,)
+        Steps that the tiles of listed steps take.
+    """
+    sums = np.empty((3, ROWS * BLOCK), np.int32)
+    run_tiles(rows.ravel(), rows.view(np.int8).ravel(), pack(weight), pack(weight, signed=True), indices, sums)
+    everything, left = np.arange(rows.shape[1] // STEP), rows[:, : len(indices) * STEP]
+    cases = {
+        "dense": (rows, everything, False),
+        "sparse": (left, indices, False),
+        "signed": (left.view(np.int8), indices, True),
+    }
+    expected = [plain_tile(part, weight, 0, steps, signed) for part, steps, signed in cases.values()]
+    pairs = zip(cases, sums, expected, strict=True)
+    return [name for name, one, other in pairs if not np.array_equal(one, other.ravel())]
+
+
+@lru_cache(maxsize=1)
+def check() -> None:
+    """Compare the tiles of this CPU with `plain_tile`, once in a process.
+
+    Raises
+    ------
+    ConfigurationError
+        If they differ.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.choice(np.array([0, 1, 127, 128, 255], np.uint8), (ROWS, 64))
+    weight = rng.choice([-127, -88, -1, 0, 1, 127], (BLOCK, 64))
+    if wrong := wrong_tiles(rows, weight, np.array([0, 2, 3, 7, 15], np.int32)):
+        raise ConfigurationError(
+            f"the instructions {VARIANT} of this CPU give other integers ({', '.join(wrong)}); "
+            "set NUMBA_CPU_NAME=generic"
+        )

@@ -109,7 +109,7 @@ def blocks(tensors: Tensors, name: str, count: int, channels: int) -> Blocks:
     if not count:  # of the right number of dimensions
         empty = dense(np.zeros((1, 1), np.int64), np.zeros(1, np.int32), np.zeros(1, np.int32))
         ups, downs = [empty], [empty]
-    up, down = ([np.stack([one[part] for one in many]) for part in range(3)] for many in (ups, downs))
+    up, down = ([np.stack([one[part] for one in layers]) for part in range(3)] for layers in (ups, downs))
     sizes = ups[0].steps, downs[0].steps
     return Blocks(spatial, spatial_bias, up[0], up[1], up[2], down[0], down[1][:, 0], down[2], *sizes)
 

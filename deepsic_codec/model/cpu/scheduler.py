@@ -20,6 +20,7 @@ from deepsic_codec.model.batch import (
     grid_of,
     whole_qualities,
 )
+from deepsic_codec.model.cpu.dot import check as check_instructions
 from deepsic_codec.model.cpu.prior import Prior
 from deepsic_codec.model.cpu.transforms import Analysis, Head, Synthesis, dequantise
 from deepsic_codec.model.exact.formats import HUNDREDTHS, PIXEL_BITS, QUALITIES
@@ -29,6 +30,7 @@ from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.model.threads import host_threads, keep_freed_memory, parallel_map
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
+from deepsic_codec.require import require
 
 Result = TypeVar("Result")
 Symbols = NDArray[np.int16]
@@ -48,6 +50,7 @@ class CpuScheduler(Scheduler):
 
     def __init__(self, info: ModelInfo) -> None:
         keep_freed_memory()
+        check_instructions()
         self.info = info
         arch, arrays = load_checked(info)
         self.arch: Sizes = arch
@@ -234,6 +237,7 @@ class CpuScheduler(Scheduler):
 
     def _refined(self, image: Pixels, latents: NDArray[np.int32], quality: float, effort: int, tune: str) -> Symbols:
         """Return refined symbols of a chunk, which torch computes."""
+        require("torch", "torch", purpose=f"effort={effort}")
         import torch
 
         from deepsic_codec.model.exact.transforms import in_steps
@@ -245,7 +249,8 @@ class CpuScheduler(Scheduler):
             steps = torch.from_numpy(np.tile(self.steps(quality)[1], (len(image), 1)))
             scaled = in_steps(torch.from_numpy(latents), steps)
             qualities = np.full(len(image), quality)
-            chosen = self._torch.choose(scaled, qualities, effort, tune, torch.from_numpy(np.ascontiguousarray(image)))
+            pixels = torch.from_numpy(np.array(image))  # torch warns of arrays that cannot be written to
+            chosen = self._torch.choose(scaled, qualities, effort, tune, pixels)
             return cast(Symbols, chosen.symbols.numpy())
 
 
