@@ -15,7 +15,7 @@ from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import FEATURES, LABELS, NODATA, RESIDUAL, STRUCTURE, WAVELET
 from deepsic_codec.payload.structure import Grid, Structure, encode_structure
 from tests.common import check_rejects, check_roundtrip, photograph
-from tests.payload import reference
+from tests.payload.crafted import write
 
 pytestmark = pytest.mark.usefixtures("stub")
 LOSSLESS = DeepSIC(max_error=0, semantics="none")
@@ -179,16 +179,14 @@ def test_padding_beside_nodata_is_refused():
     samples, _ = circle(scene(1), 0)
     unpacked = h.unpack(DeepSIC(max_error=0, semantics="none").encode(samples))
     sections = dict(unpacked.sections) | {NODATA.kind: b"\0\0"}
-    crafted = reference.write(
-        shape=(64, 64, 1), grid=(4, 4), decoder=unpacked.header.decoder, sections=sorted(sections.items())
-    )
+    crafted = write(shape=(64, 64, 1), grid=(4, 4), decoder=unpacked.header.decoder, sections=sorted(sections.items()))
     check_rejects(CorruptPayload, "nodata section and a structure section", DeepSIC().decode, crafted)
 
 
 def test_a_structure_of_features_is_refused():
     payload = DeepSIC(semantics="none").encode(scene())
     unpacked = h.unpack(payload)
-    crafted = reference.write(
+    crafted = write(
         shape=(64, 64, 3),
         grid=(4, 4),
         decoder=unpacked.header.decoder,
@@ -295,7 +293,7 @@ def crafted(change, nodata=None):
     change(grids, sections)
     sections[STRUCTURE.kind] = encode_structure(Structure(None, grids=tuple(grids)))
     decoder = unpacked.header.decoder
-    return reference.write(dtype=3, shape=(64, 64, 2), grid=(4, 4), decoder=decoder, sections=sorted(sections.items()))
+    return write(dtype=3, shape=(64, 64, 2), grid=(4, 4), decoder=decoder, sections=sorted(sections.items()))
 
 
 NESTED = Grid((0,), 1, (0, 0), {RESIDUAL.kind: b""})

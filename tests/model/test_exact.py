@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from deepsic_codec import reference
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact import matrix as exact
 from deepsic_codec.model.exact.export import export_network, restore_network
 from deepsic_codec.model.exact.layers import Blocks
 from deepsic_codec.model.exact.transforms import IntegerGains, IntegerSynthesis, IntegerTransforms, dequantise, in_steps
-from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, below
+from deepsic_codec.model.family import ANALYSIS, GAINS, SYNTHESIS, below
 from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.networks import Synthesis
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import eurosat_mosaic
-from tests.model import reference_transforms as reference
 
 QUALITIES = (1.0, 33.33, 50.0, 77.5, 100.0)
 
@@ -202,8 +202,10 @@ def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(con
     actual = integer(latents, quality)
     for i in range(3):
         assert torch.equal(integer(latents[i : i + 1], quality[i : i + 1]), actual[i : i + 1])
-        symbols, step = latents[i].numpy(), np.full((100, 16), 256)
-        plain = reference.synthesise({k: v.numpy() for k, v in tensors.items()}, step, symbols, int(quality[i]) * 100)
+        arrays = {f"{SYNTHESIS}.{k}": v.numpy() for k, v in tensors.items()} | {
+            f"{GAINS}.step": np.full((100, 16), 256)
+        }
+        plain = reference.synthesise(arrays, latents[i].numpy(), int(quality[i]) * 100)
         assert np.array_equal(plain, actual[i].numpy())
     other = integer(latents, torch.tensor([97, 48, 5]))
     assert not torch.equal(other[0], actual[0]) and torch.equal(other[1], actual[1])
@@ -243,25 +245,47 @@ def test_packaged_weights_are_integers():
             assert value.dtype.kind in "iu", f"{prefix}.{name} is {value.dtype}"
 
 
+def unshuffle(v, n):
+    rows, columns, channels = v.shape
+    v = v.reshape(rows // n, n, columns // n, n, channels).transpose(0, 2, 4, 1, 3)
+    return v.reshape(rows // n, columns // n, -1)
+
+
+def analyse(t, pixels, quality):
+    """Latents of pixels (H,W,3) in 64ths, sides multiples of 16: the analysis of docs/integer-transforms.md."""
+    layer, modulate, read, wide = reference.layer, reference.modulate, reference.read, (-4095, 4095)
+    g = ((pixels + 32) >> 6) - 128
+    f = pixels - 64 * (g + 128)
+    h = modulate(t, "mod8", layer(t, "stem", unshuffle(g, 8), wide, quality), quality)
+    h = unshuffle(read(reference.blocks(t, "blocks8", h, quality)), 2)
+    h = modulate(t, "mod16", layer(t, "reduce", h, wide, quality), quality)
+    h = reference.blocks(t, "blocks16", h, quality)
+    w = t["linear.weight"].astype(int).reshape(len(t["linear.weight"]), -1)
+    total = unshuffle(g, 16) @ w.T + 2 * unshuffle(f, 16) @ reference.digits(w)[0].T
+    linear = (total + t["linear.bias"]) >> t["linear.shift"].astype(int)
+    return np.clip(linear + layer(t, "out", read(h), (-16319, 16319), quality), -16319, 16319)
+
+
 @pytest.mark.parametrize("quality", [1.0, 42.42, 100.0])
 def test_reference_of_the_specification_gives_the_same_pixels_and_symbols(runtime, quality):
     """What was written from the document alone agrees with the package, for sound and for hostile symbols."""
     arrays = load_arrays(find_model("base"))
-    table, hundredths = arrays[f"{GAINS}.step"], round(quality * 100)
+    hundredths = round(quality * 100)
+    steps = reference.quantiser_steps(arrays, hundredths).astype(np.float32)
     image = eurosat_mosaic()[40:88, 30:62]
     q6 = np.clip(image.astype(np.int16) * 64 + np.arange(32)[:, None] - 16, 0, 16320).astype(np.int16)
     for source in (image, q6):
         encoded = runtime.encode([source[None]], [quality], efforts=[0])[0].features
         symbols = runtime.decode_symbols([encoded], [(1, 48, 32)], [quality])[0][0].transpose(1, 2, 0)
         pixels = source.astype(np.int64) * (1 if source.dtype == np.int16 else 64)
-        latents = reference.analyse(below(arrays, ANALYSIS), pixels, hundredths)
-        scaled = np.float32(256) * latents.astype(np.float32) / reference.steps(table, hundredths).astype(np.float32)
+        latents = analyse(below(arrays, ANALYSIS), pixels, reference.whole_quality(hundredths))
+        scaled = np.float32(256) * latents.astype(np.float32) / steps
         assert np.array_equal(np.rint(scaled).astype(np.int64), symbols)
         decoded = runtime.decode([encoded], [(1, 48, 32)], [quality], [True])[0][0]
-        assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, symbols, hundredths), decoded)
-    hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, table.shape[1])).astype(np.int16)
+        assert np.array_equal(reference.synthesise(arrays, symbols, hundredths), decoded)
+    hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, len(steps))).astype(np.int16)
     actual = runtime.synthesise([hostile], [(1, 48, 32)], [quality], q6=True)[0][0]
-    assert np.array_equal(reference.synthesise(below(arrays, SYNTHESIS), table, hostile[0], hundredths), actual)
+    assert np.array_equal(reference.synthesise(arrays, hostile[0], hundredths), actual)
 
 
 def test_reference_of_the_specification_gives_the_same_scores(runtime):
@@ -271,13 +295,12 @@ def test_reference_of_the_specification_gives_the_same_scores(runtime):
     encoded = runtime.encode([image], [50.0])[0]
     symbols = runtime.decode_symbols([encoded.features], [(1, 128, 80)], [50.0])[0]
     actual = runtime.score([symbols], [(1, 128, 80)], [50.0])[0][0]
-    steps = reference.steps(arrays[f"{GAINS}.step"], 5000)
-    latents = np.clip((symbols[0].transpose(1, 2, 0).astype(np.int64) * steps + 128) >> 8, -16319, 16319)
+    latents = reference.dequantise(arrays, symbols[0].transpose(1, 2, 0), 5000)
     assert actual.shape[:2] == (2, 2)
     for row in range(2):
         for column in range(2):
             cell = latents[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-            assert np.array_equal(reference.scores(below(arrays, HEAD), cell, 50), actual[row, column])
+            assert np.array_equal(reference.score_cell(arrays, cell, 50), actual[row, column])
 
 
 def test_model_whose_sums_could_be_inexact_is_refused():

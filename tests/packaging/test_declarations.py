@@ -79,7 +79,7 @@ def test_extras():
 
 # From the ground up. A module imports its own room and rooms below, nowhere what is above, in functions neither.
 LAYERS = (
-    "errors config axes require _compat progress metrics",
+    "reference errors config axes require _compat progress metrics",
     "payload",
     "model",
     "codec",

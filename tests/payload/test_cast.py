@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 
+from deepsic_codec import reference
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.cast import DTYPES, LIMIT, SMALLER, Cast, decode_cast, encode_cast
 from tests.common import check_rejects
@@ -25,6 +26,11 @@ def test_samples_beyond_the_dtype_become_its_ends():
     read = Cast(np.dtype("i4"), 5, np.int32(-1)).restore(huge, np.float32(7))
     assert read.tolist() == [5, -(2**31), 2**31 - 1, 2**31 - 1, 7, -1]
     assert Cast(np.dtype("u8"), 2**63).restore(huge, None).tolist()[:4] == [2**63, 2**63 - LIMIT, *[2**63 + LIMIT] * 2]
+    for cast in (Cast(np.dtype("i4"), 5, np.int32(-1)), Cast(np.dtype(">u8"), 2**63), Cast(np.dtype("f8"))):
+        nodata = reference.NoData(np.float32(7), None, False, None)
+        dtype, samples = reference.cast(encode_cast(cast), huge, nodata)
+        assert dtype == cast.dtype
+        np.testing.assert_array_equal(samples, cast.restore(huge, np.float32(7)))
     assert Cast(np.dtype("?")).restore(np.uint8([0, 1, 9]), None).tolist() == [False, True, True]
 
 
@@ -50,3 +56,6 @@ def test_samples_beyond_the_dtype_become_its_ends():
 )
 def test_refuses(data, dtype, error, words):
     check_rejects(error, words, decode_cast, data, header_of(np.dtype(dtype), 1, 5, 7, 3))
+    nodata = reference.NoData(np.float32(0), None, False, None)
+    with pytest.raises(reference.Damaged if error is CorruptPayload else reference.Unsupported):
+        reference.cast(data, np.zeros(3, dtype), nodata)

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepsic_codec import config
+from deepsic_codec import config, reference
 from deepsic_codec.errors import CorruptPayload, DeepSICError, UnsupportedPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.fields import MAX_BODY, MAX_TILES, OPTIONAL
 from deepsic_codec.payload.labels import decode_labels
 from deepsic_codec.payload.sections import FEATURES, LABELS, SECTIONS, section_name
 from tests.common import check_rejects, raw
-from tests.payload import reference
+from tests.payload import crafted
 
 LATER = 0x80 | 100  # a kind of a later version, which readers may skip
-PAYLOAD = reference.write(sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (7, b"features"), (LATER, b"later")))
+PAYLOAD = crafted.write(sections=((0x81, b"\x40\x40\x01" + 4 * b"\x02\xc8"), (7, b"features"), (LATER, b"later")))
 HEADER = h.read_header(PAYLOAD)
 
 
@@ -78,7 +78,7 @@ def test_foreign_bytes(data):
 
 def table(*rows):
     """Entries of a section table, with or without the sections."""
-    return b"".join(bytes([kind]) + reference.varint(length) + struct.pack("<I", 0) for kind, length in rows)
+    return b"".join(bytes([kind]) + crafted.varint(length) + struct.pack("<I", 0) for kind, length in rows)
 
 
 MANY = [(0x90 + i, b"") for i in range(17)]
@@ -176,35 +176,36 @@ CRAFTED = {
 @pytest.mark.parametrize("name", CRAFTED)
 def test_crafted_headers_with_right_checksums(name):
     fields, error, words = CRAFTED[name]
-    data = reference.write(**fields)
+    data = crafted.write(**fields)
     if name == "header without a body":
-        data = reference.repair(b"DSIC\1" + bytes(7))
+        data = crafted.repair(b"DSIC\1" + bytes(7))
     check_rejects(error, words, h.read_header, data + bytes(300))
     check_rejects(error, words, h.unpack, data + bytes(300))
+    crafted.check_reference_rejects(error, data + bytes(300))
 
 
 @pytest.mark.parametrize("length", range(len(PAYLOAD[12 : HEADER.size])))
 def test_header_that_ends_in_any_field(length):
     data = PAYLOAD[:6] + length.to_bytes(2, "little") + PAYLOAD[8 : 12 + length]
     with pytest.raises(DeepSICError, match="header"):
-        h.read_header(reference.repair(data))
+        h.read_header(crafted.repair(data))
 
 
 def test_a_section_longer_than_the_payload():
-    data = reference.write(sections=[], count=1, table=table((7, 0xFFFFFFFF)))
+    data = crafted.write(sections=[], count=1, table=table((7, 0xFFFFFFFF)))
     assert h.read_header(data).nbytes == len(data) + 0xFFFFFFFF
     check_rejects(CorruptPayload, "features section|truncated, 0 of 4294967295", h.unpack, data)
 
 
 def test_unknown_optional_sections_are_skipped():
     assert h.read_section(PAYLOAD, HEADER, FEATURES) == b"features" and HEADER.sections[-1].kind == LATER
-    payload = h.unpack(reference.write(sections=[(LATER, b"vector"), (7, b"features")]))
+    payload = h.unpack(crafted.write(sections=[(LATER, b"vector"), (7, b"features")]))
     assert payload.read(FEATURES) == b"features" and payload.sections[LATER] == b"vector"
     assert FEATURES in payload and LABELS not in payload and payload.read(LABELS) is None
 
 
 def test_sixteen_sections_and_every_size_at_its_largest():
-    data = reference.write(
+    data = crafted.write(
         axes=b"\x21\x43\x65", shape=(1 << 21, 1, 1, 1, 1 << 10, 1), grid=(1, 1), sections=MANY[1:], dtype=5, layout=3
     )
     header = h.unpack(data).header
@@ -219,7 +220,7 @@ LABEL_BLOCKS = {
     "tile 0": (b"\x00\x40\x00", "tile 0 x 64"),
     "tile 63": (b"\x40\x3f\x00", "tile 64 x 63"),
     "tile 96": (b"\x60\x40\x00", "tile 96 x 64"),
-    "tile of 32 bits": (b"\x40" + reference.varint(0xFFFFFFC0) + b"\0", "tile 64 x 4294967232"),
+    "tile of 32 bits": (b"\x40" + crafted.varint(0xFFFFFFC0) + b"\0", "tile 64 x 4294967232"),
     "long varint": (b"\xc0\x00\x40\x00", "tile height|more bytes"),
     "six pairs": (TILE + b"\x06" + bytes(range(48)), "6 classes a tile"),
     "255 pairs": (TILE + b"\xff", "255 classes a tile"),
@@ -242,14 +243,15 @@ LABEL_BLOCKS = {
 @pytest.mark.parametrize("name", LABEL_BLOCKS)
 def test_crafted_labels(name):
     data, words = LABEL_BLOCKS[name]
-    payload = reference.write(sections=[(0x81, data), (7, b"features")])
+    payload = crafted.write(sections=[(0x81, data), (7, b"features")])
     check_rejects(CorruptPayload, f"labels section|{words}", h.read_section, payload, h.read_header(payload), LABELS)
     check_rejects(CorruptPayload, f"labels section|{words}", h.unpack(payload).read, LABELS)
+    crafted.check_reference_rejects(CorruptPayload, payload, reference.labels)
 
 
 def test_more_label_tiles_than_a_chunk_may_have():
     slices = (MAX_TILES + 1, 1, 1)
-    header = h.read_header(reference.write(axes=b"\x14\x02", shape=slices, grid=(1, 1)))
+    header = h.read_header(crafted.write(axes=b"\x14\x02", shape=slices, grid=(1, 1)))
     assert header.slices == MAX_TILES + 1
     with config.set(max_pixels=1 << 40):
         check_rejects(CorruptPayload, f"labels section: {MAX_TILES + 1} tiles", decode_labels, TILE + b"\x00", header)
@@ -258,7 +260,7 @@ def test_more_label_tiles_than_a_chunk_may_have():
 @pytest.mark.parametrize("section", [TILE + b"\x00", TILE + b"\x05"])
 def test_a_huge_chunk_in_few_bytes_takes_little_memory(section):
     # 2**31 samples, nearly 2**22 tiles, announced in 80 bytes.
-    data = reference.write(axes=b"\x14\x02", shape=((1 << 22), 512, 1), grid=(512, 1), sections=[(0x81, section)])
+    data = crafted.write(axes=b"\x14\x02", shape=((1 << 22), 512, 1), grid=(512, 1), sections=[(0x81, section)])
     tracemalloc.start()
     try:
         with config.set(max_pixels=1 << 40):
@@ -285,7 +287,7 @@ def survives(data):
 def test_random_bytes(data):
     survives(data)
     survives(b"DSIC\1\0" + data)
-    survives(reference.repair(b"DSIC\1\0" + len(data[12:]).to_bytes(2, "little") + data))
+    survives(crafted.repair(b"DSIC\1\0" + len(data[12:]).to_bytes(2, "little") + data))
 
 
 edits = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255), st.sampled_from(["set", "insert", "delete"])))
@@ -310,15 +312,15 @@ def edited(data, changes):
 def test_edited_headers_with_right_checksums(changes):
     body = edited(PAYLOAD[12 : HEADER.size], changes)[:200]
     start = PAYLOAD[:6] + len(body).to_bytes(2, "little") + bytes(4)
-    survives(reference.repair(start + body + PAYLOAD[HEADER.size :]))
+    survives(crafted.repair(start + body + PAYLOAD[HEADER.size :]))
 
 
 @settings(deadline=None)
 @given(edits, st.binary(max_size=30))
 def test_edited_labels_with_right_checksums(changes, other):
     whole = b"\x40\x40\x03" + 4 * b"\x02\x21\x01\x10\xff\x00"
-    survives(reference.write(sections=[(0x81, edited(whole, changes)), (7, b"features")]))
-    survives(reference.write(sections=[(0x81, TILE + other), (7, b"features")]))
+    survives(crafted.write(sections=[(0x81, edited(whole, changes)), (7, b"features")]))
+    survives(crafted.write(sections=[(0x81, TILE + other), (7, b"features")]))
 
 
 @settings(deadline=None)
@@ -336,7 +338,7 @@ def test_random_labels(data):
 @settings(deadline=None)
 @given(data=st.binary(max_size=60))
 def test_random_sections(section, data):
-    payload = reference.write(sections=[(section.kind, data)])
+    payload = crafted.write(sections=[(section.kind, data)])
     with contextlib.suppress(CorruptPayload, UnsupportedPayload):
         h.unpack(payload).read(section)
 

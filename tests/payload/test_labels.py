@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from deepsic_codec import config
+from deepsic_codec import config, reference
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
 from deepsic_codec.payload import labels as lb
 from tests.common import check_rejects
-from tests.payload import reference
 
 SCORES = npst.arrays(
     "u1",
@@ -53,9 +52,9 @@ def test_what_was_encoded_is_decoded(scores, tile, short):
         filled = pairs + [(lb.NO_CLASS, 0)] * (block.classes.shape[3] - len(pairs))
         assert [*zip(block.classes[place].tolist(), block.scores[place].tolist(), strict=True)] == filled
         assert {number: score for number, score in enumerate(dense[place].tolist()) if score} == dict(pairs)
-    shape = header.slices, header.height, header.width
-    read = reference.read_labels(section, shape, "tyx")
-    assert read == (tile, {place: dict(pairs) for place, pairs in wanted.items()})
+    read, pairs = reference.read_labels(section, (header.slices, header.height, header.width, 1))
+    assert read == tile
+    np.testing.assert_array_equal(pairs, np.stack([block.classes, block.scores], axis=-1))
 
 
 def test_labels_of_a_tile_do_not_depend_on_its_neighbours():

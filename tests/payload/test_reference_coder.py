@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from deepsic_codec import reference
 from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.samples import drone_frame
-from tests.payload import reference_coder
 
 
 @pytest.mark.parametrize("name", ["base"])
@@ -22,8 +22,8 @@ def test_second_decoder_agrees(name, height, width, slices, quality):
     chunk = np.stack([frame[900 + 40 * s :, 800:][:height, :width] for s in range(slices)])
     encoded = runtime.encode([chunk], [quality])[0]
     wanted = runtime.decode_symbols([encoded.features], [chunk.shape[:3]], [quality])[0]
-    arguments = load_arrays(info), info.architecture, encoded.features, slices, encoded.grid
-    found = reference_coder.decode(*arguments, int(quality + 0.5))
+    model = load_arrays(info), info.architecture
+    found = reference.decode_features(encoded.features, model, slices, encoded.grid, round(100 * quality))
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), wanted)
     assert wanted.any() or quality == 1
 
@@ -37,6 +37,6 @@ def test_extreme_pixels_agree():
     encoded = runtime.encode([chunk], [100.0])[0]
     wanted = runtime.decode_symbols([encoded.features], [(1, 32, 32)], [100.0])[0]
     assert np.abs(wanted).max() > 100
-    arguments = load_arrays(info), info.architecture, encoded.features, 1, encoded.grid
-    found = reference_coder.decode(*arguments, 100)
+    model = load_arrays(info), info.architecture
+    found = reference.decode_features(encoded.features, model, 1, encoded.grid, 10000)
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), wanted)

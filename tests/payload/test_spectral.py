@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepsic_codec import reference
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import SPECTRAL
 from deepsic_codec.payload.spectral import UNIT, decode_spectral, deviation, encode_spectral
 from tests.common import check_rejects
-from tests.payload import reference
+from tests.payload import crafted
 
 
 def header(bands):
-    return h.read_header(reference.write(shape=(20, 30, bands), grid=(2, 2), sections=[]))
+    return h.read_header(crafted.write(shape=(20, 30, bands), grid=(2, 2), sections=[]))
 
 
 def orthonormal(components, bands, seed=0):
@@ -75,8 +76,10 @@ def test_crafted_sections(name):
     data, words = WRONG[name]
     assert decode_spectral(section(FIRST, SECOND), header(4)).shape == (2, 4)
     check_rejects(CorruptPayload, f"spectral transform section|{words}", decode_spectral, data, header(4))
-    payload = reference.write(shape=(20, 30, 4), grid=(2, 2), sections=[(5, data)])
+    payload = crafted.write(shape=(20, 30, 4), grid=(2, 2), sections=[(5, data)])
     check_rejects(CorruptPayload, f"spectral transform section|{words}", h.unpack(payload).read, SPECTRAL)
+    with pytest.raises(reference.Damaged):
+        reference.read_spectral(data, 4)
 
 
 @given(st.binary(max_size=40), st.integers(1, 4))
