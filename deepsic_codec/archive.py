@@ -115,6 +115,7 @@ def create_array(
         raise TypeError("create_array() needs either shape and dtype, or data")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     codec = codec_for(codec, shape, dimension_names, native_dtype(dtype)).resolved()
+    codec = codec.with_band_names((attributes or {}).get("long_name"))
     if data is not None:
         codec = measured_codec(codec, shape, native_dtype(dtype), chunks, lambda codec: [thinned(data, codec)])
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)

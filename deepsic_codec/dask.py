@@ -399,6 +399,8 @@ def _open_target(
 
     The second result are coordinates that replace those of an array when that is replaced.
     """
+    if creation["codec"] is not None:
+        creation["codec"] = creation["codec"].with_band_names(_band_names(source, creation.get("attributes")))
     if isinstance(target, zarr.Array):
         if name is not None:
             raise ConfigurationError(
@@ -453,6 +455,15 @@ def _open_target(
     )
     places.write(target, beside, zarr_format)
     return array, {}
+
+
+def _band_names(source: Any, attributes: Mapping[str, Any] | None) -> Any:
+    """Return the names of bands: the attribute `long_name` if that is a list, else a coordinate of text."""
+    if not _is_data_array(source):
+        return (attributes or {}).get("long_name")
+    texts = (values for values in source.coords.values() if values.ndim == 1 and values.dtype.kind in "OTU")
+    listed = {**source.attrs, **(attributes or {})}.get("long_name")
+    return listed if isinstance(listed, list) else next((values.values.tolist() for values in texts), None)
 
 
 def _with_nodata(codec: CodecParams, attributes: Mapping[str, Any], dtype: Any) -> CodecParams:

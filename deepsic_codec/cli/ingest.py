@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
-from deepsic_codec.cli.options import add_encoder_options, add_json, add_quality, encoder_options, integers, nodata
+from deepsic_codec.cli.options import add_encoder_options, add_json, add_quality, bands, encoder_options, nodata
 
 if TYPE_CHECKING:
     from deepsic_codec.io.images import ImageSource
@@ -52,8 +52,13 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
     text = "when labels are computed (default: pre; none for palettes)"
     add("--semantics", choices=("pre", "post", "none"), default=argparse.SUPPRESS, help=text)
-    bands = integers((1, 3), "one or three numbers such as 3,2,1")
-    add("--label-bands", type=bands, metavar="R,G,B", default=argparse.SUPPRESS, help="bands that labels are scored on")
+    add(
+        "--label-bands",
+        type=bands,
+        metavar="R,G,B",
+        default=argparse.SUPPRESS,
+        help="bands that labels are scored on, by name or number",
+    )
     add("--axes", help="axes of a Zarr array, such as yxc, if its dimensions are not named")
     add("--ome", action="store_true", help="store each image as an OME-Zarr pyramid (OME-NGFF 0.5; Zarr format 3)")
     add("--embed-model", action="store_true", help="store the model in the archive, for readers that do not have it")

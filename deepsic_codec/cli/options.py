@@ -85,6 +85,14 @@ def integers(counts: tuple[int, ...], expected: str) -> Callable[[str], tuple[in
     return parse
 
 
+def bands(text: str) -> tuple[int | str, ...]:
+    """Parse names or numbers of one or three bands, separated by commas; a type of arguments."""
+    values = tuple(int(part) if part.isdecimal() else part for part in text.split(","))
+    if len(values) not in (1, 3) or "" in values:
+        raise argparse.ArgumentTypeError(f"expected one or three bands such as red,green,blue or 3,2,1, got {text!r}")
+    return values
+
+
 def axis_part(text: str) -> tuple[str, slice | int]:
     """Parse `axis=number` or `axis=start:stop`; a type of arguments."""
     axis, _, value = text.partition("=")

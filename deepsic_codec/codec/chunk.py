@@ -281,7 +281,7 @@ class EncodeTask:
     def label_images(self) -> NDArray[Any]:
         """Return the images (slices, height, width, 3) that labels are scored on where there are no features."""
         scaled = self.scaled
-        return label_images(scaled.samples, scaled.ranges, scaled.mask, self.params.label_bands)
+        return label_images(scaled.samples, scaled.ranges, scaled.mask, self.params.label_numbers)
 
     def images(self) -> NDArray[Any]:
         """Return the images that the networks see, (images, height, width, 3)."""

@@ -57,7 +57,7 @@ class CodecParams:
     axes: str
     semantics: str
     label_tile: tuple[int, int] | None
-    label_bands: tuple[int, ...] | None
+    label_bands: tuple[int | str, ...] | None
     nodata: float | str | None
     effort: int
     tune: str
@@ -171,6 +171,32 @@ class CodecParams:
     def changed(self, **values: Any) -> Self:
         """Return the same parameters but for these values."""
         return self._make(self.parameters() | values, self.unread)
+
+    @property
+    def label_numbers(self) -> tuple[int, ...] | None:
+        """`label_bands` as numbers; raises ConfigurationError for names, which only those of an array can resolve."""
+        bands = self.with_band_names(None).label_bands
+        return None if bands is None else tuple(int(one) for one in bands)
+
+    def with_band_names(self, names: object) -> Self:
+        """Return the same parameters with numbers for names in `label_bands`; `names` is a list of the bands' names.
+
+        Raises
+        ------
+        ConfigurationError
+            If a band has no such name.
+        """
+        if self.label_bands is None or all(isinstance(one, int) for one in self.label_bands):
+            return self
+        names = names if isinstance(names, list) else []
+        known = {str(name).casefold(): number for number, name in enumerate(names)}
+        missing = [one for one in self.label_bands if isinstance(one, str) and one.casefold() not in known]
+        if missing:
+            bands = ", ".join(map(str, names)) or "bands without names"
+            raise ConfigurationError(f"label_bands: no band is named {missing[0]!r}, of {bands}; pass names or numbers")
+        return self.changed(
+            label_bands=[known[one.casefold()] if isinstance(one, str) else one for one in self.label_bands]
+        )
 
     def parameters(self) -> dict[str, Any]:
         """Return the arguments of `__init__` that make these parameters, as plain JSON; None is left out."""
@@ -409,22 +435,24 @@ def _check_tile(tile: object) -> tuple[int, int]:
     return int(tile[0]), int(tile[1])
 
 
-def _check_label_bands(value: object, transform: object) -> tuple[int, ...]:
-    numbers = (value,) if isinstance(value, Integral) else value
+def _check_label_bands(value: object, transform: object) -> tuple[int | str, ...]:
+    numbers = (value,) if isinstance(value, Integral | str) else value
     if (
         not isinstance(numbers, tuple | list)
         or len(numbers) not in (1, 3)
         or not all(
-            isinstance(one, Integral) and not isinstance(one, bool) and 0 <= int(one) < MAX_BANDS for one in numbers
+            isinstance(one, str)
+            or (isinstance(one, Integral) and not isinstance(one, bool) and 0 <= int(one) < MAX_BANDS)
+            for one in numbers
         )
     ):
         raise ConfigurationError(
-            "label_bands: expected None, or the numbers of one band or of those that show red, green and blue, from 0 "
-            f"on, such as (3, 2, 1); got {value!r}"
+            "label_bands: expected None, or one band or those that show red, green and blue, by name or by number from "
+            f"0 on, such as (3, 2, 1); got {value!r}"
         )
     if transform == "features":
         raise ConfigurationError("label_bands: features are scored as they are; use transform='wavelet'")
-    return tuple(int(one) for one in numbers)
+    return tuple(one if isinstance(one, str) else int(one) for one in numbers)
 
 
 def _check_hash(name: str, value: object) -> str:

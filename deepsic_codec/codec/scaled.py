@@ -225,10 +225,9 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
         raise ConfigurationError(
             f"spectral: a matrix of {len(rows)} x {len(rows)} for {bands} bands; pass one of {bands} x {bands}"
         )
-    if params.label_bands is not None and bands is not None and max(params.label_bands) >= bands:
-        raise ConfigurationError(
-            f"label_bands: {list(params.label_bands)} of chunks of {bands} bands; pass numbers below {bands}"
-        )
+    shown = params.label_numbers
+    if shown is not None and bands is not None and max(shown) >= bands:
+        raise ConfigurationError(f"label_bands: {list(shown)} of chunks of {bands} bands; pass numbers below {bands}")
     if params.nodata is not None:
         value = nodata_value(params, native)
         if native.kind != "b" and value == value and all(next_value(value, down) is None for down in (False, True)):

@@ -42,9 +42,10 @@ class DeepSIC(CodecParams, Codec):
     label_tile : int or (int, int), optional
         Height and width of a label tile in pixels, multiples of 64. By default a chunk has at most 4 tiles along each
         axis.
-    label_bands : int or (int, int, int), optional
-        Numbers of the bands that labels are scored on, from 0: one, or those that show red, green and blue. By default
-        the first three, or the first of fewer. Chunks with it are coded as wavelets.
+    label_bands : int, str, or three of them, optional
+        The bands that labels are scored on, by number from 0 or by name: one, or those that show red, green and blue.
+        By default the first three, or the first of fewer. Chunks with it are coded as wavelets. Names are those of the
+        attribute `long_name` of an array, if it is a list, or of a coordinate of text.
     nodata : number, optional
         Value of samples without data, which may be NaN for float32 (the attribute and metadata then say "NaN"). Such
         samples are restored exactly at any quality. No other sample is restored to that value: it becomes the next

@@ -245,6 +245,7 @@ def sample_codec(
 ) -> DeepSIC:
     """Return the codec of a source; the range of values, if it is needed and not passed, is that of a few chunks."""
     plain, values = DeepSIC(axes=source.axes, **parameters), source.values
+    plain = plain.with_band_names(source.attributes.get("long_name"))
     return measured_codec(
         plain, values.shape, values.dtype, chunks, lambda codec: [thinned(sample, codec) for sample in samples]
     ).convert(DeepSIC)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from deepsic_codec import DeepSIC
+from deepsic_codec import DeepSIC, create_array
+from deepsic_codec import dask as deepsic_dask
 from deepsic_codec.codec.bands import label_images
 from deepsic_codec.codec.decode import compute_labels, parse_payload
 from deepsic_codec.codec.labels import cells_with_data
@@ -63,10 +64,26 @@ def test_stored_labels_are_those_of_chosen_bands(semantics):
 
 
 def test_wrong_bands_are_refused():
-    for value in ((1, 2), "red", -1, 256, (0, 1, 1.5), True, ()):
+    for value in ((1, 2), -1, 256, (0, 1, 1.5), True, ()):
         check_rejects(ConfigurationError, "label_bands", DeepSIC, label_bands=value)
     check_rejects(ConfigurationError, "label_bands|wavelet", DeepSIC, label_bands=0, transform="features")
-    check_rejects(ConfigurationError, "label_bands|3 bands", DeepSIC(label_bands=3).encode, np.zeros((64, 64, 3), "u1"))
+    for band, words in (("red", "label_bands|'red'"), (3, "label_bands|3 bands")):
+        check_rejects(ConfigurationError, words, DeepSIC(label_bands=band).encode, np.zeros((64, 64, 3), "u1"))
+
+
+def test_bands_have_the_names_of_an_array():
+    array, names = photograph(64, 64, 4), ["blue", "green", "Red", "nir"]
+    codec = DeepSIC(label_bands=("red", 1, "BLUE"), max_error=0)
+    created = create_array({}, data=array, codec=codec, attributes={"long_name": names})
+    assert created.metadata.codecs[0].label_bands == (2, 1, 0)
+    check_rejects(ConfigurationError, "'red'|without names", create_array, {}, data=array, codec=codec)
+    xr = pytest.importorskip("xarray")
+    named = xr.DataArray(array, dims=("y", "x", "band"), coords={"band": names})
+    for source, attributes in ((named, {}), (array, {"attributes": {"long_name": names}})):
+        stored = deepsic_dask.store(source, {}, name="a", codec=codec, **attributes).array
+        assert stored.metadata.codecs[0].label_bands == (2, 1, 0)
+    codec = DeepSIC(label_bands="reed", max_error=0)
+    check_rejects(ConfigurationError, "'reed'|blue, green, Red, nir", deepsic_dask.store, named, {}, codec=codec)
 
 
 @given(arrays("f4", (8, 8, 2), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
