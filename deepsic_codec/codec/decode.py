@@ -162,9 +162,9 @@ def parse_unpacked(
     if cast is not None and cast.nodata is not None and nodata_section is None:
         raise CorruptPayload("section table: a cast section with a NoData value, without a nodata section")
     parsed = replace(_parse_sections(unpacked, identity, ranges, nodata_section), cast=cast)
-    shown = None if params is None else params.label_numbers
-    if shown is not None and max(shown) < header.channels:
-        parsed = replace(parsed, label_bands=shown)
+    label_numbers = None if params is None else params.label_numbers
+    if label_numbers is not None and max(label_numbers) < header.channels:
+        parsed = replace(parsed, label_bands=label_numbers)
     check_size(*parsed.image_shape, UnsupportedPayload)
     check_memory(parsed.nbytes, f"decoding a chunk of shape {header.shape}", UnsupportedPayload)
     return parsed

@@ -225,9 +225,11 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
         raise ConfigurationError(
             f"spectral: a matrix of {len(rows)} x {len(rows)} for {bands} bands; pass one of {bands} x {bands}"
         )
-    shown = params.label_numbers
-    if shown is not None and bands is not None and max(shown) >= bands:
-        raise ConfigurationError(f"label_bands: {list(shown)} of chunks of {bands} bands; pass numbers below {bands}")
+    label_numbers = params.label_numbers
+    if label_numbers is not None and bands is not None and max(label_numbers) >= bands:
+        raise ConfigurationError(
+            f"label_bands: {list(label_numbers)} of chunks of {bands} bands; pass numbers below {bands}"
+        )
     if params.nodata is not None:
         value = nodata_value(params, native)
         if native.kind != "b" and value == value and all(next_value(value, down) is None for down in (False, True)):

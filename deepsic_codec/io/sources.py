@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,13 @@ APPLE_DOUBLE = b"\0\5\x16\7"  # the first bytes of such a file
 RESERVED = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 # Attributes that say what the samples of a stack mean.
 SHARED = ("color_table", "photometric", "scale_factor", "add_offset", "scales", "offsets", "units")
+# A date, maybe with a time, in tags and names; products of Sentinel and Landsat have the acquisition first.
+TIME = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)([-_:]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])"
+    r"(?:[T ]([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d))?(?!\d)"
+)
+PRODUCT = re.compile(r"S[1-6][A-D]_|L[COTEM]0\d_")
+TIME_TAGS = ("acquisitiondatetime", "datetime", "sensingtime", "productstarttime", "acquisitiondate", "dateacquired")
 RESERVED_PREFIXES = ("__", MODEL)  # Zarr format 3 keeps names that begin with __ for itself
 
 
@@ -154,7 +164,7 @@ def _allowed_part(part: str, suffix: str) -> str:
 
 
 def stack(sources: Sequence[ImageSource], name: str) -> ImageSource:
-    """Join images of equal size to one array with a first axis n.
+    """Join images of equal size to one array with a first axis t, if each has a time of its own, else n.
 
     Raises
     ------
@@ -195,17 +205,40 @@ def stack(sources: Sequence[ImageSource], name: str) -> ImageSource:
             "images without --stack, or give all the same value first"
         )
     values = da.stack([source.values for source in sources])
+    times = None if "t" in first.axes else times_of(sources)
+    axis, dimension = ("n", "n") if times is None else ("t", "time")
     return ImageSource(
         name,
         values,
-        f"n{first.axes}",
-        _joined_attributes(sources),
+        axis + first.axes,
+        _joined_attributes(sources) | ({} if times is None else {"times": times}),
         lossless=any(source.lossless for source in sources),
         shifted=any(source.shifted for source in sources),
         left_out=tuple(message for source in sources for message in source.left_out),
-        dimensions=None if first.dimensions is None else ("n", *first.dimensions),
+        dimensions=None if first.dimensions is None else (dimension, *first.dimensions),
         reads=tuple(location for source in sources for location in source.reads),
     )
+
+
+def times_of(sources: Sequence[ImageSource]) -> list[str] | None:
+    """Return when images were taken, in ISO 8601, from their tags or names; None unless each has a time of its own."""
+    times = [_time_of(source) for source in sources]
+    return [time for time in times if time is not None] if None not in times and len({*times}) == len(times) else None
+
+
+def _time_of(source: ImageSource) -> str | None:
+    tags = source.attributes.get("tags")
+    items = tags.items() if isinstance(tags, Mapping) else ()
+    told = {str(key).lower().replace("_", ""): str(value) for key, value in items}
+    name = Path(str(source.attributes.get("source", source.name))).stem
+    for text in (*(told[key] for key in TIME_TAGS if key in told), name):
+        matches = list(dict.fromkeys(match.group(1, 3, 4, 5, 6, 7) for match in TIME.finditer(text)))
+        if len(matches) == 1 or (matches and PRODUCT.match(text)):
+            year, month, day, *clock = matches[0]
+            time = f"{year}-{month}-{day}T{':'.join(number or '00' for number in clock)}"
+            with suppress(ValueError):  # 31 February
+                return datetime.fromisoformat(time).isoformat()
+    return None
 
 
 def _joined_attributes(sources: Sequence[ImageSource]) -> dict[str, Any]:

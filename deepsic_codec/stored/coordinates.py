@@ -105,7 +105,8 @@ def describe(
     Parameters
     ----------
     attributes, coordinates
-        Those of the source. The attribute `crs_wkt` says `crs` in WKT, for `spatial_ref`.
+        Those of the source. The attribute `crs_wkt` says `crs` in WKT, for `spatial_ref`; `times`, in ISO 8601, become
+        the coordinate of axis t.
     axes, names, shape
         Of the array: axes, names of its dimensions, and sizes.
 
@@ -119,6 +120,11 @@ def describe(
     """
     result, coordinates = dict(attributes), dict(coordinates)
     y, x = names[axes.y], names[axes.x]
+    times = result.pop("times", None)
+    if "t" in axes and isinstance(times, list) and len(times) == shape[axes.index("t")]:
+        time, encoding = names[axes.index("t")], {"standard_name": "time"}
+        seconds = np.asarray(_encoded(np.array(times, "M8[s]"), encoding))
+        coordinates.setdefault(time, Coordinate((time,), seconds, encoding))
     mapping = _grid_mapping(result, coordinates)
     about = dict(coordinates[mapping].attributes) if mapping in coordinates else {}
     if wkt := result.pop("crs_wkt", None):

@@ -167,6 +167,47 @@ def test_a_copy_is_opened_by_xarray_with_all_that_is_known(tmp_path, zarr_format
         assert array.attrs["spatial:transform"] == [10, 0, 500100, 0, -10, 4999800]
 
 
+@pytest.mark.parametrize(
+    "names,expected",
+    [
+        (
+            ("S2A_MSIL2A_20200131T101021_N0213_R022_T32UQD_20200131T121212", "S2B_MSIL2A_20200205T101109_X_20200206T1"),
+            ["2020-01-31T10:10:21", "2020-02-05T10:11:09"],
+        ),
+        (
+            ("T32UQD_20200131T101021_B04", "LC08_L1TP_020039_20200201_20200301_01_T1"),
+            ["2020-01-31T10:10:21", "2020-02-01"],
+        ),
+        (("a 2020-01-31", "b_2020_02_28"), ["2020-01-31", "2020-02-28"]),
+        (("a_20200131", "b_20200131"), None),  # the same
+        (("a_20200131_20200201", "b_20200301_20200302"), None),  # which of them?
+        (("a_20200131", "b"), None),
+        (("a_20200131", "b_20200231"), None),
+        (("scan_1202001311", "scan_1202002011"), None),  # no dates
+    ],
+)
+def test_a_stack_has_times_that_its_names_say(tmp_path, names, expected):
+    xarray = pytest.importorskip("xarray")
+    for name in names:
+        write(tmp_path / f"{name}.tif", photograph(20, 30, 1), **PLACE)
+    paths = [tmp_path / f"{name}.tif" for name in names]
+    run("ingest", *paths, tmp_path / "s.zarr", "--stack", "days", "--semantics", "none")
+    opened = xarray.open_zarr(tmp_path / "s.zarr", consolidated=False)
+    assert opened["days"].dims[0] == ("n" if expected is None else "time")
+    if expected is not None:
+        np.testing.assert_array_equal(opened["time"].values, np.array(expected, "M8[ns]"))
+        run("export", tmp_path / "s.zarr", tmp_path / "copy.zarr", "--region", "time=1:2")
+        copy = xarray.open_zarr(tmp_path / "copy.zarr", consolidated=False)
+        np.testing.assert_array_equal(copy["time"].values, np.array(expected[1:], "M8[ns]"))
+
+
+def test_a_stack_has_times_that_its_tags_say(tmp_path):
+    for day in (3, 4):
+        write(tmp_path / f"{day}.tif", photograph(20, 30, 1), tags={"DATE_ACQUIRED": f"2020-01-0{day}"}, **PLACE)
+    run("ingest", tmp_path / "3.tif", tmp_path / "4.tif", tmp_path / "s.zarr", "--stack", "days", "--semantics", "none")
+    assert zarr.open_array(tmp_path / "s.zarr/time", mode="r")[...].tolist() == [1578009600, 1578096000]
+
+
 def test_a_stack_keeps_what_its_images_share_and_lists_the_rest(tmp_path):
     for day in range(3):
         about = {**PLACE, "scales": (0.5,), "tags": {"DAY": str(day)}}
