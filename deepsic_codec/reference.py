@@ -2,7 +2,8 @@
 
 It follows docs/format.md and the pages that it refers to, section by section, with
 their names and in their order. It is plain, exact and slow, and uses nothing else of
-the package: this file, NumPy, and a model file if there are features, are enough.
+the package: this file, NumPy, and a model file if there are features, are enough. It
+has no limits but those of the format: a few hostile bytes can ask for much time.
 
     python -m deepsic_codec.reference chunk.dsic --out chunk.npy
     python reference.py chunk.dsic --model base-89eaa6c0.safetensors
