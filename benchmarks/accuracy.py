@@ -31,10 +31,10 @@ from benchmarks.resnet import ResNet18
 from deepsic_codec import DeepSIC, config
 from deepsic_codec.cli.console import finite
 from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.batch import Scheduler
 from deepsic_codec.model.file import read_info
 from deepsic_codec.model.networks import Analysis, SemanticHead
 from deepsic_codec.model.scheduler import get_scheduler
-from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.training.data import LabelledTiles
 from deepsic_codec.training.data import read_images as read_tiles
@@ -120,7 +120,7 @@ def read_validation(source: str, classes: list[str], limit: int | None) -> tuple
 
 
 def measure(
-    runtime: TorchScheduler, model: str, quality: float, tiles: Pixels, labels: NDArray[np.int64], photos: list[Pixels]
+    runtime: Scheduler, model: str, quality: float, tiles: Pixels, labels: NDArray[np.int64], photos: list[Pixels]
 ) -> list[Row]:
     """Pre and post at one quality."""
     mosaics, pick = _mosaics(tiles, 4)
@@ -148,7 +148,7 @@ def measure(
 
 
 def encode(
-    runtime: TorchScheduler, model: str, quality: float, semantics: str, images: list[Pixels]
+    runtime: Scheduler, model: str, quality: float, semantics: str, images: list[Pixels]
 ) -> tuple[float, list[NDArray[np.uint8]]]:
     """Bits per pixel of whole payloads, and the scores (rows,columns,classes + 1) of every image's 64x64 cells."""
     codec = DeepSIC(model=model, quality=quality, semantics=semantics, transform="features")

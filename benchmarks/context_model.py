@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from deepsic_codec.model.batch import Scheduler
 from deepsic_codec.model.likelihood import scale_of
 from deepsic_codec.model.logistic import scale_table
 from deepsic_codec.model.scheduler import get_scheduler
-from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.training.data import Photographs
 
@@ -64,7 +64,7 @@ def load(path: str | Path) -> ContextModel:
     return model.eval()
 
 
-def symbols_of(runtime: TorchScheduler, photos: Photographs, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def symbols_of(runtime: Scheduler, photos: Photographs, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return symbols int16 (count, C, 16, 16) of random crops at random qualities (count,)."""
     rng = np.random.default_rng(seed)
     quality = rng.uniform(1, 100, count).round(2)

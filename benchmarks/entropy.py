@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from benchmarks.common import machine
 from deepsic_codec.model.logistic import INDEX_LEVELS, scale_table
 from deepsic_codec.model.neighbours import iter_steps
+from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.schedule import Step
-from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--context", help="file written by benchmarks.context_model")
     parser.add_argument("--repeat", type=int, default=3, help="timings are the fastest of N runs", metavar="N")
     a = parser.parse_args()
-    runtime = get_scheduler(find_model())
+    runtime = TorchScheduler(LoadedModel(find_model()))  # hands out what the prior predicts
     context = None
     if a.context:
         from benchmarks.context_model import load

@@ -155,7 +155,7 @@ def stages(args: argparse.Namespace) -> str:
         pixels = len(batch) * edge**2 / 1e6
         for size in args.batch_pixels or [None]:
             with config.set(kernels=kernels, batch_pixels=None if size is None else int(size)):
-                work, rates = _stages(get_scheduler(find_model()), DeepSIC(), batch), {}
+                work, rates = (_stages if cuda else _cpu_stages)(get_scheduler(find_model()), DeepSIC(), batch), {}
                 for stage, run in work.items():
                     run()
                     rates[stage] = pixels / median_time(run, args.repeats)
@@ -193,20 +193,18 @@ def _by_batch(chunks: list[np.ndarray], repeats: int) -> Iterator[tuple[int, flo
 
 
 def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
-    """Return the calls that `stages` times; single stages begin and end on the device, but for pixels and scores."""
+    """Return the calls that `stages` times on a GPU; they begin and end on the device, but for pixels and scores."""
     import torch
 
     from deepsic_codec.model.coding import predict
     from deepsic_codec.model.device import download, synchronize, upload
     from deepsic_codec.model.runtime import Chosen
-    from deepsic_codec.model.torch_scheduler import CACHED_PIXELS
 
     model, count, quality = scheduler.model, len(chunks), np.full(len(chunks), 50.0)
     payloads = codec.encode_batch(chunks)
     encoded = scheduler.encode([chunk[None] for chunk in chunks], quality.tolist(), symbols=True)
     features, shape = [one.features for one in encoded], (1, *chunks[0].shape[:2])
-    limit = CACHED_PIXELS if model.device.type == "cpu" else config.get().pixels_per_call(model.device.type)
-    size = max(1, limit // (shape[1] * shape[2]))
+    size = max(1, config.get().pixels_per_call(model.device.type) // (shape[1] * shape[2]))
     pieces = [slice(start, start + size) for start in range(0, count, size)]
     with torch.inference_mode():
         images = upload(np.stack(chunks), model.device)
@@ -247,6 +245,23 @@ def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[st
         "entropy coder, encode": lambda: encode(predictions),
         "prior and entropy coder, encode": lambda: encode(None),
         "prior and entropy coder, decode": decode,
+        "encode, end to end": lambda: codec.encode_batch(chunks),
+        "decode, end to end": lambda: codec.decode_batch(payloads),
+    }
+
+
+def _cpu_stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
+    """Return the calls that `stages` times on a CPU, where prior and entropy coder are one."""
+    images, quality = [chunk[None] for chunk in chunks], [50.0] * len(chunks)
+    shapes, payloads = [image.shape[:3] for image in images], codec.encode_batch(chunks)
+    encoded = scheduler.encode(images, quality, symbols=True)
+    features, symbols = [one.features for one in encoded], [one.symbols for one in encoded]
+    return {
+        "analysis": lambda: scheduler.encode(images, quality, features=False),
+        "analysis and optimised quantisation": lambda: scheduler.encode(images, quality, features=False, symbols=True),
+        "synthesis": lambda: scheduler.synthesise(symbols, shapes, quality, q6=False),
+        "prior and entropy coder, encode": lambda: scheduler.encode_symbols(symbols, shapes, quality),
+        "prior and entropy coder, decode": lambda: scheduler.decode_symbols(features, shapes, quality),
         "encode, end to end": lambda: codec.encode_batch(chunks),
         "decode, end to end": lambda: codec.decode_batch(payloads),
     }

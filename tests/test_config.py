@@ -19,7 +19,7 @@ from deepsic_codec.errors import ConfigurationError, MissingPackage, Unsupported
 from deepsic_codec.io.preview import preview
 from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.zoo import find_model
-from tests.common import check_rejects, run_python
+from tests.common import check_rejects, photograph, run_python
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +237,14 @@ def test_what_needs_torch_says_so(monkeypatch, device, family, words):
     info = replace(find_model(), architecture={"family": family}, encoder="none of another test")
     with config.set(device=device):
         check_rejects(MissingPackage, f"{words} needs the package torch|deepsic-codec[torch]", get_scheduler, info)
+
+
+def test_an_effort_that_needs_torch_says_so(monkeypatch):
+    monkeypatch.setattr("deepsic_codec.require.find_spec", lambda name: None)
+    codec = DeepSIC(transform="features", effort=2, tune="ms-ssim")
+    check_rejects(
+        MissingPackage, "effort=2 needs the package torch|deepsic-codec[torch]", codec.encode, photograph(64, 64, 3)
+    )
 
 
 def test_folders():

@@ -13,6 +13,7 @@ from typing import Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json
 from deepsic_codec.cli.options import add_array, add_json, axis_part, integers
+from deepsic_codec.errors import ConfigurationError
 
 MAX_CLASSES = 12  # of the list of labels
 MAX_FILES = 20  # of the list of exported files
@@ -23,7 +24,9 @@ GROUP_MEMBERS = ("arrays", "other_arrays", "label_indices", "embedded_models")
 
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `deepsic info`."""
-    parser.add_argument("url", metavar="URL", help="path or URL of an array or group of Zarr")
+    parser.add_argument("url", metavar="URL", nargs="?", help="path or URL of an array or group of Zarr")
+    text = "describe this installation instead: versions, and what runs the networks"
+    parser.add_argument("--system", action="store_true", help=text)
     parser.add_argument("--name", help="one array in the group")
     parser.add_argument("--index", metavar="URL", help="location of the label index, if not beside the array")
     parser.add_argument("--all", action="store_true", help="read the headers of all chunks, not of a sample")
@@ -31,7 +34,12 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def run_info(args: argparse.Namespace) -> None:
-    """Print a description of an archive."""
+    """Print a description of an archive, or of this installation."""
+    if args.system:
+        _print_system(args.json)
+        return
+    if args.url is None:
+        raise ConfigurationError("expected the URL of an archive, or --system")
     from deepsic_codec.io.info import describe
 
     description = describe(args.url, args.name, index=args.index, everything=args.all)
@@ -45,6 +53,25 @@ def run_info(args: argparse.Namespace) -> None:
     say(f"{description['store']}: group, Zarr format {description['zarr_format']}; {', '.join(counts) or 'empty'}\n")
     for array in [*description["arrays"], *description["other_arrays"]]:
         _print_array(array)
+
+
+def _print_system(as_json: bool) -> None:
+    from deepsic_codec.io.system import describe_system
+
+    system = describe_system()
+    if as_json:
+        say_json(system)
+        return
+    cpu, gpus = system["cpu"], system["gpus"]
+    rows = {
+        "versions": ", ".join(f"{name} {version}" for name, version in system["packages"].items() if version),
+        "Python": f"{system['python']}, {system['platform']}",
+        "CPU": f"{cpu['name']}, products {cpu['instructions']}, {cpu['threads']} threads of {cpu['cores']} cores",
+        "GPU": "not used: torch is not installed" if gpus is None else ", ".join(gpus) or "none",
+        "networks run on": system["device"],
+    }
+    for name, text in rows.items():
+        say(f"{name:<{LABEL_WIDTH}}{text}")
 
 
 def _print_array(array: Mapping[str, Any]) -> None:

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import scale
-from deepsic_codec import config
+from deepsic_codec import DeepSIC, config
 from deepsic_codec.bulk.write import BlockReport, PackedStarts
+from deepsic_codec.model.scheduler import get_scheduler
+from deepsic_codec.model.zoo import find_model
 
 
 def test_progress_is_told_with_memory_at_each_tenth(monkeypatch, capsys):
@@ -62,6 +64,13 @@ def test_stages_on_a_gpu_are_measured_with_kernels_and_without(monkeypatch, caps
     for title in ("batch 512, kernels auto, calls of 4 Mpx", "batch 128, kernels plain, calls of 8 Mpx"):
         assert f"on cuda, {title}" in printed
     assert printed.count("images/s") == 4 and "encoding is bound by" in verdict and "targets met" in verdict
+
+
+def test_stages_on_a_cpu_run():
+    work = scale._cpu_stages(get_scheduler(find_model()), DeepSIC(), scale._chunks(None, 64, 2))
+    assert {"synthesis", "prior and entropy coder, decode", "encode, end to end"} < work.keys()
+    for run in work.values():
+        run()
 
 
 def test_batches_of_each_size_are_timed(monkeypatch):

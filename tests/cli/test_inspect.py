@@ -46,6 +46,16 @@ def test_every_command_prints_json_and_nothing_else(place, capsys, arguments):
     json.loads(out, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
 
 
+def test_info_describes_the_installation(capsys, monkeypatch):
+    code, out, _ = run(capsys, "info", "--system", "--json")
+    described = json.loads(out)
+    assert code == 0 and described["packages"]["numpy"] == np.__version__ and described["cpu"]["threads"] >= 1
+    monkeypatch.setattr("deepsic_codec.io.system.find_spec", lambda name: None)
+    code, out, _ = run(capsys, "info", "--system")
+    assert code == 0 and "torch is not installed" in out and described["cpu"]["instructions"] in out
+    assert run(capsys, "info")[0] == 2
+
+
 def test_query_prints_a_line_of_json_for_each_match(place, capsys):
     code, out, _ = run(capsys, "query", "a.zarr", "Visible", "--scan", "--json")
     assert code == 0 and out.splitlines() and all("region" in json.loads(line) for line in out.splitlines())

@@ -310,7 +310,7 @@ def test_making_and_showing_a_codec_reads_no_file():
             assert codec == kind(model="anything", quality=30, effort=3) != kind() and hash(codec)
             assert pickle.loads(pickle.dumps(codec)) == codec and codec.convert(DeepSIC).convert(DeepSICCodec)
         """,
-        unwanted=("torch", "deepsic_codec.model.file", "deepsic_codec.model.zoo", "deepsic_codec.model.runtime"),
+        unwanted=("torch", "deepsic_codec.model.file", "deepsic_codec.model.zoo", "deepsic_codec.model.scheduler"),
     )
 
 

@@ -10,7 +10,6 @@ import pytest
 import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
 
-from benchmarks.fuzz import tiny_model
 from deepsic_codec import (
     DeepSIC,
     DeepSICCodec,
@@ -34,9 +33,16 @@ from tests.common import check_lazy, check_rejects, photograph, run_python
 IMAGE = photograph(70, 45, 3)
 
 
+def _tiny_model(folder, **options):
+    pytest.importorskip("torch")
+    from benchmarks.fuzz import tiny_model
+
+    return tiny_model(folder, **options)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("models"))
+    return _tiny_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -268,7 +274,7 @@ def test_a_group_with_the_name_is_refused(tiny, uninstall):
 
 
 def test_another_undamaged_model_under_the_name_is_refused(tiny, uninstall, tmp_path):
-    other = tiny_model(tmp_path, seed=1)
+    other = _tiny_model(tmp_path, seed=1)
     store = {}
     write(store, embed_model=False)
     data = np.fromfile(other.path, "u1")

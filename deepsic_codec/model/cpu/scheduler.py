@@ -78,6 +78,8 @@ class CpuScheduler(Scheduler):
         finish: Sequence[Callable[[Encoded], Any]] | None = None,
     ) -> list[Any]:
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
+        if max(effort, default=0) > 1:
+            require("torch", "torch", purpose=f"effort={max(effort)}")
         tune = [DEFAULT_TUNE] * len(images) if tunes is None else list(tunes)
         parts = self._parts(len(images), sum(map(len, images)))
 
