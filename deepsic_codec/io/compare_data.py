@@ -195,6 +195,7 @@ def take_sample(source: ImageSource, *, codec: Mapping[str, Any] | None = None, 
         if len(scenes) == count:
             break
         (part,) = dask.compute(source.values[region])
+        part = part.view(np.uint8) if part.dtype == bool else part  # which other codecs do not take
         scene = Scene(source.name, np.ascontiguousarray(axes.to_samples(part)[0]), nodata)
         if scene.valid.any():
             parts.append(part)
@@ -241,7 +242,7 @@ def levels(
     ]
     asked += [Level(BOUNDS, float(value), {"max_error": float(value)}) for value in max_error or () if value]
     lossless = [Level(LOSSLESS, 0.0, {"max_error": 0.0})]
-    if sample.source.lossless:
+    if sample.source.lossless or sample.source.values.dtype == bool:
         return lossless
     if not asked and not max_error:
         bound = default_bound(sample)

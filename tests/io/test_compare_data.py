@@ -117,6 +117,14 @@ def outcome(codec, nbytes, rmse=0.0):
     return Outcome(codec, "all", 0, nbytes, 2.0, 4.0, rmse, 2 * rmse, 40.0, 1.0, 1.0)
 
 
+def test_masks_are_compared_without_loss(tmp_path):
+    mask = photograph(64, 72, 1)[..., 0] > 99
+    zarr.create_array(tmp_path / "mask.zarr", data=mask, dimension_names=["y", "x"])
+    sample = sample_of(tmp_path / "mask.zarr")
+    ((level, rows),) = run(sample, compare_data.levels(sample, max_error=[1]), codecs=CODECS, failed=pytest.fail)
+    assert level.mode == LOSSLESS and {row.codec for row in rows} == {"DeepSIC", "JPEG 2000", "bitshuffle Zstd"}
+
+
 def test_advice_is_honest():
     lossy = Level(LOSSY, 50.0, {"quality": 50.0}), [outcome("DeepSIC", 100, 3.0), outcome("p", 99, 2.0)]
     bound = Level(BOUNDS, 2.0, {"max_error": 2.0}), [outcome("DeepSIC", 200, 1.0), outcome("q", 250, 1.0)]
