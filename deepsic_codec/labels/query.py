@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
+from deepsic_codec.labels import html
 from deepsic_codec.labels.evaluation import compared, matching_chunks, rescan
 from deepsic_codec.labels.expression import Expression, Name, parse
 from deepsic_codec.labels.index import BUFFER, FEATURES, HEADER, SOURCES, LabelIndex
@@ -84,6 +85,12 @@ class Labels:
             f"<Labels of {self.array.store_path}: chunks {self.geometry.grid} ({counts}), tiles of "
             f"{self.geometry.tile[0]}x{self.geometry.tile[1]}, {', '.join(self.vocabulary.known)}>"
         )
+
+    def _repr_html_(self) -> str:
+        counts = ", ".join(f"{number:,} {name}" for name, number in self.index.counts.items() if number)
+        tile = "{} x {} pixels".format(*self.geometry.tile)
+        rows = {"labels": ", ".join(self.vocabulary.known), "of chunks": counts, "tiles": tile}
+        return html.table({**rows, **html.about(self.stored)})
 
     def __getitem__(self, name: str) -> Name:
         """Return the score of a class or parent, for comparisons that `&`, `|` and `~` combine."""

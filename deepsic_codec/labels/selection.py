@@ -14,6 +14,7 @@ from deepsic_codec.axes import Index, Region
 from deepsic_codec.codec.batching import raise_first
 from deepsic_codec.codec.decode import DECODER
 from deepsic_codec.errors import LabelIndexError, StaleIndex
+from deepsic_codec.labels import html
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.evaluation import Grid, is_current, judge_chunk, matching_tiles, read_largest
 from deepsic_codec.labels.expression import Expression
@@ -151,6 +152,18 @@ class Selection:
             f"<Selection {self.expression}: {self.count} of {self.mask.size} chunks, selected by reading "
             f"{self.bytes_read:,} bytes in {self.requests} requests{'' if self.compared else ', ' + NOT_COMPARED}>"
         )
+
+    def _repr_html_(self) -> str:
+        axes = self.geometry.axes
+        others = tuple(axis for axis in range(self.mask.ndim) if axis not in (axes.y, axes.x))
+        chunks = self.mask.any(axis=others)  # along y and x
+        chunks = chunks if axes.y < axes.x else chunks.T
+        edge = max(1, 128 // max(chunks.shape))
+        picture = np.kron(np.where(chunks, 255, 60), np.ones((edge, edge), int)).astype(np.uint8)
+        count = f"{self.count:,} of {self.mask.size:,} chunks{'' if self.compared else '; ' + NOT_COMPARED}"
+        read = f"{self.bytes_read:,} bytes in {self.requests} requests"
+        rows = {"selection": self.expression, "selected": count, "read": read}
+        return html.table({**rows, **html.about(self.stored)}, picture)
 
     def iter_arrays(self) -> Iterator[Match]:
         """Fetch and decode the chunks, a few at a time.

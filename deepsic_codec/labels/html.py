@@ -1,0 +1,56 @@
+"""What a notebook shows of arrays, labels and selections: a table and a small picture. Names of strangers are text."""
+
+import struct
+import zlib
+from base64 import b64encode
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.stored.array import StoredArray
+
+MAX_EDGE = 256  # pixels of a picture
+MAX_TEXT = 300  # characters of a cell
+
+
+def about(stored: StoredArray) -> dict[str, Any]:
+    """Return what the metadata of an array say: shape, bands, reference system, codec and error."""
+    array, params = stored.array, stored.params
+    attributes = array.attrs.asdict()
+    bands = attributes.get("long_name")
+    targets = {name: getattr(params, name) for name in ("max_error", "rmse", "psnr", "bpp", "quality")}
+    target = next(((name, value) for name, value in targets.items() if value is not None), ("quality", None))
+    return {
+        "array": array.store_path,
+        "shape": f"{' x '.join(map(str, array.shape))} ({', '.join(stored.dimension_names)}) {array.dtype}",
+        "chunks": f"{' x '.join(map(str, stored.chunks))}, Zarr format {array.metadata.zarr_format}",
+        "bands": ", ".join(map(str, bands)) if isinstance(bands, list) else stored.axes.bands(array.shape),
+        "reference system": attributes.get("crs", "none"),
+        "codec": f"DeepSIC, model {params.model}, semantics {params.semantics}, nodata {params.nodata}",
+        "error": "none: lossless" if params.max_error == 0 else f"{target[0]} {target[1]}",
+    }
+
+
+def table(rows: Mapping[str, Any], picture: NDArray[np.uint8] | None = None) -> str:
+    """Return HTML of rows and a picture, uint8 (H, W) or (H, W, 3)."""
+    image = ""
+    if picture is not None and picture.size:
+        step = -(-max(picture.shape[:2]) // MAX_EDGE)
+        image = f'<img alt="" style="float: left" src="data:image/png;base64,{_png(picture[::step, ::step])}">'
+    cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v)[:MAX_TEXT])}</td></tr>" for k, v in rows.items())
+    return f"<div>{image}<table>{cells}</table></div>"
+
+
+def _png(picture: NDArray[np.uint8]) -> str:
+    height, width = picture.shape[:2]
+    lines = np.pad(picture.reshape(height, -1), ((0, 0), (1, 0)))  # filter 0 of each line
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if picture.ndim == 3 else 0, 0, 0, 0)
+    parts = part(b"IHDR", header) + part(b"IDAT", zlib.compress(lines.tobytes())) + part(b"IEND", b"")
+    return b64encode(b"\x89PNG\r\n\x1a\n" + parts).decode()
