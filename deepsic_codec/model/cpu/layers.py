@@ -22,7 +22,7 @@ from deepsic_codec.model.exact.formats import (
     STREAM_BITS,
     STREAM_MAX,
 )
-from deepsic_codec.payload.coders.numba_jit import float_jit, inline, jit
+from deepsic_codec.payload.coders.numba_jit import float_jit, inline, inner, jit
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -183,7 +183,7 @@ def _spatial(above, row, below, weight, bias, reads, pitch):
             out[k] = int32(min(max(np.floor(value), _LOW), _HIGH)) - _READ_LOW
 
 
-@jit
+@inner
 def narrow_rows(rows, count, pitch, weight, bias, shift, steps, out, sums):
     """Apply a layer to rows of bytes: `clip((sum + bias) >> shift, 0, 255)`; `out` has a pitch of all outputs."""
     width, low, high = shift.size, int32(0), int32(255)
@@ -198,7 +198,7 @@ def narrow_rows(rows, count, pitch, weight, bias, shift, steps, out, sums):
                     to[j] = min(max(shifted(t[j], b[j], s[j]), low), high)
 
 
-@jit
+@inner
 def _add_rows(rows, count, pitch, weight, bias, shift, steps, stream, sums):
     """Apply a layer to rows of bytes, add the results to a row (w + 2, C) of a stream and clip them."""
     channels = stream.shape[1]
@@ -275,7 +275,7 @@ def split(value):
     return high, int32(value - int32(high << int32(7)))
 
 
-@jit
+@inner
 def list_steps(rows, first, steps, sums, indices, compact):
     """Leave out the steps of a tile that are zero in all rows of all matrices.
 

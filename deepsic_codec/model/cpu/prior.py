@@ -20,7 +20,7 @@ from deepsic_codec.model.family import below
 from deepsic_codec.model.logistic import INDEX_MAX, INDEX_MIDDLE, MEAN_LEVELS, MEAN_MAX, RATE_BITS
 from deepsic_codec.model.schedule import LINEAR, Step, schedule
 from deepsic_codec.payload.coders.contexts import CoderTables
-from deepsic_codec.payload.coders.numba_jit import jit
+from deepsic_codec.payload.coders.numba_jit import inner, jit
 from deepsic_codec.payload.coders.symbols import (
     OUT_OF_RANGE,
     SYMBOL_BYTES,
@@ -105,7 +105,7 @@ class Work(NamedTuple):
     symbols: NDArray[np.int16]
 
 
-@jit
+@inner
 def _predict(position, count_of_positions, s, quality, shape, parts, net, positions, grid, work):
     """Write means and scale indices of some positions, `work.means` and `work.scale_indices`, (positions,count)."""
     ys, xs = positions
@@ -174,7 +174,7 @@ def _predict(position, count_of_positions, s, quality, shape, parts, net, positi
             index[c] = min(max(value, int32(0)), _INDEX)
 
 
-@jit
+@inner
 def _choose(position, count_of_positions, s, quality, start, positions, grid, work, rates):
     """Move symbols a step towards their means where the bits that this saves outweigh the error."""
     ys, xs = positions

@@ -34,7 +34,7 @@ from deepsic_codec.model.exact.formats import (
     STEP_BITS,
     WIDE_MAX,
 )
-from deepsic_codec.payload.coders.numba_jit import inline, jit
+from deepsic_codec.payload.coders.numba_jit import inline, inner, jit
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
 
 _WIDE, _PIXEL = int32(WIDE_MAX), int32(PIXEL_MAX)
@@ -122,7 +122,7 @@ def dequantise(symbols, steps, latents):
             to[c] = _latent(row[c], steps[c])
 
 
-@jit
+@inner
 def _write_digits(symbols, steps, unit, digits):
     """Write the digits of a row of latents, symbols (w,C), and of the normalised latents."""
     wide = np.float32(WIDE_MAX)
@@ -138,7 +138,7 @@ def _write_digits(symbols, steps, unit, digits):
             high_z[c], low_z[c] = h, k
 
 
-@jit
+@inner
 def _list_row(width, memory):
     """List the steps of a row of latents that are not zero, tile by tile."""
     steps = memory.steps.shape[2]
@@ -147,7 +147,7 @@ def _list_row(width, memory):
         memory.indices[t, steps] = count
 
 
-@jit
+@inner
 def _stem_row(width, stem, mod, quality, memory, stream):
     """Write a row (w + 2, C) of the stream of normalised latents."""
     steps, channels, offset = stem.steps, stream.shape[1], int32(WEIGHT_OFFSET)
@@ -174,7 +174,7 @@ def _stem_row(width, stem, mod, quality, memory, stream):
                     to[j] = modulated(total, b[j], s[j], scale[first + j], shift_to[first + j])
 
 
-@jit
+@inner
 def _linear_row(width, linear, memory):
     """Write the part of the pixels of a row of latents that is linear in them."""
     steps, offset = memory.steps.shape[2], int32(WEIGHT_OFFSET)
@@ -201,7 +201,7 @@ def _linear_row(width, linear, memory):
                     to[j] = min(max(shifted(int32(total - less), b[j], s[j]), -_PIXEL), _PIXEL)
 
 
-@jit
+@inner
 def _read_row(row, reads, pitch):
     """Read a row (w + 2, C) of a stream."""
     for x in range(row.shape[0] - 2):
@@ -210,7 +210,7 @@ def _read_row(row, reads, pitch):
             to[k] = read(int32(from_[k]))
 
 
-@jit
+@inner
 def _expand_row(row, expand, mod, quality, memory, stream):
     """Turn a row (w + 2, C) of a stream into two rows (2, 2 w + 2, C / 4) of the stream of twice the resolution."""
     width, pitch, channels = row.shape[0] - 2, expand.steps * STEP, stream.shape[2]
@@ -235,7 +235,7 @@ def _expand_row(row, expand, mod, quality, memory, stream):
                     done += length
 
 
-@jit
+@inner
 def _rest_row(rows, out, memory):
     """Write the part of the pixels of a row of latents that comes from two rows (2, 2 w + 2, C) of a stream."""
     width, pitch, sums = rows.shape[1] - 2, out.steps * STEP, memory.sums[0]
@@ -253,7 +253,7 @@ def _rest_row(rows, out, memory):
                         to[j] = min(max(shifted(t[j], b[j], s[j]), -_PIXEL), _PIXEL)
 
 
-@jit
+@inner
 def _pixel_rows(memory, bits, out):
     """Add both parts of the pixels; `out` (rows,3 columns) has at most 16 rows, in units of 2^bits / 64 grey levels."""
     rounding, width = int32((1 << bits) >> 1), out.shape[1]
@@ -411,7 +411,7 @@ class Analysis:
         inputs = max(layer.steps for layer in (self._high, self._stem, self._reduce, self._out)) * STEP
         reads, sums = np.zeros(padded(2 * w, ROWS) * inputs, np.uint8), np.zeros((3, ROWS * BLOCK), np.int32)
         stream8 = np.zeros((2 * h + 2, 2 * w + 2, w8), np.int16)
-        _analyse8(grey, self._stem, self._mod8, row, reads, sums, stream8)
+        _analyse8(grey, LATENT_STRIDE // 2, self._stem, self._mod8, row, reads, sums, stream8)
         run_blocks(stream8, self._blocks8, row, int(above > 0), int(below > 0), buffers(self._blocks8, 2 * w))
         stream16 = np.zeros((h + 2, w + 2, w16), np.int16)
         _analyse16(stream8, self._reduce, self._mod16, row, reads, sums, stream16)
@@ -419,10 +419,12 @@ class Analysis:
         run_blocks(stream16, self._blocks16, row, int(above > 0), int(below > 0), buffers(self._blocks16, w))
         rest = np.zeros((0, 0), np.int8) if rest is None else rest.reshape(height, -1)
         linear = self._high, self._low, self._signed_high, np.arange(self._high.steps, dtype=np.int32)
-        _analyse(grey, rest, linear, self._out, stream16, reads, reads.view(np.int8), sums, above, latents)
+        _analyse(
+            grey, rest, LATENT_STRIDE, linear, self._out, stream16, reads, reads.view(np.int8), sums, above, latents
+        )
 
 
-@jit
+@inner
 def _gather(image, y, edge, reads, pitch):
     """Copy a row of squares of an image (H,3 W) to rows of bytes."""
     size = 3 * edge
@@ -434,7 +436,7 @@ def _gather(image, y, edge, reads, pitch):
                 to[j] = row[j]
 
 
-@jit
+@inner
 def _modulate_rows(reads, width, dense, mod, quality, sums, row):
     """Apply a layer and its modulation to rows of bytes, and write a row (w + 2, C) of a stream."""
     pitch, scale, offset = dense.steps * STEP, mod.scale[quality], mod.offset[quality]
@@ -452,9 +454,9 @@ def _modulate_rows(reads, width, dense, mod, quality, sums, row):
 
 
 @jit
-def _analyse8(grey, stem, mod, quality, reads, sums, stream):
+def _analyse8(grey, edge, stem, mod, quality, reads, sums, stream):
     for y in range(stream.shape[0] - 2):
-        _gather(grey, y, 8, reads, stem.steps * STEP)
+        _gather(grey, y, edge, reads, stem.steps * STEP)
         _modulate_rows(reads, stream.shape[1] - 2, stem, mod, quality, sums[0], stream[y + 1])
 
 
@@ -473,12 +475,12 @@ def _analyse16(stream8, reduce, mod, quality, reads, sums, stream16):
 
 
 @jit
-def _analyse(grey, rest, linear, out, stream, reads, signed_reads, sums, above, latents):
+def _analyse(grey, rest, edge, linear, out, stream, reads, signed_reads, sums, above, latents):
     high, low, signed, indices = linear
     width, limit, offset = latents.shape[1], int32(1 << 20), int32(WEIGHT_OFFSET)
     for y in range(latents.shape[0]):
         pitch = high.steps * STEP
-        _gather(grey, y + above, 16, reads, pitch)
+        _gather(grey, y + above, edge, reads, pitch)
         for block in range(high.shift.size // BLOCK):
             first = block * BLOCK
             size = min(BLOCK, high.outputs - first)
@@ -490,7 +492,7 @@ def _analyse(grey, rest, linear, out, stream, reads, signed_reads, sums, above, 
                     for j in range(size):
                         to[j] = int32(int32(128) * sums[0, i * BLOCK + j]) + sums[1, i * BLOCK + j]
         if rest.size:
-            _gather(rest, y + above, 16, signed_reads, pitch)
+            _gather(rest, y + above, edge, signed_reads, pitch)
             for block in range(high.shift.size // BLOCK):
                 first = block * BLOCK
                 size = min(BLOCK, high.outputs - first)
@@ -549,7 +551,7 @@ class Head:
                 memory = _row_buffers(width, channels, self._width, self._width)
                 work = np.zeros(padded(max(self._hidden.steps * STEP, self._out.steps * STEP), 4) * ROWS, np.uint8)
                 _score(
-                    latents, edge, rows, columns, quality - 1, self._stem, self._mod, self._blocks, self._hidden,
+                    latents, edge, rows, columns, quality - 1, 0, self._stem, self._mod, self._blocks, self._hidden,
                     self._out, self._compand, self._score, stream, memory, buffers(self._blocks, width), work,
                     np.zeros(ROWS * self._hidden.shift.size, np.uint8), scores,
                 )  # fmt: skip
@@ -564,9 +566,10 @@ def _equal_cells(size: int, edge: int) -> list[tuple[int, tuple[int, int]]]:
 
 @jit
 def _score(
-    latents, edge, rows, columns, quality, stem, mod, parts, hidden, out, compand, table, stream, memory, blocks_memory,
-    pooled, between, scores,
+    latents, edge, rows, columns, quality, nothing, stem, mod, parts, hidden, out, compand, table, stream, memory,
+    blocks_memory, pooled, between, scores,
 ):  # fmt: skip
+    # `nothing` is 0: literal numbers would make numba compile the blocks once more
     height, width, channels = stream.shape[0] - 2, stream.shape[1] - 2, stream.shape[2]
     count, sums = int32(height * width), memory.sums[0]
     for row in range(rows[0], rows[1]):
@@ -584,7 +587,7 @@ def _score(
                 for x in range(width):
                     for k in range(channels):
                         stream[y + 1, x + 1, k] = max(stream[y + 1, x + 1, k], 0)
-            run_blocks(stream, parts, 0, 0, 0, blocks_memory)
+            run_blocks(stream, parts, nothing, nothing, nothing, blocks_memory)
             for k in range(channels):
                 total, peak = int32(0), int32(-32768)
                 for y in range(height):

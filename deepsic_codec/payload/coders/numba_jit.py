@@ -32,7 +32,7 @@ except ImportError:  # numba does not document these modules
 
 
 def _options() -> dict[str, Any]:
-    options: dict[str, Any] = {"nogil": True}
+    options: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
     try:
         from numba.core.cpu import CPUTargetOptions
     except ImportError:  # numba does not document this module
@@ -138,9 +138,11 @@ def _warn_once(error: Exception) -> None:
 
 # For functions that create no array and return numbers, compiled without counting; the caller holds all arrays.
 jit: Any = _cached(**_options())
+# The same for functions that compiled code alone calls, which need no code to take Python's objects.
+inner: Any = _cached(no_cpython_wrapper=True, **_options())
 # The same, with multiplications and additions in one instruction, which is exact for integers below 2^24.
-float_jit: Any = _cached(fastmath={"contract"}, **_options())
+float_jit: Any = _cached(fastmath={"contract"}, no_cpython_wrapper=True, **_options())
 # For functions that create arrays.
 array_jit: Any = _cached(returns_arrays=True, nogil=True)
 # For functions that are inlined into their callers.
-inline: Any = numba.njit(inline="always")
+inline: Any = numba.njit(nogil=True, _nrt=False, forceinline=True)
