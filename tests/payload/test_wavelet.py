@@ -350,7 +350,7 @@ def test_nothing_is_written_beyond_the_output():
     for size in (0, 100, 5000, 11400, 12000, 20000, 23000):
         data, beyond = guarded(size)
         state = begin_encoding()
-        data = subbands._Coder(coefficients.copy(), code).run(False, state, data)
+        data = subbands._Coder(coefficients.copy(), code, None).run(False, state, data)
         assert (beyond == 165).all(), "written beyond the end of the output"
         assert finish_encoding(state, data) == wanted
     assert len(wanted) > 3000
