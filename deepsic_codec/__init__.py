@@ -38,11 +38,23 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _release()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = _MODULES[name]
     return getattr(import_module(f"{__name__}.{module}"), name) if module else import_module(f"{__name__}.{name}")
 
 
+def _release() -> str:
+    """Return the version of the installed package."""
+    from importlib.metadata import PackageNotFoundError, version  # late: slower to import than all else here
+
+    try:
+        return version("deepsic-codec")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "(not installed)"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

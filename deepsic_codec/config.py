@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 import donfig
 
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, did_you_mean
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -134,7 +134,8 @@ def _check(name: str, value: Any) -> Any:
     """
     if name in _CHOICES:
         if not isinstance(value, str) or value not in _CHOICES[name]:
-            raise ConfigurationError(f"{name}: expected one of {', '.join(_CHOICES[name])}, got {value!r}")
+            similar = did_you_mean(value, _CHOICES[name])
+            raise ConfigurationError(f"{name}: expected one of {', '.join(_CHOICES[name])}, got {value!r}{similar}")
     elif name in _NUMBERS or name in _OPTIONAL_NUMBERS:
         if value is None and name in _OPTIONAL_NUMBERS:
             return None
@@ -252,7 +253,8 @@ def set_defaults(**changes: Any) -> None:
 def _check_names(changes: Mapping[str, Any]) -> None:
     unknown = sorted(changes.keys() - {*_NAMES})
     if unknown:
-        raise ConfigurationError(f"unknown setting {', '.join(unknown)}; known are {', '.join(_NAMES)}")
+        known = did_you_mean(unknown[0], _NAMES) or f"; known are {', '.join(_NAMES)}"
+        raise ConfigurationError(f"unknown setting {', '.join(unknown)}{known}")
 
 
 def pool_map(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -35,6 +35,7 @@ from deepsic_codec.codec.scaled import nodata_value
 from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray, WriteError
 from deepsic_codec.labels import html
 from deepsic_codec.progress import Progress
+from deepsic_codec.require import require
 from deepsic_codec.stored import coordinates as places
 from deepsic_codec.stored import embedded, replacement
 from deepsic_codec.stored.array import StoredArray
@@ -44,6 +45,7 @@ from deepsic_codec.stored.location import (
     is_zip_path,
     refresh_consolidated,
     to_store_path,
+    url_of,
     with_absolute_path,
 )
 
@@ -372,10 +374,9 @@ def _reporting(total: int, progress: Progress | None) -> Iterator[None]:
 
 
 def _dask() -> Any:
-    try:
-        import dask.array as da
-    except ImportError as error:
-        raise ImportError("deepsic_codec.dask needs Dask; run pip install 'deepsic-codec[dask]'") from error
+    require("dask", "dask", purpose="deepsic_codec.dask")
+    import dask.array as da
+
     return da
 
 
@@ -441,8 +442,8 @@ def _open_target(
     if existing is not None and not overwrite:
         if not may_exist:
             raise ConfigurationError(
-                f"array {existing.store_path} exists; pass resume=True to complete it, region=... to write a part of "
-                "it, overwrite=True to delete it first, or another name"
+                f"array {url_of(existing.store_path)} exists; pass resume=True to complete it, region=... to write "
+                "a part of it, overwrite=True to delete it first, or another name"
             )
         _check_existing(existing, values, creation)
         return existing, {}
@@ -525,7 +526,7 @@ def _existing(store: Any, path: str) -> zarr.Array | None:
     if isinstance(node, zarr.Group):
         if not path and not any(True for _ in node.members()):
             return None  # an empty group, which the array then replaces
-        raise ConfigurationError(f"{node.store_path} is a group; pass the name of an array in it")
+        raise ConfigurationError(f"{url_of(node.store_path)} is a group; pass the name of an array in it")
     return node
 
 
@@ -542,26 +543,27 @@ def _check_existing(array: zarr.Array, values: "da.Array", creation: Mapping[str
         if different:
             texts = ", ".join(f"{key} {stored.get(key)!r}, not {requested.get(key)!r}" for key in different)
             raise ConfigurationError(
-                f"array {array.store_path} has another codec: {texts}; leave out codec, or write to another array"
+                f"array {url_of(array.store_path)} has another codec: {texts}; leave out codec, or write to "
+                "another array"
             )
     for key, shape in (("chunks", array.chunks), ("shards", array.shards)):
         if creation[key] not in (None, "auto") and tuple(creation[key]) != shape:
             raise ConfigurationError(
-                f"array {array.store_path} has {key} {shape}, not {tuple(creation[key])}; leave out {key}, or write "
-                "to another array"
+                f"array {url_of(array.store_path)} has {key} {shape}, not {tuple(creation[key])}; leave out {key}, or "
+                "write to another array"
             )
     if creation.get("zarr_format", array.metadata.zarr_format) != array.metadata.zarr_format:
         raise ConfigurationError(
-            f"array {array.store_path} has Zarr format {array.metadata.zarr_format}; leave out zarr_format, or "
+            f"array {url_of(array.store_path)} has Zarr format {array.metadata.zarr_format}; leave out zarr_format, or "
             "write to another array"
         )
     if values.dtype != array.dtype:
         raise UnsupportedArray(
-            f"source: expected {array.dtype}, the dtype of array {array.store_path}, got {values.dtype}; convert "
-            "the source"
+            f"source: expected {array.dtype}, the dtype of array {url_of(array.store_path)}, got {values.dtype}; "
+            "convert the source"
         )
     if array.read_only:
-        raise ConfigurationError(f"array {array.store_path} is open for reading only; open it with mode='r+'")
+        raise ConfigurationError(f"array {url_of(array.store_path)} is open for reading only; open it with mode='r+'")
 
 
 @dataclass(frozen=True)
@@ -590,8 +592,8 @@ def _complete(
     records, others = journal.read(stored)
     if others and not len(records):
         warnings.warn(
-            f"array {stored.array.store_path}: earlier runs wrote another source, or one whose name in Dask differs in "
-            "each run; all chunks are written again. Pass da.from_array a name to continue such runs",
+            f"array {url_of(stored.array.store_path)}: earlier runs wrote another source, or one whose name in Dask "
+            "differs in each run; all chunks are written again. Pass da.from_array a name to continue such runs",
             stacklevel=3,
         )
     indices = list(iter_grid(*chunks_covering(region, stored.chunks)))

@@ -1,6 +1,7 @@
 """The exceptions of this package. A message says what is wrong, what was expected, and what to do."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class DeepSICError(Exception):
@@ -71,3 +72,10 @@ class SourceError(DeepSICError, OSError):
 
 class MissingPackage(DeepSICError, ImportError):
     """A package that is needed is not installed. The message says what to install."""
+
+
+def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the end of a message about a name that does not exist: the known ones like it, or nothing."""
+    by_case = {word.casefold(): word for word in known}
+    similar = difflib.get_close_matches(str(name).casefold(), by_case, n=3, cutoff=cutoff)
+    return f"; did you mean {' or '.join(by_case[word] for word in similar)}?" if similar else ""

@@ -36,7 +36,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     text = "what deepsic ingest reads: image files (GeoTIFF included), folders of them, Zarr arrays or groups"
     add("sources", nargs="+", metavar="SOURCE", help=text)
     text = "folder for <image>.png and curve.png of photographs (default: deepsic-compare)"
-    add("--out", type=Path, default=Path("deepsic-compare"), metavar="DIR", help=text)
+    add("-o", "--out", type=Path, default=Path("deepsic-compare"), metavar="DIR", help=text)
     rate = parser.add_mutually_exclusive_group()
     text = "1 (smallest) to 200 (best), of DeepSIC (default: 50 for photographs, 50 80 110 for data)"
     rate.add_argument("--quality", type=deep_quality, nargs="+", metavar="Q", help=text)

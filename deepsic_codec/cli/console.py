@@ -1,15 +1,32 @@
 """Output of the commands: text, tables, JSON, and the progress bar."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib.util import find_spec
 from math import isfinite
 from typing import Any
 
 from deepsic_codec.progress import Progress, no_progress
+
+_hidden = False  # the progress bar, under --quiet
+
+
+@contextmanager
+def silent(output: bool, *, progress: bool) -> Iterator[None]:
+    """Drop standard output during a `with` block if `output`, and progress bars unless `progress`."""
+    global _hidden
+    _hidden = not progress
+    try:
+        with ExitStack() as stack:
+            if output:
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            yield
+    finally:
+        _hidden = False
 
 
 def say(text: str = "", *, error: bool = False) -> None:
@@ -86,9 +103,9 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Colle
 def progress_bar(text: str) -> Iterator[Progress]:
     """Show a progress bar on standard error during a `with` block, which gets the callback that moves it.
 
-    There is no bar if standard error is no terminal or rich is not installed.
+    There is no bar if standard error is no terminal, rich is not installed, or the command is to be quiet.
     """
-    if not sys.stderr.isatty() or find_spec("rich") is None:
+    if _hidden or not sys.stderr.isatty() or find_spec("rich") is None:
         yield no_progress
         return
     from rich.console import Console

@@ -30,7 +30,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `deepsic demo`."""
     parser.add_argument("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
     text = f"folder for {STORE} and {PICTURE}, which are replaced (default: deepsic-demo)"
-    parser.add_argument("--out", type=Path, default=Path("deepsic-demo"), metavar="DIR", help=text)
+    parser.add_argument("-o", "--out", type=Path, default=Path("deepsic-demo"), metavar="DIR", help=text)
     add_quality(parser)
     add_json(parser)
 

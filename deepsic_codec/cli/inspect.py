@@ -195,7 +195,8 @@ def add_preview(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `deepsic preview`."""
     add_array(parser)
     add = parser.add_argument
-    add("--out", type=Path, default=Path("preview.png"), metavar="PNG", help="file to write (default: preview.png)")
+    text = "file to write (default: preview.png)"
+    add("-o", "--out", type=Path, default=Path("preview.png"), metavar="PNG", help=text)
     add("--size", type=int, default=1024, metavar="PIXELS", help="longer edge of the image (default: 1024)")
     text = "add an image with the best label of each tile (default: yes, unless --where is given)"
     add("--labels", action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -28,7 +28,7 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `deepsic labels`."""
     add_array(parser, scan=True)
     parser.add_argument("--map", metavar="CLASS", help="write a map of this class or parent, one value per label tile")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="file of the map (default: CLASS.png)")
+    parser.add_argument("-o", "--out", type=Path, metavar="PNG", help="file of the map (default: CLASS.png)")
     parser.add_argument("--verify", action="store_true", help="compare the index with all chunks first")
     add_json(parser)
 
@@ -74,7 +74,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     text = "which index entries to compare with the chunks: those of exported chunks, all, or none (default: fetched)"
     parser.add_argument("--verify", choices=("fetched", "all", "none"), default="fetched", help=text)
     parser.add_argument(
-        "--export", type=Path, metavar="DIR", help="decode the matches and write them as images to this folder"
+        "-o", "--export", type=Path, metavar="DIR", help="decode the matches and write them as images to this folder"
     )
     parser.add_argument("--as", dest="kind", choices=("png", "tiff"), default="png", help="image format (default: png)")
 
@@ -121,12 +121,13 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 def run_index(args: argparse.Namespace) -> None:
     """Write or refresh the label index."""
     from deepsic_codec.labels.consolidate import consolidate_labels
+    from deepsic_codec.stored.location import url_of
 
     with progress_bar("reading headers") as progress:
         made = consolidate_labels(args.url, args.name, index=args.index, progress=progress)
     documents = [
         {
-            "array": str(labels.array.store_path),
+            "array": url_of(labels.array.store_path),
             "index": str(labels.index.location),
             "chunks": labels.geometry.count,
             **labels.index.counts,

@@ -11,10 +11,11 @@ import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from deepsic_codec.cli.console import printable_lines, printable_warnings, say
+import deepsic_codec
+from deepsic_codec.cli.console import printable_lines, printable_warnings, say, silent
+from deepsic_codec.cli.options import Parser, option_names, with_options
 from deepsic_codec.errors import ConfigurationError, ExpressionError
 
 
@@ -29,24 +30,89 @@ class Command:
         which may return an exit status.
     help : str
         Line in the help of `deepsic`.
+    examples : tuple of str
+        Command lines for the end of its help.
     """
 
     module: str
     help: str
+    examples: tuple[str, ...]
 
 
 COMMANDS = {
-    "demo": Command("demo", "store two real images, read them back, show the savings and the labels"),
-    "ingest": Command("ingest", "store images, mosaics or Zarr arrays in an archive"),
-    "info": Command("inspect", "describe an archive"),
-    "preview": Command("inspect", "draw a small picture of an array"),
-    "compare": Command("compare", "compare DeepSIC with other codecs on your images, at equal bytes"),
-    "export": Command("inspect", "copy an array to plain Zarr, TIFF or PNG"),
-    "index": Command("labels", "write or refresh the label index of an archive"),
-    "labels": Command("labels", "count the classes in an archive, or map one"),
-    "query": Command("labels", "find the chunks whose labels satisfy an expression"),
-    "train": Command("train", "train a model, or adapt the labels of one"),
-    "evaluate": Command("evaluate", "measure a model on images, from real payloads"),
+    "demo": Command(
+        "demo",
+        "store three real images, read them back, show the savings and the labels",
+        ("deepsic demo", "deepsic demo --quality 80 -o demo-80"),
+    ),
+    "ingest": Command(
+        "ingest",
+        "store images, mosaics or Zarr arrays in an archive",
+        (
+            "deepsic ingest photos/ archive.zarr --quality 60",
+            "deepsic ingest scene.tif scene.zarr --rmse 15 --nodata 0 --semantics none",
+            "deepsic ingest classes.tif scene.zarr --max-error 0",
+            "deepsic ingest scene.tif s3://bucket/scene.zarr --dry-run",
+        ),
+    ),
+    "info": Command(
+        "inspect", "describe an archive", ("deepsic info archive.zarr --name image", "deepsic info --system")
+    ),
+    "preview": Command(
+        "inspect",
+        "draw a small picture of an array",
+        (
+            "deepsic preview archive.zarr -o small.png",
+            "deepsic preview scene.zarr --bands 3,2,1",
+            "deepsic preview archive.zarr --where 'River > 0.6'",
+        ),
+    ),
+    "compare": Command(
+        "compare",
+        "compare DeepSIC with other codecs on your images, at equal bytes",
+        (
+            "deepsic compare scene.tif",
+            "deepsic compare dem.tif --max-error 0.25 --nodata -9999",
+            "deepsic compare photo.png --quality 40 --no-curve -o compared",
+        ),
+    ),
+    "export": Command(
+        "inspect",
+        "copy an array to plain Zarr, TIFF or PNG",
+        (
+            "deepsic export archive.zarr plain.zarr",
+            "deepsic export archive.zarr part.tif --region y=0:512 x=256:768",
+            "deepsic export archive.zarr water.zarr --where 'Water > 0.5' --crop",
+        ),
+    ),
+    "index": Command("labels", "write or refresh the label index of an archive", ("deepsic index archive.zarr",)),
+    "labels": Command(
+        "labels",
+        "count the classes in an archive, or map one",
+        ("deepsic labels archive.zarr", "deepsic labels archive.zarr --map Forest -o forest.png"),
+    ),
+    "query": Command(
+        "labels",
+        "find the chunks whose labels satisfy an expression",
+        (
+            "deepsic query archive.zarr 'Forest > 0.6 & ~Water'",
+            "deepsic query archive.zarr 'River > 0.5' --tiles --json",
+            "deepsic query archive.zarr 'River > 0.5' -o rivers --as tiff",
+        ),
+    ),
+    "train": Command(
+        "train",
+        "train a model, or adapt the labels of one",
+        (
+            "deepsic train --images photos/ --preset smoke -o small.safetensors",
+            "deepsic train --from base --labels tiles/ -o mine.safetensors",
+        ),
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "measure a model on images, from real payloads",
+        ("deepsic evaluate photos/ --qualities 30 60", "deepsic evaluate tiles/ --model mine.safetensors --labelled"),
+    ),
 }
 
 
@@ -54,9 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (argparse itself exits with 2 on misuse)."""
     argv = sys.argv[1:] if argv is None else argv
     # Only the module of the chosen command is imported, so that `deepsic --help` is quick.
-    args = build_parser([name for name in argv if name in COMMANDS][:1]).parse_args(argv)
+    parser = build_parser([name for name in argv if name in COMMANDS][:1])
+    args = parser.parse_args(argv)
     try:
-        with printable_warnings():
+        with printable_warnings(), silent(args.quiet and not getattr(args, "json", False), progress=not args.quiet):
             status: int | None = _function("run", args.command)(args)
     except KeyboardInterrupt:
         return 130
@@ -70,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, pointer = str(error), []
         if isinstance(error, ExpressionError) and text.endswith("^"):  # below the position in the expression
             text, *pointer = text.rsplit("\n", 2)
-        text = " ".join(text.split())
+        text = with_options(" ".join(text.split()), args.options)
         say(f"deepsic {args.command}: error: {text or type(error).__name__}", error=True)
         for line in filter(None, pointer):
             say(line, error=True)
@@ -84,20 +151,24 @@ def _print_exception(*args: Any) -> None:
 
 def build_parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the arguments of these commands only."""
-    try:
-        release = version("deepsic-codec")
-    except PackageNotFoundError:  # a checkout that is not installed
-        release = "(not installed)"
-    parser = argparse.ArgumentParser(
-        prog="deepsic", description="Store imagery in Zarr as learned features with their labels in front."
-    )
-    parser.add_argument("--version", action="version", version=f"deepsic {release}")
+    parser = Parser(prog="deepsic", description="Store imagery in Zarr as learned features with their labels in front.")
+    parser.add_argument("--version", action="version", version=f"deepsic {deepsic_codec.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
+        examples = "\n".join(("examples:", *(f"  {line}" for line in command.examples)))
+        subparser = subparsers.add_parser(
+            name,
+            help=command.help,
+            description=command.help,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name in commands:
             _function("add", name)(subparser)
+            text = "print neither results, unless --json asks for them, nor progress; errors and warnings stay"
+            subparser.add_argument("-q", "--quiet", action="store_true", help=text)
+            subparser.set_defaults(options=option_names(subparser))
     return parser
 
 

@@ -1,8 +1,64 @@
 """Options that several commands share, and the checks of their values."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from deepsic_codec.errors import did_you_mean
+
+#: Parameters of Python whose option has another name.
+PARAMETERS = {"format": "zarr_format", "all": "everything"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name options and choices like a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with 2."""
+        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += did_you_mean(match[1], [name.strip("'") for name in match[2].split(", ")])
+        elif match := re.search(r"unrecognized arguments: (?:.*? )?(--[\w-]+)", message):
+            subparsers = [a.choices.values() for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+            parsers = [self, *(parser for parsers in subparsers for parser in parsers)]
+            message += did_you_mean(
+                match[1], {name for parser in parsers for name in parser._option_string_actions}, 0.8
+            )
+        super().error(message)
+
+
+def option_names(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Return the option of each parameter of Python that a command has one for."""
+    names = {}
+    for action in parser._actions:
+        for option in reversed(action.option_strings):
+            names[PARAMETERS.get(action.dest, action.dest)] = option
+            if option.startswith("--") and not option.startswith("--no-"):
+                break
+    return names
+
+
+def with_options(text: str, options: Mapping[str, str]) -> str:
+    """Return a message with the options of a command in the place of parameters of Python.
+
+    A parameter is a word before "=", a word at the start before ":", or a word with an underscore.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match["name"], (match["value"] or "").strip("'\"()")
+        if name not in options:
+            return match[0]
+        return options[name] if value in ("", "True") else f"{options[name]} {value.replace(', ', ',')}"
+
+    text = text.replace("run consolidate_labels", "run deepsic index")
+    start = re.match(r"(?P<names>\w+(?: and \w+)*):", text)
+    if start is not None and options.keys() >= {*start["names"].split(" and ")}:
+        text = " and ".join(options[name] for name in start["names"].split(" and ")) + text[start.end() - 1 :]
+    called = rf"\b\w+\((?:array, )?((?:{'|'.join(map(re.escape, options))})=[^()]*)\)"  # as in DeepSIC(max_error=0)
+    text = re.sub(called, r"\1", text)
+    value = r"(?P<value>\([^()]*\)|'[^']*'|\"[^\"]*\"|-?[\w.]+|)"
+    text = re.sub(rf"(?<![\w?&/.-])(?P<name>[a-z]\w*)={value}", option, text)
+    return re.sub(r"(?<![\w?&/.-])(?P<name>[a-z]+_\w+)(?P<value>)(?![\w=(/.])", option, text)
 
 
 def add_array(parser: argparse.ArgumentParser, *, scan: bool = False) -> None:

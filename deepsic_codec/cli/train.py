@@ -32,8 +32,7 @@ class HelpAll(argparse.Action):
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field of `Settings`; only options that are given reach `run_train`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "More settings: deepsic train --help-all. Examples and results: docs/training.md"
+    parser.epilog = f"{parser.epilog}\n\nMore settings: deepsic train --help-all. Results: docs/training.md"
     parser.add_argument("--help-all", action=HelpAll, nargs=0, help="show all settings")
     parser.add_argument("--preset", default="", help=f"{', '.join(PRESETS)}, or a JSON file of settings")
     parser.add_argument("--resume", action="store_true", help="continue from the run's checkpoint, with its settings")
@@ -46,8 +45,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def _add_setting(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
     name, default = setting.name, setting.metadata["default"]
     text = _text(setting) if setting.metadata["common"] else argparse.SUPPRESS
-    option = "--from" if name == "base" else "--" + name.replace("_", "-")
-    add = partial(parser.add_argument, option, dest=name, default=argparse.SUPPRESS, help=text)
+    names = {"base": ["--from"], "out": ["-o", "--out"]}.get(name, ["--" + name.replace("_", "-")])
+    add = partial(parser.add_argument, *names, dest=name, default=argparse.SUPPRESS, help=text)
     if name == "base":
         add(metavar="MODEL")
     elif name == "parents":

@@ -1,16 +1,18 @@
 """Codec parameters as a plain value, and their JSON form in the metadata of both Zarr formats."""
 
+import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, did_you_mean
 from deepsic_codec.payload.constants import DEEP_QUALITY, LABEL_CELL, MAX_QUALITY
 from deepsic_codec.payload.fields import MAX_BANDS, Header
 
@@ -32,6 +34,20 @@ ORTHONORMAL = 1e-3  # largest deviation of the products of rows of a spectral ma
 MAX_TILE = 1 << 20  # pixels: beyond any chunk, and small enough for every integer of the label section
 
 AnyCodec = TypeVar("AnyCodec", bound="CodecParams")
+P = ParamSpec("P")
+
+
+def _names_checked(init: Callable[P, None]) -> Callable[P, None]:
+    """Return `__init__` with a TypeError for a parameter that does not exist which names those like it."""
+    known = inspect.signature(init).parameters
+
+    @wraps(init)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        for name in kwargs.keys() - known:
+            raise TypeError(f"DeepSIC: no parameter {name}{did_you_mean(name, known)}")
+        init(*args, **kwargs)
+
+    return checked
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -72,6 +88,7 @@ class CodecParams:
     head: str | None
     unread: dict[str, Any] = field(hash=False, init=False)
 
+    @_names_checked
     def __init__(
         self,
         model: str = "base",
@@ -96,8 +113,7 @@ class CodecParams:
     ) -> None:
         if not isinstance(model, str) or not model:
             raise ConfigurationError(f"model: expected a name, got {model!r}")
-        if not isinstance(semantics, str) or semantics not in SEMANTICS:
-            raise ConfigurationError(f"semantics: expected one of {', '.join(SEMANTICS)}, got {semantics!r}")
+        _check_choice("semantics", semantics, SEMANTICS)
         _check_rate(quality, psnr, bpp, rmse, max_error)
         if quality is None and psnr is None and bpp is None and rmse is None:
             quality = DEFAULT_QUALITY if max_error is None else BOUNDED_QUALITY
@@ -244,7 +260,8 @@ class CodecParams:
             )
         unknown = sorted(str(name) for name in values if name not in _NAMES)
         if unknown:
-            raise ConfigurationError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(_NAMES)}")
+            known = did_you_mean(unknown[0], _NAMES) or f"; known are {', '.join(_NAMES)}"
+            raise ConfigurationError(f"unknown parameter {', '.join(unknown)}{known}")
         unread = {} if values.get("decoder") is None else _pop_unread(values)
         return cls._make(values, unread)
 
@@ -298,14 +315,19 @@ def _pop_unread(values: dict[str, Any]) -> dict[str, Any]:
     return unread
 
 
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        similar = did_you_mean(value, choices)
+        raise ConfigurationError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{similar}")
+
+
 def _check_effort(effort: object) -> None:
     if not isinstance(effort, Integral) or isinstance(effort, bool) or not 0 <= int(effort) <= MAX_EFFORT:
         raise ConfigurationError(f"effort: expected an integer from 0 to {MAX_EFFORT}, got {effort!r}")
 
 
 def _check_tune(tune: object, effort: int) -> None:
-    if not isinstance(tune, str) or tune not in TUNES:
-        raise ConfigurationError(f"tune: expected one of {', '.join(TUNES)}, got {tune!r}")
+    _check_choice("tune", tune, TUNES)
     if tune != DEFAULT_TUNE and effort < MIN_REFINED_EFFORT:
         raise ConfigurationError(
             f"tune: {tune!r} needs an effort of {MIN_REFINED_EFFORT} to {MAX_EFFORT}, got effort={effort}"
@@ -313,8 +335,7 @@ def _check_tune(tune: object, effort: int) -> None:
 
 
 def _check_transform(transform: object, quality: float | None, rmse: object) -> None:
-    if not isinstance(transform, str) or transform not in TRANSFORMS:
-        raise ConfigurationError(f"transform: expected one of {', '.join(TRANSFORMS)}, got {transform!r}")
+    _check_choice("transform", transform, TRANSFORMS)
     if transform == "features" and rmse is not None:
         raise ConfigurationError("rmse: features have no such target; use psnr, or transform='wavelet'")
     if transform == "features" and quality is not None and quality > MAX_QUALITY:

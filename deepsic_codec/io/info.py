@@ -23,7 +23,7 @@ from deepsic_codec.payload.sections import VALUE_RANGE, section_name
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.layout import codec_names
-from deepsic_codec.stored.location import Counter, is_deepsic, members, open_node
+from deepsic_codec.stored.location import Counter, is_deepsic, members, open_node, url_of
 from deepsic_codec.stored.reader import PayloadStart
 
 MAX_HEADERS = 1024  # headers that are read of an array, unless `everything` is set
@@ -102,7 +102,7 @@ def describe(
             (arrays if is_deepsic(member) else others).append(_describe(member, None, everything, Counter()))
     return {
         "kind": "group",
-        "store": str(node.store_path),
+        "store": url_of(node.store_path),
         "zarr_format": node.metadata.zarr_format,
         "arrays": arrays,
         "other_arrays": others,
@@ -155,7 +155,7 @@ def _describe(array: zarr.Array, index: Any, everything: bool, counter: Counter)
 def _outline(array: zarr.Array) -> dict[str, Any]:
     fill = None if array.fill_value is None else np.asarray(array.fill_value).item()
     return {
-        "store": str(array.store_path),
+        "store": url_of(array.store_path),
         "path": array.path,
         "zarr_format": array.metadata.zarr_format,
         "shape": list(array.shape),

@@ -26,6 +26,7 @@ from deepsic_codec.require import require
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
+from deepsic_codec.stored.location import url_of
 from deepsic_codec.stored.reader import PayloadStart
 
 if TYPE_CHECKING:
@@ -377,7 +378,7 @@ def _caption(
     limits: list[tuple[float, float]] | None,
 ) -> list[str]:
     array, axes = plane.stored.array, plane.stored.axes
-    first = f"{str(array.store_path).removeprefix('file://')}: {' x '.join(map(str, array.shape))} {array.dtype}"
+    first = f"{url_of(array.store_path)}: {' x '.join(map(str, array.shape))} {array.dtype}"
     first += "".join(f", {axis}={plane.region[axes.index(axis)].start}" for axis in axes.slice_axes)
     if plane.stored.params.quality is not None:
         first += f", quality {plane.stored.params.quality:g}"

@@ -16,7 +16,7 @@ from deepsic_codec.labels.selection import Selection, StaleIndexWarning, Verify
 from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.location import Counter, parent_and_name
+from deepsic_codec.stored.location import Counter, parent_and_name, url_of
 
 MAP_BYTES = 16  # of memory that a map takes for a tile, at most
 SUMMARY_SCORE = 0.5  # score from which on a summary counts a chunk for a class
@@ -82,7 +82,7 @@ class Labels:
     def __repr__(self) -> str:
         counts = ", ".join(f"{number} {name}" for name, number in self.index.counts.items() if number)
         return (
-            f"<Labels of {self.array.store_path}: chunks {self.geometry.grid} ({counts}), tiles of "
+            f"<Labels of {url_of(self.array.store_path)}: chunks {self.geometry.grid} ({counts}), tiles of "
             f"{self.geometry.tile[0]}x{self.geometry.tile[1]}, {', '.join(self.vocabulary.known)}>"
         )
 

@@ -1,6 +1,5 @@
 """Names of labels: the classes of a semantic head, and broader names that stand for several (the paper's WordTree)."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.errors import ExpressionError, LabelIndexError
+from deepsic_codec.errors import ExpressionError, LabelIndexError, did_you_mean
 
 UNKNOWN = "unknown"  # the class after those of the vocabulary
 # A class number is one byte, and 255 means none. Other limits bound the work that a stranger's vocabulary causes.
@@ -87,11 +86,7 @@ class Vocabulary:
 
     def unknown_name(self, name: str) -> str:
         """Return the message for a name that does not exist."""
-        by_case = {known.casefold(): known for known in self.known}
-        similar = difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.5)
-        if similar:
-            return f"no class {name!r}; did you mean {' or '.join(by_case[n] for n in similar)}?"
-        return f"no class {name!r}; known: {', '.join(self.known)}"
+        return f"no class {name!r}{did_you_mean(name, self.known) or '; known: ' + ', '.join(self.known)}"
 
     def score(self, name: str, column: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Return the scores of a class, or for a parent the largest scores of its classes.

@@ -15,7 +15,7 @@ from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, RefusedCodec, UnsupportedArray
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.layout import StoredLayout, codec_names
-from deepsic_codec.stored.location import Counter, CountingStore, members, metadata_errors, open_node
+from deepsic_codec.stored.location import Counter, CountingStore, members, metadata_errors, open_node, url_of
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
 
 ATTRIBUTE = "deepsic"  # of arrays: identity, and vocabulary, so that labels can be read where the model is missing
@@ -163,7 +163,7 @@ def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
     if not arrays and refused is not None:
         raise refused
     if not arrays:
-        raise UnsupportedArray(f"{node.store_path} has no array stored with DeepSIC")
+        raise UnsupportedArray(f"{url_of(node.store_path)} has no array stored with DeepSIC")
     return sorted(arrays, key=lambda array: array.path)
 
 

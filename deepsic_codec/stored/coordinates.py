@@ -20,7 +20,7 @@ from zarr.storage import StorePath
 
 from deepsic_codec.axes import Axes, Region
 from deepsic_codec.stored.allowed import check_codecs
-from deepsic_codec.stored.location import is_in_group, parent_and_name
+from deepsic_codec.stored.location import is_in_group, parent_and_name, url_of
 
 GRID_MAPPING = "spatial_ref"
 MAX_VALUES = 1 << 26  # of an array of coordinates that is read
@@ -351,7 +351,7 @@ def read(array: zarr.Array, names: Sequence[str]) -> Coordinates:
             attributes = {key: value for key, value in item.attrs.asdict().items() if key != "_ARRAY_DIMENSIONS"}
             result[name] = Coordinate(dimensions, np.asarray(item[...]), attributes)
         except Exception as error:  # of a stranger's archive: pixels are read without
-            warnings.warn(f"coordinate {name!r} beside {array.store_path} is left out: {error}", stacklevel=3)
+            warnings.warn(f"coordinate {name!r} beside {url_of(array.store_path)} is left out: {error}", stacklevel=3)
     return result
 
 

@@ -28,6 +28,18 @@ WHOLE = RangeByteRequest(0, 1 << 40)
 Mode = Literal["r", "r+", "a"]
 
 
+def url_of(path: StorePath) -> str:
+    """Return where a node is, as users write it: a path, or a URL such as s3://bucket/survey.zarr/image."""
+    store = path.store
+    while isinstance(store, WrapperStore):
+        store = store._store
+    if not isinstance(store, FsspecStore):
+        return str(StorePath(store, path.path)).removeprefix("file://")
+    inside = "/".join(part for part in (store.path.rstrip("/"), path.path) if part)
+    url: str = getattr(store.fs, "sync_fs", store.fs).unstrip_protocol(inside)
+    return url
+
+
 def is_deepsic(node: Any) -> bool:
     """Tell whether `node` is an array whose chunks are payloads of DeepSIC."""
     if not isinstance(node, zarr.Array):
@@ -54,6 +66,7 @@ def metadata_errors(what: Any, kind: type[DeepSICError] = UnsupportedArray) -> I
     except (DeepSICError, OSError):  # some errors of zarr are both FileNotFoundError and ValueError
         raise
     except DAMAGED as error:
+        what = url_of(what) if isinstance(what, StorePath) else what
         text = f"{what}: the metadata or data cannot be read ({type(error).__name__}: {error})"
         raise kind(text) from error
 
@@ -159,7 +172,7 @@ def open_node(
             return source
         with metadata_errors(source.store_path):
             if not isinstance(source, zarr.Group) or name not in source:
-                raise UnsupportedArray(f"{source.store_path} has no array {name!r}")
+                raise UnsupportedArray(f"{url_of(source.store_path)} has no array {name!r}")
             return _checked(source[name])
     options = fsspec_options(source, options)
     source = str(source) if isinstance(source, Path) else source
@@ -316,7 +329,7 @@ class IndexLocation:
     zarr_format: int
 
     def __str__(self) -> str:
-        return str(StorePath(self.store, self.path))
+        return url_of(StorePath(self.store, self.path))
 
     @classmethod
     def sibling_of(cls, array: Any, *, check: bool = False) -> "IndexLocation":
@@ -328,7 +341,7 @@ class IndexLocation:
         zarr_format = array.metadata.zarr_format
         if parent is None or not name or check and not is_in_group(array.store_path, zarr_format):
             raise LabelIndexError(
-                f"array {array.store_path} is at the root of its store, so no index can be beside it; pass "
+                f"array {url_of(array.store_path)} is at the root of its store, so no index can be beside it; pass "
                 "another location (consolidate_labels(array, index=...)), or scan the headers "
                 "(open_labels(array, scan=True))"
             )

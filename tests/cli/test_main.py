@@ -1,6 +1,7 @@
 import contextlib
 import io
 import re
+import shlex
 import sys
 import warnings
 
@@ -11,7 +12,9 @@ from PIL import Image
 
 from deepsic_codec.cli import console
 from deepsic_codec.cli.console import say, say_json, say_table
-from deepsic_codec.cli.main import COMMANDS, main
+from deepsic_codec.cli.main import COMMANDS, build_parser, main
+from deepsic_codec.cli.options import with_options
+from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import drone_frame, eurosat_classes, eurosat_mosaic
 from tests.common import check_lazy, run_python
@@ -191,3 +194,73 @@ def test_commands_that_need_torch_name_its_extra(arguments, monkeypatch, capsys)
     monkeypatch.setattr("deepsic_codec.require.find_spec", lambda name: None)
     assert main(arguments) == 1
     assert "missing package torch; run pip install 'deepsic-codec[train]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_examples_that_parse_and_can_be_quiet(command, capsys):
+    parser = build_parser()
+    assert COMMANDS[command].examples
+    for line in COMMANDS[command].examples:
+        program, *arguments = shlex.split(line)
+        args = parser.parse_args([*arguments, "-q"])
+        assert program == "deepsic" and args.command == command and args.quiet
+    with pytest.raises(SystemExit):
+        parser.parse_args([command, "--help"])
+    assert COMMANDS[command].examples[-1] in capsys.readouterr().out
+
+
+def test_quiet_prints_errors_and_json_alone(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+
+    def run(args):
+        (say_json({"a": 1}) if args.json else say("result"))
+        with console.progress_bar("work") as progress:
+            progress(1, 2)
+        raise ConfigurationError("no such thing")
+
+    monkeypatch.setattr("deepsic_codec.cli.inspect.run_info", run)
+    assert main(["info", "x", "-q"]) == 2 and capsys.readouterr().out == ""
+    assert main(["info", "x", "-q", "--json"]) == 2 and capsys.readouterr().out == '{"a": 1}\n'
+    assert sys.stderr.getvalue() == 2 * "deepsic info: error: no such thing\n"
+    assert main(["info", "x"]) == 2 and "result" in capsys.readouterr().out and "work" in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("demmo", "did you mean demo?"),
+        ("demo --qualty 3", "did you mean --quality?"),
+        ("ingest a b --efort 2", "did you mean --effort"),
+        ("compare a --tune ms_ssim", "did you mean ms-ssim?"),
+    ],
+)
+def test_misspelt_words_of_the_command_line(line, hint, capsys):
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "command", "printed"),
+    [
+        ("quality and rmse: pass only one of them", "ingest", "--quality and --rmse: pass only one of them"),
+        ("pass value_range=(low, high), or rmse= alone", "ingest", "pass --value-range low,high, or --rmse alone"),
+        ("use transform='wavelet'", "ingest", "use --transform wavelet"),
+        ("it needs max_error", "ingest", "it needs --max-error"),
+        ("DeepSIC(max_error=0) is lossless", "ingest", "--max-error 0 is lossless"),
+        ("overwrite=True or zarr_format=2", "export", "--overwrite or --format 2"),
+        ("open_labels(array, scan=True)", "query", "--scan"),
+        ("s3://a/b?scan=1: no scan=here/x_y", "info", "s3://a/b?scan=1: no scan=here/x_y"),
+        ("index: is not there", "query", "--index: is not there"),
+        ("use transform='wavelet'", "info", "use transform='wavelet'"),
+    ],
+)
+def test_errors_name_options_of_the_command(message, command, printed):
+    positional = {"query": ["x", "y"], "info": ["x"]}.get(command, ["x", "y"])
+    assert with_options(message, build_parser().parse_args([command, *positional]).options) == printed
+
+
+def test_an_error_of_a_codec_names_options(tmp_path, capsys):
+    Image.fromarray(np.zeros((64, 64, 3), "u1")).save(tmp_path / "a.png")
+    assert main(["ingest", str(tmp_path / "a.png"), str(tmp_path / "b.zarr"), "--quality", "9", "--rmse", "2"]) == 2
+    assert "error: --quality and --rmse: " in capsys.readouterr().err

@@ -86,9 +86,11 @@ def test_opening_and_asking_are_light(installed, archive):
 def test_package_names():
     import deepsic_codec
 
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(deepsic_codec.__all__) <= set(dir(deepsic_codec))
     for name in deepsic_codec.__all__:
         assert getattr(deepsic_codec, name) is not None
+    assert deepsic_codec.__version__ in (project["version"], "(not installed)") and "__version__" in dir(deepsic_codec)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         deepsic_codec.nothing  # noqa: B018
 

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 import pickle
 
@@ -235,7 +236,7 @@ def test_bad_head_is_named():
 @pytest.mark.parametrize(
     "metadata,words",
     [
-        ({"qualty": 3}, "unknown parameter qualty|known are model"),
+        ({"qualty": 3}, "unknown parameter qualty; did you mean quality?"),
         ({"device": "cuda", "batch": 3}, "unknown parameter batch, device"),
         ({1: 2}, "unknown parameter 1"),
         ({"encode": {}}, "unknown parameter encode"),
@@ -348,3 +349,19 @@ def test_metadata_leaves_out_what_is_not_set():
 def test_default_quality():
     assert DeepSIC().quality == 50 and DeepSIC(max_error=3).quality == 20 and DeepSIC(psnr=40).quality is None
     assert DeepSIC(max_error=3, quality=50).quality == 50 and DeepSIC(max_error=3).get_config()["quality"] == 20
+
+
+@pytest.mark.parametrize(
+    ("error", "parameters", "similar"),
+    [
+        (TypeError, {"efort": 2}, "effort"),
+        (TypeError, {"Tune": "mse"}, "tune"),
+        (ConfigurationError, {"effort": 2, "tune": "ms_ssim"}, "ms-ssim"),
+        (ConfigurationError, {"semantics": "pree"}, "pre"),
+        (ConfigurationError, {"transform": "wavelets"}, "wavelet"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_right_one(error, parameters, similar):
+    for codec in (DeepSIC, DeepSICCodec):
+        check_rejects(error, f"did you mean {similar}", codec, **parameters)
+    assert list(inspect.signature(DeepSIC).parameters)[:2] == ["model", "quality"]

@@ -22,6 +22,7 @@ from deepsic_codec.stored.location import (
     is_in_group,
     open_node,
     parent_and_name,
+    url_of,
 )
 from tests.common import check_rejects, photograph
 
@@ -160,3 +161,13 @@ def test_many_requests_to_s3_at_once_unless_the_user_says_how_many():
     assert fsspec_options("s3a://bucket/a", options) == options
     assert fsspec_options("file:///a", None) is None
     assert fsspec_options("gs://a", {"token": "x"}) == {"token": "x"}
+
+
+def test_locations_are_shown_as_users_write_them(tmp_path):
+    s3fs = pytest.importorskip("s3fs")
+    bucket = FsspecStore(s3fs.S3FileSystem(asynchronous=True), path="bucket/a.zarr")
+    assert url_of(StorePath(bucket, "image")) == "s3://bucket/a.zarr/image"
+    assert url_of(StorePath(CountingStore(bucket), "")) == "s3://bucket/a.zarr"
+    assert str(IndexLocation(bucket, "image_labels", 3)) == "s3://bucket/a.zarr/image_labels"
+    assert url_of(StorePath(FsspecStore.from_url("memory://a/b"), "c")).startswith("memory://")
+    assert url_of(StorePath(LocalStore(tmp_path), "a")) == f"{tmp_path}/a"
