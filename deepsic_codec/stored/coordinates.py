@@ -60,9 +60,24 @@ Coordinates = dict[str, Coordinate]
 
 
 def to_json(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return attributes as JSON can hold them, numpy's scalars and arrays as numbers and lists."""
-    plain = {str(key): value.tolist() if hasattr(value, "tolist") else value for key, value in attributes.items()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+    """Return attributes as JSON can hold them: numpy's scalars and arrays as numbers and lists, dates as ISO 8601.
+
+    Other objects become text.
+    """
+    return {str(key): _plain(value) for key, value in attributes.items()}
+
+
+def _plain(value: Any) -> Any:
+    if getattr(getattr(value, "dtype", None), "kind", None) in ("M", "m"):
+        value = np.asarray(value).astype(str)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        return to_json(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def of_data_array(source: Any) -> tuple[dict[str, Any], Coordinates]:

@@ -1,5 +1,9 @@
 """Coordinates and attributes of a place: what follows from what, parts, and conflicts in a group."""
 
+import datetime
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import zarr
@@ -9,7 +13,7 @@ from zarr.storage import MemoryStore, StorePath
 
 from deepsic_codec.axes import Axes
 from deepsic_codec.stored import coordinates
-from deepsic_codec.stored.coordinates import Coordinate, describe, part
+from deepsic_codec.stored.coordinates import Coordinate, describe, part, to_json
 
 NAMES = ("y", "x", "band")
 NORTH_UP = [10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0]
@@ -101,3 +105,24 @@ def test_names_in_attributes_lead_nowhere_else(attributes):
         MemoryStore(), name="g/a", shape=(4,), dtype="u1", attributes=attributes, dimension_names=["x"]
     )
     assert coordinates.read(array, ["x"]) == {}
+
+
+def test_attributes_are_what_json_can_hold():
+    """Dates, tuples and numpy's scalars, at any depth: xarray has them all."""
+    day = datetime.date(2020, 1, 2)
+    attributes = {
+        "scalar": np.float32(1.5),
+        "day": day,
+        "nested": {"count": np.int64(3), 5: (np.datetime64("2020-01-02"), [np.array([1, 2])])},
+        "times": np.array(["2020-01-01"], "M8[D]"),
+        "object": Path("a"),
+        "none": None,
+    }
+    assert json.loads(json.dumps(to_json(attributes))) == {
+        "scalar": 1.5,
+        "day": "2020-01-02",
+        "nested": {"count": 3, "5": ["2020-01-02", [[1, 2]]]},
+        "times": ["2020-01-01"],
+        "object": "a",
+        "none": None,
+    }
