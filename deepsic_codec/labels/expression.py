@@ -25,6 +25,7 @@ Scores = NDArray[np.uint8]
 Hits = NDArray[np.bool_]
 Column = Callable[[str], Scores]  # the scores of a name
 
+FLOAT_MAX = int(sys.float_info.max)
 NAME_ALONE = Fraction(1, 2)  # threshold of a name without a comparison
 MAX_DEPTH = 100  # of parentheses and negations: deeper is a mistake, and would exhaust Python's stack
 MAX_TEXT = 10_000  # characters
@@ -426,7 +427,8 @@ def _comparison(name: str, op: str, value: Fraction, position: int | None, text:
     scaled = value * 255
     least = floor(scaled) + 1 if op == ">" else ceil(scaled)
     if text is None:
-        text = f"{_quoted(name)} {op} {float(value):g}" if value < sys.float_info.max else f"{_quoted(name)} {op} 1e999"
+        # of integers: comparing a fraction with a float takes longer than all else here
+        text = f"{_quoted(name)} {op} {float(value):g}" if least < FLOAT_MAX else f"{_quoted(name)} {op} 1e999"
     return Compare(name, min(max(least, 0), 256), text, position)
 
 
