@@ -12,13 +12,14 @@ from zarr.storage import MemoryStore
 
 from deepsic_codec._compat import native_dtype
 from deepsic_codec.axes import Axes, Index, axes_of_names, axes_of_number
+from deepsic_codec.bulk.write import WriteOptions, check_map, write_block
 from deepsic_codec.codec.chunk import check_axes, check_chunk, implausible_axes
 from deepsic_codec.codec.measure import is_measured, thinned, with_range
 from deepsic_codec.codec.params import NAN, CodecParams
 from deepsic_codec.codec.scaled import must_be_bounded
 from deepsic_codec.codec.v2 import DeepSIC
 from deepsic_codec.codec.v3 import DeepSICCodec
-from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteError
 from deepsic_codec.payload.fields import MAX_BANDS
 from deepsic_codec.stored import embedded, replacement
 from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
@@ -42,6 +43,8 @@ def create_array(
     attributes: Mapping[str, Any] | None = None,
     dimension_names: Sequence[str | None] | None = None,
     embed_model: bool = False,
+    quality_map: Any = None,
+    keep: Mapping[str, float] | None = None,
     **kwargs: Any,
 ) -> zarr.Array:
     """Create an array whose chunks are stored with DeepSIC.
@@ -80,6 +83,16 @@ def create_array(
     embed_model : bool
         Store the model beside the array, once for each group, as a plain uint8 array. The archive can then be read
         wherever this package is installed, also without the model. Needs a `name` (or a path in the store).
+    quality_map : array_like or callable, optional
+        Qualities of the pixels of `data`, from 1 to 200, or 0 where errors do not matter: an array with all axes but
+        that of the bands, or with y and x alone. A mask (bool) means the quality of the codec, and 0. A function gets
+        the region of each chunk, a tuple of slices of the array, and returns its part. Each square of 16 x 16 pixels
+        gets its largest quality. Chunks with a map are stored as wavelets; a constant map is the same as `quality`.
+        With `bpp`, the map is scaled to that size. Other targets, `max_error` and features have no map.
+    keep : mapping, optional
+        Qualities of what labels find while `data` are encoded, by expression, such as {"River": 80, "~unknown": 60}:
+        squares of 64 x 64 pixels that satisfy an expression get its quality (of several, the largest), all others that
+        of `quality_map` or of the codec (50 with `bpp`).
     **kwargs
         More for `zarr.create_array`: `fill_value` (by default the codec's `nodata`), `overwrite` (with `data`, the old
         array is replaced when the new one is complete),
@@ -94,9 +107,14 @@ def create_array(
     ------
     UnsupportedArray
         If the codec does not take the dtype, axes or channels; nothing is written then.
+    ExpressionError
+        If `keep` has an expression of labels that the model does not have.
+    WriteError
+        If the store would not take chunks with a quality map.
     ConfigurationError
         If `codec` is no codec of DeepSIC, or other codecs are passed too; if its `value_range`, `nodata` or `max_error`
-        do not fit the dtype, or the model cannot keep a `max_error`; if `store` is the path of a zip file.
+        do not fit the dtype, or the model cannot keep a `max_error`; if the quality map does not fit the data or the
+        codec; if `store` is the path of a zip file.
     ModelNotFound
         If the model of `codec` is not installed.
     """
@@ -118,6 +136,9 @@ def create_array(
     codec = codec.with_band_names((attributes or {}).get("long_name"))
     if data is not None:
         codec = measured_codec(codec, shape, native_dtype(dtype), chunks, lambda codec: [thinned(data, codec)])
+    if data is None and (quality_map is not None or keep):
+        raise ConfigurationError("quality_map, keep: they say how data are written; pass data=, or use dask.store")
+    quality_map, kept = check_map(quality_map, keep, codec, shape)
     chunks = _check_array(codec, shape, native_dtype(dtype), chunks)
     if codec.nodata is not None:  # missing chunks and padding have no data either
         kwargs.setdefault("fill_value", float("nan") if codec.nodata == NAN else codec.nodata)
@@ -144,8 +165,13 @@ def create_array(
     if array is None:
         array = zarr.create_array(store, **kwargs)
     with replacement.discarded_on_error(array):
-        if write:
+        if write and quality_map is None and not kept:
             array[...] = data
+        elif write:
+            options = WriteOptions(quality_map=quality_map, keep=kept)
+            failed = write_block(data, StoredArray(array), (0,) * len(shape), None, options).failed
+            if failed:
+                raise WriteError(f"{len(failed)} keys could not be written: {'; '.join(failed.values())}", list(failed))
     if replacement.target_of(array) is not array:
         array = replacement.replace_array(array)
     if embed_model:

@@ -28,7 +28,7 @@ from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_siz
 from deepsic_codec.bulk.preview import read_preview
 from deepsic_codec.bulk.read import BatchedArray
 from deepsic_codec.bulk.resume import RECORD, Journal, complete_chunks
-from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, check_process, write_block
+from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, check_map, check_process, write_block
 from deepsic_codec.codec.measure import thinned
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.scaled import nodata_value
@@ -123,6 +123,8 @@ def store(
     overwrite: bool = False,
     embed_model: bool = False,
     coordinates: bool = True,
+    quality_map: Any = None,
+    keep: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -178,6 +180,9 @@ def store(
     coordinates : bool
         Store the coordinates of a new array beside it, where xarray finds them: those of a DataArray, and those that
         follow from the attributes `crs` and `transform`.
+    quality_map, keep : optional
+        Qualities of pixels of the source, and of what labels find, as for `create_array`. An array of Dask is computed
+        as a whole; a function is called where chunks are encoded, with regions of the array.
     progress : callable, optional
         Called with the number of blocks that are written and of all blocks, if this call computes and Dask runs the
         tasks in this process. (A `distributed.Client` has a dashboard instead.)
@@ -239,6 +244,7 @@ def store(
             raise UnsupportedArray(
                 f"source: expected shape {shape} for this region of the array {array.shape}, got {values.shape}"
             )
+        quality_map, kept = check_map(quality_map, keep, stored.params, shape)
         final = StoredArray(target_array)
         location = index_location(final, index)
         if batch_size is None:
@@ -248,7 +254,7 @@ def store(
             mark_outdated(stored, location)
         journal = Journal.of(stored, values.name, target_region)
         complete, records = _complete(stored, journal, target_region, resume)
-        options = WriteOptions(batch_size=batch_size, journal=journal, retries=retries, backoff=backoff)
+        options = WriteOptions(batch_size, retries, journal, backoff, quality_map=quality_map, keep=kept)
         values, blocks = _plan(stored, values, target_region, batch_size, complete)
         finish = partial(
             _finish,
@@ -647,12 +653,25 @@ def _report(
     # among the arguments for keys.
     graph: dict[Any, Any] = {target: stored}
     for number, block in enumerate(blocks):
-        write = partial(write_block, first=block.first, pending=block.pending, options=options)
+        each = replace(options, quality_map=_block_map(options.quality_map, stored, values, block))
+        write = partial(write_block, first=block.first, pending=block.pending, options=each)
         graph[f"write_block-{run}-{number}"] = (write, (values.name, *block.position), target)
     results = [key for key in graph if key != target]
     graph[report] = (finish, target, results)
     sources: Any = [values] if blocks else []
     return Delayed(report, HighLevelGraph.from_collections(report, graph, dependencies=sources))
+
+
+def _block_map(quality_map: Any, stored: StoredArray, values: "da.Array", block: _Block) -> Any:
+    """Return the part of a quality map of the source that belongs to a block."""
+    if quality_map is None or callable(quality_map):
+        return quality_map
+    parts = [
+        slice(sum(sizes[:number]), sum(sizes[: number + 1]))
+        for axis, sizes, number in zip(stored.axes, values.chunks, block.position, strict=True)
+        if axis != "c"
+    ]
+    return quality_map[tuple(parts)]
 
 
 def _finish(

@@ -1570,13 +1570,13 @@ def band_step(code: int, level: int, kind: int) -> int:
 # docs/wavelet.md: Quality map
 
 
-def values_of_band(cells: Array, level: int, size: tuple[int, int]) -> Array:
+def values_of_band(cells: Array, level: int, kind: int, size: tuple[int, int]) -> Array:
     """Return the values of coefficients of a band, from the cells of a slice."""
     reached = []  # by the coefficients of a row or column
-    for count, end in zip(size, cells.shape, strict=True):
+    for count, end, high in zip(size, cells.shape, divmod(kind, 2), strict=True):
         places = np.arange(count)
         first = ((places - 1 << level) // 16).clip(0, end - 1)
-        last = (((places + 2 << level) - 1) // 16).clip(0, end - 1)
+        last = (((places + 1 + high << level) - 1) // 16).clip(0, end - 1)
         reached.append([slice(a, b + 1) for a, b in zip(first, last, strict=True)])
     cares = np.where(cells == 0, 128, cells)
     least = [
@@ -1700,7 +1700,7 @@ class WaveletDecoder:
                 band.coarser = plane.get((level + 1, kind))
             if kind != LOW and self.cells is not None:
                 cells = self.cells[number // self.components]
-                band.values = values_of_band(cells, level, size)
+                band.values = values_of_band(cells, level, kind, size)
             band.details = [plane[level, one] for one in range(HORIZONTAL, kind)]
             if self.bits.one(self.filled[2 * kind + (before.filled if before else 0)]):
                 self.decode_band(band, out[number])

@@ -246,6 +246,7 @@ def test_attrs(arguments, name):
         "quality": 50,
         "nbytes": len(payload),
         "bpp": 8 * len(payload) / (128 * 192),
+        "quality_map": None,
         "format_version": 1,
     }
     assert best(labels) == ["Dark", "Dim", "Bright"] * 2
@@ -310,6 +311,7 @@ def test_missing_chunk(arguments):
         "quality": None,
         "nbytes": None,
         "bpp": None,
+        "quality_map": None,
         "format_version": None,
     }
     assert chunk_attrs(z, (1, 2, 0)) == nothing

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 
 from deepsic_codec._compat import default_buffer_prototype, sync, write_empty_chunks
-from deepsic_codec.axes import Index, ceil_div, iter_grid
+from deepsic_codec.axes import Axes, Index, ceil_div, iter_grid
 from deepsic_codec.bulk.resume import RECORD, Journal
 from deepsic_codec.codec.batching import in_halves
 from deepsic_codec.codec.chunk import ChunkToEncode, prepare_chunk
 from deepsic_codec.codec.encode import encode_chunks
 from deepsic_codec.codec.params import NAN, CodecParams
+from deepsic_codec.codec.quality_map import Keep, check_mapped, check_quality, map_on
 from deepsic_codec.codec.scaled import nodata_value
-from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.labels.expression import parse
 from deepsic_codec.stored import replacement
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import is_process_bound
@@ -41,6 +43,52 @@ class WriteOptions:
     journal: Journal | None = None  # of what is stored
     backoff: float = 0.2  # seconds before the first retry; doubled for each further one, and up to doubled at random
     process: int = field(default_factory=os.getpid)  # that opened the target
+    # Qualities of the block (all axes but that of the bands), or a function of a region of the array that returns them.
+    quality_map: Any = None
+    keep: Keep = ()
+
+
+def check_map(
+    quality_map: Any, keep: Mapping[str, float] | None, params: CodecParams, shape: Sequence[int]
+) -> tuple[Any, Keep]:
+    """Return a quality map and qualities of labels as `WriteOptions` has them.
+
+    Parameters
+    ----------
+    quality_map : array_like or callable, optional
+        As for `deepsic_codec.create_array`.
+    keep : mapping, optional
+        Expressions of labels, and qualities.
+    params : CodecParams
+        Of the array.
+    shape : sequence of int
+        Of what is written.
+
+    Raises
+    ------
+    ConfigurationError
+        If they are wrong, or the parameters allow none.
+    ExpressionError
+        If an expression is wrong, or names a label that the model does not have.
+    """
+    if quality_map is None and not keep:
+        return None, ()
+    check_mapped(params)
+    if quality_map is not None and not callable(quality_map):
+        quality_map = map_on(quality_map, Axes(params.axes), shape, params)
+    if not keep:
+        return quality_map, ()
+    from deepsic_codec.model.zoo import find_model  # late: only writing needs it
+
+    decoder, head = params.identity()
+    if head is None:
+        raise ConfigurationError(f"keep: model {params.model!r} has no head, so there are no labels")
+    vocabulary, conditions = find_model(decoder, head=head).vocabulary, []
+    for text, quality in keep.items():
+        expression = parse(text)
+        expression.check(vocabulary, text)
+        conditions.append((expression, check_quality(quality, f"keep[{text!r}]")))
+    return quality_map, tuple(conditions)
 
 
 class PackedStarts(Mapping[Index, bytes]):
@@ -232,7 +280,7 @@ class _BlockWriter:
                 if self.skip_empty and self._is_fill(values):
                     self.report.empty += 1
                 else:
-                    jobs[index] = self._job(values)
+                    jobs[index] = self._job(index, values)
             try:
                 payloads.update(zip(jobs, self.encode(list(jobs.values())) if jobs else (), strict=True))
             except Exception as error:
@@ -244,22 +292,40 @@ class _BlockWriter:
         fill = self.stored.fill_value
         return bool(np.isnan(values).all() if fill != fill else (values == fill).all())
 
+    def _part(self, index: Index) -> tuple[slice, ...]:
+        """Return the part of the block that a chunk is."""
+        starts = (i * chunk - start for i, chunk, start in zip(index, self.stored.chunks, self.origin, strict=True))
+        return tuple(slice(a, a + n) for a, n in zip(starts, self.stored.chunks, strict=True))
+
     def _values(self, index: Index) -> NDArray[Any]:
         """Return the samples of a chunk that lie within the array."""
-        starts = (i * chunk - start for i, chunk, start in zip(index, self.stored.chunks, self.origin, strict=True))
-        return self.block[tuple(slice(a, a + n) for a, n in zip(starts, self.stored.chunks, strict=True))]
+        return self.block[self._part(index)]
 
-    def _job(self, values: NDArray[Any]) -> ChunkToEncode:
+    def _map(self, index: Index, values: NDArray[Any], padding: Sequence[int]) -> NDArray[np.float32] | None:
+        """Return the qualities of the pixels of a chunk."""
+        quality_map, axes = self.options.quality_map, self.stored.axes
+        if quality_map is None:
+            return None
+        if callable(quality_map):
+            starts = [i * chunk for i, chunk in zip(index, self.stored.chunks, strict=True)]
+            qualities = quality_map(tuple(slice(a, a + n) for a, n in zip(starts, values.shape, strict=True)))
+        else:
+            qualities = quality_map[tuple(p for p, axis in zip(self._part(index), axes, strict=True) if axis != "c")]
+        qualities = map_on(qualities, axes, values.shape, self.stored.params)
+        widths = [(0, count) for count, axis in zip(padding, axes, strict=True) if axis != "c"]
+        return np.pad(qualities, widths, mode="edge")
+
+    def _job(self, index: Index, values: NDArray[Any]) -> ChunkToEncode:
         params = self.stored.params
         padding = [chunk - size for chunk, size in zip(self.stored.chunks, values.shape, strict=True)]
-        valid_shape = values.shape if any(padding) else None
+        valid_shape, quality_map = values.shape if any(padding) else None, self._map(index, values, padding)
         if valid_shape is not None:
             # Padding shows when the array is enlarged. So it is no data, which comes back exactly and costs few bytes;
             # the fill value as data would also make an edge that shows in labels.
             params = self.edge_params
             value = nodata_value(params, np.dtype(values.dtype.newbyteorder("=")))
             values = np.pad(values, [(0, count) for count in padding], constant_values=value)
-        return prepare_chunk(params, values, order=self.layout.order, valid_shape=valid_shape)
+        return prepare_chunk(params, values, self.layout.order, valid_shape, quality_map, self.options.keep)
 
     @cached_property
     def edge_params(self) -> CodecParams:

@@ -208,7 +208,7 @@ class _Part:
             for band in bands_of(*self._rated.shape[2:]):
                 if band.kind != LOW:
                     part = self._rated[..., band.y : band.y + band.height, band.x : band.x + band.width]
-                    values = self.quality_map.of_band(band.level, band.height, band.width)[:, None]
+                    values = self.quality_map.of_band(band.level, band.kind, band.height, band.width)[:, None]
                     part[...] = np.where(values > 0, part * 2.0 ** ((1.0 - values) / 8), 0)
         return estimated_bytes(self._rated, code)
 

@@ -19,8 +19,9 @@ from deepsic_codec.payload import labels as payload_labels
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
-from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart
+from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart, map_end
 
+MAP_FIELDS = ("mean", "min", "max")
 BATCH_SIZE = 64  # maximum of whole chunks that are read and labelled together
 BATCH_PIXELS = 1 << 26  # maximum of their pixels; the symbols of a pixel take 1.5 bytes
 
@@ -46,7 +47,7 @@ class Attributes:
 
     @cached_property
     def _fields(self) -> dict[str, None]:
-        return dict.fromkeys(("tile_shape", "model", "quality", "nbytes", "bpp", "format_version"))
+        return dict.fromkeys(("tile_shape", "model", "quality", "quality_map", "nbytes", "bpp", "format_version"))
 
     def of(self, index: Index, start: PayloadStart | None) -> dict[str, Any]:
         """Return the attributes of a chunk as `chunk_attrs` describes them."""
@@ -58,11 +59,13 @@ class Attributes:
             if block is None and self._is_post(header):
                 block = self._blocks.pop(index, None) or self._computed(index)
             labels = None if block is None else self._tiles(index, header, block)
+            cells = start.qualities()
         return {
             "labels": labels,
             "tile_shape": None if block is None else [int(size) for size in block.tile],
             "model": config.model if self.stored.decoder.startswith(header.decoder.hex()) else header.decoder.hex(),
             "quality": header.quality,
+            "quality_map": None if cells is None else {k: round(float(getattr(cells, k)()), 2) for k in MAP_FIELDS},
             "nbytes": header.nbytes,
             "bpp": 8 * header.nbytes / (header.slices * header.height * header.width),
             "format_version": header.version,
@@ -166,6 +169,9 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
         - `model`: its name, or the first digits of the decoder's identity if another model than that in the metadata
           wrote the chunk.
         - `quality`, `nbytes`, `format_version`: of the payload.
+        - `quality_map`: `mean`, `min` and `max` of the qualities of the squares of 16 x 16 pixels of a chunk with a
+          quality map, 0 where errors do not matter; otherwise None, also if bands have grids of their own. `quality`
+          is the largest one.
         - `bpp`: bits per pixel (slices x height x width).
 
         For a missing chunk, which holds no data, `labels` is empty and all others are None.
@@ -182,7 +188,7 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
         If labels cannot be named or computed because the model is not installed.
     """
     stored = StoredArray(array)
-    ((position, start),) = stored.reader.starts([index])
+    ((position, start),) = stored.reader.starts([index], map_end)
     return Attributes(stored).of(position, start)
 
 
@@ -213,7 +219,7 @@ def iter_chunk_attrs(
     """
     stored = StoredArray(array, concurrency=concurrency)
     attributes = Attributes(stored)
-    starts = stored.reader.starts(stored.indices() if indices is None else indices)
+    starts = stored.reader.starts(stored.indices() if indices is None else indices, map_end)
     while part := list(islice(starts, label_batch_size(stored))):
         attributes.prepare(part)
         for index, start in part:

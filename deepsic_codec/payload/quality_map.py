@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
-from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.payload.constants import LATENT_STRIDE, deep_quality, deep_step
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.steps import PER_OCTAVE
 
@@ -16,8 +16,6 @@ PLAIN = 0  # layout
 VALUES = 128
 #: Codes of steps between two values.
 SPACING = PER_OCTAVE // 8
-# Places of a band around a coefficient, whose pixels it has a part in.
-MARGIN = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +31,20 @@ class QualityMap:
 
     cells: NDArray[np.uint8]
 
-    def of_band(self, level: int, height: int, width: int) -> NDArray[np.uint8]:
+    def qualities(self, finest: float) -> NDArray[np.float64]:
+        """Return the qualities of cells, if the wavelet has quality `finest`; 0 where errors do not matter."""
+        levels = [0.0] + [deep_quality(deep_step(finest) * 2 ** (n / 8)) for n in range(VALUES - 1)]
+        return np.array(levels)[self.cells]
+
+    def of_band(self, level: int, kind: int, height: int, width: int) -> NDArray[np.uint8]:
         """Return the values of coefficients (slices, height, width) of a band.
 
         A coefficient has the finest step of the cells that it reaches, so that a cell has no errors of coarser ones.
         """
         finest = np.where(self.cells == 0, VALUES, self.cells)  # the least one
-        for axis, size in ((1, height), (2, width)):
-            first = ((np.arange(size) - MARGIN << level) // CELL).clip(0)
-            last = ((np.arange(size) + MARGIN + 1 << level) - 1) // CELL
+        for axis, size, high in ((1, height, kind >> 1), (2, width, kind & 1)):
+            first = ((np.arange(size) - 1 << level) // CELL).clip(0)
+            last = ((np.arange(size) + 1 + high << level) - 1) // CELL
             last = last.clip(0, finest.shape[axis] - 1)
             first = np.minimum(first, last)
             out = np.take(finest, first, axis)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import PREFIX, Header
 from deepsic_codec.payload.header import header_size, read_header, read_section
 from deepsic_codec.payload.labels import LabelBlock
-from deepsic_codec.payload.sections import LABELS
+from deepsic_codec.payload.sections import LABELS, QUALITY_MAP
 from deepsic_codec.stored.layout import PayloadLocation, StoredLayout
 
 FIRST_READ = 256  # bytes: header and labels of any chunk with up to 16 label tiles lie within
@@ -58,11 +59,24 @@ class PayloadStart:
         """Decode the stored labels, None if there are none."""
         return read_section(self.data, self.header, LABELS)
 
+    def qualities(self) -> NDArray[np.float64] | None:
+        """Decode the qualities of cells; None without a map, or if the data do not reach to `map_end`."""
+        if map_end(self.header) > len(self.data):
+            return None
+        quality_map = read_section(self.data, self.header, QUALITY_MAP)
+        return None if quality_map is None else quality_map.qualities(self.header.quality)
+
 
 def label_end(header: Header) -> int:
     """Return the number of bytes up to the end of a payload's header and labels."""
     labels = header.entry(LABELS.kind)
     return header.size if labels is None else labels.offset + labels.length
+
+
+def map_end(header: Header) -> int:
+    """Return the number of bytes up to the end of a payload's header, labels and quality map."""
+    entry = header.entry(QUALITY_MAP.kind)
+    return label_end(header) if entry is None else entry.offset + entry.length
 
 
 class PayloadReader:
@@ -82,10 +96,12 @@ class PayloadReader:
         ((_, payload),) = self.payloads([index])
         return payload
 
-    def starts(self, indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, PayloadStart | None]]:
+    def starts(
+        self, indices: Iterable[Sequence[int]], end: Callable[[Header], int] = label_end
+    ) -> Iterator[tuple[Index, PayloadStart | None]]:
         """Yield position and start of payloads in the order of `indices`, None for a missing chunk.
 
-        Takes one request of 256 bytes for a chunk; a second one if header and labels are longer.
+        Takes one request of 256 bytes for a chunk; a second one if what `end` says, header and labels, is longer.
 
         Raises
         ------
@@ -94,7 +110,7 @@ class PayloadReader:
         CorruptPayload, UnsupportedPayload
             If a payload cannot be read. The message names the chunk.
         """
-        return self.map(indices, self.read_start)
+        return self.map(indices, partial(self.read_start, end=end))
 
     def payloads(self, indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, bytes | None]]:
         """Yield position and payload of chunks in the order of `indices`, None for a missing chunk.
@@ -157,7 +173,9 @@ class PayloadReader:
         data = await self._get(self.layout.key(shard), self.layout.shard_index_range())
         return None if data is None else self.layout.parse_shard_index(data, shard)
 
-    async def read_start(self, location: PayloadLocation) -> PayloadStart | None:
+    async def read_start(
+        self, location: PayloadLocation, end: Callable[[Header], int] = label_end
+    ) -> PayloadStart | None:
         """Read the start of a payload, None if it is missing."""
         data = await self._read(location, FIRST_READ)
         if data is None:
@@ -169,8 +187,8 @@ class PayloadReader:
         chunks = self.layout.chunks
         if header.shape != chunks:
             raise CorruptPayload(f"header: chunk shape {header.shape}, expected {chunks}")
-        if label_end(header) > len(data):
-            data = await self._read(location, label_end(header)) or b""
+        if end(header) > len(data):
+            data = await self._read(location, end(header)) or b""
         return PayloadStart(header, data)
 
     async def read_as_needed(self, location: PayloadLocation, needed: Callable[[bytes, Header], int]) -> bytes | None:

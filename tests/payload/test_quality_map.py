@@ -63,8 +63,9 @@ def test_coefficients_have_the_values_of_the_cells_that_they_reach(height, width
     cells = np.random.default_rng(height).choice(np.array([0, 0, 1, 5, 30], np.uint8), (2, *grid_of(height, width)))
     for band in bands_of(height, width):
         if band.kind != LOW:
-            values = QualityMap(cells).of_band(band.level, band.height, band.width)
-            expected = [reference.values_of_band(one, band.level, (band.height, band.width)) for one in cells]
+            values = QualityMap(cells).of_band(band.level, band.kind, band.height, band.width)
+            size = band.height, band.width
+            expected = [reference.values_of_band(one, band.level, band.kind, size) for one in cells]
             np.testing.assert_array_equal(values, expected)
 
 

@@ -625,7 +625,7 @@ class _Coder:
             if band.kind == HORIZONTAL:
                 self.lengths.append(int(state[3]))
             if self._map is not None and band.kind != LOW:
-                cells = self._map.of_band(band.level, band.height, band.width)
+                cells = self._map.of_band(band.level, band.kind, band.height, band.width)
             if band.level != level:  # contexts reach to the next coarser level
                 level, coded = band.level, {k: v for k, v in coded.items() if k[0] == band.level + 1}
             for number in range(slices * components):
