@@ -25,7 +25,7 @@ from deepsic_codec.archive import codec_for, create_array, measured_codec, open_
 from deepsic_codec.axes import Axes, Index, Region, chunks_covering, iter_grid
 from deepsic_codec.bulk.index import index_location, mark_outdated, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
-from deepsic_codec.bulk.preview import read_preview
+from deepsic_codec.bulk.preview import ReducedArray, read_preview
 from deepsic_codec.bulk.read import BatchedArray
 from deepsic_codec.bulk.resume import RECORD, Journal, complete_chunks
 from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, check_map, check_process, write_block
@@ -283,6 +283,7 @@ def open(
     *,
     chunks: Any = "auto",
     batch_size: int | None = None,
+    scale: int = 1,
     storage_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> "da.Array":
@@ -300,6 +301,8 @@ def open(
     batch_size : int, optional
         Chunks decoded in one call; a larger block takes several calls. The default is that of `store` once torch has
         been imported or the device is set, else 16.
+    scale : {1, 2, 4, 8, 16}
+        Rows and columns in one of the result, as for `read_preview`: blocks of that size read the starts of chunks.
     storage_options : dict, optional
         For fsspec, if `source` is a URL.
     **kwargs
@@ -316,12 +319,15 @@ def open(
     array = stored.array
     if batch_size is None:
         batch_size = default_batch_size(array, stored.axes, settings.device_in_use().startswith("cuda"))
+    reduced = None if scale == 1 else ReducedArray(stored, scale)
     if isinstance(chunks, str) and chunks == "auto":
         chunks = block_shape(array, stored.axes, array.chunks, batch_size)
+        if reduced is not None:  # the same chunks
+            chunks = tuple(n // m * k for n, m, k in zip(chunks, array.chunks, reduced.chunks, strict=True))
     meta = np.empty((0,) * array.ndim, array.dtype)
     # A name of its own: equal names would mean equal values, and chunks may be written again. With fancy=False, Dask
     # would not join a slice with the reading of its block, and decode all of the block.
-    source = BatchedArray(stored, batch_size)
+    source = BatchedArray(stored, batch_size) if reduced is None else reduced
     return da.from_array(source, chunks=chunks, name=False, fancy=True, lock=False, meta=meta)
 
 

@@ -15,6 +15,8 @@ from deepsic_codec.labels.expression import Expression
 from deepsic_codec.labels.open import open_labels
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.selection import Selection
+from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.location import is_deepsic
 
 MAX_LAYERS = 1000  # objects to look at for the array that xarray and Dask wrap
 
@@ -46,9 +48,42 @@ class DeepSICAccessor:
         """Open the labels with the options of `deepsic_codec.open_labels`: `index`, `scan`."""
         return open_labels(self.array, **kwargs)
 
+    def preview(self, scale: int = 8) -> xr.DataArray:
+        """Return the variable with a part of its rows and columns, lazily: see `deepsic_codec.read_preview`.
+
+        Coordinates are those of the first pixels of blocks. Needs Dask.
+        """
+        from deepsic_codec import dask
+
+        array = self.array
+        axes, names = StoredArray(array).axes, self._variable.dims
+        values = dask.open(array, scale=scale)
+        sizes = dict(zip(names, values.shape, strict=True))
+        parts = {names[axis]: slice(None, None, scale) for axis in (axes.y, axes.x)}
+        thinned = self._variable.isel(parts).isel({name: slice(size) for name, size in sizes.items()})
+        return thinned.copy(data=values)
+
     def where(self, expression: str | Expression, **kwargs: Any) -> Selection:
         """Select the chunks that satisfy an expression, as `Labels.where` does."""
         return self.labels.where(expression, **kwargs)
+
+
+@xr.register_dataset_accessor("deepsic")
+class DeepSICDatasetAccessor:
+    """The variables of a dataset that are stored with DeepSIC."""
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+
+    def preview(self, scale: int = 8) -> xr.Dataset:
+        """Return those variables with a part of their rows and columns, as `DeepSICAccessor.preview` does."""
+        arrays = {name: _find_array(variable.variable._data) for name, variable in self._dataset.data_vars.items()}
+        names = [name for name, array in arrays.items() if array is not None and is_deepsic(array)]
+        if not names:
+            raise UnsupportedArray("the dataset has no variable that is stored with DeepSIC, as it was opened")
+        return xr.Dataset(
+            {name: self._dataset[name].deepsic.preview(scale) for name in names}, attrs=self._dataset.attrs
+        )
 
 
 def _find_array(data: Any) -> zarr.Array | None:

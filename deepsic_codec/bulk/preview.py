@@ -1,16 +1,18 @@
 """Read an array at a reduced size, from the starts of its payloads where these are enough."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.axes import ceil_div
+from deepsic_codec.axes import Region, ceil_div, chunks_covering, iter_grid
+from deepsic_codec.bulk.read import BatchedArray, copy_overlap
 from deepsic_codec.codec.reduced import check_scale, decode_reduced, needed_length, parse_start
-from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.model.threads import parallel_map
 from deepsic_codec.payload.limits import check_count, check_memory
 from deepsic_codec.stored import embedded
@@ -25,6 +27,7 @@ def read_preview(
     name: str | None = None,
     *,
     scale: int = 8,
+    region: Sequence[slice] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     counter: Counter | None = None,
     **kwargs: Any,
@@ -40,6 +43,9 @@ def read_preview(
         The array, as for `open_archive`.
     scale : {8, 1, 2, 4, 16}
         Rows and columns of the array in one of the result.
+    region : sequence of slice, optional
+        Part of the array, a slice for each of its first axes, in its pixels; rows and columns begin at a multiple of
+        `scale`. The whole array by default. Only chunks of the region are read.
     counter : Counter, optional
         Counts requests and bytes (`deepsic_codec.stored.location.Counter`).
 
@@ -53,42 +59,86 @@ def read_preview(
     Raises
     ------
     ConfigurationError
-        For another scale.
+        For another scale, or a region that does not fit it.
     UnsupportedArray
         If rows or columns of a chunk are no multiple of `scale`.
     CorruptPayload, UnsupportedPayload
         If a chunk cannot be decoded. The message names the chunk.
     """
-    check_scale(scale)
     stored = StoredArray.open(store, name, counter=counter, mode="r", options=storage_options, **kwargs)
     embedded.use_embedded(stored.array)
-    sizes, chunks = list(stored.shape), list(stored.chunks)
-    for axis in (stored.axes.y, stored.axes.x):
-        size, chunk = sizes[axis], chunks[axis]
-        if chunk % scale and size > chunk:
-            raise UnsupportedArray(f"scale: {scale} does not divide chunks of {stored.chunks}; pass a smaller one")
-        sizes[axis] = max(min(size, 1), size // scale if size % chunk else ceil_div(size, scale))
-        chunks[axis] = ceil_div(chunk, scale)
-    count = int(np.prod(stored.grid, dtype=object))
-    check_count(count, "a preview", UnsupportedArray)
-    check_memory(int(np.prod(sizes, dtype=object)) * stored.array.dtype.itemsize, "a preview", UnsupportedArray)
-    result = np.full(sizes, stored.fill_value, stored.array.dtype)
-    reader = stored.reader
-    remaining = stored.indices()
-    while indices := list(islice(remaining, BATCH)):
-        read = partial(reader.read_as_needed, needed=partial(needed_length, scale=scale))
-        starts = [(index, start) for index, start in reader.map(indices, read) if start is not None]
-        payloads = []
-        for index, start in starts:
-            with reader.error_context(index):
-                payloads.append(parse_start(start, scale, stored.chunks, stored.array.dtype, stored.params))
+    reduced = ReducedArray(stored, scale)
+    return reduced[()] if region is None else reduced[reduced.region_of(region)]
 
-        def decode(number: int, starts: Any = starts, payloads: Any = payloads) -> NDArray[Any]:
-            with reader.error_context(starts[number][0]):
-                return decode_reduced(payloads[number], scale)
 
-        for (index, _), values in zip(starts, parallel_map(decode, range(len(starts))), strict=True):
-            first = [i * size for i, size in zip(index, chunks, strict=True)]
-            target = tuple(slice(start, start + size) for start, size in zip(first, chunks, strict=True))
-            result[target] = values[tuple(slice(0, size) for size in result[target].shape)]
-    return result
+class ReducedArray(BatchedArray):
+    """An array at a reduced size, to slice. Each slice reads the starts of its chunks.
+
+    Parameters
+    ----------
+    stored : StoredArray
+        The array.
+    scale : int
+        Rows and columns in one of this array.
+
+    Attributes
+    ----------
+    chunks : tuple of int
+        Shape of a chunk at this size.
+
+    Raises
+    ------
+    ConfigurationError, UnsupportedArray
+        For a scale that there is not, or that does not divide chunks.
+    """
+
+    def __init__(self, stored: StoredArray, scale: int) -> None:
+        check_scale(scale)
+        super().__init__(stored, BATCH)
+        self.scale = scale
+        sizes, chunks = list(stored.shape), list(stored.chunks)
+        for axis in (stored.axes.y, stored.axes.x):
+            size, chunk = sizes[axis], chunks[axis]
+            if chunk % scale and size > chunk:
+                raise UnsupportedArray(f"scale: {scale} does not divide chunks of {stored.chunks}; pass a smaller one")
+            sizes[axis] = max(min(size, 1), size // scale if size % chunk else ceil_div(size, scale))
+            chunks[axis] = ceil_div(chunk, scale)
+        self.shape, self.chunks = tuple(sizes), tuple(chunks)
+
+    def region_of(self, region: Sequence[slice]) -> Region:
+        """Return the region of this array for a region of the array at its full size."""
+        axes, parts = self.stored.axes, []
+        if len(region) > self.ndim or not all(isinstance(part, slice) for part in region):
+            raise ConfigurationError(f"region: expected a slice for each of up to {self.ndim} axes, got {region!r}")
+        for axis, (part, size) in enumerate(zip(region, self.stored.shape, strict=False)):
+            start, stop, step = part.indices(size)
+            scale = self.scale if axis in (axes.y, axes.x) else 1
+            if step != 1 or start % scale:
+                raise ConfigurationError(f"region: {part} has a step, or does not begin at a multiple of {scale}")
+            parts.append(slice(start // scale, ceil_div(stop, scale)))
+        return tuple(parts)
+
+    def _read(self, region: Region) -> NDArray[Any]:
+        stored, scale, reader = self.stored, self.scale, self.stored.reader
+        first, last = chunks_covering(region, self.chunks)
+        sizes = [part.stop - part.start for part in region]
+        count = prod(stop - start for start, stop in zip(first, last, strict=True))
+        check_count(count, "a preview", UnsupportedArray)
+        check_memory(prod(sizes) * self.dtype.itemsize, "a preview", UnsupportedArray)
+        result = np.full(sizes, stored.fill_value, self.dtype)
+        remaining = iter_grid(first, last)
+        while indices := list(islice(remaining, BATCH)):
+            read = partial(reader.read_as_needed, needed=partial(needed_length, scale=scale))
+            starts = [(index, start) for index, start in reader.map(indices, read) if start is not None]
+            payloads = []
+            for index, start in starts:
+                with reader.error_context(index):
+                    payloads.append(parse_start(start, scale, stored.chunks, self.dtype, stored.params))
+
+            def decode(number: int, starts: Any = starts, payloads: Any = payloads) -> NDArray[Any]:
+                with reader.error_context(starts[number][0]):
+                    return decode_reduced(payloads[number], scale)
+
+            for (index, _), values in zip(starts, parallel_map(decode, range(len(starts))), strict=True):
+                copy_overlap(result, region, index, values)
+        return result

@@ -42,7 +42,7 @@ def read_region(stored: StoredArray, region: Region, batch_size: int) -> NDArray
                 with reader.error_context(index):
                     jobs[index] = stored.parse(payload)
         for index, values in _decoded(jobs, decode, reader):
-            _copy_overlap(result, region, index, values)
+            copy_overlap(result, region, index, values)
     return result
 
 
@@ -61,7 +61,7 @@ def _decoded(
                     yield index, decode([jobs[index]])[0]
 
 
-def _copy_overlap(result: NDArray[Any], region: Region, index: Index, chunk: NDArray[Any]) -> None:
+def copy_overlap(result: NDArray[Any], region: Region, index: Index, chunk: NDArray[Any]) -> None:
     """Copy the part of a chunk that lies in a region into the values of that region."""
     target, source = [], []
     for part, i, size in zip(region, index, chunk.shape, strict=True):
@@ -99,7 +99,10 @@ class BatchedArray:
                 inner.append(0 if np.ndim(part) == 0 else np.asarray(numbers, int) - low)
         if any(part.start == part.stop for part in region):
             return np.empty([part.stop - part.start for part in region], self.dtype)[tuple(inner)]
-        return read_region(self.stored, tuple(region), self.batch_size)[tuple(inner)]
+        return self._read(tuple(region))[tuple(inner)]
+
+    def _read(self, region: Region) -> NDArray[Any]:
+        return read_region(self.stored, region, self.batch_size)
 
 
 def _shifted(numbers: range, low: int) -> slice:

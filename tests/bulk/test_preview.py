@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import zarr
 
+import deepsic_codec.dask
 from deepsic_codec import DeepSIC, create_array, read_preview
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
 from deepsic_codec.stored.location import Counter
@@ -70,3 +71,36 @@ def test_what_cannot_be_read(tmp_path):
     plain = zarr.create_array(tmp_path / "b.zarr", shape=(8, 8), dtype="u1")
     with pytest.raises(Exception, match="deepsic|DeepSIC"):
         read_preview(plain)
+
+
+def test_regions_and_dask_read_the_chunks_that_they_need(tmp_path):
+    data = scene(512, 512, 2)
+    create_array(tmp_path / "a.zarr", data=data, chunks=(256, 256, 2), codec=codec())
+    whole = read_preview(tmp_path / "a.zarr", scale=4)
+    every, counter = Counter(), Counter()
+    read_preview(tmp_path / "a.zarr", scale=4, counter=every)
+    part = read_preview(tmp_path / "a.zarr", scale=4, region=(slice(8, 200), slice(256, 511)), counter=counter)
+    np.testing.assert_array_equal(part, whole[2:50, 64:128])
+    assert counter.bytes < 0.4 * every.bytes
+    for options in ({}, {"chunks": (50, 128, 1)}, {"batch_size": 1}):
+        lazy = deepsic_codec.dask.open(tmp_path / "a.zarr", scale=4, **options)
+        np.testing.assert_array_equal(lazy.compute(), whole)
+        np.testing.assert_array_equal(lazy[5:9, ::-7, 1].compute(), whole[5:9, ::-7, 1])
+    assert deepsic_codec.dask.open(tmp_path / "a.zarr", scale=4, batch_size=1).chunks == ((64, 64), (64, 64), (2,))
+    for region in ((slice(2, 9),), (slice(0, 9, 2),), (3,), (slice(None),) * 4):
+        check_rejects(ConfigurationError, "region", read_preview, tmp_path / "a.zarr", scale=4, region=region)
+
+
+def test_xarray_shows_previews(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    import deepsic_codec.xarray  # noqa: F401
+
+    data = scene(2, 300, 270)
+    image = xarray.DataArray(data, dims=("time", "y", "x"), coords={"y": np.arange(300.0), "x": np.arange(270) * 2.0})
+    deepsic_codec.dask.store(image, tmp_path, name="image", chunks=(1, 128, 128), codec=codec(axes="tyx"))
+    with xarray.open_zarr(tmp_path, consolidated=False) as dataset:
+        small = dataset.deepsic.preview(scale=4)["image"]
+        assert small.dims == image.dims and small.x.values.tolist() == (np.arange(67) * 8.0).tolist()
+        np.testing.assert_array_equal(small.values, read_preview(tmp_path, "image", scale=4))
+        assert small.chunks is not None
+        check_rejects(UnsupportedArray, "no variable", xarray.Dataset().deepsic.preview)
