@@ -22,12 +22,12 @@ from deepsic_codec import DeepSIC
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 
-FINE, COARSE, SHARE = 75.0, 25.0, 0.2
+HIGH, LOW, SHARE = 75.0, 25.0, 0.2
 CELL = 16  # regions begin and end with cells
 SEAM = 8  # columns
 TRIALS = 12  # of the one quality
 MIN_GAIN, MAX_OVERHEAD, MAX_LOSS = 6.0, 5.0, 0.3  # dB, per cent, dB
-HEADER = ("image", "region, one quality", "region, map", "gain dB", "bytes %", "fine seam dB", "coarse seam dB")
+HEADER = ("image", "region, one quality", "region, map", "gain dB", "bytes %", "high seam dB", "low seam dB")
 
 
 def codec(quality: float) -> DeepSIC:
@@ -35,7 +35,7 @@ def codec(quality: float) -> DeepSIC:
     return DeepSIC(transform="wavelet", semantics="none", quality=quality)
 
 
-decode = codec(FINE).decode
+decode = codec(HIGH).decode
 
 
 def coded(image: Pixels, quality: float) -> bytes:
@@ -45,7 +45,7 @@ def coded(image: Pixels, quality: float) -> bytes:
 
 def at_bytes(image: Pixels, size: int) -> bytes:
     """The payload of the largest quality that takes no more than `size` bytes, or hardly more."""
-    low, high = 1.0, FINE
+    low, high = 1.0, HIGH
     for _ in range(TRIALS):
         middle = (low + high) / 2
         low, high = (middle, high) if len(coded(image, middle)) <= size else (low, middle)
@@ -58,24 +58,24 @@ def measure(image: Pixels) -> list[float]:
     side = round(edge * SHARE**0.5 / CELL) * CELL
     start = (edge - side) // 2 // CELL * CELL
     square = np.s_[start : start + side, start : start + side]
-    qualities = np.full(image.shape[:2], COARSE)
-    qualities[square] = FINE
-    mapped = codec(COARSE).encode(image, qualities)
+    qualities = np.full(image.shape[:2], LOW)
+    qualities[square] = HIGH
+    mapped = codec(LOW).encode(image, qualities)
     constant, region = at_bytes(image, len(mapped)), decode(mapped)[square]
     before, after = psnr(image[square], decode(constant)[square]), psnr(image[square], region)
     stop = start + side
     around = image[:start], image[stop:], image[start:stop, :start], image[start:stop, stop:]
-    apart = len(coded(image[square], FINE)) + sum(len(coded(part, COARSE)) for part in around)
+    apart = len(coded(image[square], HIGH)) + sum(len(coded(part, LOW)) for part in around)
 
     width = round(edge * SHARE / CELL) * CELL
-    qualities[...] = COARSE
-    qualities[:, :width] = FINE
-    found = decode(codec(COARSE).encode(image, qualities))
-    alone = [decode(coded(part, quality)) for part, quality in ((image[:, :width], FINE), (image[:, width:], COARSE))]
+    qualities[...] = LOW
+    qualities[:, :width] = HIGH
+    decoded = decode(codec(LOW).encode(image, qualities))
+    alone = [decode(coded(part, quality)) for part, quality in ((image[:, :width], HIGH), (image[:, width:], LOW))]
     left, right = np.s_[:, width - SEAM : width], np.s_[:, width : width + SEAM]
-    fine = psnr(image[left], found[left]) - psnr(image[left], alone[0][:, -SEAM:])
-    coarse = psnr(image[right], found[right]) - psnr(image[right], alone[1][:, :SEAM])
-    return [before, after, after - before, 100 * (len(mapped) / apart - 1), fine, coarse]
+    left_loss = psnr(image[left], decoded[left]) - psnr(image[left], alone[0][:, -SEAM:])
+    right_loss = psnr(image[right], decoded[right]) - psnr(image[right], alone[1][:, :SEAM])
+    return [before, after, after - before, 100 * (len(mapped) / apart - 1), left_loss, right_loss]
 
 
 def squares(folder: str | None, size: int) -> list[tuple[str, Pixels]]:

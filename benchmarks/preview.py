@@ -1,0 +1,124 @@
+"""What the start of a chunk shows: bytes read, time, and PSNR beside JPEG 2000 and progressive JPEG at equal bytes.
+
+    python -m benchmarks.preview
+    python -m benchmarks.preview --images DIR --quality 75
+
+A square of each image is one chunk of wavelets. Each reduced size is decoded from the bytes that it needs, enlarged
+(bicubic, with its samples at the first pixels of blocks) and compared with the original. JPEG 2000 (imagecodecs) is
+encoded to these bytes, as one of its layers would end there; the prefix of a progressive JPEG of about all bytes of
+the chunk is decoded by Pillow. Targets compare with JPEG 2000 at 30 and 60 % of the bytes the best size that takes
+no more. A size of 1 is the whole chunk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+
+import imagecodecs
+import numpy as np
+from PIL import Image, ImageFile
+
+from benchmarks.common import Pixels, machine, median_time, table
+from benchmarks.quality_map import squares
+from deepsic_codec import DeepSIC
+from deepsic_codec.codec.reduced import SCALES, needed_length
+from deepsic_codec.metrics import psnr
+from deepsic_codec.payload.header import read_header
+
+TRIALS = 9
+REPEATS = 3
+MAX_SHARE, MAX_TIME, MAX_LOSS = 15.0, 10.0, 2.0  # per cent of bytes and of time at 1/8, dB
+HEADER = ("image", "1 /", "bytes", "bytes %", "time %", "dB", "JPEG 2000 dB", "JPEG dB")
+
+
+def enlarged(small: Pixels, scale: int, shape: Sequence[int]) -> Pixels:
+    """A reduced size at full size; its samples lie at the first pixels of blocks."""
+    if scale == 1:
+        return small
+    height, width = shape[:2]
+    shift = (scale - 1) / 2 / scale  # Pillow takes samples to lie in the middle of blocks
+    padded = Image.fromarray(np.pad(small, ((0, 1), (0, 1), (0, 0)), mode="edge"))
+    data = (1 / scale, 0, shift, 0, 1 / scale, shift)
+    grown = padded.transform((width, height), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
+    return np.asarray(grown)
+
+
+def jpeg2000(image: Pixels, size: int) -> float:
+    """PSNR of JPEG 2000 in about this number of bytes."""
+    low, high, best = 5.0, 70.0, float("nan")
+    for _ in range(TRIALS):
+        level = (low + high) / 2
+        data = imagecodecs.jpeg2k_encode(image, level=level, mct=True, codecformat="j2k")
+        if len(data) <= size:
+            low, best = level, psnr(image, imagecodecs.jpeg2k_decode(data))
+        else:
+            high = level
+    return best
+
+
+def progressive(image: Pixels, size: int) -> bytes:
+    """The progressive JPEG of the largest quality in this number of bytes."""
+    best = b""
+    for quality in range(5, 101, 5):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality, progressive=True)
+        best = file.getvalue() if len(file.getvalue()) <= size or not best else best
+    return best
+
+
+def prefix_psnr(image: Pixels, jpeg: bytes, size: int) -> float:
+    """PSNR of what Pillow makes of the first bytes of a JPEG."""
+    try:
+        with Image.open(io.BytesIO(jpeg[:size])) as opened:
+            return psnr(image, np.asarray(opened.convert("RGB")))
+    except OSError:
+        return float("nan")
+
+
+def measure(name: str, image: Pixels, quality: float) -> tuple[list[list[object]], dict[str, bool]]:
+    """Rows of the table, and which targets are met."""
+    codec = DeepSIC(transform="wavelet", semantics="none", quality=quality)
+    payload = codec.encode(image)
+    header, jpeg = read_header(payload), progressive(image, len(payload))
+    whole = median_time(lambda: codec.decode(payload), REPEATS)
+    rows: list[list[object]] = []
+    for scale in reversed(SCALES):
+        start = payload[: needed_length(payload, header, scale)]
+        small = codec.decode_preview(start, scale)
+        seconds = median_time(lambda start=start, scale=scale: codec.decode_preview(start, scale), REPEATS)
+        reached = psnr(image, enlarged(small, scale, image.shape))
+        peers = jpeg2000(image, len(start)), prefix_psnr(image, jpeg, len(start))
+        shares = 100 * len(start) / len(payload), 100 * seconds / whole
+        rows.append([name, scale, len(start), *shares, reached, *peers])
+    eighth = rows[SCALES[::-1].index(8)]
+    met = {
+        f"1/8 in at most {MAX_SHARE:g} % of the bytes": float(str(eighth[3])) <= MAX_SHARE,
+        f"1/8 in at most {MAX_TIME:g} % of the time": float(str(eighth[4])) <= MAX_TIME,
+    }
+    for share, loss in ((30, MAX_LOSS), (60, 0.0)):
+        size = share * len(payload) // 100
+        best = max(float(str(row[5])) for row in rows if int(str(row[2])) <= size)
+        met[f"{loss:g} dB within JPEG 2000 at {share} % of the bytes"] = best >= jpeg2000(image, size) - loss
+    return rows, met
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table and the targets."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--images", help="folder of images")
+    parser.add_argument("--size", type=int, default=512, help="pixels of an edge of the square")
+    parser.add_argument("--quality", type=float, default=50)
+    args = parser.parse_args(argv)
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    print(machine(1), end="\n\n")
+    results = [measure(name, image, args.quality) for name, image in squares(args.images, args.size)]
+    print(table(HEADER, [row for rows, _ in results for row in rows]), end="\n\n")
+    for target in results[0][1]:
+        print(f"{target}: {'yes' if all(met[target] for _, met in results) else 'no'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
