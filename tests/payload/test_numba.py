@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deepsic_codec.payload.coders import numba_jit
+from tests.common import run_python
 
 
 def total(values):
@@ -35,10 +36,11 @@ def test_nothing_is_counted():
 def test_without_the_option_all_is_compiled_as_usual(monkeypatch):
     assert numba_jit._options()["_nrt"] is False
     monkeypatch.setitem(sys.modules, "numba.core.cpu", None)
-    assert numba_jit._options() == {"nogil": True}
+    assert "_nrt" not in numba_jit._options()
 
 
 MODULE = """
+import numpy as np
 from deepsic_codec.payload.coders.numba_jit import jit
 
 @jit
@@ -76,6 +78,27 @@ def test_damaged_files_of_the_cache_are_replaced(module, suffix, damage):
     file.write_bytes(bytes(cases[damage]))
     assert doubled(path, "a") == (42, False)
     assert doubled(path, "a") == (42, True)
+
+
+def test_what_is_kept_runs_without_what_compiling_needs(module):
+    path, cache = module
+    path.write_text(
+        MODULE
+        + """
+from deepsic_codec.payload.coders.numba_jit import array_jit
+
+@array_jit
+def ones(count):
+    return np.ones(count)
+"""
+    )
+    code = """
+        import sys
+        from kernels import doubled, ones
+        print(doubled(21), doubled.stats.cache_hits.total(), "numba.np.arraymath" in sys.modules, ones(7).sum())
+    """
+    printed = [run_python(code, path.parent, NUMBA_CACHE_DIR=str(cache)).split() for _ in range(2)]
+    assert printed == [["42", "0", "True", "7.0"], ["42", "1", "False", "7.0"]]
 
 
 def test_without_a_folder_functions_are_compiled_with_one_warning(module, monkeypatch, tmp_path):

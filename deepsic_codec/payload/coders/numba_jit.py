@@ -53,6 +53,7 @@ def _cached(returns_arrays: bool = False, **options: Any) -> Callable[[Callable[
                     dispatcher.enable_caching()
                 else:
                     dispatcher._cache = _cache_class()(function)
+                    dispatcher._cache.has_runtime = options.get("_nrt", True)
             except RuntimeError as error:
                 _warn_once(error)
         return dispatcher
@@ -104,10 +105,16 @@ def _cache_class() -> Any:
 
     class Cache(base):
         _impl_class = Checked
+        has_runtime = True  # for functions that create arrays
 
         def load_overload(self, signature: Any, target: Any) -> Any:
             try:
-                return super().load_overload(signature, target)
+                if self.has_runtime:
+                    return super().load_overload(signature, target)
+                # Numba would first start its runtime and import all that compiling needs, which takes longer than to
+                # decode a chunk.
+                with self._guard_against_spurious_io_errors():
+                    return self._load_overload(signature, target)
             except Exception:  # damaged files raise errors of any class
                 with suppress(OSError):
                     self.flush()
@@ -145,4 +152,4 @@ float_jit: Any = _cached(fastmath={"contract"}, no_cpython_wrapper=True, **_opti
 # For functions that create arrays.
 array_jit: Any = _cached(returns_arrays=True, nogil=True)
 # For functions that are inlined into their callers.
-inline: Any = numba.njit(nogil=True, _nrt=False, forceinline=True)
+inline: Any = numba.njit(forceinline=True, **_options())
