@@ -7,7 +7,6 @@
 
 from typing import Any
 
-import xarray as xr
 import zarr
 
 from deepsic_codec.errors import UnsupportedArray
@@ -15,8 +14,12 @@ from deepsic_codec.labels.expression import Expression
 from deepsic_codec.labels.open import open_labels
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.selection import Selection
+from deepsic_codec.require import require
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import is_deepsic
+
+require("xarray", "xarray")
+import xarray as xr  # noqa: E402  # not before the message about its absence
 
 MAX_LAYERS = 1000  # objects to look at for the array that xarray and Dask wrap
 

@@ -1,6 +1,7 @@
-"""The command `demo`: two real images stored, read back, and queried by their labels."""
+"""The command `demo`: three real images stored, read back, and queried by their labels."""
 
 import argparse
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ WATER = ("River", "SeaLake")
 QUERY = " | ".join(f"{name} > 0.5" for name in WATER)
 CHUNKS = {"mosaic": 256, "drone": 512}  # edge in pixels
 CROPS = {"mosaic": (256, 320), "drone": (640, 1056)}  # row and column of the enlarged part
+SCENE, SCENE_EDGE, SCENE_RMSE = "landsat", 96, 75.0  # name, pixels of a chunk, digital numbers
+UNIT, OFFSET = 0.00002, 5000  # reflectance of a digital number, digital number of no light
 METADATA = ("zarr.json", ".zarray", ".zattrs")
 
 
@@ -45,6 +48,7 @@ def run_demo(args: argparse.Namespace) -> None:
     from deepsic_codec.codec.v2 import DeepSIC
     from deepsic_codec.io import draw
     from deepsic_codec.io.compare import picture
+    from deepsic_codec.labels.consolidate import consolidate_labels
     from deepsic_codec.labels.open import open_labels
     from deepsic_codec.samples import TILE, drone_frame, eurosat_classes, eurosat_mosaic
 
@@ -66,6 +70,13 @@ def run_demo(args: argparse.Namespace) -> None:
     truth = [name for row in eurosat_classes() for name in row]
     right = Counter(name for name, label in zip(truth, best["mosaic"], strict=True) if name == label)
     answer = _query(path, outcomes[0].nbytes)
+    scene = _store_scene(path, args.format)
+    consolidate_labels(path)
+    commands = [
+        f"deepsic query {shlex.quote(str(path))} 'Forest > 0.5' --name mosaic",
+        f"deepsic preview {shlex.quote(str(path))} --name {SCENE} --bands 2,1,0 -o {SCENE}.png",
+        f"deepsic info {shlex.quote(str(path))} --name {SCENE}",
+    ]
     if args.json:
         labels = {name: dict(Counter(names)) for name, names in best.items()}
         say_json(
@@ -73,6 +84,8 @@ def run_demo(args: argparse.Namespace) -> None:
                 "images": list(map(asdict, outcomes)),
                 "labels": {**labels, "tiles": len(truth), "right": right.total()},
                 "query": answer,
+                "scene": scene,
+                "commands": commands,
                 "archive": str(path),
                 "picture": str(file),
             }
@@ -81,7 +94,18 @@ def run_demo(args: argparse.Namespace) -> None:
     _print_savings(outcomes, [original.nbytes for original in originals.values()])
     _print_labels(Counter(truth), Counter(best["mosaic"]), right, Counter(best["drone"]))
     _print_query(answer)
-    say(f"Before and after: {file}")
+    say(
+        f"A scene of Landsat 8, bands {', '.join(scene['bands'])} of 16 bits, stored with rmse={SCENE_RMSE:g}: "
+        f"{scene['nbytes']:,} of {scene['raw']:,} bytes."
+    )
+    say(
+        f"RMS error {scene['rmse']:.1f} digital numbers, {UNIT * scene['rmse']:.4f} in reflectance; "
+        f"of the vegetation index NDVI {scene['ndvi_rmse']:.4f}, which is {scene['ndvi_mean']:.2f} on average.\n"
+    )
+    say(f"Before and after: {file}\n")
+    say("Try next:")
+    for command in commands:
+        say(f"  {command}")
 
 
 def _store(
@@ -104,10 +128,48 @@ def _store(
     middle = time.perf_counter()
     decoded = np.asarray(array[...])
     seconds = middle - start, time.perf_counter() - middle
-    files = (file for file in (path / name).rglob("*") if file.is_file() and file.name not in METADATA)
-    nbytes = sum(file.stat().st_size for file in files)
     title = f"DeepSIC quality {codec.quality:g}"
-    return Outcome.measure(title, name, codec.quality, pixels, decoded, nbytes, seconds), decoded
+    return Outcome.measure(title, name, codec.quality, pixels, decoded, _stored(path, name), seconds), decoded
+
+
+def _store_scene(path: Path, zarr_format: int) -> dict[str, Any]:
+    """Write a scene of several bands of 16 bits and read it back; returns figures, those of its NDVI included."""
+    import numpy as np
+
+    from deepsic_codec.archive import create_array
+    from deepsic_codec.codec.v2 import DeepSIC
+    from deepsic_codec.samples import LANDSAT_ATTRIBUTES, LANDSAT_BANDS, landsat_scene
+
+    pixels = landsat_scene()
+    array = create_array(
+        path,
+        name=SCENE,
+        data=pixels,
+        chunks=(SCENE_EDGE, SCENE_EDGE, len(LANDSAT_BANDS)),
+        codec=DeepSIC(rmse=SCENE_RMSE, label_bands=("red", "green", "blue"), label_tile=64),
+        attributes=LANDSAT_ATTRIBUTES,
+        zarr_format=zarr_format,
+    )
+    red, nir = LANDSAT_BANDS.index("red"), LANDSAT_BANDS.index("nir")
+
+    def ndvi(values: "NDArray[np.float64]") -> "NDArray[np.float64]":
+        return (values[..., nir] - values[..., red]) / (values[..., nir] + values[..., red])
+
+    before, after = pixels.astype("f8") - OFFSET, np.asarray(array[...]).astype("f8") - OFFSET
+    return {
+        "bands": list(LANDSAT_BANDS),
+        "raw": pixels.nbytes,
+        "nbytes": _stored(path, SCENE),
+        "rmse": float(np.sqrt(np.square(after - before).mean())),
+        "ndvi_mean": float(ndvi(before).mean()),
+        "ndvi_rmse": float(np.sqrt(np.square(ndvi(after) - ndvi(before)).mean())),
+    }
+
+
+def _stored(path: Path, name: str) -> int:
+    """Return the bytes of the chunks of an array."""
+    files = (file for file in (path / name).rglob("*") if file.is_file() and file.name not in METADATA)
+    return sum(file.stat().st_size for file in files)
 
 
 def _best_labels(labels: "Labels") -> list[str]:

@@ -13,6 +13,7 @@ from deepsic_codec.codec.params import NO_SPECTRAL
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.payload.constants import LATENT_STRIDE
 from deepsic_codec.payload.fields import COLOURS
+from deepsic_codec.require import require
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
 
@@ -45,6 +46,7 @@ def decode_features(array: zarr.Array, *, dequantise: bool = False) -> "dask.arr
     ConfigurationError
         If several chunks share the bands of a pixel: each chunk has its own features.
     """
+    require("dask", "dask")
     import dask
     import dask.array
 

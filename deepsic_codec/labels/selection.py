@@ -20,6 +20,7 @@ from deepsic_codec.labels.evaluation import Grid, is_current, judge_chunk, match
 from deepsic_codec.labels.expression import Expression
 from deepsic_codec.labels.index import LabelIndex
 from deepsic_codec.payload.limits import check_memory
+from deepsic_codec.require import require
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
 from deepsic_codec.stored.geometry import Geometry
@@ -239,6 +240,7 @@ class Selection:
         Samples of an edge chunk that lie outside of the array hold the fill value. A chunk that was written again
         and no longer satisfies the expression raises StaleIndex when it is computed (unless `verify=None`).
         """
+        require("dask", "dask")
         import dask.array
 
         source = _Stack(self)
@@ -248,6 +250,7 @@ class Selection:
 
     def to_xarray(self) -> "xarray.DataArray":
         """Return `to_dask` with names: dimension "match" and those of the array; coordinates say where chunks start."""
+        require("xarray", "xarray", "dask")
         import xarray
 
         names = self.stored.dimension_names

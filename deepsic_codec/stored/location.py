@@ -16,6 +16,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, Wrappe
 
 from deepsic_codec._compat import Buffer, array_config, make_store_path, read_part, sync
 from deepsic_codec.errors import ConfigurationError, DeepSICError, LabelIndexError, UnsupportedArray
+from deepsic_codec.require import require
 from deepsic_codec.stored.layout import StoredLayout
 
 SUFFIX = "_labels"  # of the group beside an array that has its index
@@ -95,6 +96,7 @@ def fsspec_options(source: Any, options: Mapping[str, Any] | None) -> dict[str, 
     """Return options for fsspec that allow many requests at once to S3, unless the user set their number."""
     if not (isinstance(source, str) and source.startswith(("s3://", "s3a://"))):
         return None if options is None else dict(options)
+    require("s3", "s3fs")
     result = dict(options or {})
     result["config_kwargs"] = {"max_pool_connections": CONNECTIONS, **result.get("config_kwargs", {})}
     return result

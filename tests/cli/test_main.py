@@ -16,7 +16,7 @@ from deepsic_codec.cli.main import COMMANDS, build_parser, main
 from deepsic_codec.cli.options import with_options
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.metrics import psnr
-from deepsic_codec.samples import drone_frame, eurosat_classes, eurosat_mosaic
+from deepsic_codec.samples import LANDSAT_BANDS, drone_frame, eurosat_classes, eurosat_mosaic, landsat_scene
 from tests.common import check_lazy, run_python
 
 METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup"}
@@ -85,6 +85,23 @@ def test_demo_finds_most_labels_and_answers_its_query_from_headers(demo):
         if name in ("River", "SeaLake")
     }
     assert len(found & water) >= len(water) - 1 and len(found) < 12
+
+
+def test_demo_stores_a_scene_of_several_bands_with_its_index(demo):
+    zarr_format, folder, printed = demo
+    array, scene = zarr.open(folder / "demo.zarr" / "landsat", mode="r"), landsat_scene()
+    assert scene.shape == (169, 186, len(LANDSAT_BANDS)) and scene.dtype == "u2" and 5000 < scene.min() < scene.max()
+    assert array.metadata.zarr_format == zarr_format and array.attrs["crs"] == "EPSG:32617"
+    error = np.sqrt(np.square(array[...].astype("f8") - scene).mean())
+    assert 70 < error < 77 and f"RMS error {error:.1f} digital numbers" in printed
+    assert all((folder / "demo.zarr" / f"{name}_labels").is_dir() for name in ("mosaic", "drone", "landsat"))
+
+
+def test_demo_ends_with_commands_that_work(demo, monkeypatch, tmp_path):
+    _, _, printed = demo
+    _, commands = printed.split("Try next:\n")
+    monkeypatch.chdir(tmp_path)
+    assert [main(shlex.split(line)[1:]) for line in commands.splitlines()] == [0, 0, 0]
 
 
 def test_commands_work_without_rich(demo):

@@ -1,5 +1,6 @@
 """The package as a plugin: found by name, and light until something is coded."""
 
+import textwrap
 import tomllib
 
 import numpy as np
@@ -102,3 +103,31 @@ def test_example_of_the_readme(stub):
     )
     z[...] = photograph(64, 64, 3)
     np.testing.assert_array_equal(zarr.open(store)[...], photograph(64, 64, 3))
+
+
+def test_what_is_missing_is_named_with_its_extra():
+    code = """
+        import sys
+        for name in ("dask", "s3fs", "xarray"):
+            sys.modules[name] = None
+        import importlib, zarr
+        from deepsic_codec import create_array, decode_features, open_archive, open_labels
+        from deepsic_codec.dask import open as open_dask
+        import numpy as np
+        z = create_array({}, data=np.zeros((64, 64, 3), "u1"), chunks=(64, 64, 3))
+        found = open_labels(z, scan=True).where("Dark")
+        calls = {
+            "dask": [found.to_dask, lambda: decode_features(z), lambda: open_dask(z)],
+            "s3": [lambda: open_archive("s3://bucket/a.zarr")],
+            "xarray": [found.to_xarray, lambda: importlib.import_module("deepsic_codec.xarray")],
+        }
+        for extra, functions in calls.items():
+            for call in functions:
+                try:
+                    call()
+                except ImportError as error:
+                    assert f"pip install 'deepsic-codec[{extra}]'" in str(error), error
+                else:
+                    raise SystemExit(f"{extra}: {call} went through")
+    """
+    run_python(STUB + textwrap.dedent(code))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC, DeepSICCodec, create_array
+from deepsic_codec.codec.params import _ENCODER_DEFAULTS
 from deepsic_codec.errors import ConfigurationError, ModelNotFound
 from tests import stub_runtime
 from tests.common import check_config, check_lazy, check_rejects, check_repr
@@ -364,4 +365,9 @@ def test_default_quality():
 def test_a_misspelt_word_is_answered_with_the_right_one(error, parameters, similar):
     for codec in (DeepSIC, DeepSICCodec):
         check_rejects(error, f"did you mean {similar}", codec, **parameters)
-    assert list(inspect.signature(DeepSIC).parameters)[:2] == ["model", "quality"]
+
+
+def test_the_signature_has_the_defaults():
+    parameters = inspect.signature(DeepSIC).parameters
+    assert list(parameters)[:2] == ["model", "quality"]
+    assert {name: parameters[name].default for name in _ENCODER_DEFAULTS} == _ENCODER_DEFAULTS

@@ -8,6 +8,7 @@ import json
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,28 @@ def test_links_lead_somewhere(path):
 def test_every_page_is_in_the_menu():
     listed = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
     assert {path.relative_to(DOCS).as_posix() for path in PAGES} == listed
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md"], ids=lambda path: path.stem)
+def test_code_is_narrow_enough_to_be_read_without_scrolling(path):
+    wide = [line for block in blocks(path) for line in block["code"].splitlines() if len(line) > 88]
+    assert not wide, "\n".join(wide)
+
+
+def test_the_menu_has_each_page_once():
+    """Two titles of a page, or two pages of a name, send readers in circles."""
+    entries = re.findall(r"^\s+- (.+): (.*\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    for names in zip(*entries, strict=True):
+        assert len({name.casefold() for name in names}) == len(names)
+
+
+def test_extras_are_those_of_the_project():
+    """One table has them all, and instructions to install name extras that exist (tests/packaging)."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| (`[^|]+?) \|", (DOCS / "index.md").read_text().split("| Extra |")[1].split("\n\n")[0], re.M)
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(
+        extras.keys() - {"bench", "docs", "test"}
+    )
 
 
 def test_json_in_pages_is_json():
