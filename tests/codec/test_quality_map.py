@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepsic_codec import DeepSIC
+from deepsic_codec import DeepSIC, reference
 from deepsic_codec.codec.reduced import needed_length
 from deepsic_codec.errors import ConfigurationError, CorruptPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import FEATURES, NODATA, QUALITY_MAP, STRUCTURE, WAVELET
 from tests.common import check_rejects, photograph
-from tests.payload import reference
+from tests.payload import crafted
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -164,11 +164,13 @@ def test_other_targets_are_refused(options):
 def test_a_map_needs_a_wavelet():
     payload = DeepSIC(max_error=0, semantics="none").encode(photograph(64, 64, 1))
     sections = h.unpack(payload).sections
-    fields = reference.read(payload)
-    crafted = reference.write(
-        shape=(64, 64, 1), grid=(4, 4), decoder=fields["decoder"], sections=sorted((sections | {6: b"\0"}).items())
+    wrong = crafted.write(
+        shape=(64, 64, 1),
+        grid=(4, 4),
+        decoder=reference.read_header(payload).decoder,
+        sections=sorted((sections | {6: b"\0"}).items()),
     )
-    check_rejects(CorruptPayload, "a quality map section without a wavelet", codec().decode, crafted)
+    check_rejects(CorruptPayload, "a quality map section without a wavelet", codec().decode, wrong)
 
 
 @settings(deadline=None, max_examples=25)
