@@ -89,7 +89,7 @@ def run_compare(args: argparse.Namespace) -> None:
         if group and not codecs[kind]:
             raise ConfigurationError(f"--codecs: none of them is compared on {kind}; known are {', '.join(known)}")
     for note in [] if args.json else notes:
-        say(f"left out: {note}")
+        say(f"left out: {note}", error=args.quiet)
     documents = _photographs(args, photographs, codecs["photographs"]) if photographs else {}
     documents |= {"data": [_data(args, source, codecs["data"]) for source in data]} if data else {}
     if args.json:

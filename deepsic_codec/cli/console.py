@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib.util import find_spec
 from math import isfinite
@@ -44,12 +44,12 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def printable_warnings() -> Iterator[None]:
-    """Escape the control characters of warnings that are printed during a `with` block."""
+def printable_warnings(line: Callable[[str], str]) -> Iterator[None]:
+    """Print warnings during a `with` block as `line` makes them of their messages, with control characters escaped."""
     before = warnings.formatwarning
 
-    def format_warning(*args: Any, **kwargs: Any) -> str:
-        return printable_lines(before(*args, **kwargs))
+    def format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+        return printable_lines(line(str(message)))
 
     warnings.formatwarning = format_warning
     try:

@@ -94,7 +94,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         )
         return
     for path in skipped:
-        say(f"skipped: {path}")
+        say(f"skipped: {path}", error=args.quiet)
     say(f"{info.name}, decoder {info.decoder[:16]}, head {info.head[:16]}; {len(images)} images")
     say("kMAC/px: " + ", ".join(f"{k} {v:.2f}" for k, v in cost.items()))
     _print([*results, *averages] if args.per_image else averages)

@@ -148,7 +148,7 @@ def run_ingest(args: argparse.Namespace) -> int:
     for message in renamed:
         say(f"renamed: {message}")
     for message in skipped:
-        say(f"skipped: {message}")
+        say(f"skipped: {message}", error=args.quiet)
     return LEFT_OUT if skipped else 0
 
 
@@ -224,7 +224,7 @@ def _dry_run(
     for path in copied:
         say(f"to be copied as it is: {path}")
     for message in skipped:
-        say(f"to be skipped: {message}")
+        say(f"to be skipped: {message}", error=args.quiet)
     say("Nothing was written.")
     return LEFT_OUT if skipped else 0
 

@@ -122,8 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only the module of the chosen command is imported, so that `deepsic --help` is quick.
     parser = build_parser([name for name in argv if name in COMMANDS][:1])
     args = parser.parse_args(argv)
+
+    def warning(text: str) -> str:
+        return f"deepsic {args.command}: warning: {with_options(text, args.options)}"
+
     try:
-        with printable_warnings(), silent(args.quiet and not getattr(args, "json", False), progress=not args.quiet):
+        with (
+            printable_warnings(warning),
+            silent(args.quiet and not getattr(args, "json", False), progress=not args.quiet),
+        ):
             status: int | None = _function("run", args.command)(args)
     except KeyboardInterrupt:
         return 130

@@ -154,7 +154,7 @@ def test_control_characters_are_escaped(capsys):
 
 def test_warnings_and_tracebacks_have_no_control_characters(capsys, monkeypatch, tmp_path):
     def run(args):
-        warnings.warn("\x1b[2J", stacklevel=1)
+        warnings.warn("\x1b[2J; see scan=True and index=3", stacklevel=1)
         raise ValueError("\x1b[3J")
 
     monkeypatch.setattr("deepsic_codec.cli.inspect.run_info", run)
@@ -162,12 +162,14 @@ def test_warnings_and_tracebacks_have_no_control_characters(capsys, monkeypatch,
     with pytest.raises(ValueError) as caught:
         main(["--debug", "info", "x"])
     sys.excepthook(ValueError, caught.value, None)
-    monkeypatch.setattr("warnings.showwarning", warnings._showwarning_orig)
+    # pytest records warnings; they are printed again as Python does without it.
+    monkeypatch.setattr("warnings.showwarning", lambda *args: sys.stderr.write(warnings.formatwarning(*args[:4])))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(["info", "x"]) == 1
     err = capsys.readouterr().err
     assert "\x1b" not in err and "\\x1b[3J" in err
+    assert "deepsic info: warning: \\x1b[2J; see scan=True and --index 3\n" in err
 
 
 def test_json_has_null_for_what_is_no_number(capsys):

@@ -139,6 +139,9 @@ def test_unreadable_files_are_named(folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("skipped: ") == 2 and "broken.png" in out and "cut.png" in out
     assert set(zarr.open_group(tmp_path / "three.zarr", mode="r").array_keys()) == {"a", "b"}
+    assert ingest(folder, tmp_path / "four.zarr", "--skip-unreadable", "-q") == 3
+    out, err = capsys.readouterr()
+    assert not out and err.count("skipped: ") == 2
 
 
 def test_what_is_not_there(tmp_path):
