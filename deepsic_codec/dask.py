@@ -437,7 +437,7 @@ def _open_target(
 
     The second result are coordinates that replace those of an array when that is replaced.
     """
-    if creation["codec"] is not None:
+    if isinstance(creation["codec"], CodecParams):
         creation["codec"] = creation["codec"].with_band_names(_band_names(source, creation.get("attributes")))
     if isinstance(target, zarr.Array):
         if name is not None:

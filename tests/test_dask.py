@@ -232,8 +232,8 @@ def test_misaligned_region_writes_nothing(stub):
 @pytest.mark.parametrize(
     "source, words",
     [
-        (np.full((300, 500, 3), np.nan), "float64"),
-        (photograph(300, 500, 3).astype("u4"), "uint32"),
+        (np.full((300, 500, 3), np.nan, "f2"), "float16"),
+        (photograph(300, 500, 3).astype("c8"), "complex64"),
         (photograph(300, 500), "axes"),
         (photograph(20, 20, 300), "300 bands"),
     ],
