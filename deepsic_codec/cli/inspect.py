@@ -232,10 +232,13 @@ def run_preview(args: argparse.Namespace) -> None:
     result.image.save(args.out)
     if args.json:
         about = {"out": str(args.out), "chunks": result.chunks, "decoded": result.decoded, "sampled": result.sampled}
+        about |= {"scale": result.scale, "bytes_read": result.bytes_read}
         say_json({**about, "tiles": result.classes, "stretch": result.limits})
         return
     sampled = "; each stands for its neighbours" if result.sampled else ""
-    say(f"{args.out}: {result.decoded:,} of {result.chunks:,} chunks decoded{sampled}")
+    reduced = f" at 1/{result.scale} of their size" if result.scale > 1 else ""
+    chunks = f"{result.decoded:,} of {result.chunks:,} chunks decoded{reduced}"
+    say(f"{args.out}: {chunks} from {result.bytes_read:,} bytes{sampled}")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

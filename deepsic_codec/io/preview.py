@@ -1,10 +1,11 @@
 """Draw a small picture of an array with its labels, from a sample of the chunks if there are many."""
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter as Tally
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec import config
 from deepsic_codec.axes import Index, Region, ceil_div
+from deepsic_codec.bulk.preview import ReducedArray
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.io import draw
 from deepsic_codec.io.region import Part, axis_number, open_index, select_chunks, to_region
@@ -26,7 +28,7 @@ from deepsic_codec.require import require
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
-from deepsic_codec.stored.location import url_of
+from deepsic_codec.stored.location import Counter, url_of
 from deepsic_codec.stored.reader import PayloadStart
 
 if TYPE_CHECKING:
@@ -57,6 +59,10 @@ class Preview:
         Chunks of the plane that is shown, and the number of those that were decoded.
     sampled : bool
         Whether decoded chunks stand for their neighbours.
+    scale : int
+        Rows and columns of the array in one of those that were decoded.
+    bytes_read : int
+        Bytes of chunks that were read.
     classes : dict of str to int
         Numbers of label tiles by their best class.
     limits : list of (float, float) or None
@@ -67,6 +73,8 @@ class Preview:
     chunks: int
     decoded: int
     sampled: bool
+    scale: int = 1
+    bytes_read: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     limits: list[tuple[float, float]] | None = None
 
@@ -127,14 +135,16 @@ def preview(
     require("cli", "PIL")
     if size < MIN_SIZE:
         raise ConfigurationError(f"size: expected at least {MIN_SIZE} pixels, got {size}")
-    stored = StoredArray.open(source, name)
+    counter = Counter()
+    stored = StoredArray.open(source, name, counter=counter)
     embedded.use_embedded(stored.array)
     plane = _plane(stored, select or {}, bands)
     indexed = open_index(stored.array, index)
     selection = None if where is None else select_chunks(stored.array, indexed, where)
 
-    scale = min(size / max(plane.shape), MAX_ZOOM)
-    shape = max(1, round(plane.shape[0] * scale)), max(1, round(plane.shape[1] * scale))
+    zoom = min(size / max(plane.shape), MAX_ZOOM)
+    shape = max(1, round(plane.shape[0] * zoom)), max(1, round(plane.shape[1] * zoom))
+    plane = replace(plane, scale=_scale(plane, zoom))
     boxes, side = _choose(plane, shape, everything, _candidates(plane, indexed, selection))
     starts = {chunk: start for chunk, start in stored.reader.starts(boxes) if start is not None}
     values = np.full((*shape, len(plane.bands)), np.nan, np.float32)
@@ -153,7 +163,7 @@ def preview(
     show_labels = where is None if labels is None else labels
     if show_labels:
         names, geometry, tiles = _best_labels(plane, indexed, starts)
-        counts = Counter(number for grid in tiles.values() for number in grid[grid >= 0].tolist())
+        counts = Tally(number for grid in tiles.values() for number in grid[grid >= 0].tolist())
         classes = {names[number]: count for number, count in counts.most_common()}
         palette = draw.colours(names)
         if classes:
@@ -165,19 +175,22 @@ def preview(
     caption = _caption(plane, len(boxes), len(starts), side, selection, limits)
     note = "No labels in these chunks." if show_labels and not classes else ""
     image = _compose(panels, caption, palette, classes, note)
-    return Preview(image, prod(plane.grid), len(starts), side > 1, classes, limits)
+    chunks = prod(plane.grid)
+    return Preview(image, chunks, len(starts), side > 1, plane.scale, counter.bytes, classes, limits)
 
 
 @dataclass(frozen=True)
 class _Plane:
     """The plane along y and x that is shown.
 
-    `region` is one position along all other axes but bands, and whole along y, x and c.
+    `region` is one position along all other axes but bands, and whole along y, x and c. Chunks are read at a `scale` of
+    1/scale.
     """
 
     stored: StoredArray
     region: Region
     bands: tuple[int, ...]
+    scale: int = 1
 
     @property
     def yx(self) -> tuple[int, int]:
@@ -204,13 +217,16 @@ class _Plane:
 
     def read(self, index: Index) -> NDArray[Any]:
         """Read and decode the bands of a chunk, (H, W, bands), with NaN for pixels without data."""
-        region = list(self.region)
+        region, reduced = list(self.region), ReducedArray(self.stored, self.scale)
         for axis in self.yx:
-            region[axis] = self.stored.geometry.chunk_region(index)[axis]
+            part = self.stored.geometry.chunk_region(index)[axis]
+            start = part.start // self.scale
+            stop = min(ceil_div(part.stop, self.scale), reduced.shape[axis])
+            region[axis] = slice(start, max(stop, start + 1))
         first = min(self.bands)
         if self.stored.axes.c is not None:
             region[self.stored.axes.c] = slice(first, max(self.bands) + 1)
-        values = self.stored.axes.to_samples(np.asarray(self.stored.array[tuple(region)]))[0]
+        values = self.stored.axes.to_samples(np.asarray(reduced[tuple(region)]))[0]
         values = values[..., [band - first for band in self.bands]]
         nodata = self.stored.params.nodata
         if nodata is None or nodata == "NaN":
@@ -249,6 +265,16 @@ def _plane(stored: StoredArray, select: Mapping[str, Part], bands: Sequence[int]
     return _Plane(stored, to_region(array, axes, positions), chosen)
 
 
+def _scale(plane: _Plane, zoom: float) -> int:
+    """Return the smallest size that chunks have at their start and that has as many pixels as the picture."""
+    for scale in (16, 8, 4, 2):
+        if scale * zoom <= 1:
+            with suppress(UnsupportedArray):
+                ReducedArray(plane.stored, scale)
+                return scale
+    return 1
+
+
 def _candidates(plane: _Plane, indexed: Labels | None, selection: Selection | None) -> NDArray[np.bool_] | None:
     """Tell which chunks of the plane are worth decoding, None for all, as far as index and selection tell."""
     if selection is not None:
@@ -266,7 +292,7 @@ def _choose(
 ) -> tuple[dict[Index, Box], int]:
     """Choose a chunk for each block of `side` x `side` chunks; return the boxes that the chunks fill, and `side`."""
     axes, chunks = plane.stored.axes, plane.stored.chunks
-    cost = axes.pixels(chunks) * len({band // axes.bands(chunks) for band in plane.bands})
+    cost = axes.pixels(chunks) * len({band // axes.bands(chunks) for band in plane.bands}) // plane.scale**2
 
     def is_sample(side: int) -> bool:
         count = prod(ceil_div(n, side) for n in plane.grid)

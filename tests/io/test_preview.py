@@ -37,6 +37,16 @@ def test_the_picture_is_the_image(stub):
     assert (made.chunks, made.decoded, made.sampled, made.classes) == (4, 4, False, {})
 
 
+def test_the_start_of_a_chunk_is_enough_for_a_small_picture():
+    noise = np.random.default_rng(0).integers(0, 9000, (512, 512)).astype("u2")
+    codec = DeepSIC(axes="yx", semantics="none", rmse=20, value_range=(0, 65535))
+    array = create_array({}, name="a", data=noise, chunks=(256, 256), codec=codec)
+    small, large = (preview(array, size=size, labels=False) for size in (64, 512))
+    assert (small.scale, large.scale, small.decoded, large.decoded) == (8, 1, 4, 4)
+    assert small.bytes_read < large.bytes_read / 4
+    assert body(small.image, 64, 64).shape == (64, 64, 3)
+
+
 def test_labels_are_counted_and_drawn(stub):
     array = quarters(stub)
     made = preview(array, size=384)
@@ -69,7 +79,7 @@ def test_where_dims_the_rest(stub):
 
 def test_a_large_array_is_sampled(stub, monkeypatch):
     array = create_array({}, data=photograph(640, 640, 3), chunks=(64, 64, 3))
-    monkeypatch.setattr(module, "MAX_PIXELS", 9 * 64 * 64)
+    monkeypatch.setattr(module, "MAX_PIXELS", 9 * 32 * 32)  # at half the size
     stub.batches.clear()
     made = preview(array, size=320)
     assert made.sampled and made.chunks == 100 and made.decoded == sum(stub.sizes("decode")) == 9
@@ -86,7 +96,7 @@ def test_a_sample_of_matches_decodes_matches_only(stub, monkeypatch, tmp_path, a
     order = ["yxc".index(axis) for axis in axes]
     chunks = tuple((64, 64, 3)[number] for number in order)
     array = create_array({}, data=image.transpose(order), chunks=chunks, codec=DeepSIC(axes=axes))
-    monkeypatch.setattr(module, "MAX_PIXELS", 9 * 64 * 64)
+    monkeypatch.setattr(module, "MAX_PIXELS", 9 * 32 * 32)  # at half the size
     made = preview(array, size=320, where="Bright")
     assert made.decoded == 1 and made.sampled
     assert (body(made.image, 320, 160) == 250).all(axis=-1).any()
