@@ -293,8 +293,9 @@ class Stage:
 def decoded(job: Any) -> str:
     """Decode a verified payload and check what comes back."""
     (array,) = decode_payloads([job])
-    if array.shape != job.header.shape or array.dtype != job.header.dtype:
-        raise Failure(f"{array.dtype} {array.shape} of a payload of {job.header.dtype} {job.header.shape}")
+    dtype = (job.cast or job.header).dtype
+    if array.shape != job.header.shape or array.dtype != dtype:
+        raise Failure(f"{array.dtype} {array.shape} of a payload of {dtype} {job.header.shape}")
     return "decoded"
 
 

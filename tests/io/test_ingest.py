@@ -268,10 +268,10 @@ def test_a_value_that_samples_cannot_have_is_no_nodata(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--value-range", "5,1"], "value_range"),
+        (["--value-range", "5,1"], "--value-range"),
         (["--nodata", "300"], "nodata|300"),
-        (["--psnr", "40", "--bpp", "1"], "psnr and bpp"),
-        (["--max-error", "-1"], "max_error"),
+        (["--psnr", "40", "--bpp", "1"], "--psnr and --bpp"),
+        (["--max-error", "-1"], "--max-error"),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ import torch
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
-from deepsic_codec.model import coding, device
+from deepsic_codec.model import coding, device, threads
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
@@ -42,7 +42,7 @@ def test_pipelined_waits_after_prefetch_further_items(prefetch):
             log.append(("begin", i))
             yield i, lambda i=i: log.append(("finish", i)) or i * i
 
-    assert list(device.pipelined(started(), prefetch)) == [(i, i * i) for i in range(4)]
+    assert list(threads.pipelined(started(), prefetch)) == [(i, i * i) for i in range(4)]
     for i in range(4):
         before = [k for what, k in log[: log.index(("finish", i))] if what == "begin"]
         assert before == list(range(min(4, i + prefetch + 1)))
@@ -92,17 +92,17 @@ def test_pipelined_waits_for_all_items_after_an_error():
         yield 2, fails
 
     with pytest.raises(MemoryError):
-        list(device.pipelined(started(), 1))
+        list(threads.pipelined(started(), 1))
     assert log == [1]
 
 
 def test_threads_of_a_pool_have_the_settings_of_the_caller():
     with ThreadPoolExecutor(1) as pool, config.set(batch_pixels=77):
-        one = device.submit(pool, lambda: config.get().batch_pixels)
-        each = device.submit_each(pool, lambda i: config.get().batch_pixels + i, 2)
+        one = threads.submit(pool, lambda: config.get().batch_pixels)
+        each = threads.submit_each(pool, lambda i: config.get().batch_pixels + i, 2)
         assert one() == 77 and each() == [77, 78]
     with ThreadPoolExecutor(1) as pool:
-        assert device.submit_each(pool, lambda i: config.get().batch_pixels, 1)() == [None]
+        assert threads.submit_each(pool, lambda i: config.get().batch_pixels, 1)() == [None]
 
 
 def test_stack_padded_repeats_edges():

@@ -10,9 +10,10 @@ from deepsic_codec import reference
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact import matrix as exact
+from deepsic_codec.model.exact.checks import check_model_sums, check_sums
 from deepsic_codec.model.exact.export import export_network, restore_network
 from deepsic_codec.model.exact.layers import Blocks
-from deepsic_codec.model.exact.transforms import IntegerGains, IntegerSynthesis, IntegerTransforms, dequantise, in_steps
+from deepsic_codec.model.exact.transforms import IntegerGains, IntegerSynthesis, dequantise, in_steps
 from deepsic_codec.model.family import ANALYSIS, GAINS, SYNTHESIS, below
 from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.networks import Synthesis
@@ -193,7 +194,7 @@ def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(con
     imitated = stream.permute(0, 3, 1, 2) * 2.0**-formats.STREAM_BITS
     for block in network.blocks16:
         imitated = block.imitate(imitated, quality.float())
-    actual = Blocks(tensors, "blocks16", 2, cpu, True)(stream.clone(), quality)
+    actual = Blocks(tensors, "blocks16", 2, cpu)(stream.clone(), quality)
     off = (imitated.permute(0, 2, 3, 1) * 2.0**formats.STREAM_BITS - actual).abs()
     # biases are rounded to integers only in the exported form, which can turn a tie
     assert float(off.max()) <= 8 and float((off > 0.5).float().mean()) < 0.3
@@ -223,12 +224,12 @@ def test_conditioned_blocks_come_back_from_a_file(conditioned):
 def test_biases_for_qualities_fit_their_layer_and_architecture(conditioned):
     _, tensors = conditioned
     name = "blocks16.1.up.bias"
-    for crafted in (tensors[name][:50], tensors[name][:, :8], tensors[name] * 0 + 2**26):
+    weight, bias, shift = (tensors[name.replace("bias", part)] for part in ("weight", "bias", "shift"))
+    check_sums(name, weight, bias, shift, formats.UP)
+    for crafted in (bias[:50], bias[:, :8], bias * 0 + 2**26):
         with pytest.raises(ValueError, match="out of the range"):
-            IntegerSynthesis(network_arch(), tensors | {name: crafted}, torch.device("cpu"))
-    one = tensors | {name: tensors[name][0]}
-    with pytest.raises(ValueError, match="unlike described"):
-        IntegerSynthesis(network_arch(), one, torch.device("cpu"))
+            check_sums(name, weight, crafted, shift, formats.UP)
+    one = tensors | {name: bias[0]}
     with pytest.raises(ValueError, match="of another shape"):
         restore_network(Synthesis(network_arch()), one)
 
@@ -307,7 +308,7 @@ def test_model_whose_sums_could_be_inexact_is_refused():
     """A crafted file must not make pixels depend on the machine."""
     arrays = dict(load_arrays(find_model("base")))
     arch = Architecture.from_json(find_model("base").architecture)
-    IntegerTransforms(arch, arrays, torch.device("cpu"))
+    check_model_sums(arch, arrays)
     for name, value in (
         ("decoder.synthesis.blocks8.0.spatial.weight", 127),
         ("decoder.synthesis.out.bias", 2**24),
@@ -318,7 +319,7 @@ def test_model_whose_sums_could_be_inexact_is_refused():
         if "spatial" in name:
             crafted["decoder.synthesis.blocks8.0.spatial.bias"] = np.full_like(arrays[name[:-6] + "bias"], 2**20)
         with pytest.raises(ValueError, match="out of the range"):
-            IntegerTransforms(arch, crafted, torch.device("cpu"))
+            check_model_sums(arch, crafted)
 
 
 def test_a_matrix_padded_for_cuda_gives_the_rows_without_padding():

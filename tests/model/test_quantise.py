@@ -24,7 +24,7 @@ def parts():
     info = find_model("base")
     arch, arrays = architecture_from(info.architecture), load_arrays(info)
     prior = IntegerPrior(arch, tensors_below(arrays, PRIOR))
-    tables = rdo.load_tables(tensors_below(arrays, RDO), arch.latents, "cpu")
+    tables = rdo.load_tables(tensors_below(arrays, RDO), "cpu")
     frame, quality = drone_frame(), np.array([12.0, 50.0, 88.0])
     crops = np.stack([frame[128 * i : 128 * i + 96, :144] for i in range(3)])
     scaled = IntegerTransforms(arch, arrays, torch.device("cpu")).analyse(torch.from_numpy(crops), quality).scaled
