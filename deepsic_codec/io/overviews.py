@@ -82,9 +82,9 @@ class _Overviews(WrapperStore[MemoryStore]):
         stored, metadata = levels[0].stored, MemoryStore()
         axes, attributes = "".join(stored.axes[axis] for axis in order), dict(stored.array.attrs)
         group = zarr.create_group(metadata, zarr_format=3)
-        shown = [_Level(self._ordered(level.shape), level.dtype) for level in levels]
+        described = [_Level(self._ordered(level.shape), level.dtype) for level in levels]
         name = stored.path.rpartition("/")[2] or "image"
-        group.attrs.update(ome.describe(name, shown, axes))
+        group.attrs.update(ome.describe(name, described, axes))
         for number, level in enumerate(levels):
             group.create_array(
                 str(number),
@@ -134,5 +134,7 @@ class _Overviews(WrapperStore[MemoryStore]):
 
 
 class _Level:
+    """Shape and dtype of a level, as `ome.describe` takes them."""
+
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape, self.dtype = shape, dtype
