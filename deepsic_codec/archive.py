@@ -27,6 +27,7 @@ from deepsic_codec.stored.location import Mode, refuse_zip_path, to_store_path
 
 LOSSLESS: dict[str, Any] = {"max_error": 0, "semantics": "none"}  # of masks, classes and counts, by default
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
+AUTO_SAMPLES = 1 << 24  # of a chunk: with more bands its edge is halved
 
 
 def create_array(
@@ -63,7 +64,7 @@ def create_array(
         bool, an integer of 8 to 64 bits, float32 or float64, unless `data` is given.
     chunks : tuple of int or "auto"
         Shape of a chunk; along an axis c it has to divide the array, and at most 256. "auto" is 512 pixels along y and
-        x, all bands (of more than 256, the largest divisor that is not above), and one slice.
+        x (256 from 65 bands on), all bands (of more than 256, the largest divisor that is not above), and one slice.
     codec : DeepSIC or DeepSICCodec, optional
         Either kind for either format. The default is `DeepSIC()`, with the axes that `dimension_names` mean, such as
         ("band", "y", "x"), or "yx" for two dimensions. Bool and integers of 32 and 64 bits are stored without loss by
@@ -236,6 +237,14 @@ def chunk_bands(bands: int) -> int:
     return max((size for size in range(1, min(bands, MAX_BANDS) + 1) if bands % size == 0), default=1)
 
 
+def auto_edge(bands: int) -> int:
+    """Return the edge in pixels of a chunk of some bands by default."""
+    edge = AUTO_CHUNK
+    while edge**2 * bands > AUTO_SAMPLES:
+        edge //= 2
+    return edge
+
+
 def plain_array(data: Any) -> NDArray[Any]:
     """Return array_like data as an array; raises UnsupportedArray if some of its values are masked."""
     if isinstance(data, np.ma.MaskedArray) and np.ma.getmaskarray(data).any():
@@ -291,8 +300,9 @@ def _chunk_shape(axes: Axes, shape: Index, chunks: Sequence[int] | str) -> Index
     if isinstance(chunks, str):
         if chunks != "auto":
             raise ConfigurationError(f"chunks: expected a shape or 'auto', got {chunks!r}")
-        sizes = {"y": min(axes.height(shape), AUTO_CHUNK), "x": min(axes.width(shape), AUTO_CHUNK)}
-        sizes["c"] = chunk_bands(axes.bands(shape))
+        bands = chunk_bands(axes.bands(shape))
+        edge = auto_edge(bands)
+        sizes = {"y": min(axes.height(shape), edge), "x": min(axes.width(shape), edge), "c": bands}
         chunks = [max(1, sizes.get(axis, 1)) for axis in axes]
     chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(int(size) for size in chunks)
     check_axes(chunks, axes)

@@ -139,6 +139,12 @@ def test_shards():
     assert z.shards == (64, 64, 3)
 
 
+@pytest.mark.parametrize("bands, edge", [(1, 512), (64, 512), (65, 256), (256, 256), (198, 256)])
+def test_chunks_of_many_bands_are_smaller(bands, edge):
+    array = create_array({}, shape=(2000, 2000, bands), dtype="u2", codec=DeepSIC(max_error=0))
+    assert array.chunks == (edge, edge, bands)
+
+
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize(
     "change,words",

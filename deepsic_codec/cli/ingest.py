@@ -47,7 +47,7 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add("--transform", choices=("auto", "features", "wavelet"), default=argparse.SUPPRESS, help=text)
     text = "code what bands have in common once (auto, the default), or code each band by itself (none)"
     add("--spectral", choices=("auto", "none"), default=argparse.SUPPRESS, help=text)
-    add("--chunk", type=int, metavar="PIXELS", help="edge of a chunk (default: 512)")
+    add("--chunk", type=int, metavar="PIXELS", help="edge of a chunk (default: 512; 256 from 65 bands on)")
     add("--shard", type=int, metavar="PIXELS", help="edge of a shard, a multiple of a chunk's (Zarr format 3)")
     add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
     text = "when labels are computed (default: pre; none for palettes)"

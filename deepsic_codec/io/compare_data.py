@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepsic_codec.archive import AUTO_CHUNK, chunk_bands
+from deepsic_codec.archive import auto_edge, chunk_bands
 from deepsic_codec.axes import Axes, grid_shape
 from deepsic_codec.codec.params import DEFAULT_EFFORT, NAN
 from deepsic_codec.codec.v2 import DeepSIC
@@ -180,7 +180,8 @@ def take_sample(source: ImageSource, *, codec: Mapping[str, Any] | None = None, 
     parameters = codec_parameters(source, codec)
     source = with_one_nodata(source, parameters["nodata"])
     axes, shape = Axes(source.axes), source.values.shape
-    bands, edge = chunk_bands(axes.bands(shape)), chunk or AUTO_CHUNK
+    bands = chunk_bands(axes.bands(shape))
+    edge = chunk or auto_edge(bands)
     is_small = source.values.size <= MAX_SAMPLES
     while chunk is None and not is_small and edge > MIN_EDGE and 2 * edge**2 * bands > MAX_SAMPLES:
         edge //= 2

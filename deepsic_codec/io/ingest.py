@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from deepsic_codec import dask as deepsic_dask
-from deepsic_codec.archive import AUTO_CHUNK, chunk_bands, measured_codec
+from deepsic_codec.archive import auto_edge, chunk_bands, measured_codec
 from deepsic_codec.axes import Axes, Region, axes_of_names, chunk_region, grid_shape
 from deepsic_codec.codec.measure import thinned
 from deepsic_codec.codec.params import NAN, CodecParams
@@ -204,7 +204,7 @@ def estimate(source: ImageSource, *, codec: Mapping[str, Any] | None = None, chu
     parameters = codec_parameters(source, codec)
     source = with_one_nodata(source, parameters["nodata"])
     shape, dtype = source.values.shape, source.values.dtype
-    chunks = chunk_edges(source.axes, shape, chunk or AUTO_CHUNK)
+    chunks = chunk_edges(source.axes, shape, chunk)
     count = min(ESTIMATE_CHUNKS, max(PSNR_CHUNKS, MAX_ESTIMATED // prod(chunks)))
     start = time.perf_counter()
     samples = dask.compute(*(source.values[region] for region in sample_regions(source, chunk, count)))
@@ -471,10 +471,11 @@ def declared_nodata(source: ImageSource) -> Any:
     return "NaN" if np.isnan(value) else value
 
 
-def chunk_edges(axes: str, shape: Sequence[int], edge: int, clip: bool = True) -> tuple[int, ...]:
-    """Return the shape of chunks of an edge in pixels, no larger than the array with `clip`."""
-    edges = {axis: max(1, min(edge, size)) if clip else edge for axis, size in zip(axes, shape, strict=True)}
+def chunk_edges(axes: str, shape: Sequence[int], edge: int | None, clip: bool = True) -> tuple[int, ...]:
+    """Return the shape of chunks of an edge in pixels, None for the default; no larger than the array with `clip`."""
     bands = chunk_bands(Axes(axes).bands(shape))
+    edge = edge or auto_edge(bands)
+    edges = {axis: max(1, min(edge, size)) if clip else edge for axis, size in zip(axes, shape, strict=True)}
     return tuple(edges[axis] if axis in "yx" else bands if axis == "c" else 1 for axis in axes)
 
 
@@ -492,7 +493,7 @@ def _contents(report: Any) -> tuple[int, dict[str, int]]:
 def sample_regions(source: ImageSource, chunk: int | None, count: int = PSNR_CHUNKS) -> list[Region]:
     """Return the regions of a few chunks of a source, the same ones in every run."""
     shape = source.values.shape
-    chunks = chunk_edges(source.axes, shape, chunk or AUTO_CHUNK)
+    chunks = chunk_edges(source.axes, shape, chunk)
     grid = grid_shape(shape, chunks)
     total = prod(grid)
     numbers = np.sort(np.random.default_rng(0).choice(total, min(count, total), replace=False))
