@@ -467,13 +467,13 @@ def test_help_shows_common_settings_and_help_all_shows_all(option, capsys):
     with pytest.raises(SystemExit) as end:
         main(["train", option])
     text = capsys.readouterr().out
-    options = set(re.findall(r"^  (--[a-z0-9-]+)", text, re.MULTILINE))
+    options = set(re.findall(r"^  (?:-\w(?: \w+)?, )?(--[a-z0-9-]+)", text, re.MULTILINE))
     hidden = {"--" + f.name.replace("_", "-") for f in fields(Settings) if not f.metadata["common"]}
     assert end.value.code == 0 and {"--images", "--labels", "--out", "--from", "--preset", "--resume"} <= options
     if option == "--help":
-        assert 8 <= len(options) <= 12 and not hidden & options and "--help-all" in text
+        assert 8 <= len(options) <= 14 and not hidden & options and "--help-all" in text
     else:
-        assert hidden <= options and len(options) == len(fields(Settings)) + 4
+        assert hidden <= options and len(options) == len(fields(Settings)) + 6
         assert all(f.metadata["help"].split()[0] in text for f in fields(Settings))
 
 
