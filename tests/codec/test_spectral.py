@@ -70,7 +70,8 @@ def test_components_turn_back_into_values(height, width, bands, seed, depth, sam
 def test_refined_rows_are_orthonormal(bands, components, seed):
     matrix = spectral.fixed_point(orthonormal(bands, seed)[:components])
     rows = spectral.refined(matrix) / 2.0**spectral.PRECISE_BITS
-    assert np.abs(rows @ rows.T - np.eye(len(rows))).max() < 5e-6
+    rounding = np.sqrt(bands) / 2 / 2**spectral.PRECISE_BITS  # largest norm of what rounding moves a row by
+    assert np.abs(rows @ rows.T - np.eye(len(rows))).max() < 2 * rounding + 3e-6
     assert np.abs(rows - matrix / UNIT).max() < 2e-3
 
 

@@ -8,6 +8,7 @@ import sys
 import numba
 import numpy as np
 import pytest
+from numba.core import caching
 
 from deepsic_codec.payload.coders import numba_jit
 from tests.common import run_python
@@ -104,7 +105,8 @@ def ones(count):
 def test_without_a_folder_functions_are_compiled_with_one_warning(module, monkeypatch, tmp_path):
     path, cache = module
     cache.touch()  # a file, in which no folder can be made
-    monkeypatch.setattr("numba.core.caching.InTreeCacheLocator.from_function", lambda *arguments: None)
+    beside = getattr(caching, "InTreeCacheLocator", None) or caching._InTreeCacheLocator  # older numba
+    monkeypatch.setattr(beside, "from_function", lambda *arguments: None)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # no home
     monkeypatch.setattr(numba_jit, "_classes", [])
     monkeypatch.setattr(numba_jit, "_warned", [])

@@ -88,10 +88,12 @@ def _cache_class() -> Any:
     implementation: Any = base._impl_class
     # Without a home, the folder of the user would be one of the name ~ in the current folder.
     has_home = os.path.isabs(os.path.expanduser("~"))
-    skipped = () if has_home else (caching.UserWideCacheLocator,)
+    skipped = "" if has_home else "UserWideCacheLocator"  # with a leading _ in older versions of numba
 
     class Checked(implementation):
-        _locator_classes = [locator for locator in implementation._locator_classes if locator not in skipped]
+        _locator_classes = [
+            locator for locator in implementation._locator_classes if locator.__name__.lstrip("_") != skipped
+        ]
 
         def reduce(self, result: Any) -> tuple[int, bytes]:
             data = dumps(super().reduce(result))
