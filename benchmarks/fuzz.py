@@ -37,7 +37,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -98,7 +98,7 @@ class Failure(AssertionError):
 def tiny_model(folder: str | Path, seed: int = 0, name: str = "fuzz-tiny") -> model_file.ModelInfo:
     """Write a small untrained model whose prior gives a wide range of means and scales; return its description."""
     torch.manual_seed(seed)
-    nets = make_networks(TINY)
+    nets = make_networks(replace(TINY, head_embedding=4))
     nets.integer = nets.head.integer = True
     with torch.no_grad():
         for net in nets.prior.networks:  # type: ignore[union-attr]
@@ -179,6 +179,7 @@ def make_seeds(model: str) -> list[Seed]:
         ("grids", np.dstack([wide[:40, :48, 0], wide[:20, :24, 1].repeat(2, 0).repeat(2, 1)]), {"max_error": 1}),
         ("cast", holes[:48, :40].astype("i8") * 100, {"max_error": 2, "nodata": 0}),
         ("levels", np.arange(256, dtype="u2")[smooth[:40, :48]] ** 2, {"max_error": 0}),
+        ("embedding", smooth[:70, :90], {"embedding": True, "label_tile": 64}),
         ("wavelet", smooth[:40, :48], {"transform": "wavelet", "quality": 120}),
         ("spectral", mixed, {"transform": "wavelet", "quality": 150, "nodata": 0}),
         ("scaled", wide[:33, :17].astype("f4") / 7, {"transform": "wavelet", "value_range": "chunk"}),

@@ -127,6 +127,7 @@ DTYPES = {1: "u1", 2: "i1", 3: "u2", 4: "i2", 5: "f4"}
 AXES = {1: "y", 2: "x", 3: "c", 4: "t", 5: "z", 6: "n"}
 LABELS, VALUE_RANGE, NODATA, STRUCTURE = 0x81, 2, 3, 4
 SPECTRAL, QUALITY_MAP, FEATURES, RESIDUAL, WAVELET, CAST = 5, 6, 7, 8, 9, 10
+EMBEDDING = 0x8B
 KINDS = {
     LABELS: "labels",
     VALUE_RANGE: "value range",
@@ -138,6 +139,7 @@ KINDS = {
     RESIDUAL: "residual",
     WAVELET: "wavelet",
     CAST: "cast",
+    EMBEDDING: "embedding",
 }
 MAX_BODY, MAX_SAMPLES, MAX_BANDS = 232, 1 << 31, 256
 MAX_SECTIONS, MAX_TILES, MAX_PAIRS = 16, 1 << 22, 5
@@ -228,11 +230,11 @@ def read_header(payload: bytes) -> Header:
     sections, end = _read_table(body, 12 + length)
     names = decoder, head, quality, grid, sections, end
     header = Header(dtype, bool(layout & 2), grouping, axes, shape, *names)
-    if LABELS in sections:
-        slices, rows, columns, _ = header.samples
-        tiles = min(MAX_TILES, slices * -(-rows // 64) * -(-columns // 64))
-        if sections[LABELS].length > 11 + 10 * tiles:
-            raise Damaged(f"body: labels of {sections[LABELS].length} bytes")
+    slices, rows, columns, _ = header.samples
+    tiles = min(MAX_TILES, slices * -(-rows // 64) * -(-columns // 64))
+    for kind, of_tile in ((LABELS, 2 * MAX_PAIRS), (EMBEDDING, 255)):
+        if kind in sections and sections[kind].length > 11 + of_tile * tiles:
+            raise Damaged(f"body: {KINDS[kind]} of {sections[kind].length} bytes")
     return header
 
 
@@ -424,16 +426,10 @@ def read_labels(
 ) -> tuple[tuple[int, int], Array]:
     """Read the labels section of a chunk of slices, rows, columns and bands."""
     data = Reader(section, "labels section")
-    height, width, k = data.varint(), data.varint(), data.integer(1)
-    for side in (height, width):
-        if side % 64 or not 64 <= side <= 1 << 31:
-            raise Damaged(f"labels section: tiles of {height} x {width}")
+    (height, width), tiles = read_tiles(data, shape)
+    k = data.integer(1)
     if k > MAX_PAIRS:
         raise Damaged(f"labels section: {k} pairs for each tile")
-    slices, rows, columns, _ = shape
-    tiles = slices, -(-rows // height), -(-columns // width)
-    if math.prod(tiles) > MAX_TILES:
-        raise Damaged(f"labels section: {math.prod(tiles)} tiles")
     pairs = np.frombuffer(data.take(math.prod(tiles) * k * 2), np.uint8)
     data.finish()
     pairs = pairs.reshape(*tiles, k, 2)
@@ -448,6 +444,54 @@ def read_labels(
     if ((np.diff(ordered, axis=-1) == 0) & (ordered[..., 1:] < 255)).any():
         raise Damaged("labels section: a class twice in a tile")
     return (height, width), pairs
+
+
+def read_tiles(
+    data: Reader, shape: tuple[int, int, int, int]
+) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """Read the size of a tile; return it, and slices, rows and columns of tiles."""
+    height, width = data.varint(), data.varint()
+    for side in (height, width):
+        if side % 64 or not 64 <= side <= 1 << 31:
+            raise Damaged(f"{data.name}: tiles of {height} x {width}")
+    slices, rows, columns, _ = shape
+    tiles = slices, -(-rows // height), -(-columns // width)
+    if math.prod(tiles) > MAX_TILES:
+        raise Damaged(f"{data.name}: {math.prod(tiles)} tiles")
+    return (height, width), tiles
+
+
+# docs/format.md: Embedding
+
+
+def embedding(payload: bytes) -> tuple[tuple[int, int], Array] | None:
+    """Return the embeddings of a payload.
+
+    Returns
+    -------
+    ((int, int), array) or None
+        Height and width of a tile in pixels, and int8 (slices, rows and columns of
+        tiles, values); None if the payload has no embedding section.
+
+    Raises
+    ------
+    Damaged, Unsupported
+        If header or section are damaged or unsupported.
+    """
+    header = read_header(payload)
+    if EMBEDDING not in header.sections:
+        return None
+    section = read_section(payload, header, EMBEDDING)
+    data = Reader(section, "embedding section")
+    tile, tiles = read_tiles(data, header.samples)
+    values = data.integer(1)
+    if not values:
+        raise Damaged("embedding section: no values")
+    vectors = np.frombuffer(data.take(math.prod(tiles) * values), np.int8)
+    data.finish()
+    if (vectors == -128).any():
+        raise Damaged("embedding section: a value of -128")
+    return tile, vectors.reshape(*tiles, values)
 
 
 # docs/format.md: Value range

@@ -32,6 +32,9 @@ class ModelInfo:
     vocabulary: Vocabulary = VOCABULARY
     architecture: dict = field(default_factory=lambda: {"family": "deepsic", "latents": 768})
 
+    values: int = 4
+    outputs: int = 8
+
     def __post_init__(self):
         object.__setattr__(self, "vocabulary", replace(self.vocabulary, head=self.head))
 
@@ -71,12 +74,13 @@ def _padded(images, step):
 
 
 def shade_scores(images):
-    """Scores u8 (slices, rows, columns, 4): Dark, Dim, Bright, unknown."""
+    """Cells u8 (slices, rows, columns, 8): scores of Dark, Dim, Bright, unknown, and an embedding of 4 values."""
     mean = _padded(images, 64).mean(axis=(3, 4, 5)) / (64 if images.dtype == np.int16 else 1)
     shade = np.minimum(mean * 3 // 256, 2).astype(int)
     scores = np.full((*mean.shape, 4), 10, "u1")
     np.put_along_axis(scores, shade[..., None], 200, axis=-1)
-    return scores
+    level = np.clip(mean[..., None] - 128, -127, 127).round() * [1, -1, 0, 0] + [0, 0, 100, -100]
+    return np.concatenate([scores, (level + 128).astype("u1")], -1)
 
 
 def _deflated(pixels):

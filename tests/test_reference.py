@@ -30,6 +30,8 @@ def test_fixtures(path):
     if labels is not None:
         tile, pairs = labels
         assert {"tile": list(tile), "digest": digest(np.moveaxis(pairs, -1, 0))} == expected["labels"]
+    embedding = reference.embedding(payload)
+    assert (None if embedding is None else digest(embedding[1])) == expected.get("embedding")
 
 
 def scene(dtype, shape, kind, seed):

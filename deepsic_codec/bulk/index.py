@@ -40,15 +40,16 @@ def mark_outdated(stored: StoredArray, location: IndexLocation | None) -> None:
 def write_index(stored: StoredArray, location: IndexLocation, starts: Mapping[Index, bytes]) -> None:
     """Write the index of an array, equal to the one that `consolidate_labels` makes.
 
-    `starts` are those of payloads just written, to the end of their labels. Those of other chunks are read. An earlier
-    index stays valid until the new one is.
+    `starts` are those of payloads just written, as `PayloadStart.trim` has them. Those of other chunks are read. An
+    earlier index stays valid until the new one is.
     """
 
     def all_starts(indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, PayloadStart | None]]:
         positions = [tuple(index) for index in indices]
-        read = stored.reader.starts(index for index in positions if index not in starts)
+        missing = (index for index in positions if index not in starts)
+        read = stored.reader.starts(missing, vectors=stored.params.embedding)
         for index in positions:
             data = starts.get(index)
-            yield next(read) if data is None else (index, PayloadStart.of(data))
+            yield next(read) if data is None else (index, PayloadStart.of_trimmed(data))
 
     update_index(stored, location, starts=all_starts)

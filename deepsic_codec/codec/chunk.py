@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import Axes, ceil_div, is_implausible
 from deepsic_codec.codec.bands import default_grouping, from_images, label_images, to_images
 from deepsic_codec.codec.cast import narrow
-from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
+from deepsic_codec.codec.labels import Cells, cells_with_data, cells_within, no_cells, tile_embeddings, tile_labels
 from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.quality_map import (
     Keep,
@@ -24,13 +24,15 @@ from deepsic_codec.codec.quality_map import (
     map_on,
 )
 from deepsic_codec.codec.scaled import DTYPES, UINT8, check_finite, check_values, scale_chunk, unscale
-from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.payload.cast import Cast
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
+from deepsic_codec.payload.embedding import Embedding
 from deepsic_codec.payload.fields import COLOURS, MAX_BANDS, MAX_SAMPLES, PLANES
 from deepsic_codec.payload.header import pack
+from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.payload.limits import check_size
-from deepsic_codec.payload.sections import CAST, FEATURES, LABELS, NODATA, VALUE_RANGE, Section
+from deepsic_codec.payload.sections import CAST, EMBEDDING, FEATURES, LABELS, NODATA, VALUE_RANGE, Section
 
 if TYPE_CHECKING:
     from deepsic_codec.model.batch import Encoded, Scheduler
@@ -237,7 +239,7 @@ class EncodeTask:
 
     def __init__(self, chunk: ChunkToEncode, info: "ModelInfo") -> None:
         self.chunk, self.info, self.params = chunk, info, chunk.params
-        self.cells: NDArray[np.uint8] | None = None  # scores of `label_images`, where there are no features
+        self.cells: Cells | None = None  # of `label_images`, where there are no features
         self.scaled = scale_chunk(chunk.axes.to_samples(chunk.array), chunk.params, chunk.features)
         if chunk.quality_map is not None:
             axes = Axes("".join(axis for axis in chunk.axes if axis != "c"))
@@ -299,14 +301,14 @@ class EncodeTask:
         cells = None if encoded.cells is None else encoded.cells[:: self.chunk.images]
         return self.pack_sections({FEATURES: encoded.features}, quality, cells)
 
-    def pack_sections(
-        self, coded: dict[Section[Any], Any], quality: float, cells: NDArray[np.uint8] | None = None
-    ) -> bytes:
+    def pack_sections(self, coded: dict[Section[Any], Any], quality: float, cells: Cells | None = None) -> bytes:
         """Return the payload of coded sections, with label cells of its slices; content that is None is left out."""
         chunk, params, info = self.chunk, self.params, self.info
         _, height, width, _ = self.scaled.samples.shape
+        cells = self._cells(cells)
         sections: dict[Section[Any], Any] = {
             LABELS: self._labels(cells),
+            EMBEDDING: self._embedding(cells),
             VALUE_RANGE: self.scaled.ranges,
             NODATA: self.scaled.nodata,
             CAST: chunk.cast,
@@ -326,13 +328,36 @@ class EncodeTask:
             grouping=chunk.grouping,
         )
 
-    def _labels(self, cells: NDArray[np.uint8] | None) -> Any:
+    @property
+    def needs_cells(self) -> bool:
+        """Whether the payload stores labels or embeddings."""
+        return self.params.semantics == "pre" or self.params.embedding
+
+    def _cells(self, cells: Cells | None) -> Cells | None:
+        """Return scored cells, with 0 where there is no data; None without scores of a chunk with data."""
         slices, height, width, _ = self.scaled.samples.shape
-        if self.params.semantics != "pre" or (cells is None and not self.scaled.empty):
-            return None
+        if self.scaled.empty:
+            return no_cells(slices, height, width, outputs=1)
         if cells is None:
-            cells = no_scores(slices, height, width, classes=1)
+            return None
         cells = cells_with_data(cells, self.scaled.mask)
         if self.chunk.valid_shape is not None:
             cells = cells_within(cells, self.chunk.axes, self.chunk.array.shape, self.chunk.valid_shape)
-        return tile_labels(cells, height, width, self.params.label_tile)
+        return cells
+
+    def _labels(self, cells: Cells | None) -> LabelBlock | None:
+        if cells is None or self.params.semantics != "pre":
+            return None
+        _, height, width, _ = self.scaled.samples.shape
+        return tile_labels(cells, len(self.info.vocabulary.names), height, width, self.params.label_tile)
+
+    def _embedding(self, cells: Cells | None) -> Embedding | None:
+        if cells is None or not self.params.embedding or self.scaled.empty:
+            return None
+        _, height, width, _ = self.scaled.samples.shape
+        classes = len(self.info.vocabulary.names)
+        if cells.shape[-1] == classes:
+            raise ConfigurationError(
+                f"embedding: the head of model {self.info.name!r} has no embeddings; use one that has, or leave it out"
+            )
+        return tile_embeddings(cells, classes, height, width, self.params.label_tile)

@@ -13,7 +13,7 @@ from deepsic_codec.axes import ceil_div
 from deepsic_codec.codec.bands import from_images, label_images
 from deepsic_codec.codec.batching import Batcher, batch_limit, in_halves
 from deepsic_codec.codec.chunk import load_model
-from deepsic_codec.codec.labels import Scores, cells_with_data, no_scores, tile_labels
+from deepsic_codec.codec.labels import Cells, cells_with_data, no_cells, tile_labels
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.scaled import UINT8, unscale
 from deepsic_codec.codec.structure import join_grids
@@ -350,14 +350,14 @@ def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
     return latents.transpose(0, 3, 1, 2).reshape(slices, -1, rows, columns)
 
 
-def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", scheduler: "Scheduler") -> list[Scores]:
-    """Compute the scores of label cells, 0 in cells without data, from stored features.
+def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", scheduler: "Scheduler") -> list[Cells]:
+    """Compute label cells, 0 in those without data, from stored features.
 
     Features are of the decoder of the model; pixels of chunks without features are analysed. `info` and `scheduler` are
     those of the model whose head scores.
     """
     with_features = [payload for payload in payloads if payload.features is not None]
-    scores: dict[PayloadToDecode, Scores] = {}
+    scores: dict[PayloadToDecode, Cells] = {}
     if with_features:
         features, shapes, qualities = _columns(with_features)
         symbols = scheduler.decode_symbols(features, shapes, qualities)
@@ -375,8 +375,7 @@ def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", schedu
     for payload in payloads:
         header = payload.header
         if payload.empty:
-            classes = len(info.vocabulary.classes) + 1
-            cells.append(no_scores(header.slices, header.height, header.width, classes))
+            cells.append(no_cells(header.slices, header.height, header.width, info.outputs))
         else:
             nodata = payload.nodata()
             cells.append(cells_with_data(scores[payload], None if nodata is None else nodata.mask))
@@ -391,8 +390,9 @@ def _decoded_label_images(payload: PayloadToDecode) -> NDArray[Any]:
 
 def compute_labels(payload: PayloadToDecode, label_tile: tuple[int, int] | None = None) -> LabelBlock:
     """Compute labels from stored features, with the head that the header names, for tiles of this size in pixels."""
-    (cells,) = compute_cells([payload], *load_model(payload.decoder, payload.head))
-    return tile_labels(cells, payload.header.height, payload.header.width, label_tile)
+    info, scheduler = load_model(payload.decoder, payload.head)
+    (cells,) = compute_cells([payload], info, scheduler)
+    return tile_labels(cells, len(info.vocabulary.names), payload.header.height, payload.header.width, label_tile)
 
 
 DECODER = Batcher(in_halves(decode_payloads), batch_limit)

@@ -108,7 +108,7 @@ def _finish(task: EncodeTask, quality: float, encoded: "Encoded") -> bytes:
 
 def _score(tasks: Sequence[EncodeTask]) -> None:
     """Score the labels of chunks without features."""
-    scored = [task for task in tasks if task.params.semantics == "pre" or task.chunk.keep]
+    scored = [task for task in tasks if task.needs_cells or task.chunk.keep]
     if not scored:
         return
     images = [task.label_images() for task in scored]

@@ -1,7 +1,8 @@
 """From the scores of label cells to the labels of tiles.
 
-A cell is a square of 64 x 64 pixels that the semantic head scores. Scores are uint8 (slices, rows, columns, classes) in
-1/255. Cells of which more than half holds no data and cells in padding score 0.
+A cell is a square of 64 x 64 pixels that the semantic head scores. Cells are uint8 (slices, rows, columns, outputs of
+the head): the scores in 1/255, then the values of an embedding plus `EMBEDDING_ZERO`, if the head has any. All are 0 in
+cells of which more than half holds no data and in padding.
 """
 
 from collections.abc import Sequence
@@ -11,17 +12,18 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import Axes, ceil_div
 from deepsic_codec.payload.constants import LABEL_CELL
+from deepsic_codec.payload.embedding import Embedding, tile_vectors
 from deepsic_codec.payload.labels import LabelBlock, best_labels, default_tile, tile_scores
 
-Scores = NDArray[np.uint8]
+Cells = NDArray[np.uint8]
 
 
-def no_scores(slices: int, height: int, width: int, classes: int) -> Scores:
-    """Return cells that score 0 in all classes."""
-    return np.zeros((slices, ceil_div(height, LABEL_CELL), ceil_div(width, LABEL_CELL), classes), np.uint8)
+def no_cells(slices: int, height: int, width: int, outputs: int) -> Cells:
+    """Return cells without data."""
+    return np.zeros((slices, ceil_div(height, LABEL_CELL), ceil_div(width, LABEL_CELL), outputs), np.uint8)
 
 
-def cells_with_data(cells: Scores, mask: NDArray[np.bool_] | None) -> Scores:
+def cells_with_data(cells: Cells, mask: NDArray[np.bool_] | None) -> Cells:
     """Return cells that score 0 where more than half of the pixels have no data; `mask` is that of `NoData`."""
     if mask is None:
         return cells
@@ -31,7 +33,7 @@ def cells_with_data(cells: Scores, mask: NDArray[np.bool_] | None) -> Scores:
     return cells * np.broadcast_to(balance >= 0, cells.shape[:3])[..., None]
 
 
-def cells_within(cells: Scores, axes: Axes, shape: Sequence[int], valid_shape: Sequence[int]) -> Scores:
+def cells_within(cells: Cells, axes: Axes, shape: Sequence[int], valid_shape: Sequence[int]) -> Cells:
     """Return cells that score 0 where they lie wholly in padding, beyond the first `valid_shape` samples of a chunk."""
     by_axis = cells.reshape(*axes.slice_shape(shape), *cells.shape[1:])
     rows, columns = (ceil_div(size(valid_shape), LABEL_CELL) for size in (axes.height, axes.width))
@@ -41,7 +43,18 @@ def cells_within(cells: Scores, axes: Axes, shape: Sequence[int], valid_shape: S
     return result.reshape(cells.shape)
 
 
-def tile_labels(cells: Scores, height: int, width: int, tile: tuple[int, int] | None = None) -> LabelBlock:
-    """Return the labels of a chunk; `height`, `width` and `tile` are in pixels, `default_tile` is the default."""
+def tile_labels(cells: Cells, classes: int, height: int, width: int, tile: tuple[int, int] | None = None) -> LabelBlock:
+    """Return the labels of a chunk from the scores of so many classes, "unknown" included.
+
+    `height`, `width` and `tile` are in pixels; `default_tile` is the default.
+    """
     tile = tile or default_tile(height, width)
-    return best_labels(tile_scores(cells, tile), tile)
+    return best_labels(tile_scores(cells[..., :classes], tile), tile)
+
+
+def tile_embeddings(
+    cells: Cells, classes: int, height: int, width: int, tile: tuple[int, int] | None = None
+) -> Embedding:
+    """Return the embeddings of a chunk, with the parameters of `tile_labels`; of no values, if the head has none."""
+    tile = tile or default_tile(height, width)
+    return Embedding(tile, tile_vectors(cells[..., classes:], tile))

@@ -74,6 +74,7 @@ class CodecParams:
     semantics: str
     label_tile: tuple[int, int] | None
     label_bands: tuple[int | str, ...] | None
+    embedding: bool
     nodata: float | str | None
     effort: int
     tune: str
@@ -99,6 +100,7 @@ class CodecParams:
         nodata: float | str | None = None,
         *,
         label_bands: Any = None,
+        embedding: bool = False,
         effort: int = 1,  # defaults as readers of the signature see them: those of `_ENCODER_DEFAULTS`
         tune: str = "mse",
         transform: str = "auto",
@@ -128,6 +130,7 @@ class CodecParams:
             "semantics": semantics,
             "label_tile": None if label_tile is None else _check_tile(label_tile),
             "label_bands": None if label_bands is None else _check_label_bands(label_bands, transform),
+            "embedding": _check_embedding(embedding, semantics),
             "nodata": _check_nodata(nodata),
             "effort": int(effort),
             "tune": tune,
@@ -474,6 +477,16 @@ def _check_label_bands(value: object, transform: object) -> tuple[int | str, ...
     if transform == "features":
         raise ConfigurationError("label_bands: features are scored as they are; use transform='wavelet'")
     return tuple(one if isinstance(one, str) else int(one) for one in numbers)
+
+
+def _check_embedding(value: object, semantics: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"embedding: expected True or False, got {value!r}")
+    if value and semantics == "none":
+        raise ConfigurationError(
+            "embedding: semantics='none' computes nothing of what a chunk shows; use 'pre' or 'post'"
+        )
+    return value
 
 
 def _check_hash(name: str, value: object) -> str:

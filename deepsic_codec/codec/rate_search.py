@@ -139,7 +139,7 @@ def encode_tasks(
         [task.params.effort for task in qualities],
         [task.params.tune for task in qualities],
         features=features,
-        labels=any(task.params.semantics == "pre" for task in qualities),
+        labels=any(task.needs_cells for task in qualities),
         symbols=symbols,
         pixels=pixels,
         finish=[partial(finish, task, quality) for task, quality in qualities.items()],

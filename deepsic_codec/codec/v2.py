@@ -46,6 +46,9 @@ class DeepSIC(CodecParams, Codec):
         The bands that labels are scored on, by number from 0 or by name: one, or those that show red, green and blue.
         By default the first three, or the first of fewer. Chunks with it are coded as wavelets. Names are those of the
         attribute `long_name` of an array, if it is a list, or of a coordinate of text.
+    embedding : bool
+        Store an embedding of each label tile, for `Labels.similar` and new labels from examples: 48 bytes a tile with
+        the packaged head. Tiles that show the same have embeddings that point in about the same direction.
     nodata : number, optional
         Value of samples without data, which may be NaN for float32 (the attribute and metadata then say "NaN"). Such
         samples are restored exactly at any quality. No other sample is restored to that value: it becomes the next

@@ -2,9 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
+import numpy as np
 import zarr
 
 from deepsic_codec.axes import Index, iter_grid
@@ -18,6 +20,7 @@ from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.limits import check_count, check_size
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray, stored_arrays
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import IndexLocation, open_node, parent_and_name
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart
 
@@ -165,7 +168,8 @@ def write_index(
     ):
         old = None
     vocabulary = vocabulary_of(stored.array, stored.decoder, stored.head) if old is None else old.vocabulary
-    filler = _FromHeaders(stored, starts or stored.reader.starts, vocabulary, old)
+    read = partial(stored.reader.starts, vectors=stored.params.embedding)
+    filler = _FromHeaders(stored, starts or read, vocabulary, old)
     fill_index(stored, location, vocabulary, filler, progress)
     if filler.foreign:
         warnings.warn(
@@ -213,12 +217,13 @@ class _FromHeaders:
             common = {"crc": head.crc, "nbytes": head.header.nbytes}
             kept = self._kept(entries, index, head)
             if kept is not None:
-                entries.set(index, kept[0], source=FEATURES, head=kept[1], **common)
+                scores, vectors, number = kept
+                entries.set(index, scores, vectors, source=FEATURES, head=number, **common)
                 continue
             with self.stored.reader.error_context(index):
-                scores = self._scores(index, head)
+                scores, vectors = self._scores(index, head), self._vectors(index, head)
             source = UNLABELLED if scores is None else HEADER
-            entries.set(index, scores, source=source, head=0 if scores is None else head.head_id, **common)
+            entries.set(index, scores, vectors, source=source, head=0 if scores is None else head.head_id, **common)
 
     def _scores(self, index: Index, head: PayloadStart) -> Any:
         block = head.labels()
@@ -234,14 +239,23 @@ class _FromHeaders:
                 f"classes differ from those of head {self.vocabulary.head[:8]} of the array; write the chunk again, "
                 "or relabel the array"
             )
-        if block.tile != self.geometry.tile or head.header.axes != self.geometry.axes:
-            raise UnsupportedPayload(
-                f"labels section: tiles of {block.tile} pixels with axes {head.header.axes!r}, expected "
-                f"{self.geometry.tile} with axes {self.geometry.axes!r}; write the chunk again"
-            )
+        check_tile("labels section", block.tile, head, self.geometry)
         return self.geometry.arrange(block.dense(len(names)), index)
 
-    def _kept(self, entries: Entries, index: Index, head: PayloadStart) -> tuple[Any, int] | None:
+    def _vectors(self, index: Index, head: PayloadStart) -> Any:
+        if self.foreign_head(head):
+            return None
+        embedding = head.embedding()
+        if embedding is None:
+            return None
+        check_tile("embedding section", embedding.tile, head, self.geometry)
+        return self.geometry.arrange(embedding.vectors, index)
+
+    def foreign_head(self, head: PayloadStart) -> bool:
+        """Tell whether another head than that of the vocabulary labelled a chunk: its embeddings cannot be compared."""
+        return not self.vocabulary.head.startswith(head.header.head.hex())
+
+    def _kept(self, entries: Entries, index: Index, head: PayloadStart) -> tuple[Any, Any, int] | None:
         if self.old is None:
             return None
         if self._old_unit is None or self._old_unit.start != entries.start:
@@ -263,4 +277,14 @@ class _FromHeaders:
         scores = old.tiles[(slice(None), *old.tile_region(index))]
         if scores.shape[1:] != entries.tiles[(slice(None), *entries.tile_region(index))].shape[1:]:
             return None  # the array was resized: its edge was in this chunk, or is now
-        return scores, int(old.head[position])
+        vectors = None if old.embeddings is None else np.moveaxis(old.embeddings[old.tile_region(index)], -1, 0)
+        return scores, vectors, int(old.head[position])
+
+
+def check_tile(section: str, tile: tuple[int, int], head: PayloadStart, geometry: Geometry) -> None:
+    """Raise UnsupportedPayload for a section whose tiles are not those of the array."""
+    if tile != geometry.tile or head.header.axes != geometry.axes:
+        raise UnsupportedPayload(
+            f"{section}: tiles of {tile} pixels with axes {head.header.axes!r}, expected {geometry.tile} with axes "
+            f"{geometry.axes!r}; write the chunk again"
+        )

@@ -17,6 +17,7 @@ from deepsic_codec._compat import read_points, sync
 from deepsic_codec.axes import Axes, Index, Region, grid_shape
 from deepsic_codec.errors import LabelIndexError, StaleIndex
 from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.payload.fields import MAX_VALUES
 from deepsic_codec.payload.limits import check_count
 from deepsic_codec.stored.allowed import check_codecs
 from deepsic_codec.stored.geometry import Geometry
@@ -36,11 +37,20 @@ SOURCES = ("missing", "header", "features", "unlabelled")
 REMOVED = 255  # fill value of `source`, which is always stored: what reads as this was deleted
 VERSION = re.compile("[0-9a-f]{32}")  # name of the group of a version
 UNIT_CHUNKS = 1 << 18  # chunks of the archive in a chunk of the index: four reads for a class of a million chunks
+UNIT_VECTORS = 1 << 17  # tiles of the archive in a chunk of their embeddings
 UNIT_TILES = 1 << 21  # the same for tiles, which are read only where the scores of chunks do not decide
 UNFINISHED = "no label index, or one that was never finished; run consolidate_labels"
 BUFFER = 1 << 28  # bytes of tile scores held in memory while an index is written
-DTYPES = {"chunk_scores": "u1", "tile_scores": "u1", "source": "u1", "head": "u4", "crc": "u4", "nbytes": "u4"}
-MAX_PART = 1 << 29  # bytes of a chunk of an array of the index; this version writes at most 4 MB
+DTYPES = {
+    "chunk_scores": "u1",
+    "tile_scores": "u1",
+    "embeddings": "i1",
+    "source": "u1",
+    "head": "u4",
+    "crc": "u4",
+    "nbytes": "u4",
+}
+MAX_PART = 1 << 29  # bytes of a chunk of an array of the index; this version writes at most 64 MB
 
 
 @dataclass(frozen=True)
@@ -53,17 +63,20 @@ class IndexChunking:
         Of arrays with one number per chunk.
     tile_unit : tuple of int
         Of arrays with one number per tile; it divides `unit`, except at the edges of the grid.
+    vector_unit : tuple of int
+        Of embeddings, in the same way.
     """
 
     unit: Index
     tile_unit: Index
+    vector_unit: Index
 
     @classmethod
     def of(cls, geometry: Geometry, classes: int) -> "IndexChunking":
         """Return the chunking for an array and a number of classes."""
         tiles = prod(geometry.per_chunk)
         unit = _block(geometry.grid, max(1, min(UNIT_CHUNKS, BUFFER // (classes * tiles))))
-        return cls(unit, _block(unit, max(1, UNIT_TILES // tiles)))
+        return cls(unit, *(_block(unit, max(1, limit // tiles)) for limit in (UNIT_TILES, UNIT_VECTORS)))
 
     def units(self, grid: Index) -> Iterator[tuple[Index, Index]]:
         """Iterate over the units of a grid: the first chunk of each, and one past its last."""
@@ -108,6 +121,8 @@ class Entries:
         uint8 (classes, tiles of the block along each axis), without parents.
     source, head, crc, nbytes : ndarray
         uint8 and uint32 (chunks of the block along each axis).
+    embeddings : ndarray or None
+        int8 (tiles of the block along each axis, values), 0 where a tile has none; None if no tile has any.
     """
 
     def __init__(self, geometry: Geometry, classes: int, start: Index, stop: Index) -> None:
@@ -117,6 +132,7 @@ class Entries:
         self.tiles = np.zeros((classes, *(part.stop - part.start for part in self._tiles)), np.uint8)
         self.source = np.zeros(shape, np.uint8)
         self.head, self.crc, self.nbytes = (np.zeros(shape, np.uint32) for _ in range(3))
+        self.embeddings: NDArray[np.int8] | None = None
 
     def tile_region(self, index: Index) -> Region:
         """Return the slices of `tiles` for a chunk, without the axis of classes."""
@@ -126,13 +142,30 @@ class Entries:
             for part, whole in zip(inside, self._tiles, strict=True)
         )
 
-    def set(self, index: Index, scores: NDArray[np.uint8] | None, **entry: int) -> None:
-        """Set the entry of a chunk; `scores` as from `Geometry.arrange`."""
+    def set(
+        self, index: Index, scores: NDArray[np.uint8] | None, vectors: NDArray[np.int8] | None = None, **entry: int
+    ) -> None:
+        """Set the entry of a chunk; `scores` and `vectors` as from `Geometry.arrange`.
+
+        Raises
+        ------
+        LabelIndexError
+            If embeddings have another number of values than those before.
+        """
         position = tuple(i - a for i, a in zip(index, self.start, strict=True))
         for name, value in entry.items():
             getattr(self, name)[position] = value
         if scores is not None:
             self.tiles[(slice(None), *self.tile_region(index))] = scores
+        if vectors is not None and len(vectors):
+            if self.embeddings is None:
+                self.embeddings = np.zeros((*self.tiles.shape[1:], len(vectors)), np.int8)
+            if len(vectors) != self.embeddings.shape[-1]:
+                raise LabelIndexError(
+                    f"chunk {index} has embeddings of {len(vectors)} values, others of {self.embeddings.shape[-1]}; "
+                    "write the chunk again, or relabel the array"
+                )
+            self.embeddings[self.tile_region(index)] = np.moveaxis(vectors, 0, -1)
 
     def largest(self) -> NDArray[np.uint8]:
         """Return the largest score of each class in each chunk."""
@@ -163,6 +196,8 @@ class LabelIndex:
         Chunks and tiles of the array.
     scores, tile_scores, source : zarr.Array
         Largest scores by chunk, scores by tile, and the source of each entry.
+    values : int
+        Values of the embedding of a tile; 0 if the index has no array `embeddings`.
     counts : mapping of str to int
         Number of chunks by source.
     outdated : bool
@@ -193,6 +228,9 @@ class LabelIndex:
                 (int(self.about["tile_shape"][0]), int(self.about["tile_shape"][1])),
             )
             check_count(self.geometry.count, f"{location}: the label index", LabelIndexError)
+            self.values = int(self.about.get("embedding_values", 0))
+            if not 0 <= self.values <= MAX_VALUES:
+                raise ValueError(f"embeddings of {self.values} values")
             self.scores: zarr.Array = self.member("chunk_scores")
             self.tile_scores: zarr.Array = self.scores if self.geometry.one_tile else self.member("tile_scores")
             self.source: zarr.Array = self.member("source")
@@ -207,6 +245,7 @@ class LabelIndex:
         check_codecs(array)
         classes = len(self.vocabulary.known)
         shapes = {"chunk_scores": (classes, *self.geometry.grid), "tile_scores": (classes, *self.geometry.tile_grid)}
+        shapes["embeddings"] = (*self.geometry.tile_grid, self.values)
         shape, dtype = shapes.get(name, self.geometry.grid), np.dtype(DTYPES[name])
         if array.shape != shape or array.dtype.newbyteorder("=") != dtype:
             raise LabelIndexError(
@@ -307,6 +346,8 @@ class LabelIndex:
         parts: list[tuple[zarr.Array, tuple[Any, ...]]] = [(array, region) for array in arrays]
         *values, entries.tiles = self.read([*parts, (self.tile_scores, tiles)])
         entries.source, entries.head, entries.crc, entries.nbytes = values
+        if self.values:
+            (entries.embeddings,) = self.read([(self.member("embeddings"), tiles[1:])])
         return entries
 
 

@@ -72,6 +72,7 @@ class IndexWriter:
         self.chunking = IndexChunking.of(geometry, len(vocabulary.known))
         self._about = dict(about)
         self._counts = np.zeros(len(SOURCES), np.int64)
+        self._values = 0  # of embeddings, once there are any
         attributes: dict[str, Any] = {ATTRIBUTE: {"format": FORMAT}}  # an unfinished index
         self.group = zarr.open_group(
             location.store, path=location.path, mode="w-", zarr_format=_zarr_format(location), attributes=attributes
@@ -92,7 +93,7 @@ class IndexWriter:
         }
         if self.vocabulary.descriptions:
             about["descriptions"] = dict(self.vocabulary.descriptions)
-        self._values("label", ["label"], numbers, about)
+        self._coordinate("label", ["label"], numbers, about)
         self._starts(chunk_dims, "chunk", [np.arange(n) * size for n, size in zip(grid, geometry.chunks, strict=True)])
         score = {"scale_factor": 1 / 255, "units": "1", "valid_range": [0, 255]}
         about = {"long_name": "largest score of a class in a chunk", **score}
@@ -106,7 +107,7 @@ class IndexWriter:
         straddles = geometry.straddles(y)[:, None] | geometry.straddles(x)
         about = {"long_name": "whether the array ends within the tile"}
         about |= {"flag_values": [0, 1], "flag_meanings": "inside straddles"}
-        self._values("straddles", [tile_dims[y], tile_dims[x]], straddles.astype(np.uint8), about)
+        self._coordinate("straddles", [tile_dims[y], tile_dims[x]], straddles.astype(np.uint8), about)
         about = {"long_name": "source of the labels of a chunk"}
         about |= {"flag_values": list(range(len(SOURCES))), "flag_meanings": " ".join(SOURCES)}
         self._array("source", chunk_dims, about, grid, unit, fill_value=REMOVED)
@@ -117,11 +118,19 @@ class IndexWriter:
         }.items():
             self._array(name, chunk_dims, {"long_name": text}, grid, unit, "u4")
 
+    def _make_embeddings(self, values: int) -> None:
+        geometry, unit = self.geometry, self.chunking.vector_unit
+        chunks = tuple(n * per for n, per in zip(unit, geometry.per_chunk, strict=True))
+        dims = [f"{axis}_{'chunk' if geometry.one_tile else 'tile'}" for axis in geometry.axes]
+        about = {"long_name": "embedding of a label tile: its direction counts; 0 where there is none"}
+        self._array("embeddings", [*dims, "value"], about, (*geometry.tile_grid, values), (*chunks, values), "i1")
+        self._values = values
+
     def _starts(self, dimensions: list[str], kind: str, starts: list[NDArray[Any]]) -> None:
         for name, values in zip(dimensions, starts, strict=True):
-            self._values(name, [name], values, {"long_name": f"first sample of a {kind} along {name[0]}"})
+            self._coordinate(name, [name], values, {"long_name": f"first sample of a {kind} along {name[0]}"})
 
-    def _values(self, name: str, dimensions: list[str], values: NDArray[Any], attributes: dict[str, Any]) -> None:
+    def _coordinate(self, name: str, dimensions: list[str], values: NDArray[Any], attributes: dict[str, Any]) -> None:
         chunks = tuple(max(1, n) for n in values.shape)
         array = self._array(name, dimensions, attributes, values.shape, chunks, values.dtype.str)
         if values.size:
@@ -157,13 +166,22 @@ class IndexWriter:
                 _put(self.group, "tile_scores", (row, *tiles), entries.tiles[members].max(axis=0, initial=0))
         for name in ("source", "head", "crc", "nbytes"):
             _put(self.group, name, region, getattr(entries, name))
+        if entries.embeddings is not None:
+            values = entries.embeddings.shape[-1]
+            if not self._values:
+                self._make_embeddings(values)
+            if values != self._values:
+                raise LabelIndexError(
+                    f"chunks have embeddings of {self._values} values, others of {values}; relabel the array"
+                )
+            _put(self.group, "embeddings", tiles, entries.embeddings)
         self._counts += np.bincount(entries.source.ravel(), minlength=len(SOURCES))
 
     def finish(self) -> None:
         """Write the attributes that make the version a finished one."""
         about: dict[str, Any] = {
             "format": FORMAT,
-            "array": {**self._about, **self.geometry.to_json()},
+            "array": {**self._about, **self.geometry.to_json(), "embedding_values": self._values},
             "vocabulary": self.vocabulary.to_json(),
             "counts": dict(zip(SOURCES, self._counts.tolist(), strict=True)),
         }

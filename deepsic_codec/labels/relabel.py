@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import Index
 from deepsic_codec.codec.decode import PayloadToDecode, compute_cells
-from deepsic_codec.codec.labels import tile_labels
+from deepsic_codec.codec.labels import Cells, tile_embeddings, tile_labels
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.labels.attributes import label_batch_size
 from deepsic_codec.labels.consolidate import fill_index, location_for
 from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex
 from deepsic_codec.labels.index_writer import replace
 from deepsic_codec.labels.query import Labels
-from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
@@ -113,13 +112,12 @@ class _Labeller:
                 for index, payload in self.reader.payloads(chunks[k : k + count])
                 if payload is not None
             ]
-            for (index, payload), scores in zip(payloads, self._scores(payloads), strict=True):
+            for (index, payload), tiles in zip(payloads, self._tiles(payloads), strict=True):
                 start = PayloadStart.of(payload)
-                entries.set(
-                    index, scores, source=FEATURES, head=self.head_id, crc=start.crc, nbytes=start.header.nbytes
-                )
+                entry = {"head": self.head_id, "crc": start.crc, "nbytes": start.header.nbytes}
+                entries.set(index, *tiles, source=FEATURES, **entry)
 
-    def _scores(self, payloads: list[tuple[Index, bytes]]) -> list[NDArray[Any]]:
+    def _tiles(self, payloads: list[tuple[Index, bytes]]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
         jobs = []
         for index, payload in payloads:
             with self.reader.error_context(index):
@@ -133,11 +131,12 @@ class _Labeller:
         if not jobs:
             return []
         cells = compute_cells(jobs, self.info, self.runtime)
-        labels = (self._labels(job, scores) for job, scores in zip(jobs, cells, strict=True))
-        return [
-            self.geometry.arrange(block.dense(scores.shape[-1]), index)
-            for (index, _), block, scores in zip(payloads, labels, cells, strict=True)
-        ]
+        return [self._arranged(index, job, one) for (index, _), job, one in zip(payloads, jobs, cells, strict=True)]
 
-    def _labels(self, payload: PayloadToDecode, cells: NDArray[Any]) -> LabelBlock:
-        return tile_labels(cells, payload.header.height, payload.header.width, self.geometry.tile)
+    def _arranged(self, index: Index, job: PayloadToDecode, cells: Cells) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the scores and embeddings of the tiles of a chunk."""
+        classes = len(self.info.vocabulary.names)
+        size = job.header.height, job.header.width, self.geometry.tile
+        scores = tile_labels(cells, classes, *size).dense(classes)
+        vectors = tile_embeddings(cells, classes, *size).vectors
+        return self.geometry.arrange(scores, index), self.geometry.arrange(vectors, index)

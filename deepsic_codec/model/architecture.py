@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from deepsic_codec.model.vocabulary import MAX_CLASSES
 from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.payload.fields import MAX_VALUES
 
 #: Bounds of widths and of numbers of blocks in a model file.
 MAX_WIDTH, MAX_BLOCKS = 2048, 64
@@ -45,6 +46,11 @@ class Sizes:
 
     family: ClassVar[str]
     classes: int
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the semantic head gives for a label cell: scores, and the values of an embedding."""
+        return self.classes
 
     @property
     def latents(self) -> int:
@@ -89,6 +95,8 @@ class Architecture(Sizes):
         Number of leading latents that the prior's contexts contain with their signs, and diagonally.
     head_width, head_blocks : int
         Channels and number of residual blocks of the semantic head.
+    head_embedding : int
+        Values of an embedding, which the semantic head gives after the scores; 0 for none.
     classes : int
         Scores of the semantic head, *unknown* included.
     knots : int
@@ -107,6 +115,7 @@ class Architecture(Sizes):
     prior_detail: int = 32
     head_width: int = 120
     head_blocks: int = 3
+    head_embedding: int = 0
     classes: int = 11
     knots: int = 9
 
@@ -124,6 +133,13 @@ class Architecture(Sizes):
             raise ValueError("architecture: the prior's groups do not add up to the latents")
         if self.classes > MAX_CLASSES:
             raise ValueError(f"architecture: {self.classes} classes, expected at most {MAX_CLASSES}")
+        if not isinstance(self.head_embedding, int) or not 0 <= self.head_embedding <= MAX_VALUES:
+            raise ValueError(f"architecture: embeddings of {self.head_embedding} values, expected at most {MAX_VALUES}")
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the semantic head gives for a label cell: scores, and the values of an embedding."""
+        return self.classes + self.head_embedding
 
     @property
     def analysis(self) -> NetworkSizes:
@@ -163,7 +179,7 @@ class Architecture(Sizes):
             {
                 "stem": LayerSizes(w, self.latents, 16),
                 "hidden": LayerSizes(w, 2 * w, 64),
-                "out": LayerSizes(self.classes, w, 64),
+                "out": LayerSizes(self.outputs, w, 64),
             },
             {"blocks": BlockSizes(w, self.head_blocks, 16)},
             {"mod": w},

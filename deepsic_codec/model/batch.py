@@ -33,7 +33,8 @@ class Encoded:
     features : bytes or None
         The arithmetic-coded symbols.
     cells : ndarray or None
-        uint8 (S, ceil(H/64), ceil(W/64), classes + 1): scores of each 64x64 pixel cell in 1/255; the last is *unknown*.
+        uint8 (S, ceil(H/64), ceil(W/64), outputs) of each 64x64 pixel cell: scores in 1/255, the last of which is
+        *unknown*, and the values of an embedding plus `EMBEDDING_ZERO`, if the head has any.
     symbols : ndarray or None
         int16 (S,h,w,C).
     pixels : ndarray or None
@@ -140,7 +141,7 @@ class Scheduler(Protocol):
     def score(
         self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
     ) -> list[NDArray[np.uint8]]:
-        """Compute label scores (S,ceil(H/64),ceil(W/64),classes + 1) of chunks from symbols int16 (S,C,h,w)."""
+        """Compute the cells of `Encoded` from symbols int16 (S,C,h,w) of chunks."""
 
     def dequantise(self, symbols: NDArray[np.int16], quality: Qualities) -> NDArray[np.float32]:
         """Return the latents of symbols int16 (N,h,w,C)."""

@@ -50,7 +50,10 @@ class Transforms(Protocol):
         """Symbols (N,h,w,C) -> latents for the semantic head."""
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
-        """Cells of latents (N,h,w,C) at qualities (N,) -> scores uint8 (N,classes) in 1/255."""
+        """Cells of latents (N,h,w,C) at qualities (N,) -> uint8 (N,outputs).
+
+        Scores in 1/255, and the values of an embedding, from -127 to 127, plus `EMBEDDING_ZERO`.
+        """
 
 
 class CodingPrior(Protocol):

@@ -70,6 +70,16 @@ class ModelInfo:
     vocabulary: Vocabulary
     architecture: dict[str, Any]
 
+    @property
+    def values(self) -> int:
+        """Values of an embedding, 0 if the head gives none."""
+        return int(self.architecture.get("head_embedding", 0))
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a label cell: scores of classes and "unknown", and an embedding."""
+        return len(self.vocabulary.names) + self.values
+
 
 def identity(arrays: Arrays, prefix: str, description: Mapping[str, Any]) -> str:
     """SHA-256 over a canonical description and all arrays whose name starts with `prefix`.

@@ -290,9 +290,14 @@ class SemanticHead(nn.Module):
         self.hidden = nn.Linear(hidden.inputs, hidden.outputs)
         self.dropout = nn.Dropout(0.2)
         self.out = nn.Linear(out.inputs, out.outputs)
+        self.classes = arch.classes
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
         """(N,C,h,w) cells of at most 4x4 latents in pixel units, same size -> (N,classes) logits."""
+        return self.outputs(y, quality)[:, : self.classes]
+
+    def outputs(self, y: Tensor, quality: Tensor) -> Tensor:
+        """Return the logits and the values of the embedding in the same unit, (N,outputs), as of `forward`."""
         if self.integer:
             return self._imitate(y, quality)
         x = torch.asinh(y * 2)

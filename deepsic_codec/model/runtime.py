@@ -149,12 +149,13 @@ class LoadedModel:
         Returns
         -------
         Tensor
-            uint8 (N, rows, columns, classes) in 1/255. Cells are 64 x 64 pixels, smaller at the lower and right border.
+            uint8 (N, rows, columns, outputs): see `family.Transforms.score`. Cells are 64 x 64 pixels, smaller at
+            the lower and right border.
         """
         n = LABEL_CELL // LATENT_STRIDE
         images, h, w, c = latents.shape
         rows, columns = ceil_div(h, n), ceil_div(w, n)
-        scores = torch.empty((images, rows, columns, self.arch.classes), dtype=torch.uint8, device=self.device)
+        scores = torch.empty((images, rows, columns, self.arch.outputs), dtype=torch.uint8, device=self.device)
         for r0, r1 in _equal_cells(h, n):
             for c0, c1 in _equal_cells(w, n):
                 part = latents[:, r0 * n : min(r1 * n, h), c0 * n : min(c1 * n, w)]

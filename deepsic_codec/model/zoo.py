@@ -32,7 +32,7 @@ ALIASES: dict[str, Alias] = {
     "base": Alias(
         "base-89eaa6c0",
         "89eaa6c038d2e8b8c368c15f14847cbb8199f4cd134a3b603317de7a5fdbf6d9",
-        "6b2b2c15d0a9193c971835e0eb73a99c3e481e8dcc74d1f4c4bc1c69b88cf48e",
+        "06e25f5dca610504ea070390cf1a748e43ec0447ed2af158c9bff7f5dbe2fc04",
     ),
 }
 

@@ -6,6 +6,8 @@ from typing import Any
 LATENT_STRIDE = 16  # pixels per latent position, along y and x
 LABEL_CELL = 64  # pixels per side of the squares that the semantic head classifies; label tiles are multiples of it
 # Networks have qualities up to MAX_QUALITY, wavelets go on to DEEP_QUALITY.
+# What is added to the values of an embedding, -127 to 127, in the cells of a head: 0 is then no value.
+EMBEDDING_ZERO = 128
 MIN_QUALITY, MAX_QUALITY, DEEP_QUALITY = 1.0, 100.0, 200.0
 # Quantiser steps in grey levels of an orthonormal transform, at these qualities.
 MAX_STEP, MIN_STEP, DEEP_STEP = 200.0, 4.0, 1 / 64

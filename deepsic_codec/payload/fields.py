@@ -22,6 +22,7 @@ MAX_SECTIONS = 16  # keeps the header within MAX_BODY
 # bytes, so that a first read of 256 bytes holds every header.
 MAX_BODY = 3 + 4 + 8 * 5 + 12 + 2 + 2 * 5 + 1 + MAX_SECTIONS * 10
 MAX_K = 5  # (class, score) pairs of a label tile
+MAX_VALUES = 255  # of an embedding
 MAX_TILES = 1 << 22  # label tiles of a chunk: more than 40 MB of labels are no labels
 
 AXIS_CODES = {"y": 1, "x": 2, "c": 3, "t": 4, "z": 5, "n": 6}

@@ -30,6 +30,7 @@ from deepsic_codec.payload.fields import (
     MAX_SAMPLES,
     MAX_SECTIONS,
     MAX_TILES,
+    MAX_VALUES,
     MIN_NDIM,
     OPTIONAL,
     PLANES,
@@ -42,7 +43,7 @@ from deepsic_codec.payload.varint import MAX_VARINT, read_varint, write_varint
 
 T = TypeVar("T")
 
-_KINDS, _LABELS = frozenset(registry.NAMES), registry.LABELS.kind
+_KINDS, _LABELS, _EMBEDDING = frozenset(registry.NAMES), registry.LABELS.kind, registry.EMBEDDING.kind
 _AXES = {code: axis for axis, code in AXIS_CODES.items()}
 _DTYPE_KEYS = {dtype: key for key, dtype in DTYPES.items()}
 
@@ -174,6 +175,10 @@ def _read_body(body: bytes, size: int) -> Header:
             limit = _max_labels(samples // (bands * height * width), height, width)
             if length > limit:
                 raise CorruptPayload(f"section table: {length} bytes of labels, expected at most {limit}")
+        elif kind == _EMBEDDING:
+            limit = _max_embedding(samples // (bands * height * width), height, width)
+            if length > limit:
+                raise CorruptPayload(f"section table: {length} bytes of an embedding, expected at most {limit}")
         sections.append(SectionEntry(kind, length, crc, offset))
         offset += length
     if position != len(body):
@@ -200,8 +205,16 @@ def _read_axes(ndim: int, packed: bytes) -> Axes:
 
 def _max_labels(slices: int, height: int, width: int) -> int:
     """Return the largest length of a labels section in bytes: readers may fetch that much after the header."""
-    tiles = slices * ceil_div(height, LABEL_CELL) * ceil_div(width, LABEL_CELL)
-    return 2 * 5 + 1 + 2 * MAX_K * min(tiles, MAX_TILES)
+    return 2 * 5 + 1 + 2 * MAX_K * _max_tiles(slices, height, width)
+
+
+def _max_embedding(slices: int, height: int, width: int) -> int:
+    """Return the largest length of an embedding section in bytes."""
+    return 2 * 5 + 1 + MAX_VALUES * _max_tiles(slices, height, width)
+
+
+def _max_tiles(slices: int, height: int, width: int) -> int:
+    return min(slices * ceil_div(height, LABEL_CELL) * ceil_div(width, LABEL_CELL), MAX_TILES)
 
 
 def _check_kind(kind: int) -> None:
@@ -261,7 +274,11 @@ def read_section(payload: Any, header: Header, section: Section[T]) -> T | None:
 
 def read_verified(payload: bytes | memoryview, entry: SectionEntry) -> bytes:
     """Return the bytes of a section; raises CorruptPayload if it is truncated or its checksum does not match."""
-    data = bytes(payload[entry.offset : entry.offset + entry.length])
+    return verified(bytes(payload[entry.offset : entry.offset + entry.length]), entry)
+
+
+def verified(data: bytes, entry: SectionEntry) -> bytes:
+    """Return the bytes of a section as `read_verified` does, from just these bytes."""
     if len(data) < entry.length:
         raise CorruptPayload(f"{section_name(entry.kind)}: truncated, {len(data)} of {entry.length} bytes")
     if crc32c(data) != entry.crc:

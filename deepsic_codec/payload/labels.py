@@ -112,16 +112,10 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
         If the chunk is larger than the limit `max_pixels`.
     """
     check_size(header.slices, header.height, header.width, UnsupportedPayload)
-    try:
-        height, position = read_varint(data, 0, "labels section: tile height")
-        width, position = read_varint(data, position, "labels section: tile width")
-        k = data[position]
-    except IndexError:
-        raise CorruptPayload(f"labels section: a field goes beyond its {len(data)} bytes") from None
-    if not (_is_tile(height) and _is_tile(width)):
-        raise CorruptPayload(
-            f"labels section: tile {height} x {width}, expected multiples of {LABEL_CELL} up to {MAX_TILE}"
-        )
+    (height, width), position = read_tile(data, "labels section")
+    if position == len(data):
+        raise CorruptPayload("labels section: the number of classes is missing")
+    k = data[position]
     if k > MAX_K:
         raise CorruptPayload(f"labels section: {k} classes a tile, expected at most {MAX_K}")
     grid = header.slices, ceil_div(header.height, height), ceil_div(header.width, width)
@@ -140,6 +134,18 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
     if ((numbers[..., :-1] == numbers[..., 1:]) & (numbers[..., 1:] != NO_CLASS)).any():
         raise CorruptPayload("labels section: a class occurs twice in a tile")
     return block
+
+
+def read_tile(data: bytes, section: str) -> tuple[tuple[int, int], int]:
+    """Read the height and width of a tile at the start of a section, which errors name; also return where they end."""
+    try:
+        height, position = read_varint(data, 0, f"{section}: tile height")
+        width, position = read_varint(data, position, f"{section}: tile width")
+    except IndexError:
+        raise CorruptPayload(f"{section}: a field goes beyond its {len(data)} bytes") from None
+    if not (_is_tile(height) and _is_tile(width)):
+        raise CorruptPayload(f"{section}: tile {height} x {width}, expected multiples of {LABEL_CELL} up to {MAX_TILE}")
+    return (height, width), position
 
 
 def default_tile(height: int, width: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from deepsic_codec.payload.cast import Cast, decode_cast, encode_cast
+from deepsic_codec.payload.embedding import Embedding, decode_embedding, encode_embedding
 from deepsic_codec.payload.fields import OPTIONAL, Header
 from deepsic_codec.payload.labels import LabelBlock, decode_labels, encode_labels
 from deepsic_codec.payload.nodata import NoData, decode_nodata, encode_nodata
@@ -63,7 +64,20 @@ FEATURES: Section[bytes] = Section(7, "features", True, bytes, lambda data, head
 RESIDUAL: Section[Residual] = Section(8, "residual", True, encode_residual, decode_residual)
 WAVELET: Section[Wavelet] = Section(9, "wavelet", True, encode_wavelet, decode_wavelet)
 CAST: Section[Cast] = Section(10, "cast", True, encode_cast, decode_cast)
-SECTIONS = (LABELS, VALUE_RANGE, NODATA, STRUCTURE, SPECTRAL, QUALITY_MAP, FEATURES, RESIDUAL, WAVELET, CAST)
+EMBEDDING: Section[Embedding] = Section(11, "embedding", False, encode_embedding, decode_embedding)
+SECTIONS = (
+    LABELS,
+    VALUE_RANGE,
+    NODATA,
+    STRUCTURE,
+    SPECTRAL,
+    QUALITY_MAP,
+    FEATURES,
+    RESIDUAL,
+    WAVELET,
+    CAST,
+    EMBEDDING,
+)
 
 NAMES = {section.kind: section.name for section in SECTIONS}
 

@@ -15,10 +15,11 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from deepsic_codec._compat import default_buffer_prototype, read_part, sync
 from deepsic_codec.axes import Index
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.payload.embedding import Embedding
 from deepsic_codec.payload.fields import PREFIX, Header
-from deepsic_codec.payload.header import header_size, read_header, read_section
+from deepsic_codec.payload.header import header_size, read_header, read_section, verified
 from deepsic_codec.payload.labels import LabelBlock
-from deepsic_codec.payload.sections import LABELS, QUALITY_MAP
+from deepsic_codec.payload.sections import EMBEDDING, LABELS, QUALITY_MAP
 from deepsic_codec.stored.layout import PayloadLocation, StoredLayout
 
 FIRST_READ = 256  # bytes: header and labels of any chunk with up to 16 label tiles lie within
@@ -31,15 +32,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PayloadStart:
-    """The header of a payload and its first bytes, at least to the end of its labels."""
+    """The header of a payload and its first bytes, at least to the end of its labels.
+
+    `vectors` is the embedding section, which lies behind the samples, where it was read.
+    """
 
     header: Header
     data: bytes
+    vectors: bytes | None = None
 
     @classmethod
     def of(cls, data: bytes) -> "PayloadStart":
         """Parse the start of a payload, or all of it."""
-        return cls(read_header(data), data)
+        header = read_header(data)
+        entry = header.entry(EMBEDDING.kind)
+        whole = entry is not None and len(data) >= entry.offset + entry.length
+        return cls(header, data, data[entry.offset : entry.offset + entry.length] if entry and whole else None)
+
+    @classmethod
+    def of_trimmed(cls, data: bytes) -> "PayloadStart":
+        """Parse what `trim` returned."""
+        header = read_header(data)
+        end = label_end(header)
+        return cls(header, data[:end], data[end:] or None)
 
     @property
     def crc(self) -> int:
@@ -52,12 +67,19 @@ class PayloadStart:
         return int.from_bytes(self.header.head, "big")
 
     def trim(self) -> bytes:
-        """Return the bytes up to the end of the labels."""
-        return self.data[: label_end(self.header)]
+        """Return the bytes up to the end of the labels and, after them, the embedding section."""
+        return self.data[: label_end(self.header)] + (self.vectors or b"")
 
     def labels(self) -> LabelBlock | None:
         """Decode the stored labels, None if there are none."""
         return read_section(self.data, self.header, LABELS)
+
+    def embedding(self) -> Embedding | None:
+        """Decode the stored embeddings, None if there are none, or if they were not read."""
+        entry = self.header.entry(EMBEDDING.kind)
+        if entry is None or self.vectors is None:
+            return None
+        return EMBEDDING.decode(verified(self.vectors, entry), self.header)
 
     def qualities(self) -> NDArray[np.float64] | None:
         """Decode the qualities of cells; None without a map, or if the data do not reach to `map_end`."""
@@ -97,11 +119,12 @@ class PayloadReader:
         return payload
 
     def starts(
-        self, indices: Iterable[Sequence[int]], end: Callable[[Header], int] = label_end
+        self, indices: Iterable[Sequence[int]], end: Callable[[Header], int] = label_end, *, vectors: bool = False
     ) -> Iterator[tuple[Index, PayloadStart | None]]:
         """Yield position and start of payloads in the order of `indices`, None for a missing chunk.
 
-        Takes one request of 256 bytes for a chunk; a second one if what `end` says, header and labels, is longer.
+        Takes one request of 256 bytes for a chunk; a second one if what `end` says, header and labels, is longer; and
+        one for the embedding section, with `vectors`.
 
         Raises
         ------
@@ -110,7 +133,7 @@ class PayloadReader:
         CorruptPayload, UnsupportedPayload
             If a payload cannot be read. The message names the chunk.
         """
-        return self.map(indices, partial(self.read_start, end=end))
+        return self.map(indices, partial(self.read_start, end=end, vectors=vectors))
 
     def payloads(self, indices: Iterable[Sequence[int]]) -> Iterator[tuple[Index, bytes | None]]:
         """Yield position and payload of chunks in the order of `indices`, None for a missing chunk.
@@ -174,7 +197,7 @@ class PayloadReader:
         return None if data is None else self.layout.parse_shard_index(data, shard)
 
     async def read_start(
-        self, location: PayloadLocation, end: Callable[[Header], int] = label_end
+        self, location: PayloadLocation, end: Callable[[Header], int] = label_end, vectors: bool = False
     ) -> PayloadStart | None:
         """Read the start of a payload, None if it is missing."""
         data = await self._read(location, FIRST_READ)
@@ -189,7 +212,10 @@ class PayloadReader:
             raise CorruptPayload(f"header: chunk shape {header.shape}, expected {chunks}")
         if end(header) > len(data):
             data = await self._read(location, end(header)) or b""
-        return PayloadStart(header, data)
+        entry = header.entry(EMBEDDING.kind) if vectors else None
+        if entry is None:
+            return PayloadStart(header, data)
+        return PayloadStart(header, data, await self._read(location, entry.length, entry.offset) or b"")
 
     async def read_as_needed(self, location: PayloadLocation, needed: Callable[[bytes, Header], int]) -> bytes | None:
         """Read as much of the start of a payload as `needed` says of its first bytes and header.
@@ -218,11 +244,13 @@ class PayloadReader:
         """Return the number of bytes stored of a payload, checksums included."""
         return await self.store.getsize(location.key) if location.length is None else location.length
 
-    async def _read(self, location: PayloadLocation, size: int | None) -> bytes | None:
+    async def _read(self, location: PayloadLocation, size: int | None, start: int = 0) -> bytes | None:
+        """Read bytes of a payload from a start on, to its end if `size` is None."""
+        first = location.offset + start
         if size is None:
-            return await self._get(location.key, OffsetByteRequest(location.offset))
-        size = size if location.length is None else min(size, location.length)
-        return await self._get(location.key, RangeByteRequest(location.offset, location.offset + size))
+            return await self._get(location.key, OffsetByteRequest(first))
+        size = size if location.length is None else max(0, min(size, location.length - start))
+        return await self._get(location.key, RangeByteRequest(first, first + size))
 
     async def _get(self, key: str, part: ByteRequest) -> bytes | None:
         # Not get_partial_values: stores differ in how they treat a missing key.

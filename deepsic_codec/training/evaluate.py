@@ -117,7 +117,7 @@ def best_label(payload: bytes, model: str) -> str:
     info, labels = find_model(model), unpack(payload).read(LABELS)
     names = info.vocabulary.names
     if labels is None:
-        scores = compute_cells([parse_payload(payload)], info, get_scheduler(info))[0]
+        scores = compute_cells([parse_payload(payload)], info, get_scheduler(info))[0][..., : len(names)]
     else:
         scores = labels.dense(len(names))
     best = scores.reshape(-1, len(names)).max(0)

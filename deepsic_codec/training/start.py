@@ -100,7 +100,7 @@ def networks_of(info: ModelInfo, classes: int, option: str = "--from") -> Networ
     """
     _, arrays = load_checked(info)
     try:
-        nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1}))
+        nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1, "head_embedding": 0}))
         _restore(nets, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{option} {info.path}: tensors do not fit its architecture ({error})") from None

@@ -7,7 +7,7 @@ import pytest
 
 from deepsic_codec.axes import Axes
 from deepsic_codec.codec.decode import compute_cells, parse_payload
-from deepsic_codec.codec.labels import cells_with_data, cells_within, no_scores, tile_labels
+from deepsic_codec.codec.labels import cells_with_data, cells_within, no_cells, tile_embeddings, tile_labels
 from deepsic_codec.payload import header
 from deepsic_codec.payload.fields import COLOURS, PLANES
 from deepsic_codec.payload.sections import FEATURES
@@ -43,16 +43,29 @@ def test_cells_in_padding(axes, shape, valid, kept):
 
 
 def test_tiles_take_the_best_cell():
-    block = tile_labels(CELLS, 150, 100, (128, 64))
+    block = tile_labels(CELLS, 4, 150, 100, (128, 64))
     assert block.tile == (128, 64) and block.classes.shape[:3] == (2, 2, 2)
     np.testing.assert_array_equal(block.dense(4)[:, 0], np.where(CELLS[:, 1] < 8, 0, CELLS[:, 1]))
     np.testing.assert_array_equal(block.dense(4)[:, 1], CELLS[:, 2])
-    assert tile_labels(CELLS, 150, 100).tile == (64, 64)
-    assert tile_labels(no_scores(1, 1000, 300, 5), 1000, 300).tile == (256, 128)
+    assert tile_labels(CELLS, 4, 150, 100).tile == (64, 64)
+    assert tile_labels(no_cells(1, 1000, 300, 5), 5, 1000, 300).tile == (256, 128)
 
 
-def test_no_scores():
-    cells = no_scores(3, 65, 64, classes=5)
+def test_embeddings_of_tiles_are_means_of_cells_with_data():
+    cells = CELLS.copy()
+    cells[0, 0, :, 2:] = (128 + 7, 128 - 7)
+    cells[0, 1, :, 2:] = (128 + 10, 128 - 12)
+    cells[0, 1, 1] = 0  # without data
+    embedding = tile_embeddings(cells, 2, 150, 100, (128, 64))
+    assert embedding.tile == (128, 64) and embedding.vectors.dtype == np.int8
+    assert embedding.vectors[0, 0].tolist() == [[9, -9], [7, -7]]  # 8.5 and -9.5 are rounded up
+    assert embedding.vectors.shape == (2, 2, 2, 2)
+    assert not tile_embeddings(no_cells(1, 64, 64, 5), 2, 64, 64).vectors.any()
+    assert tile_embeddings(cells, 4, 150, 100).vectors.shape[-1] == 0
+
+
+def test_no_cells():
+    cells = no_cells(3, 65, 64, outputs=5)
     assert cells.shape == (3, 2, 1, 5) and cells.dtype == np.uint8 and not cells.any()
 
 

@@ -230,8 +230,8 @@ class CpuScheduler(Scheduler):
         return pixels
 
     def _scores(self, latents: NDArray[np.int32], height: int, width: int, whole: int) -> NDArray[np.uint8]:
-        """Return scores (S,rows,columns,classes) of the label cells of latents (S,h,w,C)."""
-        shape = len(latents), ceil_div(height, LABEL_CELL), ceil_div(width, LABEL_CELL), self.arch.classes
+        """Return what the head gives (S,rows,columns,outputs) for the label cells of latents (S,h,w,C)."""
+        shape = len(latents), ceil_div(height, LABEL_CELL), ceil_div(width, LABEL_CELL), self.arch.outputs
         scores = np.empty(shape, np.uint8)
         for image, out in zip(latents, scores, strict=True):
             self._head(image, whole, out)

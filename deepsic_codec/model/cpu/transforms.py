@@ -25,6 +25,7 @@ from deepsic_codec.model.cpu.layers import (
     split,
 )
 from deepsic_codec.model.exact.formats import (
+    EMBEDDING_SHIFT,
     LATENT_BITS,
     LOGIT_MAX,
     NORMAL_BITS,
@@ -35,7 +36,7 @@ from deepsic_codec.model.exact.formats import (
     WIDE_MAX,
 )
 from deepsic_codec.payload.coders.numba_jit import inline, inner, jit
-from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
+from deepsic_codec.payload.constants import EMBEDDING_ZERO, LABEL_CELL, LATENT_STRIDE
 
 _WIDE, _PIXEL = int32(WIDE_MAX), int32(PIXEL_MAX)
 _LOGIT = int32(LOGIT_MAX)
@@ -540,8 +541,8 @@ class Head:
         latents : int32 (h,w,C)
         quality : int
             Whole quality, 1 to 100.
-        scores : uint8 (rows,columns,classes)
-            Output, in 1/255. Cells are 4 x 4 latents, smaller at the lower and right border.
+        scores : uint8 (rows,columns,outputs)
+            Output, as `family.Transforms.score` has it. Cells are 4 x 4 latents, smaller at the lower and right border.
         """
         edge = LABEL_CELL // LATENT_STRIDE
         h, w, channels = latents.shape
@@ -553,7 +554,7 @@ class Head:
                 _score(
                     latents, edge, rows, columns, quality - 1, 0, self._stem, self._mod, self._blocks, self._hidden,
                     self._out, self._compand, self._score, stream, memory, buffers(self._blocks, width), work,
-                    np.zeros(ROWS * self._hidden.shift.size, np.uint8), scores,
+                    np.zeros(ROWS * self._hidden.shift.size, np.uint8), self._classes, scores,
                 )  # fmt: skip
 
 
@@ -567,7 +568,7 @@ def _equal_cells(size: int, edge: int) -> list[tuple[int, tuple[int, int]]]:
 @jit
 def _score(
     latents, edge, rows, columns, quality, nothing, stem, mod, parts, hidden, out, compand, table, stream, memory,
-    blocks_memory, pooled, between, scores,
+    blocks_memory, pooled, between, classes, scores,
 ):  # fmt: skip
     # `nothing` is 0: literal numbers would make numba compile the blocks once more
     height, width, channels = stream.shape[0] - 2, stream.shape[1] - 2, stream.shape[2]
@@ -608,7 +609,12 @@ def _score(
                 for j in range(min(BLOCK, out.outputs - block * BLOCK)):
                     n = block * BLOCK + j
                     value = shifted(sums[j], out.bias[0, n], out.shift[n])
-                    scores[row, column, n] = table[min(max(value, -_LOGIT), _LOGIT) + _LOGIT]
+                    value = min(max(value, -_LOGIT), _LOGIT)
+                    if n < classes:
+                        scores[row, column, n] = table[value + _LOGIT]
+                    else:
+                        value = int32(value + (1 << EMBEDDING_SHIFT >> 1)) >> EMBEDDING_SHIFT
+                        scores[row, column, n] = min(max(value, -127), 127) + EMBEDDING_ZERO
 
 
 def _columns(tensors: dict[str, NDArray[Any]], name: str, channels: int, edge: int) -> None:

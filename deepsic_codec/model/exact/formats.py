@@ -16,6 +16,8 @@ PIXEL_BITS, READ_BITS, HIDDEN_BITS, STREAM_BITS = 6, 5, 6, 9
 LATENT_BITS, NORMAL_BITS, OUTPUT_BITS = 8, 9, 12
 #: Companded latents, which the semantic head reads, and logits, which it writes.
 COMPAND_BITS, LOGIT_BITS, LOGIT_MAX = 9, 8, 2047
+#: Bits by which values of an embedding are coarser than logits.
+EMBEDDING_SHIFT = 4
 #: Ranges of the integers: 8 bits, 12 bits signed, twice that before modulation.
 READ_LOW, READ_HIGH, HIDDEN_HIGH, STREAM_MAX, STEM_MAX = -128, 127, 255, 2047, 4095
 #: Each of the two parts that make a pixel, so that their sum has 16 bits.

@@ -16,7 +16,7 @@ from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, Analyse
 from deepsic_codec.model.file import Arrays
 from deepsic_codec.model.ops.select import ops_for
 from deepsic_codec.model.ops.torch import scatter
-from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.payload.constants import EMBEDDING_ZERO, LATENT_STRIDE
 
 
 class IntegerGains:
@@ -124,11 +124,12 @@ class IntegerHead:
         self.stem, self.hidden, self.out = (Layer(tensors, n, form, device) for n, form in formats.HEAD_LAYERS.items())
         self.mod = Modulation(tensors, "mod", self.stem, device)
         self.blocks = Blocks(tensors, "blocks", arch.head_blocks, device)
+        self.classes = arch.classes
         self.compand = tensors["compand"].to(device=device, dtype=torch.int32)
         self.score = tensors["score"].to(device=device)
 
     def __call__(self, latents: Tensor, quality: Tensor) -> Tensor:
-        """Cells of latents int32 (N,h,w,C) and whole qualities (N,) -> scores uint8 (N,classes) in 1/255."""
+        """Cells of latents int32 (N,h,w,C) and whole qualities (N,) -> uint8 (N,outputs): see `family.Transforms`."""
         n, h, w, _ = latents.shape
         flat = rows_of(latents)
         digits = ops_for(flat.device).companded_digits(flat, self.compand)
@@ -139,7 +140,10 @@ class IntegerHead:
         mean = (2 * total + count) // (2 * count)
         pooled = read(torch.cat([mean.float(), stream.amax((1, 2))], 1))
         hidden = self.hidden.forward(pooled).to(torch.int8)
-        return self.score[(self.out.forward(hidden) + formats.LOGIT_MAX).long()]
+        out = self.out.forward(hidden).to(torch.int32)
+        scores = self.score[(out[:, : self.classes] + formats.LOGIT_MAX).long()]
+        values = out[:, self.classes :] + (1 << formats.EMBEDDING_SHIFT >> 1) >> formats.EMBEDDING_SHIFT
+        return torch.cat([scores, (values.clamp_(-127, 127) + EMBEDDING_ZERO).to(torch.uint8)], 1)
 
 
 def _gather(x: Tensor, edge: int) -> Tensor:
