@@ -17,8 +17,15 @@ def require(extra: str, *packages: str, purpose: str = "") -> None:
     purpose : str
         What needs them, for the message.
     """
-    missing = [name for name in packages if find_spec(name) is None]
+    missing = [name for name in packages if not _is_installed(name)]
     if missing:
-        names = " and ".join("pillow" if name == "PIL" else name for name in missing)
+        names = " and ".join("pillow" if name == "PIL" else name.replace(".", "-") for name in missing)
         subject = f"{purpose} needs the package {names}, which is missing" if purpose else f"missing package {names}"
         raise MissingPackage(f"{subject}; run pip install 'deepsic-codec[{extra}]'")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the package around a module is missing
+        return False

@@ -1,12 +1,13 @@
 """The commands `labels`, `query` and `index`."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
 from deepsic_codec.cli.options import add_array, add_json
-from deepsic_codec.errors import StaleIndex
+from deepsic_codec.errors import ConfigurationError, StaleIndex
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -29,6 +30,7 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
     add_array(parser, scan=True)
     parser.add_argument("--map", metavar="CLASS", help="write a map of this class or parent, one value per label tile")
     parser.add_argument("-o", "--out", type=Path, metavar="PNG", help="file of the map (default: CLASS.png)")
+    parser.add_argument("--areas", action="store_true", help="print the area that each class covers, in hectares")
     parser.add_argument("--verify", action="store_true", help="compare the index with all chunks first")
     add_json(parser)
 
@@ -53,6 +55,10 @@ def run_labels(args: argparse.Namespace) -> None:
             say(f"{args.map}: {out}")
         return
     summary = labels.summary()
+    if args.areas:
+        from deepsic_codec.io.places import areas
+
+        summary["hectares"] = {name: values.tolist() for name, values in areas(labels).items()}
     if args.json:
         say_json(summary)
         return
@@ -61,8 +67,10 @@ def run_labels(args: argparse.Namespace) -> None:
     for name, count in summary["classes"].items():
         members = [labels.vocabulary.names[i] for i in labels.vocabulary.members(name)]
         stands_for = " | ".join(members) if members != [name] else ""
-        rows.append([name, f"{count:,}", f"{count / max(1, summary['chunks']):.1%}", stands_for])
-    say_table(["class", "chunks", "of all", "stands for"], rows, left=["stands for"])
+        hectares = [_hectares(summary["hectares"][name])] if args.areas else []
+        rows.append([name, f"{count:,}", f"{count / max(1, summary['chunks']):.1%}", *hectares, stands_for])
+    columns = ["class", "chunks", "of all", *(["hectares"] if args.areas else []), "stands for"]
+    say_table(columns, rows, left=["stands for"])
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +85,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         "-o", "--export", type=Path, metavar="DIR", help="decode the matches and write them as images to this folder"
     )
     parser.add_argument("--as", dest="kind", choices=("png", "tiff"), default="png", help="image format (default: png)")
+    add_tables(parser)
 
 
 def run_query(args: argparse.Namespace) -> None:
@@ -108,6 +117,98 @@ def run_query(args: argparse.Namespace) -> None:
         args.export.mkdir(parents=True, exist_ok=True)
         written = sum(_export(match, labels, args.export, args.kind) for match in selection.iter_arrays())
         say(f"{written} images: {args.export}", error=True)
+    write_tables(args, selection)
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `deepsic changes`."""
+    add_array(parser, scan=True)
+    parser.add_argument("before", help="expression that holds at the earlier date, for example Forest")
+    parser.add_argument("after", help="expression that holds at the later date, for example '~Forest & ~unknown'")
+    text = (
+        "compare these two dates, beginnings in ISO 8601 or positions along axis t (default: each with the one before)"
+    )
+    parser.add_argument("--between", nargs=2, type=_date, metavar=("FIRST", "LAST"), help=text)
+    parser.add_argument("--json", action="store_true", help="print each tile as a line of JSON")
+    add_tables(parser)
+
+
+def run_changes(args: argparse.Namespace) -> None:
+    """Print the label tiles that showed one thing and then another."""
+    labels = _open(args)
+    selection = labels.changes(args.before, args.after, between=args.between and tuple(args.between))
+    _say_tiles(args, labels, selection)
+    write_tables(args, selection)
+
+
+def _date(text: str) -> int | str:
+    """Parse a position along axis t (up to three digits), or the beginning of a date; a type of arguments."""
+    return int(text) if text.removeprefix("-").isdecimal() and len(text.removeprefix("-")) < 4 else text
+
+
+def _say_tiles(args: argparse.Namespace, labels: "Labels", selection: "Selection") -> None:
+    """Print the tiles of a selection with what led to it."""
+    details = {name: values.tolist() for name, values in selection.details.items()}
+    table = selection.to_table()
+    if "date" in table:
+        details = {"date": table["date"].astype(str).tolist()} | details
+    if "date_before" in details:
+        details["date_before"] = selection.details["date_before"].astype(str).tolist()
+    matches = _matches(selection, True)
+    if args.json:
+        for number, (chunk, region) in enumerate(matches):
+            more = {name: values[number] for name, values in details.items()}
+            say_json({"chunk": chunk, "region": [[part.start, part.stop] for part in region], **more})
+    else:
+        rows = [
+            [_dotted(chunk), ", ".join(f"{p.start}:{p.stop}" for p in region), *(_cell(v[n]) for v in details.values())]
+            for n, (chunk, region) in enumerate(matches[:MAX_ROWS])
+        ]
+        if rows:
+            say_table(["chunk", "region", *details], rows, left=["region"])
+        if len(matches) > MAX_ROWS:
+            say(f"and {len(matches) - MAX_ROWS:,} more (--json prints all)")
+        nbytes, requests = labels.bytes_read + selection.bytes_read, labels.requests + selection.requests
+        say(
+            f"{len(matches):,} tiles in {selection.count:,} chunks; read {nbytes:,} bytes in {requests} requests, "
+            "decoded nothing"
+        )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def add_tables(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that write the regions of a selection to files."""
+    text = "write the matches as polygons in longitude and latitude, with scores, chunk and date"
+    parser.add_argument("--geojson", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--geoparquet", type=Path, metavar="FILE", help="the same as GeoParquet")
+    text = "write a STAC item with the label extension for the file of --geojson or --geoparquet"
+    parser.add_argument("--stac", type=Path, metavar="FILE", help=text)
+    text = "when the imagery was taken, for --stac, if the array has no coordinate of times (such as 2024-06-30)"
+    parser.add_argument("--time", metavar="ISO8601", help=text)
+
+
+def write_tables(args: argparse.Namespace, selection: "Selection") -> None:
+    """Write the regions of a selection to the files that the options name."""
+    if args.stac is not None and args.geojson is None and args.geoparquet is None:
+        raise ConfigurationError("stac: the item describes a file; pass --geojson or --geoparquet, too")
+    if args.geojson is args.geoparquet is None:
+        return
+    from deepsic_codec.io import places
+
+    if args.geojson is not None:
+        places.write_geojson(selection, args.geojson)
+        say(f"{len(selection.cells):,} polygons: {args.geojson}", error=True)
+    if args.geoparquet is not None:
+        places.write_geoparquet(selection, args.geoparquet)
+        say(f"{len(selection.cells):,} polygons: {args.geoparquet}", error=True)
+    if args.stac is not None:
+        file = args.geojson or args.geoparquet
+        item = places.stac_item(selection, file.name, time=args.time)
+        args.stac.write_text(json.dumps(item, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        say(f"STAC item: {args.stac}", error=True)
 
 
 def add_index(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +249,11 @@ def _open(args: argparse.Namespace) -> "Labels":
         return open_labels(args.url, args.name, index=args.index)
     with progress_bar("reading headers") as progress:
         return open_labels(args.url, args.name, index=args.index, scan=True, progress=progress)
+
+
+def _hectares(values: Any) -> str:
+    """Return an area as text; those of several slices are separated by blanks."""
+    return " ".join(map(_hectares, values)) if isinstance(values, list) else f"{values:,.1f}"
 
 
 def _counts(summary: dict[str, Any]) -> str:

@@ -98,6 +98,15 @@ COMMANDS = {
             "deepsic query archive.zarr 'Forest > 0.6 & ~Water'",
             "deepsic query archive.zarr 'River > 0.5' --tiles --json",
             "deepsic query archive.zarr 'River > 0.5' -o rivers --as tiff",
+            "deepsic query archive.zarr 'River > 0.5' --tiles --geojson rivers.geojson",
+        ),
+    ),
+    "changes": Command(
+        "labels",
+        "find the label tiles that showed one thing and then another",
+        (
+            "deepsic changes series.zarr Forest '~Forest & ~unknown'",
+            "deepsic changes series.zarr Forest BuiltUp --between 2019 2024 --geojson built.geojson",
         ),
     ),
     "train": Command(

@@ -250,6 +250,23 @@ class Or(_Joined):
         return " | ".join(map(_wrapped, self.parts))
 
 
+@dataclass(frozen=True)
+class Described(_Nested):
+    """What no scores of one tile decide, in words, and the conditions in it."""
+
+    text: str
+    parts: tuple[Expression, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", 1 + max((part.levels for part in self.parts), default=0))
+
+    def _inside(self) -> Sequence[Expression]:
+        return self.parts
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Name(Compare):
     """The score of a class, to compare with a number; without a comparison, the condition that it is at least 0.5."""
 

@@ -18,7 +18,7 @@ from deepsic_codec.axes import Axes, Index, Region, grid_shape
 from deepsic_codec.errors import LabelIndexError, StaleIndex
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.fields import MAX_VALUES
-from deepsic_codec.payload.limits import check_count
+from deepsic_codec.payload.limits import check_count, check_memory
 from deepsic_codec.stored.allowed import check_codecs
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import (
@@ -50,6 +50,7 @@ DTYPES = {
     "crc": "u4",
     "nbytes": "u4",
 }
+SPARSE = 64  # times as many values in a row as are needed: these are then read one by one
 MAX_PART = 1 << 29  # bytes of a chunk of an array of the index; this version writes at most 64 MB
 
 
@@ -319,6 +320,21 @@ class LabelIndex:
                 f"{self.location}: damaged label index: source {source.max()}, expected less than {len(SOURCES)}; run "
                 "consolidate_labels"
             )
+
+    def values_at(
+        self, array: zarr.Array, first: tuple[int, ...], cells: NDArray[np.int64], counter: Counter | None = None
+    ) -> NDArray[Any]:
+        """Return the values of an array of the index at positions (n, axes); `first` are its indices before those."""
+        if not len(cells):
+            return np.zeros(0, array.dtype)
+        if SPARSE * len(cells) > prod(array.shape[len(first) :]):
+            check_memory(
+                prod(array.shape[len(first) :]) * array.dtype.itemsize, f"a row of {array.path}", LabelIndexError
+            )
+            return self.read([(array, first)], counter)[0][tuple(cells.T)]
+        points = (*(np.full(len(cells), number) for number in first), *cells.T)
+        with metadata_errors(f"{self.location}: damaged label index", LabelIndexError):
+            return np.asarray(sync(read_points(counting_array(array, counter or Counter()), points)))
 
     def entries(self, indices: NDArray[np.int64], counter: Counter | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return source, uint8 (n,), and checksum, uint32 (n,), of the chunks at positions (n, axes)."""

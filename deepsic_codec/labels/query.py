@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
 from deepsic_codec.labels import html
+from deepsic_codec.labels.changes import find_changes
 from deepsic_codec.labels.evaluation import compared, matching_chunks, rescan
 from deepsic_codec.labels.expression import Expression, Name, parse
 from deepsic_codec.labels.index import BUFFER, FEATURES, HEADER, SOURCES, LabelIndex
-from deepsic_codec.labels.selection import Selection, StaleIndexWarning, Verify
+from deepsic_codec.labels.selection import Selection, StaleIndexWarning, TileSelection, Verify
 from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
@@ -122,14 +123,50 @@ class Labels:
         """
         if verify not in (None, "fetched", "all"):
             raise ConfigurationError(f"verify: expected None, 'fetched' or 'all', got {verify!r}")
-        text = expression if isinstance(expression, str) else None
-        parsed = expression if isinstance(expression, Expression) else parse(expression)
-        parsed.check(self.vocabulary, text)
+        parsed = self._parsed(expression)
         counter = Counter()
         mask = matching_chunks(self.index, parsed, counter)
         rewritten = rescan(self.stored, self.index, parsed, mask, counter) if verify == "all" else {}
         is_compared = self.compared or verify == "all"
         return Selection(self.stored, self.index, parsed, mask, counter, tiles, verify, rewritten, is_compared)
+
+    def _parsed(self, expression: str | Expression) -> Expression:
+        """Return an expression whose names all exist."""
+        text = expression if isinstance(expression, str) else None
+        parsed = expression if isinstance(expression, Expression) else parse(expression)
+        parsed.check(self.vocabulary, text)
+        return parsed
+
+    def changes(
+        self, before: str | Expression, after: str | Expression, *, between: tuple[Any, Any] | None = None
+    ) -> TileSelection:
+        """Find label tiles that showed one thing at a date and another at a later one. No chunk is decoded.
+
+        Parameters
+        ----------
+        before, after : str or Expression
+            Conditions on a tile at the earlier and at the later date, such as `"Forest"` and `"~Forest & ~unknown"`.
+        between : (date, date), optional
+            The earlier and the later date: positions along axis t, or the beginnings of dates in ISO 8601, such as
+            "2019" and "2024-06" (the first date that begins so, and the last). By default, each date is compared with
+            the last one before it at which the tile has labels.
+
+        Returns
+        -------
+        TileSelection
+            The tiles at the later dates. Its table has `t_before`, the position of the earlier date along axis t, and
+            `date_before` if the array has a coordinate of times.
+
+        Raises
+        ------
+        UnsupportedArray
+            If the array has no axis t.
+        ExpressionError
+            If one of the conditions is no expression.
+        ConfigurationError
+            If there are no such dates.
+        """
+        return find_changes(self, self._parsed(before), self._parsed(after), between)
 
     def rewritten(self) -> NDArray[np.bool_]:
         """Read the headers of all chunks and compare them with the index.

@@ -1,7 +1,7 @@
 """The chunks that a query selects: positions, regions, and pixels when they are used."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -14,7 +14,7 @@ from deepsic_codec.axes import Index, Region
 from deepsic_codec.codec.batching import raise_first
 from deepsic_codec.codec.decode import DECODER
 from deepsic_codec.errors import LabelIndexError, StaleIndex
-from deepsic_codec.labels import html
+from deepsic_codec.labels import html, table
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.evaluation import Grid, is_current, judge_chunk, matching_tiles, read_largest
 from deepsic_codec.labels.expression import Expression
@@ -29,6 +29,7 @@ from deepsic_codec.stored.reader import PayloadStart
 
 if TYPE_CHECKING:
     import dask.array
+    import pandas
     import xarray
 
 Verify = Literal["fetched", "all"]
@@ -145,6 +146,54 @@ class Selection:
             result |= geometry.straddles(number)[tiles[:, number]]
         return result
 
+    @property
+    def by_tiles(self) -> bool:
+        """Whether `regions` and tables are of the label tiles that satisfy the expression, not of the chunks."""
+        return self._by_tiles
+
+    @property
+    def details(self) -> dict[str, NDArray[Any]]:
+        """More columns of `to_table`: what led to the selection of each region."""
+        return {}
+
+    @property
+    def rewritten(self) -> list[Index]:
+        """Positions of chunks that were written again after they were indexed, and were judged by their headers."""
+        return list(self._rewritten)
+
+    @property
+    def cells(self) -> NDArray[np.int64]:
+        """Positions of `regions`: `tiles` if `by_tiles`, otherwise `indices`."""
+        return self.tiles if self._by_tiles else self.indices
+
+    def scores(self) -> dict[str, NDArray[np.float32]]:
+        """Return the scores of the names in the expression, 0 to 1, float32 (regions,).
+
+        Those of a chunk are the largest of its tiles. They come from the index; NaN means that the chunk was written
+        again after it was indexed.
+        """
+        return table.scores(self)
+
+    def to_table(self) -> dict[str, NDArray[Any]]:
+        """Return a table of the regions: an array for each column, in the order of `regions`.
+
+        Returns
+        -------
+        dict of str to ndarray
+            `chunk`: position such as "0.3.0", text. `y_start`, `y_stop` and so on, for each dimension by its name:
+            samples that the region covers, int64. `date`, where the array has a coordinate of times: that of the first
+            slice, datetime64[s]. `label`: the class with the largest score, text, "" for none. `score_Forest` and so
+            on: `scores`.
+        """
+        return table.columns(self) | self.details
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return `to_table` as a DataFrame of pandas; its method `to_xarray` makes a Dataset of xarray of it."""
+        require("xarray", "pandas")
+        import pandas
+
+        return pandas.DataFrame(self.to_table())
+
     def __len__(self) -> int:
         return self.count
 
@@ -225,14 +274,23 @@ class Selection:
             if payload is not None:
                 with self.stored.reader.error_context(chunk):
                     start = PayloadStart.of(payload)
-            if is_current(start, *entry) or judge_chunk(attributes, self.index, self.expression, chunk, start).any():
+            if is_current(start, *entry) or self._still_matches(attributes, chunk, start):
                 matching[chunk] = payload
                 continue
-            message = f"chunk {chunk} was written again after it was indexed, and no longer shows {self.expression}"
+            message = f"chunk {chunk} was written again after it was indexed, and {self._lost}"
             if keep_all:
                 raise StaleIndex(f"{message}; {QUERY_AGAIN}")
             warnings.warn(message, StaleIndexWarning, stacklevel=4)
         return matching
+
+    def _still_matches(self, attributes: Attributes, chunk: Index, start: PayloadStart | None) -> bool:
+        """Tell whether a chunk that was written again satisfies the expression."""
+        return bool(judge_chunk(attributes, self.index, self.expression, chunk, start).any())
+
+    @property
+    def _lost(self) -> str:
+        """What to say of a chunk that does not."""
+        return f"no longer shows {self.expression}"
 
     def to_dask(self) -> "dask.array.Array":
         """Return the chunks as a Dask array (number of chunks, *shape of a chunk), decoded when it is computed.
@@ -278,3 +336,64 @@ class _Stack:
         for chunk, match in zip(stack, self._selection.fetch(indices, keep_all=True), strict=True):
             chunk[tuple(slice(n) for n in match.array.shape)] = match.array
         return stack[(0 if single else slice(None), *rest)]
+
+
+@dataclass(repr=False, eq=False)
+class TileSelection(Selection):
+    """A selection of label tiles that no condition on the scores of a tile describes: changes, tiles like another.
+
+    It has what a `Selection` has. `iter_arrays` leaves out a chunk that was written again after it was indexed, with a
+    StaleIndexWarning, unless `verify=None`.
+
+    Attributes
+    ----------
+    tiles : ndarray
+        Positions of the tiles, int64 (tiles, axes), the best ones first where they have an order.
+    details : dict of str to ndarray
+        Columns of `to_table`: what led to the selection of each tile.
+    """
+
+    _picked: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    _details: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        stored: StoredArray,
+        index: LabelIndex,
+        expression: Expression,
+        tiles: NDArray[np.int64],
+        details: Mapping[str, NDArray[Any]],
+        counter: Counter,
+        verify: Verify | None = "fetched",
+        compared: bool = False,
+    ) -> "TileSelection":
+        """Return the selection of tiles at these positions."""
+        mask = np.zeros(index.geometry.grid, np.bool_)
+        mask[tuple((tiles // np.array(index.geometry.per_chunk)).T)] = True
+        common = (stored, index, expression, mask, counter, True, verify)
+        return cls(*common, compared=compared, _picked=tiles, _details=dict(details))
+
+    @property
+    def tiles(self) -> NDArray[np.int64]:  # type: ignore[override]
+        """Positions of the tiles, int64 (tiles, axes)."""
+        return self._picked
+
+    @cached_property
+    def indices(self) -> NDArray[np.int64]:
+        """Positions of the chunks that have them, int64 (chunks, axes), in the order of their first tiles."""
+        chunks = self._picked // np.array(self.geometry.per_chunk)
+        _, first = np.unique(chunks, axis=0, return_index=True)
+        return chunks[np.sort(first)]
+
+    @property
+    def details(self) -> dict[str, NDArray[Any]]:
+        """Columns of `to_table`: what led to the selection of each tile."""
+        return self._details
+
+    def _still_matches(self, attributes: Attributes, chunk: Index, start: PayloadStart | None) -> bool:
+        return False
+
+    @property
+    def _lost(self) -> str:
+        return f"may no longer show {self.expression}"

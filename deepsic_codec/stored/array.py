@@ -13,6 +13,7 @@ from deepsic_codec.axes import Axes, Index
 from deepsic_codec.codec.decode import PayloadToDecode, parse_payload
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.errors import DeepSICError, RefusedCodec, UnsupportedArray
+from deepsic_codec.stored import coordinates
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.layout import StoredLayout, codec_names
 from deepsic_codec.stored.location import Counter, CountingStore, members, metadata_errors, open_node, url_of
@@ -124,6 +125,13 @@ class StoredArray:
     def dimension_names(self) -> list[str]:
         """Names of the dimensions: those in the metadata, or the letters of the axes."""
         return dimension_names(self.array, self.axes)
+
+    @cached_property
+    def described(self) -> tuple[dict[str, Any], coordinates.Coordinates]:
+        """Attributes of the array and coordinates beside it, completed by one another."""
+        attributes = {key: value for key, value in self.array.attrs.asdict().items() if key != ATTRIBUTE}
+        names = self.dimension_names
+        return coordinates.describe(attributes, coordinates.read(self.array, names), self.axes, names, self.shape)
 
     @property
     def fill_value(self) -> Any:

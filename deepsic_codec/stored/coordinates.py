@@ -110,6 +110,44 @@ def _encoded(values: NDArray[Any], attributes: dict[str, Any]) -> NDArray[Any] |
     return values if values.dtype.kind in "biufU" else None
 
 
+_SINCE = re.compile(
+    r"(day|hour|minute|(?:milli|micro|nano)?second)s? since (\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)(?:\.0+)?\s*"
+    r"(?:Z|UTC|[+-]00:?00)?"
+)
+_SECONDS = {
+    "day": 86400,
+    "hour": 3600,
+    "minute": 60,
+    "second": 1,
+    "millisecond": 1e-3,
+    "microsecond": 1e-6,
+    "nanosecond": 1e-9,
+}
+_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
+
+
+def times_of(coordinate: Coordinate | None) -> NDArray[np.datetime64] | None:
+    """Return the values of a coordinate as times, datetime64[s], NaT where there is none; None if it has no times.
+
+    Times are datetime64, text in ISO 8601, or numbers with CF's attribute `units`, in the Gregorian calendar.
+    """
+    if coordinate is None or coordinate.values.ndim != 1:
+        return None
+    values, about = coordinate.values, coordinate.attributes
+    try:
+        if values.dtype.kind in "MUT":
+            return values.astype("M8[s]")
+        match = _SINCE.fullmatch(str(about.get("units", "")))
+        if match is None or values.dtype.kind not in "iuf" or about.get("calendar", "standard") not in _CALENDARS:
+            return None
+        numbers = values.astype(np.float64) * _SECONDS[match[1]]
+        seconds = np.where(np.isfinite(numbers), numbers, 0).round().astype(np.int64)
+        times = np.datetime64(match[2].replace(" ", "T"), "s") + seconds
+        return np.where(np.isfinite(numbers), times, np.datetime64("NaT"))
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
 def describe(
     attributes: Mapping[str, Any], coordinates: Coordinates, axes: Axes, names: Sequence[str], shape: Sequence[int]
 ) -> tuple[dict[str, Any], Coordinates]:

@@ -105,6 +105,23 @@ class Geometry:
             region.append(slice(start, stop))
         return tuple(region)
 
+    def bounds(self, cells: NDArray[np.int64], *, tiles: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first samples of tiles or chunks, and one past their last within the array, int64 (cells, axes).
+
+        Parameters
+        ----------
+        cells : ndarray
+            Positions in the grid of label tiles if `tiles`, otherwise in that of chunks, int64 (cells, axes).
+        tiles : bool
+            What they are positions of.
+        """
+        chunks, shape = np.array(self.chunks), np.array(self.shape)
+        if not tiles:
+            return cells * chunks, np.minimum((cells + 1) * chunks, shape)
+        number, inside = np.divmod(cells, np.array(self.per_chunk))
+        starts = number * chunks + inside * np.array(self.steps)
+        return starts, np.minimum(np.minimum(starts + np.array(self.steps), (number + 1) * chunks), shape)
+
     def tiles_of(self, start: Sequence[int], stop: Sequence[int]) -> Region:
         """Return the tiles of a block of chunks."""
         return tuple(

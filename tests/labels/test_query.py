@@ -27,6 +27,8 @@ from deepsic_codec.errors import (
 )
 from deepsic_codec.labels import attributes as headers
 from deepsic_codec.labels.selection import StaleIndexWarning
+from deepsic_codec.stored.coordinates import Coordinate
+from deepsic_codec.stored.coordinates import write as write_coordinates
 from tests import stub_runtime
 from tests.common import check_rejects
 from tests.labels.common import archive, fill, payload, put
@@ -425,3 +427,57 @@ def test_bulk_writes_that_do_not_update_the_index_are_noticed():
         bulk.store(dark, Full(store), name="img", region=region)
     with pytest.warns(StaleIndexWarning, match="written since"):
         open_labels(store)
+
+
+# Tables
+
+
+def test_tables_have_a_row_for_each_region(filled):
+    _, labels = filled
+    for tiles in (False, True):
+        found = labels.where("Visible > 0.3 & ~Dark", tiles=tiles)
+        data, names = found.to_pandas(), found.stored.dimension_names
+        assert len(data) == len(found.regions)
+        for axis, name in enumerate(names):
+            assert data[f"{name}_start"].tolist() == [region[axis].start for region in found.regions]
+            assert data[f"{name}_stop"].tolist() == [region[axis].stop for region in found.regions]
+        assert list(data.columns)[-3:] == ["label", "score_Visible", "score_Dark"]
+        expected = {name: brute_scores(labels, found, name, tiles) for name in labels.vocabulary.known}
+        np.testing.assert_allclose(data.score_Visible, expected["Visible"], atol=1e-6)
+        for row, label in enumerate(data.label):
+            best = max(expected[name][row] for name in labels.vocabulary.names)
+            assert expected[label][row] == best
+    assert set(data.chunk) == {".".join(map(str, chunk)) for chunk in found.chunks}
+
+
+def brute_scores(labels, found, name, tiles):
+    scores = labels.map(name)
+    scores = np.expand_dims(scores, found.geometry.axes.c) if scores.ndim < found.mask.ndim else scores
+    if tiles:
+        return scores[tuple(found.tiles.T)]
+    parts = [found.geometry.tiles_of(chunk, [i + 1 for i in chunk]) for chunk in found.chunks]
+    return [np.nanmax(scores[part]) for part in parts]
+
+
+def test_dates_of_a_time_axis(filled):
+    array = archive(shape=(4, 64, 64), chunks=(2, 64, 64), axes="tyx")
+    for index in np.ndindex(*array.cdata_shape):
+        put(array, index, payload(array, np.full((2, 1, 1, 4), 200, "u1")))
+    labels = consolidate_labels(array)
+    assert "date" not in labels.where("Dark").to_table()
+    days = Coordinate(("t",), np.array([0.0, 1.5, 2, np.nan]), {"units": "days since 2024-02-28"})
+    write_coordinates(array.store_path, {"t": days}, 3)
+    table = open_labels(array).where("Dark", tiles=True).to_table()
+    assert table["date"].astype(str).tolist() == [
+        "2024-02-28T00:00:00",
+        "2024-02-29T12:00:00",
+        "2024-03-01T00:00:00",
+        "NaT",
+    ]
+
+
+def test_scores_of_chunks_that_were_written_again_are_unknown():
+    _, _, labels = stale()
+    found = labels.where("Bright", verify="all")
+    assert np.isnan(found.scores()["Bright"]).tolist() == [True, False]
+    assert found.to_table()["label"].tolist() == ["", "Bright"]

@@ -11,11 +11,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "deepsic_codec"
 MODULES = {
     "llvmlite": "numba",
+    "arro3": "arro3-io",
     "google_crc32c": "google-crc32c",
     "PIL": "pillow",
 }  # imported by another name than that of the package
-EXTRAS = {"distributed": "dask", "botocore": "s3"}  # come with a package of this extra
-GUESTS = {"dask", "xarray"}  # checked for, or imported where arrays of these packages come in
+EXTRAS = {"distributed": "dask", "botocore": "s3", "pandas": "xarray"}  # come with a package of this extra
+GUESTS = {"dask", "pandas", "xarray"}  # checked for, or imported where arrays of these packages come in
 WITH_TORCH = {"triton"}  # comes with builds for CUDA, and is done without elsewhere
 
 

@@ -126,3 +126,24 @@ def test_attributes_are_what_json_can_hold():
         "object": "a",
         "none": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("values", "about", "times"),
+    [
+        ([0, 60], {"units": "minutes since 2024-01-01 12:00"}, ["2024-01-01T12:00:00", "2024-01-01T13:00:00"]),
+        ([1.0, 2.5], {"units": "days since 1970-01-01T00:00:00Z"}, ["1970-01-02T00:00:00", "1970-01-03T12:00:00"]),
+        (np.array([5], "M8[ns]"), {}, ["1970-01-01T00:00:00"]),
+        (["2024-06-30"], {}, ["2024-06-30T00:00:00"]),
+        (["June"], {}, None),
+        ([1], {"units": "months since 1970-01-01"}, None),
+        ([1], {"units": "days since 1970-01-01", "calendar": "360_day"}, None),
+        ([1], {"units": "days since 1970-01-01; rm -rf"}, None),
+        ([1], {}, None),
+        ([[1]], {"units": "days since 1970-01-01"}, None),
+    ],
+    ids=str,
+)
+def test_times(values, about, times):
+    result = coordinates.times_of(coordinates.Coordinate(("t",), np.array(values), about))
+    assert (result if result is None else result.astype(str).tolist()) == times
