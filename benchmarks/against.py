@@ -84,7 +84,10 @@ def _environment(folder: Path, source: Path) -> str:
     if not complete.exists():
         print(f"making an environment for {source} (once)", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", str(source)], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", str(source)]
+        if (source / "constraints.txt").exists():  # without them, torch is the newest, with gigabytes for GPUs
+            install += ["-c", str(source / "constraints.txt")]
+        subprocess.run(install, check=True)
         complete.touch()
     return str(python)
 
@@ -92,7 +95,7 @@ def _environment(folder: Path, source: Path) -> str:
 def in_turn(
     pair: tuple[Side, Side], code: str, repeats: int, arguments: Mapping[str, Sequence[str]], **environment: str
 ) -> dict[str, dict[str, list[float]]]:
-    """Measure both sides `repeats` times, alternately, after one run that does not count.
+    """Measure both sides `repeats` times, alternately, after one run of each that does not count.
 
     Parameters
     ----------

@@ -8,7 +8,9 @@ number of threads: each is single-threaded inside, and a pool of threads takes o
 trip is checked before it is timed. Peak memory is that of a process of its own that writes a frame of 4000x2250 as a
 Zarr array and reads it back.
 
-With `--against`, no peer is measured: another commit runs in turn with this one, in its own environment.
+With `--against`, no peer is measured: another commit runs in turn with this one, in its own environment, on one thread
+and on `--threads`. The first run of each side, which compiles, does not count. Other load on the machine changes the
+speeds, and hardly the seconds of CPU.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     chunks = cut(read_rgb(args.image) if args.image else drone_frame())[: args.chunks]
     print(machine(args.threads))
     if args.against:
-        print(f"{len(chunks)} chunks of {EDGE}x{EDGE} RGB, {args.repeats} runs of each side in turn\n")
-        print(compared(chunks, args))
+        print(f"{len(chunks)} chunks of {EDGE}x{EDGE} RGB, {args.repeats} runs of each side in turn\n", flush=True)
+        for part in compared(chunks, args):
+            print(part, "\n", flush=True)
         return
     print(f"{len(chunks)} chunks of {EDGE}x{EDGE} RGB, median of {args.repeats} runs\n")
 
@@ -85,82 +88,57 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 SPEED = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
-import deepsic_codec
-from deepsic_codec import DeepSIC, config
-chunks, quality, batch = list(np.load(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3])
-figures = {}
-
-def timed(name, codec, chunks):
-    batches = [chunks[i : i + batch] for i in range(0, len(chunks), batch)]
-    payloads = [codec.encode_batch(part) for part in batches]
-    [codec.decode_batch(part) for part in payloads]
-    pixels = sum(chunk.shape[0] * chunk.shape[1] for chunk in chunks) / 1e6
-    for way, calls in (("encode", [(codec.encode_batch, part) for part in batches]),
-                       ("decode", [(codec.decode_batch, part) for part in payloads])):
-        start, cpu = time.perf_counter(), time.process_time()
-        for call, part in calls:
-            call(part)
-        figures[f"{way}{name}, Mpx/s"] = pixels / (time.perf_counter() - start)
-        figures[f"{way}{name}, s of CPU per Mpx"] = (time.process_time() - cpu) / pixels
-
-timed("", DeepSIC(quality=quality), chunks)
-for name, value in (("psnr", 36), ("bpp", 1), ("max_error", 2)):
-    timed(f" {name}={value}", DeepSIC(**{name: value}), chunks[:4])
-    del figures[f"decode {name}={value}, Mpx/s"], figures[f"decode {name}={value}, s of CPU per Mpx"]
+from deepsic_codec import DeepSIC
+chunks, quality, batch, threads = list(np.load(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+codec, figures = DeepSIC(quality=quality), {}
+batches = [chunks[i : i + batch] for i in range(0, len(chunks), batch)]
+payloads = [codec.encode_batch(part) for part in batches]
+[codec.decode_batch(part) for part in payloads]
+pixels = sum(chunk.shape[0] * chunk.shape[1] for chunk in chunks) / 1e6
+suffix = f", {threads} thread{'s' * (threads != '1')}"
+for way, calls in (("encode", [(codec.encode_batch, part) for part in batches]),
+                   ("decode", [(codec.decode_batch, part) for part in payloads])):
+    start, cpu = time.perf_counter(), time.process_time()
+    for call, part in calls:
+        call(part)
+    figures[f"{way}{suffix}: Mpx/s"] = pixels / (time.perf_counter() - start)
+    figures[f"{way}{suffix}: s of CPU per Mpx"] = (time.process_time() - cpu) / pixels
 print(json.dumps(figures))
-"""
-WRITE = """
-import sys
-import numpy as np
-from deepsic_codec import DeepSIC, create_array
-frame = np.load(sys.argv[1])
-create_array(sys.argv[2], data=frame, chunks=(512, 512, 3), codec=DeepSIC(quality=float(sys.argv[3])))
 """
 MEMORY = """
 import json, sys
 import numpy as np
-import zarr
 from deepsic_codec import DeepSIC, create_array
 
 def peak():
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) / 2**20
 
-array = create_array({}, data=np.load(sys.argv[1]), chunks=(512, 512, 3), codec=DeepSIC(quality=float(sys.argv[3])))
+array = create_array({}, data=np.load(sys.argv[1]), chunks=(512, 512, 3), codec=DeepSIC(quality=float(sys.argv[2])))
 written = peak()
 array[...]
 print(json.dumps({"peak memory, writing, GiB": written, "peak memory, GiB": peak()}))
 """
-FIRST = """
-import json, sys, time
-start, cpu = time.perf_counter(), time.process_time()
-import zarr
-zarr.open(sys.argv[2], mode="r")[:512, :512]
-print(json.dumps({"first decode, s": time.perf_counter() - start, "first decode, s of CPU": time.process_time() - cpu}))
-"""
 
 
-def compared(chunks: list[Pixels], args: argparse.Namespace) -> str:
-    """Return a table of speed, memory and first decode of another commit and of this checkout."""
-    pair = against.sides(args)
-    environment = {"DEEPSIC_THREADS": str(args.threads)}
+def compared(chunks: list[Pixels], args: argparse.Namespace) -> Iterator[str]:
+    """Measure another commit and this checkout in turn; yield a table for each number of threads, and one of memory."""
+    pair, quality = against.sides(args), str(args.quality)
+
+    def measured(code: str, repeats: int, arguments: list[str], threads: int) -> str:
+        both = {side.name: arguments for side in pair}
+        return against.comparison(against.in_turn(pair, code, repeats, both, DEEPSIC_THREADS=str(threads)), pair)
+
     with tempfile.TemporaryDirectory() as folder:
-        stack, frame = Path(folder) / "chunks.npy", Path(folder) / "frame.npy"
+        stack, frame = str(Path(folder) / "chunks.npy"), str(Path(folder) / "frame.npy")
         np.save(stack, np.stack(chunks))
-        np.save(frame, enlarged(read_rgb(args.image) if args.image else drone_frame()))
-        quality, arguments = str(args.quality), {}
-        for number, side in enumerate(pair):
-            url = str(Path(folder) / f"{number}.zarr")
-            side.run(WRITE, str(frame), url, quality)
-            arguments[side.name] = [str(frame), url, quality]
-        speed = {side.name: [str(stack), quality, str(args.batch)] for side in pair}
-        figures = against.in_turn(pair, SPEED, args.repeats, speed, **environment)
+        for threads in sorted({1, args.threads}):
+            yield measured(SPEED, args.repeats, [stack, quality, str(args.batch), str(threads)], threads)
         if Path("/proc/self/status").exists():
-            figures |= against.in_turn(pair, MEMORY, min(args.repeats, 3), arguments, **environment)
-        figures |= against.in_turn(pair, FIRST, args.repeats, arguments, **environment)
-    return against.comparison(figures, pair)
+            np.save(frame, enlarged(read_rgb(args.image) if args.image else drone_frame()))
+            yield measured(MEMORY, 1, [frame, quality], args.threads)
 
 
 def enlarged(scene: Pixels) -> Pixels:

@@ -1,6 +1,13 @@
 import importlib
 import importlib.util
+import os
 import sys
+
+# Several processes of tests share the cores. Threads of OpenMP that wait for one another then take the time of those
+# that work: the same operations of torch took eight times as long. Both are read when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hypothesis
 import pytest

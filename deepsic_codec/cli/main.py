@@ -27,7 +27,7 @@ class Command:
     ----------
     module : str
         Module in `deepsic_codec.cli` with `add_<name>(parser)`, which declares the arguments, and `run_<name>(args)`,
-        which may return an exit status.
+        which may return an exit status. Hyphens of the name are underscores there.
     help : str
         Line in the help of `deepsic`.
     examples : tuple of str
@@ -122,6 +122,11 @@ COMMANDS = {
         "measure a model on images, from real payloads",
         ("deepsic evaluate photos/ --qualities 30 60", "deepsic evaluate tiles/ --model mine.safetensors --labelled"),
     ),
+    "export-model": Command(
+        "export_model",
+        "write the networks of a model as ONNX",
+        ("deepsic export-model base --onnx base-onnx",),
+    ),
 }
 
 
@@ -189,7 +194,9 @@ def build_parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.Argume
 
 
 def _function(action: str, command: str) -> Any:
-    return getattr(import_module(f"deepsic_codec.cli.{COMMANDS[command].module}"), f"{action}_{command}")
+    return getattr(
+        import_module(f"deepsic_codec.cli.{COMMANDS[command].module}"), f"{action}_{command.replace('-', '_')}"
+    )
 
 
 if __name__ == "__main__":

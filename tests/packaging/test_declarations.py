@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 
 from tests.common import ROOT, run_python
 
@@ -20,6 +21,7 @@ GUESTS = {"dask", "pandas", "xarray"}  # checked for, or imported where arrays o
 WITH_TORCH = {"triton"}  # comes with builds for CUDA, and is done without elsewhere
 
 
+@cache
 def imported(path, lazy=True):
     """Names that a module imports, in functions as well if `lazy`, but not for type checkers alone."""
     found, pending = set(), list(ast.parse(path.read_text()).body)
