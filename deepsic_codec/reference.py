@@ -1571,11 +1571,12 @@ def read_wavelet(
     layout = data.integer(1)
     if layout:
         raise Unsupported(f"wavelet section: reserved layout {layout}")
-    code, count = data.integer(2), data.integer(1)
-    if code > 8191 or count > 4:
-        raise Damaged(f"wavelet section: step {code}, {count} checkpoints")
+    code, (parts, count) = data.integer(2), divmod(data.integer(1), 16)
+    if code > 8191 or count > 4 or (parts > 0) != (count > 0):
+        raise Damaged(f"wavelet section: step {code}, {count} checkpoints, {parts} parts")
     lengths = [data.integer(4) for _ in range(count)]
-    data.take(4 * count)  # checksums of starts; that of the whole section is verified
+    if count:  # checksums of starts; that of the whole section is verified
+        data.take(4 * (count - 2 + 2 * parts))
     stream = data.rest()
     if lengths != sorted(lengths):
         raise Damaged("wavelet section: lengths of checkpoints fall")

@@ -1,5 +1,6 @@
 """Chunks at a reduced size: wavelets decode to it from the start of a payload, others are decoded and averaged."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.header import Payload, read_header, read_verified, unpack
 from deepsic_codec.payload.nodata import NoData, decode_nodata
 from deepsic_codec.payload.sections import CAST, WAVELET
-from deepsic_codec.payload.wavelet import START, start_length, wavelet_start
+from deepsic_codec.payload.wavelet import START, start_length, verified_start
 
 #: Divisors of rows and columns.
 SCALES = (1, 2, 4, 8, 16)
@@ -26,7 +27,7 @@ def check_scale(scale: Any) -> None:
         raise ConfigurationError(f"scale: expected one of {', '.join(map(str, SCALES))}, got {scale!r}")
 
 
-def needed_length(start: bytes, header: Header, scale: int) -> int:
+def needed_length(start: bytes, header: Header, scale: int, limit: int | None = None) -> int:
     """Return the bytes of a payload that a reduced size needs, or first, for another call, more of its start.
 
     Parameters
@@ -37,14 +38,19 @@ def needed_length(start: bytes, header: Header, scale: int) -> int:
         That header.
     scale : int
         One of `SCALES`.
+    limit : int, optional
+        Return no more bytes than these, as far as they can be verified, but the fewest that can, and whole payloads of
+        which no part can.
     """
     entry = header.entry(WAVELET.kind)
-    if entry is None or scale == 1 or header.entry(CAST.kind) is not None:  # a cast comes last
+    limited = limit is not None and limit < header.nbytes
+    if entry is None or header.entry(CAST.kind) is not None or (scale == 1 and not limited):  # a cast comes last
         return header.nbytes
     end = entry.offset + min(entry.length, START)
     if len(start) < end:
         return end
-    return entry.offset + min(entry.length, start_length(start[entry.offset : end], scale) or entry.length)
+    rest = None if limit is None else limit - entry.offset
+    return entry.offset + start_length(start[entry.offset : end], entry.length, scale, rest)
 
 
 def parse_start(
@@ -53,8 +59,9 @@ def parse_start(
     shape: tuple[int, ...] | None = None,
     dtype: np.dtype[Any] | None = None,
     params: CodecParams | None = None,
+    limit: int | None = None,
 ) -> PayloadToDecode:
-    """Verify a payload, or as much of its start as a reduced size needs.
+    """Verify a payload, or as much of its start as a reduced size needs, or as `needed_length` says of a limit.
 
     Takes the other arguments of `parse_payload`, and raises its errors; also CorruptPayload if more bytes are needed.
     """
@@ -62,16 +69,18 @@ def parse_start(
     header = read_header(view)
     if len(view) >= header.nbytes:
         return parse_unpacked(unpack(view), shape, dtype, params)
-    needed = needed_length(bytes(view), header, scale)
+    needed = needed_length(bytes(view), header, scale, limit)
     if len(view) < needed:
         raise CorruptPayload(f"payload: {len(view)} bytes, 1/{scale} of the size needs {needed} of {header.nbytes}")
     sections = {}
     for entry in header.sections:
         if entry.kind == WAVELET.kind:
-            sections[entry.kind] = wavelet_start(bytes(view[entry.offset : entry.offset + entry.length]), scale)
+            sections[entry.kind] = verified_start(bytes(view[entry.offset : needed]), entry.length)
         elif entry.offset + entry.length <= len(view):
             sections[entry.kind] = read_verified(view, entry)
-    return parse_unpacked(Payload(header, sections), shape, dtype, params)
+    payload = parse_unpacked(Payload(header, sections), shape, dtype, params)
+    assert payload.wavelet is not None
+    return replace(payload, wavelet=replace(payload.wavelet, whole=False))
 
 
 def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
@@ -80,7 +89,7 @@ def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
     Parameters
     ----------
     payload : PayloadToDecode
-        Of `parse_start` with this scale.
+        Of `parse_start` with this scale; without all bytes that the scale needs, details are missing.
     scale : int
         One of `SCALES`: rows and columns in one of the result. Blocks at the ends may have fewer.
 

@@ -130,10 +130,14 @@ class DeepSIC(CodecParams, Codec):
     def decode_preview(self, buf: Any, scale: int = 8) -> np.ndarray:
         """Decode a payload, or the start of one of wavelets, to a part of its rows and columns.
 
+        Of a start, the bytes up to the last checksum are verified and decoded. If they are fewer than the size needs,
+        the result has less detail. Only whole payloads of features, of a bound on the error, or of few bytes can be
+        decoded.
+
         Parameters
         ----------
         buf : bytes-like
-            A payload, or as much of its start as the size needs.
+            A payload, or its start.
         scale : {8, 1, 2, 4, 16}
             Rows and columns of the chunk in one of the result, a mean of them, about.
 
@@ -147,10 +151,11 @@ class DeepSIC(CodecParams, Codec):
         ConfigurationError
             For another scale.
         CorruptPayload
-            If the payload is damaged, or ends before what the size needs.
+            If the payload is damaged, or ends before its first checksum.
         """
         check_scale(scale)
-        return decode_reduced(parse_start(ensure_ndarray(buf).data, scale, params=self), scale)
+        data = ensure_ndarray(buf).data
+        return decode_reduced(parse_start(data, scale, params=self, limit=data.nbytes), scale)
 
     def decode_features(self, buf: Any) -> np.ndarray:
         """Decode a payload to its symbols, int16 (slices, images x latents, rows, columns), without pixels."""

@@ -12,12 +12,11 @@ from deepsic_codec.payload.quality_map import QualityMap
 from deepsic_codec.payload.steps import FRACTION_BITS, STEPS
 
 PLAIN = 0  # layout
-_FIXED = 4  # bytes before the checkpoints: layout, code of the step, number of checkpoints
-_CHECKPOINT = 8  # bytes: a length and a checksum
-MAX_CHECKPOINTS = 4  # reduced sizes down to 1/16
-MIN_CHECKED = 1 << 13  # bytes of a stream from which on checkpoints are worth their bytes
-#: Bytes of a section up to the end of its checkpoints, at most.
-START = _FIXED + _CHECKPOINT * MAX_CHECKPOINTS
+_FIXED = 4  # bytes before the checkpoints: layout, code of the step, numbers of levels and parts
+MAX_CHECKPOINTS, MAX_PARTS = 4, 15  # reduced sizes down to 1/16; parts of each of the two finest levels
+MIN_CHECKED = 1 << 13  # bytes of a stream from which on checkpoints are worth their bytes, and of it for each part
+#: Bytes of a section up to the end of its checksums, at most.
+START = _FIXED + 4 * MAX_CHECKPOINTS + 4 * (MAX_CHECKPOINTS - 2 + 2 * MAX_PARTS)
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,22 @@ class Wavelet:
         The arithmetic-coded bands; or the start of it, for planes at a reduced size.
     checkpoints : tuple of int
         Bytes from the start of the stream that hold planes at reduced sizes, ascending: the last one those at a half.
+    whole : bool
+        Whether `stream` is all of it.
     """
 
     code: int
     stream: bytes
     checkpoints: tuple[int, ...] = ()
+    whole: bool = True
 
     def decode(
         self, shape: tuple[int, int, int, int], halvings: int = 0, quality_map: QualityMap | None = None
     ) -> NDArray[np.int32]:
         """Return the components, int32 of a shape (slices, components, height, width), in sixteenths.
 
-        With `halvings`, each plane has a half, a quarter, ... of its rows and columns, rounded up.
+        With `halvings`, each plane has a half, a quarter, ... of its rows and columns, rounded up. Details that the
+        start of a stream does not hold are 0.
 
         Raises
         ------
@@ -52,7 +55,8 @@ class Wavelet:
         """
         from deepsic_codec.payload.coders.subbands import decode_planes  # numba, which reading labels does not need
 
-        return to_components(decode_planes(self.stream, shape, self.code, halvings, quality_map), halvings)
+        planes = decode_planes(self.stream, shape, self.code, halvings, quality_map, whole=self.whole)
+        return to_components(planes, halvings)
 
 
 def make_checkpoints(stream: bytes, lengths: list[int]) -> tuple[int, ...]:
@@ -60,35 +64,53 @@ def make_checkpoints(stream: bytes, lengths: list[int]) -> tuple[int, ...]:
     return tuple(lengths[-MAX_CHECKPOINTS:]) if len(stream) >= MIN_CHECKED else ()
 
 
-def start_length(data: bytes, scale: int) -> int | None:
-    """Return the bytes of a section that planes at 1/scale of their size need; None if all of them.
+def _ends(checkpoints: tuple[int, ...], parts: int, size: int) -> list[int]:
+    """Return the bytes of a stream of `size` bytes that each checksum covers, ascending."""
+    if not checkpoints:
+        return []
+    starts = [0, *checkpoints, size][-3:]
+    divided = [a + (b - a) * n // parts for a, b in zip(starts, starts[1:], strict=False) for n in range(1, parts + 1)]
+    return [*checkpoints[:-1], *divided[:-1]]
 
-    `data` is its start, `START` bytes or the whole.
+
+def _places(data: bytes) -> tuple[int, int]:
+    """Return where the checksums and the stream of a section begin."""
+    levels, parts = data[_FIXED - 1] & 15, data[_FIXED - 1] >> 4
+    return _FIXED + 4 * levels, _FIXED + 4 * levels + 4 * (levels - 2 + 2 * parts if levels else 0)
+
+
+def start_length(data: bytes, size: int, scale: int, limit: int | None = None) -> int:
+    """Return the bytes of a section that planes at 1/scale of their size need.
+
+    Parameters
+    ----------
+    data : bytes
+        The start of the section, `START` bytes or the whole.
+    size : int
+        Bytes of the section.
+    scale : int
+        A power of 2.
+    limit : int, optional
+        Return no more bytes than these, as far as a checksum ends there, but those of the first one.
     """
-    wavelet, halvings = decode_wavelet(data), scale.bit_length() - 1
-    if not 0 < halvings <= len(wavelet.checkpoints):
-        return None
-    return _FIXED + _CHECKPOINT * len(wavelet.checkpoints) + wavelet.checkpoints[-halvings]
+    checkpoints, halvings, (_, stream) = decode_wavelet(data).checkpoints, scale.bit_length() - 1, _places(data)
+    needed = size if not 0 < halvings <= len(checkpoints) else min(size, stream + checkpoints[-halvings])
+    if limit is None or limit >= needed:
+        return needed
+    ends = [min(size, stream + end) for end in _ends(checkpoints, data[_FIXED - 1] >> 4, size - stream)]
+    return max((end for end in ends if end <= limit), default=min([needed, *ends]))
 
 
-def wavelet_start(data: bytes, scale: int) -> bytes:
-    """Return the start of a section that planes at 1/scale of their size need.
-
-    Raises
-    ------
-    CorruptPayload
-        If it is not there, or its checksum does not match.
-    """
+def verified_start(data: bytes, size: int) -> bytes:
+    """Return the start of a section of `size` bytes, which ends where a checksum does; raises CorruptPayload."""
     from google_crc32c import value as crc32c  # not installed where only images are trained on
 
-    length, count = start_length(data, scale), data[_FIXED - 1]
-    if length is None or len(data) < length:
-        raise CorruptPayload(f"wavelet section: truncated, {len(data)} of {length or 'more'} bytes")
-    checksums, stream = _FIXED + 4 * count, _FIXED + _CHECKPOINT * count
-    place = stream - 4 * (scale.bit_length() - 1)
-    if crc32c(data[:checksums] + data[stream:length]) != int.from_bytes(data[place : place + 4], "little"):
+    checksums, stream = _places(data)
+    number = _ends(decode_wavelet(data).checkpoints, data[_FIXED - 1] >> 4, size - stream).index(len(data) - stream)
+    place = checksums + 4 * number
+    if crc32c(data[:checksums] + data[stream:]) != int.from_bytes(data[place : place + 4], "little"):
         raise CorruptPayload("wavelet section: the checksum of the start does not match")
-    return data[:length]
+    return data
 
 
 def to_components(coefficients: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
@@ -122,9 +144,11 @@ def encode_wavelet(wavelet: Wavelet) -> bytes:
     """Write a wavelet section."""
     from google_crc32c import value as crc32c
 
-    start = bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + bytes((len(wavelet.checkpoints),))
+    levels, size = len(wavelet.checkpoints), len(wavelet.stream)
+    parts = max(1, min(MAX_PARTS, size // MIN_CHECKED)) if levels else 0
+    start = bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + bytes((parts << 4 | levels,))
     start += b"".join(length.to_bytes(4, "little") for length in wavelet.checkpoints)
-    checksums = [crc32c(start + wavelet.stream[:length]) for length in wavelet.checkpoints]
+    checksums = [crc32c(start + wavelet.stream[:end]) for end in _ends(wavelet.checkpoints, parts, size)]
     return start + b"".join(crc.to_bytes(4, "little") for crc in checksums) + wavelet.stream
 
 
@@ -145,11 +169,13 @@ def decode_wavelet(data: bytes, header: Header | None = None) -> Wavelet:
     code = data[1] | data[2] << 8
     if code >= STEPS:
         raise CorruptPayload(f"wavelet section: step {code}, expected 0 to {STEPS - 1}")
-    start = _FIXED + _CHECKPOINT * data[3]
-    if data[3] > MAX_CHECKPOINTS or len(data) < start:
-        raise CorruptPayload(f"wavelet section: {data[3]} checkpoints in {len(data)} bytes")
-    places = range(_FIXED, _FIXED + 4 * data[3], 4)
-    checkpoints = tuple(int.from_bytes(data[place : place + 4], "little") for place in places)
+    levels, parts = data[3] & 15, data[3] >> 4
+    if levels > MAX_CHECKPOINTS or bool(levels) != bool(parts):
+        raise CorruptPayload(f"wavelet section: {levels} checkpoints and {parts} parts")
+    first, start = _places(data)
+    if len(data) < start:
+        raise CorruptPayload(f"wavelet section: {levels} checkpoints in {len(data)} bytes")
+    checkpoints = tuple(int.from_bytes(data[place : place + 4], "little") for place in range(_FIXED, first, 4))
     if list(checkpoints) != sorted(checkpoints):
         raise CorruptPayload("wavelet section: the lengths of checkpoints fall")
     return Wavelet(code, data[start:], checkpoints)

@@ -34,6 +34,27 @@ def test_a_part_of_the_bytes_is_read(tmp_path, layout):
     assert counter.bytes < 0.06 * array.nbytes_stored() + 8000 and counter.requests <= 13
 
 
+@pytest.mark.parametrize("layout", [{}, {"shards": (512, 512, 2)}], ids=str)
+def test_bytes_of_each_chunk_are_limited(tmp_path, layout):
+    data = scene(512, 512, 2)
+    array = create_array(str(tmp_path / "a.zarr"), data=data, chunks=(256, 256, 2), codec=codec(), **layout)
+    sizes, errors = [], []
+    for limit in (1, 5_000, 20_000, 10**9):
+        counter = Counter()
+        found = read_preview(tmp_path / "a.zarr", bytes_per_chunk=limit, counter=counter)
+        assert found.shape == data.shape
+        sizes.append(counter.bytes)
+        errors.append(np.square(found.astype(int) - array[...]).mean())
+    assert errors == sorted(errors, reverse=True) and errors[-1] == 0
+    assert sizes == sorted(sizes) and sizes[1] < 4 * 6_500 + 2_000 and sizes[2] < 4 * 21_500 + 2_000
+    parts = [[codec().decode_preview(codec().encode(part)[:5_000], 2) for part in row] for row in _parts(data)]
+    np.testing.assert_array_equal(
+        read_preview(array, scale=2, bytes_per_chunk=5_000), np.block([[[p] for p in row] for row in parts])
+    )
+    for wrong in (0, -1, 1.5, "9"):
+        check_rejects(ConfigurationError, "bytes_per_chunk", read_preview, array, bytes_per_chunk=wrong)
+
+
 def _parts(data):
     return [[data[y : y + 256, x : x + 256] for x in (0, 256)] for y in (0, 256)]
 

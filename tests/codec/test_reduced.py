@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC
-from deepsic_codec.codec.reduced import SCALES, needed_length
+from deepsic_codec.codec.reduced import SCALES, needed_length, parse_start
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError
 from deepsic_codec.payload.header import read_header, unpack
 from deepsic_codec.payload.sections import STRUCTURE
@@ -100,9 +100,32 @@ def test_a_reduced_size_needs_a_part_of_the_bytes():
     for scale, length in zip(SCALES, lengths, strict=True):
         whole = codec.decode_preview(payload, scale)
         np.testing.assert_array_equal(codec.decode_preview(payload[:length], scale), whole)
-        check_rejects(CorruptPayload, "bytes", codec.decode_preview, payload[: length - 1], scale)
+        check_rejects(CorruptPayload, "bytes", parse_start, payload[: length - 1], scale)
         with pytest.raises(CorruptPayload):
             codec.decode(payload[: min(length, len(payload) - 1)])
+
+
+def test_a_picture_gets_better_with_every_byte():
+    """As far as the bytes can be verified: at full size and at a reduced one."""
+    array, payload = large()
+    codec, header = DeepSIC(), read_header(payload)
+    first = needed_length(payload, header, 16)
+    check_rejects(CorruptPayload, f"bytes|needs {first} of", codec.decode_preview, payload[: first - 1], 1)
+    for scale in (1, 2):
+        whole = codec.decode_preview(payload, scale).astype(int)
+        ends, errors = [], []
+        for size in range(first, len(payload) + 1, 1999):
+            found = codec.decode_preview(payload[:size], scale)
+            assert found.shape == whole.shape and found.dtype == array.dtype
+            ends.append(needed_length(payload, header, scale, size))
+            assert ends[-1] <= size
+            np.testing.assert_array_equal(found, codec.decode_preview(payload[: ends[-1]], scale))
+            errors.append(np.square(found - whole).mean())
+        assert len(set(ends)) == len(set(errors)) >= 10 // scale
+        assert errors == sorted(errors, reverse=True) and errors[-1] < 0.3 * errors[0]
+    assert errors[-1] == 0  # of a half, before the end
+    features = DeepSIC(quality=40, transform="features").encode(photograph(70, 81, 3))
+    check_rejects(CorruptPayload, f"needs {len(features)} of", codec.decode_preview, features[:-1], 8)
 
 
 def test_levels_and_padding_are_in_front_of_the_wavelet():
@@ -145,7 +168,7 @@ def test_damaged_starts_are_refused(data):
         found = codec.decode_preview(bytes(damaged), 8)
     except DeepSICError:
         return
-    np.testing.assert_array_equal(found, codec.decode_preview(payload, 8))  # the checksum of another size
+    np.testing.assert_array_equal(found, codec.decode_preview(payload, 8))  # the checksum of another start
 
 
 @pytest.mark.parametrize("scale", [0, 3, 32, -8, True, "8", None])

@@ -16,17 +16,21 @@ from deepsic_codec.payload.coders import subbands, wavelet
 from deepsic_codec.payload.coders.interval import begin_encoding, finish_encoding
 from deepsic_codec.payload.coders.subbands import MAGNITUDE_MAX, band_step, decode_planes, encode_planes
 from deepsic_codec.payload.coders.wavelet import bands_of
+from deepsic_codec.payload.quality_map import QualityMap, grid_of
 from deepsic_codec.payload.sections import WAVELET
 from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSAS, STEPS, step_code, step_of
 from deepsic_codec.payload.wavelet import (
     FLOAT_LEVELS,
+    START,
     Wavelet,
     decode_wavelet,
     encode_wavelet,
     from_integers,
+    start_length,
     to_coefficients,
     to_components,
     to_integers,
+    verified_start,
 )
 from tests.common import ROOT, check_rejects, guarded, photograph
 from tests.payload import crafted
@@ -427,15 +431,63 @@ def test_what_was_written_is_read(code, stream, lengths):
     assert checksums == [reference.crc32c(data[:start] + stream[:length]) for length in sorted(lengths)]
 
 
+def test_checksums_divide_the_two_finest_levels():
+    stream = np.random.default_rng(0).bytes(30_000)
+    data = encode_wavelet(Wavelet(3, stream, (100, 1000, 7000)))
+    assert data[3] == 3 + 16 * 3 and len(data) == 16 + 4 * 7 + len(stream)
+    ends = [100, 1000, 3000, 5000, 7000, 14666, 22333]
+    assert np.frombuffer(data[16:44], "<u4").tolist() == [reference.crc32c(data[:16] + stream[:end]) for end in ends]
+    for end in ends:
+        assert start_length(data[:START], len(data), 1, 44 + end) == 44 + end
+        assert start_length(data[:START], len(data), 1, 44 + end + 90) == 44 + end
+        assert verified_start(data[: 44 + end], len(data)) == data[: 44 + end]
+        damaged = data[: 44 + end - 1] + bytes((data[44 + end - 1] ^ 1,))
+        check_rejects(CorruptPayload, "wavelet section|checksum", verified_start, damaged, len(data))
+    assert start_length(data[:START], len(data), 1, 9) == 144  # the least that can be verified
+    assert [start_length(data[:START], len(data), scale) for scale in (16, 8, 4, 2, 1)] == [
+        len(data), 144, 1044, 7044, len(data)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_start_of_a_stream_holds_rows_of_bands_in_their_order(mapped):
+    shape, code = (2, 2, 61, 75), UNIT
+    coefficients = coefficients_of(planes(shape))
+    cells = np.random.default_rng(2).integers(0, 40, (2, *grid_of(61, 75))).astype("u1")
+    options = {"quality_map": QualityMap(cells)} if mapped else {}
+    stream, lengths = encode_planes(coefficients, code, **options)
+    order = [
+        (*np.divmod(number, 2), np.s_[band.y + row, band.x : band.x + band.width])
+        for band in bands_of(61, 75)
+        for number in range(4)
+        for row in range(band.height)
+    ]
+    before = 0
+    for size in sorted((*range(0, len(stream), 397), *lengths, len(stream))):
+        found = decode_planes(stream[:size], shape, code, whole=False, **options)
+        rows = [np.array_equal(found[i, j][part], coefficients[i, j][part]) for i, j, part in order]
+        held = next((n for n, same in enumerate(rows) if not same), len(rows))
+        assert not any(found[i, j][part].any() for i, j, part in order[held:])
+        assert held >= before
+        before = held
+    assert before > 0.9 * len(order)
+    for number, length in enumerate(lengths):  # a start may end in a zero byte, a stream not
+        level = len(lengths) - number - 1
+        found = decode_planes(stream[:length], shape, code, whole=False, **options)
+        np.testing.assert_array_equal(found, decode_planes(stream, shape, code, level + 1, **options))
+
+
 WRONG = {
     "empty": (b"", CorruptPayload, "0 bytes, expected at least 4"),
     "short": (b"\0\1\0", CorruptPayload, "3 bytes"),
     "step 8192": (b"\0\0\x20\0", CorruptPayload, "step 8192, expected 0 to 8191"),
     "step 65535": (b"\0\xff\xff\x0023", CorruptPayload, "step 65535"),
     "layout 1": (b"\1\0\0\0", UnsupportedPayload, "unknown layout 1"),
-    "five checkpoints": (b"\0\0\0\5" + bytes(60), CorruptPayload, "5 checkpoints in 64 bytes"),
-    "a checkpoint beyond the end": (b"\0\0\0\2" + bytes(15), CorruptPayload, "2 checkpoints in 19 bytes"),
-    "falling lengths": (b"\0\0\0\2\1\0\0\0" + bytes(32), CorruptPayload, "lengths of checkpoints fall"),
+    "five checkpoints": (b"\0\0\0\x15" + bytes(60), CorruptPayload, "5 checkpoints and 1 parts"),
+    "checkpoints without parts": (b"\0\0\0\2" + bytes(60), CorruptPayload, "2 checkpoints and 0 parts"),
+    "parts without checkpoints": (b"\0\0\0\x20" + bytes(60), CorruptPayload, "0 checkpoints and 2 parts"),
+    "a checksum beyond the end": (b"\0\0\0\x22" + bytes(23), CorruptPayload, "2 checkpoints in 27 bytes"),
+    "falling lengths": (b"\0\0\0\x12\1\0\0\0" + bytes(32), CorruptPayload, "lengths of checkpoints fall"),
     "layout 255": (b"\xff\xff\xff\xff", UnsupportedPayload, "unknown layout 255"),
 }
 

@@ -26,7 +26,7 @@ from deepsic_codec.payload.coders.binary import (
     code_single,
     grown,
 )
-from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
+from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding, read_first
 from deepsic_codec.payload.coders.numba_jit import inline, jit
 from deepsic_codec.payload.coders.wavelet import DIAGONAL, HORIZONTAL, LOW, MAX_LEVELS, NORM_BITS, Band, bands_of
 from deepsic_codec.payload.quality_map import SPACING, QualityMap
@@ -55,6 +55,7 @@ LAMBDA = 16
 ZERO, FILLED = 64, 112
 SQUARED_MAX = 1 << 24  # larger errors count as this one, whose square leaves room for sums
 IMPOSSIBLE = 1 << 60  # cost of a path that there is not
+NO_LIMIT = 1 << 60  # position that no decoder reaches
 
 
 class _Contexts(NamedTuple):
@@ -434,7 +435,9 @@ def _predicted(values, row, column):
 
 
 @jit
-def _code_rows(decoding, coefficients, symbols, values, near, present, cells, settings, memory, work, state, data, row):
+def _code_rows(
+    decoding, coefficients, symbols, values, near, present, cells, settings, memory, work, state, data, limit, row
+):
     """Code rows of one band of one plane.
 
     Parameters
@@ -460,14 +463,16 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, cells, se
         Working memory.
     state, data : int64 (4,), uint8 (n,)
         The stream.
+    limit : int
+        A decoder stops after the row that reads beyond this position; an encoder writes up to it.
     row : int
         The first row to code.
 
     Returns
     -------
     int
-        The next row. It is not the last if `data` may be too short for a row. -1 if the stream holds an impossible
-        symbol.
+        The next row. It is not the last if `data` may be too short for a row, or at the limit. -1 less the row in which
+        the stream holds an impossible symbol.
     """
     stream = (state[0], state[1], state[2], state[3])
     height, width = coefficients.shape
@@ -478,7 +483,7 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, cells, se
     magnitudes = work[2]
     step, value = steps[1], np.int64(0)
     low, band = kind == LOW, 4 * level + kind
-    while row < height and (decoding or stream[3] + width * COEFFICIENT_BYTES <= data.size):
+    while row < height and (stream[3] if decoding else stream[3] + width * COEFFICIENT_BYTES) <= limit:
         y = row + 2
         if not decoding and not low:
             _choose_row(coefficients, symbols, near, present, cells, settings, memory, work, row)
@@ -537,7 +542,8 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, cells, se
                         break
                     length += 1
                     if length > ESCAPE_BITS:
-                        return -1
+                        state[3] = stream[3]
+                        return -1 - row
                 number = np.int64(1)
                 for n in range(length - 1, -1, -1):
                     bit = (rest >> n) & 1 == 1
@@ -557,7 +563,8 @@ def _code_rows(decoding, coefficients, symbols, values, near, present, cells, se
                 lower = 2 * lower + (1 if bit else 0)
             magnitude = (unary << shift) + lower
             if magnitude > MAGNITUDE_MAX:
-                return -1
+                state[3] = stream[3]
+                return -1 - row
             if magnitude > 0:
                 signs = (np.sign(symbols[y, x - 1]) + 1) * 9 + (np.sign(symbols[y - 1, x]) + 1) * 3 + 1
                 if present[3]:
@@ -609,9 +616,16 @@ class _Coder:
         self._work = *row, options, ways
 
     def run(
-        self, decoding: bool, state: NDArray[np.int64], data: NDArray[np.uint8], halvings: int = 0
+        self,
+        decoding: bool,
+        state: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        halvings: int = 0,
+        limit: int = NO_LIMIT,
     ) -> NDArray[np.uint8]:
         """Code the bands of all planes, but for details of the `halvings` finest levels.
+
+        A decoder leaves out the first row that reads beyond position `limit`, and all that follows.
 
         Returns `data`, grown where an encoder needed more. `lengths` gets the positions in front of each level.
         """
@@ -638,8 +652,10 @@ class _Coder:
                     before,
                 ]
                 symbols, data = self._code_band(
-                    decoding, band, plane, None if cells is None else cells[plane[0]], near, state, data
+                    decoding, band, plane, None if cells is None else cells[plane[0]], near, state, data, limit
                 )
+                if decoding and state[3] > limit:
+                    return data
                 coded[band.level, band.kind, number] = symbols
         return data
 
@@ -652,6 +668,7 @@ class _Coder:
         near: list[NDArray[np.int32] | None],
         state: NDArray[np.int64],
         data: NDArray[np.uint8],
+        limit: int,
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         part = self._planes[plane][band.y : band.y + band.height, band.x : band.x + band.width]
         steps = band_steps(self._code, band, 1 if cells is None else int(cells.max(initial=1)))
@@ -665,7 +682,7 @@ class _Coder:
             data = grown(data, int(state[3]), room)
             thresholds = ((128 if band.kind == LOW else FILLED) * steps) >> 24
             filled = bool((np.abs(coefficients) >= thresholds[1 if cells is None else cells]).any())
-        if not _code_flag(decoding, filled, index, self._contexts, state, data):
+        if not _code_flag(decoding, filled, index, self._contexts, state, data) or (decoding and state[3] > limit):
             part[...] = 0
             return symbols, data
         values = np.zeros_like(symbols) if band.kind == LOW else _NOTHING
@@ -687,8 +704,12 @@ class _Coder:
                 self._work,
                 state,
                 data,
+                limit if decoding else data.size,
                 row,
             )
+            if decoding and state[3] > limit:
+                coefficients[(row - 1 if row > 0 else -1 - row) :] = 0
+                break
             if row < 0:
                 raise CorruptPayload("wavelet: the stream holds a coefficient outside the allowed range")
             if row < band.height:
@@ -740,11 +761,12 @@ def decode_planes(
     code: int,
     halvings: int = 0,
     quality_map: QualityMap | None = None,
+    whole: bool = True,
 ) -> NDArray[np.int32]:
     """Decode transformed planes int32 (slices, components, height, width).
 
-    With `halvings`, details of so many of the finest levels are left out, and what is at their places is 0; the start
-    of the stream that holds the others is enough.
+    With `halvings`, details of so many of the finest levels are left out, and what is at their places is 0. If `data`
+    is not the whole stream but a start of it, coefficients of rows that it does not hold are 0.
 
     Raises
     ------
@@ -752,9 +774,9 @@ def decode_planes(
         If the stream holds an impossible coefficient, or bytes that no coefficient needs.
     """
     planes = np.zeros(shape, np.int32)
-    state, stream = begin_decoding(data, "wavelet")
-    _Coder(planes, code, quality_map).run(True, state, stream, halvings)
-    if halvings:
-        return planes
-    check_end(int(state[3]), stream.size, "wavelet", unit="coefficient")
+    state, stream = begin_decoding(data, "wavelet") if whole else read_first(data)
+    limit = NO_LIMIT if whole else stream.size
+    _Coder(planes, code, quality_map).run(True, state, stream, halvings, limit)
+    if whole and not halvings:
+        check_end(int(state[3]), stream.size, "wavelet", unit="coefficient")
     return planes
