@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
-from deepsic_codec.cli.options import add_array, add_json
+from deepsic_codec.cli.options import add_array, add_json, axis_part, chunk_position
 from deepsic_codec.errors import ConfigurationError, StaleIndex
 
 if TYPE_CHECKING:
@@ -177,6 +177,40 @@ def _say_tiles(args: argparse.Namespace, labels: "Labels", selection: "Selection
 
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def add_similar(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `deepsic similar`."""
+    add_array(parser, scan=True)
+    example = parser.add_mutually_exclusive_group(required=True)
+    text = "position of a chunk, such as 0.3.0, as deepsic query prints it"
+    example.add_argument("--chunk", type=chunk_position, metavar="CHUNK", help=text)
+    text = "part of the array, such as y=0:64 x=128:192; all of the axes that are not named"
+    example.add_argument("--region", nargs="+", type=axis_part, metavar="AXIS=A:B", help=text)
+    example.add_argument("--image", metavar="FILE", help="a picture that is in no archive")
+    parser.add_argument("-k", type=int, default=20, help="maximum number of label tiles (default: 20)")
+    parser.add_argument("--where", metavar="EXPRESSION", help="only tiles that satisfy it")
+    text = "compute embeddings of chunks that store none, from features or pixels"
+    parser.add_argument("--compute", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print each tile as a line of JSON")
+    add_tables(parser)
+
+
+def run_similar(args: argparse.Namespace) -> None:
+    """Print the label tiles that look like an example."""
+    labels = _open(args)
+    to: Any = args.chunk
+    if args.region is not None:
+        from deepsic_codec.io.region import to_region
+
+        to = to_region(labels.array, labels.geometry.axes, dict(args.region))
+    elif args.image is not None:
+        from deepsic_codec.io.images import read_rgb
+
+        to = read_rgb(args.image)
+    selection = labels.similar(to, args.k, where=args.where, compute=args.compute)
+    _say_tiles(args, labels, selection)
+    write_tables(args, selection)
 
 
 def add_tables(parser: argparse.ArgumentParser) -> None:

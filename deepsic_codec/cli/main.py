@@ -109,6 +109,15 @@ COMMANDS = {
             "deepsic changes series.zarr Forest BuiltUp --between 2019 2024 --geojson built.geojson",
         ),
     ),
+    "similar": Command(
+        "labels",
+        "find the label tiles that look like a chunk, a region or a picture",
+        (
+            "deepsic similar archive.zarr --chunk 0.3.0",
+            "deepsic similar archive.zarr --region y=0:64 x=128:192 -k 50 --where '~Water'",
+            "deepsic similar archive.zarr --image example.jpg --geojson similar.geojson",
+        ),
+    ),
     "train": Command(
         "train",
         "train a model, or adapt the labels of one",

@@ -161,3 +161,11 @@ def axis_part(text: str) -> tuple[str, slice | int]:
         return axis, slice(start, stop)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected axis=number or axis=start:stop, got {text!r}") from None
+
+
+def chunk_position(text: str) -> tuple[int, ...]:
+    """Parse the position of a chunk, numbers separated by dots; a type of arguments."""
+    try:
+        return tuple(int(part) for part in text.split("."))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected the position of a chunk such as 0.3.0, got {text!r}") from None

@@ -12,13 +12,14 @@ import zarr
 from deepsic_codec.axes import Axes, Index
 from deepsic_codec.codec.decode import PayloadToDecode, compute_cells, compute_labels
 from deepsic_codec.codec.labels import tile_labels
-from deepsic_codec.errors import CorruptPayload, DeepSICError
+from deepsic_codec.errors import CorruptPayload, DeepSICError, UnsupportedPayload
 from deepsic_codec.labels.vocabulary import vocabulary_of
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload import labels as payload_labels
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart, map_end
 
 MAP_FIELDS = ("mean", "min", "max")
@@ -29,6 +30,15 @@ BATCH_PIXELS = 1 << 26  # maximum of their pixels; the symbols of a pixel take 1
 def label_batch_size(stored: StoredArray) -> int:
     """Return the number of chunks to read whole and to label in one call."""
     return max(1, min(BATCH_SIZE, BATCH_PIXELS // stored.axes.pixels(stored.chunks)))
+
+
+def check_tile(section: str, tile: tuple[int, int], head: PayloadStart, geometry: Geometry) -> None:
+    """Raise UnsupportedPayload for a section whose tiles are not those of the array."""
+    if tile != geometry.tile or head.header.axes != geometry.axes:
+        raise UnsupportedPayload(
+            f"{section}: tiles of {tile} pixels with axes {head.header.axes!r}, expected {geometry.tile} with axes "
+            f"{geometry.axes!r}; write the chunk again"
+        )
 
 
 class Attributes:

@@ -11,7 +11,7 @@ import zarr
 
 from deepsic_codec.axes import Index, iter_grid
 from deepsic_codec.errors import LabelIndexError, RefusedCodec, UnsupportedPayload
-from deepsic_codec.labels.attributes import Attributes
+from deepsic_codec.labels.attributes import Attributes, check_tile
 from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex
 from deepsic_codec.labels.index_writer import IndexWriter, replace
 from deepsic_codec.labels.query import Labels
@@ -20,7 +20,6 @@ from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.limits import check_count, check_size
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray, stored_arrays
-from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import IndexLocation, open_node, parent_and_name
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart
 
@@ -279,12 +278,3 @@ class _FromHeaders:
             return None  # the array was resized: its edge was in this chunk, or is now
         vectors = None if old.embeddings is None else np.moveaxis(old.embeddings[old.tile_region(index)], -1, 0)
         return scores, vectors, int(old.head[position])
-
-
-def check_tile(section: str, tile: tuple[int, int], head: PayloadStart, geometry: Geometry) -> None:
-    """Raise UnsupportedPayload for a section whose tiles are not those of the array."""
-    if tile != geometry.tile or head.header.axes != geometry.axes:
-        raise UnsupportedPayload(
-            f"{section}: tiles of {tile} pixels with axes {head.header.axes!r}, expected {geometry.tile} with axes "
-            f"{geometry.axes!r}; write the chunk again"
-        )

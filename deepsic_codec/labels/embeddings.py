@@ -17,23 +17,22 @@ from deepsic_codec.axes import Index
 from deepsic_codec.codec.decode import compute_cells
 from deepsic_codec.codec.labels import tile_embeddings
 from deepsic_codec.errors import ConfigurationError, LabelIndexError, ModelMismatch
-from deepsic_codec.labels.attributes import label_batch_size
-from deepsic_codec.labels.consolidate import check_tile
+from deepsic_codec.labels.attributes import check_tile, label_batch_size
 from deepsic_codec.labels.index import FEATURES, HEADER
-from deepsic_codec.labels.query import Labels
 from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.embedded import use_embedded
 from deepsic_codec.stored.reader import PayloadStart
 
 if TYPE_CHECKING:
+    from deepsic_codec.labels.query import Labels
     from deepsic_codec.model.file import ModelInfo
 
 Vectors = NDArray[np.int8]
 COLOURS = 3  # bands of what heads see
 
 
-def read_embeddings(labels: Labels, *, compute: bool = False) -> Vectors:
+def read_embeddings(labels: "Labels", *, compute: bool = False) -> Vectors:
     """Return the embeddings of all label tiles of an array.
 
     From the index, if it has them. Otherwise from the sections of chunks, in one or two requests for each.

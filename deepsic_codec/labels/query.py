@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
 from deepsic_codec.labels import html
 from deepsic_codec.labels.changes import find_changes
+from deepsic_codec.labels.embeddings import read_embeddings
 from deepsic_codec.labels.evaluation import compared, matching_chunks, rescan
 from deepsic_codec.labels.expression import Expression, Name, parse
 from deepsic_codec.labels.index import BUFFER, FEATURES, HEADER, SOURCES, LabelIndex
 from deepsic_codec.labels.selection import Selection, StaleIndexWarning, TileSelection, Verify
+from deepsic_codec.labels.similarity import TileVectors, find_similar
 from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
@@ -69,6 +71,7 @@ class Labels:
         self.vocabulary = index.vocabulary
         self.geometry = index.geometry
         self._opened = counter or Counter()
+        self._vectors: TileVectors | None = None
 
     @property
     def bytes_read(self) -> int:
@@ -167,6 +170,52 @@ class Labels:
             If there are no such dates.
         """
         return find_changes(self, self._parsed(before), self._parsed(after), between)
+
+    def embeddings(self, *, compute: bool = False) -> NDArray[np.int8]:
+        """Return the embeddings of all label tiles; takes the arguments of `read_embeddings`, and raises its errors."""
+        return read_embeddings(self, compute=compute)
+
+    def similar(
+        self, to: Any, k: int = 100, *, where: str | Expression | None = None, compute: bool = False
+    ) -> TileSelection:
+        """Find the label tiles that show about the same as something else, by their embeddings. No chunk is decoded.
+
+        The first call reads the embeddings of all tiles into memory, which the object keeps.
+
+        Parameters
+        ----------
+        to
+            What to look for: a chunk of the array, as its position (integers); a region, as slices, such as one of
+            `regions` of a selection; a selection; or an image that is in no archive, uint8 (height, width, 1 or 3), for
+            which the model has to be installed. Of several tiles, the mean of their directions counts.
+        k : int
+            Maximum number of tiles.
+        where : str or Expression, optional
+            Condition that they have to satisfy, too.
+        compute : bool
+            If the index has no embeddings and chunks store none, compute them from features or pixels, for this object.
+
+        Returns
+        -------
+        TileSelection
+            The most similar tiles, the best ones first, without those of `to`. Its table has `similarity`, the cosine
+            of the angle between embeddings, -1 to 1.
+
+        Raises
+        ------
+        LabelIndexError
+            If there are no embeddings.
+        ConfigurationError
+            If `to` is none of these, outside of the array, of another array, or shows no data; if `k` is below 1.
+        ModelNotFound
+            If `to` is an image and the model with the head of the labels is not installed.
+        """
+        return find_similar(self, self._tile_vectors(compute), to, k, where)
+
+    def _tile_vectors(self, compute: bool = False) -> TileVectors:
+        if self._vectors is None:
+            self._vectors = TileVectors(read_embeddings(self, compute=compute))
+        return self._vectors
 
     def rewritten(self) -> NDArray[np.bool_]:
         """Read the headers of all chunks and compare them with the index.
