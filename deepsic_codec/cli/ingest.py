@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
@@ -36,6 +37,10 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-error", type=float, metavar="E", help="bound on the error of every sample; 0 is lossless")
     add_encoder_options(parser)
+    text = "quality of what labels find, such as 'River=80', instead of --quality; may be repeated"
+    add("--keep", action="append", type=_kept, metavar="EXPR=QUALITY", default=[], help=text)
+    text = "image of one band, as large as the source: the quality of each pixel, or 0 where errors do not matter"
+    add("--quality-map", metavar="IMAGE", help=text)
     text = (
         "range that quality and PSNR refer to (more pairs: of each band), or chunk: measured chunk by chunk (default: "
         "beyond 8 bits measured over the array, without outliers)"
@@ -89,8 +94,17 @@ def _value_range(text: str) -> Any:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
+def _kept(text: str) -> tuple[str, float]:
+    expression, _, quality = text.rpartition("=")
+    try:
+        return expression, float(quality)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an expression and its quality, River=80, got {text!r}") from None
+
+
 def run_ingest(args: argparse.Namespace) -> int:
     """Write the sources to the archive and print the results; returns 3 if something was left out."""
+    from deepsic_codec.errors import ConfigurationError
     from deepsic_codec.io.ingest import copy_node, in_groups, ingest, ingest_pyramid
     from deepsic_codec.io.zarr_source import PlainNode
     from deepsic_codec.stored.location import refuse_zip_path
@@ -127,6 +141,12 @@ def run_ingest(args: argparse.Namespace) -> int:
         "zarr_format": args.format,
         "embed_model": args.embed_model,
     }
+    if args.quality_map and len(sources) > 1:
+        raise ConfigurationError("--quality-map: it is for one source; pass one, or join them with --stack")
+    if args.keep or args.quality_map:
+        if args.dry_run:
+            raise ConfigurationError("--dry-run: bytes of qualities of their own are not estimated; leave it out")
+        options |= {"keep": dict(args.keep), "quality_map": _quality_map(args.quality_map)}
     if args.dry_run:
         return _dry_run(args, sources, options["codec"], [node.path for node in plain if node.is_array], skipped)
     results: list[Ingested] = []
@@ -179,6 +199,21 @@ def _sources(
         yield replace(first, name=args.name)
     else:
         yield from sources
+
+
+def _quality_map(path: str | None) -> Any:
+    """Return the qualities of an image of one band, (y, x)."""
+    if path is None:
+        return None
+    import numpy as np
+
+    from deepsic_codec.errors import ConfigurationError
+    from deepsic_codec.io.sources import open_sources
+
+    values = [source.values for source in open_sources([path])]
+    if len(values) != 1 or prod(values[0].shape) != prod(values[0].shape[:2]):
+        raise ConfigurationError(f"--quality-map {path}: expected an image of one band")
+    return np.asarray(values[0]).reshape(values[0].shape[:2])
 
 
 def _dry_run(

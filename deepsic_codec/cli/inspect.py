@@ -200,6 +200,8 @@ def add_preview(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, default=1024, metavar="PIXELS", help="longer edge of the image (default: 1024)")
     text = "add an image with the best label of each tile (default: yes, unless --where is given)"
     add("--labels", action=argparse.BooleanOptionalAction, default=None, help=text)
+    text = "add an image with the quality of each chunk, or of its squares of 16 x 16 pixels if it has a map"
+    add("--map", action="store_true", help=text)
     add("--where", metavar="EXPR", help="dim everything that does not satisfy this, such as 'River > 0.6'")
     text = "position along other axes, such as t=3 (default: 0)"
     add("--select", nargs="+", type=axis_part, metavar="AXIS=N", help=text)
@@ -221,6 +223,7 @@ def run_preview(args: argparse.Namespace) -> None:
             args.name,
             size=args.size,
             labels=args.labels,
+            quality_map=args.map,
             where=args.where,
             select=dict(args.select or ()),
             bands=args.bands,
@@ -233,7 +236,7 @@ def run_preview(args: argparse.Namespace) -> None:
     if args.json:
         about = {"out": str(args.out), "chunks": result.chunks, "decoded": result.decoded, "sampled": result.sampled}
         about |= {"scale": result.scale, "bytes_read": result.bytes_read}
-        say_json({**about, "tiles": result.classes, "stretch": result.limits})
+        say_json({**about, "tiles": result.classes, "qualities": result.qualities, "stretch": result.limits})
         return
     sampled = "; each stands for its neighbours" if result.sampled else ""
     reduced = f" at 1/{result.scale} of their size" if result.scale > 1 else ""

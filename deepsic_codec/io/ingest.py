@@ -108,7 +108,7 @@ def ingest(
     progress : callable, optional
         Called with the number of blocks that are written and of all blocks.
     **options
-        Further arguments of `deepsic_codec.dask.store`, such as `resume` and `zarr_format`.
+        Further arguments of `deepsic_codec.dask.store`, such as `resume`, `zarr_format`, `quality_map` and `keep`.
     """
     import dask
 
@@ -365,7 +365,8 @@ def ingest_pyramid(
 ) -> list[Ingested]:
     """Store one source as an OME-Zarr pyramid; only its first level has labels.
 
-    The parameters are those of `ingest`. The group gets its metadata when all levels are complete.
+    The parameters are those of `ingest`; `quality_map` and `keep` are for the first level. The group gets its metadata
+    when all levels are complete.
 
     Raises
     ------
@@ -384,10 +385,10 @@ def ingest_pyramid(
         group, levels[0].name.removeprefix(f"{source.name}/")
     ).params.value_range
     parameters["semantics"] = "none"  # labels are for pixels of the original size
-    for level in levels[1:]:
-        results.append(
-            ingest(level, url, codec=parameters, chunk=chunk, zarr_format=zarr_format, **{**options, "index": False})
-        )
+    options |= {"index": False, "quality_map": None, "keep": None}
+    results += [
+        ingest(level, url, codec=parameters, chunk=chunk, zarr_format=zarr_format, **options) for level in levels[1:]
+    ]
     arrays = [level.values for level in levels]
     group.attrs.update(ome.describe(source.name, arrays, levels[0].axes, classes=source.lossless))
     return results

@@ -23,13 +23,15 @@ from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.selection import Selection
 from deepsic_codec.payload.limits import check_count
+from deepsic_codec.payload.quality_map import CELL, grid_of
+from deepsic_codec.payload.sections import FEATURES, WAVELET
 from deepsic_codec.progress import Progress, no_progress
 from deepsic_codec.require import require
 from deepsic_codec.stored import embedded
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, url_of
-from deepsic_codec.stored.reader import PayloadStart
+from deepsic_codec.stored.reader import PayloadStart, label_end, map_end
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -42,9 +44,21 @@ MAX_ZOOM = 4
 MIN_SIZE = 16  # pixels
 MIN_WIDTH = 480  # pixels of the sheet, so that captions fit
 NO_DATA = (236, 236, 236)
+# Classes of qualities, and colours from dark to bright.
+QUALITIES: dict[str, draw.Colour] = {
+    "errors do not matter": (60, 60, 60),
+    "quality below 20": (68, 1, 84),
+    "20 to 39": (59, 82, 139),
+    "40 to 59": (33, 144, 141),
+    "60 to 79": (93, 201, 99),
+    "80 to 99": (253, 231, 37),
+    "100 and more": (255, 255, 255),
+}
+QUALITY_STEP = 20
 
 Box = tuple[slice, slice]  # rows and columns of the picture
-Tiles = Mapping[Index, NDArray[Any]]  # a value for each label tile of a chunk, (rows, columns)
+Tiles = Mapping[Index, NDArray[Any]]  # a value for each tile of a chunk, (rows, columns)
+_Legend = tuple[str, Mapping[str, draw.Colour], Mapping[str, int]]  # heading, colours, numbers of tiles
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,8 @@ class Preview:
         Bytes of chunks that were read.
     classes : dict of str to int
         Numbers of label tiles by their best class.
+    qualities : dict of str to int
+        Numbers of squares of 16 x 16 pixels by their quality, if they are shown.
     limits : list of (float, float) or None
         Values shown as black and white, for each band; None if samples are shown unchanged.
     """
@@ -76,6 +92,7 @@ class Preview:
     scale: int = 1
     bytes_read: int = 0
     classes: dict[str, int] = field(default_factory=dict)
+    qualities: dict[str, int] = field(default_factory=dict)
     limits: list[tuple[float, float]] | None = None
 
 
@@ -85,6 +102,7 @@ def preview(
     *,
     size: int = 1024,
     labels: bool | None = None,
+    quality_map: bool = False,
     where: str | None = None,
     select: Mapping[str, Part] | None = None,
     bands: Sequence[int] | None = None,
@@ -103,6 +121,9 @@ def preview(
         Longer edge of the image in pixels.
     labels : bool, optional
         Whether to add an image with the best label of each tile; by default if there is no `where`.
+    quality_map : bool
+        Whether to add an image with the qualities of chunks, and of their squares of 16 x 16 pixels where a chunk has a
+        map of them.
     where : str, optional
         Expression of labels. The picture dims everything that does not satisfy it; of a large array, only chunks that
         satisfy it are decoded. Without an index, the headers of all chunks are read.
@@ -146,7 +167,8 @@ def preview(
     shape = max(1, round(plane.shape[0] * zoom)), max(1, round(plane.shape[1] * zoom))
     plane = replace(plane, scale=_scale(plane, zoom))
     boxes, side = _choose(plane, shape, everything, _candidates(plane, indexed, selection))
-    starts = {chunk: start for chunk, start in stored.reader.starts(boxes) if start is not None}
+    end = map_end if quality_map else label_end
+    starts = {chunk: start for chunk, start in stored.reader.starts(boxes, end) if start is not None}
     values = np.full((*shape, len(plane.bands)), np.nan, np.float32)
     for number, (chunk, samples) in enumerate(_decoded(plane, list(starts)), 1):
         values[boxes[chunk]] = draw.shrink(samples, *values[boxes[chunk]].shape[:2])
@@ -154,12 +176,12 @@ def preview(
     pixels, limits = _to_pixels(values, plane, stretch)
     if selection is not None:
         matches = np.zeros(shape, np.bool_)
-        _paint(matches, plane, boxes, selection.geometry, _matches(plane, boxes, selection))
+        _paint(matches, plane, boxes, selection.geometry.tile, _matches(plane, boxes, selection))
         pixels = draw.dim(pixels, matches)
     panels = [pixels]
 
     classes: dict[str, int] = {}
-    palette: dict[str, draw.Colour] = {}
+    legends: list[_Legend] = []
     show_labels = where is None if labels is None else labels
     if show_labels:
         names, geometry, tiles = _best_labels(plane, indexed, starts)
@@ -168,15 +190,25 @@ def preview(
         palette = draw.colours(names)
         if classes:
             numbers = np.full(shape, -1)
-            _paint(numbers, plane, boxes, geometry, tiles)
+            _paint(numbers, plane, boxes, geometry.tile, tiles)
             numbers[np.isnan(values).any(axis=-1)] = -1
             panels.append(draw.tint(pixels, numbers, np.array([palette[name] for name in names], np.uint8)))
+            legends.append(("Best label of each tile, and its share of the tiles shown:", palette, classes))
+    qualities: dict[str, int] = {}
+    if quality_map:
+        cells = _qualities(plane, starts)
+        tally = Tally(number for grid in cells.values() for number in grid.ravel().tolist())
+        qualities = {name: tally[number] for number, name in enumerate(QUALITIES) if tally[number]}
+        numbers = np.full(shape, -1)
+        _paint(numbers, plane, boxes, (CELL, CELL), cells)
+        panels.append(draw.tint(pixels, numbers, np.array(list(QUALITIES.values()), np.uint8)))
+        legends.append(("Quality, and its share of what is shown:", QUALITIES, qualities))
 
     caption = _caption(plane, len(boxes), len(starts), side, selection, limits)
     note = "No labels in these chunks." if show_labels and not classes else ""
-    image = _compose(panels, caption, palette, classes, note)
+    image = _compose(panels, caption, legends, note)
     chunks = prod(plane.grid)
-    return Preview(image, chunks, len(starts), side > 1, plane.scale, counter.bytes, classes, limits)
+    return Preview(image, chunks, len(starts), side > 1, plane.scale, counter.bytes, classes, qualities, limits)
 
 
 @dataclass(frozen=True)
@@ -383,15 +415,35 @@ def _best_labels(
     return list(numbers), geometry, tiles
 
 
-def _paint(canvas: NDArray[Any], plane: _Plane, boxes: Mapping[Index, Box], geometry: Geometry, tiles: Tiles) -> None:
-    """Set the pixels that show a chunk to the values of its label tiles."""
+def _qualities(plane: _Plane, starts: Mapping[Index, PayloadStart]) -> Tiles:
+    """Return the numbers in `QUALITIES` of the cells of chunks that have a quality."""
+    cells = {}
+    for chunk, start in starts.items():
+        header = start.header
+        if header.entry(WAVELET.kind) is None and header.entry(FEATURES.kind) is None:
+            continue
+        rows, columns = grid_of(header.height, header.width)
+        qualities = start.qualities()
+        if qualities is None:
+            qualities = np.full((header.slices, rows, columns), header.quality)
+        numbers = np.where(qualities > 0, 1 + qualities // QUALITY_STEP, 0).clip(0, len(QUALITIES) - 1).astype(int)
+        sizes = dict(zip(header.axes, header.shape, strict=True)) | {"y": rows, "x": columns, "c": 1}
+        values = header.axes.from_samples(numbers[..., None], [sizes[axis] for axis in header.axes])
+        cells[chunk] = plane.tiles(chunk, values)
+    return cells
+
+
+def _paint(
+    canvas: NDArray[Any], plane: _Plane, boxes: Mapping[Index, Box], tile: tuple[int, int], tiles: Tiles
+) -> None:
+    """Set the pixels that show a chunk to the values of its tiles, of a size in pixels of the array."""
     for chunk, values in tiles.items():
-        region = geometry.chunk_region(chunk)
+        region = plane.stored.geometry.chunk_region(chunk)
         numbers = []
-        for axis, edge, tile, count in zip(plane.yx, boxes[chunk], geometry.tile, values.shape, strict=True):
+        for axis, edge, size, count in zip(plane.yx, boxes[chunk], tile, values.shape, strict=True):
             pixels = edge.stop - edge.start
             samples = (np.arange(pixels) + 0.5) / pixels * (region[axis].stop - region[axis].start)
-            numbers.append(np.minimum(samples // tile, count - 1).astype(int))
+            numbers.append(np.minimum(samples // size, count - 1).astype(int))
         canvas[boxes[chunk]] = values[np.ix_(*numbers)]
 
 
@@ -424,8 +476,7 @@ def _caption(
 def _compose(
     panels: list[draw.Pixels],
     caption: list[str],
-    palette: Mapping[str, draw.Colour],
-    classes: Mapping[str, int],
+    legends: list[_Legend],
     note: str,
 ) -> "PillowImage.Image":
     from PIL import Image
@@ -435,11 +486,11 @@ def _compose(
         images = [draw.side_by_side(images)]
     width = max(images[0].width, MIN_WIDTH)
     parts: list[Any] = [(caption[0], 17, draw.INK), (caption[1], 14, draw.FAINT), *images]
-    if classes:
-        total = sum(classes.values())
-        shares = {name: f"{count / total:.0%}" if 200 * count >= total else "< 1%" for name, count in classes.items()}
-        parts.append(("Best label of each tile, and its share of the tiles shown:", 14, draw.FAINT))
-        parts.append(draw.legend({name: palette[name] for name in classes}, shares, width))
-    elif note:
+    for heading, palette, counts in legends:
+        total = sum(counts.values())
+        shares = {name: f"{count / total:.0%}" if 200 * count >= total else "< 1%" for name, count in counts.items()}
+        parts.append((heading, 14, draw.FAINT))
+        parts.append(draw.legend({name: palette[name] for name in counts}, shares, width))
+    if note:
         parts.append((note, 14, draw.FAINT))
     return draw.sheet(parts, width)

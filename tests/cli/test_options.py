@@ -19,9 +19,17 @@ CALLS = {
         {"source": "a.zarr", "name": "b", "index": "i", "size": 99, "labels": False, "where": "Sea"}
         | {"select": {"t": 3}, "bands": (3, 2, 1), "stretch": True, "everything": False},
     ),
-    "preview a.zarr --labels --no-stretch --all": (
+    "preview a.zarr --labels --map --no-stretch --all": (
         "io.preview.preview",
-        {"labels": True, "stretch": False, "everything": True, "bands": None, "where": None, "select": {}},
+        {
+            "labels": True,
+            "quality_map": True,
+            "stretch": False,
+            "everything": True,
+            "bands": None,
+            "where": None,
+            "select": {},
+        },
     ),
     "export a.zarr b.tif --name b --as png --where Sea --crop --region y=1:2 x=3 --codec none --format 2 --overwrite": (
         "io.export.export",
@@ -73,6 +81,10 @@ CALLS = {
                 "semantics": "post",
             },
         },
+    ),
+    "ingest a.png b.zarr --keep River=80 --keep Sea>=0.6=0": (
+        "io.ingest.ingest",
+        {"keep": {"River": 80, "Sea>=0.6": 0}, "quality_map": None},
     ),
     "ingest a.png b.zarr --ome --psnr 40 --value-range chunk": (
         "io.ingest.ingest_pyramid",

@@ -5,7 +5,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from deepsic_codec import open_labels
+from deepsic_codec import chunk_attrs, open_labels
 from deepsic_codec.cli import main as cli
 from deepsic_codec.errors import MissingPackage, SourceError, UnsupportedArray
 from deepsic_codec.io import images
@@ -286,6 +286,30 @@ def test_options_that_cannot_be_read(folder, tmp_path, capsys, options):
     with pytest.raises(SystemExit) as stop:
         ingest(folder / "a.png", tmp_path / "out.zarr", *options)
     assert stop.value.code == 2 and f"argument {options[0]}: expected" in capsys.readouterr().err
+
+
+def test_qualities_of_pixels_and_of_labels(folder, tmp_path, capsys):
+    qualities = np.full((70, 90), 20, "u1")
+    qualities[:32, :32] = 90
+    Image.fromarray(qualities).save(tmp_path / "map.png")
+    options = "--transform", "wavelet", "--quality", 20
+    assert ingest(folder / "a.png", tmp_path / "out.zarr", *options, "--quality-map", tmp_path / "map.png") == 0
+    group = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    assert chunk_attrs(group["a"], (0, 0, 0))["quality_map"]["max"] == 90
+    assert ingest(folder / "b.png", tmp_path / "out.zarr", *options, "--keep", "unknown=0", "--keep", "~unknown=0") == 0
+    assert chunk_attrs(group["b"], (0, 0, 0))["quality_map"]["max"] == 0
+    capsys.readouterr()
+    wrong = {
+        "expected an image of one band": (folder / "a.png", "--quality-map", folder / "b.png"),
+        "shape (70, 90)": (folder / "sub", "--quality-map", tmp_path / "map.png"),
+        "one source": (folder, "--quality-map", tmp_path / "map.png"),
+        "not estimated": (folder / "a.png", "--keep", "unknown=9", "--dry-run"),
+    }
+    for words, (source, *more) in wrong.items():
+        assert ingest(source, tmp_path / "wrong.zarr", *options, *more) == 2
+        assert words in capsys.readouterr().err
+    check_rejects(SystemExit, "", ingest, folder / "a.png", tmp_path / "wrong.zarr", "--keep", "River")
+    assert "River=80" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("writer", ["rasterio", "tifffile", "contiguous"])

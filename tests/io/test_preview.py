@@ -59,6 +59,25 @@ def test_labels_are_counted_and_drawn(stub):
     assert preview(store, "img").classes == made.classes
 
 
+def test_qualities_are_counted_and_drawn(stub):
+    """Of a chunk without a map, its quality; of a bounded one none."""
+    data = np.random.default_rng(0).integers(90, 99, (3, 80, 128)).astype("u2")
+    qualities = np.full(data.shape, 30.0)
+    qualities[1, :32, :16], qualities[1, 32:, :16] = 0, 90
+    codec = {"axes": "tyx", "semantics": "none"}
+    array = create_array({}, data=data, chunks=(3, 80, 64), codec=DeepSIC(**codec), quality_map=qualities)
+    made = [preview(array, select={"t": t}, quality_map=True, stretch=False, size=128) for t in (0, 1)]
+    names = list(module.QUALITIES)
+    assert made[0].qualities == {"20 to 39": 40}
+    assert made[1].qualities == {names[0]: 2, "20 to 39": 35, "80 to 99": 3} and not made[1].classes
+    picture, panel = (body(made[1].image, 80, 128, panel=number) for number in (0, 1))
+    for (y, x), name in {(20, 5): names[0], (50, 5): "80 to 99", (20, 40): "20 to 39", (50, 100): "20 to 39"}.items():
+        expected = draw.tint(picture[y : y + 1, x : x + 1], np.zeros((1, 1), int), np.array([module.QUALITIES[name]]))
+        np.testing.assert_array_equal(panel[y, x], expected[0, 0])
+    bounded = create_array({}, data=data, chunks=(3, 80, 64), codec=DeepSIC(**codec, max_error=1))
+    assert preview(bounded, quality_map=True, size=128).qualities == {}
+
+
 @pytest.mark.parametrize("semantics", ["pre", "post"])
 def test_labels_of_one_slice(stub, semantics):
     data = np.repeat(np.array(GREYS, "u1"), 64 * 64).reshape(4, 64, 64)
