@@ -14,7 +14,7 @@ from deepsic_codec.axes import Axes, ceil_div, is_implausible
 from deepsic_codec.codec.bands import default_grouping, from_images, label_images, to_images
 from deepsic_codec.codec.cast import narrow
 from deepsic_codec.codec.labels import Cells, cells_with_data, cells_within, no_cells, tile_embeddings, tile_labels
-from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
+from deepsic_codec.codec.params import DEFAULT_QUALITY, DEFAULT_TUNE, NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.quality_map import (
     Keep,
     Qualities,
@@ -39,29 +39,12 @@ if TYPE_CHECKING:
     from deepsic_codec.model.file import ModelInfo
 
 
-# Photographs of 8 bits are coded as features up to these targets, which they reach in fewer bytes or sooner.
-FEATURES_QUALITY, FEATURES_PSNR, FEATURES_BPP = 50.0, 30.0, 0.4
-
-
 # What to propose for a number of axes.
 LIKELY = {
     2: ", such as axes='yx'",
     3: ", such as axes='yxc' for bands last, 'cyx' for bands first, or 'zyx'",
     4: ", such as axes='tyxc' for bands last, 'tcyx' for bands before rows, or 'czyx'",
 }
-
-
-def uses_wavelet(params: CodecParams, dtype: np.dtype[Any], bands: int) -> bool:
-    """Tell whether chunks of a dtype are coded as wavelets, not as features."""
-    if params.transform != "auto":
-        return params.transform == "wavelet"
-    if dtype != UINT8 or bands != 3 or params.value_range is not None or params.label_bands is not None:
-        return True
-    if params.quality is not None:
-        return params.quality > FEATURES_QUALITY
-    if params.psnr is not None:
-        return params.psnr > FEATURES_PSNR
-    return params.bpp is None or params.bpp > FEATURES_BPP  # rmse=, too
 
 
 def check_chunk(shape: Sequence[int], dtype: np.dtype[Any], params: CodecParams) -> None:
@@ -159,11 +142,30 @@ class ChunkToEncode:
         return self.axes.bands(self.array.shape)
 
     @cached_property
+    def _either(self) -> bool:
+        """Whether features and wavelets can both code the chunk as its parameters ask."""
+        params = self.params
+        parameters = params.max_error, params.rmse, params.value_range, params.label_bands, self.quality_map
+        return (
+            params.transform == "auto"
+            and self.array.dtype == UINT8
+            and self.bands == 3
+            and (params.quality is None or params.quality <= MAX_QUALITY)
+            and all(parameter is None for parameter in parameters)
+            and not self.keep
+        )
+
+    @property
+    def undecided(self) -> bool:
+        """Whether features may take fewer bytes than wavelets, or more (`transform.choose_transforms`)."""
+        return self._either and self.params.tune == DEFAULT_TUNE  # for others only features can be tuned
+
+    @cached_property
     def features(self) -> bool:
-        """Whether the chunk is coded as features, not as wavelets or within a bound."""
+        """Whether the chunk is coded, or may be coded, as features, not as wavelets or within a bound."""
         if self.params.max_error is not None or self.quality_map is not None or self.keep:
             return False
-        return not uses_wavelet(self.params, self.array.dtype, self.bands)
+        return self.params.transform == "features" or self._either
 
     @property
     def grouping(self) -> int:

@@ -20,6 +20,7 @@ from deepsic_codec.codec.structure import (
     on_grid,
     without_padding,
 )
+from deepsic_codec.codec.transform import choose_transforms
 from deepsic_codec.codec.wavelet import CodedWavelets, WaveletEncoder
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.model.threads import parallel_map
@@ -50,8 +51,10 @@ def encode_chunks(chunks: Sequence[ChunkToEncode]) -> list[bytes]:
     For callers that have whole batches; `ENCODER` joins the chunks of several callers.
     """
     info = find_info(*chunks[0].key)
-    tasks = [EncodeTask(chunk, info) for chunk in chunks]
-    payloads = {task: task.pack(None, task.quality) for task in tasks if task.scaled.empty}
+    decided, coded = choose_transforms(chunks, info)
+    tasks = [EncodeTask(chunk, info) for chunk in decided]
+    payloads = {tasks[number]: payload for number, payload in coded.items()}
+    payloads |= {task: task.pack(None, task.quality) for task in tasks if task.scaled.empty}
     with_data = [task for task in tasks if not task.scaled.empty]
     _warn_of_range(with_data)
     if any(task.params.max_error is None and task.scaled.is_classes for task in with_data):
@@ -60,7 +63,7 @@ def encode_chunks(chunks: Sequence[ChunkToEncode]) -> list[bytes]:
             "which stores them without loss in few bytes",
             stacklevel=2,
         )
-    payloads |= _encode_features([task for task in with_data if task.chunk.features])
+    payloads |= _encode_features([task for task in with_data if task.chunk.features and task not in payloads])
     others = [task for task in with_data if not task.chunk.features]
     _score(others)
     payloads |= zip(others, parallel_map(_encode_other, others), strict=True)

@@ -7,6 +7,7 @@ or three.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import log2
 from typing import Any
 
@@ -45,6 +46,7 @@ from deepsic_codec.payload.wavelet import (
 
 # Step of the trellis whose error is that of quantising to whole steps, at high rates; the qualities mean these.
 STEP_GAIN = 1.15
+REACHED_ERROR = 1.1  # errors of wavelets, as a share of the estimated ones, at moderate rates
 MAX_TRIALS = 9  # two are enough where rates fall evenly
 SHORT = 0.1  # an error beyond its target by more octaves than that is not accepted, if a smaller one is possible
 CLOSE_BYTES, CLOSE_ERROR = 0.02, 0.02  # a trial this close to its target ends the search, in octaves
@@ -286,21 +288,56 @@ class WaveletEncoder:
         """Encode at a quality."""
         return self._encode(step_code(self._step(quality)))
 
-    def for_bytes(self, limit: float) -> CodedWavelets:
-        """Encode to about this number of bytes, those of spectral transforms included."""
+    def _matrix_bytes(self, code: int) -> int:
+        return sum(part.matrix_bytes(one) for part, one in zip(self._parts, self._codes(code), strict=True))
 
-        def matrix_bytes(code: int) -> int:
-            return sum(part.matrix_bytes(one) for part, one in zip(self._parts, self._codes(code), strict=True))
+    def estimated_bytes(self, code: int) -> float:
+        """Return about how many bytes the step of a code takes, those of spectral transforms included."""
+        parts = zip(self._parts, self._codes(code), strict=True)
+        return sum(part.estimated_bytes(one) for part, one in parts) + self._matrix_bytes(code)
 
-        def trial(code: int) -> tuple[float, CodedWavelets]:
-            coded = self._encode(code)
-            return log2(coded.nbytes + matrix_bytes(code) + 1), coded
+    @cached_property
+    def _bytes_curve(self) -> "_Curve":
+        """Logarithms of estimated bytes."""
+        return _Curve(lambda code: log2(self.estimated_bytes(code) + 1), self._min_code)
+
+    @cached_property
+    def _error_curve(self) -> "_Curve":
+        """Logarithms, with their signs changed, of estimated errors in units of the components."""
+        from deepsic_codec.codec.wavelet_rate import estimated_error
 
         def estimate(code: int) -> float:
             parts = zip(self._parts, self._codes(code), strict=True)
-            return log2(sum(part.estimated_bytes(one) for part, one in parts) + matrix_bytes(code) + 1)
+            errors = [estimated_error(part.coefficients, one) for part, one in parts]
+            weights = [len(grid.bands) for grid in self.grids] or [1]
+            square = sum(weight * error**2 for weight, error in zip(weights, errors, strict=True)) / sum(weights)
+            return -log2(max(square**0.5 if self.grids else errors[0], self._extent * self._smallest))
 
-        return _search(_Curve(estimate, self._min_code), log2(max(limit, 0.0) + 1), 0.0, trial, CLOSE_BYTES)
+        return _Curve(estimate, self._min_code)
+
+    @property
+    def _smallest(self) -> float:
+        return SMALLEST * min(1.0, self._scaled.widening)
+
+    def code_for_bytes(self, limit: float) -> int:
+        """Return the code of the step that takes about this number of bytes, without encoding."""
+        return self._bytes_curve.code_of(log2(max(limit, 0.0) + 1))
+
+    def code_for_error(self, error: float, extent: float) -> int:
+        """Return the code of the step that leaves about an error, without encoding.
+
+        The range of values has the extent in the error's unit.
+        """
+        return self._error_curve.code_of(-log2(error / REACHED_ERROR) - log2(self._extent / extent))
+
+    def for_bytes(self, limit: float) -> CodedWavelets:
+        """Encode to about this number of bytes, those of spectral transforms included."""
+
+        def trial(code: int) -> tuple[float, CodedWavelets]:
+            coded = self._encode(code)
+            return log2(coded.nbytes + self._matrix_bytes(code) + 1), coded
+
+        return _search(self._bytes_curve, log2(max(limit, 0.0) + 1), 0.0, trial, CLOSE_BYTES)
 
     def for_rmse(self, rmse: float) -> CodedWavelets:
         """Encode to about a root mean square error in units of the samples."""
@@ -312,24 +349,14 @@ class WaveletEncoder:
 
     def _for_error(self, target: float, measure: Callable[[NDArray[Any]], float], extent: float) -> CodedWavelets:
         """Encode to an error that `measure` gives, 2^-target; the range of values has this extent in its unit."""
-        from deepsic_codec.codec.wavelet_rate import estimated_error
-
-        smallest = SMALLEST * min(1.0, self._scaled.widening)
 
         def trial(code: int) -> tuple[float, CodedWavelets]:
             coded = self._encode(code)
-            return -log2(max(measure(self.decode(coded)), extent * smallest)), coded
-
-        def estimate(code: int) -> float:
-            parts = zip(self._parts, self._codes(code), strict=True)
-            errors = [estimated_error(part.coefficients, one) for part, one in parts]
-            weights = [len(grid.bands) for grid in self.grids] or [1]
-            square = sum(weight * error**2 for weight, error in zip(weights, errors, strict=True)) / sum(weights)
-            return -log2(max(square**0.5 if self.grids else errors[0], self._extent * smallest))
+            return -log2(max(measure(self.decode(coded)), extent * self._smallest)), coded
 
         # No coefficient of such a step, rounded, has a larger error than the target.
         safe = max(self._min_code, step_code(max(1 / UNIT, 2**-target * self._extent / extent)))
-        return _search(_Curve(estimate, self._min_code), target, log2(self._extent / extent), trial, CLOSE_ERROR, safe)
+        return _search(self._error_curve, target, log2(self._extent / extent), trial, CLOSE_ERROR, safe)
 
 
 class _Curve:

@@ -1,0 +1,130 @@
+"""The choice between features and wavelets, for chunks that either may code in fewer bytes.
+
+Features take fewer bytes than wavelets on satellite and aerial pictures, and on photographs at low rates. No parameter
+says what a chunk shows, so a part of it is coded as features, and the bytes of wavelets with the same error are
+estimated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf, sqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.codec.chunk import ChunkToEncode, EncodeTask, scheduler_of
+from deepsic_codec.codec.params import CodecParams
+from deepsic_codec.codec.rate_search import encode_tasks
+from deepsic_codec.codec.wavelet import WaveletEncoder
+from deepsic_codec.model.threads import parallel_map
+from deepsic_codec.payload.constants import MAX_QUALITY
+
+if TYPE_CHECKING:
+    from deepsic_codec.model.batch import Encoded
+    from deepsic_codec.model.file import ModelInfo
+
+# Edge of the windows of a chunk that are coded for the choice, their largest number, and the pixels of a chunk for each.
+WINDOW, MAX_WINDOWS, PIXELS = 128, 4, 8 * 128**2
+# Centres of the windows, as shares of the height and the width; of one window, the middle.
+CENTRES = ((0.25, 0.25), (0.75, 0.75), (0.25, 0.75), (0.75, 0.25))
+
+
+def choose_transforms(
+    chunks: Sequence[ChunkToEncode], info: "ModelInfo"
+) -> tuple[list[ChunkToEncode], dict[int, bytes]]:
+    """Choose how chunks of one model are coded.
+
+    Returns
+    -------
+    list of ChunkToEncode
+        The chunks, which now say how they are coded.
+    dict of int to bytes
+        Payloads of those that were coded as a whole for the choice, by their number.
+    """
+    undecided = [number for number, chunk in enumerate(chunks) if chunk.undecided]
+    if not undecided:
+        return list(chunks), {}
+    trials = parallel_map(lambda number: _Trial(chunks[number], info), undecided)
+    by_task = {trial.task: trial for trial in trials}
+    qualities = {task: trial.quality for task, trial in by_task.items() if trial.quality <= MAX_QUALITY}
+
+    def finish(task: EncodeTask, quality: float, encoded: "Encoded") -> tuple[bool, bytes | None]:
+        """Tell whether wavelets are better; return the payload of the whole chunk if they are not."""
+        wavelets = by_task[task].wavelets_take_less(encoded)
+        return wavelets, None if wavelets or not by_task[task].whole else task.pack(encoded, quality)
+
+    results = encode_tasks(qualities, scheduler_of(info), finish, features=True, pixels=True, symbols=False)
+    decided, payloads = list(chunks), {}
+    for number, trial in zip(undecided, trials, strict=True):
+        wavelets, payload = results.get(trial.task, (True, None))
+        params = chunks[number].params.changed(transform="wavelet" if wavelets else "features")
+        decided[number] = replace(chunks[number], params=params)
+        if payload is not None:
+            payloads[number] = payload
+    return decided, payloads
+
+
+class _Trial:
+    """Windows of a chunk, as a chunk of its own.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether they are the whole chunk.
+    task : EncodeTask
+    quality : float
+        That of the chunk, or about the one that reaches its target; infinite without data.
+    """
+
+    def __init__(self, chunk: ChunkToEncode, info: "ModelInfo") -> None:
+        samples = chunk.axes.to_samples(chunk.array)
+        parts = windows(samples)
+        self.whole = parts.shape == samples.shape and chunk.params.quality is not None
+        params = chunk.params.changed(transform="features")
+        if self.whole:
+            trial = replace(chunk, params=params)
+        else:
+            params = params.changed(axes="nyxc", semantics="none", embedding=False, label_tile=None)
+            trial = ChunkToEncode(params, parts, "C")
+        self.task = EncodeTask(trial, info)
+        if self.task.scaled.empty:
+            self.quality = inf
+        else:
+            self._wavelets = WaveletEncoder(self.task.scaled, params)
+            self.quality = self._quality(params)
+
+    def _quality(self, params: CodecParams) -> float:
+        if params.quality is not None:
+            return params.quality
+        if params.psnr is not None:
+            code = self._wavelets.code_for_error(10 ** (-params.psnr / 20), 1.0)
+        else:
+            assert params.bpp is not None
+            samples = self.task.scaled.samples
+            code = self._wavelets.code_for_bytes(params.bpp * samples.size / samples.shape[-1] / 8)
+        return self._wavelets.quality_of(code)
+
+    def wavelets_take_less(self, encoded: "Encoded") -> bool:
+        """Tell whether wavelets with the error of coded features take fewer bytes."""
+        assert encoded.features is not None
+        scaled = self.task.scaled
+        squares = np.square(self.task.decode(encoded.pixels).astype(np.int64) - scaled.samples)
+        if scaled.mask is not None:
+            squares = squares[~np.broadcast_to(scaled.mask, squares.shape)]
+        # The sum of integers does not depend on their order, as the mean of floating-point numbers does.
+        error = sqrt(int(squares.sum()) / squares.size)
+        code = self._wavelets.code_for_error(max(error, 1e-3), scaled.extent)
+        return self._wavelets.estimated_bytes(code) < len(encoded.features)
+
+
+def windows(samples: NDArray[Any]) -> NDArray[Any]:
+    """Return parts (windows, height, width, bands) of samples (slices, height, width, bands), spread over them."""
+    slices, height, width, _ = samples.shape
+    count = min(MAX_WINDOWS, max(1, slices * height * width // PIXELS))
+    rows, columns = min(WINDOW, height), min(WINDOW, width)
+    parts = []
+    for number, (y, x) in enumerate(CENTRES[:count] if count > 1 else ((0.5, 0.5),)):
+        top, left = int((height - rows) * y), int((width - columns) * x)
+        parts.append(samples[(2 * number + 1) * slices // (2 * count), top : top + rows, left : left + columns])
+    return np.stack(parts)
