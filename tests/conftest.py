@@ -34,7 +34,7 @@ def stub(monkeypatch):
     for name, module in stub_runtime.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(stub_runtime, "RUNTIME", stub_runtime.Scheduler())
-    monkeypatch.setattr(chunk, "uses_wavelet", stub_runtime.uses_wavelet)
+    monkeypatch.setattr(chunk, "transform_of", stub_runtime.transform_of)
     return stub_runtime.RUNTIME
 
 

@@ -212,9 +212,9 @@ def modules():
     return {module.__name__: module for module in (file, zoo, families, scheduler)}
 
 
-def uses_wavelet(params, dtype, bands):
+def transform_of(params, dtype, bands):
     """Code chunks as features, which are lossless here, unless wavelets are asked for."""
-    return params.transform == "wavelet" or params.rmse is not None
+    return "wavelet" if params.transform == "wavelet" or params.rmse is not None else "features"
 
 
 def install():
@@ -222,4 +222,4 @@ def install():
     sys.modules.update(modules())
     from deepsic_codec.codec import chunk
 
-    chunk.uses_wavelet = uses_wavelet
+    chunk.transform_of = transform_of

@@ -14,7 +14,7 @@ from deepsic_codec.axes import Axes, ceil_div, is_implausible
 from deepsic_codec.codec.bands import default_grouping, from_images, label_images, to_images
 from deepsic_codec.codec.cast import narrow
 from deepsic_codec.codec.labels import Cells, cells_with_data, cells_within, no_cells, tile_embeddings, tile_labels
-from deepsic_codec.codec.params import DEFAULT_QUALITY, DEFAULT_TUNE, NO_SPECTRAL, CodecParams
+from deepsic_codec.codec.params import AUTO_TRANSFORM, DEFAULT_QUALITY, DEFAULT_TUNE, NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.quality_map import (
     Keep,
     Qualities,
@@ -45,6 +45,18 @@ LIKELY = {
     3: ", such as axes='yxc' for bands last, 'cyx' for bands first, or 'zyx'",
     4: ", such as axes='tyxc' for bands last, 'tcyx' for bands before rows, or 'czyx'",
 }
+
+
+def transform_of(params: CodecParams, dtype: np.dtype[Any], bands: int) -> str:
+    """Return how chunks of a dtype are coded: `"features"`, `"wavelet"`, or `"auto"`, whichever takes fewer bytes."""
+    if params.transform != AUTO_TRANSFORM:
+        return params.transform
+    fixed = params.rmse, params.value_range, params.label_bands
+    if dtype != UINT8 or bands != 3 or any(parameter is not None for parameter in fixed):
+        return "wavelet"
+    if params.quality is not None and params.quality > MAX_QUALITY:
+        return "wavelet"
+    return AUTO_TRANSFORM if params.tune == DEFAULT_TUNE else "features"  # wavelets cannot be tuned
 
 
 def check_chunk(shape: Sequence[int], dtype: np.dtype[Any], params: CodecParams) -> None:
@@ -142,30 +154,20 @@ class ChunkToEncode:
         return self.axes.bands(self.array.shape)
 
     @cached_property
-    def _either(self) -> bool:
-        """Whether features and wavelets can both code the chunk as its parameters ask."""
-        params = self.params
-        parameters = params.max_error, params.rmse, params.value_range, params.label_bands, self.quality_map
-        return (
-            params.transform == "auto"
-            and self.array.dtype == UINT8
-            and self.bands == 3
-            and (params.quality is None or params.quality <= MAX_QUALITY)
-            and all(parameter is None for parameter in parameters)
-            and not self.keep
-        )
-
-    @property
     def undecided(self) -> bool:
         """Whether features may take fewer bytes than wavelets, or more (`transform.choose_transforms`)."""
-        return self._either and self.params.tune == DEFAULT_TUNE  # for others only features can be tuned
+        return self._transform == AUTO_TRANSFORM
 
     @cached_property
     def features(self) -> bool:
         """Whether the chunk is coded, or may be coded, as features, not as wavelets or within a bound."""
+        return self._transform != "wavelet"
+
+    @cached_property
+    def _transform(self) -> str:
         if self.params.max_error is not None or self.quality_map is not None or self.keep:
-            return False
-        return self.params.transform == "features" or self._either
+            return "wavelet"
+        return transform_of(self.params, self.array.dtype, self.bands)
 
     @property
     def grouping(self) -> int:

@@ -29,7 +29,8 @@ BOUNDED_QUALITY = 20.0
 CHUNK = "chunk"  # value_range: measured in each chunk
 NAN = "NaN"  # nodata: JSON has no such number
 AUTO_SPECTRAL, NO_SPECTRAL = "auto", "none"
-TRANSFORMS = ("auto", "features", "wavelet")
+AUTO_TRANSFORM = "auto"
+TRANSFORMS = (AUTO_TRANSFORM, "features", "wavelet")
 ORTHONORMAL = 1e-3  # largest deviation of the products of rows of a spectral matrix
 MAX_TILE = 1 << 20  # pixels: beyond any chunk, and small enough for every integer of the label section
 

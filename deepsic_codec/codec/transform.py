@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deepsic_codec.model.batch import Encoded
     from deepsic_codec.model.file import ModelInfo
 
-# Edge of the windows of a chunk that are coded for the choice, their largest number, and the pixels of a chunk for each.
+# Edge of the windows of a chunk that are coded for the choice, their largest number, and the pixels of a chunk for one.
 WINDOW, MAX_WINDOWS, PIXELS = 128, 4, 8 * 128**2
 # Centres of the windows, as shares of the height and the width; of one window, the middle.
 CENTRES = ((0.25, 0.25), (0.75, 0.75), (0.25, 0.75), (0.75, 0.25))

@@ -55,7 +55,7 @@ def test_any_region(data):
     with pytest.MonkeyPatch.context() as patch:
         for name, stub in stub_runtime.modules().items():
             patch.setitem(__import__("sys").modules, name, stub)
-        patch.setattr(chunk, "uses_wavelet", stub_runtime.uses_wavelet)
+        patch.setattr(chunk, "transform_of", stub_runtime.transform_of)
         patch.setattr(module, "BLOCK", data.draw(st.sampled_from([1, 20_000, 1 << 24])))
         values = photograph(3, 70, 90)
         array = create_array({}, data=values, chunks=(2, 32, 32), codec=DeepSIC(axes="tyx"))
