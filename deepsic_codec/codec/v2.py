@@ -62,9 +62,9 @@ class DeepSIC(CodecParams, Codec):
         Error measure that the encoder minimises. "ms-ssim" needs an effort of at least 2.
     transform : {"auto", "features", "wavelet"}
         What the samples become before they are quantised. "features" are those of the learned networks, "wavelet"
-        stands for a wavelet transform of spectral components, which needs no torch, takes fewer bytes for all imagery
-        but photographs at low rates, and has no ceiling. "auto" takes features for three bands of uint8 up to a quality
-        of 50, a PSNR of 30 dB or 0.4 bits per pixel, and wavelets for everything else.
+        stands for a wavelet transform of spectral components, which has no ceiling. "auto" takes wavelets, except for
+        chunks of three bands of uint8 without `value_range` or `label_bands`: a part of each is coded as features up to
+        a quality of 100, and features are taken where they need fewer bytes than wavelets with the same error.
     spectral : {"auto", "none"} or matrix
         Transform that turns bands into components before wavelets, so that what bands have in common is coded once.
         "auto" fits it to each chunk, and leaves it out where it does not pay, as for bands that show different things.

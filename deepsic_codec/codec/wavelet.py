@@ -1,4 +1,4 @@
-"""Chunks as wavelets of spectral components: the way of all imagery but photographs at low rates.
+"""Chunks as wavelets of spectral components: the way of all imagery but 8-bit colour that features code in fewer bytes.
 
 Integers of the samples become components (`spectral`), components become coefficients, and these are quantised with
 one step for all. Rates and errors of a step are estimated from the coefficients, so that a search takes two encodings,
