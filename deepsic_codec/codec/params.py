@@ -289,6 +289,7 @@ class CodecParams:
 
 # Defaults of the encoder's parameters, which `repr` leaves out.
 _ENCODER_DEFAULTS = {
+    "embedding": False,
     "effort": DEFAULT_EFFORT,
     "tune": DEFAULT_TUNE,
     "transform": TRANSFORMS[0],

@@ -65,6 +65,7 @@ def test_metadata_is_as_specified():
         "axes": "yxc",
         "semantics": "pre",
         "label_tile": [128, 64],
+        "embedding": False,
         "effort": 1,
         "tune": "mse",
         "transform": "auto",
