@@ -26,17 +26,20 @@ ones. Numba checks no index unless told to: set NUMBA_BOUNDSCHECK=1 and a NUMBA_
 """
 
 import argparse
+import asyncio
 import json
 import resource
 import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -46,6 +49,7 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+import zarr.core.sync
 from google_crc32c import value as crc32c
 from zarr.storage import MemoryStore
 
@@ -621,9 +625,9 @@ class Shard(Stage):
         return "decoded" if not errors else "decoded, some label reads refused"
 
 
-def forged(rng: np.random.Generator, info: model_file.ModelInfo, path: Path) -> None:
+def forged(rng: np.random.Generator, info: model_file.ModelInfo, arrays: dict[str, np.ndarray], path: Path) -> None:
     """Write a model file like another one with tensors of other shapes, dtypes or values, whose identities fit."""
-    arrays, architecture = dict(model_file.load_arrays(info)), dict(info.architecture)
+    arrays, architecture = dict(arrays), dict(info.architecture)
     for _ in range(1 + int(rng.integers(3) * rng.random())):
         name = str(rng.choice(sorted(arrays)))
         arrays |= {name: changed(rng, arrays[name])}
@@ -669,7 +673,7 @@ def changed(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
 
 def use_model(info: model_file.ModelInfo, stream: bytes) -> str:
     """Load a model, encode, decode, and score labels; raises a typed error, or Failure."""
-    image = np.random.default_rng(0).integers(0, 256, (1, 33, 70, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, 17, 50, 3), dtype=np.uint8)
     shape = image.shape[:3]
     scheduler = load(info, "cpu")
     (encoded,) = scheduler.encode([image], [42.5])
@@ -680,10 +684,14 @@ def use_model(info: model_file.ModelInfo, stream: bytes) -> str:
             if features is encoded.features:
                 raise Failure("a model cannot decode what it encoded") from None
             continue
-        first, again = (scheduler.decode([features], [shape], [42.5], [q6])[0] for q6 in (True, True))
+        first, *again = (
+            scheduler.decode([features], [shape], [42.5], [True])[0] for _ in range(2 if features is stream else 1)
+        )
         (scores,) = scheduler.score([symbols], [shape], [42.5])
-        if first.shape != image.shape or not np.array_equal(first, again) or first.min() < 0 or first.max() > 255 * 64:
+        if first.shape != image.shape or first.min() < 0 or first.max() > 255 * 64:
             raise Failure(f"pixels {first.dtype} {first.shape}, {first.min()} to {first.max()}")
+        if not all(np.array_equal(first, other) for other in again):
+            raise Failure("other pixels, decoded again")
         if scores.shape[-1] != len(info.vocabulary.names):
             raise Failure(f"scores {scores.shape} of {len(info.vocabulary.names)} classes")
     return "used"
@@ -693,12 +701,14 @@ class Model(Stage):
     """Model files: descriptions, tensor tables and tensors; those that are accepted encode, decode and label."""
 
     share = 1
+    FAMILIES = (0.75, 0.25)  # torch decodes with the second family, and takes most of its time to make the networks
 
     def __init__(self, seeds: list[Seed], folder: Path) -> None:
         super().__init__(seeds, folder)
         models = folder / "models"
         models.mkdir(exist_ok=True)
         self.models = [tiny_model(models, name="fuzz-integers"), tiny_paper_model(models)]
+        self.arrays = [model_file.load_arrays(info) for info in self.models]
         self.stream = np.random.default_rng(0).bytes(40)
         self.data = Path(zoo.find_model(seeds[0].codec.model).path).read_bytes()
         self.path = folder / "case.safetensors.fuzz"
@@ -711,8 +721,9 @@ class Model(Stage):
     def make(self, rng: np.random.Generator) -> bytes:  # noqa: D102
         if rng.random() < 0.9:
             self.path.write_bytes(b"")  # what a writer refuses is no file
+            number = int(rng.choice(len(self.models), p=self.FAMILIES))
             with suppress(DeepSICError):
-                forged(rng, self.models[int(rng.integers(len(self.models)))], self.path)
+                forged(rng, self.models[number], self.arrays[number], self.path)
             return b"\0" + self.path.read_bytes()
         style = rng.random()
         if style < 0.3:
@@ -804,7 +815,7 @@ class Metadata(Text):
 
     def choose(self, rng: np.random.Generator) -> Any:  # noqa: D102
         name = str(rng.choice(list(self.stores)))
-        operation = str(rng.choice(list(strangers.operations(self.stores[name]))))
+        operation = strangers.random_operation(rng, strangers.operations(self.stores[name]))
         keys = str(rng.choice(["image/", "", "_labels/"]))
         return {
             "archive": name,
@@ -834,9 +845,8 @@ class Index(Metadata):
     def choose(self, rng: np.random.Generator) -> Any:  # noqa: D102
         name = str(rng.choice(list(self.stores)))
         store = self.stores[name]
-        operations = list(strangers.index_operations(store))
-        shares = np.array([strangers.WRITERS.get(operation, 1.0) for operation in operations])
-        case = {"archive": name, "operation": str(rng.choice(operations, p=shares / shares.sum()))}
+        operation = strangers.random_operation(rng, strangers.index_operations(store))
+        case = {"archive": name, "operation": operation}
         if rng.random() < 0.6:
             return case | strangers.random_array(rng, store)
         return case | strangers.random_change(rng, store, "_labels/")
@@ -1009,6 +1019,42 @@ def limit_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + extra, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
+class InThisThread(ThreadPoolExecutor):
+    """An executor without threads."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: D102
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def without_threads() -> Iterator[None]:
+    """Run zarr's coroutines in this thread: to hand them to another one takes longer than what they do in memory."""
+    original = zarr.core.sync.sync
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(InThisThread())
+    main = threading.get_ident()
+
+    def sync(coroutine: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != main or loop.is_running():
+            return original(coroutine, *args, **kwargs)
+        return loop.run_until_complete(coroutine)
+
+    users = [module for module in list(sys.modules.values()) if getattr(module, "sync", None) is original]
+    try:
+        for module in users:
+            module.sync = sync  # type: ignore[attr-defined]
+        yield
+    finally:
+        for module in users:
+            module.sync = original  # type: ignore[attr-defined]
+        loop.close()
+
+
 @dataclass
 class Progress:
     """How far a run came, in a file from which the same command goes on.
@@ -1125,7 +1171,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
     say = Log(args.log)
     targets = args.target or [name for name in TARGETS if args.model is None or name == "payload"]
     names = [args.replay.name.partition("-")[0]] if args.replay else [s for t in targets for s in TARGETS[t]]
-    with config.set(threads=1, batch_pixels=1 << 18, max_pixels=MAX_PIXELS):
+    with config.set(threads=1, batch_pixels=1 << 18, max_pixels=MAX_PIXELS), without_threads():
         fuzzer = Fuzzer.make(folder, names, args.model)
         if args.replay:
             seconds, outcome = fuzzer.timed(fuzzer.stages[names[0]], args.replay.read_bytes())

@@ -4,7 +4,7 @@ Each function runs one case and returns what came of it; an error that is no `De
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -21,7 +21,8 @@ from deepsic_codec.labels.expression import parse
 from deepsic_codec.labels.index import ATTRIBUTE
 from deepsic_codec.labels.query import Labels
 
-WRITERS = {"repair": 0.2, "again": 0.4}  # shares of cases of what takes ten to thirty times as long as other operations
+# Shares of operations that write an index, which takes eight to thirty times as long as others.
+SHARES = {"repair": 0.05, "again": 0.15, "scan": 0.2}
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 VALUES: tuple[Any, ...] = (
     None,
@@ -151,9 +152,8 @@ def run_names(sources: list[tuple[str, str]]) -> str:
 
 def random_change(rng: np.random.Generator, store: MemoryStore, keys: str = "") -> dict[str, Any]:
     """Choose another value for one place of one of the JSON documents of a store."""
-    chosen = {key: document for key, document in documents(store).items() if keys in key}
-    key = str(rng.choice(list(chosen)))
-    paths = [path for path in places(chosen[key]) if path] or [()]
+    key = str(rng.choice([key for key in document_keys(store) if keys in key]))
+    paths = [path for path in places(document(store, key)) if path] or [()]
     change: dict[str, Any] = {"key": key, "path": paths[rng.integers(len(paths))]}
     number = int(rng.integers(len(VALUES) + 1))
     return change if number == len(VALUES) else {**change, "value": VALUES[number]}
@@ -161,8 +161,8 @@ def random_change(rng: np.random.Generator, store: MemoryStore, keys: str = "") 
 
 def changed(store: MemoryStore, change: dict[str, Any]) -> MemoryStore:
     """Return a copy of a store with a change of `random_change`."""
-    document = documents(store)[change["key"]]
-    return changed_store(store, change["key"], with_value(document, tuple(change["path"]), change.get("value", ...)))
+    key = change["key"]
+    return changed_store(store, key, with_value(document(store, key), tuple(change["path"]), change.get("value", ...)))
 
 
 def random_metadata(rng: np.random.Generator, store: MemoryStore, keys: str = "") -> MemoryStore:
@@ -170,10 +170,19 @@ def random_metadata(rng: np.random.Generator, store: MemoryStore, keys: str = ""
     return changed(store, random_change(rng, store, keys))
 
 
+def document_keys(store: MemoryStore) -> list[str]:
+    """Return the keys of the JSON documents of a store."""
+    return [key for key in sorted(store._store_dict) if key.rpartition("/")[2] in METADATA]
+
+
+def document(store: MemoryStore, key: str) -> Any:
+    """Return a JSON document of a store."""
+    return json.loads(store._store_dict[key].to_bytes())
+
+
 def documents(store: MemoryStore) -> dict[str, Any]:
     """Return the JSON documents of a store by key."""
-    data = store._store_dict
-    return {key: json.loads(data[key].to_bytes()) for key in sorted(data) if key.rpartition("/")[2] in METADATA}
+    return {key: document(store, key) for key in document_keys(store)}
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -196,9 +205,9 @@ def with_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
-def changed_store(store: MemoryStore, key: str, document: Any) -> MemoryStore:
+def changed_store(store: MemoryStore, key: str, value: Any) -> MemoryStore:
     """Return a copy of a store with another JSON document."""
-    buffer = default_buffer_prototype().buffer.from_bytes(json.dumps(document).encode())
+    buffer = default_buffer_prototype().buffer.from_bytes(json.dumps(value).encode())
     return MemoryStore({**store._store_dict, key: buffer})
 
 
@@ -240,16 +249,27 @@ def run_metadata(store: MemoryStore, name: str = "image") -> dict[str, Exception
 def version_of(store: MemoryStore, name: str = "image") -> str:
     """Return the path of the current version of the index of an array."""
     index = f"{name}_labels"
-    attributes: Any = zarr.open_group(store, path=index, mode="r").attrs[ATTRIBUTE]
-    return f"{index}/{attributes['current']}"
+    if f"{index}/zarr.json" in store._store_dict:
+        attributes = document(store, f"{index}/zarr.json")["attributes"]
+    else:
+        attributes = document(store, f"{index}/.zattrs")
+    return f"{index}/{attributes[ATTRIBUTE]['current']}"
+
+
+def random_operation(rng: np.random.Generator, names: Iterable[str]) -> str:
+    """Choose one of some operations by their shares."""
+    names = list(names)
+    shares = np.array([SHARES.get(name, 1.0) for name in names])
+    return str(rng.choice(names, p=shares / shares.sum()))
 
 
 def random_array(rng: np.random.Generator, store: MemoryStore) -> dict[str, Any]:
     """Choose other values, and now and then another shape, dtype or chunks, for one array of a label index."""
-    group = zarr.open_group(store, path=version_of(store), mode="r")
-    name = str(rng.choice(sorted(group.array_keys())))
-    array: Any = group[name]
-    shape, dtype = list(array.shape), array.dtype
+    path = version_of(store)
+    keys = [key for key in document_keys(store) if key.startswith(f"{path}/") and key.count("/") == 3]
+    name = str(rng.choice(sorted({key.split("/")[2] for key in keys})))
+    about = document(store, next(key for key in keys if key.split("/")[2:] in ([name, "zarr.json"], [name, ".zarray"])))
+    shape, dtype = about["shape"], np.dtype(about["data_type" if "data_type" in about else "dtype"])
     style = rng.random()
     if style < 0.05:
         return {"member": name}
@@ -289,12 +309,12 @@ def with_array(store: MemoryStore, change: dict[str, Any]) -> MemoryStore:
     if metadata not in store._store_dict:
         return store
     # As its writer would: the group of the index has the metadata of all arrays.
-    document = documents(store)[metadata]
-    members = document["attributes"][ATTRIBUTE]["metadata"]["consolidated_metadata"]["metadata"]
+    index_document = document(store, metadata)
+    members = index_document["attributes"][ATTRIBUTE]["metadata"]["consolidated_metadata"]["metadata"]
     members.pop(change["member"], None)
     if "shape" in change:
-        members[change["member"]] = documents(store)[f"{key}zarr.json"]
-    return changed_store(store, metadata, document)
+        members[change["member"]] = document(store, f"{key}zarr.json")
+    return changed_store(store, metadata, index_document)
 
 
 def index_operations(store: MemoryStore, name: str = "image") -> dict[str, Callable[[], str]]:

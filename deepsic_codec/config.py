@@ -176,6 +176,8 @@ _defaults: Settings | None = None
 _changing = threading.Lock()
 #: What `set` changed in this context.
 _overrides: ContextVar[Mapping[str, Any]] = ContextVar("deepsic_codec.config", default={})  # noqa: B039  # never changed
+#: Defaults, overrides, and what `get` made of them last.
+_merged: tuple[Settings, Mapping[str, Any], Settings] | None = None
 
 
 def get() -> Settings:
@@ -186,12 +188,16 @@ def get() -> Settings:
     ConfigurationError
         If the environment or a configuration file has a value out of range.
     """
-    global _defaults
+    global _defaults, _merged
     if _defaults is None:
         with _changing:
             _defaults = _defaults or _read_defaults()
-    overrides = _overrides.get()
-    return replace(_defaults, **overrides) if overrides else _defaults
+    defaults, overrides, merged = _defaults, _overrides.get(), _merged
+    if not overrides:
+        return defaults
+    if merged is None or merged[0] is not defaults or merged[1] is not overrides:
+        merged = _merged = defaults, overrides, replace(defaults, **overrides)
+    return merged[2]
 
 
 def _read_defaults() -> Settings:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -39,6 +40,7 @@ VERSION = re.compile("[0-9a-f]{32}")  # name of the group of a version
 UNIT_CHUNKS = 1 << 18  # chunks of the archive in a chunk of the index: four reads for a class of a million chunks
 UNIT_VECTORS = 1 << 17  # tiles of the archive in a chunk of their embeddings
 UNIT_TILES = 1 << 21  # the same for tiles, which are read only where the scores of chunks do not decide
+DAMAGED_INDEX = "damaged label index: "
 UNFINISHED = "no label index, or one that was never finished; run consolidate_labels"
 BUFFER = 1 << 28  # bytes of tile scores held in memory while an index is written
 DTYPES = {
@@ -213,13 +215,14 @@ class LabelIndex:
     """
 
     def __init__(self, location: IndexLocation, counter: Counter | None = None) -> None:
-        group, self.outdated = _current_version(location, counter)
-        about: Any = group.attrs.get(ATTRIBUTE)
+        self.location = location
+        self.group, self._documents, self.outdated = _current_version(location, counter)
+        self._members: dict[str, zarr.Array] = {}
+        about: Any = self.group.attrs.get(ATTRIBUTE)
         if not isinstance(about, Mapping) or "array" not in about:
             raise LabelIndexError(f"{location}: {UNFINISHED}")
-        self.location, self.group = location, group
         self.vocabulary = Vocabulary.from_json(about.get("vocabulary"))
-        with metadata_errors(f"{location}: damaged label index", LabelIndexError):
+        with self._errors():
             self.about: Mapping[str, Any] = dict(about["array"])
             self.counts: Mapping[str, int] = {str(name): int(n) for name, n in about.get("counts", {}).items()}
             self.geometry = Geometry(
@@ -236,13 +239,26 @@ class LabelIndex:
             self.tile_scores: zarr.Array = self.scores if self.geometry.one_tile else self.member("tile_scores")
             self.source: zarr.Array = self.member("source")
 
+    def _errors(self) -> AbstractContextManager[None]:
+        """Raise LabelIndexError for what damage leads to."""
+        return metadata_errors(self.location, LabelIndexError, DAMAGED_INDEX)
+
     def member(self, name: str) -> zarr.Array:
         """Return an array of the index; LabelIndexError if it is none of an index, RefusedCodec for its codec."""
-        with metadata_errors(f"{self.location}: damaged label index", LabelIndexError):
-            array = self.group[name]
-        damaged = f"{self.location}: damaged label index: {name}"
+        if name not in self._members:
+            self._members[name] = self._open_member(name)
+        return self._members[name]
+
+    def _open_member(self, name: str) -> zarr.Array:
+        with self._errors():
+            # Queries read three of the arrays: the metadata of others is not parsed.
+            array: Any = (
+                self.group[name]
+                if self._documents is None
+                else zarr.Array(zarr.AsyncArray(self._documents[name], self.group.store_path / name))
+            )
         if not isinstance(array, zarr.Array):
-            raise LabelIndexError(f"{damaged} is not an array; run consolidate_labels")
+            raise LabelIndexError(f"{self.location}: {DAMAGED_INDEX}{name} is not an array; run consolidate_labels")
         check_codecs(array)
         classes = len(self.vocabulary.known)
         shapes = {"chunk_scores": (classes, *self.geometry.grid), "tile_scores": (classes, *self.geometry.tile_grid)}
@@ -250,12 +266,14 @@ class LabelIndex:
         shape, dtype = shapes.get(name, self.geometry.grid), np.dtype(DTYPES[name])
         if array.shape != shape or array.dtype.newbyteorder("=") != dtype:
             raise LabelIndexError(
-                f"{damaged} is {array.dtype} {array.shape}, expected {dtype} {shape}; run consolidate_labels"
+                f"{self.location}: {DAMAGED_INDEX}{name} is {array.dtype} {array.shape}, expected {dtype} {shape}; run "
+                "consolidate_labels"
             )
         nbytes = prod(array.shards or array.chunks) * array.dtype.itemsize
         if nbytes > MAX_PART:
             raise LabelIndexError(
-                f"{damaged} has chunks of {nbytes:,} bytes, expected at most {MAX_PART:,}; run consolidate_labels"
+                f"{self.location}: {DAMAGED_INDEX}{name} has chunks of {nbytes:,} bytes, expected at most "
+                f"{MAX_PART:,}; run consolidate_labels"
             )
         return array
 
@@ -305,7 +323,7 @@ class LabelIndex:
         async def gather() -> list[Any]:
             return await asyncio.gather(*(counting_array(array, counter).getitem(part) for array, part in parts))
 
-        with metadata_errors(f"{self.location}: damaged label index", LabelIndexError):
+        with self._errors():
             results = [np.asarray(values) for values in sync(gather())]
         for (array, _), values in zip(parts, results, strict=True):
             if array is self.source:
@@ -317,7 +335,7 @@ class LabelIndex:
             raise StaleIndex(f"{self.location}: the index was replaced since it was opened; open the labels again")
         if (source >= len(SOURCES)).any():
             raise LabelIndexError(
-                f"{self.location}: damaged label index: source {source.max()}, expected less than {len(SOURCES)}; run "
+                f"{self.location}: {DAMAGED_INDEX}source {source.max()}, expected less than {len(SOURCES)}; run "
                 "consolidate_labels"
             )
 
@@ -347,7 +365,7 @@ class LabelIndex:
         async def gather() -> list[Any]:
             return await asyncio.gather(*(read_points(counting_array(array, counter), points) for array in arrays))
 
-        with metadata_errors(f"{self.location}: damaged label index", LabelIndexError):
+        with self._errors():
             source, crc = map(np.asarray, sync(gather()))
         self._check_source(source)
         return source, crc
@@ -367,8 +385,13 @@ class LabelIndex:
         return entries
 
 
-def _current_version(location: IndexLocation, counter: Counter | None) -> tuple[zarr.Group, bool]:
-    """Open the group of the current version of an index; also return whether chunks were written since."""
+def _current_version(
+    location: IndexLocation, counter: Counter | None
+) -> tuple[zarr.Group, Mapping[str, Any] | None, bool]:
+    """Open the group of the current version of an index.
+
+    Also return the metadata of its arrays by name, None if it is to be read, and whether chunks were written since.
+    """
     index = open_group(location, counter)
     about: Any = index.attrs.get(ATTRIBUTE)
     about = about if isinstance(about, Mapping) else {"format": FORMAT}
@@ -382,13 +405,13 @@ def _current_version(location: IndexLocation, counter: Counter | None) -> tuple[
         raise LabelIndexError(f"{location}: {UNFINISHED}")
     version, metadata = location.child(name), about.get("metadata")
     if metadata is None:
-        return open_group(version, counter), bool(about.get("written"))
-    try:
-        parsed = type(index.metadata).from_dict(metadata)  # one request for the name of the version and its metadata
-    except DAMAGED as error:
-        raise LabelIndexError(f"{location}: damaged label index ({type(error).__name__}: {error})") from None
-    group = zarr.Group(zarr.AsyncGroup(parsed, StorePath(index.store, version.path)))
-    return group, bool(about.get("written"))
+        return open_group(version, counter), None, bool(about.get("written"))
+    with metadata_errors(location, LabelIndexError, DAMAGED_INDEX):
+        # One request for the name of the version and its metadata.
+        documents: Mapping[str, Any] = dict(metadata["consolidated_metadata"]["metadata"])
+        about_group = type(index.metadata).from_dict({**metadata, "consolidated_metadata": None})
+    group = zarr.Group(zarr.AsyncGroup(about_group, StorePath(index.store, version.path)))
+    return group, documents, bool(about.get("written"))
 
 
 def open_group(location: IndexLocation, counter: Counter | None = None) -> zarr.Group:

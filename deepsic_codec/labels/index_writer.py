@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from deepsic_codec._compat import default_buffer_prototype, sync
-from deepsic_codec.axes import Index
+from deepsic_codec.axes import Index, Region
 from deepsic_codec.errors import LabelIndexError
 from deepsic_codec.labels.index import (
     ATTRIBUTE,
@@ -44,6 +44,7 @@ KEEP_FINISHED, KEEP_UNFINISHED = timedelta(days=1), timedelta(days=7)
 
 # Memory that coordinates take for a tile along an axis, and for a tile of an image.
 STARTS_BYTES, STRADDLES_BYTES = 32, 3
+ROWS_BYTES = 1 << 24  # of scores that are written at once
 
 
 class IndexWriter:
@@ -74,7 +75,8 @@ class IndexWriter:
         self._counts = np.zeros(len(SOURCES), np.int64)
         self._values = 0  # of embeddings, once there are any
         attributes: dict[str, Any] = {ATTRIBUTE: {"format": FORMAT}}  # an unfinished index
-        self.group = zarr.open_group(
+        self._arrays: dict[str, zarr.Array] = {}
+        self._group = zarr.open_group(
             location.store, path=location.path, mode="w-", zarr_format=_zarr_format(location), attributes=attributes
         )
         self._make()
@@ -149,23 +151,20 @@ class IndexWriter:
         named: dict[str, Any] = {"dimension_names": dimensions}
         if self.location.zarr_format == 2:
             attributes, named = {**attributes, "_ARRAY_DIMENSIONS": dimensions}, {}
-        return self.group.create_array(
+        array = self._arrays[name] = self._group.create_array(
             name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill_value, attributes=attributes, **named
         )
+        return array
 
     def write(self, entries: Entries) -> None:
         """Write the entries of a unit."""
         region = to_region(entries.start, entries.stop)
         tiles = self.geometry.tiles_of(entries.start, entries.stop)
-        largest = entries.largest()
-        for row, name in enumerate(self.vocabulary.known):
-            # Parents have rows of their own, so that a query for one reads one row and not those of its classes.
-            members = list(self.vocabulary.members(name))
-            _put(self.group, "chunk_scores", (row, *region), largest[members].max(axis=0, initial=0))
-            if not self.geometry.one_tile:
-                _put(self.group, "tile_scores", (row, *tiles), entries.tiles[members].max(axis=0, initial=0))
+        self._write_scores("chunk_scores", entries.largest(), region)
+        if not self.geometry.one_tile:
+            self._write_scores("tile_scores", entries.tiles, tiles)
         for name in ("source", "head", "crc", "nbytes"):
-            _put(self.group, name, region, getattr(entries, name))
+            self._arrays[name][region] = getattr(entries, name)
         if entries.embeddings is not None:
             values = entries.embeddings.shape[-1]
             if not self._values:
@@ -174,8 +173,19 @@ class IndexWriter:
                 raise LabelIndexError(
                     f"chunks have embeddings of {self._values} values, others of {values}; relabel the array"
                 )
-            _put(self.group, "embeddings", tiles, entries.embeddings)
+            self._arrays["embeddings"][tiles] = entries.embeddings
         self._counts += np.bincount(entries.source.ravel(), minlength=len(SOURCES))
+
+    def _write_scores(self, name: str, scores: NDArray[np.uint8], region: Region) -> None:
+        """Write the scores of classes, (classes, ...), to a region, with those of parents.
+
+        Parents have rows of their own, so that a query for one reads one row and not those of its classes.
+        """
+        members = [list(self.vocabulary.members(name)) for name in self.vocabulary.known]
+        step = max(1, ROWS_BYTES // max(1, scores[0].size))
+        for first in range(0, len(members), step):
+            rows = [scores[classes].max(axis=0, initial=0) for classes in members[first : first + step]]
+            self._arrays[name][(slice(first, first + len(rows)), *region)] = np.stack(rows)
 
     def finish(self) -> None:
         """Write the attributes that make the version a finished one."""
@@ -186,14 +196,8 @@ class IndexWriter:
             "counts": dict(zip(SOURCES, self._counts.tolist(), strict=True)),
         }
         attributes: Any = {"Conventions": "CF-1.11", "zarr_conventions": [CONVENTION], ATTRIBUTE: about}
-        self.group.attrs.put(attributes)
+        self._group.attrs.put(attributes)
         _consolidate(self.location)
-
-
-def _put(group: zarr.Group, name: str, region: tuple[Any, ...], values: NDArray[Any]) -> None:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    array[region] = values
 
 
 def _word(name: str) -> str:

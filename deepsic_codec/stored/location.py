@@ -60,15 +60,15 @@ DAMAGED = (
 
 
 @contextmanager
-def metadata_errors(what: Any, kind: type[DeepSICError] = UnsupportedArray) -> Iterator[None]:
-    """Raise a typed error in place of those in `DAMAGED`."""
+def metadata_errors(what: Any, kind: type[DeepSICError] = UnsupportedArray, detail: str = "") -> Iterator[None]:
+    """Raise a typed error in place of those in `DAMAGED`; its text begins with a location and a detail."""
     try:
         yield
     except (DeepSICError, OSError):  # some errors of zarr are both FileNotFoundError and ValueError
         raise
     except DAMAGED as error:
         what = url_of(what) if isinstance(what, StorePath) else what
-        text = f"{what}: the metadata or data cannot be read ({type(error).__name__}: {error})"
+        text = f"{what}: {detail}the metadata or data cannot be read ({type(error).__name__}: {error})"
         raise kind(text) from error
 
 
