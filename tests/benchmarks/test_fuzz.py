@@ -1,13 +1,16 @@
 """The fuzzer itself: a short run of every stage, the corpus, and that it keeps what is wrong."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 
 import numpy as np
 import pytest
+import zarr
 
 from benchmarks import fuzz
 from deepsic_codec import config
@@ -116,6 +119,25 @@ def test_repaired_payloads_are_sound(fuzzer):
     for seed in fuzzer.stages["bytes"].seeds:
         assert fuzz.with_header_checksum(seed.payload) == seed.payload
         assert fuzz.with_sections(seed.payload, seed.header, fuzz.sections_of(seed)) == seed.payload
+
+
+def test_coroutines_run_in_this_thread():
+    threads = []
+
+    async def work():
+        await asyncio.to_thread(lambda: threads.append(threading.get_ident()))
+        return zarr.core.sync.sync(nested()) if len(threads) == 1 else len(threads)
+
+    async def nested():
+        threads.append(threading.get_ident())
+
+    with fuzz.without_threads():
+        assert zarr.core.array.sync(work()) is None  # within a coroutine, zarr's own thread runs another one
+        with pytest.raises(ZeroDivisionError):
+            zarr.core.array.sync(asyncio.to_thread(lambda: 1 / 0))
+    assert threads[0] == threading.get_ident() != threads[1]
+    zarr.core.array.sync(nested())
+    assert threads[2] == threads[1]
 
 
 def test_the_corpus(fuzzer):

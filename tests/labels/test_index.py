@@ -15,6 +15,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Wrap
 from deepsic_codec import DeepSICCodec, consolidate_labels, create_array, iter_chunk_attrs, open_labels
 from deepsic_codec.errors import CorruptPayload, LabelIndexError, StaleIndex, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.labels import index as label_index
+from deepsic_codec.labels import index_writer
 from deepsic_codec.labels.index_writer import IndexWriter, replace
 from deepsic_codec.stored.location import IndexLocation
 from tests import stub_runtime
@@ -107,6 +108,28 @@ def test_large_grids_are_parted(monkeypatch):
         if any(tile.get("Dark", 0) > 0.6 and tile.get("Dim", 0) < 0.5 for tile in attrs["labels"])
     }
     assert set(labels.where("Dark > 0.6 & ~Dim").chunks) == chunks
+
+
+@pytest.mark.parametrize("nbytes", [1, 40])
+def test_scores_are_written_a_few_rows_at_a_time(monkeypatch, nbytes):
+    array = archive(shape=(300, 300, 3))
+    fill(array, seed=8)
+    expected = answers(open_labels(array, scan=True))
+    monkeypatch.setattr(index_writer, "ROWS_BYTES", nbytes)
+    assert answers(consolidate_labels(array)) == answers(open_labels(array)) == expected != [[], [], []]
+
+
+def test_a_query_parses_only_the_arrays_that_it_reads(monkeypatch):
+    array = archive()
+    array[:] = 200
+    consolidate_labels(array)
+    parsed = []
+    original = label_index.LabelIndex._open_member
+    monkeypatch.setattr(
+        label_index.LabelIndex, "_open_member", lambda self, name: parsed.append(name) or original(self, name)
+    )
+    assert open_labels(array).where("Bright").count == 2
+    assert sorted(parsed) == ["chunk_scores", "source", "tile_scores"]
 
 
 # Root arrays and other places
@@ -399,6 +422,13 @@ def test_names_of_versions_lead_nowhere_else(current):
     check_rejects(LabelIndexError, "consolidate_labels", open_labels, array)
 
 
+def without(metadata, name):
+    """The metadata of a version that has no array of this name."""
+    members = dict(metadata["consolidated_metadata"]["metadata"])
+    del members[name]
+    return {**metadata, "consolidated_metadata": {**metadata["consolidated_metadata"], "metadata": members}}
+
+
 def test_damaged_index():
     array = archive()
     array[:] = 200
@@ -417,6 +447,8 @@ def test_damaged_index():
         ({"format": 99}, "format 99"),
         ({"metadata": {"attributes": 3}}, "damaged"),
         ({"metadata": 3}, "damaged"),
+        ({"metadata": {**valid["metadata"], "consolidated_metadata": {"metadata": 3}}}, "damaged"),
+        ({"metadata": without(valid["metadata"], "source")}, "damaged|source"),
     ]:
         pointer.attrs["deepsic_labels"] = {**valid, **change}
         check_rejects(LabelIndexError, words, open_labels, array)
