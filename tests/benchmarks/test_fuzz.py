@@ -1,10 +1,10 @@
-"""The fuzzer itself: a short run of every stage, the corpus, and that it keeps what is wrong."""
+"""The fuzzer itself: a short run of every stage, the corpus, and that it keeps what is wrong.
+
+In `.ci/run`, compiled code checks every index here, as in all tests of that step.
+"""
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 
@@ -16,7 +16,6 @@ from benchmarks import fuzz
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload import header as h
-from tests.common import ROOT
 
 CASES = {
     "bytes": 400,
@@ -29,28 +28,10 @@ CASES = {
     "shard": 15,
     "metadata": 150,
     "index": 80,
-    "model": 25,
+    "model": 200,
     "expression": 500,
     "names": 300,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bounds_checked(tmp_path_factory):
-    """The run under bounds checking, which compiles all kernels anew: beside the other tests, which use one core."""
-    folder = tmp_path_factory.mktemp("kernels")
-    options = ["--count", "250", "--corpus", str(folder / "corpus")]
-    run = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.fuzz", "payload", "model", *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(folder)},
-    )
-    yield run
-    run.kill()
-    run.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +181,3 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "a.json").write_text(json.dumps(progress))
     assert fuzz.main(["names", "--count", "30", *options]) == 1
     assert "KeyError in x: names-0.case" in (tmp_path / "log").read_text()
-
-
-def test_kernels_under_bounds_checking(bounds_checked):
-    """Numba checks no index unless told to: mutated streams, mask and residual sections, with checks compiled in."""
-    printed, _ = bounds_checked.communicate(timeout=600)
-    assert bounds_checked.returncode == 0, printed[-3000:]
-    assert "payload: 250 cases past checksums" in printed and "model: 250 cases past checksums" in printed

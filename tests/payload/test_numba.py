@@ -151,3 +151,27 @@ def test_interrupts_within_compiled_code():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_indices_are_checked_where_numba_is_told_to(tmp_path):
+    """`.ci/run` runs the tests so."""
+    code = """
+        import numpy as np
+        from deepsic_codec.payload.coders.numba_jit import inner, jit
+
+        @inner
+        def element(values, position):
+            return values[position]
+
+        @jit
+        def read(values, position):
+            return element(values, position)
+
+        values = np.arange(3.0)
+        assert read(values, 2) == 2
+        try:
+            read(values, 3)
+        except IndexError:
+            print("refused")
+        """
+    assert run_python(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path)) == "refused\n"
