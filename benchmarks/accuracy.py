@@ -152,17 +152,19 @@ def encode(
 ) -> tuple[float, list[NDArray[np.uint8]]]:
     """Bits per pixel of whole payloads, and the scores (rows,columns,classes + 1) of every image's 64x64 cells."""
     codec = DeepSIC(model=model, quality=quality, semantics=semantics, transform="features")
-    nbytes, scores = 0, []
+    nbytes, scores, classes = 0, [], len(find_model(model).vocabulary.names)
     for k in range(0, len(images), BATCH):
         part = images[k : k + BATCH]
         payloads = codec.encode_batch(part)
         nbytes += sum(map(len, payloads))
         if semantics == "pre":
-            scores += [e.cells[0] for e in runtime.encode([x[None] for x in part], [quality] * len(part))]
+            scores += [
+                e.cells[0][..., :classes] for e in runtime.encode([x[None] for x in part], [quality] * len(part))
+            ]
         else:
             shapes, qualities = [(1, *x.shape[:2]) for x in part], [quality] * len(part)
             symbols = [codec.decode_features(p) for p in payloads]
-            scores += [c[0] for c in runtime.score(symbols, shapes, qualities)]
+            scores += [c[0][..., :classes] for c in runtime.score(symbols, shapes, qualities)]
     return 8 * nbytes / max(1, sum(x.shape[0] * x.shape[1] for x in images)), scores
 
 

@@ -440,7 +440,8 @@ def _queries(args: argparse.Namespace, tiles: NDArray[np.uint8], classes: list[s
     codec = DeepSIC(model=args.model, quality=args.quality).resolved()
     runtime = get_scheduler(find_model(codec.model))
     encoded = runtime.encode([tile[None] for tile in tiles], [args.quality] * len(tiles), labels=True)
-    dense = np.stack([one.cells[0, 0, 0] for one in encoded if one.cells is not None])
+    names = find_model(codec.model).vocabulary.names
+    dense = np.stack([one.cells[0, 0, 0, : len(names)] for one in encoded if one.cells is not None])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.perf_counter()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from deepsic_codec.errors import CorruptPayload, ModelNotFound
+from deepsic_codec.errors import CorruptPayload, ModelMismatch, ModelNotFound
 from deepsic_codec.model.vocabulary import Vocabulary
 
 POISON = 13
@@ -58,9 +58,16 @@ def find_model(name_or_hash="base", *, head=None, preferred=None):
     raise ModelNotFound(f"no model {name_or_hash!r} with head {head!r}; looked in tests/stub_runtime.py")
 
 
-def resolve(name):
+def resolve(name, head=None):
     info = find_model(name)
-    return info.decoder, info.head
+    return info.decoder, info.head if head is None else find_head(head, info.decoder)
+
+
+def find_head(name, decoder):
+    info = find_model(name)
+    if info.decoder != decoder:
+        raise ModelMismatch(f"head {name!r} is for decoder {info.decoder}, the model has {decoder}")
+    return info.head
 
 
 def _rows_cols(size, step):
@@ -201,9 +208,9 @@ def get_scheduler(info):
 def modules():
     """The modules, by name, that stand in for the real ones."""
     file = types.ModuleType("deepsic_codec.model.file")
-    file.ModelInfo = ModelInfo
+    file.ModelInfo, file.HeadInfo = ModelInfo, type("HeadInfo", (), {})
     zoo = types.ModuleType("deepsic_codec.model.zoo")
-    zoo.find_model, zoo.resolve = find_model, resolve
+    zoo.find_model, zoo.resolve, zoo.find_head = find_model, resolve, find_head
     scheduler = types.ModuleType("deepsic_codec.model.scheduler")
     scheduler.get_scheduler, scheduler.Encoded = get_scheduler, Encoded
     families = types.ModuleType("deepsic_codec.model.families")

@@ -126,6 +126,11 @@ COMMANDS = {
             "deepsic train --from base --labels tiles/ -o mine.safetensors",
         ),
     ),
+    "train-head": Command(
+        "train",
+        "train a head of its own: classes of several data sets and embeddings, for the decoder of a model",
+        ("deepsic train-head --labels eurosat.zip scenes.zip --others photos.zip -o mine.safetensors",),
+    ),
     "evaluate": Command(
         "evaluate",
         "measure a model on images, from real payloads",

@@ -106,3 +106,34 @@ def _parents(text: str) -> dict[str, list[str]]:
         return {str(k): [str(c) for c in v] for k, v in data.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise argparse.ArgumentTypeError(f"expected JSON of names and lists, got {text!r} ({error})") from None
+
+
+def add_train_head(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `deepsic train-head`."""
+    from deepsic_codec.training.head_settings import HeadSettings
+
+    parser.epilog = f"{parser.epilog}\n\nMethod and results: docs/training.md"
+    for setting in fields(HeadSettings):
+        name, text = setting.name, setting.metadata["help"]
+        names = {"base": ["--from"], "out": ["-o", "--out"]}.get(name, ["--" + name.replace("_", "-")])
+        add = partial(parser.add_argument, *names, dest=name, help=text)
+        if name in ("labels", "others"):
+            add(nargs="+", metavar="PATH", default=[])
+        else:
+            add(type=type(setting.default), default=setting.default, metavar=METAVARS[type(setting.default)])
+    parser.add_argument("--json", action="store_true", help="print what the file holds as JSON")
+
+
+def run_train_head(args: argparse.Namespace) -> None:
+    """Train a head; raises ConfigurationError for settings or data that it cannot be trained with."""
+    require("train", "torch")
+    from deepsic_codec.training.head_settings import HeadSettings
+
+    settings = HeadSettings(**{f.name: getattr(args, f.name) for f in fields(HeadSettings)})
+    from deepsic_codec.training.train_head import train_head
+
+    with progress_bar("drawing cells") as progress:
+        info = train_head(settings, report=partial(say, error=args.json), progress=progress)
+    if args.json:
+        about = {"head": info.head, "decoder": info.decoder, "file": info.path, "name": info.name}
+        say_json(about | {"vocabulary": info.vocabulary.to_json()})

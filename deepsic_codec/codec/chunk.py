@@ -353,15 +353,14 @@ class EncodeTask:
         if cells is None or self.params.semantics != "pre":
             return None
         _, height, width, _ = self.scaled.samples.shape
-        return tile_labels(cells, len(self.info.vocabulary.names), height, width, self.params.label_tile)
+        return tile_labels(cells, self.info.vocabulary, height, width, self.params.label_tile)
 
     def _embedding(self, cells: Cells | None) -> Embedding | None:
         if cells is None or not self.params.embedding or self.scaled.empty:
             return None
         _, height, width, _ = self.scaled.samples.shape
-        classes = len(self.info.vocabulary.names)
-        if cells.shape[-1] == classes:
+        if cells.shape[-1] == len(self.info.vocabulary.names):
             raise ConfigurationError(
                 f"embedding: the head of model {self.info.name!r} has no embeddings; use one that has, or leave it out"
             )
-        return tile_embeddings(cells, classes, height, width, self.params.label_tile)
+        return tile_embeddings(cells, self.info.vocabulary, height, width, self.params.label_tile)

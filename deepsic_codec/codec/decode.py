@@ -392,7 +392,7 @@ def compute_labels(payload: PayloadToDecode, label_tile: tuple[int, int] | None 
     """Compute labels from stored features, with the head that the header names, for tiles of this size in pixels."""
     info, scheduler = load_model(payload.decoder, payload.head)
     (cells,) = compute_cells([payload], info, scheduler)
-    return tile_labels(cells, len(info.vocabulary.names), payload.header.height, payload.header.width, label_tile)
+    return tile_labels(cells, info.vocabulary, payload.header.height, payload.header.width, label_tile)
 
 
 DECODER = Batcher(in_halves(decode_payloads), batch_limit)

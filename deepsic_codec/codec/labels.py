@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Axes, ceil_div
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.constants import LABEL_CELL
 from deepsic_codec.payload.embedding import Embedding, tile_vectors
 from deepsic_codec.payload.labels import LabelBlock, best_labels, default_tile, tile_scores
 
 Cells = NDArray[np.uint8]
+
+IMPLIED = 0.75  # score of a member, as a share of that of its parent, which then says no more
 
 
 def no_cells(slices: int, height: int, width: int, outputs: int) -> Cells:
@@ -43,18 +46,34 @@ def cells_within(cells: Cells, axes: Axes, shape: Sequence[int], valid_shape: Se
     return result.reshape(cells.shape)
 
 
-def tile_labels(cells: Cells, classes: int, height: int, width: int, tile: tuple[int, int] | None = None) -> LabelBlock:
-    """Return the labels of a chunk from the scores of so many classes, "unknown" included.
-
-    `height`, `width` and `tile` are in pixels; `default_tile` is the default.
-    """
+def tile_labels(
+    cells: Cells, vocabulary: Vocabulary, height: int, width: int, tile: tuple[int, int] | None = None
+) -> LabelBlock:
+    """Return the labels of a chunk; `height`, `width` and `tile` are in pixels, `default_tile` is the default."""
     tile = tile or default_tile(height, width)
-    return best_labels(tile_scores(cells[..., :classes], tile), tile)
+    scores = tile_scores(cells[..., : len(vocabulary.names)], tile)
+    return best_labels(without_implied(scores, vocabulary), tile)
+
+
+def without_implied(scores: Cells, vocabulary: Vocabulary) -> Cells:
+    """Return scores (..., classes) that are 0 for classes of which a member scores nearly as much.
+
+    They say no more than the member does, and would take its place among the few classes that a tile stores.
+    """
+    parents = np.flatnonzero(vocabulary.implied.any(axis=1))
+    if not parents.size:
+        return scores
+    below = vocabulary.implied[parents, : scores.shape[-1]]
+    of_members = np.where(below, scores[..., None, :], 0).max(axis=-1)
+    own = scores[..., parents]
+    result = scores.copy()
+    result[..., parents] = np.where(of_members >= IMPLIED * own, 0, own)
+    return result
 
 
 def tile_embeddings(
-    cells: Cells, classes: int, height: int, width: int, tile: tuple[int, int] | None = None
+    cells: Cells, vocabulary: Vocabulary, height: int, width: int, tile: tuple[int, int] | None = None
 ) -> Embedding:
     """Return the embeddings of a chunk, with the parameters of `tile_labels`; of no values, if the head has none."""
     tile = tile or default_tile(height, width)
-    return Embedding(tile, tile_vectors(cells[..., classes:], tile))
+    return Embedding(tile, tile_vectors(cells[..., len(vocabulary.names) :], tile))

@@ -143,7 +143,7 @@ class CodecParams:
             "bpp": None if bpp is None else _check_positive("bpp", bpp),
             "rmse": None if rmse is None else _check_positive("rmse", rmse),
             "decoder": None if decoder is None else _check_hash("decoder", decoder),
-            "head": None if head is None else _check_hash("head", head),
+            "head": None if head is None else _check_head(head, decoder),
             "unread": {},
         }
         for name, value in values.items():
@@ -155,14 +155,16 @@ class CodecParams:
         Raises
         ------
         ModelNotFound
-            If `decoder` is None and no model has that name.
+            If `decoder` is None and no model or head has that name.
+        ModelMismatch
+            If the head is for another decoder.
         """
         if self.decoder is not None:
             return self.decoder, self.head
         from deepsic_codec.model.zoo import find_model, resolve  # late: making a codec imports no module of models
 
-        if self.head is None:
-            return resolve(self.model)
+        if self.head is None or not _is_hash(self.head):
+            return resolve(self.model, self.head)
         info = find_model(self.model, head=self.head)
         return info.decoder, info.head
 
@@ -492,6 +494,18 @@ def _check_embedding(value: object, semantics: str) -> bool:
 
 
 def _check_hash(name: str, value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+    if not isinstance(value, str) or not _is_hash(value):
         raise ConfigurationError(f"{name}: expected a SHA-256 in lowercase hexadecimal (64 digits), got {value!r}")
     return value
+
+
+def _check_head(value: object, decoder: object) -> str:
+    if decoder is not None:  # metadata of a stored array, in which names mean nothing
+        return _check_hash("head", value)
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"head: expected a name or a SHA-256 in lowercase hexadecimal, got {value!r}")
+    return value
+
+
+def _is_hash(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None

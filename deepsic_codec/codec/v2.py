@@ -91,8 +91,11 @@ class DeepSIC(CodecParams, Codec):
     rmse : float, optional
         Target root mean square error of each chunk over all samples that are data, in their units, instead of
         `quality`. Only for wavelets.
-    decoder, head : str, optional
-        SHA-256 identities of the model. Array metadata always has them. By default they are looked up by `model` when
+    head : str, optional
+        Name of the head that labels and embeds, of a head file or of a model with the decoder of `model`, such as
+        "scenes"; by default the head of `model`. Array metadata has its SHA-256.
+    decoder : str, optional
+        SHA-256 identity of the decoder. Array metadata always has them. By default they are looked up by `model` when
         metadata is written or a chunk is encoded, and ModelNotFound is raised then if there is no such model.
 
     Raises

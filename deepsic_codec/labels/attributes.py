@@ -115,7 +115,7 @@ class Attributes:
         cells = compute_cells(list(jobs.values()), info, get_scheduler(info))
         tile = self.stored.params.label_tile
         return {
-            index: tile_labels(scores, len(info.vocabulary.names), job.header.height, job.header.width, tile)
+            index: tile_labels(scores, info.vocabulary, job.header.height, job.header.width, tile)
             for (index, job), scores in zip(jobs.items(), cells, strict=True)
         }
 

@@ -143,10 +143,10 @@ def _computed(stored: StoredArray, indices: list[Index]) -> dict[Index, Vectors]
         if payload is not None:
             with stored.reader.error_context(index):
                 jobs[index] = stored.parse(payload)
-    classes, tile = len(info.vocabulary.names), stored.geometry.tile
+    tile = stored.geometry.tile
     cells = compute_cells(list(jobs.values()), info, get_scheduler(info))
     blocks = (
-        tile_embeddings(one, classes, job.header.height, job.header.width, tile)
+        tile_embeddings(one, info.vocabulary, job.header.height, job.header.width, tile)
         for job, one in zip(jobs.values(), cells, strict=True)
     )
     return {index: stored.geometry.arrange(block.vectors, index) for index, block in zip(jobs, blocks, strict=True)}
@@ -197,4 +197,4 @@ def embed_image(
     height, width, _ = values.shape
     pixels = np.ascontiguousarray(np.broadcast_to(values, (height, width, COLOURS)))[None]
     (encoded,) = get_scheduler(info).encode([pixels], [quality], [0], features=False, labels=True)
-    return tile_embeddings(encoded.cells, len(info.vocabulary.names), height, width, tile).vectors[0]
+    return tile_embeddings(encoded.cells, info.vocabulary, height, width, tile).vectors[0]

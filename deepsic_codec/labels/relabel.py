@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def relabel(
     source: Any,
-    model: Any = None,
+    head: Any = None,
     name: str | None = None,
     *,
     index: Any = None,
@@ -42,9 +42,9 @@ def relabel(
     ----------
     source
         The array or a group that has it: a URL, path or store as `zarr.open` takes, or an array or group of Zarr.
-    model : str or path, optional
-        The model that has the head: its name, the first digits of its decoder's SHA-256, or a file. By default the
-        model of the array, which may be embedded in the archive.
+    head : str or path, optional
+        The head: the name of a head or of a model that has it, the first digits of its SHA-256, or a file of either. By
+        default the head of the array, which may be embedded in the archive.
     name : str, optional
         Path of the array in the group.
     index : optional
@@ -62,36 +62,40 @@ def relabel(
     Raises
     ------
     ModelNotFound, ModelMismatch
-        If there is no such model, or its decoder is not that of the chunks.
+        If there is no such head, or it is for another decoder than that of the chunks.
     LabelIndexError
         If an index cannot be written to the location, or there is no location beside the array.
     CorruptPayload, UnsupportedPayload
         If a chunk is damaged or of another codec.
     """
     stored = StoredArray.open(source, name, mode="r" if index is not None else "r+", options=storage_options)
-    info = _find(model, stored)
-    if info.decoder != stored.decoder:
-        raise ModelMismatch(
-            f"model {info.name!r} has decoder {info.decoder[:16]}, but the array has {stored.decoder[:16]}; use a "
-            "model with the decoder of the array"
-        )
+    info = _find(head, stored)
     location = location_for(stored.array, index, storage_options)
     labeller = _Labeller(stored, info)
     replace(location, lambda target: fill_index(stored, target, info.vocabulary, labeller, progress))
     return Labels(stored, LabelIndex(location))
 
 
-def _find(model: Any, stored: StoredArray) -> "ModelInfo":
-    from deepsic_codec.model.zoo import find_model
+def _find(head: Any, stored: StoredArray) -> "ModelInfo":
+    """Return the model of the array with a head."""
+    from deepsic_codec.model.zoo import find_head, find_model
 
-    if model is None:
+    if head is None:
         info = embedded.use_embedded(stored.array)
         return info or find_model(stored.decoder, head=stored.head)  # raises ModelNotFound, which names the model
-    if isinstance(model, Path) or str(model).endswith(".safetensors"):
-        from deepsic_codec.model.file import read_info
+    if not isinstance(head, Path) and not str(head).endswith(".safetensors"):
+        return find_model(stored.decoder, head=find_head(head, stored.decoder))
+    from deepsic_codec.model.file import HeadInfo, read_file
 
-        return read_info(model)
-    return find_model(model)
+    described = read_file(head)
+    if isinstance(described, HeadInfo):
+        return find_model(stored.decoder).with_head(described)
+    if described.decoder != stored.decoder:
+        raise ModelMismatch(
+            f"model {described.name!r} has decoder {described.decoder[:16]}, but the array has {stored.decoder[:16]}; "
+            "use a head for the decoder of the array"
+        )
+    return described
 
 
 class _Labeller:
@@ -114,8 +118,9 @@ class _Labeller:
             ]
             for (index, payload), tiles in zip(payloads, self._tiles(payloads), strict=True):
                 start = PayloadStart.of(payload)
-                entry = {"head": self.head_id, "crc": start.crc, "nbytes": start.header.nbytes}
-                entries.set(index, *tiles, source=FEATURES, **entry)
+                scores, vectors = tiles
+                common = {"crc": start.crc, "nbytes": start.header.nbytes}
+                entries.set(index, scores, vectors, source=FEATURES, head=self.head_id, **common)
 
     def _tiles(self, payloads: list[tuple[Index, bytes]]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
         jobs = []
@@ -135,8 +140,8 @@ class _Labeller:
 
     def _arranged(self, index: Index, job: PayloadToDecode, cells: Cells) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the scores and embeddings of the tiles of a chunk."""
-        classes = len(self.info.vocabulary.names)
+        vocabulary = self.info.vocabulary
         size = job.header.height, job.header.width, self.geometry.tile
-        scores = tile_labels(cells, classes, *size).dense(classes)
-        vectors = tile_embeddings(cells, classes, *size).vectors
+        scores = tile_labels(cells, vocabulary, *size).dense(len(vocabulary.names))
+        vectors = tile_embeddings(cells, vocabulary, *size).vectors
         return self.geometry.arrange(scores, index), self.geometry.arrange(vectors, index)

@@ -110,20 +110,21 @@ def load_checked(info: ModelInfo) -> tuple[Sizes, Arrays]:
         If the file is damaged, its description is of no architecture, its vocabulary is not that of the head, or a
         tensor is not what the table of the family says (`tensors.check_tensors`), or its sums could be inexact.
     """
+    subject = info.path if info.head_file is None else f"{info.path} with head {info.head_file.path}"
     try:
         arch = architecture_from(info.architecture)
         table = family_of(arch).tensors(arch)
     except (TypeError, ValueError) as error:
-        raise ModelMismatch(f"{info.path}: {error}") from None
+        raise ModelMismatch(f"{subject}: {error}") from None
     classes = info.vocabulary.classes
     if classes and len(classes) + 1 != arch.classes:
         raise ModelMismatch(
-            f"{info.path}: a vocabulary of {len(classes)} classes for {arch.classes} scores, of which one is 'unknown'"
+            f"{subject}: a vocabulary of {len(classes)} classes for {arch.classes} scores, of which one is 'unknown'"
         )
     arrays = load_arrays(info)
-    check_tensors(arrays, table, info.path)
+    check_tensors(arrays, table, subject)
     try:
         family_of(arch).check(arch, arrays)
     except ValueError as error:
-        raise ModelMismatch(f"{info.path}: tensors do not fit the architecture: {error}") from None
+        raise ModelMismatch(f"{subject}: tensors do not fit the architecture: {error}") from None
     return arch, arrays

@@ -24,7 +24,8 @@ class Vocabulary:
     classes : tuple of str
         In the order of the head's scores, without "unknown", whose score comes last.
     parents : dict of str to tuple of str
-        Broader names, each with the classes or other parents that it stands for.
+        Broader names, each with the classes or other parents that it stands for. A class that is a parent, too, stands
+        for itself and its members: it has a score of its own where the head knows no more.
     head : str
         SHA-256 of the semantic head, hexadecimal; "" in a description of a model that has none yet.
     descriptions : dict of str to str
@@ -55,12 +56,20 @@ class Vocabulary:
         pending, visited = [name], set()
         while pending:
             current = pending.pop()
-            if current in self._numbers:  # a class hides a parent of the same name
+            if current in self._numbers:
                 numbers.add(self._numbers[current])
-            elif current not in visited:
+            if current not in visited:
                 visited.add(current)
                 pending += self.parents.get(current, ())
         return numbers
+
+    @cached_property
+    def implied(self) -> NDArray[np.bool_]:
+        """Tell which scores imply others: bool (names, names), True where the second name is below the first."""
+        below = np.zeros((len(self.names), len(self.names)), np.bool_)
+        for number, name in enumerate(self.names):
+            below[number, list(self._resolve(name) - {number})] = True
+        return below
 
     def members(self, name: str) -> tuple[int, ...]:
         """Return the numbers of the classes that a name stands for.
@@ -146,7 +155,18 @@ def _check(data: Any) -> None:
             raise ValueError(f"vocabulary: expected names of 1 to {MAX_NAME} printable characters")
     if sum(map(len, parents.values())) > MAX_MEMBERS:
         raise ValueError(f"vocabulary: expected at most {MAX_MEMBERS} members of all parents together")
+    _check_cycles(parents)
     if not all(
         isinstance(text, str) and len(text) <= MAX_DESCRIPTION and text.isprintable() for text in texts.values()
     ):
         raise ValueError(f"vocabulary: expected descriptions of at most {MAX_DESCRIPTION} printable characters")
+
+
+def _check_cycles(parents: Mapping[str, list[str]]) -> None:
+    """Raise ValueError if a parent stands for itself through others."""
+    left = {name: [member for member in members if member in parents] for name, members in parents.items()}
+    while ends := [name for name, members in left.items() if not any(member in left for member in members)]:
+        for name in ends:
+            del left[name]
+    if left:
+        raise ValueError(f"vocabulary: a cycle of parents, with {min(left)!r}; a parent cannot stand for itself")

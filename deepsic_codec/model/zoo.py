@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
-from deepsic_codec.model.file import ModelInfo, read_info
+from deepsic_codec.model.file import HeadInfo, ModelInfo, read_file
 
 #: Hexadecimal digits of a whole identity.
 DIGITS = 64
@@ -37,16 +37,64 @@ ALIASES: dict[str, Alias] = {
 }
 
 
-def resolve(name: str) -> tuple[str, str]:
-    """Identities of the decoder and the head of a model; reads no file if the name is an alias.
+#: Names that stand for one packaged head each: those of its file.
+HEAD_ALIASES = {"scenes": "scenes-89eaa6c0"}
+
+
+def resolve(name: str, head: str | None = None) -> tuple[str, str]:
+    """Identities of the decoder and the head of a model; reads no file if the name is an alias, and there is no `head`.
+
+    Raises
+    ------
+    ModelNotFound, ModelMismatch
+        If there is no such model, or no such head for it: see `find_head`.
+    """
+    alias = ALIASES.get(name) or find_model(name)
+    return alias.decoder, alias.head if head is None else find_head(head, alias.decoder)
+
+
+def find_head(name: str, decoder: str) -> str:
+    """Return the identity of a head for a decoder: of a head file, or of a model that has one.
+
+    Heads are looked for where models are, in the same order; those from archives by their identity only.
+
+    Parameters
+    ----------
+    name : str
+        Alias or name of a head or a model, or at least 8 digits of the head's identity.
+    decoder : str
+        Identity of the decoder.
 
     Raises
     ------
     ModelNotFound
-        If there is no such model.
+        If there is no such head.
+    ModelMismatch
+        If those of this name are for other decoders.
     """
-    alias = ALIASES.get(name) or find_model(name)
-    return alias.decoder, alias.head
+    alias = ALIASES.get(name)
+    known = HEAD_ALIASES.get(name) or (alias.name if alias else name)
+    by_hash = _is_hash(name)
+    others = []
+    for info, from_archive in _infos():
+        if (info.name == known and not from_archive) or (by_hash and info.head.startswith(name)):
+            if info.decoder == decoder:
+                return info.head
+            others.append(info)
+    if others:
+        raise ModelMismatch(
+            f"head {name!r} is for decoder {others[0].decoder[:16]} ({others[0].path}), but the model has decoder "
+            f"{decoder[:16]}; use a head for this decoder"
+        )
+    raise ModelNotFound(f"no head {name!r}; searched {_places()}. Set DEEPSIC_MODEL_PATH to the folder of its file")
+
+
+def _is_hash(name: str) -> bool:
+    return len(name) >= 8 and set(name) <= set("0123456789abcdef")
+
+
+def _places() -> str:
+    return ", ".join(str(place) for place in [*_user_places(), *_archive_folders()])
 
 
 def find_model(name: str = "base", *, head: str | None = None, preferred: str | None = None) -> ModelInfo:
@@ -81,12 +129,11 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
     if preferred in ALIASES:
         preferred = ALIASES[preferred].name
     head = head if head and set(head) != {"0"} else ""
-    by_hash = len(name) >= 8 and set(name) <= set("0123456789abcdef")
+    by_hash = _is_hash(name)
     short = (by_hash and len(name) < DIGITS) or 0 < len(head) < DIGITS
     fitting: list[tuple[bool, ModelInfo]] = []  # and whether it is preferred
-    for path, from_archive in _candidates():
-        info = _cached_info(str(path), path.stat().st_mtime_ns)
-        if info is None or not info.head.startswith(head):
+    for info, from_archive in _models():
+        if not info.head.startswith(head):
             continue
         # embedded models are found by hash only, never by name
         if (info.name == name and not from_archive) or (by_hash and info.decoder.startswith(name)):
@@ -100,9 +147,8 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
         return next((info for is_preferred, info in fitting if is_preferred), fitting[0][1])
     subject = f"with decoder {name}" if by_hash else f"named {name!r}"
     subject += f" and head {head}" if head else ""
-    places = ", ".join(str(place) for place in [*_user_places(), *_archive_folders()])
     raise ModelNotFound(
-        f"no model {subject}; searched {places}. Set DEEPSIC_MODEL_PATH to the folder of its file. If "
+        f"no model {subject}; searched {_places()}. Set DEEPSIC_MODEL_PATH to the folder of its file. If "
         "the model is embedded in the archive, call deepsic_codec.open_archive(URL) once; from then "
         "on, zarr.open and xarray.open_zarr find it too"
     )
@@ -150,11 +196,31 @@ _added: list[Path] = []
 
 
 @lru_cache(maxsize=256)
-def _cached_info(path: str, modified: int) -> ModelInfo | None:
+def _cached_info(path: str, modified: int) -> ModelInfo | HeadInfo | None:
     try:
-        return read_info(path)
+        return read_file(path)
     except (ModelMismatch, OSError):
         return None
+
+
+def _infos() -> Iterator[tuple[ModelInfo | HeadInfo, bool]]:
+    """Models and heads in the order in which they are looked for, and whether each comes from an archive."""
+    for path, from_archive in _candidates():
+        info = _cached_info(str(path), path.stat().st_mtime_ns)
+        if info is not None:
+            yield info, from_archive
+
+
+def _models() -> Iterator[tuple[ModelInfo, bool]]:
+    """Models with the heads of their files, and then models with the heads of other files for their decoder."""
+    infos = list(_infos())
+    models = [(info, from_archive) for info, from_archive in infos if isinstance(info, ModelInfo)]
+    yield from models
+    for head, head_from_archive in infos:
+        if isinstance(head, HeadInfo):
+            for info, from_archive in models:
+                if (info.decoder, info.architecture.get("family")) == (head.decoder, head.family):
+                    yield info.with_head(head), from_archive and head_from_archive
 
 
 def _user_places() -> Iterable[Path]:

@@ -1,5 +1,7 @@
 """A model inside an archive: the model file as a plain uint8 array beside the images, found by its identity.
 
+A head in a file of its own is an array of its own, which names the model that it goes with.
+
 With it, an archive can be read where only this package is installed, even if the model is no longer available
 elsewhere. The array is called `deepsic-model-<decoder>-<head>`, with the first digits of the two identities as payloads
 have them. It is uncompressed: any Zarr reader returns the bytes of the `.safetensors` file.
@@ -28,25 +30,26 @@ from deepsic_codec.stored.layout import StoredLayout, codec_names
 from deepsic_codec.stored.location import is_in_group, parent_and_name
 
 if TYPE_CHECKING:
-    from deepsic_codec.model.file import ModelInfo
+    from deepsic_codec.model.file import HeadInfo, ModelInfo
 
-PREFIX = "deepsic-model"
+PREFIX, HEAD_PREFIX = "deepsic-model", "deepsic-head"
 ATTRIBUTE = "deepsic_model"
 NO_GROUP = "embed_model: an array at the root of its store has no group for the model to be in; pass a name for it"
 CHUNK = 1 << 22  # bytes: a model is fetched in a few requests, in parallel
 MAX_CHUNKS = 1 << 10  # each costs a request
 
 
-def array_name(decoder: str, head: str) -> str:
-    """Return the name of the array that holds a model."""
-    return f"{PREFIX}-{decoder[:16]}-{head[:8]}"
+def array_name(decoder: str, head: str, prefix: str = PREFIX) -> str:
+    """Return the name of the array that holds a model, or with `HEAD_PREFIX` a head."""
+    return f"{prefix}-{decoder[:16]}-{head[:8]}"
 
 
 def embed_model(array: zarr.Array, info: "ModelInfo | None" = None) -> zarr.Array:
     """Store the model of an array beside it, once for all arrays of a group, and return the array that has it.
 
-    By default it is the model in the metadata of the array, which has to be installed here. An earlier array is left as
-    it is if it holds this model, or another one with the same decoder and head, which decodes the same.
+    A head in a file of its own is stored in an array of its own. By default the model is that in the metadata of the
+    array, which has to be installed here. An earlier array is left as it is if it holds this model, or another one with
+    the same decoder and head, which decodes the same.
 
     Raises
     ------
@@ -61,13 +64,25 @@ def embed_model(array: zarr.Array, info: "ModelInfo | None" = None) -> zarr.Arra
         params = StoredLayout(array).params
         decoder, head = params.identity()
         info = zoo.find_model(decoder, head=head, preferred=params.model)
-    path = _path_beside(array, info.decoder, info.head)
-    if path is None:
+    if _path_beside(array, info.decoder, info.head) is None:
         raise ConfigurationError(NO_GROUP)
     file.load_arrays(info)  # raises for a damaged file, which must not be stored
+    if info.head_file is None:
+        return _embed(array, info)
+    model = file.read_info(info.path)
+    embedded = _embed(array, model)
+    _embed(array, info.head_file, model=model.head)
+    return embedded
+
+
+def _embed(array: zarr.Array, info: "ModelInfo | HeadInfo", **more: str) -> zarr.Array:
+    """Store a file beside an array, unless it is there."""
+    path = _path_beside(array, info.decoder, info.head, HEAD_PREFIX if more else PREFIX)
+    assert path is not None
     data = np.fromfile(info.path, np.uint8)
     digest = hashlib.sha256(data.tobytes()).hexdigest()
     about = {"name": info.name, "decoder": info.decoder, "head": info.head, "sha256": digest, "format": "safetensors"}
+    about |= more
     existing = _open(path, array.metadata.zarr_format)
     if existing is None:
         embedded = _create(path, data, about, array.metadata.zarr_format)
@@ -140,24 +155,36 @@ def use_embedded(array: zarr.Array) -> "ModelInfo | None":
         return zoo.find_model(decoder, head=head)
     except ModelNotFound:
         pass
-    path = None if head is None else _path_beside(array, decoder, head)
-    embedded = None if path is None else _open(path, array.metadata.zarr_format)
-    if head is None or embedded is None:
+    if head is None:
         return None
-    return _cache(_read(embedded, config.get().max_model_bytes), decoder, head, str(path))
+    if not _use(array, decoder, head, PREFIX):
+        attribute = _use(array, decoder, head, HEAD_PREFIX)
+        if attribute is None or not _use(array, decoder, str(attribute.get("model", "")), PREFIX):
+            return None
+    return zoo.find_model(decoder, head=head)
+
+
+def _use(array: zarr.Array, decoder: str, head: str, prefix: str) -> "Mapping[str, Any] | None":
+    """Put a file that is beside an array into the cache folder; return the attribute of its array, None without one."""
+    path = _path_beside(array, decoder, head, prefix)
+    embedded = None if path is None else _open(path, array.metadata.zarr_format)
+    if embedded is None:
+        return None
+    _cache(_read(embedded, config.get().max_model_bytes), decoder, head, str(path))
+    return dict(embedded.attrs[ATTRIBUTE])  # `_read` compared the digest in it
 
 
 def is_embedded(array: zarr.Array, decoder: str, head: str) -> bool:
     """Tell whether the model with this decoder and head is beside an array."""
-    path = _path_beside(array, decoder, head)
+    paths = (_path_beside(array, decoder, head, prefix) for prefix in (PREFIX, HEAD_PREFIX))
     node = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
-    return path is not None and bool(sync((path / node).exists()))
+    return any(path is not None and bool(sync((path / node).exists())) for path in paths)
 
 
-def _path_beside(array: Any, decoder: str, head: str) -> StorePath | None:
-    """Return where the model of an array is or is to be, None if nothing can be beside the array."""
+def _path_beside(array: Any, decoder: str, head: str, prefix: str = PREFIX) -> StorePath | None:
+    """Return where the model or head of an array is or is to be, None if nothing can be beside the array."""
     parent, _ = parent_and_name(array.store_path)
-    return None if parent is None else parent / array_name(decoder, head)
+    return None if parent is None else parent / array_name(decoder, head, prefix)
 
 
 def _open(path: StorePath, zarr_format: Any) -> Any:
@@ -171,7 +198,7 @@ def _open(path: StorePath, zarr_format: Any) -> Any:
     return None
 
 
-def _holds(node: Any, attribute: Any, info: "ModelInfo") -> bool:
+def _holds(node: Any, attribute: Any, info: "ModelInfo | HeadInfo") -> bool:
     """Tell whether a node holds an undamaged model with the decoder and head of `info`."""
     if not isinstance(attribute, Mapping):
         return False
@@ -219,8 +246,8 @@ def _remove_folder(folder: Path, pid: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _cache(data: bytes, decoder: str, head: str, source: str) -> "ModelInfo":
-    """Put a model into the cache folder, once it is verified to have this decoder and head."""
+def _cache(data: bytes, decoder: str, head: str, source: str) -> None:
+    """Put a model or a head into the cache folder, once it is verified to have this decoder and head."""
     from deepsic_codec.model import file, zoo
 
     folder = zoo.cache_folder()
@@ -236,14 +263,13 @@ def _cache(data: bytes, decoder: str, head: str, source: str) -> "ModelInfo":
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
-        info = file.read_info(part)
+        info = file.read_file(part)
         if (info.decoder, info.head) != (decoder, head):
             raise ModelMismatch(
                 f"{source}: the model has decoder {info.decoder} and head {info.head}, expected {decoder} and {head}"
             )
-        file.load_arrays(info)
+        file.verify(info)
         os.replace(part, folder / f"{decoder[:32]}-{head[:16]}.safetensors")
     finally:
         with suppress(FileNotFoundError):
             os.unlink(part)
-    return zoo.find_model(decoder, head=head)

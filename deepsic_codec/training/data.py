@@ -293,7 +293,7 @@ class LabelledTiles:
         numbers = rng.integers(len(self.labels), size=count * edge * edge)
         cells = self.pool.crops(numbers, LABEL_CELL, rng)
         if jitter:
-            cells = _jittered(cells.float(), jitter, rng)
+            cells = jittered(cells.float(), jitter, rng)
         cells = cells.reshape(count, edge, edge, LABEL_CELL, LABEL_CELL, 3)
         side = edge * LABEL_CELL
         pixels = cells.permute(0, 5, 1, 3, 2, 4).reshape(count, 3, side, side)
@@ -301,7 +301,7 @@ class LabelledTiles:
         return pixels.to(memory_format=torch.channels_last).float(), labels
 
 
-def _jittered(cells: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+def jittered(cells: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Return cells (N,64,64,3) with other contrast, brightness and colour balance, moved by up to 8 pixels."""
     n = len(cells)
 

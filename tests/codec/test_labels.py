@@ -7,11 +7,20 @@ import pytest
 
 from deepsic_codec.axes import Axes
 from deepsic_codec.codec.decode import compute_cells, parse_payload
-from deepsic_codec.codec.labels import cells_with_data, cells_within, no_cells, tile_embeddings, tile_labels
+from deepsic_codec.codec.labels import (
+    cells_with_data,
+    cells_within,
+    no_cells,
+    tile_embeddings,
+    tile_labels,
+    without_implied,
+)
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload import header
 from deepsic_codec.payload.fields import COLOURS, PLANES
 from deepsic_codec.payload.sections import FEATURES
 
+FLAT = Vocabulary(("a", "b", "c"))
 CELLS = np.arange(1, 1 + 2 * 3 * 2 * 4, dtype=np.uint8).reshape(2, 3, 2, 4)  # of chunks of 2 x 150 x 100 pixels
 
 
@@ -43,12 +52,12 @@ def test_cells_in_padding(axes, shape, valid, kept):
 
 
 def test_tiles_take_the_best_cell():
-    block = tile_labels(CELLS, 4, 150, 100, (128, 64))
+    block = tile_labels(CELLS, FLAT, 150, 100, (128, 64))
     assert block.tile == (128, 64) and block.classes.shape[:3] == (2, 2, 2)
     np.testing.assert_array_equal(block.dense(4)[:, 0], np.where(CELLS[:, 1] < 8, 0, CELLS[:, 1]))
     np.testing.assert_array_equal(block.dense(4)[:, 1], CELLS[:, 2])
-    assert tile_labels(CELLS, 4, 150, 100).tile == (64, 64)
-    assert tile_labels(no_cells(1, 1000, 300, 5), 5, 1000, 300).tile == (256, 128)
+    assert tile_labels(CELLS, FLAT, 150, 100).tile == (64, 64)
+    assert tile_labels(no_cells(1, 1000, 300, 5), FLAT, 1000, 300).tile == (256, 128)
 
 
 def test_embeddings_of_tiles_are_means_of_cells_with_data():
@@ -56,12 +65,23 @@ def test_embeddings_of_tiles_are_means_of_cells_with_data():
     cells[0, 0, :, 2:] = (128 + 7, 128 - 7)
     cells[0, 1, :, 2:] = (128 + 10, 128 - 12)
     cells[0, 1, 1] = 0  # without data
-    embedding = tile_embeddings(cells, 2, 150, 100, (128, 64))
+    embedding = tile_embeddings(cells, Vocabulary(("a",)), 150, 100, (128, 64))
     assert embedding.tile == (128, 64) and embedding.vectors.dtype == np.int8
     assert embedding.vectors[0, 0].tolist() == [[9, -9], [7, -7]]  # 8.5 and -9.5 are rounded up
     assert embedding.vectors.shape == (2, 2, 2, 2)
-    assert not tile_embeddings(no_cells(1, 64, 64, 5), 2, 64, 64).vectors.any()
-    assert tile_embeddings(cells, 4, 150, 100).vectors.shape[-1] == 0
+    assert not tile_embeddings(no_cells(1, 64, 64, 5), FLAT, 64, 64).vectors.any()
+    assert tile_embeddings(cells, FLAT, 150, 100).vectors.shape[-1] == 0
+
+
+def test_a_class_is_left_out_where_a_member_says_as_much():
+    tree = Vocabulary(
+        ("oak", "beech", "wood", "land"), {"wood": ("oak", "beech"), "land": ("wood",), "other": ("oak",)}
+    )
+    scores = np.array([[200, 10, 240, 255, 9], [90, 80, 240, 255, 9], [0, 0, 100, 240, 0]], np.uint8)
+    kept = [[200, 10, 0, 0, 9], [90, 80, 240, 0, 9], [0, 0, 100, 240, 0]]
+    np.testing.assert_array_equal(without_implied(scores, tree), kept)
+    np.testing.assert_array_equal(without_implied(scores[:, :4], FLAT), scores[:, :4])
+    assert [tree.members(name) for name in ("wood", "land", "other")] == [(0, 1, 2), (0, 1, 2, 3), (0,)]
 
 
 def test_no_cells():

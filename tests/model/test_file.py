@@ -13,7 +13,7 @@ from deepsic_codec import config
 from deepsic_codec.errors import ModelMismatch, ModelNotFound
 from deepsic_codec.model.file import identities, load_arrays, read_info, save_model
 from deepsic_codec.model.vocabulary import Vocabulary
-from deepsic_codec.model.zoo import ALIASES, PACKAGED, find_model, resolve
+from deepsic_codec.model.zoo import ALIASES, HEAD_ALIASES, PACKAGED, find_model, resolve
 from tests.common import check_lazy, check_rejects
 
 ARCHITECTURE = {"name": "toy", "latents": 4, "analysis_widths": [2, 2], "head_width": 3, "classes": 3}
@@ -145,8 +145,9 @@ def test_an_alias_is_one_packaged_model(monkeypatch):
     info = find_model("base")
     assert (info.name, info.decoder, info.head) == (alias.name, alias.decoder, alias.head)
     assert alias.name == f"base-{alias.decoder[:8]}" and Path(info.path) == PACKAGED / f"{alias.name}.safetensors"
-    assert [path.name for path in PACKAGED.iterdir()] == [f"{alias.name}.safetensors"]
-    monkeypatch.setattr("deepsic_codec.model.zoo.read_info", None)  # no file is read
+    names = [alias.name, *HEAD_ALIASES.values()]
+    assert sorted(path.name for path in PACKAGED.iterdir()) == sorted(f"{name}.safetensors" for name in names)
+    monkeypatch.setattr("deepsic_codec.model.zoo.read_file", None)  # no file is read
     assert resolve("base") == (alias.decoder, alias.head)
 
 

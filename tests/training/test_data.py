@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepsic_codec.errors import ConfigurationError
-from deepsic_codec.training.data import LabelledTiles, Photographs, Pool, _jittered, _mirrored, read_images
+from deepsic_codec.training.data import LabelledTiles, Photographs, Pool, _mirrored, jittered, read_images
 from tests.common import check_rejects, photograph
 
 
@@ -125,20 +125,20 @@ def test_jitter_varies_cells_within_their_range(seed, strength):
     rng = np.random.default_rng(seed)
     cells = torch.from_numpy(rng.integers(0, 256, (5, 64, 64, 3))).float()
     before = cells.clone()
-    result = _jittered(cells, strength, np.random.default_rng(seed))
+    result = jittered(cells, strength, np.random.default_rng(seed))
     assert torch.equal(cells, before), "the input stays unchanged"
     assert result.shape == cells.shape and result.dtype == cells.dtype
     assert float(result.min()) >= 0 and float(result.max()) <= 255 and torch.equal(result, result.round())
     assert all(not torch.equal(*pair) for pair in zip(result, cells, strict=True))
-    assert torch.equal(result, _jittered(cells, strength, np.random.default_rng(seed)))
-    assert torch.equal(_jittered(cells, 0.0, rng), cells), "no strength, no change"
+    assert torch.equal(result, jittered(cells, strength, np.random.default_rng(seed)))
+    assert torch.equal(jittered(cells, 0.0, rng), cells), "no strength, no change"
 
 
 def test_jitter_moves_a_cell_and_changes_its_light():
     """A dark square on grey becomes a darker square on another grey, at a position nearby."""
     cells = torch.full((200, 64, 64, 3), 120.0)
     cells[:, 24:40, 24:40] = 60
-    result = _jittered(cells, 1.0, np.random.default_rng(0))
+    result = jittered(cells, 1.0, np.random.default_rng(0))
     dark = result.mean(3) < result.mean((1, 2, 3))[:, None, None]
     rows = torch.stack([d.any(1).nonzero()[0, 0] for d in dark])
     assert {*rows.tolist()} == set(range(16, 33)), "moved by up to 8 pixels either way"

@@ -87,7 +87,7 @@ class CpuScheduler(Scheduler):
             image = images[i]
             slices, height, width, _ = image.shape
             whole, steps = self.steps(qualities[i])
-            latents = self._analyse(image, whole, parts)
+            latents = self.analyse(image, whole, parts)
             refines, stream = effort[i] > 1, None
             if refines:
                 chosen = self._refined(image, latents, qualities[i], effort[i], tune[i])
@@ -189,8 +189,8 @@ class CpuScheduler(Scheduler):
             return [function(i) for i in range(count)]
         return parallel_map(function, range(count))
 
-    def _analyse(self, image: Pixels, whole: int, parts: int) -> NDArray[np.int32]:
-        """Return latents (S,h,w,C) of a chunk (S,H,W,3)."""
+    def analyse(self, image: Pixels, whole: int, parts: int = 1) -> NDArray[np.int32]:
+        """Return latents (S,h,w,C) of a chunk (S,H,W,3) at a whole quality; `parts` of each image run at a time."""
         height, width = image.shape[1:3]
         edge = -height % LATENT_STRIDE, -width % LATENT_STRIDE
         # Repeated edges cost fewer bits than a hard edge.

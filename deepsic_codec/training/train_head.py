@@ -1,0 +1,83 @@
+"""Train a head for the decoder of a model, with the classes of a tree, and write it to a file of its own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.cpu.scheduler import CpuScheduler
+from deepsic_codec.model.file import HeadInfo, save_head
+from deepsic_codec.model.zoo import find_model
+from deepsic_codec.progress import Progress
+from deepsic_codec.training.head_data import LEAST_OTHER, Drawer, labelled, read_source
+from deepsic_codec.training.head_settings import HeadSettings
+from deepsic_codec.training.heads import CellSet, Marks, calibrate, fit, fit_last, parts_of, starting_head, to_integers
+from deepsic_codec.training.tree import PACKAGED, Tree
+
+#: Branches of the packaged tree that images of no data set do not show; whether they show others is not known.
+ABSENT = ("Overhead", "Waste")
+#: Shares of a batch: of each labelled source alike, and of other images.
+OTHERS = 0.15
+#: Share of all cores for one process is up to the caller: torch gets this many threads.
+THREADS = 1
+
+
+def train_head(s: HeadSettings, report: Callable[[str], None] = print, progress: Progress | None = None) -> HeadInfo:
+    """Draw cells, train a head on them, fit the scale of its scores on held-out images, and write its file.
+
+    Raises
+    ------
+    ConfigurationError
+        For data or settings that it cannot be trained with.
+    ModelNotFound
+        If there is no such model.
+    """
+    if not s.labels or not s.others:
+        raise ConfigurationError("a head needs labelled images (--labels) and images of no class (--others)")
+    torch.set_num_threads(THREADS)
+    info, tree = find_model(s.base), Tree.read(s.tree or PACKAGED)
+    known = Marks(tree, dict.fromkeys(ABSENT, 1.0))
+    drawer = Drawer(CpuScheduler(info), s.seed)
+    sources: list[tuple[float, CellSet]] = []
+    pairs = [labelled([pair for path in s.labels for pair in read_source(path, "train/")], known)]
+    of_set = np.array([known.sets[mark] for mark in pairs[0][1]])
+    images, marks = pairs[0]
+    groups = [np.flatnonzero(np.isin(of_set, one)) for one in _groups(images, of_set)]
+    for group in groups:
+        chosen = [images[i][1] for i in group]
+        cells = drawer.draw(chosen, marks[group], s.passes, progress=progress)
+        sources.append(((1 - OTHERS) / len(groups), cells))
+        report(f"{len(cells)} cells of {len(chosen)} labelled images")
+    others = [pixels for path in s.others for _, pixels in read_source(path)]
+    cells = drawer.draw(others, np.full(len(others), known.other), s.passes, least=LEAST_OTHER, progress=progress)
+    sources.append((OTHERS, cells))
+    report(f"{len(cells)} cells of {len(others)} images of no class")
+    parts = [(share, list(parts_of(cells))) for share, cells in sources]
+    train, held = ([(share, part[i]) for share, part in parts] for i in (0, 1))
+    head = starting_head(info, tree.vocabulary, s.values)
+    fit_last(head, train, known, steps=s.last_steps, seed=s.seed, report=report)
+    if s.steps:
+        head = fit(head, train, known, steps=s.steps, seed=s.seed, report=report)
+    factors = calibrate(head, held, known, tree.leaves)
+    report("scale of the scores of leaves, inner nodes and unknown: " + ", ".join(f"{one:.2f}" for one in factors))
+    arrays = to_integers(head, train[0][1])
+    sizes = info.architecture | {"classes": head.classes, "head_embedding": s.values}
+    stored = save_head(s.out, Path(s.out).stem, arrays, info, sizes, tree.vocabulary, {"run": _public(s)})
+    report(f"{s.out}: head {stored.head[:16]} for decoder {stored.decoder[:16]}, {Path(s.out).stat().st_size} bytes")
+    return stored
+
+
+def _groups(images: Sequence[tuple[str, Any]], of_set: np.ndarray[Any, Any]) -> list[list[str]]:
+    """Return the data sets by what they have: images of one cell, and larger ones."""
+    small = {str(name) for (_, pixels), name in zip(images, of_set, strict=True) if max(pixels.shape[:2]) <= 64}
+    return [group for group in (sorted(small), sorted({*map(str, of_set)} - small)) if group]
+
+
+def _public(s: HeadSettings) -> dict[str, Any]:
+    """Return the settings for the file, without paths of this machine."""
+    names = {key: [Path(path).name for path in getattr(s, key)] for key in ("labels", "others")}
+    return {k: v for k, v in asdict(s).items() if k != "out"} | names | {"tree": Path(s.tree or PACKAGED).name}
