@@ -32,7 +32,7 @@ ALIASES: dict[str, Alias] = {
     "base": Alias(
         "base-89eaa6c0",
         "89eaa6c038d2e8b8c368c15f14847cbb8199f4cd134a3b603317de7a5fdbf6d9",
-        "06e25f5dca610504ea070390cf1a748e43ec0447ed2af158c9bff7f5dbe2fc04",
+        "70f9b2acba8111c4552ee7c234d3b88250fd683c366b336accf2e3eff10f72cc",
     ),
 }
 

@@ -1,0 +1,209 @@
+"""What a head says of images of several data sets: top-1 and top-5, broader names, unknown, calibration, embeddings.
+
+    python -m benchmarks.labels --head scenes --labels EUROSAT_VAL SCENES_LABELLED --split val/ --others KODAK
+    python -m benchmarks.labels --labels EUROSAT_VAL --bpp 0.5 --limit 500
+
+Images are of classes of the tree of `deepsic train-head` (`--tree`). Those of at most 64 pixels are chunks as they
+are; the centre of larger ones is scaled to 128 x 128 pixels and is a chunk of one label tile. Each chunk is coded as
+features of the given bits per pixel, header, labels and embedding included. Labels are those *stored* in the chunk, of
+float latents, and those computed from its *features*.
+
+Top-1 and top-5 are among the classes that the image's own data set has, as those of others are unknown, not absent;
+*of all* is top-1 among all classes and "unknown", right if it is the class or one below it. *Parent* is the share of
+images whose best node of the level above (the children of the top of the tree) is right, over all data sets together.
+*Like it* is the share of the five nearest other images by embedding that have the same class.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import machine, table
+from deepsic_codec import DeepSIC
+from deepsic_codec.codec.decode import compute_cells, parse_payload
+from deepsic_codec.codec.labels import tile_embeddings, tile_labels
+from deepsic_codec.io.images import Pixels
+from deepsic_codec.model.scheduler import get_scheduler
+from deepsic_codec.model.zoo import find_model
+from deepsic_codec.payload.header import unpack
+from deepsic_codec.payload.sections import EMBEDDING, LABELS
+from deepsic_codec.training.head_data import read_source
+from deepsic_codec.training.tree import PACKAGED, Tree
+
+EDGE, TILE, BATCH, NEIGHBOURS = 128, 64, 128, 5
+BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.01)
+
+Scores = NDArray[np.float64]
+
+
+class Measured:
+    """Scores and embeddings of images at a rate, stored and from features."""
+
+    def __init__(self, codec: DeepSIC, images: Sequence[Pixels]) -> None:
+        info = find_model(*codec.identity()[:1], head=codec.identity()[1])
+        count, self.nbytes, self.pixels = len(info.vocabulary.names), 0, 0
+        stored, computed, vectors = [], [], []
+        for k in range(0, len(images), BATCH):
+            payloads = codec.encode_batch(images[k : k + BATCH])
+            jobs = [parse_payload(payload, params=codec) for payload in payloads]
+            for payload, job, cells in zip(payloads, jobs, compute_cells(jobs, info, get_scheduler(info)), strict=True):
+                self.nbytes += len(payload)
+                self.pixels += job.header.height * job.header.width
+                unpacked = unpack(payload)
+                stored.append(unpacked.read(LABELS).dense(count).reshape(-1, count).max(0))
+                size = job.header.height, job.header.width, codec.label_tile
+                computed.append(tile_labels(cells, info.vocabulary, *size).dense(count).reshape(-1, count).max(0))
+                embedding = unpacked.read(EMBEDDING) or tile_embeddings(cells, info.vocabulary, *size)
+                vectors.append(embedding.vectors.reshape(-1, embedding.vectors.shape[-1])[0])
+        self.scores = {"stored": np.array(stored) / 255, "features": np.array(computed) / 255}
+        self.vectors = np.array(vectors, np.float64)
+        self.vocabulary = info.vocabulary
+
+    @property
+    def bpp(self) -> float:
+        """Bits per pixel of whole payloads."""
+        return 8 * self.nbytes / max(1, self.pixels)
+
+    def of(self, scores: Scores, name: str) -> Scores:
+        """Scores of a class or parent, (N,)."""
+        return np.asarray(scores[:, list(self.vocabulary.members(name))].max(1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure a head and print the tables."""
+    a = _arguments(argv)
+    print(machine(1), "\n")
+    tree = Tree.read(a.tree or PACKAGED)
+    images, places = _labelled(tree, a)
+    others = [_tile(pixels) for path in a.others for _, pixels in read_source(path)][: a.limit]
+    names = list(tree.nodes[: tree.leaves])
+    rows, parents, calibration, strange = [], [], [], []
+    for bpp in a.bpp:
+        codec = DeepSIC(model=a.model, head=a.head, bpp=bpp, transform="features", embedding=True, label_tile=EDGE)
+        measured = Measured(codec.resolved(), images)
+        known = [name for name in names if name in measured.vocabulary.names]
+        for kind, scores in measured.scores.items():
+            for data_set in dict.fromkeys(one for one, _ in places):
+                rows.append(
+                    [data_set, bpp, measured.bpp, kind, *_accuracy(measured, scores, places, data_set, known, tree)]
+                )
+            parents.append([bpp, kind, *_parents(measured, scores, places, tree)])
+            calibration += [[bpp, kind, *row] for row in _reliability(measured, scores, places, tree)]
+        if others:
+            alone = Measured(codec.resolved(), others)
+            for kind, scores in alone.scores.items():
+                strange.append([bpp, kind, len(others), 100 * float((alone.of(scores, "unknown") >= 0.5).mean())])
+    header = ["data set", "target", "bpp", "labels", "images", "top-1 %", "top-5 %", "of all %", "like it %"]
+    print(table(header, rows))
+    print("\n" + table(["target", "labels", "parent %", "precision at 0.5 %", "recall at 0.5 %"], parents))
+    print("\n" + table(["target", "labels", "score", "classes", "mean score", "share that is right"], calibration))
+    if strange:
+        print("\n" + table(["target", "labels", "images of no class", "unknown at 0.5 %"], strange))
+
+
+def _labelled(tree: Tree, a: argparse.Namespace) -> tuple[list[Pixels], list[tuple[str, str]]]:
+    """Read images of classes of the tree; return them with data set and node."""
+    images, places = [], []
+    for source in a.labels:
+        named = [(tree.locate(Path(n).parent.name, Path(n).name), x) for n, x in read_source(source, a.split)]
+        located = [(place, x) for place, x in named if place is not None]
+        for place, pixels in located[:: max(1, len(located) // a.limit)] if a.limit else located:
+            images.append(_tile(pixels))
+            places.append(place)
+    if not images:
+        raise SystemExit("--labels: no image lies in a folder that the tree names")
+    return images, places
+
+
+def _tile(pixels: Pixels) -> Pixels:
+    """Return the centre of an image as one label tile; images of at most 64 pixels as they are."""
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    if max(height, width) <= TILE:
+        return pixels
+    size = min(height, width)
+    y, x = (height - size) // 2, (width - size) // 2
+    scaled = Image.fromarray(pixels[y : y + size, x : x + size]).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+    return np.asarray(scaled)
+
+
+def _accuracy(
+    measured: Measured,
+    scores: Scores,
+    places: Sequence[tuple[str, str]],
+    data_set: str,
+    leaves: list[str],
+    tree: Tree,
+) -> list[Any]:
+    at = np.array([one == data_set for one, _ in places])
+    truth = np.array([node for _, node in places])[at]
+    own = [name for name in dict.fromkeys(truth) if name in measured.vocabulary.known]
+    if not own:
+        return [int(at.sum()), float("nan"), float("nan"), float("nan"), float("nan")]
+    values = np.stack([measured.of(scores[at], name) for name in own], 1)
+    order = np.argsort(-values, 1, kind="stable")
+    ranked = np.array(own)[order]
+    top = [float((ranked[:, :k] == truth[:, None]).any(1).mean()) for k in (1, 5)]
+    every = list(dict.fromkeys([*leaves, *own, "unknown"]))
+    best = np.array(every)[np.stack([measured.of(scores[at], name) for name in every], 1).argmax(1)]
+    unit = measured.vectors[at] / np.maximum(1e-9, np.linalg.norm(measured.vectors[at], axis=1, keepdims=True))
+    near = unit @ unit.T
+    np.fill_diagonal(near, -2)
+    like = truth[np.argsort(-near, 1)[:, :NEIGHBOURS]] == truth[:, None]
+    below = [one != "unknown" and node in tree.path(one) for one, node in zip(best, truth, strict=True)]
+    figures = [*top, float(np.mean(below)), float(like.mean())]
+    return [int(at.sum()), *(100 * one for one in figures)]
+
+
+def _parents(measured: Measured, scores: Scores, places: Sequence[tuple[str, str]], tree: Tree) -> list[float]:
+    """Share of images whose best node below the top is right, and precision and recall of these at 0.5."""
+    names = [node for node in tree.nodes if len(tree.path(node)) == 2 and node in measured.vocabulary.known]
+    truth = [next((one for one in tree.path(node) if one in names), "") for _, node in places]
+    at = np.array([one != "" for one in truth])
+    if not names:
+        return [float("nan")] * 3
+    values = np.stack([measured.of(scores[at], name) for name in names], 1)
+    expected = np.array(truth)[at][:, None] == np.array(names)
+    said = values >= 0.5
+    right = (values.argmax(1) == expected.argmax(1)).mean()
+    precision, recall = (said & expected).sum() / max(1, said.sum()), (said & expected).sum() / expected.sum()
+    return [100 * float(one) for one in (right, precision, recall)]
+
+
+def _reliability(measured: Measured, scores: Scores, places: Sequence[tuple[str, str]], tree: Tree) -> list[list[Any]]:
+    """Mean score and share that is right, by score, of the classes of each image's own data set."""
+    values, right = [], []
+    for number, (data_set, node) in enumerate(places):
+        for name in tree.data_sets[data_set]["classes"].values():
+            if name in measured.vocabulary.known:
+                values.append(measured.of(scores[number : number + 1], name)[0])
+                right.append(name in tree.path(node))
+    value, is_right = np.array(values), np.array(right)
+    rows = []
+    for low, high in zip(BINS[:-1], BINS[1:], strict=True):
+        at = (value >= low) & (value < high)
+        if at.any():
+            rows.append([f"{low:g} to {min(1, high):g}", int(at.sum()), value[at].mean(), is_right[at].mean()])
+    return rows
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="base", help="name of the model")
+    parser.add_argument("--head", help="name of the head (default: that of the model)")
+    parser.add_argument("--labels", nargs="+", required=True, help="labelled images, as for deepsic train-head")
+    parser.add_argument("--split", default="val/", help="start of the paths of the images to measure (default: val/)")
+    parser.add_argument("--others", nargs="+", default=[], help="images of no class")
+    parser.add_argument("--tree", default="", help="JSON of the tree (default: that of the packaged head)")
+    parser.add_argument("--bpp", type=float, nargs="+", default=[0.25, 0.5, 1.0])
+    parser.add_argument("--limit", type=int, help="about as many images of each source")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
