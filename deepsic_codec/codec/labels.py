@@ -65,9 +65,9 @@ def without_implied(scores: Cells, vocabulary: Vocabulary) -> Cells:
         return scores
     below = vocabulary.implied[parents, : scores.shape[-1]]
     of_members = np.where(below, scores[..., None, :], 0).max(axis=-1)
-    own = scores[..., parents]
+    of_parents = scores[..., parents]
     result = scores.copy()
-    result[..., parents] = np.where(of_members >= IMPLIED * own, 0, own)
+    result[..., parents] = np.where(of_members >= IMPLIED * of_parents, 0, of_parents)
     return result
 
 

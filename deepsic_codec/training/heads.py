@@ -24,7 +24,7 @@ from deepsic_codec.model.family import HEAD, tensors_below
 from deepsic_codec.model.file import ModelInfo, load_arrays
 from deepsic_codec.model.networks import HIDDEN_MAX, STREAM_MAX, Block, SemanticHead
 from deepsic_codec.model.vocabulary import Vocabulary
-from deepsic_codec.training.balance import balance_head
+from deepsic_codec.training.balance import balance_head, bias_of
 from deepsic_codec.training.tree import Tree
 
 #: Logits of an embedding's values have about this root mean square, so that 8 bits hold them.
@@ -97,7 +97,7 @@ def pooled(head: SemanticHead, cells: Tensor, quality: Tensor) -> Tensor:
     for block in head.blocks:
         assert isinstance(block, Block)
         spatial = torch.bmm(x.permute(2, 0, 1), _matrices(block.spatial.weight, h, w)).permute(1, 2, 0)
-        hidden = F.linear(spatial + block.spatial.bias, block.up.weight[:, :, 0, 0], block.up.bias)
+        hidden = F.linear(spatial + bias_of(block.spatial), block.up.weight[:, :, 0, 0], block.up.bias)
         hidden = F.hardtanh(hidden, 0, HIDDEN_MAX)
         x = x + F.linear(hidden, block.down.weight[:, :, 0, 0], block.down.bias)
         x = F.hardtanh(x, -STREAM_MAX, STREAM_MAX)
@@ -215,12 +215,12 @@ def fit_last(
     report: Callable[[str], None] = print,
 ) -> None:
     """Train the last two layers of a head, in place: what they see of each cell is computed once."""
-    seen = {id(cells): _pooled_of(head, cells) for _, cells in sources}
+    values_of = {id(cells): _pooled_of(head, cells) for _, cells in sources}
     sampler = Sampler(sources, np.random.default_rng(seed))
 
     def step() -> tuple[Tensor, Tensor, Tensor]:
         drawn = sampler.batch(batch)
-        values = torch.cat([seen[id(cells)][at] for cells, at in drawn])
+        values = torch.cat([values_of[id(cells)][at] for cells, at in drawn])
         return last_outputs(head, values), *sampler.known_of(drawn)
 
     groups = [{"params": [*head.hidden.parameters(), *head.out.parameters()], "lr": learning_rate}]
