@@ -142,14 +142,14 @@ def _accuracy(
 ) -> list[Any]:
     at = np.array([one == data_set for one, _ in places])
     truth = np.array([node for _, node in places])[at]
-    own = [name for name in dict.fromkeys(truth) if name in measured.vocabulary.known]
-    if not own:
+    classes = [name for name in dict.fromkeys(truth) if name in measured.vocabulary.known]
+    if not classes:
         return [int(at.sum()), float("nan"), float("nan"), float("nan"), float("nan")]
-    values = np.stack([measured.of(scores[at], name) for name in own], 1)
+    values = np.stack([measured.of(scores[at], name) for name in classes], 1)
     order = np.argsort(-values, 1, kind="stable")
-    ranked = np.array(own)[order]
+    ranked = np.array(classes)[order]
     top = [float((ranked[:, :k] == truth[:, None]).any(1).mean()) for k in (1, 5)]
-    every = list(dict.fromkeys([*leaves, *own, "unknown"]))
+    every = list(dict.fromkeys([*leaves, *classes, "unknown"]))
     best = np.array(every)[np.stack([measured.of(scores[at], name) for name in every], 1).argmax(1)]
     unit = measured.vectors[at] / np.maximum(1e-9, np.linalg.norm(measured.vectors[at], axis=1, keepdims=True))
     near = unit @ unit.T
