@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from deepsic_codec import config
+from deepsic_codec.model.threads import host_threads
 
 # A leader that expects further callers waits for at most this share of the last batch's time, and this many seconds.
 GATHER_SHARE, GATHER_SECONDS = 1 / 16, 0.005
@@ -261,11 +262,7 @@ def release_memory() -> None:
 
 def batch_limit() -> int:
     """Return the maximum pixels of a batch on this process's device."""
-    settings = config.get()
-    # Not imported for this. Another thread may be importing it: then the module has no functions yet.
-    torch_threads = getattr(sys.modules.get("torch"), "get_num_threads", os.cpu_count)
-    threads = settings.threads or torch_threads() or 1
-    return settings.pixels_per_batch(config.device_in_use().split(":")[0], threads)
+    return config.get().pixels_per_batch(config.device_in_use().split(":")[0], host_threads())
 
 
 def raise_first(outcomes: list[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from deepsic_codec import config
 from deepsic_codec.codec import batching
 from deepsic_codec.codec.batching import Batcher
 from tests.common import run_python
@@ -348,6 +349,10 @@ def test_module_needs_nothing():
     assert sys.version_info >= (3, 11)
 
 
-def test_limit_while_another_thread_imports_torch(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
-    assert batching.batch_limit() > 0
+def test_threads_of_torch_do_not_change_the_limit(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(get_num_threads=lambda: 99, cuda=None))
+    with config.set(device="cpu", threads=4):
+        assert batching.batch_limit() == config.get().pixels_per_batch("cpu", 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    with config.set(device="cpu"):
+        assert batching.batch_limit() == config.get().pixels_per_batch("cpu", 8)

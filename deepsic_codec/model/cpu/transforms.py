@@ -418,11 +418,11 @@ class Analysis:
         _analyse16(stream8, self._reduce, self._mod16, row, reads, sums, stream16)
         del stream8
         run_blocks(stream16, self._blocks16, row, int(above > 0), int(below > 0), buffers(self._blocks16, w))
-        rest = np.zeros((0, 0), np.int8) if rest is None else rest.reshape(height, -1)
+        # as bytes, like the grey levels: another type would compile another function
+        low_bits = np.zeros((0, 0), np.uint8) if rest is None else rest.view(np.uint8).reshape(height, -1)
         linear = self._high, self._low, self._signed_high, np.arange(self._high.steps, dtype=np.int32)
-        _analyse(
-            grey, rest, LATENT_STRIDE, linear, self._out, stream16, reads, reads.view(np.int8), sums, above, latents
-        )
+        signed_reads = reads.view(np.int8)
+        _analyse(grey, low_bits, LATENT_STRIDE, linear, self._out, stream16, reads, signed_reads, sums, above, latents)
 
 
 @inner
@@ -493,7 +493,7 @@ def _analyse(grey, rest, edge, linear, out, stream, reads, signed_reads, sums, a
                     for j in range(size):
                         to[j] = int32(int32(128) * sums[0, i * BLOCK + j]) + sums[1, i * BLOCK + j]
         if rest.size:
-            _gather(rest, y + above, edge, signed_reads, pitch)
+            _gather(rest, y + above, edge, reads, pitch)
             for block in range(high.shift.size // BLOCK):
                 first = block * BLOCK
                 size = min(BLOCK, high.outputs - first)

@@ -117,5 +117,6 @@ def grown(data, used, room):
     if used + room <= data.size:
         return data
     grown = np.empty(2 * data.size + room, np.uint8)
-    grown[:used] = data[:used]
+    for i in range(used):  # an assignment to a slice takes seconds to compile
+        grown[i] = data[i]
     return grown

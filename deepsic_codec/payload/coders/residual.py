@@ -233,6 +233,7 @@ def decode_integers(
     check_end(int(coder.state[3]), stream.size, "residual section")
     if int(coder.state[6]) != plain.size or coder.state[4]:
         raise CorruptPayload("residual section: plain bits are missing, or left over after the last sample")
+    del coder  # as large as the samples three times
     return _by_pixel(samples, low)
 
 
@@ -262,7 +263,9 @@ def _mask_by_band(mask: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> NDA
 
 
 def _by_pixel(samples: NDArray[np.int32], low: NDArray[np.int64]) -> NDArray[np.int32]:
-    return np.ascontiguousarray(np.moveaxis(samples + low.astype(np.int32).reshape(-1, 1, 1), 1, -1))
+    slices, bands, height, width = samples.shape
+    result = np.empty((slices, height, width, bands), np.int32)
+    return np.add(np.moveaxis(samples, 1, -1), low.astype(np.int32), out=result)
 
 
 def _fold(number: int) -> int:

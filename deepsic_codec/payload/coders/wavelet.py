@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.payload.coders.numba_jit import array_jit
+from deepsic_codec.payload.coders.numba_jit import array_jit, inner
 
 MAX_LEVELS, MIN_EDGE = 6, 12  # a plane with a shorter edge is not split
 #: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands. A constant plane keeps its value, and
@@ -112,7 +112,9 @@ def inverse(bands: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
     return bands[:height, :width]
 
 
-@array_jit
+# In compiled code, integers of one type only, and loops in place of assignments to slices: each literal makes a
+# function of its own, and an assignment to a slice compiles the text of its error, for seconds.
+@inner
 def _lift(x, first, step, sign):
     """Add to every second row, from row `first` on, a multiple of the sum of its neighbours; mirrored at the ends.
 
@@ -124,10 +126,10 @@ def _lift(x, first, step, sign):
         below = row + 1 if row + 1 < count else row - 1
         for k in range(width):
             total = np.int64(x[above, k]) + np.int64(x[below, k])
-            x[row, k] += sign * np.int32((total * step + (1 << (LIFT_BITS - 1))) >> LIFT_BITS)
+            x[row, k] += np.int32(sign) * np.int32((total * step + (1 << (LIFT_BITS - 1))) >> LIFT_BITS)
 
 
-@array_jit
+@inner
 def _scale(x, factor):
     """Multiply every second row, from the first on."""
     for row in range(0, x.shape[0], 2):
@@ -135,27 +137,30 @@ def _scale(x, factor):
             x[row, k] = np.int32((np.int64(x[row, k]) * factor + (1 << (SCALE_BITS - 1))) >> SCALE_BITS)
 
 
-@array_jit
+@inner
 def _split_rows(x):
     """Transform the columns of x (n, width), n at least 2, in place; low and high rows alternate."""
     for n in range(4):
-        _lift(x, 1 - n % 2, LIFTING[n], 1)
-    _scale(x, SCALE_LOW)
+        _lift(x, 1 - n % 2, LIFTING[n], np.int64(1))
+    _scale(x, np.int64(SCALE_LOW))
 
 
-@array_jit
+@inner
 def _join_rows(x):
     """Undo `_split_rows`."""
-    _scale(x, UNSCALE_LOW)
+    _scale(x, np.int64(UNSCALE_LOW))
     for n in range(3, -1, -1):
-        _lift(x, 1 - n % 2, LIFTING[n], -1)
+        _lift(x, 1 - n % 2, LIFTING[n], np.int64(-1))
 
 
 @array_jit
 def _split(out, height, width):
     """Split the upper left part of a plane in place."""
     # Columns are transformed as rows of the transpose, which keeps memory access in order.
-    part = out[:height, :width].copy()
+    part = np.empty((height, width), np.int32)
+    for y in range(height):
+        for x in range(width):
+            part[y, x] = out[y, x]
     _split_rows(part)
     turned = np.empty((width, height), np.int32)
     half = (height + 1) // 2
@@ -188,4 +193,6 @@ def _join(out, height, width):
         for x in range(width):
             part[y, x] = turned[x, source]
     _join_rows(part)
-    out[:height, :width] = part
+    for y in range(height):
+        for x in range(width):
+            out[y, x] = part[y, x]
