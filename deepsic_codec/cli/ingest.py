@@ -48,7 +48,7 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add("--value-range", type=_value_range, metavar="LOW,HIGH", default=argparse.SUPPRESS, help=text)
     text = "value of pixels without data: a number, nan, or none (default: as declared by the source)"
     add("--nodata", type=nodata, metavar="VALUE", default=argparse.SUPPRESS, help=text)
-    text = "features of the networks, or wavelets (default: auto, for 8-bit colour whichever takes fewer bytes, else wavelets)"
+    text = "features of networks, or wavelets (default: auto, for 8-bit colour what takes fewer bytes, else wavelets)"
     add("--transform", choices=("auto", "features", "wavelet"), default=argparse.SUPPRESS, help=text)
     text = "code what bands have in common once (auto, the default), or code each band by itself (none)"
     add("--spectral", choices=("auto", "none"), default=argparse.SUPPRESS, help=text)
