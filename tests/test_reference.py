@@ -182,7 +182,7 @@ def with_section(payload, kind, change):
 
 def test_every_section_is_damaged():
     kinds = {kind for name in SOUND for kind in reference.read_header(sound(name)).sections}
-    assert kinds | {reference.LABELS, reference.FEATURES} == reference.KINDS.keys()
+    assert kinds | {reference.LABELS, reference.EMBEDDING, reference.FEATURES} == reference.KINDS.keys()
 
 
 @pytest.mark.parametrize("name", SOUND)

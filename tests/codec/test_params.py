@@ -232,7 +232,8 @@ def test_bad_value_is_named(name, value):
 
 
 def test_bad_head_is_named():
-    check_rejects(ConfigurationError, "head", DeepSIC, head="no")
+    check_rejects(ConfigurationError, "head", DeepSIC, head=3)
+    check_rejects(ConfigurationError, "head", DeepSIC, head="no", decoder="0" * 64)
 
 
 @pytest.mark.parametrize(

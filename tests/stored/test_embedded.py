@@ -350,7 +350,7 @@ def test_queries_fetch_it_when_they_decode(tiny, uninstall, tmp_path, to):
 
 def test_features_are_labelled_with_it(tiny, uninstall, tmp_path):
     path = tmp_path / "a.zarr"
-    codec = DeepSIC(model="fuzz-tiny", semantics="post")
+    codec = DeepSIC(model="fuzz-tiny", semantics="post", transform="features")
     z = write(path, "image", codec)
     attrs, features = dict(iter_chunk_attrs(z)), decode_features(z).compute()
     uninstall()
