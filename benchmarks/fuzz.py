@@ -692,8 +692,8 @@ def use_model(info: model_file.ModelInfo, stream: bytes) -> str:
             raise Failure(f"pixels {first.dtype} {first.shape}, {first.min()} to {first.max()}")
         if not all(np.array_equal(first, other) for other in again):
             raise Failure("other pixels, decoded again")
-        if scores.shape[-1] != len(info.vocabulary.names):
-            raise Failure(f"scores {scores.shape} of {len(info.vocabulary.names)} classes")
+        if scores.shape[-1] != info.outputs:
+            raise Failure(f"scores {scores.shape} of a head of {info.outputs} outputs")
     return "used"
 
 
