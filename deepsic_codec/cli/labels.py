@@ -213,6 +213,81 @@ def run_similar(args: argparse.Namespace) -> None:
     write_tables(args, selection)
 
 
+def add_learn(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `deepsic learn`."""
+    add_array(parser)
+    parser.add_argument("label", metavar="NAME", help="name of the label in expressions")
+    text = "examples: chunks such as 0.3.0, regions such as y=0:64,x=128:192, or picture files"
+    parser.add_argument("--like", nargs="+", default=[], metavar="EXAMPLE", help=text)
+    parser.add_argument("--unlike", nargs="+", default=[], metavar="EXAMPLE", help="examples of what it is not")
+    parser.add_argument("--forget", action="store_true", help="take the label out of the index")
+    add_json(parser)
+
+
+def run_learn(args: argparse.Namespace) -> None:
+    """Learn a label from examples."""
+    from deepsic_codec.labels.open import open_labels
+
+    labels = open_labels(args.url, args.name, index=args.index, mode="r+")
+    if args.forget:
+        labels.forget(args.label)
+        say(f"{args.label}: forgotten")
+        return
+    like, unlike = ([_example(labels, text) for text in part] for part in (args.like, args.unlike))
+    label = labels.learn(args.label, like, unlike)
+    if args.json:
+        document = {key: getattr(label, key) for key in ("name", "precision", "recall", "like", "unlike")}
+        say_json(document | {"chunks": labels.where(f"{_quoted(args.label)}").count})
+        return
+    precision = "none above 0.5" if label.precision is None else f"precision {label.precision:.2f}"
+    say(
+        f"{label.name}: {label.like} examples, {label.unlike} of what it is not; cross-validated {precision}, recall "
+        f"{label.recall or 0:.2f}; in {labels.where(_quoted(args.label)).count:,} chunks"
+    )
+
+
+def add_suggest(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `deepsic suggest`."""
+    add_array(parser)
+    parser.add_argument("label", metavar="NAME", help="a learned label")
+    parser.add_argument("-k", type=int, default=20, help="maximum number of label tiles (default: 20)")
+    parser.add_argument("--where", metavar="EXPRESSION", help="only tiles that satisfy it")
+    parser.add_argument("--json", action="store_true", help="print each tile as a line of JSON")
+    add_tables(parser)
+
+
+def run_suggest(args: argparse.Namespace) -> None:
+    """Print the label tiles of which a learned label is least sure."""
+    from deepsic_codec.labels.open import open_labels
+
+    labels = open_labels(args.url, args.name, index=args.index)
+    selection = labels.suggest(args.label, args.k, where=args.where)
+    _say_tiles(args, labels, selection)
+    write_tables(args, selection)
+
+
+def _quoted(name: str) -> str:
+    """Return a name as an expression."""
+    return f"'{name}'" if '"' in name else f'"{name}"'
+
+
+def _example(labels: "Labels", text: str) -> Any:
+    """Return an example from the command line: a chunk, a region, or the pixels of a picture file."""
+    if all(part.isdecimal() for part in text.split(".")):
+        return chunk_position(text)
+    if "=" in text and not Path(text).exists():
+        from deepsic_codec.io.region import to_region
+
+        try:
+            parts = dict(axis_part(part) for part in text.split(","))
+        except argparse.ArgumentTypeError as error:
+            raise ConfigurationError(f"{text}: {error}") from None
+        return to_region(labels.array, labels.geometry.axes, parts)
+    from deepsic_codec.io.images import read_rgb
+
+    return read_rgb(text)
+
+
 def add_tables(parser: argparse.ArgumentParser) -> None:
     """Declare the options that write the regions of a selection to files."""
     text = "write the matches as polygons in longitude and latitude, with scores, chunk and date"

@@ -118,6 +118,19 @@ COMMANDS = {
             "deepsic similar archive.zarr --image example.jpg --geojson similar.geojson",
         ),
     ),
+    "learn": Command(
+        "labels",
+        "learn a label from a few examples",
+        (
+            "deepsic learn archive.zarr 'solar farm' --like 0.3.0 2.7.0 y=0:64,x=128:192 --unlike 5.5.0",
+            "deepsic learn archive.zarr 'solar farm' --forget",
+        ),
+    ),
+    "suggest": Command(
+        "labels",
+        "find the label tiles of which a learned label is least sure",
+        ("deepsic suggest archive.zarr 'solar farm' -k 10",),
+    ),
     "train": Command(
         "train",
         "train a model, or adapt the labels of one",

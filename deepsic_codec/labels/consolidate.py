@@ -1,7 +1,7 @@
 """Make a label index from the headers of all chunks."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -14,6 +14,7 @@ from deepsic_codec.errors import LabelIndexError, RefusedCodec, UnsupportedPaylo
 from deepsic_codec.labels.attributes import Attributes, check_tile
 from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex
 from deepsic_codec.labels.index_writer import IndexWriter, replace
+from deepsic_codec.labels.learned_label import LearnedLabel
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.vocabulary import vocabulary_of
 from deepsic_codec.model.vocabulary import Vocabulary
@@ -125,17 +126,30 @@ def update_index(
     progress : callable, optional
         Called with the number of chunks done and of all chunks.
     """
-    old = _features_index(location) if keep else None
+    old = existing_index(location) if keep else None
     replace(location, lambda target: write_index(stored, target, old=old, starts=starts, progress=progress))
 
 
-def _features_index(location: IndexLocation) -> LabelIndex | None:
-    """Open an index with entries made from features, None for any other."""
+def existing_index(location: IndexLocation) -> LabelIndex | None:
+    """Open an index, None if there is none that can be read."""
     try:
-        index = LabelIndex(location)
+        return LabelIndex(location)
     except (LabelIndexError, RefusedCodec):
         return None
-    return index if index.counts.get("features") else None
+
+
+def kept_labels(old: LabelIndex | None, vocabulary: Vocabulary) -> list[LearnedLabel]:
+    """Return the learned labels of an index that another of this vocabulary can have; warns about others."""
+    if old is None:
+        return []
+    names = {*vocabulary.known}
+    kept = [one for one in old.learned if one.head == vocabulary.head and one.name not in names]
+    if dropped := [one.name for one in old.learned if one not in kept]:
+        warnings.warn(
+            f"{old.location}: learned labels {', '.join(dropped)} are of another head and left out; learn them again",
+            stacklevel=6,
+        )
+    return kept
 
 
 def write_index(
@@ -160,6 +174,9 @@ def write_index(
     check_count(geometry.count, "reading the labels of all chunks", LabelIndexError)
     images = prod(axes.slice_shape(chunks))
     check_size(images, axes.height(chunks), axes.width(chunks), UnsupportedPayload)
+    learned_before = old
+    if old is not None and not old.counts.get("features"):
+        old = None
     if old is not None and (old.geometry.axes, old.geometry.chunks, old.geometry.tile) != (
         geometry.axes,
         geometry.chunks,
@@ -167,9 +184,10 @@ def write_index(
     ):
         old = None
     vocabulary = vocabulary_of(stored.array, stored.decoder, stored.head) if old is None else old.vocabulary
+    vocabulary = vocabulary.with_learned(())
     read = partial(stored.reader.starts, vectors=stored.params.embedding)
     filler = _FromHeaders(stored, starts or read, vocabulary, old)
-    fill_index(stored, location, vocabulary, filler, progress)
+    fill_index(stored, location, vocabulary, filler, progress, kept_labels(learned_before, vocabulary))
     if filler.foreign:
         warnings.warn(
             f"{filler.foreign} chunks have labels of another vocabulary than the index, which was made from "
@@ -179,14 +197,20 @@ def write_index(
 
 
 def fill_index(
-    stored: StoredArray, location: IndexLocation, vocabulary: Vocabulary, fill: Fill, progress: Progress | None = None
+    stored: StoredArray,
+    location: IndexLocation,
+    vocabulary: Vocabulary,
+    fill: Fill,
+    progress: Progress | None = None,
+    learned: Sequence[LearnedLabel] = (),
 ) -> None:
-    """Write an index unit by unit; `fill` sets the entries of the chunks that it gets."""
+    """Write an index unit by unit; `fill` sets the entries of the chunks that it gets, `learned` are more labels."""
     stored.layout.check_first()
     geometry = stored.geometry
     name = parent_and_name(stored.array.store_path)[1]
     about = {"name": name, "decoder": stored.decoder, "fingerprint": stored.fingerprint(fresh=True)}
-    writer = IndexWriter(location, geometry, vocabulary, about)
+    vocabulary = vocabulary.with_learned(one.name for one in learned)
+    writer = IndexWriter(location, geometry, vocabulary, about, learned)
     done = 0
     for start, stop in writer.chunking.units(geometry.grid):
         entries = Entries(geometry, len(vocabulary.names), start, stop)

@@ -128,7 +128,9 @@ def judge_chunk(
         return np.zeros(tuple(part.stop - part.start for part in tiles), np.bool_)
     with stored.reader.error_context(position):
         block = start.labels()
-    if block is None or block.tile != geometry.tile or attributes.vocabulary(start.header).names != names:
+    has_learned = not {name for name, _ in expression.names()}.isdisjoint(index.vocabulary.learned)
+    is_other = block is None or block.tile != geometry.tile or attributes.vocabulary(start.header).names != names
+    if block is None or is_other or has_learned:
         raise StaleIndex(
             f"chunk {position} of array {stored.path!r} was written again after it was indexed, and its labels "
             "are not in its header; run consolidate_labels, or relabel if labels come from features"

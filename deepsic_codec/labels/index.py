@@ -17,7 +17,8 @@ from zarr.storage import StorePath
 from deepsic_codec._compat import read_points, sync
 from deepsic_codec.axes import Axes, Index, Region, grid_shape
 from deepsic_codec.errors import LabelIndexError, StaleIndex
-from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.labels.learned_label import LearnedLabel
+from deepsic_codec.model.vocabulary import MAX_CLASSES, Vocabulary
 from deepsic_codec.payload.fields import MAX_VALUES
 from deepsic_codec.payload.limits import check_count, check_memory
 from deepsic_codec.stored.allowed import check_codecs
@@ -172,11 +173,15 @@ class Entries:
 
     def largest(self) -> NDArray[np.uint8]:
         """Return the largest score of each class in each chunk."""
-        scores = self.tiles
-        for axis, per in enumerate(self.geometry.per_chunk, start=1):
-            if per > 1:
-                scores = np.maximum.reduceat(scores, np.arange(0, scores.shape[axis], per), axis=axis)
-        return scores
+        return largest_of(self.tiles, (1, *self.geometry.per_chunk))
+
+
+def largest_of(scores: NDArray[np.uint8], block: Sequence[int]) -> NDArray[np.uint8]:
+    """Reduce an array to blocks of this shape, the last ones perhaps smaller: the largest score of each."""
+    for axis, per in enumerate(block):
+        if per > 1:
+            scores = np.maximum.reduceat(scores, np.arange(0, scores.shape[axis], per), axis=axis)
+    return scores
 
 
 class LabelIndex:
@@ -201,6 +206,8 @@ class LabelIndex:
         Largest scores by chunk, scores by tile, and the source of each entry.
     values : int
         Values of the embedding of a tile; 0 if the index has no array `embeddings`.
+    learned : tuple of LearnedLabel
+        Labels that were learned from examples.
     counts : mapping of str to int
         Number of chunks by source.
     outdated : bool
@@ -235,6 +242,14 @@ class LabelIndex:
             self.values = int(self.about.get("embedding_values", 0))
             if not 0 <= self.values <= MAX_VALUES:
                 raise ValueError(f"embeddings of {self.values} values")
+            learned = about.get("learned", [])
+            cells = prod(self.geometry.tile_grid)
+            self.learned = tuple(LearnedLabel.from_json(one, cells) for one in learned[: MAX_CLASSES + 1])
+            self.vocabulary = self.vocabulary.with_learned(one.name for one in self.learned)
+            if len(self.learned) > MAX_CLASSES or len(self.vocabulary.learned) != len({*self.vocabulary.learned}):
+                raise ValueError("learned labels: too many, or two of one name")
+            if len(self.vocabulary.learned) != len(self.learned):
+                raise ValueError("learned labels: one has the name of a class")
             self.scores: zarr.Array = self.member("chunk_scores")
             self.tile_scores: zarr.Array = self.scores if self.geometry.one_tile else self.member("tile_scores")
             self.source: zarr.Array = self.member("source")

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,9 +23,11 @@ from deepsic_codec.labels.index import (
     VERSION,
     Entries,
     IndexChunking,
+    largest_of,
     open_group,
     to_region,
 )
+from deepsic_codec.labels.learned_label import LearnedLabel
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.limits import check_count, check_memory
 from deepsic_codec.stored.geometry import Geometry
@@ -60,10 +62,17 @@ class IndexWriter:
         Names of the labels.
     about : mapping
         Name and decoder of the array.
+    learned : sequence of LearnedLabel
+        Labels whose scores follow from embeddings; `vocabulary` has their names.
     """
 
     def __init__(
-        self, location: IndexLocation, geometry: Geometry, vocabulary: Vocabulary, about: Mapping[str, Any]
+        self,
+        location: IndexLocation,
+        geometry: Geometry,
+        vocabulary: Vocabulary,
+        about: Mapping[str, Any],
+        learned: Sequence[LearnedLabel] = (),
     ) -> None:
         self.location, self.geometry, self.vocabulary = location, geometry, vocabulary
         tiles, y, x = geometry.tile_grid, geometry.axes.y, geometry.axes.x
@@ -72,6 +81,7 @@ class IndexWriter:
         check_memory(nbytes, f"{location}: a label index with its coordinates", LabelIndexError)
         self.chunking = IndexChunking.of(geometry, len(vocabulary.known))
         self._about = dict(about)
+        self._learned = {one.name: one for one in learned}
         self._counts = np.zeros(len(SOURCES), np.int64)
         self._values = 0  # of embeddings, once there are any
         attributes: dict[str, Any] = {ATTRIBUTE: {"format": FORMAT}}  # an unfinished index
@@ -163,6 +173,11 @@ class IndexWriter:
         self._write_scores("chunk_scores", entries.largest(), region)
         if not self.geometry.one_tile:
             self._write_scores("tile_scores", entries.tiles, tiles)
+        for name in self._learned:
+            row, scores = self.vocabulary.row(name), self._learned_scores(name, entries)
+            self._arrays["chunk_scores"][(row, *region)] = largest_of(scores, self.geometry.per_chunk)
+            if not self.geometry.one_tile:
+                self._arrays["tile_scores"][(row, *tiles)] = scores
         for name in ("source", "head", "crc", "nbytes"):
             self._arrays[name][region] = getattr(entries, name)
         if entries.embeddings is not None:
@@ -181,11 +196,18 @@ class IndexWriter:
 
         Parents have rows of their own, so that a query for one reads one row and not those of its classes.
         """
-        members = [list(self.vocabulary.members(name)) for name in self.vocabulary.known]
+        members = [list(self.vocabulary.members(name)) for name in self.vocabulary.known if name not in self._learned]
         step = max(1, ROWS_BYTES // max(1, scores[0].size))
         for first in range(0, len(members), step):
             rows = [scores[classes].max(axis=0, initial=0) for classes in members[first : first + step]]
             self._arrays[name][(slice(first, first + len(rows)), *region)] = np.stack(rows)
+
+    def _learned_scores(self, name: str, entries: Entries) -> NDArray[np.uint8]:
+        """Return the scores of a learned label in the tiles of a unit, uint8 (tiles along each axis)."""
+        vectors, learned = entries.embeddings, self._learned[name]
+        if vectors is None or vectors.shape[-1] != len(learned.weights):
+            return np.zeros(entries.tiles.shape[1:], np.uint8)
+        return learned.scores(vectors)
 
     def finish(self) -> None:
         """Write the attributes that make the version a finished one."""
@@ -195,6 +217,8 @@ class IndexWriter:
             "vocabulary": self.vocabulary.to_json(),
             "counts": dict(zip(SOURCES, self._counts.tolist(), strict=True)),
         }
+        if self._learned:
+            about["learned"] = [one.to_json() for one in self._learned.values()]
         attributes: Any = {"Conventions": "CF-1.11", "zarr_conventions": [CONVENTION], ATTRIBUTE: about}
         self._group.attrs.put(attributes)
         _consolidate(self.location)

@@ -1,7 +1,7 @@
 """Open the labels of an array."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import zarr
 from zarr.storage import MemoryStore
@@ -20,6 +20,7 @@ def open_labels(
     *,
     index: Any = None,
     scan: bool = False,
+    mode: Literal["r", "r+"] = "r",
     progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Labels:
@@ -38,6 +39,8 @@ def open_labels(
         Location of the index, if it is not beside the array: a Zarr group, or an argument of `zarr.open_group`.
     scan : bool
         Read the headers of all chunks instead of an index.
+    mode : {"r", "r+"}
+        "r+" to write learned labels (`Labels.learn`) to the index.
     progress : callable, optional
         With `scan`, called with the number of chunks done and of all chunks.
     storage_options : dict, optional
@@ -53,13 +56,15 @@ def open_labels(
         If there is no such array.
     """
     counter = Counter()
-    stored = StoredArray.open(source, name, options=storage_options, counter=counter)
+    stored = StoredArray.open(source, name, mode=mode, options=storage_options, counter=counter)
     if scan:
         location = IndexLocation(MemoryStore(), "", 3)
         update_index(stored, location, keep=False, progress=progress)
         return Labels(stored, LabelIndex(location), counter, compared=True)
     if index is not None:
-        location = IndexLocation.from_user(index, stored.array.metadata.zarr_format, storage_options)
+        location = IndexLocation.from_user(
+            index, stored.array.metadata.zarr_format, storage_options, write=mode == "r+"
+        )
     else:
         location = IndexLocation.sibling_of(stored.array)
     return Labels(stored, LabelIndex(location, counter), counter, fresh=isinstance(source, zarr.Array))

@@ -8,14 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
-from deepsic_codec.labels import html
+from deepsic_codec.labels import html, learned
 from deepsic_codec.labels.changes import find_changes
 from deepsic_codec.labels.embeddings import read_embeddings
 from deepsic_codec.labels.evaluation import compared, matching_chunks, rescan
 from deepsic_codec.labels.expression import Expression, Name, parse
 from deepsic_codec.labels.index import BUFFER, FEATURES, HEADER, SOURCES, LabelIndex
+from deepsic_codec.labels.learned_label import LearnedLabel
 from deepsic_codec.labels.selection import Selection, StaleIndexWarning, TileSelection, Verify
-from deepsic_codec.labels.similarity import TileVectors, find_similar
+from deepsic_codec.labels.similarity import find_similar
+from deepsic_codec.labels.vectors import TileVectors
 from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.geometry import Geometry
@@ -210,12 +212,79 @@ class Labels:
         ModelNotFound
             If `to` is an image and the model with the head of the labels is not installed.
         """
-        return find_similar(self, self._tile_vectors(compute), to, k, where)
+        return find_similar(self, self.tile_vectors(compute), to, k, where)
 
-    def _tile_vectors(self, compute: bool = False) -> TileVectors:
+    def tile_vectors(self, compute: bool = False) -> TileVectors:
+        """Return the embeddings of all label tiles, which the object keeps in memory from now on."""
         if self._vectors is None:
             self._vectors = TileVectors(read_embeddings(self, compute=compute))
         return self._vectors
+
+    def learn(self, name: str, like: Any, unlike: Any = ()) -> LearnedLabel:
+        """Learn a label from a few examples, and write it to the index. No chunk is decoded.
+
+        From then on, expressions can use the name. The score of a tile is that of a logistic regression on the
+        direction of its embedding. What the label is not are the tiles of `unlike`, and tiles of the array drawn at
+        random. Indexes that `consolidate_labels` makes later have the label, too, with the scores of new chunks.
+
+        Parameters
+        ----------
+        name : str
+            Name of the label: none of the vocabulary. One that was learned before is replaced.
+        like, unlike : list
+            Examples of it and of what it is not, each as `to` of `similar`. All tiles of a chunk or region are
+            examples.
+
+        Returns
+        -------
+        LearnedLabel
+            The label, with precision and recall by cross-validation.
+
+        Raises
+        ------
+        LabelIndexError
+            If the index has no embeddings, or cannot be written to.
+        StaleIndex
+            If the index was replaced since it was opened.
+        ConfigurationError
+            If examples are too few, contradict one another, are of another array or show no data, or for a name of the
+            vocabulary.
+        """
+        return learned.learn(self, name, like, unlike)
+
+    def forget(self, name: str) -> None:
+        """Take a learned label out of the index; raises the errors of `learn`, and ExpressionError for another name."""
+        learned.forget(self, name)
+
+    def suggest(self, name: str, k: int = 20, *, where: str | Expression | None = None) -> TileSelection:
+        """Return the tiles of which a learned label is least sure: the best examples to add, one way or the other.
+
+        Parameters
+        ----------
+        name : str
+            A learned label.
+        k : int
+            Maximum number of tiles.
+        where : str or Expression, optional
+            Condition that they have to satisfy, too.
+
+        Returns
+        -------
+        TileSelection
+            The tiles whose score is closest to 0.5 first, without examples. Its table has `score`.
+
+        Raises
+        ------
+        ExpressionError
+            If no label of this name was learned.
+        ConfigurationError
+            If `k` is below 1.
+        """
+        return learned.suggest(self, name, k, where)
+
+    def use_index(self, index: LabelIndex) -> None:
+        """Go on with another version of the index."""
+        self.index, self.vocabulary, self.geometry = index, index.vocabulary, index.geometry
 
     def rewritten(self) -> NDArray[np.bool_]:
         """Read the headers of all chunks and compare them with the index.

@@ -11,7 +11,7 @@ from deepsic_codec.codec.decode import PayloadToDecode, compute_cells
 from deepsic_codec.codec.labels import Cells, tile_embeddings, tile_labels
 from deepsic_codec.errors import ModelMismatch
 from deepsic_codec.labels.attributes import label_batch_size
-from deepsic_codec.labels.consolidate import fill_index, location_for
+from deepsic_codec.labels.consolidate import existing_index, fill_index, kept_labels, location_for
 from deepsic_codec.labels.index import FEATURES, Entries, LabelIndex
 from deepsic_codec.labels.index_writer import replace
 from deepsic_codec.labels.query import Labels
@@ -72,7 +72,8 @@ def relabel(
     info = _find(head, stored)
     location = location_for(stored.array, index, storage_options)
     labeller = _Labeller(stored, info)
-    replace(location, lambda target: fill_index(stored, target, info.vocabulary, labeller, progress))
+    learned = kept_labels(existing_index(location), info.vocabulary)
+    replace(location, lambda target: fill_index(stored, target, info.vocabulary, labeller, progress, learned))
     return Labels(stored, LabelIndex(location))
 
 

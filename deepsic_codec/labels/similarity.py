@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,84 +11,14 @@ from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.labels.embeddings import embed_image
 from deepsic_codec.labels.expression import Described
 from deepsic_codec.labels.selection import Selection, TileSelection
-from deepsic_codec.model.threads import parallel_map
-from deepsic_codec.payload.coders.numba_jit import jit
+from deepsic_codec.labels.vectors import TileVectors, largest, unit
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, url_of
 
 if TYPE_CHECKING:
     from deepsic_codec.labels.query import Labels
 
-BLOCK = 1 << 16  # tiles that a thread compares at a time
-PRECISION = 32767  # of the largest value of a direction, which is compared as int16
 WHOLE = (1 << 20, 1 << 20)  # a tile larger than any image
-
-
-@jit
-def _inverse_lengths(vectors: Any, result: Any) -> None:
-    """Set result to one over the length of each vector, 0 for a vector of zeros."""
-    for row in range(vectors.shape[0]):
-        square = np.int32(0)
-        for k in range(vectors.shape[1]):
-            square = np.int32(square + np.int32(vectors[row, k]) * np.int32(vectors[row, k]))
-        result[row] = np.float32(1) / np.sqrt(np.float32(square)) if square else np.float32(0)
-
-
-@jit
-def _products(vectors: Any, direction: Any, inverse: Any, result: Any) -> None:
-    """Set result to the product of each vector with a direction, divided by the vector's length."""
-    # The largest sum is 255 * 127 * 32767: int32 is enough, and eight products take one instruction.
-    for row in range(vectors.shape[0]):
-        total = np.int32(0)
-        for k in range(vectors.shape[1]):
-            total = np.int32(total + np.int32(vectors[row, k]) * np.int32(direction[k]))
-        result[row] = np.float32(total) * inverse[row]
-
-
-class TileVectors:
-    """The embeddings of all label tiles of an array, in memory.
-
-    Parameters
-    ----------
-    vectors : ndarray
-        int8 (tiles along each axis, values), as from `read_embeddings`.
-
-    Attributes
-    ----------
-    vectors : ndarray
-        The same, int8 (tiles, values).
-    grid : tuple of int
-        Tiles along each axis.
-    """
-
-    def __init__(self, vectors: NDArray[np.int8]) -> None:
-        self.grid = vectors.shape[:-1]
-        self.vectors = np.ascontiguousarray(vectors.reshape(-1, vectors.shape[-1]))
-
-    @cached_property
-    def inverse(self) -> NDArray[np.float32]:
-        """One over the length of each vector, float32 (tiles,); 0 for a tile without an embedding."""
-        result = np.zeros(len(self.vectors), np.float32)
-        parallel_map(lambda part: _inverse_lengths(self.vectors[part], result[part]), self._blocks)
-        return result
-
-    @property
-    def exist(self) -> NDArray[np.bool_]:
-        """Whether each tile has an embedding, bool (tiles,)."""
-        return self.inverse > 0
-
-    @property
-    def _blocks(self) -> list[slice]:
-        return [slice(start, start + BLOCK) for start in range(0, len(self.vectors), BLOCK)]
-
-    def cosines(self, direction: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the cosine of the angle between each tile's embedding and a direction, -1 to 1; 0 without one."""
-        peak, inverse = np.abs(direction).max(), self.inverse
-        steps = np.round(direction * (PRECISION / peak)).astype(np.int16)
-        result = np.empty(len(self.vectors), np.float32)
-        parallel_map(lambda part: _products(self.vectors[part], steps, inverse[part], result[part]), self._blocks)
-        result *= np.float32(1 / np.sqrt((steps.astype(np.float64) ** 2).sum()))
-        return result
 
 
 @dataclass(frozen=True)
@@ -113,12 +42,6 @@ class Example:
     def direction(self) -> NDArray[np.float64]:
         """Return the mean of the directions of the embeddings."""
         return unit(self.vectors).mean(axis=0)
-
-
-def unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
-    """Return vectors (n, values) divided by their lengths."""
-    values = vectors.astype(np.float64)
-    return values / np.sqrt((values**2).sum(axis=1, keepdims=True))
 
 
 def example_of(labels: "Labels", tiles: TileVectors, to: Any) -> Example:
@@ -213,13 +136,6 @@ def check_k(k: Any) -> None:
     """Raise ConfigurationError unless k is a number of tiles."""
     if not _is_integer(k) or k < 1:
         raise ConfigurationError(f"k: expected a number of tiles from 1 on, got {k!r}")
-
-
-def largest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the numbers of the k largest values, the largest first; of equal ones, those with smaller numbers."""
-    least = np.partition(values, -k)[-k] if k < len(values) else -np.inf
-    candidates = np.flatnonzero(values >= least)
-    return candidates[np.argsort(-values[candidates], kind="stable")][:k]
 
 
 def where_mask(labels: "Labels", where: Any, counter: Counter) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Names of labels: the classes of a semantic head, and broader names that stand for several (the paper's WordTree)."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,12 +30,15 @@ class Vocabulary:
         SHA-256 of the semantic head, hexadecimal; "" in a description of a model that has none yet.
     descriptions : dict of str to str
         Longer texts for some of the names.
+    learned : tuple of str
+        Names of labels that an index has beside those of the head. They stand for no class.
     """
 
     classes: tuple[str, ...]
     parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     head: str = ""
     descriptions: Mapping[str, str] = field(default_factory=dict)
+    learned: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,8 +51,14 @@ class Vocabulary:
 
     @cached_property
     def known(self) -> tuple[str, ...]:
-        """All names that a query may use: those of the scores, then parents that stand for one of them."""
-        return (*self.names, *(name for name in self.parents if name not in self.names and self._resolve(name)))
+        """All names that a query may use: those of the scores, parents that stand for one of them, learned labels."""
+        parents = (name for name in self.parents if name not in self.names and self._resolve(name))
+        return (*self.names, *parents, *self.learned)
+
+    def with_learned(self, names: Iterable[str]) -> "Vocabulary":
+        """Return the vocabulary with these learned labels instead of others, without those that it has otherwise."""
+        plain = replace(self, learned=())
+        return replace(self, learned=tuple(name for name in names if name not in plain.known))
 
     def _resolve(self, name: str) -> set[int]:
         numbers: set[int] = set()
@@ -72,7 +81,7 @@ class Vocabulary:
         return below
 
     def members(self, name: str) -> tuple[int, ...]:
-        """Return the numbers of the classes that a name stands for.
+        """Return the numbers of the classes that a name stands for; none for a learned label.
 
         Raises
         ------

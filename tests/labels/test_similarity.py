@@ -13,7 +13,7 @@ from zarr.storage import LocalStore
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, open_labels
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError, ExpressionError, LabelIndexError
-from deepsic_codec.labels.similarity import TileVectors, largest
+from deepsic_codec.labels.vectors import TileVectors, largest
 from tests.common import check_rejects
 
 pytestmark = pytest.mark.usefixtures("stub")
