@@ -297,12 +297,18 @@ def add_tables(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stac", type=Path, metavar="FILE", help=text)
     text = "when the imagery was taken, for --stac, if the array has no coordinate of times (such as 2024-06-30)"
     parser.add_argument("--time", metavar="ISO8601", help=text)
+    parser.add_argument("--mosaic", type=Path, metavar="PNG", help="draw thumbnails of the first 24 matches")
 
 
 def write_tables(args: argparse.Namespace, selection: "Selection") -> None:
     """Write the regions of a selection to the files that the options name."""
     if args.stac is not None and args.geojson is None and args.geoparquet is None:
         raise ConfigurationError("stac: the item describes a file; pass --geojson or --geoparquet, too")
+    if args.mosaic is not None:
+        from deepsic_codec.io.mosaic import mosaic
+
+        mosaic(selection).save(args.mosaic)
+        say(f"thumbnails: {args.mosaic}", error=True)
     if args.geojson is args.geoparquet is None:
         return
     from deepsic_codec.io import places

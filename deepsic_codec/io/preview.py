@@ -173,7 +173,7 @@ def preview(
     for number, (chunk, samples) in enumerate(_decoded(plane, list(starts)), 1):
         values[boxes[chunk]] = draw.shrink(samples, *values[boxes[chunk]].shape[:2])
         progress(number, len(starts))
-    pixels, limits = _to_pixels(values, plane, stretch)
+    pixels, limits = to_pixels(values, plane.stored, stretch)
     if selection is not None:
         matches = np.zeros(shape, np.bool_)
         _paint(matches, plane, boxes, selection.geometry.tile, _matches(plane, boxes, selection))
@@ -364,16 +364,17 @@ def _decoded(plane: _Plane, chunks: Sequence[Index]) -> Iterator[tuple[Index, ND
             yield from zip(part, config.pool_map(pool, plane.read, part), strict=True)
 
 
-def _to_pixels(
-    values: NDArray[np.float32], plane: _Plane, stretch: bool | None
+def to_pixels(
+    values: NDArray[np.float32], stored: StoredArray, stretch: bool | None = None
 ) -> tuple[draw.Pixels, list[tuple[float, float]] | None]:
-    dtype = plane.stored.array.dtype
+    """Return samples (..., bands) of an array as RGB, NaN as light grey, and the values that are black and white."""
+    dtype = stored.array.dtype
     if stretch is None:
-        stretch = dtype != np.uint8 or plane.stored.axes.bands(plane.stored.shape) not in (1, 3)
+        stretch = dtype != np.uint8 or stored.axes.bands(stored.shape) not in (1, 3)
     limits = draw.stretch_limits(values) if stretch else None
     info = np.iinfo(dtype) if dtype.kind in "iu" else None
     full = (0.0, 1.0) if info is None else (float(info.min), float(info.max))
-    pixels = draw.to_grey_levels(values, limits or [full] * len(plane.bands), brighten=bool(limits))
+    pixels = draw.to_grey_levels(values, limits or [full] * values.shape[-1], brighten=bool(limits))
     pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
     pixels[np.isnan(values).any(axis=-1)] = NO_DATA
     return pixels, limits
