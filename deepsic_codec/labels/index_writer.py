@@ -174,7 +174,8 @@ class IndexWriter:
         if not self.geometry.one_tile:
             self._write_scores("tile_scores", entries.tiles, tiles)
         for name in self._learned:
-            row, scores = self.vocabulary.row(name), self._learned_scores(name, entries)
+            row: Any = self.vocabulary.row(name)
+            scores = self._learned_scores(name, entries)
             self._arrays["chunk_scores"][(row, *region)] = largest_of(scores, self.geometry.per_chunk)
             if not self.geometry.one_tile:
                 self._arrays["tile_scores"][(row, *tiles)] = scores
