@@ -129,21 +129,21 @@ def learn(labels: "Labels", name: Any, like: Any, unlike: Any) -> LearnedLabel:
         )
     tiles = labels.tile_vectors()
     positive, negative = _examples(labels, tiles, "like", like), _examples(labels, tiles, "unlike", unlike)
-    shown, other = _numbers(positive), _numbers(negative)
-    both = np.intersect1d(shown, other)
+    positives, other = _numbers(positive), _numbers(negative)
+    both = np.intersect1d(positives, other)
     if len(both):
         grid = labels.geometry.tile_grid
         listed = ", ".join(str(tuple(map(int, np.unravel_index(number, grid)))) for number in both[:LISTED])
         raise ConfigurationError(
             f"{len(both)} tiles are examples of {name!r} and of what it is not: {listed}; leave them out of one of both"
         )
-    like_vectors, unlike_vectors = _directions(positive, shown, tiles), _directions(negative, other, tiles)
+    like_vectors, unlike_vectors = _directions(positive, positives, tiles), _directions(negative, other, tiles)
     if len(like_vectors) < MIN_LIKE:
         raise ConfigurationError(
             f"like: expected at least {MIN_LIKE} tiles of {name!r}, got {len(like_vectors)}; pass more"
         )
     rng = np.random.default_rng(0)
-    others: NDArray[np.int64] = np.setdiff1d(np.flatnonzero(tiles.exist), np.concatenate([shown, other]))
+    others: NDArray[np.int64] = np.setdiff1d(np.flatnonzero(tiles.exist), np.concatenate([positives, other]))
     others = np.sort(rng.permutation(others)[:BACKGROUND])
     if not len(others) and not len(unlike_vectors):
         raise ConfigurationError(f"unlike: all tiles of the array are examples of {name!r}; pass tiles that are not")
@@ -161,7 +161,7 @@ def learn(labels: "Labels", name: Any, like: Any, unlike: Any) -> LearnedLabel:
         like=len(like_vectors),
         unlike=len(unlike_vectors),
         examples={kind: tuple(text[:MAX_NAME] for text in part[:MAX_EXAMPLES]) for kind, part in texts.items()},
-        tiles={"like": shown.tolist(), "unlike": other.tolist()},
+        tiles={"like": positives.tolist(), "unlike": other.tolist()},
     )
     _write(labels, [*(one for one in index.learned if one.name != name), learned])
     return learned
