@@ -3,8 +3,8 @@
     python -m benchmarks.learning --scenes SCENES
 
 ``--scenes`` is a zip file ``train/<Class>/<name>.webp`` and ``val/...``. Each class whose name begins with ``--prefix``
-is learned from ten of its training images, ten of other classes, and other training images as those drawn at random. The
-images of ``val`` are ranked by the score. A head that was trained on these classes says nothing of new ones:
+is learned from ten of its training images, ten of other classes, and other training images as those drawn at random.
+The images of ``val`` are ranked by the score. A head that was trained on these classes says nothing of new ones:
 ``--model`` names another.
 """
 
