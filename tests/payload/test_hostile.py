@@ -215,7 +215,7 @@ def test_sixteen_sections_and_every_size_at_its_largest():
 TILE = b"\x40\x40"  # of 64 x 64 pixels: 4 tiles in the chunk of these tests
 LABEL_BLOCKS = {
     "empty": (b"", "field"),
-    "only a tile": (TILE, "field"),
+    "only a tile": (TILE, "number of classes"),
     "half a tile": (b"\x40\xc0", "field"),
     "tile 0": (b"\x00\x40\x00", "tile 0 x 64"),
     "tile 63": (b"\x40\x3f\x00", "tile 64 x 63"),
