@@ -956,8 +956,13 @@ def synthesise(tensors: Tensors, symbols: Array, hundredths: int) -> Array:
 # docs/integer-transforms.md: Semantic head
 
 
-def score_cell(tensors: Tensors, latents: Array, quality: int) -> Array:
-    """Return the scores of a cell of at most 4x4 latents at a whole quality."""
+def score_cell(
+    tensors: Tensors, classes: int, latents: Array, quality: int
+) -> tuple[Array, Array]:
+    """Return scores and embedding of a cell of at most 4x4 latents at a whole quality.
+
+    The number of classes counts "unknown".
+    """
     t, q = part_of(tensors, "head."), quality
     v = np.sign(latents) * t["compand"].astype(int)[np.abs(latents)]
     h = np.maximum(modulate(t, "mod", layer(t, "stem", v, (-4095, 4095), q), q), 0)
@@ -965,7 +970,9 @@ def score_cell(tensors: Tensors, latents: Array, quality: int) -> Array:
     n = h.shape[0] * h.shape[1]
     mean, peak = (2 * h.sum((0, 1)) + n) // (2 * n), h.max((0, 1))
     hidden = layer(t, "hidden", read(np.concatenate([mean, peak])), (0, 255), q)
-    return t["score"][layer(t, "out", hidden, (-2047, 2047), q) + 2047]
+    logits = layer(t, "out", hidden, (-2047, 2047), q)
+    embedding = np.clip(logits[classes:] + 8 >> 4, -127, 127)
+    return t["score"][logits[:classes] + 2047], embedding
 
 
 # docs/format.md: Images

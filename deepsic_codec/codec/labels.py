@@ -6,15 +6,18 @@ cells of which more than half holds no data and in padding.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import Axes, ceil_div
-from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.constants import LABEL_CELL
 from deepsic_codec.payload.embedding import Embedding, tile_vectors
 from deepsic_codec.payload.labels import LabelBlock, best_labels, default_tile, tile_scores
+
+if TYPE_CHECKING:
+    from deepsic_codec.model.vocabulary import Vocabulary
 
 Cells = NDArray[np.uint8]
 
@@ -47,7 +50,7 @@ def cells_within(cells: Cells, axes: Axes, shape: Sequence[int], valid_shape: Se
 
 
 def tile_labels(
-    cells: Cells, vocabulary: Vocabulary, height: int, width: int, tile: tuple[int, int] | None = None
+    cells: Cells, vocabulary: "Vocabulary", height: int, width: int, tile: tuple[int, int] | None = None
 ) -> LabelBlock:
     """Return the labels of a chunk; `height`, `width` and `tile` are in pixels, `default_tile` is the default."""
     tile = tile or default_tile(height, width)
@@ -55,7 +58,7 @@ def tile_labels(
     return best_labels(without_implied(scores, vocabulary), tile)
 
 
-def without_implied(scores: Cells, vocabulary: Vocabulary) -> Cells:
+def without_implied(scores: Cells, vocabulary: "Vocabulary") -> Cells:
     """Return scores (..., classes) that are 0 for classes of which a member scores nearly as much.
 
     They say no more than the member does, and would take its place among the few classes that a tile stores.
@@ -72,7 +75,7 @@ def without_implied(scores: Cells, vocabulary: Vocabulary) -> Cells:
 
 
 def tile_embeddings(
-    cells: Cells, vocabulary: Vocabulary, height: int, width: int, tile: tuple[int, int] | None = None
+    cells: Cells, vocabulary: "Vocabulary", height: int, width: int, tile: tuple[int, int] | None = None
 ) -> Embedding:
     """Return the embeddings of a chunk, with the parameters of `tile_labels`; of no values, if the head has none."""
     tile = tile or default_tile(height, width)

@@ -17,6 +17,7 @@ from deepsic_codec.errors import ConfigurationError, ModelMismatch
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.scheduler import CpuScheduler
 from deepsic_codec.model.exact.formats import (
+    EMBEDDING_SHIFT,
     HUNDREDTHS,
     LATENT_BITS,
     LOGIT_MAX,
@@ -40,7 +41,7 @@ from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, SYNTHESIS, below
 from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.model.threads import host_threads
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
-from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
+from deepsic_codec.payload.constants import EMBEDDING_ZERO, LABEL_CELL, LATENT_STRIDE
 from deepsic_codec.require import require
 
 OPSET = 17
@@ -153,8 +154,12 @@ def check(info: ModelInfo, folder: str | Path, images: NDArray[np.uint8] | None 
             (outputs[name],) = engine.synthesise([symbols], [shape], [quality], name == "pixels")
         compare("synthesis.onnx", outputs, **inputs)
         edge = LABEL_CELL // LATENT_STRIDE
-        scores = engine.score([symbols.transpose(0, 3, 1, 2)], [shape], [quality])[0][:, 0, 0]
-        compare("head.onnx", {"scores": scores}, latents=latents[:, :edge, :edge], quality=inputs["quality"])
+        cells = engine.score([symbols.transpose(0, 3, 1, 2)], [shape], [quality])[0][:, 0, 0]
+        scored, values = np.split(cells, [engine.arch.classes], axis=1)
+        outputs = {"scores": scored}
+        if values.size:
+            outputs["embedding"] = (values.astype(np.int16) - EMBEDDING_ZERO).astype(np.int8)
+        compare("head.onnx", outputs, latents=latents[:, :edge, :edge], quality=inputs["quality"])
 
     def latents_of(symbols: NDArray[np.int16], hundredths: int) -> NDArray[np.int32]:
         return engine.dequantise(symbols, np.full(len(symbols), hundredths / HUNDREDTHS)).astype(np.int32)
@@ -447,7 +452,7 @@ def _synthesis(tensors: Tensors, arch: Architecture, steps: NDArray[Any]) -> _Gr
 
 
 def _head(tensors: Tensors, arch: Architecture) -> _Graph:
-    """Latents int32 (N,h,w,C) of label cells, h and w at most 4, to scores."""
+    """Latents int32 (N,h,w,C) of label cells, h and w at most 4, to scores and embeddings."""
     g = _Graph(tensors)
     latents = g.input("latents", np.int32, ("N", "h", "w", arch.latents))
     quality, whole = g.quality()
@@ -463,7 +468,16 @@ def _head(tensors: Tensors, arch: Architecture) -> _Graph:
     pooled = g.op("Concat", g.cast(mean, np.float32), g.op("ReduceMax", stream, axes=[2, 3], keepdims=1), axis=1)
     hidden = g.clip(g.layer("hidden", g.last(g.read(pooled)), whole), 0, 255)
     logits = g.clip(g.layer("out", hidden, None, 0), -LOGIT_MAX, LOGIT_MAX)
-    scores = g.op("Gather", g.constant(tensors["score"], np.uint8), g.cast(g.add(logits, LOGIT_MAX), np.int64))
-    scores = g.op("Reshape", scores, g.constant([-1, arch.classes], np.int64))
+    logits = g.op("Reshape", logits, g.constant([-1, arch.outputs], np.int64))
+
+    def columns(first: int, last: int) -> str:
+        return g.op("Slice", logits, *(g.constant([n], np.int64) for n in (first, last, 1)))
+
+    of_classes = g.cast(g.add(columns(0, arch.classes), LOGIT_MAX), np.int64)
+    scores = g.op("Gather", g.constant(tensors["score"], np.uint8), of_classes)
     g.output("scores", scores, np.uint8, ("N", arch.classes))
+    if arch.outputs > arch.classes:
+        rest = g.add(columns(arch.classes, arch.outputs), 1 << EMBEDDING_SHIFT >> 1)
+        values = g.clip(g.floor_shift(rest, EMBEDDING_SHIFT), 1 - EMBEDDING_ZERO, EMBEDDING_ZERO - 1)
+        g.output("embedding", values, np.int8, ("N", arch.outputs - arch.classes))
     return g

@@ -51,7 +51,7 @@ def test_efforts_and_models_are_curves_of_their_own(images, tmp_path, capsys):
     bpp = {name: rows[0]["bpp"] for name, rows in found["averages"].items()}
     assert bpp["DeepSIC effort 0"] > bpp["DeepSIC effort 1"] == bpp["DeepSIC"] == bpp["DeepSIC base"]
     pixels = [np.asarray(Image.open(images / f"{i}.png")) for i in range(2)]
-    payloads = DeepSIC(quality=50, effort=0).encode_batch(pixels)
+    payloads = DeepSIC(quality=50, effort=0, transform="features").encode_batch(pixels)
     assert bpp["DeepSIC effort 0"] == pytest.approx(np.mean([8 * len(p) / (96 * 128) for p in payloads]))
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)

@@ -94,7 +94,7 @@ def test_metadata_decides_which_model_decodes(twins, tmp_path, monkeypatch, zarr
 
 def test_a_payload_alone_does_not_tell(twins):
     install(twins, "one")
-    payload = DeepSIC(model="one", quality=40).encode(IMAGE)
+    payload = DeepSIC(model="one", quality=40, transform="features").encode(IMAGE)
     expected = DeepSIC().decode(payload)
     install(twins, *NAMES)
     for call in (DeepSIC().decode, DeepSIC().decode_features):

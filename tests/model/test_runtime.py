@@ -37,7 +37,7 @@ def test_functions_in_turn(model):
         decoded = model.decode_symbols(known, (2, 80, 96), [50.0, 75.0])
         np.testing.assert_array_equal(np.concatenate(decoded), chosen.symbols.numpy())
         scores = model.score(analysed.latents, quality)
-        assert scores.shape == (4, 2, 2, 11) and scores.dtype == torch.uint8
+        assert scores.shape == (4, 2, 2, model.arch.outputs) and scores.dtype == torch.uint8
         single = model.score(analysed.latents[2:3], quality[2:3])
         assert (single[0].int() - scores[2].int()).abs().max() <= 1
         pixels = model.synthesise(chosen.symbols, quality, q6=False)

@@ -113,9 +113,10 @@ def test_a_vocabulary_of_other_classes_is_refused(sound, tmp_path):
 def test_forged_models_are_refused_or_used(sound, tmp_path):
     """Identities are right again, whatever the tensors are; those that fit encode, decode and label."""
     rng, path, outcomes = np.random.default_rng(2), tmp_path / "forged.safetensors", set()
+    arrays = load_arrays(sound[0])
     for _ in range(25):
         try:
-            fuzz.forged(rng, sound[0], path)
+            fuzz.forged(rng, sound[0], arrays, path)
             outcomes.add(fuzz.use_model(read_info(path), rng.bytes(30)))
         except DeepSICError as error:
             outcomes.add(type(error))

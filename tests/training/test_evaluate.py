@@ -12,7 +12,7 @@ from deepsic_codec.training.run import ARCHITECTURES
 def test_figures_are_those_of_the_codec():
     image = drone_frame()[:192, :256]
     (result,) = evaluate([("a.png", image)], "base", 40.0)
-    codec = DeepSIC(quality=40.0)
+    codec = DeepSIC(quality=40.0, transform="features")
     payload = codec.encode(image)
     decoded = codec.decode(payload)
     assert result.nbytes == len(payload) and result.bpp == 8 * len(payload) / (192 * 256)
