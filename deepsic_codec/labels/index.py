@@ -346,11 +346,12 @@ class LabelIndex:
         return results
 
     def _check_source(self, source: NDArray[Any]) -> None:
-        if (source == REMOVED).any():
+        largest = source.max(initial=0)
+        if largest == REMOVED:
             raise StaleIndex(f"{self.location}: the index was replaced since it was opened; open the labels again")
-        if (source >= len(SOURCES)).any():
+        if largest >= len(SOURCES):
             raise LabelIndexError(
-                f"{self.location}: {DAMAGED_INDEX}source {source.max()}, expected less than {len(SOURCES)}; run "
+                f"{self.location}: {DAMAGED_INDEX}source {largest}, expected less than {len(SOURCES)}; run "
                 "consolidate_labels"
             )
 

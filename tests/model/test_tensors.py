@@ -72,6 +72,21 @@ def test_what_a_model_costs_is_limited_by_settings(sound):
 
 
 @pytest.mark.parametrize(
+    "layer", ["decoder.synthesis.blocks8.0.spatial", "encoder.analysis.blocks16.0.spatial", "head.blocks.0.spatial"]
+)
+def test_sums_that_could_be_inexact_are_refused(tmp_path, layer):
+    """Each weight and bias is within its range, but their sums are too large."""
+    info = fuzz.tiny_model(tmp_path)
+    arch = architecture_from(info.architecture)
+    arrays, table = load_arrays(info), family_of(arch).tensors(arch)
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        arrays[name] = np.full_like(arrays[name], table[name].high)
+    check_tensors(arrays, table, "it")
+    other = save_model(tmp_path / "other.safetensors", "other", arrays, info.architecture, info.vocabulary, {})
+    check_rejects(ModelMismatch, f"{layer}|sums are exact", load_checked, other)
+
+
+@pytest.mark.parametrize(
     "sizes",
     [
         {"latents": 2048},
