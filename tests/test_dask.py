@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import re
@@ -498,7 +499,7 @@ def test_chunks_that_others_wrote_since_are_written_again(stub):
     np.testing.assert_array_equal(report.array[:], image())
 
 
-def test_a_run_with_other_parameters_or_another_region_is_not_continued(stub):
+def test_a_run_with_another_region_is_not_continued(stub):
     store = MemoryStore()
     save(store, region=None, resume=False)
     region = np.s_[:64]
@@ -506,6 +507,19 @@ def test_a_run_with_other_parameters_or_another_region_is_not_continued(stub):
     assert report.skipped == 0, "of another region: it might be of another source"
     assert save(store, image()[:64], region=region, resume=True).skipped == 8
     assert save(store, resume=True).skipped == 40, "the chunks are the same"
+
+
+def test_a_run_with_other_parameters_is_not_continued(stub):
+    """Somebody changes the parameters of an array in place, whose chunks stay as they are."""
+    store = MemoryStore()
+    save(store)
+    document = json.loads(store._store_dict["image/zarr.json"].to_bytes())
+    document["codecs"][0]["configuration"]["value_range"] = [0, 255]
+    data = json.dumps(document).encode()
+    store._store_dict["image/zarr.json"] = store._store_dict["image/zarr.json"].from_bytes(data)
+    with pytest.warns(UserWarning, match="another source"):
+        report = save(store, resume=True)
+    assert (report.written, report.skipped) == (40, 0)
 
 
 def test_the_journal_is_one_value_in_the_end(stub):
