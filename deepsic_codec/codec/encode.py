@@ -165,7 +165,12 @@ def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:
     """Code samples within a bound."""
     grids = find_grids(scaled.samples)
     if grids:
-        return {STRUCTURE: fill_grids(grids, [_bounded(on_grid(scaled, grid), max_error) for grid in grids])}
+        return {STRUCTURE: fill_grids(grids, [_bounded_grid(on_grid(scaled, grid), max_error) for grid in grids])}
+    return _bounded_grid(scaled, max_error)
+
+
+def _bounded_grid(scaled: ScaledChunk, max_error: float) -> Sections:
+    """Code the samples of one grid, which has no coarser grids, though its pixels may be repeated, too."""
     scaled, padding = without_padding(scaled, max_error)
     structure = make_structure(find_levels(scaled.samples, scaled.mask, max_error), padding)
     return {RESIDUAL: scaled.bounded_residual(max_error, structure), STRUCTURE: structure}

@@ -247,6 +247,18 @@ def test_repeated_bands_within_errors(dtype, parameters, nodata):
     assert again.encode(samples) == payload
 
 
+@pytest.mark.parametrize("factor", [8, 9, 12, 16, 25])
+@pytest.mark.parametrize("max_error", [0, 1])
+def test_pixels_that_are_repeated_more_often_than_a_grid_can_say(factor, max_error):
+    """The samples of the grid are repeated, too, and a grid has no grids."""
+    rng = np.random.default_rng(0)
+    samples = np.kron(rng.integers(0, 5, (8, 9)), np.ones((factor, factor), "u1")).astype("u1")
+    codec = DeepSIC(max_error=max_error, axes="yx")
+    payload = codec.encode(samples)
+    assert structure_of(payload).grids
+    assert np.abs(codec.decode(payload).astype(int) - samples).max() <= max_error
+
+
 @pytest.mark.parametrize("bits", [4, 9])
 def test_samples_of_grids_are_coded_in_steps_at_high_rates(bits):
     walk = np.random.default_rng(0).normal(0, 8, (128, 128, 2)).cumsum(axis=0).cumsum(axis=1) / 4 + 20000
