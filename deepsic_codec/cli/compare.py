@@ -66,7 +66,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     """Print the results of DeepSIC and other codecs; draw those of photographs."""
-    from deepsic_codec.errors import ConfigurationError
+    from deepsic_codec.errors import ConfigurationError, UnsupportedArray
     from deepsic_codec.io.compare import DEFAULT, is_photograph
     from deepsic_codec.io.compare_data import DEFAULT as DATA_DEFAULT
     from deepsic_codec.io.peers import BAND_PEERS, PEERS
@@ -91,7 +91,16 @@ def run_compare(args: argparse.Namespace) -> None:
     for note in [] if args.json else notes:
         say(f"left out: {note}", error=args.quiet)
     documents = _photographs(args, photographs, codecs["photographs"]) if photographs else {}
-    documents |= {"data": [_data(args, source, codecs["data"]) for source in data]} if data else {}
+    if data:
+        documents["data"] = []
+    for source in data:
+        try:
+            documents["data"].append(_data(args, source, codecs["data"]))
+        except UnsupportedArray as error:
+            if len(sources) == 1:
+                raise
+            notes.append(str(error))
+            say(f"left out: {error}", error=args.json)
     if args.json:
         say_json(documents | {"left_out": notes})
 

@@ -379,6 +379,8 @@ class Advice:
     @property
     def text(self) -> str:
         """The verdict in words."""
+        if self.level.mode == LOSSY and not self.ours.rmse:
+            return "no errors, so as without loss"
         if self.peer is None:
             return "no other codec was measured"
         number, worse, name = f"{abs(self.change):.1f} %", self.change > 0, f"{self.peer.codec}, the best of the others"

@@ -166,6 +166,15 @@ def test_the_command_reads_archives(folder, tmp_path, capsys):
     assert "deep: 96 x 80 x 4 (yxc) uint16, NoData 7" in out and "left out" not in out
 
 
+def test_arrays_without_data_are_left_out(folder, tmp_path, capsys):
+    zarr.create_array(tmp_path / "empty.zarr", shape=(0, 40, 50), dtype="u1", dimension_names=["time", "y", "x"])
+    options = ["--max-error", "9", "--codecs", "LERC Zstd"]
+    assert main(["compare", str(tmp_path / "empty.zarr"), *options]) == 1
+    assert main(["compare", str(tmp_path / "empty.zarr"), str(folder / "deep.tif"), *options]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("left out: empty: ") and "To use: DeepSIC(max_error=9)" in out
+
+
 def test_the_command_prints_json(folder, capsys):
     assert (
         main(["compare", str(folder), str(folder / "float.zarr"), "--rmse", "0.2", "--codecs", *CODECS, "--json"]) == 0
