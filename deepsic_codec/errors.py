@@ -35,6 +35,10 @@ class ConfigurationError(DeepSICError, ValueError):
     """A parameter, setting or metadata key is unknown or out of range."""
 
 
+class OutOfMemory(DeepSICError, MemoryError):
+    """A chunk was not coded or decoded, because the memory of the machine or the device ran out."""
+
+
 class ModelNotFound(DeepSICError, LookupError):
     """No model has this name or identity. The message names the identity and every folder that was searched."""
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from deepsic_codec import config
+from deepsic_codec.errors import OutOfMemory
 from deepsic_codec.model.threads import host_threads
 
 # A leader that expects further callers waits for at most this share of the last batch's time, and this many seconds.
@@ -229,15 +230,20 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 def in_halves(run: Callable[[Sequence[Any]], Sequence[Any]]) -> Callable[[Sequence[Any]], list[Any]]:
     """Return `run` for batches that may not fit into memory: if memory runs out, each half runs by itself.
 
-    `run` takes a sequence of jobs and returns their results in order. Lack of memory raises only for a single job.
+    `run` takes a sequence of jobs and returns their results in order. Lack of memory for a single job raises
+    OutOfMemory.
     """
 
     def halves(jobs: Sequence[Any]) -> list[Any]:
         try:
             return list(run(jobs))
         except Exception as error:
-            if len(jobs) < 2 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
+            if len(jobs) < 2:
+                raise OutOfMemory(
+                    "one chunk takes more memory than is left; make memory free, or use smaller chunks when you write"
+                ) from error
         # Here and not above: while the exception lives, its traceback holds the tensors that filled the memory.
         release_memory()
         middle = (len(jobs) + 1) // 2

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_all
 from contextlib import suppress
 from contextvars import copy_context
@@ -48,38 +48,50 @@ def pipelined(started: Iterable[tuple[Key, Pending[Result]]], prefetch: int) -> 
         raise
 
 
-def submit(pool: ThreadPoolExecutor | None, function: Callable[..., Result], *args: Any) -> Pending[Result]:
-    """Start a call on a thread of a pool.
+def start(pool: Executor, function: Callable[..., Result], *args: Any) -> Future[Result]:
+    """Start a call on a thread of a pool, or run it in this thread if the pool can start none.
 
-    Without a pool, or while the interpreter shuts down, the call runs at once in this thread.
+    Pools refuse calls while the interpreter shuts down. Where the system allows no more threads, they raise the same
+    error, but keep the call: one of their other threads may take it at any time. So whoever comes first runs it.
     """
+    future: Future[Result] = Future()
+    taken = threading.Lock()
+
+    def run() -> None:
+        if taken.acquire(blocking=False):
+            try:
+                future.set_result(function(*args))
+            except BaseException as error:
+                future.set_exception(error)
+
+    try:
+        pool.submit(copy_context().run, run)
+    except RuntimeError:
+        run()
+    return future
+
+
+def submit(pool: Executor | None, function: Callable[..., Result], *args: Any) -> Pending[Result]:
+    """Start a call on a thread of a pool; without a pool, or if it can start no thread, run it in this one."""
     if pool is not None:
-        with suppress(RuntimeError):
-            return pool.submit(copy_context().run, function, *args).result
+        return start(pool, function, *args).result
     result = function(*args)
     return lambda: result
 
 
-def submit_each(
-    pool: ThreadPoolExecutor | None, function: Callable[[int], Result], count: int
-) -> Pending[list[Result]]:
+def submit_each(pool: Executor | None, function: Callable[[int], Result], count: int) -> Pending[list[Result]]:
     """Start `function(0)` to `function(count - 1)` on the threads of a pool; the results come in order.
 
-    Without a pool, and for calls that the pool refuses while the interpreter shuts down, the thread that waits for the
-    results runs the calls. The first error is raised when no call runs any more.
+    Without a pool, the thread that waits for the results runs the calls. The first error is raised when no call runs
+    any more.
     """
-    futures: list[Future[Result]] = []
-    if pool is not None:
-        with suppress(RuntimeError):
-            for i in range(count):
-                futures.append(pool.submit(copy_context().run, function, i))
+    if pool is None:
+        return lambda: [function(i) for i in range(count)]
+    futures = [start(pool, function, i) for i in range(count)]
 
     def wait() -> list[Result]:
-        try:
-            rest = [function(i) for i in range(len(futures), count)]
-        finally:
-            wait_for_all(futures)
-        return [future.result() for future in futures] + rest
+        wait_for_all(futures)
+        return [future.result() for future in futures]
 
     return wait
 

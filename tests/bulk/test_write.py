@@ -14,7 +14,7 @@ from deepsic_codec.axes import iter_grid
 from deepsic_codec.bulk.resume import complete_chunks
 from deepsic_codec.bulk.write import PackedStarts, WriteOptions, put, write_block
 from deepsic_codec.codec.batching import in_halves
-from deepsic_codec.errors import UnsupportedArray, UnsupportedPayload
+from deepsic_codec.errors import OutOfMemory, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import Counter
 from deepsic_codec.stored.reader import PayloadStart
@@ -360,12 +360,14 @@ def test_a_batch_that_does_not_fit_is_halved(error):
     assert calls == [7, 4, 2, 2, 3, 2, 1]
 
 
-def test_a_chunk_that_does_not_fit_alone_is_an_error():
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_a_chunk_that_does_not_fit_alone_is_an_error(error):
     def run(jobs):
-        raise MemoryError("no")
+        raise error
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(OutOfMemory, match="one chunk takes more memory") as caught:
         in_halves(run)([1, 2])
+    assert isinstance(caught.value, MemoryError) and caught.value.__cause__ is error
 
 
 def test_other_errors_are_not_retried():

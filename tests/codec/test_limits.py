@@ -1,6 +1,7 @@
 """Payloads that announce far more than their bytes: refused before anything is allocated for the chunk."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray, Unsupport
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.limits import check_size
 from deepsic_codec.payload.sections import FEATURES
-from tests.common import check_rejects, photograph
+from tests.common import check_rejects, photograph, run_python
 
 
 def announcing(shape, axes="tyxc"):
@@ -100,3 +101,32 @@ def test_a_chunk_without_data_takes_the_memory_of_its_samples():
         assert not codec.decode(payload).any()
     with config.set(max_memory=5_999_999):
         check_rejects(UnsupportedPayload, "max_memory", codec.decode, payload)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit needs the size of the process")
+def test_a_chunk_beyond_the_limit_of_the_address_space_is_a_typed_error():
+    """Of less than what is compared with the memory beforehand; afterwards, everything works."""
+    run_python("""
+        import resource
+        import numpy as np
+        from deepsic_codec import DeepSIC
+        from deepsic_codec.errors import OutOfMemory
+
+        codec = DeepSIC(max_error=0, axes="yx", semantics="none")
+        payloads = [codec.encode(np.arange(n * n, dtype="u2").reshape(n, n) & 1023) for n in (64, 1024)]
+        codec.decode(payloads[0])
+        large = np.arange(1 << 22, dtype="u2").reshape(2048, 2048)
+        unlimited = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), unlimited[1]))
+        for call in (lambda: codec.decode(payloads[1]), lambda: codec.encode(large)):
+            try:
+                call()
+            except OutOfMemory as error:
+                assert "memory" in str(error)
+            else:
+                raise AssertionError("done in too little memory")
+        codec.decode(payloads[0])
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+        assert codec.decode(payloads[1]).max() == 1023
+    """)

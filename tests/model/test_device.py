@@ -1,6 +1,7 @@
 """Copies, streams and pipelines of a device: nothing waits too early, and a CPU copies nothing."""
 
 import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -94,6 +95,24 @@ def test_pipelined_waits_for_all_items_after_an_error():
     with pytest.raises(MemoryError):
         list(threads.pipelined(started(), 1))
     assert log == [1]
+
+
+def test_calls_run_once_where_a_pool_can_start_no_thread(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    ran, free = [], threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        slow = pool.submit(free.wait, 60)  # on the only thread
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        one = threads.submit(pool, lambda: ran.append("one") or 1)
+        rest = threads.submit_each(pool, lambda i: ran.append(i) or i, 3)
+        free.set()
+        assert one() == 1 and rest() == [0, 1, 2] and slow.result()
+    assert sorted(map(str, ran)) == ["0", "1", "2", "one"]
+    monkeypatch.undo()
+    with pytest.raises(ZeroDivisionError):  # a pool that takes nothing
+        threads.submit(pool, lambda: 1 / 0)()
 
 
 def test_threads_of_a_pool_have_the_settings_of_the_caller():
