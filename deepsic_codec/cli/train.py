@@ -117,8 +117,8 @@ def add_train_head(parser: argparse.ArgumentParser) -> None:
         name, text = setting.name, setting.metadata["help"]
         names = {"base": ["--from"], "out": ["-o", "--out"]}.get(name, ["--" + name.replace("_", "-")])
         add = partial(parser.add_argument, *names, dest=name, help=text)
-        if name in ("labels", "others"):
-            add(nargs="+", metavar="PATH", default=[])
+        if name in ("labels", "others", "exclude"):
+            add(nargs="+", metavar="CLASS" if name == "exclude" else "PATH", default=[])
         else:
             add(type=type(setting.default), default=setting.default, metavar=METAVARS[type(setting.default)])
     parser.add_argument("--json", action="store_true", help="print what the file holds as JSON")

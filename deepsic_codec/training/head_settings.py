@@ -20,6 +20,9 @@ class HeadSettings:
     out: str = _option("head.safetensors", "head file; its stem is the name of the head")
     base: str = _option("base", "name of the model whose decoder the head is for")
     tree: str = _option("", "JSON file of the tree of classes (default: that of the packaged head)")
+    exclude: Sequence[str] = _option(
+        (), "nodes of the tree that the head is not to know: images of them and of what lies below are left out"
+    )
     passes: int = _option(2, "how often each image is drawn")
     last_steps: int = _option(1500, "steps of training the last two layers")
     steps: int = _option(300, "steps of training all layers")

@@ -1,7 +1,7 @@
 """Train a head for the decoder of a model, with the classes of a tree, and write it to a file of its own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,50 @@ def train_head(s: HeadSettings, report: Callable[[str], None] = print, progress:
     ModelNotFound
         If there is no such model.
     """
+    cells = draw_cells(s, Tree.read(s.tree or PACKAGED).without(s.exclude), report, progress)
+    return fit_head(s, cells, report)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells to train a head on.
+
+    Attributes
+    ----------
+    tree : Tree
+        Of their classes.
+    sources : list of (float, CellSet)
+        Shares of a batch and cells; the last are of images of no class.
+    """
+
+    tree: Tree
+    sources: list[tuple[float, CellSet]]
+
+    def without(self, names: Sequence[str]) -> "Cells":
+        """Return the cells of images that show other nodes than these and what lies below them, and their tree."""
+        tree = self.tree.without(names)
+        old, new = (Marks(one, dict.fromkeys(ABSENT, 1.0)) for one in (self.tree, tree))
+        number_of = {pair: number for number, pair in enumerate(new.pairs)}
+        numbers = np.array([*(number_of.get(pair, -1) for pair in old.pairs), new.other])
+        sources = []
+        for share, cells in self.sources:
+            renumbered = replace(cells, marks=numbers[cells.marks])
+            sources.append((share, renumbered[renumbered.marks >= 0]))
+        return Cells(tree, sources)
+
+
+def draw_cells(
+    s: HeadSettings, tree: Tree, report: Callable[[str], None] = print, progress: Progress | None = None
+) -> Cells:
+    """Draw cells of the images that settings name; raises what `train_head` raises."""
     if not s.labels or not s.others:
         raise ConfigurationError("a head needs labelled images (--labels) and images of no class (--others)")
     torch.set_num_threads(THREADS)
-    info, tree = find_model(s.base), Tree.read(s.tree or PACKAGED)
     known = Marks(tree, dict.fromkeys(ABSENT, 1.0))
-    drawer = Drawer(CpuScheduler(info), s.seed)
+    drawer = Drawer(CpuScheduler(find_model(s.base)), s.seed)
     sources: list[tuple[float, CellSet]] = []
-    pairs = [labelled([pair for path in s.labels for pair in read_source(path, "train/")], known)]
-    of_set = np.array([known.sets[mark] for mark in pairs[0][1]])
-    images, marks = pairs[0]
+    images, marks = labelled([pair for path in s.labels for pair in read_source(path, "train/")], known)
+    of_set = np.array([known.sets[mark] for mark in marks])
     groups = [np.flatnonzero(np.isin(of_set, one)) for one in _groups(images, of_set)]
     for group in groups:
         chosen = [images[i][1] for i in group]
@@ -56,12 +90,21 @@ def train_head(s: HeadSettings, report: Callable[[str], None] = print, progress:
     cells = drawer.draw(others, np.full(len(others), known.other), s.passes, least=LEAST_OTHER, progress=progress)
     sources.append((OTHERS, cells))
     report(f"{len(cells)} cells of {len(others)} images of no class")
-    parts = [(share, list(parts_of(cells))) for share, cells in sources]
+    return Cells(tree, sources)
+
+
+def fit_head(s: HeadSettings, cells: Cells, report: Callable[[str], None] = print) -> HeadInfo:
+    """Train a head on cells, fit the scale of its scores on held-out images, and write its file."""
+    torch.set_num_threads(THREADS)
+    info, tree = find_model(s.base), cells.tree
+    known = Marks(tree, dict.fromkeys(ABSENT, 1.0))
+    parts = [(share, list(parts_of(one))) for share, one in cells.sources]
     train, held = ([(share, part[i]) for share, part in parts] for i in (0, 1))
     head = starting_head(info, tree.vocabulary, s.values)
     fit_last(head, train, known, steps=s.last_steps, seed=s.seed, report=report)
     if s.steps:
         head = fit(head, train, known, steps=s.steps, seed=s.seed, report=report)
+        fit_last(head, train, known, steps=s.last_steps, seed=s.seed, report=report)
     factors = calibrate(head, held, known, tree.leaves)
     report("scale of the scores of leaves, inner nodes and unknown: " + ", ".join(f"{one:.2f}" for one in factors))
     arrays = to_integers(head, train[0][1])

@@ -6,7 +6,7 @@ known to be absent. What lies below the class of an image is unknown, as in YOLO
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +99,31 @@ class Tree:
             if folder in about["classes"] and name.startswith(about["prefix"]):
                 return data_set, about["classes"][folder]
         return None
+
+    def without(self, names: Iterable[str]) -> "Tree":
+        """Return the tree without some nodes, what lies below them, and what is above nothing else.
+
+        Raises
+        ------
+        ConfigurationError
+            If a name is no node, or nothing is left.
+        """
+        names = {*names}
+        if unknown := sorted(names - {*self.parents}):
+            raise ConfigurationError(f"the tree of classes has no node {unknown[0]!r}; exclude others")
+        parents = {node: above for node, above in self.parents.items() if names.isdisjoint(self.path(node))}
+        data_sets = {
+            name: one | {"classes": {k: v for k, v in one["classes"].items() if v in parents}}
+            for name, one in self.data_sets.items()
+        }
+        labelled = {node for one in data_sets.values() for node in one["classes"].values()}
+        inner = {*self.parents.values()} - labelled
+        while childless := {node for node in parents if node in inner and node not in parents.values()}:
+            parents = {node: above for node, above in parents.items() if node not in childless}
+        if not parents:
+            raise ConfigurationError("no class of the tree is left; exclude fewer")
+        others = {name: [one for one in members if one in parents] for name, members in self.others.items()}
+        return Tree(parents, {k: v for k, v in others.items() if v}, data_sets)
 
     def says(self, data_set: str, node: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return what an image of a class says of all nodes and, last, of "unknown".

@@ -1,6 +1,7 @@
 """Training a head: what data sets say of one another, and a file that labels and embeds."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,66 @@ def test_trees_that_are_wrong(tmp_path, change, words):
     check_rejects(ConfigurationError, words, Tree.read, path)
 
 
+def test_a_tree_without_some_nodes(tree):
+    less = tree.without(["Oak", "Indoors"])
+    assert less.nodes == ("Beech", "Sand", "Wood", "Land") and less.locate("oak", "t_1.png") is None
+    assert less.locate("beech", "t_1.png") == ("Trees", "Beech") and less.locate("cat", "p_1.png") is None
+    less = tree.without(["Wood"])
+    assert less.nodes == ("Sand", "Cat", "Land", "Indoors") and not less.others, "what lies below goes, too"
+    assert tree.without(["Cat"]).nodes == ("Oak", "Beech", "Sand", "Wood", "Land"), "nothing is left of Indoors"
+    assert tree.without([]) == tree
+    check_rejects(ConfigurationError, "no node 'Elm'", tree.without, ["Oak", "Elm"])
+    check_rejects(ConfigurationError, "exclude fewer", tree.without, ["Land", "Indoors"])
+
+
+def cell_set(marks, seed=0):
+    """Cells whose first latents tell marks apart."""
+    from deepsic_codec.training.heads import CellSet
+
+    rng, marks = np.random.default_rng(seed), np.array(marks)
+    cells = rng.integers(-60, 60, (len(marks), 4, 4, 320)).astype(np.int16)
+    cells[:, :, :, :8] += (200 * np.eye(8, dtype=np.int16))[marks][:, None, None]
+    return CellSet(cells, marks, np.arange(len(marks)), np.full(len(marks), 50, np.float32))
+
+
+def test_cells_without_some_nodes(tree):
+    pytest.importorskip("torch")
+    from deepsic_codec.training.train_head import Cells
+
+    # Trees: Oak 0, Beech 1; Land: Wood 2, Sand 3; Pets: Cat 4; no class: 5
+    some = cell_set([0, 1, 2, 3, 4, 5, 1])
+    less = Cells(tree, [(0.7, some)]).without(["Oak"])
+    ((share, cells),) = less.sources
+    assert share == 0.7 and "Oak" not in less.tree.nodes
+    assert cells.marks.tolist() == [0, 1, 2, 3, 4, 0] and cells.images.tolist() == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(cells.cells, some.cells[1:])
+
+
+def test_embeddings_are_discriminant_directions(tree):
+    torch = pytest.importorskip("torch")
+    from deepsic_codec.training import heads
+
+    known = heads.Marks(tree, {})
+    cells = cell_set([0, 1, 2, 3, 4, 5] * 40)
+    head = heads.starting_head(find_model("base"), tree.vocabulary, 3)
+    seen = heads._pooled_of(head, cells)
+    heads.fit_last(head, [(1.0, cells)], known, steps=0, report=str)
+    before = heads.all_outputs(head, cells)[:, head.classes :]
+    apart = before[torch.from_numpy(cells.marks) == 0].mean(0) - before[torch.from_numpy(cells.marks) == 1].mean(0)
+    spread = before[torch.from_numpy(cells.marks) == 0].std(0)
+    assert (apart.abs() > 2 * spread).any() and before.square().mean().sqrt() == pytest.approx(heads.SPREAD, rel=0.05)
+    line = torch.linalg.lstsq(torch.cat([seen, torch.ones(len(seen), 1)], 1), before).solution
+    fitted = torch.cat([seen, torch.ones(len(seen), 1)], 1) @ line
+    assert (fitted - before).abs().quantile(0.99) < 0.01, "an embedding is linear in what the last two layers see"
+    scores = heads.all_outputs(head, cells)[:, : head.classes]
+    heads.fit_last(head, [(1.0, cells)], known, steps=120, batch=32, report=str)
+    after = heads.all_outputs(head, cells)
+    np.testing.assert_allclose(after[:, head.classes :], before, atol=1e-4)
+    marks = torch.from_numpy(cells.marks)
+    losses = [float(heads.label_loss(one, marks, known)) for one in (scores, after[:, : head.classes])]
+    assert losses[1] < 0.5 * losses[0]
+
+
 def test_training_writes_a_head(tmp_path):
     pytest.importorskip("torch")
     from PIL import Image
@@ -107,6 +168,9 @@ def test_training_writes_a_head(tmp_path):
     assert info.head == head.head and info.values == 5
     assert info.vocabulary.classes == ("Oak", "Beech", "Sand", "Cat", "Wood", "Land", "Indoors")
     assert any("cells of 34 labelled images" in line for line in said), said
+    train_head(replace(settings, exclude=["Oak", "Indoors"], out=str(tmp_path / "less.safetensors")))
+    less = find_model(model.name, head=find_head("less", model.decoder))
+    assert less.vocabulary.classes == ("Beech", "Sand", "Wood", "Land") and less.values == 5
     check_rejects(ConfigurationError, "--others", train_head, HeadSettings(labels=["x"], others=[]))
     empty = HeadSettings(labels=[str(tmp_path / "others")], others=[str(tmp_path / "others")], base=model.name)
     check_rejects(ConfigurationError, "no image lies in a folder", train_head, empty)
