@@ -108,6 +108,10 @@ def test_a_later_index_has_the_label_with_scores_of_new_chunks():
     array, labels, _ = learned()
     array[:128, :128] = 30
     check_rejects(StaleIndex, "consolidate_labels", labels.where, "night", verify="all")
+    # The chunk is selected by its old embedding, and no header says what the label makes of the new one.
+    check_rejects(StaleIndex, "(0, 0, 0)|consolidate_labels", lambda: list(labels.where("night").iter_arrays()))
+    check_rejects(StaleIndex, "(0, 0, 0)", labels.where("night & ~Bright").to_dask().compute, scheduler="sync")
+    assert (0, 0, 0) in [one.chunk for one in labels.where("night", verify=None).iter_arrays()]
     renewed = consolidate_labels(array)
     assert renewed.index.learned == labels.index.learned
     assert len(dark(renewed)) == len(dark(labels)) + 2 and (renewed.map("night")[:2, :2] > 0.5).all()

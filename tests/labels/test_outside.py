@@ -13,6 +13,7 @@ from deepsic_codec.cli.main import main
 from deepsic_codec.errors import LabelIndexError
 from tests.common import run_python
 from tests.labels.common import archive, fill
+from tests.labels.test_similarity import archive as archive_with_embeddings
 
 
 @pytest.fixture
@@ -97,3 +98,38 @@ def test_a_query_needs_no_torch_and_decodes_nothing(stub, tmp_path):
         """
     )
     assert printed.strip() == str(expected)
+
+
+def test_look_alikes_and_learned_labels_need_no_torch_and_decode_nothing(stub, tmp_path):
+    path = tmp_path / "a.zarr"
+    array = archive_with_embeddings(zarr.storage.LocalStore(path))
+    expected = consolidate_labels(array).similar((0, 0, 0), 3).chunks
+    printed = run_python(
+        f"""
+        import sys
+        sys.modules["torch"] = None  # so that importing it fails
+        from deepsic_codec.cli.main import main
+        from deepsic_codec.codec.batching import Batcher
+        from deepsic_codec.codec.decode import PayloadToDecode
+        from deepsic_codec import open_labels
+        from deepsic_codec.model import zoo
+
+        def never(*args, **kwargs):
+            raise AssertionError("decoded")
+
+        PayloadToDecode.__init__ = Batcher.submit = Batcher.submit_async = zoo.find_model = never
+        path = {str(path)!r}
+        print(open_labels(path, mode="r+").similar((0, 0, 0), 3).chunks)
+        for arguments in (
+            ["similar", path, "--chunk", "0.0.0", "--json"],
+            ["learn", path, "night", "--like", "0.0.0", "--unlike", "1.1.0"],
+            ["suggest", path, "night", "-k", "2"],
+            ["query", path, "night", "--tiles"],
+        ):
+            assert main(arguments) == 0
+        labels = open_labels(path, mode="r+")
+        labels.learn("day", like=[(1, 1, 0)], unlike=[(0, 0, 0)])
+        assert labels.suggest("day", 2).regions and labels.where("day").count and labels.map("day").any()
+        """
+    )
+    assert printed.splitlines()[0] == str(expected)
