@@ -19,6 +19,7 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.io import draw
 from deepsic_codec.io.region import Part, axis_number, open_index, select_chunks, to_region
 from deepsic_codec.labels.attributes import Attributes
+from deepsic_codec.labels.colours import Colour, colours
 from deepsic_codec.labels.index import MISSING
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.selection import Selection
@@ -45,7 +46,7 @@ MIN_SIZE = 16  # pixels
 MIN_WIDTH = 480  # pixels of the sheet, so that captions fit
 NO_DATA = (236, 236, 236)
 # Classes of qualities, and colours from dark to bright.
-QUALITIES: dict[str, draw.Colour] = {
+QUALITIES: dict[str, Colour] = {
     "errors do not matter": (60, 60, 60),
     "quality below 20": (68, 1, 84),
     "20 to 39": (59, 82, 139),
@@ -58,7 +59,7 @@ QUALITY_STEP = 20
 
 Box = tuple[slice, slice]  # rows and columns of the picture
 Tiles = Mapping[Index, NDArray[Any]]  # a value for each tile of a chunk, (rows, columns)
-_Legend = tuple[str, Mapping[str, draw.Colour], Mapping[str, int]]  # heading, colours, numbers of tiles
+_Legend = tuple[str, Mapping[str, Colour], Mapping[str, int]]  # heading, colours, numbers of tiles
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def preview(
         names, geometry, tiles = _best_labels(plane, indexed, starts)
         counts = Tally(number for grid in tiles.values() for number in grid[grid >= 0].tolist())
         classes = {names[number]: count for number, count in counts.most_common()}
-        palette = draw.colours(names)
+        palette = colours(names)
         if classes:
             numbers = np.full(shape, -1)
             _paint(numbers, plane, boxes, geometry.tile, tiles)

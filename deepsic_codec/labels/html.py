@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.labels.colours import Colour
 from deepsic_codec.stored.array import StoredArray
 
 MAX_EDGE = 256  # pixels of a picture
+MAP_EDGE = 128  # of a grid of few chunks
 MAX_TEXT = 300  # characters of a cell
 
 
@@ -34,14 +36,26 @@ def about(stored: StoredArray) -> dict[str, Any]:
     }
 
 
-def table(rows: Mapping[str, Any], picture: NDArray[np.uint8] | None = None) -> str:
-    """Return HTML of rows and a picture, uint8 (H, W) or (H, W, 3)."""
+def table(
+    rows: Mapping[str, Any], picture: NDArray[np.uint8] | None = None, counts: Mapping[str, tuple[int, Colour]] = {}
+) -> str:
+    """Return HTML of rows, a picture, uint8 (H, W) or (H, W, 3), and numbers of chunks of classes with colours."""
     image = ""
     if picture is not None and picture.size:
         step = -(-max(picture.shape[:2]) // MAX_EDGE)
         image = f'<img alt="" style="float: left" src="data:image/png;base64,{_png(picture[::step, ::step])}">'
     cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v)[:MAX_TEXT])}</td></tr>" for k, v in rows.items())
-    return f"<div>{image}<table>{cells}</table></div>"
+    legend = "".join(
+        f'<tr><th>{escape(name[:MAX_TEXT])}</th><td style="border-left: 1em solid rgb{colour}">{number:,}</td></tr>'
+        for name, (number, colour) in counts.items()
+    )
+    return f"<div>{image}<table>{cells}{legend}</table></div>"
+
+
+def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture of a grid, uint8 (H, W) or (H, W, 3), with squares for pixels."""
+    edge = max(1, MAP_EDGE // max(picture.shape[:2]))
+    return picture.repeat(edge, axis=0).repeat(edge, axis=1)
 
 
 def _png(picture: NDArray[np.uint8]) -> str:

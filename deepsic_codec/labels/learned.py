@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RIDGE = 0.01  # weight of the squared length of the weights against the mean loss
 STEPS = 50  # of Newton's method, at most
 BACKGROUND = 1000  # tiles drawn at random that stand for all others
-BACKGROUND_SHARE = 0.5  # of the weight of what the label is not, where there are examples of that too
+BACKGROUND_SHARE = 0.8  # of the weight of what the label is not, where there are examples of that too
 FOLDS = 5
 MIN_LIKE = 2
 MAX_EXAMPLES = 10_000

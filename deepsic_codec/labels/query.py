@@ -1,6 +1,7 @@
 """Query the labels of an array."""
 
 import warnings
+from collections.abc import Mapping
 from math import ceil, prod
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from deepsic_codec.errors import ConfigurationError, LabelIndexError
 from deepsic_codec.labels import html, learned
 from deepsic_codec.labels.changes import find_changes
+from deepsic_codec.labels.colours import Colour, colours
 from deepsic_codec.labels.embeddings import read_embeddings
 from deepsic_codec.labels.evaluation import compared, matching_chunks, rescan
 from deepsic_codec.labels.expression import Expression, Name, parse
@@ -24,6 +26,8 @@ from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, parent_and_name, url_of
 
 MAP_BYTES = 16  # of memory that a map takes for a tile, at most
+MAX_SHOWN = 1 << 20  # scores that a notebook reads to show labels
+MAX_ROWS = 12  # classes that it lists
 SUMMARY_SCORE = 0.5  # score from which on a summary counts a chunk for a class
 
 
@@ -93,10 +97,32 @@ class Labels:
         )
 
     def _repr_html_(self) -> str:
-        counts = ", ".join(f"{number:,} {name}" for name, number in self.index.counts.items() if number)
+        sources = ", ".join(f"{number:,} {name}" for name, number in self.index.counts.items() if number)
         tile = "{} x {} pixels".format(*self.geometry.tile)
-        rows = {"labels": ", ".join(self.vocabulary.known), "of chunks": counts, "tiles": tile}
-        return html.table({**rows, **html.about(self.stored)})
+        rows = {
+            "labels": ", ".join(self.vocabulary.known),
+            "of chunks": sources,
+            "tiles": tile,
+            **html.about(self.stored),
+        }
+        if len(self.vocabulary.known) * self.geometry.count > MAX_SHOWN:
+            return html.table(rows | {"chunks of each label": "summary() counts them"})
+        classes = {name: number for name, number in self.summary()["classes"].items() if number}
+        largest = sorted(classes, key=lambda name: -classes[name])[:MAX_ROWS]
+        palette = colours(self.vocabulary.known)
+        counts = {name: (classes[name], palette[name]) for name in largest}
+        return html.table(rows, html.enlarged(self._class_map(palette)), counts)
+
+    def _class_map(self, palette: Mapping[str, Colour]) -> NDArray[np.uint8]:
+        """Return the colour of the best class of each chunk along y and x, uint8 (rows, columns, 3), black without."""
+        axes, names = self.geometry.axes, self.vocabulary.names
+        at = tuple(slice(None) if axis in (axes.y, axes.x) else slice(1) for axis in range(len(axes)))
+        scores, source = self.index.read([(self.index.scores, (slice(len(names)), *at)), (self.index.source, at)])
+        best = np.where((source == HEADER) | (source == FEATURES), scores.argmax(axis=0), len(names))
+        best[~scores.any(axis=0)] = len(names)
+        best = best.squeeze(tuple(axis for axis in range(best.ndim) if axis not in (axes.y, axes.x)))
+        result: NDArray[np.uint8] = np.array([*(palette[name] for name in names), (0, 0, 0)], np.uint8)[best]
+        return result if axes.y < axes.x else result.swapaxes(0, 1)
 
     def __getitem__(self, name: str) -> Name:
         """Return the score of a class or parent, for comparisons that `&`, `|` and `~` combine."""

@@ -36,6 +36,7 @@ Verify = Literal["fetched", "all"]
 TILE_BYTES = 32  # of memory that positions of tiles take for a tile, at most
 FETCH = 32  # chunks fetched and decoded together
 NOT_COMPARED = "the index was not compared with the chunks"
+THUMBNAILS = "deepsic_codec.io.mosaic.mosaic(selection) draws them"
 QUERY_AGAIN = "run consolidate_labels and query again"
 
 
@@ -208,11 +209,10 @@ class Selection:
         others = tuple(axis for axis in range(self.mask.ndim) if axis not in (axes.y, axes.x))
         chunks = self.mask.any(axis=others)  # along y and x
         chunks = chunks if axes.y < axes.x else chunks.T
-        edge = max(1, 128 // max(chunks.shape))
-        picture = np.kron(np.where(chunks, 255, 60), np.ones((edge, edge), int)).astype(np.uint8)
+        picture = html.enlarged(np.where(chunks, 255, 60).astype(np.uint8))
         count = f"{self.count:,} of {self.mask.size:,} chunks{'' if self.compared else '; ' + NOT_COMPARED}"
         read = f"{self.bytes_read:,} bytes in {self.requests} requests"
-        rows = {"selection": self.expression, "selected": count, "read": read}
+        rows = {"selection": self.expression, "selected": count, "read": read, "thumbnails": THUMBNAILS}
         return html.table({**rows, **html.about(self.stored)}, picture)
 
     def iter_arrays(self) -> Iterator[Match]:

@@ -8,6 +8,7 @@ from deepsic_codec.errors import ConfigurationError, ExpressionError, LabelIndex
 from deepsic_codec.io import draw
 from deepsic_codec.io import preview as module
 from deepsic_codec.io.preview import NO_DATA, preview
+from deepsic_codec.labels.colours import GREY, colours
 from tests.common import check_rejects, photograph
 
 GREYS = (10, 120, 250, 60)
@@ -194,13 +195,13 @@ def test_shrinking_averages_and_leaves_nan_out():
 
 def test_colours_are_all_different():
     names = ["unknown", "Forest", "River", "Zebra", "Lake", "SeaLake", *(f"class {k}" for k in range(60))]
-    found = draw.colours(names)
-    assert list(found) == names and len(set(found.values())) == len(names) and found["unknown"] == draw.GREY
-    assert draw.colours(["Forest"])["Forest"] == found["Forest"]
+    found = colours(names)
+    assert list(found) == names and len(set(found.values())) == len(names) and found["unknown"] == GREY
+    assert colours(["Forest"])["Forest"] == found["Forest"]
 
 
 def test_the_legend_has_every_colour():
-    entries = draw.colours(["Forest", "River", "unknown"])
+    entries = colours(["Forest", "River", "unknown"])
     pixels = np.asarray(draw.legend(entries, {}, 400)).reshape(-1, 3)
     for colour in entries.values():
         assert (pixels == colour).all(axis=-1).sum() > 100

@@ -9,8 +9,10 @@ from io import BytesIO
 import numpy as np
 import pytest
 
-from deepsic_codec import DeepSIC, create_array, open_labels
+from deepsic_codec import DeepSIC, consolidate_labels, create_array, open_labels
 from deepsic_codec import dask as deepsic_dask
+from deepsic_codec.labels import query
+from deepsic_codec.labels.colours import colours
 from tests.common import photograph
 
 HOSTILE = "<script>alert(1)</script>"
@@ -53,11 +55,27 @@ def test_large_arrays_are_not_read(stub, monkeypatch):
     assert "<img" not in deepsic_dask.store(photograph(64, 64, 3), {}, name="a")._repr_html_()
 
 
+def test_a_large_index_is_not_read(stub, monkeypatch):
+    labels = consolidate_labels(create_array({}, name="a", data=photograph(128, 192, 3), chunks=(64, 64, 3)))
+    monkeypatch.setattr(query, "MAX_SHOWN", 10)
+    monkeypatch.setattr(labels.index, "read", None)  # so that reading fails
+    text = check_html(labels._repr_html_())
+    assert "<img" not in text and "summary() counts them" in text
+
+
 def test_labels_and_selections_show_themselves(stub):
     array = create_array({}, name="a", data=photograph(128, 192, 3), chunks=(64, 64, 3))
     labels = open_labels(array, scan=True)
     text = check_html(labels._repr_html_())
     assert "Dark" in text and "128 x 192 x 3" in text
+    shown, names = picture(text), labels.vocabulary.names
+    assert shown.shape == (84, 126, 3)
+    best = np.array([labels.index.read([(labels.index.scores, (row,))])[0] for row in range(len(names))]).argmax(0)
+    for (y, x), number in np.ndenumerate(best[..., 0]):
+        assert tuple(shown[42 * y + 20, 42 * x + 20].tolist()) == colours(labels.vocabulary.known)[names[number]]
+    for name, count in labels.summary()["classes"].items():
+        assert (f"<th>{name}</th><td style" in text) == (count > 0)
+        assert not count or f"<th>{name}</th><td style=" in text and f">{count}</td>" in text
     selection = labels.where("Visible")
     text = check_html(selection._repr_html_())
     assert f"{selection.count} of 6 chunks" in text and str(selection.expression) in unescape(text)
