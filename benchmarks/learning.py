@@ -43,7 +43,7 @@ BINS = 8  # of a colour histogram, for each of three bands
 TARGETS = {"mean": 0.6, "ratio": 3.0}
 
 TILE = 64, 64
-EDGE = 128
+EDGE = 192
 
 Floats = NDArray[np.float64]
 Truth = NDArray[np.bool_]

@@ -24,7 +24,7 @@ class HeadSettings:
         (), "nodes of the tree that the head is not to know: images of them and of what lies below are left out"
     )
     passes: int = _option(2, "how often each image is drawn")
-    last_steps: int = _option(1500, "steps of training the last two layers")
-    steps: int = _option(300, "steps of training all layers")
+    steps: int = _option(500, "steps of training all layers")
+    last_steps: int = _option(500, "steps of training the last two layers alone, after that")
     values: int = _option(48, "values of an embedding")
     seed: int = _option(0, "seed of all random draws")

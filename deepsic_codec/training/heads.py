@@ -37,7 +37,7 @@ SPREAD = 2.5
 #: Similarities are divided by this: lower, and only the nearest cells count.
 TEMPERATURE = 0.12
 #: Weight of the loss of embeddings.
-EMBEDDING_WEIGHT = 0.5
+EMBEDDING_WEIGHT = 1.0
 #: Similarity that the tree asks for between cells of one image or class, and of one parent.
 SAME, SIBLINGS = 1.0, 0.15
 #: Part of the variation within classes that is taken to be alike in all directions, so that rare ones do not rule.
@@ -126,35 +126,37 @@ def last_outputs(head: SemanticHead, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Standardised:
-    """The hidden layer of a head as a layer of values of mean 0 and variance 1, on which gradients work evenly.
+    """Values that the hidden layer of a head sees, with mean 0 and variance 1: gradients then work on all alike.
 
     Attributes
     ----------
     mean, deviation : Tensor
-        Of what the layer sees, float32 (2 widths,).
+        Of the values, float32 (2 widths,).
     """
 
     mean: Tensor
     deviation: Tensor
 
     @classmethod
-    def of(cls, head: SemanticHead, values: Tensor) -> "Standardised":
-        """Change the layer in place, with the mean and deviation of values (N,2 widths) that it sees."""
-        scale = cls(values.mean(0), values.std(0) + RESOLUTION)
-        with torch.no_grad():
-            head.hidden.bias += head.hidden.weight @ scale.mean
-            head.hidden.weight *= scale.deviation
-        return scale
+    def of(cls, values: Tensor) -> "Standardised":
+        """Take mean and deviation of values (N,2 widths)."""
+        return cls(values.mean(0), values.std(0) + RESOLUTION)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Return what the changed layer sees."""
+        """Return the values standardised."""
         return (values - self.mean) / self.deviation
 
-    def undo(self, head: SemanticHead) -> None:
+    @torch.no_grad()
+    def enter(self, head: SemanticHead) -> None:
+        """Change the hidden layer, in place, so that it gives for standardised values what it gave for others."""
+        head.hidden.bias += head.hidden.weight @ self.mean
+        head.hidden.weight *= self.deviation
+
+    @torch.no_grad()
+    def leave(self, head: SemanticHead) -> None:
         """Change the layer back, in place."""
-        with torch.no_grad():
-            head.hidden.weight /= self.deviation
-            head.hidden.bias -= head.hidden.weight @ self.mean
+        head.hidden.weight /= self.deviation
+        head.hidden.bias -= head.hidden.weight @ self.mean
 
 
 def _matrices(kernels: Tensor, h: int, w: int) -> Tensor:
@@ -230,19 +232,11 @@ def embedding_loss(values: Tensor, marks: Tensor, images: Tensor, known: Marks) 
 
 
 def starting_head(info: ModelInfo, vocabulary: Vocabulary, values: int) -> SemanticHead:
-    """Return a head for a model: that of the model, with new last layers but for rows of the same classes."""
+    """Return a head for a model: that of the model, with a new last layer."""
     sizes = info.architecture | {"classes": len(vocabulary.names), "head_embedding": values}
     head = SemanticHead(Architecture.from_json(sizes))
     head.bounded = True
-    stored = tensors_below(load_arrays(info), HEAD)
-    old = SemanticHead(Architecture.from_json(info.architecture))
-    restore_network(old, stored)
-    restore_network(head, stored)
-    with torch.no_grad():
-        for number, name in enumerate(vocabulary.names):
-            if name in info.vocabulary.names:
-                row = info.vocabulary.names.index(name)
-                head.out.weight[number], head.out.bias[number] = old.out.weight[row], old.out.bias[row]
+    restore_network(head, tensors_below(load_arrays(info), HEAD))
     return head
 
 
@@ -263,7 +257,8 @@ def fit_last(
     """
     values_of = {id(cells): _pooled_of(head, cells) for _, cells in sources}
     set_discriminant(head, [values_of[id(cells)] for _, cells in sources], [cells for _, cells in sources], known)
-    scale = Standardised.of(head, torch.cat([*values_of.values()]))
+    scale = Standardised.of(torch.cat([*values_of.values()]))
+    scale.enter(head)
     sampler = Sampler(sources, np.random.default_rng(seed))
 
     def step() -> tuple[Tensor, Tensor, Tensor]:
@@ -279,7 +274,7 @@ def fit_last(
     _train(head, groups, step, known, steps, seed, report)
     for handle in handles:
         handle.remove()
-    scale.undo(head)
+    scale.leave(head)
 
 
 def _zeroed(rows: slice, gradient: Tensor) -> Tensor:
@@ -345,8 +340,10 @@ def fit(
     seed: int = 0,
     report: Callable[[str], None] = print,
 ) -> SemanticHead:
-    """Train all layers of a head, and return the average of its states."""
-    scale = Standardised.of(head, torch.cat([_pooled_of(head, cells[::8]) for _, cells in sources]))
+    """Train all layers of a head, the last two from the start, and return the average of its states."""
+    torch.manual_seed(seed)
+    scale = Standardised.of(torch.cat([_pooled_of(head, cells[::8]) for _, cells in sources]))
+    _start_last(head)
     sampler, average = Sampler(sources, np.random.default_rng(seed)), copy.deepcopy(head)
     last = [*head.out.parameters()]
     others = [p for p in head.parameters() if all(p is not one for one in last)]
@@ -365,8 +362,19 @@ def fit(
         return last_outputs(head, scale(pooled(head, cells, quality))), *sampler.known_of(drawn)
 
     _train(head, groups, step, known, steps, seed, report)
-    scale.undo(average)
+    scale.leave(average)
     return average.eval()
+
+
+@torch.no_grad()
+def _start_last(head: SemanticHead) -> None:
+    """Start the last two layers anew, for standardised values: scores are low, and embeddings point anywhere."""
+    torch.nn.init.normal_(head.hidden.weight, 0, head.hidden.in_features**-0.5)
+    torch.nn.init.zeros_(head.hidden.bias)
+    torch.nn.init.normal_(head.out.weight[: head.classes], 0, 0.02)
+    torch.nn.init.normal_(head.out.weight[head.classes :], 0, 0.1)
+    torch.nn.init.constant_(head.out.bias[: head.classes], -2.0)
+    torch.nn.init.zeros_(head.out.bias[head.classes :])
 
 
 def _train(

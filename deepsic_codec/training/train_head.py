@@ -101,10 +101,9 @@ def fit_head(s: HeadSettings, cells: Cells, report: Callable[[str], None] = prin
     parts = [(share, list(parts_of(one))) for share, one in cells.sources]
     train, held = ([(share, part[i]) for share, part in parts] for i in (0, 1))
     head = starting_head(info, tree.vocabulary, s.values)
-    fit_last(head, train, known, steps=s.last_steps, seed=s.seed, report=report)
     if s.steps:
         head = fit(head, train, known, steps=s.steps, seed=s.seed, report=report)
-        fit_last(head, train, known, steps=s.last_steps, seed=s.seed, report=report)
+    fit_last(head, train, known, steps=s.last_steps, seed=s.seed, report=report)
     factors = calibrate(head, held, known, tree.leaves)
     report("scale of the scores of leaves, inner nodes and unknown: " + ", ".join(f"{one:.2f}" for one in factors))
     arrays = to_integers(head, train[0][1])
