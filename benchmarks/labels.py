@@ -12,6 +12,10 @@ Top-1 and top-5 are among the classes that the image's own data set has, as thos
 *of all* is top-1 among all classes and "unknown", right if it is the class or one below it. *Parent* is the share of
 images whose best node of the level above (the children of the top of the tree) is right, over all data sets together.
 *Like it* is the share of the five nearest other images by embedding that have the same class.
+
+``--mosaics`` is a number of chunks of 2 x 2 images, each scaled to 256 x 256 pixels: top-1 of label tiles of 64, 128
+and 256 pixels, among the classes of the image's data set. A tile of 64 shows a sixteenth of an image. ``--png`` plots
+the shares that are right over scores, at all rates.
 """
 
 import argparse
@@ -35,6 +39,7 @@ from deepsic_codec.training.head_data import read_source
 from deepsic_codec.training.tree import PACKAGED, Tree
 
 EDGE, TILE, BATCH, NEIGHBOURS = 128, 64, 128, 5
+SCENE, TILES = 256, (64, 128, 256)  # pixels of an image of a mosaic; of label tiles
 BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.01)
 
 Scores = NDArray[np.float64]
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, places = _labelled(tree, a)
     others = [_tile(pixels) for path in a.others for _, pixels in read_source(path)][: a.limit]
     names = list(tree.nodes[: tree.leaves])
-    rows, parents, calibration, strange = [], [], [], []
+    rows, parents, calibration, strange, scales = [], [], [], [], []
     for bpp in a.bpp:
         codec = DeepSIC(model=a.model, head=a.head, bpp=bpp, transform="features", embedding=True, label_tile=EDGE)
         measured = Measured(codec.resolved(), images)
@@ -93,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
             parents.append([bpp, kind, *_parents(measured, scores, places, tree)])
             calibration += [[bpp, kind, *row] for row in _reliability(measured, scores, places, tree)]
+        if a.mosaics:
+            scales += [[bpp, *row] for row in _mosaics(codec.resolved(), a, tree)]
         if others:
             alone = Measured(codec.resolved(), others)
             for kind, scores in alone.scores.items():
@@ -103,33 +110,88 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n" + table(["target", "labels", "score", "classes", "mean score", "share that is right"], calibration))
     if strange:
         print("\n" + table(["target", "labels", "images of no class", "unknown at 0.5 %"], strange))
+    if scales:
+        print("\n" + table(["target", "label tile", "tiles", "top-1 %", "parent %"], scales))
+    if a.png:
+        _plot(a.png, calibration)
 
 
 def _labelled(tree: Tree, a: argparse.Namespace) -> tuple[list[Pixels], list[tuple[str, str]]]:
-    """Read images of classes of the tree; return them with data set and node."""
+    """Read images of classes of the tree; return them as chunks, with data set and node."""
+    images, places = _images(tree, a)
+    return [_tile(pixels) for pixels in images], places
+
+
+def _images(tree: Tree, a: argparse.Namespace) -> tuple[list[Pixels], list[tuple[str, str]]]:
     images, places = [], []
     for source in a.labels:
         named = [(tree.locate(Path(n).parent.name, Path(n).name), x) for n, x in read_source(source, a.split)]
         located = [(place, x) for place, x in named if place is not None]
         for place, pixels in located[:: max(1, len(located) // a.limit)] if a.limit else located:
-            images.append(_tile(pixels))
+            images.append(pixels)
             places.append(place)
     if not images:
         raise SystemExit("--labels: no image lies in a folder that the tree names")
     return images, places
 
 
+def _mosaics(codec: DeepSIC, a: argparse.Namespace, tree: Tree) -> list[list[Any]]:
+    """Return size, number, share that is right and share whose parent is right, of label tiles of several sizes."""
+    images, places = _images(tree, a)
+    large = np.flatnonzero([max(pixels.shape[:2]) > TILE for pixels in images])
+    chosen = np.random.default_rng(0).permutation(large)[: len(large) // 4 * 4][: 4 * a.mosaics].reshape(-1, 2, 2)
+    info = find_model(*codec.identity()[:1], head=codec.identity()[1])
+    right = {tile: np.zeros(3) for tile in TILES}
+    for group in chosen:
+        chunk = np.concatenate([np.concatenate([_square(images[i], SCENE) for i in row], 1) for row in group])
+        job = parse_payload(codec.encode(chunk), params=codec)
+        (cells,) = compute_cells([job], info, get_scheduler(info))
+        for tile in TILES:
+            scores = tile_labels(cells, info.vocabulary, *chunk.shape[:2], (tile, tile)).dense(
+                len(info.vocabulary.names)
+            )[0]
+            for (y, x), i in np.ndenumerate(group):
+                data_set, node = places[i]
+                classes = dict.fromkeys(tree.data_sets[data_set]["classes"].values())
+                known = [name for name in classes if name in info.vocabulary.known]
+                n = SCENE // tile
+                for one in scores[n * y : n * y + n, n * x : n * x + n].reshape(n * n, -1) if known else ():
+                    best = max(known, key=lambda name: one[list(info.vocabulary.members(name))].max())
+                    right[tile] += 1, best == node, tree.path(best)[-2:] == tree.path(node)[-2:]
+    return [[tile, int(n), *(100 * np.array(hits) / max(1, n))] for tile, (n, *hits) in right.items()]
+
+
 def _tile(pixels: Pixels) -> Pixels:
     """Return the centre of an image as one label tile; images of at most 64 pixels as they are."""
+    return pixels if max(pixels.shape[:2]) <= TILE else _square(pixels, EDGE)
+
+
+def _square(pixels: Pixels, edge: int) -> Pixels:
+    """Return the centre of an image, scaled."""
     from PIL import Image
 
     height, width = pixels.shape[:2]
-    if max(height, width) <= TILE:
-        return pixels
     size = min(height, width)
     y, x = (height - size) // 2, (width - size) // 2
-    scaled = Image.fromarray(pixels[y : y + size, x : x + size]).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+    scaled = Image.fromarray(pixels[y : y + size, x : x + size]).resize((edge, edge), Image.Resampling.BICUBIC)
     return np.asarray(scaled)
+
+
+def _plot(path: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Draw the shares that are right over mean scores."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5.5, 5), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="grey", linewidth=1, label="calibrated")
+    for bpp, kind in dict.fromkeys((row[0], row[1]) for row in rows):
+        points = [(row[4], row[5]) for row in rows if row[:2] == [bpp, kind]]
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"{kind}, {bpp:g} bpp")
+    axis.set(xlabel="mean score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axis.legend()
+    figure.savefig(path, dpi=100)
 
 
 def _accuracy(
@@ -201,6 +263,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--others", nargs="+", default=[], help="images of no class")
     parser.add_argument("--tree", default="", help="JSON of the tree (default: that of the packaged head)")
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.25, 0.5, 1.0])
+    parser.add_argument("--mosaics", type=int, default=0, help="chunks of 2 x 2 images for labels at several scales")
+    parser.add_argument("--png", help="file of a plot of the calibration")
     parser.add_argument("--limit", type=int, help="about as many images of each source")
     return parser.parse_args(argv)
 
