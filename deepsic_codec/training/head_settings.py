@@ -19,6 +19,7 @@ class HeadSettings:
     others: Sequence[str] = _option((), "images of no class")
     out: str = _option("head.safetensors", "head file; its stem is the name of the head")
     base: str = _option("base", "name of the model whose decoder the head is for")
+    head: str = _option("", "head for that decoder to start from (default: that of the model)")
     tree: str = _option("", "JSON file of the tree of classes (default: that of the packaged head)")
     exclude: Sequence[str] = _option(
         (), "nodes of the tree that the head is not to know: images of them and of what lies below are left out"

@@ -11,7 +11,7 @@ import torch
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.cpu.scheduler import CpuScheduler
 from deepsic_codec.model.file import HeadInfo, save_head
-from deepsic_codec.model.zoo import find_model
+from deepsic_codec.model.zoo import find_head, find_model
 from deepsic_codec.progress import Progress
 from deepsic_codec.training.head_data import LEAST_OTHER, Drawer, labelled, read_source
 from deepsic_codec.training.head_settings import HeadSettings
@@ -96,7 +96,8 @@ def draw_cells(
 def fit_head(s: HeadSettings, cells: Cells, report: Callable[[str], None] = print) -> HeadInfo:
     """Train a head on cells, fit the scale of its scores on held-out images, and write its file."""
     torch.set_num_threads(THREADS)
-    info, tree = find_model(s.base), cells.tree
+    model, tree = find_model(s.base), cells.tree
+    info = find_model(s.base, head=find_head(s.head, model.decoder)) if s.head else model
     known = Marks(tree, dict.fromkeys(ABSENT, 1.0))
     parts = [(share, list(parts_of(one))) for share, one in cells.sources]
     train, held = ([(share, part[i]) for share, part in parts] for i in (0, 1))

@@ -8,6 +8,7 @@ import pytest
 
 from deepsic_codec import config
 from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.zoo import HEAD_ALIASES, PACKAGED, find_head, find_model
 from deepsic_codec.training.tree import Tree
 from tests.common import check_rejects
@@ -168,6 +169,13 @@ def test_training_writes_a_head(tmp_path):
     assert info.head == head.head and info.values == 5
     assert info.vocabulary.classes == ("Oak", "Beech", "Sand", "Cat", "Wood", "Land", "Indoors")
     assert any("cells of 34 labelled images" in line for line in said), said
+    again = replace(settings, head="woods", steps=0, last_steps=0, out=str(tmp_path / "again.safetensors"))
+    train_head(again, report=str)
+    first, second, of_model = (
+        load_arrays(one)["head.hidden.weight"][5:].ravel()
+        for one in (info, find_model(model.name, head=find_head("again", model.decoder)), model)
+    )
+    assert np.corrcoef(first, second)[0, 1] > 0.99 > 0.5 > np.corrcoef(first, of_model)[0, 1]
     train_head(replace(settings, exclude=["Oak", "Indoors"], out=str(tmp_path / "less.safetensors")))
     less = find_model(model.name, head=find_head("less", model.decoder))
     assert less.vocabulary.classes == ("Beech", "Sand", "Wood", "Land") and less.values == 5
