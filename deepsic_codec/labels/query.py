@@ -26,7 +26,7 @@ from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, parent_and_name, url_of
 
 MAP_BYTES = 16  # of memory that a map takes for a tile, at most
-MAX_SHOWN = 1 << 20  # scores that a notebook reads to show labels
+MAX_SUMMARY = 1 << 20  # scores that a notebook reads to show labels
 MAX_ROWS = 12  # classes that it lists
 SUMMARY_SCORE = 0.5  # score from which on a summary counts a chunk for a class
 
@@ -105,7 +105,7 @@ class Labels:
             "tiles": tile,
             **html.about(self.stored),
         }
-        if len(self.vocabulary.known) * self.geometry.count > MAX_SHOWN:
+        if len(self.vocabulary.known) * self.geometry.count > MAX_SUMMARY:
             return html.table(rows | {"chunks of each label": "summary() counts them"})
         classes = {name: number for name, number in self.summary()["classes"].items() if number}
         largest = sorted(classes, key=lambda name: -classes[name])[:MAX_ROWS]

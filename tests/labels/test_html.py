@@ -57,7 +57,7 @@ def test_large_arrays_are_not_read(stub, monkeypatch):
 
 def test_a_large_index_is_not_read(stub, monkeypatch):
     labels = consolidate_labels(create_array({}, name="a", data=photograph(128, 192, 3), chunks=(64, 64, 3)))
-    monkeypatch.setattr(query, "MAX_SHOWN", 10)
+    monkeypatch.setattr(query, "MAX_SUMMARY", 10)
     monkeypatch.setattr(labels.index, "read", None)  # so that reading fails
     text = check_html(labels._repr_html_())
     assert "<img" not in text and "summary() counts them" in text
