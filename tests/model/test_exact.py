@@ -41,25 +41,23 @@ def images():
 
 @pytest.fixture(scope="module")
 def expected(runtime, images):
-    return coded(runtime, images)
+    return {quality: coded(runtime, images, quality) for quality in QUALITIES}
 
 
-def coded(runtime, images):
-    """Streams, label scores and pixels (both kinds) at several qualities."""
+def coded(runtime, images, quality):
+    """Pixels (both kinds), label scores and streams at a quality."""
+    encoded = runtime.encode(images, [quality] * len(images))
+    features, shapes = [e.features for e in encoded], [i.shape[:3] for i in images]
     out = []
-    for quality in QUALITIES:
-        encoded = runtime.encode(images, [quality] * len(images))
-        features, shapes = [e.features for e in encoded], [i.shape[:3] for i in images]
-        for q6 in (False, True):
-            out += runtime.decode(features, shapes, [quality] * len(images), [q6] * len(images))
-        out += [e.cells for e in encoded] + [np.frombuffer(f, np.uint8) for f in features]
-    return out
+    for q6 in (False, True):
+        out += runtime.decode(features, shapes, [quality] * len(images), [q6] * len(images))
+    return out + [e.cells for e in encoded] + [np.frombuffer(f, np.uint8) for f in features]
 
 
-def check(actual, expected):
-    assert len(actual) == len(expected)
-    for one, other in zip(actual, expected, strict=True):
-        assert one.dtype == other.dtype and np.array_equal(one, other)
+def check(runtime, images, expected, qualities):
+    for quality in qualities:
+        for one, other in zip(coded(runtime, images, quality), expected[quality], strict=True):
+            assert one.dtype == other.dtype and np.array_equal(one, other)
 
 
 @contextmanager
@@ -96,28 +94,27 @@ def precision(name):
 def test_settings_of_the_process_do_not_matter(runtime, images, expected, setting):
     assert runtime.model.exact
     with setting():
-        check(coded(runtime, images), expected)
+        check(runtime, images, expected, [50.0])
 
 
 def test_all_ways_of_computing_agree(images, expected, monkeypatch):
     """8-bit instructions, float32 and float64: no sum saturated, no partial sum was rounded."""
     monkeypatch.setattr(exact, "_has_int8", lambda kind: False)
-    check(coded(TorchScheduler(LoadedModel(find_model("base"))), images), expected)
+    check(TorchScheduler(LoadedModel(find_model("base"))), images, expected, QUALITIES[::2])
     monkeypatch.setattr(exact, "_float32_is_exact", lambda device: False)
     monkeypatch.setattr(exact, "_convolution_is_exact", lambda device: False)
-    check(coded(TorchScheduler(LoadedModel(find_model("base"))), images), expected)
+    check(TorchScheduler(LoadedModel(find_model("base"))), images, expected, QUALITIES[::2])
 
 
 def test_chunk_alone_and_in_a_batch_of_64(runtime):
     tiles = [eurosat_mosaic()[None, 8 * i : 8 * i + 64, 4 * i : 4 * i + 64] for i in range(64)]
-    alone = [coded(runtime, [tile]) for tile in tiles[::9]]
-    encoded = {q: runtime.encode(tiles, [q] * 64) for q in QUALITIES}
-    for tile, one in zip(range(0, 64, 9), alone, strict=True):
-        streams = [np.frombuffer(encoded[q][tile].features, np.uint8) for q in QUALITIES]
-        check(streams, one[3::4])
-    mixed = runtime.encode(tiles, [QUALITIES[i % 5] for i in range(64)])
-    for i in range(64):
-        assert mixed[i].features == encoded[QUALITIES[i % 5]][i].features
+    alike, mixed = (
+        runtime.encode(tiles, qualities) for qualities in ([50.0] * 64, [*QUALITIES] * 12 + [*QUALITIES[:4]])
+    )
+    for i in range(0, 64, 9):
+        for among, quality in ((alike, 50.0), (mixed, QUALITIES[i % 5])):
+            (alone,) = runtime.encode([tiles[i]], [quality])
+            assert among[i].features == alone.features and np.array_equal(among[i].cells, alone.cells)
     decoded = runtime.decode([e.features for e in mixed], [(1, 64, 64)] * 64, [QUALITIES[i % 5] for i in range(64)])
     for i in (0, 17, 63):
         one = runtime.decode([mixed[i].features], [(1, 64, 64)], [QUALITIES[i % 5]])[0]
