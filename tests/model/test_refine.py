@@ -125,10 +125,10 @@ def test_windows_share_out_the_grid(monkeypatch):
 
 @pytest.mark.parametrize("tune", ["mse", "ms-ssim"])
 def test_windows_cost_little(runtime, monkeypatch, tune):
-    image = np.ascontiguousarray(drone_frame()[600:851, 700:956])
+    image = np.ascontiguousarray(drone_frame()[600:747, 700:850])
     whole = cost(runtime, image, 50.0, 3, tune, tune)
     monkeypatch.setattr(refine, "WINDOW", 6)
-    assert cost(runtime, image, 50.0, 3, tune, tune) < 1.005 * whole
+    assert cost(runtime, image, 50.0, 3, tune, tune) < 1.0015 * whole  # 1.0028 and 1.0068 if windows had no halo
 
 
 @pytest.mark.parametrize("edge", [64, 157])
