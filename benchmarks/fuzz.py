@@ -685,7 +685,7 @@ def use_model(info: model_file.ModelInfo, stream: bytes) -> str:
                 raise Failure("a model cannot decode what it encoded") from None
             continue
         first, *again = (
-            scheduler.decode([features], [shape], [42.5], [True])[0] for _ in range(2 if features is stream else 1)
+            scheduler.decode([features], [shape], [42.5], [True])[0] for _ in range(1 if features is stream else 2)
         )
         (scores,) = scheduler.score([symbols], [shape], [42.5])
         if first.shape != image.shape or first.min() < 0 or first.max() > 255 * 64:
