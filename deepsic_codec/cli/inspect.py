@@ -66,7 +66,8 @@ def _print_system(as_json: bool) -> None:
     rows = {
         "versions": ", ".join(f"{name} {version}" for name, version in system["packages"].items() if version),
         "Python": f"{system['python']}, {system['platform']}",
-        "CPU": f"{cpu['name']}, products {cpu['instructions']}, {cpu['threads']} threads of {cpu['cores']} cores",
+        "CPU": f"{cpu['name']}, {cpu['threads']} threads of {cpu['cores']} cores",
+        "kernels": f"{cpu['kernels']}, products {cpu['instructions']}",
         "GPU": "not used: torch is not installed" if gpus is None else ", ".join(gpus) or "none",
         "networks run on": system["device"],
     }

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.payload.coders.numba_jit import jit
+from deepsic_codec.kernels import jit
 from deepsic_codec.payload.coders.subbands import band_step
 from deepsic_codec.payload.coders.wavelet import bands_of
 from deepsic_codec.payload.steps import step_of

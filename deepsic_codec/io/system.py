@@ -7,9 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-import llvmlite.binding
-
 from deepsic_codec import config
+from deepsic_codec.kernels import LIBRARY
 from deepsic_codec.model.cpu.dot import VARIANT
 from deepsic_codec.model.threads import host_threads
 
@@ -23,15 +22,16 @@ def describe_system() -> dict[str, Any]:
     -------
     dict
         `python` and `platform`; `packages`, the version of each, None for those that are missing; `cpu` with its name,
-        the instructions that multiply 8-bit integers, cores and threads in use; `device` in use; `gpus`, their names,
-        None without torch.
+        where its compiled functions come from, the instructions that multiply 8-bit integers, cores and threads in use;
+        `device` in use; `gpus`, their names, None without torch.
     """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": {
-            "name": llvmlite.binding.get_host_cpu_name(),
+            "name": _cpu_name(),
+            "kernels": f"library {LIBRARY.name}" if LIBRARY is not None else "compiled by numba",
             "instructions": VARIANT,
             "cores": os.cpu_count(),
             "threads": host_threads(),
@@ -39,6 +39,15 @@ def describe_system() -> dict[str, Any]:
         "device": config.device_in_use(loading=True),
         "gpus": _gpus(),
     }
+
+
+def _cpu_name() -> str:
+    with suppress(OSError), open("/proc/cpuinfo") as lines:  # Linux
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.kernels import jit
 from deepsic_codec.model.threads import parallel_map
-from deepsic_codec.payload.coders.numba_jit import jit
 
 BLOCK = 1 << 16  # tiles that a thread compares at a time
 PRECISION = 32767  # of the largest value of a direction, which is compared as int16

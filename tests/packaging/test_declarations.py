@@ -11,13 +11,13 @@ from tests.common import ROOT, run_python
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "deepsic_codec"
 MODULES = {
-    "llvmlite": "numba",
     "arro3": "arro3-io",
     "google_crc32c": "google-crc32c",
     "PIL": "pillow",
 }  # imported by another name than that of the package
 EXTRAS = {"distributed": "dask", "botocore": "s3", "pandas": "xarray"}  # come with a package of this extra
 GUESTS = {"dask", "pandas", "xarray"}  # checked for, or imported where arrays of these packages come in
+COMPILERS = {"llvmlite", "numba"}  # compile kernels where a wheel has none
 WITH_TORCH = {"triton"}  # comes with builds for CUDA, and is done without elsewhere
 
 
@@ -68,7 +68,7 @@ def test_extras():
     for path in PACKAGE.rglob("*.py"):
         if FLOOR.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), 0) <= FLOOR["archive"]:
             guests = GUESTS | ({"torch"} if PACKAGE / "model" in path.parents else set())
-            for top in {name.split(".")[0] for name in imported(path)} - WITH_TORCH - {"deepsic_codec"}:
+            for top in {name.split(".")[0] for name in imported(path)} - WITH_TORCH - COMPILERS - {"deepsic_codec"}:
                 package = MODULES.get(top, top)
                 assert top in sys.stdlib_module_names or package in declared or top in guests, f"{path} imports {top}"
     extras = PROJECT["optional-dependencies"]
@@ -85,6 +85,7 @@ def test_extras():
 # From the ground up. A module imports its own room and rooms below, nowhere what is above, in functions neither.
 LAYERS = (
     "reference errors config axes require _compat progress metrics",
+    "kernels",
     "payload",
     "model",
     "codec",

@@ -86,7 +86,7 @@ def test_nothing_is_written_beyond_the_output(shape, size):
     mask = np.random.default_rng(4).random(shape) < 0.5
     buffer, beyond = guarded(size)
     state = begin_encoding()
-    data = mask_coder._code_mask(False, mask.view(np.uint8), mask_coder.START.copy(), state, buffer)
+    data = mask_coder._code_mask(False, mask.view(np.uint8), state, buffer)
     assert (beyond == 165).all(), "written beyond the end of the output"
     assert finish_encoding(state, data) == encode_mask(mask)
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import int32
 from numpy.typing import NDArray
 
+from deepsic_codec.kernels import constant, float_jit, inline, inner, int32, jit
 from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, pack, padded, tile
 from deepsic_codec.model.exact.formats import (
     MODULATION_BITS,
@@ -22,7 +22,6 @@ from deepsic_codec.model.exact.formats import (
     STREAM_BITS,
     STREAM_MAX,
 )
-from deepsic_codec.payload.coders.numba_jit import float_jit, inline, inner, jit
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -87,7 +86,9 @@ def dense(
     total = bias.reshape(-1, len(weight)).astype(np.int64) - offset * weight.sum(1)
     biases[:, : len(weight)] = total.astype(np.int32)  # modulo 2^32, as all sums are
     shifts[: len(weight)] = shift
-    return Dense(pack(weight, signed), biases, shifts, padded(weight.shape[1], STEP) // STEP, len(weight))
+    steps = padded(weight.shape[1], STEP) // STEP
+    layer: Dense = constant(Dense(pack(weight, signed), biases, shifts, steps, len(weight)))
+    return layer
 
 
 def layer(tensors: Tensors, name: str, offset: int = 0, signed: bool = False) -> Dense:
@@ -111,13 +112,18 @@ def blocks(tensors: Tensors, name: str, count: int, channels: int) -> Blocks:
         ups, downs = [empty], [empty]
     up, down = ([np.stack([one[part] for one in layers]) for part in range(3)] for layers in (ups, downs))
     sizes = ups[0].steps, downs[0].steps
-    return Blocks(spatial, spatial_bias, up[0], up[1], up[2], down[0], down[1][:, 0], down[2], *sizes)
+    down_bias = np.ascontiguousarray(down[1][:, 0])
+    whole = Blocks(spatial, spatial_bias, up[0], up[1], up[2], down[0], down_bias, down[2], *sizes)
+    result: Blocks = constant(whole)
+    return result
 
 
 def modulation(tensors: Tensors, name: str, stem: Dense) -> Modulation:
     """Return a modulation; a pixel shuffle follows the stem if it has more outputs than there are factors."""
     parts = (tensors[f"{name}.{part}"].astype(np.int32) for part in ("scale", "offset"))
-    return Modulation(*(np.tile(part, (1, stem.outputs // part.shape[1])) for part in parts))
+    tiled = (np.tile(part, (1, stem.outputs // part.shape[1])) for part in parts)
+    result: Modulation = constant(Modulation(*tiled))
+    return result
 
 
 class Buffers(NamedTuple):

@@ -4,13 +4,14 @@ For a few positions at a time, one compiled loop gathers what the prior knows, c
 symbols if asked, and codes them. Nothing but streams and symbols leaves it.
 """
 
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import int32
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.kernels import constant, inner, int32, jit
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, sparse_tile, tile
 from deepsic_codec.model.cpu.layers import Dense, Tensors, dense, list_steps, narrow_rows, shifted
@@ -20,7 +21,6 @@ from deepsic_codec.model.family import below
 from deepsic_codec.model.logistic import INDEX_MAX, INDEX_MIDDLE, MEAN_LEVELS, MEAN_MAX, RATE_BITS
 from deepsic_codec.model.schedule import LINEAR, Step, schedule
 from deepsic_codec.payload.coders.contexts import CoderTables
-from deepsic_codec.payload.coders.numba_jit import inner, jit
 from deepsic_codec.payload.coders.symbols import (
     OUT_OF_RANGE,
     SYMBOL_BYTES,
@@ -282,7 +282,8 @@ class Prior:
         self._compand = np.ascontiguousarray(tensors["compand"], np.uint8)
         self._nets = [_step_tables(step, below(tensors, str(i))) for i, step in enumerate(self.steps)]
         tables = (rdo[name].astype(np.int32) for name in RateTables._fields) if rdo else (_NOTHING, _NOTHING)
-        self._rates = RateTables(*tables)
+        self._rates: RateTables = constant(RateTables(*tables))
+        self._local = threading.local()
 
     def encode(self, symbols: NDArray[np.int16], quality: int) -> bytes:
         """Encode the symbols (S,h,w,C) of a chunk at a whole quality."""
@@ -338,22 +339,28 @@ class Prior:
         steps: NDArray[np.float32] | None = None,
     ) -> None:
         s, h, w, _ = source.shape
-        grid = Grid(
-            source,
-            np.empty((0, 0, 0, 0), np.int32) if latents is None else latents,
-            np.empty(0, np.float32) if steps is None else steps,
-            np.zeros((s, h + 2, w + 2, self.latents), np.uint8),
-            np.full((s, h + 2, w + 2, self._signed), 128, np.uint8),
-            self._compand,
+        grid = constant(
+            Grid(
+                source,
+                np.empty((0, 0, 0, 0), np.int32) if latents is None else latents,
+                np.empty(0, np.float32) if steps is None else steps,
+                np.zeros((s, h + 2, w + 2, self.latents), np.uint8),
+                np.full((s, h + 2, w + 2, self._signed), 128, np.uint8),
+                self._compand,
+            )
         )
-        for step, (parts, offsets, net) in zip(self.steps, self._nets, strict=True):
+        of_coder = constant(coder.arguments())
+        works = vars(self._local).get("works")
+        if works is None:
+            works = self._local.works = [_work(*pair) for pair in zip(self.steps, self._nets, strict=True)]
+        for step, (parts, offsets, net), work in zip(self.steps, self._nets, works, strict=True):
             positions = step.positions(h, w)
-            total, progress, work = s * len(positions[0]), 0, _work(step, net)
+            total, progress = s * len(positions[0]), 0
             shape = (step.start, step.count, int(step.second), int(step.signed), offsets)
             while progress < total:
                 progress = _run_step(
-                    mode, progress, quality - 1, shape, parts, net, positions, grid, work, self._rates,
-                    coder.arguments(), coder.data,
+                    mode, progress, quality - 1, shape, parts, net, positions, grid, work, self._rates, of_coder,
+                    coder.data,
                 )  # fmt: skip
                 if progress < 0:
                     raise CorruptPayload(OUT_OF_RANGE)
@@ -390,7 +397,7 @@ def _step_tables(step: Step, tensors: Tensors) -> tuple[NDArray[np.int64], NDArr
     direct, direct_shift = np.zeros((0, 0), np.int32), np.zeros(0, np.int32)
     if step.signed:
         direct, direct_shift = tensors["direct"].astype(np.int32), mean - (DIRECT_BITS - HIDDEN_BITS)
-    net = StepTables(layers[0], layers[1], layers[2], mean_shift, index_shift, direct, direct_shift)
+    net = constant(StepTables(layers[0], layers[1], layers[2], mean_shift, index_shift, direct, direct_shift))
     return np.array(parts, np.int64).reshape(-1, 5), np.array(step.offsets, np.int64).reshape(-1, 2), net
 
 
@@ -399,21 +406,24 @@ def _half(shift: NDArray[Any]) -> NDArray[np.int32]:
     return (np.int32(1) << shift.astype(np.int32)) >> np.int32(1)
 
 
-def _work(step: Step, net: StepTables) -> Work:
+def _work(step: Step, tables: tuple[Any, Any, Any]) -> Any:
+    net = tables[2]
     inputs, width, outputs = net.first.steps, net.first.shift.size, net.out.shift.size
     rows, compact = np.zeros((1, POSITIONS, inputs), np.int32), np.zeros((1, ROWS * inputs), np.int32)
-    return Work(
-        rows,
-        rows.view(np.uint8).reshape(-1),
-        compact,
-        compact.view(np.uint8).reshape(-1),
-        np.zeros(inputs + 1, np.int32),
-        np.zeros((1, ROWS), np.int32),
-        np.zeros(POSITIONS * width, np.uint8),
-        np.zeros(POSITIONS * width, np.uint8),
-        np.zeros(POSITIONS * outputs, np.int32),
-        np.zeros(ROWS * BLOCK, np.int32),
-        np.zeros(POSITIONS * step.count, np.int16),
-        np.zeros(POSITIONS * step.count, np.uint8),
-        np.zeros(POSITIONS * step.count, np.int16),
+    return constant(
+        Work(
+            rows,
+            rows.view(np.uint8).reshape(-1),
+            compact,
+            compact.view(np.uint8).reshape(-1),
+            np.zeros(inputs + 1, np.int32),
+            np.zeros((1, ROWS), np.int32),
+            np.zeros(POSITIONS * width, np.uint8),
+            np.zeros(POSITIONS * width, np.uint8),
+            np.zeros(POSITIONS * outputs, np.int32),
+            np.zeros(ROWS * BLOCK, np.int32),
+            np.zeros(POSITIONS * step.count, np.int16),
+            np.zeros(POSITIONS * step.count, np.uint8),
+            np.zeros(POSITIONS * step.count, np.int16),
+        )
     )

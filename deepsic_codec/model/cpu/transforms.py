@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import int32
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
+from deepsic_codec.kernels import constant, inline, inner, int32, jit
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, WEIGHT_OFFSET, pack, padded, signed_tile, tile
 from deepsic_codec.model.cpu.layers import (
@@ -35,7 +35,6 @@ from deepsic_codec.model.exact.formats import (
     STEP_BITS,
     WIDE_MAX,
 )
-from deepsic_codec.payload.coders.numba_jit import inline, inner, jit
 from deepsic_codec.payload.constants import EMBEDDING_ZERO, LABEL_CELL, LATENT_STRIDE
 
 _WIDE, _PIXEL = int32(WIDE_MAX), int32(PIXEL_MAX)
@@ -92,18 +91,21 @@ def _row_buffers(width: int, latents: int, w8: int, w16: int) -> RowBuffers:
     rows, inputs = padded(width, ROWS), padded(latents, STEP)
     steps = np.zeros((4, rows, inputs // STEP), np.int32)
     compact = np.zeros((rows // ROWS, 4, ROWS * inputs // STEP), np.int32)
-    return RowBuffers(
-        steps.view(np.int8),
-        steps,
-        compact,
-        compact.view(np.int8),
-        np.zeros((rows // ROWS, inputs // STEP + 1), np.int32),
-        np.zeros((rows // ROWS, 4, ROWS), np.int32),
-        np.zeros((rows, 3 * LATENT_STRIDE**2), np.int16),
-        np.zeros((2, padded(2 * width, ROWS), 3 * 64), np.int16),
-        np.zeros(padded(2 * width, ROWS) * max(padded(w8, STEP), padded(w16, STEP)), np.uint8),
-        np.zeros((3, ROWS * BLOCK), np.int32),
+    memory: RowBuffers = constant(
+        RowBuffers(
+            steps.view(np.int8),
+            steps,
+            compact,
+            compact.view(np.int8),
+            np.zeros((rows // ROWS, inputs // STEP + 1), np.int32),
+            np.zeros((rows // ROWS, 4, ROWS), np.int32),
+            np.zeros((rows, 3 * LATENT_STRIDE**2), np.int16),
+            np.zeros((2, padded(2 * width, ROWS), 3 * 64), np.int16),
+            np.zeros(padded(2 * width, ROWS) * max(padded(w8, STEP), padded(w16, STEP)), np.uint8),
+            np.zeros((3, ROWS * BLOCK), np.int32),
+        )
     )
+    return memory
 
 
 @inline
@@ -281,7 +283,8 @@ class Synthesis:
         high = (wide + 64) >> 7
         # without the product of both low digits, in units of 128
         whole = dense(wide, parts["linear.bias"].astype(np.int64) >> 7, parts["linear.shift"].astype(np.int64) - 7)
-        self._linear = Wide(pack(high, True), pack(wide - (high << 7), True), whole.bias[0], whole.shift)
+        low = wide - (high << 7)
+        self._linear: Wide = constant(Wide(pack(high, True), pack(low, True), whole.bias[0], whole.shift))
         self._stem = layer(parts, "stem", signed=True)
         self._expand, self._out = (layer(parts, name, -READ_LOW) for name in ("expand", "out"))
         self._mod16, self._mod8 = modulation(parts, "mod16", self._stem), modulation(parts, "mod8", self._expand)

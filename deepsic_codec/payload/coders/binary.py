@@ -10,8 +10,8 @@ and high end of the interval, the decoder's value, the position in `data`. They 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.kernels import inline
 from deepsic_codec.payload.coders.interval import CODE_BITS, CODE_MAX
-from deepsic_codec.payload.coders.numba_jit import array_jit, inline
 
 TOP_SHIFT = CODE_BITS - 8
 EVEN = 32768  # probability of bits that are coded without a context
@@ -111,12 +111,10 @@ def code_mixed(decoding, bit, a, b, c, mixer, bias, weights, rate, limit, contex
     return error, bit, stream
 
 
-@array_jit
-def grown(data, used, room):
+def grown(data: NDArray[np.uint8], used: int, room: int) -> NDArray[np.uint8]:
     """Return an output of which `used` bytes are written, with room for `room` more bytes."""
     if used + room <= data.size:
         return data
-    grown = np.empty(2 * data.size + room, np.uint8)
-    for i in range(used):  # an assignment to a slice takes seconds to compile
-        grown[i] = data[i]
-    return grown
+    larger = np.empty(2 * data.size + room, np.uint8)
+    larger[:used] = data[:used]
+    return larger

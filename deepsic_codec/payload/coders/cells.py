@@ -7,9 +7,9 @@ Each value is that of the cell to the left, above, or in the slice before, or el
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.payload.coders.binary import code_single, grown
+from deepsic_codec.kernels import inline, jit
+from deepsic_codec.payload.coders.binary import code_single
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
-from deepsic_codec.payload.coders.numba_jit import array_jit, inline
 
 VALUE_BITS = 7
 LIMIT = 255  # observations that a context counts
@@ -23,15 +23,13 @@ def _code(decoding, bit, index, contexts, stream, data):
     return code_single(decoding, bit, index, 16, LIMIT, contexts, stream, data)
 
 
-@array_jit
+@jit
 def _code_cells(decoding, cells, contexts, state, data):
-    """Code `cells` uint8 (slices, rows, columns), which a decoder fills; returns the stream."""
+    """Code `cells` uint8 (slices, rows, columns), which a decoder fills."""
     stream = (state[0], state[1], state[2], state[3])
     slices, rows, columns = cells.shape
     for s in range(slices):
         for y in range(rows):
-            if not decoding:
-                data = grown(data, stream[3], columns * CELL_BYTES + 64)
             for x in range(columns):
                 before = cells[s - 1, y, x] if s > 0 else cells[s, 0, 0] if y + x > 0 else np.uint8(0)
                 above = cells[s, y - 1, x] if y > 0 else before
@@ -60,14 +58,13 @@ def _code_cells(decoding, cells, contexts, state, data):
                     node = 2 * node + (1 if bit else 0)
                 cells[s, y, x] = node - (1 << VALUE_BITS)
     state[0], state[1], state[2], state[3] = stream
-    return data
 
 
 def encode_cells(cells: NDArray[np.uint8]) -> bytes:
     """Encode values uint8 (slices, rows, columns) below 128."""
-    state = begin_encoding()
-    contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
-    return finish_encoding(state, _code_cells(False, cells.copy(), contexts, state, np.empty(4096, np.uint8)))
+    state, data = begin_encoding(), np.empty(cells.size * CELL_BYTES + 64, np.uint8)
+    _code_cells(False, np.array(cells), np.full(CONTEXTS, 1 << 31, np.uint32), state, data)
+    return finish_encoding(state, data)
 
 
 def decode_cells(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -8,9 +8,9 @@ coded under an adaptive probability chosen by ten neighbours, as in JBIG, and by
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.kernels import inline, jit
 from deepsic_codec.payload.coders.binary import code_single, grown
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding
-from deepsic_codec.payload.coders.numba_jit import array_jit, inline
 
 LIMIT = 255  # observations that a context counts
 # Contexts of pixels: the same pixel of the slice before, 3 + 5 + 2 neighbours. Three more code the kind of a slice.
@@ -37,53 +37,83 @@ def _code(decoding, bit, index, contexts, stream, data):
     return code_single(decoding, bit, index, 1, LIMIT, contexts, stream, data)
 
 
-@array_jit
-def _code_mask(decoding, mask, contexts, state, data):
-    """Code `mask` uint8 (S, H, W), which a decoder fills; returns the stream."""
+@jit
+def _code_slice(decoding, target, previous, plane, kind, contexts, state, data, first):
+    """Code a slice from a row on, and return the next row; not the last where `data` may be too short.
+
+    Parameters
+    ----------
+    decoding : bool
+        Whether to decode.
+    target : uint8 (H, W)
+        The mask, which a decoder fills.
+    previous, plane : uint8 (H + 2, W + 4)
+        The slice before, and this one, which both directions fill. Two rows above and two columns on either side are 0.
+    kind : int64 (3,)
+        Whether the slice equals the one before, else whether it is constant, and its value then: coded before row 0.
+    state, data : int64 (4,), uint8 (n,)
+        The stream.
+    first : int
+        The first row to code.
+    """
     stream = (state[0], state[1], state[2], state[3])
-    slices, height, width = mask.shape
-    # two rows above and two columns on either side are 0
-    previous = np.zeros((height + 2, width + 4), np.uint8)
-    plane = np.zeros((height + 2, width + 4), np.uint8)
-    for s in range(slices):
-        if not decoding:
-            data = grown(data, stream[3], 64)
-        same, constant, kind = True, True, mask[s, 0, 0] != 0
+    height, width = target.shape
+    if first == 0:
+        same, constant, value = True, True, target[0, 0] != 0
         if not decoding:
             for y in range(height):
                 for x in range(width):
-                    same = same and mask[s, y, x] == previous[y + 2, x + 2]
-                    constant = constant and mask[s, y, x] == mask[s, 0, 0]
+                    same = same and target[y, x] == previous[y + 2, x + 2]
+                    constant = constant and target[y, x] == target[0, 0]
         same, stream = _code(decoding, same, SAME, contexts, stream, data)
         if not same:
             constant, stream = _code(decoding, constant, CONSTANT, contexts, stream, data)
             if constant:
-                kind, stream = _code(decoding, kind, VALUE, contexts, stream, data)
-        for y in range(height):
-            row, up, upper, previous_row = plane[y + 2], plane[y + 1], plane[y], previous[y + 2]
-            if same:
-                row[:] = previous_row
-            elif constant:
-                row[2 : width + 2] = kind
-            else:
-                if not decoding:
-                    data = grown(data, stream[3], width * BIT_BYTES + 64)
-                a = np.int64(upper[2])
-                b = np.int64(up[2]) << 1 | np.int64(up[3])
-                c = np.int64(0)
-                target = mask[s, y]
-                for x in range(width):
-                    a = (a << 1 | np.int64(upper[x + 3])) & 7
-                    b = (b << 1 | np.int64(up[x + 4])) & 31
-                    i = np.int64(previous_row[x + 2]) << 10 | a << 7 | b << 2 | c
-                    bit = target[x] != 0
-                    bit, stream = _code(decoding, bit, i, contexts, stream, data)
-                    row[x + 2] = bit
-                    c = (c << 1 | np.int64(bit)) & 3
-            if decoding:
-                mask[s, y] = row[2 : width + 2]
-        previous, plane = plane, previous
+                value, stream = _code(decoding, value, VALUE, contexts, stream, data)
+        kind[0], kind[1], kind[2] = same, constant, value
+    y = first
+    while y < height and (decoding or stream[3] + width * BIT_BYTES + 64 <= data.size):
+        row, up, upper, previous_row, to = plane[y + 2], plane[y + 1], plane[y], previous[y + 2], target[y]
+        if kind[0]:
+            for x in range(2, width + 2):
+                row[x] = previous_row[x]
+        elif kind[1]:
+            for x in range(2, width + 2):
+                row[x] = kind[2]
+        else:
+            a = np.int64(upper[2])
+            b = np.int64(up[2]) << 1 | np.int64(up[3])
+            c = np.int64(0)
+            for x in range(width):
+                a = (a << 1 | np.int64(upper[x + 3])) & 7
+                b = (b << 1 | np.int64(up[x + 4])) & 31
+                i = np.int64(previous_row[x + 2]) << 10 | a << 7 | b << 2 | c
+                bit = to[x] != 0
+                bit, stream = _code(decoding, bit, i, contexts, stream, data)
+                row[x + 2] = bit
+                c = (c << 1 | np.int64(bit)) & 3
+        if decoding:
+            for x in range(width):
+                to[x] = row[x + 2]
+        y += 1
     state[0], state[1], state[2], state[3] = stream
+    return y
+
+
+def _code_mask(
+    decoding: bool, mask: NDArray[np.uint8], state: NDArray[np.int64], data: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Code a mask (S, H, W), which a decoder fills, and return the stream."""
+    _, height, width = mask.shape
+    contexts, kind = START.copy(), np.zeros(3, np.int64)
+    previous, plane = np.zeros((2, height + 2, width + 4), np.uint8)
+    for target in mask:
+        row = 0
+        while row < height:
+            if not decoding:
+                data = grown(data, int(state[3]), width * BIT_BYTES + 128)
+            row = _code_slice(decoding, target, previous, plane, kind, contexts, state, data, row)
+        previous, plane = plane, previous
     return data
 
 
@@ -92,7 +122,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> bytes:
     if mask.dtype != bool or mask.ndim != 3 or not mask.size:
         raise ValueError(f"expected a bool array (S, H, W) with pixels, got {mask.dtype} {mask.shape}")
     state = begin_encoding()
-    data = _code_mask(False, np.ascontiguousarray(mask).view(np.uint8), START.copy(), state, np.empty(4096, np.uint8))
+    data = _code_mask(False, np.ascontiguousarray(mask).view(np.uint8), state, np.empty(4096, np.uint8))
     return finish_encoding(state, data)
 
 
@@ -100,6 +130,6 @@ def decode_mask(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
     """Decode a mask of shape (S, H, W); raises CorruptPayload if the stream does not end with the last pixel."""
     state, stream = begin_decoding(data, "nodata")
     mask = np.zeros(shape, np.uint8)
-    _code_mask(True, mask, START.copy(), state, stream)
+    _code_mask(True, mask, state, stream)
     check_end(int(state[3]), stream.size, "nodata")
     return mask.view(np.bool_)

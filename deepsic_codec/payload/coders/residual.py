@@ -18,9 +18,11 @@ from deepsic_codec.payload.coders.residual_band import (
     BIAS_START,
     MIXERS,
     PLAIN_BYTES,
+    SAMPLE_BYTES,
     SIGNS,
     START,
     WEIGHT_BITS,
+    BandMemory,
     code_band,
     code_filter,
     code_mode,
@@ -120,23 +122,18 @@ class _Coder:
                 self.adaptive[c] = self.adaptive[c - 1]
             memory = self.adaptive[c], self.inputs, self.biases, self.bias_counts, self.mixers, self.contexts
             limits = np.int64(tops[c]), np.int64(step), np.int64(zero)
-            status, self.data, self.plain = code_band(
-                decoding,
-                samples[s, c],
-                mask[s, c],
-                work,
-                used,
-                weights,
-                errors,
-                planes.errors_before(s, c, mode),
-                memory,
-                limits,
-                self.state,
-                self.data,
-                self.plain,
-            )
-            if status:
-                raise CorruptPayload("residual section: a sample is outside the allowed range")
+            work[0, :3], errors[:] = 0, 0
+            rows, row = BandMemory.of(width), 0
+            while row < height:
+                if not decoding:
+                    self.data = grown(self.data, self.state[3], width * SAMPLE_BYTES + 64)
+                    self.plain = grown(self.plain, self.state[6], width * PLAIN_BYTES + 64)
+                row = code_band(
+                    decoding, samples[s, c], mask[s, c], work, used, weights, errors,
+                    planes.errors_before(s, c, mode), memory, limits, self.state, self.data, self.plain, rows, row,
+                )  # fmt: skip
+                if row < 0:
+                    raise CorruptPayload("residual section: a sample is outside the allowed range")
             planes.bands[s & 1, c] = work[0]
 
     def _choose(self, planes: _Planes, samples: NDArray[np.int32], s: int, c: int) -> tuple[int, NDArray[np.int64]]:

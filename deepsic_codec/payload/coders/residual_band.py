@@ -4,11 +4,13 @@ An adaptive filter and the mean error in the same surroundings correct the predi
 divided by the step, is binarised in units that follow its local size, and coded under adaptive contexts.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.payload.coders.binary import MIN_P, RECIPROCAL, code_mixed, code_single, grown
-from deepsic_codec.payload.coders.numba_jit import array_jit, inline, jit
+from deepsic_codec.kernels import inline, inner, jit
+from deepsic_codec.payload.coders.binary import MIN_P, RECIPROCAL, code_mixed, code_single
 from deepsic_codec.payload.coders.residual_filter import (
     MEAN_SCALE,
     TAPS,
@@ -119,7 +121,7 @@ def _code_plain(decoding, bits, n, state, plain):
     return bits, (buffer, buffered, position)
 
 
-@array_jit
+@jit
 def code_filter(decoding, weights, used, inherited, contexts, state, data, plain):
     """Code the weights of a band; returns 1 if the stream holds an impossible weight, else 0."""
     stream, plain_state = (state[0], state[1], state[2], state[3]), (state[4], state[5], state[6])
@@ -157,22 +159,23 @@ def code_filter(decoding, weights, used, inherited, contexts, state, data, plain
         bits, plain_state = _code_plain(decoding, bits, n + 1, plain_state, plain)
         size = (1 << n) | (bits >> 1)
         weights[t] = -size if bits & 1 else size
-    weights[used:] = 0
+    for t in range(used, weights.size):
+        weights[t] = 0
     state[0], state[1], state[2], state[3] = stream
     state[4], state[5], state[6] = plain_state
     return 0
 
 
-@array_jit
-def _predict_row(weights, used, planes, y, means, out):
+@inner
+def _predict_row(weights, used, planes, y, means, north, out):
     """Sum into `out`, float64, all products of the fixed filter but those of samples in the row itself.
 
     Sums of integers below 2**53 are exact in doubles, and compilers make vectors of them.
     """
     width = out.size
-    out[:] = 0
-    north = np.zeros(3, np.int64)
-    north[0] = weights[0] + weights[1] + weights[2]
+    for x in range(width):
+        out[x] = 0
+    north[0], north[1], north[2] = weights[0] + weights[1] + weights[2], 0, 0
     for t in range(WEST, used):
         weight = weights[t]
         if weight == 0:
@@ -195,7 +198,7 @@ def _predict_row(weights, used, planes, y, means, out):
                 out[x] -= factor * np.float64(row[x])
 
 
-@jit
+@inner
 def _code_row(decoding, flat, samples, masked, prepared, rows, before, shape, memory, state, data, plain):
     """Code a row of samples of one band; returns 0, or 1 if the stream holds an impossible sample."""
     stream, plain_state = (state[0], state[1], state[2], state[3]), (state[4], state[5], state[6])
@@ -382,7 +385,7 @@ def _code_row(decoding, flat, samples, masked, prepared, rows, before, shape, me
     return 0
 
 
-@jit
+@inner
 def _prepare_row(size_rows, before_rows, activity, near, with_before):
     """Fill the part of the local size that the rows above and the band before give, and the level of neighbours."""
     size_n, size_nn = size_rows
@@ -397,7 +400,7 @@ def _prepare_row(size_rows, before_rows, activity, near, with_before):
         near[x] = min(_level(north + 2 * previous) >> 1, 31)
 
 
-@jit
+@inner
 def _fill_masked(row, masked):
     """Give samples of a row without data the nearest value to the left, else to the right; return whether any is data.
 
@@ -420,9 +423,36 @@ def _fill_masked(row, masked):
     return True
 
 
-@array_jit
-def code_band(decoding, samples, masked, planes, used, weights, errors, before, memory, limits, state, data, plain):
-    """Code a band; returns (status, data, plain). Status 1: the stream holds an impossible sample.
+class BandMemory(NamedTuple):
+    """Memory for the rows of a band; `flat` is 1 as long as no row has had data."""
+
+    fixed: NDArray[np.float64]
+    means: NDArray[np.int64]
+    activity: NDArray[np.int64]
+    near: NDArray[np.int64]
+    north: NDArray[np.int64]
+    flat: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, width: int) -> "BandMemory":
+        """Return the memory for a band of a width, before its first row."""
+        means, activity, near = np.zeros((3, width), np.int64)
+        return cls(np.zeros(width), means, activity, near, np.zeros(3, np.int64), np.ones(1, np.int64))
+
+
+@inline
+def _fill(row, first, stop, value):
+    for x in range(first, stop):
+        row[x] = value
+
+
+@jit
+def code_band(
+    decoding, samples, masked, planes, used, weights, errors, before, memory, limits, state, data, plain, work, first
+):
+    """Code rows of a band; returns the next row, or -1 if the stream holds an impossible sample.
+
+    The next row is not the last where `data` or `plain` may be too short for it.
 
     Parameters
     ----------
@@ -431,32 +461,35 @@ def code_band(decoding, samples, masked, planes, used, weights, errors, before, 
     masked : bool (H, W)
         Samples that are not coded.
     planes : int32 (3, H + 4, W + 6)
-        Becomes the band, and has its references, with a border of 3, but one row below.
+        Becomes the band, and has its references, with a border of 3, but one row below. The first three rows of the
+        band are 0.
     used, weights
         Of the fixed filter.
     errors, before : int32 (2, H + 4, W + 4)
-        Become absolute errors, and errors of the fixed filter; those of the first reference.
+        Become absolute errors, and errors of the fixed filter, and are 0 at first; those of the first reference.
     memory : tuple
         Weights of the adaptive filter, and what all bands share: its inputs, mean errors, mixers, contexts.
     limits : tuple
         Largest sample, step, size of errors that become 0, all less the smallest sample.
+    work : BandMemory
+    first : int
+        The first row to code.
     """
     height, width = samples.shape
     plane, with_before = planes[0], used > USED[0]
-    fixed, means = np.empty(width), np.zeros(width, np.int64)
-    activity, near = np.empty(width, np.int64), np.empty(width, np.int64)
+    fixed, means, activity, near = work.fixed, work.means, work.activity, work.near
     top, step, zero = limits
     shape = weights[0], weights[1], weights[2], np.int64(2 if with_before else 3), top, step, zero, 65536 // step
-    flat = True
-    planes[0, :3], errors[:] = 0, 0
-    for y in range(height):
-        if not decoding:
-            data = grown(data, state[3], width * SAMPLE_BYTES + 64)
-            plain = grown(plain, state[6], width * PLAIN_BYTES + 64)
+    flat = work.flat[0] != 0
+    for y in range(first, height):
+        if not decoding and (
+            state[3] + width * SAMPLE_BYTES + 64 > data.size or state[6] + width * PLAIN_BYTES + 64 > plain.size
+        ):
+            return y
         row, row_n, row_nn = plane[y + 3], plane[y + 2], plane[y + 1]
-        row[:3] = row_n[3]
+        _fill(row, 0, 3, row_n[3])
         if not flat:
-            _predict_row(weights, used, planes, y + 3, means, fixed)
+            _predict_row(weights, used, planes, y + 3, means, work.north, fixed)
         sizes, bases = errors[0], errors[1]
         sizes_b, bases_b = before[0], before[1]
         size_rows = sizes[y + 1], sizes[y]
@@ -467,23 +500,27 @@ def code_band(decoding, samples, masked, planes, used, weights, errors, before, 
         if _code_row(
             decoding, flat, samples[y], masked[y], prepared, rows, rows_before, shape, memory, state, data, plain
         ):
-            return 1, data, plain
+            return -1
         if _fill_masked(row, masked[y]):
             if flat:
-                row[:3] = row[3]
-                plane[: y + 3] = row
+                _fill(row, 0, 3, row[3])
+                for above in range(y + 3):
+                    for x in range(row.size):
+                        plane[above, x] = row[x]
             add_row(means, row, flat)
             flat = False
+            work.flat[0] = 0
         elif flat:
-            row[:] = 0
+            _fill(row, 0, row.size, 0)
         else:
-            row[width + 3 :] = row[width + 2]
-            add_row(means, row, False)
-    plane[height + 3] = plane[height + 2]
-    return 0, data, plain
+            _fill(row, width + 3, row.size, row[width + 2])
+            add_row(means, row, flat)
+    for x in range(plane.shape[1]):
+        plane[height + 3, x] = plane[height + 2, x]
+    return height
 
 
-@array_jit
+@jit
 def code_mode(decoding, mode, state, plain):
     """Code how a band uses references."""
     mode, plain_state = _code_plain(decoding, mode, MODE_BITS, (state[4], state[5], state[6]), plain)

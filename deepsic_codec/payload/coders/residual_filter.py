@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.payload.coders.numba_jit import array_jit, jit
+from deepsic_codec.kernels import inner, jit
 
 _AROUND = ((0, 0), (0, -1), (0, 1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
@@ -42,7 +42,7 @@ MIN_SAMPLES = 256  # fewer are not worth a fit
 MEAN_REACH, MEAN_SHIFT, MEAN_SCALE = 8, 3, 4
 
 
-@array_jit
+@inner
 def add_row(means, row, first):
     """Let the means, int64 (W) in 1/16, follow a row of samples with a border of 3."""
     width = means.size
@@ -55,11 +55,12 @@ def add_row(means, row, first):
         total += np.int64(row[3 + min(x + 1 + MEAN_REACH, width - 1)]) - np.int64(row[3 + max(x - MEAN_REACH, 0)])
 
 
-@array_jit
-def _means(plane, ys, xs, out):
-    """Fill `out` with the means that the filter sees at samples (ys, xs) in row-major order; `plane` has a border."""
-    width = plane.shape[1] - 6
-    means = np.zeros(width, np.int64)
+@jit
+def _means(plane, ys, xs, means, out):
+    """Fill `out` with the means that the filter sees at samples (ys, xs) in row-major order; `plane` has a border.
+
+    `means` int64 (W,) is memory, of zeros.
+    """
     n = 0
     for y in range(plane.shape[0] - 4):
         while n < len(ys) and ys[n] == y:
@@ -99,12 +100,13 @@ def _sum_products(values, confidence, matrix, right):
                 matrix_row[j] += scaled * row[j]
 
 
-@array_jit
-def _solve(matrix, right):
-    """Solve a positive definite system, of which the lower half counts, by Cholesky's method in a fixed order."""
+@jit
+def _solve(matrix, right, lower, z):
+    """Solve a positive definite system, of which the lower half counts, by Cholesky's method in a fixed order.
+
+    `z` becomes the solution; `lower` float64 (n, n) is memory.
+    """
     n = len(right)
-    lower = np.zeros((n, n))
-    z = np.zeros(n)
     for i in range(n):
         for j in range(i + 1):
             total = matrix[i, j]
@@ -121,7 +123,6 @@ def _solve(matrix, right):
         for k in range(i + 1, n):
             total -= lower[k, i] * z[k]
         z[i] = total / lower[i, i]
-    return z
 
 
 def _confidence(activity: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -159,7 +160,7 @@ def fit(planes: NDArray[np.int32], used: int, inherited: NDArray[np.int64]) -> t
     if samples < total:  # a step that divides the width must not choose the same columns in each row
         column = (column + 7 * row) % width
     means = np.empty(samples, np.int64)
-    _means(planes[0], row, column, means)
+    _means(planes[0], row, column, np.zeros(width, np.int64), means)
     values = np.empty((samples, used + 1), np.int64)
     _inputs(planes, TAPS[:used], row, column, means, values)
     values = values[(row > 0) & values.any(axis=1)]  # nothing is learned where all is constant
@@ -206,7 +207,9 @@ def _fit_band(values: NDArray[np.int64]) -> NDArray[np.int64]:
         matrix, right = np.zeros((taps, taps)), np.zeros(taps)
         _sum_products(exact, confidence, matrix, right)
         matrix[np.diag_indices_from(matrix)] += np.floor(confidence.sum() / 64) + 1
-        weights = np.floor(_solve(matrix, right) * (1 << WEIGHT_SHIFT) + 0.5)
+        solution = np.zeros(taps)
+        _solve(matrix, right, np.zeros((taps, taps)), solution)
+        weights = np.floor(solution * (1 << WEIGHT_SHIFT) + 0.5)
         weights = np.clip(weights, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
         confidence = _confidence(activity // 4 + 2 * _errors(values, weights))
     return weights

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.kernels import constant, inline, inner, jit
 from deepsic_codec.payload.coders.binary import (
     EVEN,
     MIN_P,
@@ -27,7 +28,6 @@ from deepsic_codec.payload.coders.binary import (
     grown,
 )
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding, read_first
-from deepsic_codec.payload.coders.numba_jit import inline, jit
 from deepsic_codec.payload.coders.wavelet import DIAGONAL, HORIZONTAL, LOW, MAX_LEVELS, NORM_BITS, Band, bands_of
 from deepsic_codec.payload.quality_map import SPACING, QualityMap
 from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSA_BITS, MANTISSAS, PER_OCTAVE, STEPS, UNIT
@@ -340,7 +340,7 @@ def _costs(exact, quantiser, band, quiet, expectation, memory):
     return (zero, second, np.int64(0), low + 1) if zero < first else (first, second, low, low + 1)
 
 
-@jit
+@inner
 def _choose_row(coefficients, symbols, near, present, cells, settings, memory, work, row):
     """Choose the magnitudes of a row, by the Viterbi algorithm.
 
@@ -610,10 +610,10 @@ class _Coder:
         self._contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
         self._trellis = np.zeros(1, np.int64)
         self.lengths: list[int] = []
-        self._memory = self._contexts, MIXERS.ravel().copy(), self._trellis
+        self._memory = constant((self._contexts, MIXERS.ravel().copy(), self._trellis))
         row = np.zeros((3, planes.shape[3] + 2), np.int64)
         options, ways = np.zeros((planes.shape[3], 4), np.int64), np.zeros(planes.shape[3], np.int64)
-        self._work = *row, options, ways
+        self._work = constant((*row, options, ways))
 
     def run(
         self,

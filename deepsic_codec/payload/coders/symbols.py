@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.kernels import inline, jit
 from deepsic_codec.payload.coders.binary import EVEN, MIN_P, STRETCH_ONE, code_bit, code_mixed, code_single
 from deepsic_codec.payload.coders.contexts import (
     ESCAPE_BITS,
@@ -26,7 +27,6 @@ from deepsic_codec.payload.coders.contexts import (
     ContextLayout,
 )
 from deepsic_codec.payload.coders.interval import begin_encoding, check_end, finish_encoding, read_first
-from deepsic_codec.payload.coders.numba_jit import inline, jit
 
 SYMBOL_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 16)  # limit for one symbol: 16 bits for each bin
 SYMBOL_MAX = 32767

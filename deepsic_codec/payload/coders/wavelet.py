@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.payload.coders.numba_jit import array_jit, inner
+from deepsic_codec.kernels import inner, jit
 
 MAX_LEVELS, MIN_EDGE = 6, 12  # a plane with a shorter edge is not split
 #: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands. A constant plane keeps its value, and
@@ -90,7 +90,7 @@ def forward(plane: NDArray[np.int32]) -> NDArray[np.int32]:
     out = plane.astype(np.int32, order="C")
     sizes = list(_sizes(*plane.shape))
     for height, width in sizes[:-1]:
-        _split(out, height, width)
+        _split(out, np.empty((height, width), np.int32), np.empty((width, height), np.int32))
     return out
 
 
@@ -107,7 +107,7 @@ def inverse(bands: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
     """
     sizes = list(_sizes(*bands.shape))
     for height, width in sizes[halvings:-1][::-1]:
-        _join(bands, height, width)
+        _join(bands, np.empty((height, width), np.int32), np.empty((width, height), np.int32))
     height, width = sizes[halvings]
     return bands[:height, :width]
 
@@ -153,16 +153,15 @@ def _join_rows(x):
         _lift(x, 1 - n % 2, LIFTING[n], np.int64(-1))
 
 
-@array_jit
-def _split(out, height, width):
-    """Split the upper left part of a plane in place."""
+@jit
+def _split(out, part, turned):
+    """Split the upper left part of a plane in place, with memory (height, width) and (width, height) of its size."""
     # Columns are transformed as rows of the transpose, which keeps memory access in order.
-    part = np.empty((height, width), np.int32)
+    height, width = part.shape
     for y in range(height):
         for x in range(width):
             part[y, x] = out[y, x]
     _split_rows(part)
-    turned = np.empty((width, height), np.int32)
     half = (height + 1) // 2
     for y in range(height):
         target = y // 2 if y % 2 == 0 else half + y // 2
@@ -176,17 +175,16 @@ def _split(out, height, width):
             out[y, target] = turned[x, y]
 
 
-@array_jit
-def _join(out, height, width):
+@jit
+def _join(out, part, turned):
     """Undo `_split`."""
-    turned = np.empty((width, height), np.int32)
+    height, width = part.shape
     half = (width + 1) // 2
     for x in range(width):
         source = x // 2 if x % 2 == 0 else half + x // 2
         for y in range(height):
             turned[x, y] = out[y, source]
     _join_rows(turned)
-    part = np.empty((height, width), np.int32)
     half = (height + 1) // 2
     for y in range(height):
         source = y // 2 if y % 2 == 0 else half + y // 2

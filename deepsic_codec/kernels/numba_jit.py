@@ -2,7 +2,8 @@
 
 Numba counts references to an array wherever a variable is bound to it, and so at each call that it inlines. Counting
 takes one locked instruction for each reference. In coders that call several small functions for each bit, counting took
-more time than the coding, and threads that shared an array waited for one another. `jit` therefore switches it off.
+more time than the coding, and threads that shared an array waited for one another. Here it is switched off, and so
+compiled functions can create no arrays.
 
 Numba caches a compiled function until its own file changes. After a change in a function that is inlined into another
 file, such as those of `deepsic_codec.payload.coders.binary`, delete the folders `__pycache__`.
@@ -24,11 +25,9 @@ import numba
 
 try:
     from numba.core import caching
-    from numba.core.registry import CPUDispatcher
     from numba.core.serialize import dumps
 except ImportError:  # numba does not document these modules
     caching = None  # type: ignore[assignment]
-    CPUDispatcher = object  # type: ignore[assignment, misc]
 
 
 def _options() -> dict[str, Any]:
@@ -40,44 +39,28 @@ def _options() -> dict[str, Any]:
     return options | {"_nrt": False} if hasattr(CPUTargetOptions, "_nrt") else options
 
 
-def _cached(returns_arrays: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+#: Functions that Python calls, by module and name.
+ENTRIES: dict[str, Any] = {}
+
+
+def _cached(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles with numba and keeps the result, if there is a folder for it."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(**options)(function)
+        if not options.get("no_cpython_wrapper"):
+            ENTRIES[f"{function.__module__}.{function.__qualname__}"] = dispatcher
         if hasattr(dispatcher, "enable_caching"):  # not with NUMBA_DISABLE_JIT
-            if returns_arrays and type(dispatcher) is CPUDispatcher:
-                dispatcher.__class__ = _Interruptible
             try:
                 if caching is None:
                     dispatcher.enable_caching()
                 else:
                     dispatcher._cache = _cache_class()(function)
-                    dispatcher._cache.has_runtime = options.get("_nrt", True)
             except RuntimeError as error:
                 _warn_once(error)
         return dispatcher
 
     return decorate
-
-
-class _Interruptible(CPUDispatcher):
-    """A compiled function that ends in the KeyboardInterrupt that arrived within it.
-
-    Numba runs Python code to return an array. There, Python calls the handlers of signals that arrived meanwhile, and
-    what they raise becomes the cause of a SystemError.
-    """
-
-    def __call__(self, *arguments: Any) -> Any:
-        try:
-            return super().__call__(*arguments)
-        except SystemError as error:
-            cause: BaseException | None = error
-            while isinstance(cause, SystemError):
-                cause = cause.__cause__
-            if cause is None:
-                raise
-            raise cause from None
 
 
 def _cache_class() -> Any:
@@ -107,12 +90,9 @@ def _cache_class() -> Any:
 
     class Cache(base):
         _impl_class = Checked
-        has_runtime = True  # for functions that create arrays
 
         def load_overload(self, signature: Any, target: Any) -> Any:
             try:
-                if self.has_runtime:
-                    return super().load_overload(signature, target)
                 # Numba would first start its runtime and import all that compiling needs, which takes longer than to
                 # decode a chunk.
                 with self._guard_against_spurious_io_errors():
@@ -145,13 +125,8 @@ def _warn_once(error: Exception) -> None:
         )
 
 
-# For functions that create no array and return numbers, compiled without counting; the caller holds all arrays.
 jit: Any = _cached(**_options())
-# The same for functions that compiled code alone calls, which need no code to take Python's objects.
+# Functions that compiled code alone calls need no code to take Python's objects.
 inner: Any = _cached(no_cpython_wrapper=True, **_options())
-# The same, with multiplications and additions in one instruction, which is exact for integers below 2^24.
 float_jit: Any = _cached(fastmath={"contract"}, no_cpython_wrapper=True, **_options())
-# For functions that create arrays.
-array_jit: Any = _cached(returns_arrays=True, nogil=True)
-# For functions that are inlined into their callers.
 inline: Any = numba.njit(forceinline=True, **_options())
