@@ -20,11 +20,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from deepsic_codec.kernels.library import DESCRIPTION, FOLDER, SUFFIX, VARIANTS, machine, sources
+from deepsic_codec.kernels.library import (
+    DESCRIPTION,
+    FAILED,
+    FOLDER,
+    REFUSED,
+    SUFFIX,
+    VARIANTS,
+    machine,
+    sources,
+)
 
 #: CPUs that numba compiles for, and features beyond theirs that `model.cpu.dot_tiles` looks for.
 TARGETS = {
-    "avx512vnni": ("x86-64-v4", "+avx2,+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,+avx512vnni"),
+    "avx512vnni": (
+        "x86-64-v4",
+        "+avx2,+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,+avx512vnni,-prefer-256-bit",
+    ),
     "avx2": ("x86-64-v3", "+avx2,+fma"),
     "generic": ("generic", ""),
 }
@@ -44,6 +56,11 @@ MODULES = (
     "payload.coders.symbols",
     "payload.coders.wavelet",
 )
+#: Where the fields of an array, and of its dtype, lie behind the header of the object: a part of NumPy's binary
+#: interface, which `library.arrays_are_as_expected` checks.
+ARRAY = {"data": 0, "dimensions": 8, "shape": 16, "strides": 24, "dtype": 40, "flags": 48}
+DTYPE = {"byte order": 10, "number": 12}
+C_CONTIGUOUS, ALIGNED = 0x001, 0x100
 SIGNATURES = Path(__file__).parent / "signatures.json"
 
 
@@ -149,9 +166,10 @@ def compile_objects(path: Path, signatures: Path = SIGNATURES) -> None:
 def _compiled(dispatcher: Any, arguments: list[Any], symbol: str) -> tuple[str, str]:
     """Return a module of LLVM with a function of this name that calls a compiled function, and what it returns.
 
-    The function takes the address of words of 64 bits, as `library.Kernel` makes them from arguments, and the address
-    of a word for the result. It returns 0, or another number if the function failed.
+    The function takes the address of words of 64 bits, as `library.Packer` makes them from arguments. It returns a
+    word: the result, or `REFUSED` or `FAILED`.
     """
+    import numpy as np
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -162,52 +180,68 @@ def _compiled(dispatcher: Any, arguments: list[Any], symbol: str) -> tuple[str, 
     context, descriptor = result.target_context, result.fndesc
     library = context.codegen().create_library(symbol)
     module = library.create_ir_module(symbol)
-    word = ir.IntType(64)
-    kind = ir.FunctionType(ir.IntType(32), [word.as_pointer(), word.as_pointer()])
-    function = ir.Function(module, kind, symbol)
+    i8, i32, word = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+    function = ir.Function(module, ir.FunctionType(word, [word.as_pointer()]), symbol)
     builder = ir.IRBuilder(function.append_basic_block())
+    refused = function.append_basic_block()
+    ir.IRBuilder(refused).ret(word(REFUSED))
     read = iter(range(1 << 30))
 
     def next_word() -> Any:
         return builder.load(builder.gep(function.args[0], [word(next(read))]))
 
+    def at(address: Any, offset: int, kind: Any) -> Any:
+        return builder.load(builder.inttoptr(builder.add(address, word(offset)), kind.as_pointer()))
+
+    def expect(condition: Any) -> None:
+        accepted = function.append_basic_block()
+        builder.cbranch(condition, accepted, refused)
+        builder.position_at_end(accepted)
+
+    header, type_of_arrays = next_word(), next_word()
+
+    def array_of(one: Any) -> Any:
+        """Return an array from the address of its object, if it is of this type."""
+        address = next_word()
+        fields = builder.add(address, header)
+        expect(builder.icmp_unsigned("==", at(fields, -8, word), type_of_arrays))
+        expect(builder.icmp_unsigned("==", at(fields, ARRAY["dimensions"], i32), i32(one.ndim)))
+        flags = ALIGNED | (C_CONTIGUOUS if one.layout == "C" else 0)
+        expect(builder.icmp_unsigned("==", builder.and_(at(fields, ARRAY["flags"], i32), i32(flags)), i32(flags)))
+        of_dtype = builder.add(at(fields, ARRAY["dtype"], word), header)
+        dtype = np.dtype(str(one.dtype))
+        expect(builder.icmp_unsigned("==", at(of_dtype, DTYPE["number"], i32), i32(dtype.num)))
+        expect(builder.icmp_unsigned("==", at(of_dtype, DTYPE["byte order"], i8), i8(ord(dtype.byteorder))))
+        array = make_array(one)(context, builder)
+        data = builder.inttoptr(at(fields, ARRAY["data"], word), array.data.type)
+        shape, strides = (
+            [at(at(fields, ARRAY[name], word), 8 * i, word) for i in range(one.ndim)] for name in ("shape", "strides")
+        )
+        sizes, distances = (cgutils.pack_array(builder, values, ty=word) for values in (shape, strides))
+        populate_array(array, data, sizes, distances, word(dtype.itemsize), None)
+        return array._getvalue()
+
     def value_of(one: Any) -> Any:
         if isinstance(one, types.Array):
-            array = make_array(one)(context, builder)
-            address = builder.inttoptr(next_word(), array.data.type)
-            shape = [next_word() for _ in range(one.ndim)]
-            itemsize = word(context.get_abi_sizeof(context.get_data_type(one.dtype)))
-            if one.layout == "C":
-                strides = [itemsize]
-                for length in shape[:0:-1]:
-                    strides.insert(0, builder.mul(strides[0], length))
-                strides = strides[: one.ndim]
-            else:
-                strides = [next_word() for _ in range(one.ndim)]
-            sizes, distances = (cgutils.pack_array(builder, values, ty=word) for values in (shape, strides))
-            populate_array(array, address, sizes, distances, itemsize, None)
-            return array._getvalue()
+            return array_of(one)
         if isinstance(one, types.BaseTuple):
             parts: Any = one
             return context.make_tuple(builder, one, [value_of(part) for part in parts])
         if isinstance(one, types.NoneType):
             return context.get_dummy_value()
         to = context.get_value_type(one)
-        if isinstance(one, types.Float):
-            return builder.bitcast(next_word(), to)
         return next_word() if to == word else builder.trunc(next_word(), to)
 
     values = [value_of(one) for one in arguments]
     called = context.declare_function(module, descriptor)
     status, returned = context.call_conv.call_function(builder, called, descriptor.restype, descriptor.argtypes, values)
-    returns = "none"
-    if isinstance(descriptor.restype, (types.Integer, types.Boolean)):
-        returns = "bool" if isinstance(descriptor.restype, types.Boolean) else "int64"
-        signed = getattr(descriptor.restype, "signed", False)
-        if returned.type != word:
-            returned = builder.sext(returned, word) if signed else builder.zext(returned, word)
-        builder.store(returned, function.args[1])
-    builder.ret(builder.zext(status.is_error, ir.IntType(32)))
+    kind = descriptor.restype
+    returns = "bool" if isinstance(kind, types.Boolean) else "int64" if isinstance(kind, types.Integer) else "none"
+    if returns == "none":
+        returned = word(0)
+    elif returned.type != word:
+        returned = (builder.sext if getattr(kind, "signed", False) else builder.zext)(returned, word)
+    builder.ret(builder.select(status.is_error, word(FAILED), returned))
     library.add_ir_module(module)
     library.add_linking_library(result.library)
     library.finalize()

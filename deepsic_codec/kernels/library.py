@@ -1,8 +1,8 @@
 """Functions of a library that was compiled when the package was built (`deepsic_codec.kernels.build`).
 
 A library holds all compiled functions for one kind of CPU, named by `VARIANTS`. It depends neither on numba nor on the
-version of Python. Each function takes one array of 64-bit words, which say where its arguments are, and the library has
-a description of the arguments that it accepts.
+version of Python. Each function takes words of 64 bits, which say where its arguments are, and the library has a
+description of the arguments that it accepts.
 """
 
 import ctypes
@@ -14,12 +14,16 @@ import sys
 from collections.abc import Callable
 from functools import update_wrapper
 from hashlib import sha256
-from itertools import repeat
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+#: Bytes of what every object of Python begins with; its type comes last in them.
+HEADER = object.__basicsize__
+#: What a compiled function returns if its arguments are not those that it was compiled for, and if it failed.
+REFUSED, FAILED = -(1 << 63), 1 - (1 << 63)
 #: Folder of the libraries.
 FOLDER = Path(__file__).parent / "libraries"
 #: Names of libraries by instruction set of the CPU, best first, with the features of the CPU, as NumPy names them, that
@@ -35,8 +39,6 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 #: Symbol of the description in a library.
 DESCRIPTION = "deepsic_kernels"
-
-Words = list[int]
 
 
 def machine() -> str:
@@ -71,7 +73,7 @@ def load() -> "Library | None":
     The environment variable `DEEPSIC_KERNEL_LIBRARIES` is a folder of other libraries, or `none`.
     """
     setting = os.environ.get("DEEPSIC_KERNEL_LIBRARIES", "")
-    if setting == "none" or os.environ.get("NUMBA_BOUNDSCHECK") == "1":
+    if setting == "none" or os.environ.get("NUMBA_BOUNDSCHECK") == "1" or not arrays_are_as_expected():
         return None
     folder = Path(setting) if setting else FOLDER
     for name in fitting_variants():
@@ -106,8 +108,8 @@ class Library:
         overloads = []
         for one in self._kernels.get(f"{function.__module__}.{function.__qualname__}", []):
             entry = getattr(self._library, one["symbol"])
-            entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int32
-            overloads.append((entry, tuple(_parsed(argument) for argument in one["arguments"]), one["returns"]))
+            entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int64
+            overloads.append((entry, Packer(one["arguments"]), one["returns"]))
         return Kernel(function, overloads)
 
 
@@ -120,32 +122,41 @@ class Kernel:
         When called with arguments that it was not compiled for.
     """
 
-    def __init__(self, function: Callable[..., Any], overloads: list[tuple[Any, tuple[Any, ...], str]]) -> None:
+    def __init__(self, function: Callable[..., Any], overloads: list[tuple[Any, "Packer", str]]) -> None:
         update_wrapper(self, function)
         self.py_func, self._overloads = function, overloads
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function."""
-        for entry, accepted, returns in self._overloads:
-            words: Words = []
-            if len(accepted) != len(arguments) or not all(map(_append, repeat(words), accepted, arguments)):
+        result = self._call(arguments)
+        if result == REFUSED:
+            result = self._call(_plain(arguments))
+        if result == REFUSED:
+            kinds = ", ".join(map(_kind, arguments))
+            raise TypeError(f"{self.py_func.__qualname__} is not compiled for ({kinds})")
+        if result == FAILED:
+            raise RuntimeError(f"{self.py_func.__qualname__} failed")
+        return result
+
+    def _call(self, arguments: tuple[Any, ...]) -> Any:
+        """Return the result, `FAILED`, or `REFUSED`."""
+        for entry, packer, returns in self._overloads:
+            words = packer(arguments)
+            if words is None:
                 continue
-            words.append(0)  # the result
-            block = (ctypes.c_int64 * len(words))(*words)
-            address = ctypes.addressof(block)
-            if entry(address, address + 8 * (len(words) - 1)):
-                raise RuntimeError(f"{self.py_func.__qualname__} failed")
-            if returns == "none":
-                return None
-            return bool(block[-1] & 1) if returns == "bool" else block[-1]
-        raise TypeError(f"{self.py_func.__qualname__} is not compiled for {[_kind(value) for value in arguments]}")
+            result = entry(words)
+            if result != REFUSED:
+                if result == FAILED or returns == "int64":
+                    return result
+                return None if returns == "none" else result != 0
+        return REFUSED
 
 
 class Constant:
-    """A tuple for compiled functions whose arrays stay where they are, so that they are looked up once."""
+    """A tuple for compiled functions that many calls share: what says where its parts are is made once."""
 
     def __init__(self, values: Any) -> None:
-        self._values, self._words = values, {}  # type: Any, dict[int, Words | None]
+        self._values, self._words = values, {}  # type: Any, dict[Any, tuple[int, ...]]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._values, name)
@@ -156,77 +167,107 @@ class Constant:
     def __len__(self) -> int:
         return len(self._values)
 
-    def words(self, accepted: tuple[Any, ...]) -> Words | None:
-        """Return the words of the tuple as an argument, or None if it is not accepted."""
-        key = id(accepted)
-        if key not in self._words:
-            words: Words = []
-            self._words[key] = words if _append(words, accepted, self._values) else None
-        return self._words[key]
+    def words(self, of_tuple: Callable[[Any], tuple[int, ...]]) -> tuple[int, ...]:
+        """Return the words of the tuple, as a function gives them for an argument of one kind."""
+        known = self._words.get(of_tuple)
+        if known is None:
+            known = self._words[of_tuple] = of_tuple(self._values)
+        return known
 
 
-def _parsed(argument: Any) -> tuple[Any, ...]:
-    """Return an argument of a description in the form that `_append` takes."""
-    if isinstance(argument, list):
-        return "tuple", tuple(_parsed(part) for part in argument[1:])
-    if "[" in argument:
-        dtype, _, shape = argument[:-1].partition("[")
-        return "array", np.dtype(dtype), int(shape[:-1]), shape[-1] == "C"
-    return (argument,)
+class Packer:
+    """Turns arguments into the words that a compiled function reads, or None if their number or kinds do not fit.
+
+    An array becomes the address of its object: the function itself compares its type with what it was compiled for. A
+    tuple becomes the words of its parts, None none.
+    """
+
+    def __init__(self, arguments: list[Any]) -> None:
+        self._words = _words_of(arguments)
+        count = _count(arguments)
+        self._pack, self._size = struct.Struct(f"{2 + count}q").pack, count
+
+    def __call__(self, arguments: tuple[Any, ...]) -> bytes | None:
+        """Return the words, behind those that say how objects lie in memory."""
+        try:
+            return self._pack(HEADER, id(np.ndarray), *self._words(arguments))
+        except (TypeError, ValueError, IndexError, struct.error):
+            return None
 
 
-def _append(words: Words, accepted: tuple[Any, ...], value: Any) -> bool:
-    """Append the words of an argument; return whether it is accepted."""
-    kind = accepted[0]
-    if kind == "array":
-        if not isinstance(value, np.ndarray):
-            return False
-        _, dtype, ndim, contiguous = accepted
-        if value.dtype != dtype or value.ndim != ndim or (contiguous and not value.flags.c_contiguous):
-            return False
-        words.append(_address(value))
-        words += value.shape
-        if not contiguous:
-            words += value.strides
-        return True
-    if kind == "tuple":
-        if isinstance(value, Constant):
-            known = value.words(accepted)
-            if known is None:
-                return False
-            words += known
-            return True
-        parts = accepted[1]
-        if not isinstance(value, tuple) or len(value) != len(parts):
-            return False
-        return all(map(_append, repeat(words), parts, value))
-    if kind == "none":
-        return value is None
-    if kind == "bool":
-        if not isinstance(value, (bool, np.bool_)):
-            return False
-        words.append(int(value))
-        return True
-    if kind == "float64":
-        words.append(struct.unpack("q", struct.pack("d", value))[0])
-        return isinstance(value, (float, np.floating))
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        return False
-    words.append(int(value))
-    return True
+def _count(arguments: list[Any]) -> int:
+    """Return the number of words of arguments, or of the parts of a tuple."""
+    return sum(_count(one[1:]) if isinstance(one, list) else one != "none" for one in arguments)
 
 
-def _address(array: Any) -> int:
-    """Return where the samples of an array are."""
-    try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # faster than the other
-    except (TypeError, ValueError, BufferError):  # read-only, empty, not contiguous
-        return int(array.ctypes.data)
+def _words_of(arguments: list[Any]) -> Callable[[Any], tuple[int, ...]]:
+    """Return a function that returns the words of a tuple of arguments; it raises ValueError if they do not fit.
+
+    The function is made from its text, because a loop over the kinds of arguments takes as long as some of the
+    functions that are called.
+    """
+    names: dict[str, Any] = {"Constant": Constant, "integer": _integer, "boolean": _boolean, "nothing": _nothing}
+    parts: list[str] = []
+    for number, one in enumerate(arguments):
+        value = f"values[{number}]"
+        if isinstance(one, list):
+            names[f"of_{number}"] = _words_of(one[1:])
+            one_by_one = f"of_{number}({value})"
+            parts.append(f"*({value}.words(of_{number}) if type({value}) is Constant else {one_by_one})")
+        elif "[" in one:
+            parts.append(f"id({value})")
+        elif one == "none":
+            parts.append(f"*nothing({value})")
+        else:
+            parts.append(f"{'boolean' if one == 'bool' else 'integer'}({value})")
+    text = f"lambda values: ({''.join(part + ', ' for part in parts)}) if len(values) == {len(parts)} else wrong()"
+    names["wrong"] = _wrong
+    made: Callable[[Any], tuple[int, ...]] = eval(text, names)
+    return made
+
+
+def _wrong() -> Any:
+    raise ValueError
+
+
+def _integer(value: Any) -> Any:
+    return value if type(value) is int else index(value) if type(value) is not bool else _wrong()
+
+
+def _boolean(value: Any) -> int:
+    return int(value) if type(value) is bool or isinstance(value, np.bool_) else _wrong()
+
+
+def _nothing(value: Any) -> tuple[int, ...]:
+    return () if value is None else _wrong()
+
+
+def _plain(value: Any) -> Any:
+    """Return arguments whose arrays are of NumPy's own class, and of the usual one of equal types such as C's longs."""
+    if isinstance(value, np.ndarray):
+        return value.view(np.ndarray).view(np.dtype(value.dtype.str))
+    return tuple(map(_plain, value)) if type(value) is tuple else value
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return f"{value.dtype}[{value.ndim}]"
+        order = "" if value.flags.c_contiguous else ", strided"
+        return f"{value.dtype}[{value.ndim}{order}]"
     if isinstance(value, tuple):
         return f"({', '.join(map(_kind, value))})"
     return type(value).__name__
+
+
+def arrays_are_as_expected() -> bool:
+    """Return whether arrays lie in memory as compiled functions read them; see `build.ARRAY`."""
+    if sys.implementation.name != "cpython":
+        return False
+    array = np.zeros((5, 7), np.int16)[:, ::2]
+    words = ctypes.cast(id(array) + HEADER, ctypes.POINTER(ctypes.c_int64))
+    dimensions, strides = (ctypes.cast(words[i], ctypes.POINTER(ctypes.c_int64)) for i in (2, 3))
+    expected = array.ctypes.data, array.ndim, [*array.shape], [*array.strides], id(array.dtype)
+    actual = words[0], words[1] & 0xFFFFFFFF, dimensions[:2], strides[:2], words[5]
+    of_dtype = ctypes.cast(id(array.dtype) + HEADER, ctypes.POINTER(ctypes.c_int64))
+    type_number = of_dtype[1] >> 32
+    flags = words[6] & 0x101
+    return actual == expected and type_number == array.dtype.num and flags == 0x100
