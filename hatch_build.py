@@ -1,8 +1,9 @@
 """Compile the kernels when a wheel is built (`deepsic_codec/kernels/build.py`).
 
-The environment variable DEEPSIC_BUILD_KERNELS names the libraries that a wheel gets, such as `avx2,generic`; without
-it, there is one for each kind of CPU of this machine. `none` makes a wheel without any. Such a wheel, one that is built
-where there is no C compiler, and an editable installation depend on numba, which compiles when they run.
+A wheel gets a library for the CPU that builds it, and depends on numba, which compiles when it runs on another. With
+the environment variable DEEPSIC_BUILD_KERNELS set to `all`, it gets one for each kind of CPU of this architecture, as a
+wheel to be distributed should, and needs no numba. `none` makes a wheel without any, as it is where there is no C
+compiler, and as editable installations are.
 """
 
 import os
@@ -23,22 +24,27 @@ class KernelsHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build the libraries."""
-        names = os.environ.get("DEEPSIC_BUILD_KERNELS", "")
-        if version == "editable" or names == "none":
+        chosen = os.environ.get("DEEPSIC_BUILD_KERNELS", "")
+        if chosen != "all":
             build_data["dependencies"].append(NUMBA)
+        if version == "editable" or chosen == "none":
             return
         sys.path.insert(0, self.root)
         from deepsic_codec.kernels.build import build, host_variants
+        from deepsic_codec.kernels.library import fitting_variants
 
         self._scratch = tempfile.TemporaryDirectory()
-        variants = names.split(",") if names else host_variants()
+        variants = host_variants() if chosen == "all" else fitting_variants()[:1]
+        if not variants:  # of another architecture
+            return
         self.app.display_waiting(f"compiling kernels for {', '.join(variants)}: about a minute")
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 paths = list(pool.map(lambda name: build(name, Path(self._scratch.name)), variants))
         except RuntimeError as error:
-            self.app.display_warning(f"{error}; the wheel needs numba, which compiles when it runs")
-            build_data["dependencies"].append(NUMBA)
+            if chosen == "all":
+                raise
+            self.app.display_warning(f"{error}; numba will compile them when they are called")
             return
         for path in paths:
             build_data["force_include"][str(path)] = f"deepsic_codec/kernels/libraries/{path.name}"
