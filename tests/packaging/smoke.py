@@ -18,11 +18,12 @@ from deepsic_codec.errors import MissingPackage
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import eurosat_mosaic
 
-OPTIONAL = ("PIL", "dask", "imagecodecs", "matplotlib", "pytest", "rasterio", "rich", "tifffile", "torch", "xarray")
+OPTIONAL = ("PIL", "dask", "imagecodecs", "matplotlib", "numba", "pytest", "rasterio", "rich", "tifffile", "torch", "xarray")
 
 CONTENTS = (
     "deepsic_codec/models/base-89eaa6c0.safetensors",
     "deepsic_codec/model/device_coder/coder.cu",
+    "deepsic_codec/kernels/libraries/generic.so",
     "deepsic_codec/py.typed",
     "deepsic_codec/data/ATTRIBUTION.md",
     "deepsic_codec/data/eurosat-mosaic.png",

@@ -11,6 +11,7 @@ from tests.common import ROOT, run_python
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "deepsic_codec"
 MODULES = {
+    "llvmlite": "numba",
     "arro3": "arro3-io",
     "google_crc32c": "google-crc32c",
     "PIL": "pillow",
