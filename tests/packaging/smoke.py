@@ -18,7 +18,10 @@ from deepsic_codec.errors import MissingPackage
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import eurosat_mosaic
 
-OPTIONAL = ("PIL", "dask", "imagecodecs", "matplotlib", "numba", "pytest", "rasterio", "rich", "tifffile", "torch", "xarray")
+OPTIONAL = (
+    *("PIL", "dask", "imagecodecs", "llvmlite", "matplotlib", "numba", "pytest", "rasterio", "rich", "tifffile"),
+    *("torch", "xarray"),
+)
 
 CONTENTS = (
     "deepsic_codec/models/base-89eaa6c0.safetensors",
