@@ -5,8 +5,9 @@
 
 Every figure is the median of `--repeats` new processes, from their first line on: Python's own start is not in it.
 *Cold* has no compiled code of numba's yet, as after an installation: with the package's libraries of compiled kernels,
-and without; all others find it in the cache where there are no libraries. Other load on the machine adds to the seconds, and hardly to those of CPU. Where torch and the driver of a GPU are installed, torch is
-imported to ask for the GPU, unless DEEPSIC_DEVICE=cpu. With `--against`, another commit runs in turn with this one.
+and without; all others find it in the cache where there are no libraries. Other load on the machine adds to the
+seconds, and hardly to those of CPU. Where torch and the driver of a GPU are installed, torch is imported to ask for the
+GPU, unless DEEPSIC_DEVICE=cpu. With `--against`, another commit runs in turn with this one.
 """
 
 import argparse
@@ -127,7 +128,8 @@ def conclusion(times: dict[str, float], cold: float) -> str:
         f"{'kept' if light < IMPORT_LIMIT else 'NOT kept'}). First decode: {first:.2f} s (limit {DECODE_LIMIT:g}: "
         f"{'kept' if first < DECODE_LIMIT else 'NOT kept'}), of which zarr's import is about {zarr:.2f}, decoding "
         f"itself {again:.2f}, and model file, compiled code and the rest {rest:.2f}. Once after an installation, "
-        f"the first encode and decode take {cold:.2f} s together (limit {COLD_LIMIT:g}: {'kept' if cold < COLD_LIMIT else 'NOT kept'})."
+        f"the first encode and decode take {cold:.2f} s together (limit {COLD_LIMIT:g}: "
+        f"{'kept' if cold < COLD_LIMIT else 'NOT kept'})."
     )
 
 
