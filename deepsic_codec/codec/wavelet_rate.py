@@ -1,5 +1,6 @@
 """Estimates of the bytes and of the error of quantised coefficients, in integers."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,58 +31,70 @@ BITS: Any = _bits_table()
 
 
 @jit
-def _bits(coefficients, step):
-    """Return estimated bits in 1/256 of a band of coefficients (height, width)."""
-    height, width = coefficients.shape
+def _bits(coefficients, bands, steps):
+    """Return estimated bits in 1/256 of coefficients (planes, height, width).
+
+    `bands` int64 (n, 4) has the first row and column, height and width of each band, `steps` int64 (n,) its step.
+    """
     total = np.int64(0)
-    for y in range(0, height, BLOCK):
-        for x in range(0, width, BLOCK):
-            size, count, signs = np.int64(0), np.int64(0), np.int64(0)
-            for row in range(y, min(y + BLOCK, height)):
-                for column in range(x, min(x + BLOCK, width)):
-                    exact = (abs(np.int64(coefficients[row, column])) << 24) // step
-                    magnitude = (exact + 256 - ROUND_UP) >> 8
-                    size += magnitude
-                    count += 1
-                    signs += magnitude > 0
-            mean, octaves = 16 * size // count, np.int64(0)
-            while mean >= TABLE:
-                mean >>= 1
-                octaves += 256
-            total += count * (BITS[mean] + octaves) + 256 * signs
+    for plane in range(coefficients.shape[0]):
+        for n in range(len(steps)):
+            top, left, height, width = bands[n, 0], bands[n, 1], bands[n, 2], bands[n, 3]
+            for y in range(0, height, BLOCK):
+                for x in range(0, width, BLOCK):
+                    size, count, signs = np.int64(0), np.int64(0), np.int64(0)
+                    for row in range(y, min(y + BLOCK, height)):
+                        for column in range(x, min(x + BLOCK, width)):
+                            exact = (abs(np.int64(coefficients[plane, top + row, left + column])) << 24) // steps[n]
+                            magnitude = (exact + 256 - ROUND_UP) >> 8
+                            size += magnitude
+                            count += 1
+                            signs += magnitude > 0
+                    mean, octaves = 16 * size // count, np.int64(0)
+                    while mean >= TABLE:
+                        mean >>= 1
+                        octaves += 256
+                    total += count * (BITS[mean] + octaves) + 256 * signs
     return total
 
 
 @jit
-def _error(coefficients, step):
-    """Return the sum of squared errors of a band of coefficients in 2^-16 of a squared step."""
+def _error(coefficients, bands, steps):
+    """Return the sum of squared errors in 2^-16 of a squared step of the band; arguments as for `_bits`."""
     total = np.int64(0)
-    for row in range(coefficients.shape[0]):
-        for column in range(coefficients.shape[1]):
-            exact = (abs(np.int64(coefficients[row, column])) << 24) // step
-            difference = exact - (((exact + 256 - ROUND_UP) >> 8) << 8)
-            total += difference * difference
+    for plane in range(coefficients.shape[0]):
+        for n in range(len(steps)):
+            top, left, height, width = bands[n, 0], bands[n, 1], bands[n, 2], bands[n, 3]
+            for row in range(top, top + height):
+                for column in range(left, left + width):
+                    exact = (abs(np.int64(coefficients[plane, row, column])) << 24) // steps[n]
+                    difference = exact - (((exact + 256 - ROUND_UP) >> 8) << 8)
+                    total += difference * difference
     return total
+
+
+@lru_cache(maxsize=256)
+def _bands(height: int, width: int) -> NDArray[np.int64]:
+    return np.array([(band.y, band.x, band.height, band.width) for band in bands_of(height, width)], np.int64)
+
+
+@lru_cache(maxsize=256)
+def _steps(code: int, height: int, width: int) -> NDArray[np.int64]:
+    return np.array([max(1, band_step(code, band)) for band in bands_of(height, width)], np.int64)
+
+
+def _arguments(coefficients: NDArray[np.int32], code: int) -> tuple[NDArray[np.int32], Any, Any]:
+    height, width = coefficients.shape[2:]
+    planes = np.ascontiguousarray(coefficients).reshape(-1, height, width)
+    return planes, _bands(height, width), _steps(code, height, width)
 
 
 def estimated_bytes(coefficients: NDArray[np.int32], code: int) -> float:
     """Return about how many bytes coefficients (slices, components, height, width) take with the step of a code."""
-    bits = 0
-    for planes in coefficients:
-        for plane in planes:
-            for band in bands_of(*plane.shape):
-                part = plane[band.y : band.y + band.height, band.x : band.x + band.width]
-                bits += int(_bits(part, max(1, band_step(code, band))))
-    return bits / (8 * 256)
+    return int(_bits(*_arguments(coefficients, code))) / (8 * 256)
 
 
 def estimated_error(coefficients: NDArray[np.int32], code: int) -> float:
     """Return about which root mean square error the step of a code leaves, in units of the components."""
-    total, size = 0, 0
-    for planes in coefficients:
-        for plane in planes:
-            for band in bands_of(*plane.shape):
-                part = plane[band.y : band.y + band.height, band.x : band.x + band.width]
-                total += int(_error(part, max(1, band_step(code, band))))
-                size += part.size
-    return TRELLIS * step_of(code) * (total / size) ** 0.5 / (1 << 8)
+    total = int(_error(*_arguments(coefficients, code)))
+    return TRELLIS * step_of(code) * (total / coefficients.size) ** 0.5 / (1 << 8)
