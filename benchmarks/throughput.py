@@ -14,6 +14,7 @@ speeds, and hardly the seconds of CPU.
 """
 
 import argparse
+import json
 import os
 import resource
 import subprocess
@@ -92,7 +93,7 @@ import json, sys, time
 import numpy as np
 from deepsic_codec import DeepSIC
 chunks, quality, batch, threads = list(np.load(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-codec, figures = DeepSIC(quality=quality), {}
+codec, figures = DeepSIC(quality=quality, **json.loads(sys.argv[5])), {}
 batches = [chunks[i : i + batch] for i in range(0, len(chunks), batch)]
 payloads = [codec.encode_batch(part) for part in batches]
 [codec.decode_batch(part) for part in payloads]
@@ -128,7 +129,9 @@ def compared(chunks: list[Pixels], args: argparse.Namespace) -> Iterator[str]:
     pair, quality = against.sides(args), str(args.quality)
 
     def measured(code: str, repeats: int, arguments: list[str], threads: int) -> str:
-        both = {side.name: arguments for side in pair}
+        # A commit that has no transforms uses features.
+        parameters = ["{}", json.dumps({"transform": args.transform} if args.transform else {})]
+        both = {side.name: [*arguments, more] for side, more in zip(pair, parameters, strict=True)}
         return against.comparison(against.in_turn(pair, code, repeats, both, DEEPSIC_THREADS=str(threads)), pair)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -347,6 +350,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     against.add_arguments(parser)
+    text = "with --against: transform of this checkout, where the other commit knows features only"
+    parser.add_argument("--transform", choices=("features", "wavelet"), help=text)
     parser.add_argument("--memory-of-frame", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
