@@ -171,12 +171,14 @@ def _skip_machine_code() -> None:
     """
     from numba.core import codegen, lowering
 
-    library, compiler = (getattr(codegen, name, None) for name in ("JITCodeLibrary", "JITCPUCodegen"))
+    library: Any = getattr(codegen, "JITCodeLibrary", None)
+    compiler: Any = getattr(codegen, "JITCPUCodegen", None)
+    lower: Any = lowering.Lower
     if library is not None and hasattr(compiler, "set_env"):
         library._finalize_specific = lambda self: None
         library.get_pointer_to_function = lambda self, name: 0
         compiler.set_env = lambda self, name, environment: None
-        lowering.Lower.create_cpython_wrapper = lambda self, release_gil=False: None
+        lower.create_cpython_wrapper = lambda self, release_gil=False: None
 
 
 def _compiled(dispatcher: Any, arguments: list[Any], symbol: str) -> tuple[str, str]:
