@@ -12,6 +12,7 @@ it ends: run the tests with it after a change of arguments.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -274,6 +275,9 @@ def build(variant: str, folder: Path, signatures: Path = SIGNATURES) -> Path:
     RuntimeError
         If it cannot be compiled or linked.
     """
+    linker = os.environ.get("CC", "cc").split()
+    if shutil.which(linker[0]) is None:
+        raise RuntimeError(f"the library {variant} cannot be built: there is no C compiler {linker[0]}")
     cpu, features = TARGETS[variant]
     settings = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "DEEPSIC_KERNEL_LIBRARIES": "none"}
     folder.mkdir(parents=True, exist_ok=True)
@@ -285,7 +289,7 @@ def build(variant: str, folder: Path, signatures: Path = SIGNATURES) -> Path:
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         commands = [
             [sys.executable, "-m", "deepsic_codec.kernels.build", "--object", str(part), str(signatures)],
-            [*os.environ.get("CC", "cc").split(), "-shared", "-o", str(linked), str(part), "-lm"],
+            [*linker, "-shared", "-o", str(linked), str(part), "-lm"],
         ]
         for command in commands:
             try:

@@ -149,14 +149,14 @@ class Standardised:
     @torch.no_grad()
     def enter(self, head: SemanticHead) -> None:
         """Change the hidden layer, in place, so that it gives for standardised values what it gave for others."""
-        head.hidden.bias += head.hidden.weight @ self.mean
-        head.hidden.weight *= self.deviation
+        head.hidden.bias.add_(head.hidden.weight @ self.mean)
+        head.hidden.weight.mul_(self.deviation)
 
     @torch.no_grad()
     def leave(self, head: SemanticHead) -> None:
         """Change the layer back, in place."""
-        head.hidden.weight /= self.deviation
-        head.hidden.bias -= head.hidden.weight @ self.mean
+        head.hidden.weight.div_(self.deviation)
+        head.hidden.bias.sub_(head.hidden.weight @ self.mean)
 
 
 def _matrices(kernels: Tensor, h: int, w: int) -> Tensor:

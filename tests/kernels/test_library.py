@@ -157,3 +157,10 @@ def test_every_function_that_python_calls_has_types():
     entries = run_python(code, DEEPSIC_KERNEL_LIBRARIES="none").split()
     assert sorted(entries) == sorted(names)
     assert not [name for name, overloads in names.items() if not overloads]
+
+
+def test_without_a_compiler_nothing_is_built(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    with pytest.raises(RuntimeError, match="no C compiler no-such-compiler"):
+        build.build("generic", tmp_path / "libraries")
+    assert not (tmp_path / "libraries").exists()
