@@ -10,7 +10,7 @@ import torch
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.cpu.scheduler import CpuScheduler
-from deepsic_codec.model.file import HeadInfo, save_head
+from deepsic_codec.model.file import HeadInfo, ModelInfo, save_head
 from deepsic_codec.model.zoo import find_head, find_model
 from deepsic_codec.progress import Progress
 from deepsic_codec.training.head_data import LEAST_OTHER, Drawer, labelled, read_source
@@ -36,6 +36,7 @@ def train_head(s: HeadSettings, report: Callable[[str], None] = print, progress:
     ModelNotFound
         If there is no such model.
     """
+    _start(s)  # before what takes long
     cells = draw_cells(s, Tree.read(s.tree or PACKAGED).without(s.exclude), report, progress)
     return fit_head(s, cells, report)
 
@@ -96,8 +97,7 @@ def draw_cells(
 def fit_head(s: HeadSettings, cells: Cells, report: Callable[[str], None] = print) -> HeadInfo:
     """Train a head on cells, fit the scale of its scores on held-out images, and write its file."""
     torch.set_num_threads(THREADS)
-    model, tree = find_model(s.base), cells.tree
-    info = find_model(s.base, head=find_head(s.head, model.decoder)) if s.head else model
+    info, tree = _start(s), cells.tree
     known = Marks(tree, dict.fromkeys(ABSENT, 1.0))
     parts = [(share, list(parts_of(one))) for share, one in cells.sources]
     train, held = ([(share, part[i]) for share, part in parts] for i in (0, 1))
@@ -112,6 +112,12 @@ def fit_head(s: HeadSettings, cells: Cells, report: Callable[[str], None] = prin
     stored = save_head(s.out, Path(s.out).stem, arrays, info, sizes, tree.vocabulary, {"run": _public(s)})
     report(f"{s.out}: head {stored.head[:16]} for decoder {stored.decoder[:16]}, {Path(s.out).stat().st_size} bytes")
     return stored
+
+
+def _start(s: HeadSettings) -> ModelInfo:
+    """Return the model with the head that training starts from."""
+    model = find_model(s.base)
+    return find_model(s.base, head=find_head(s.head, model.decoder)) if s.head else model
 
 
 def _groups(images: Sequence[tuple[str, Any]], of_set: np.ndarray[Any, Any]) -> list[list[str]]:

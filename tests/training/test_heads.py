@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deepsic_codec import config
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, ModelNotFound
 from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.zoo import HEAD_ALIASES, PACKAGED, find_head, find_model
 from deepsic_codec.training.tree import Tree
@@ -179,6 +179,7 @@ def test_training_writes_a_head(tmp_path):
     train_head(replace(settings, exclude=["Oak", "Indoors"], out=str(tmp_path / "less.safetensors")))
     less = find_model(model.name, head=find_head("less", model.decoder))
     assert less.vocabulary.classes == ("Beech", "Sand", "Wood", "Land") and less.values == 5
+    check_rejects(ModelNotFound, "no head 'other'", train_head, replace(settings, head="other", labels=[]))
     check_rejects(ConfigurationError, "--others", train_head, HeadSettings(labels=["x"], others=[]))
     empty = HeadSettings(labels=[str(tmp_path / "others")], others=[str(tmp_path / "others")], base=model.name)
     check_rejects(ConfigurationError, "no image lies in a folder", train_head, empty)
