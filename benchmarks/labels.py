@@ -14,8 +14,9 @@ images whose best node of the level above (the children of the top of the tree) 
 *Like it* is the share of the five nearest other images by embedding that have the same class.
 
 ``--mosaics`` is a number of chunks of 2 x 2 images, each scaled to 256 x 256 pixels: top-1 of label tiles of 64, 128
-and 256 pixels, among the classes of the image's data set. A tile of 64 shows a sixteenth of an image. ``--png`` plots
-the shares that are right over scores, at all rates.
+and 256 pixels, among the classes of the image's data set. A tile of 64 shows a sixteenth of an image. The score of
+a tile is the largest of its cells; *by mean* is the class with the largest mean of the cells' logits instead. ``--png``
+plots the shares that are right over scores, at all rates.
 """
 
 import argparse
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if strange:
         print("\n" + table(["target", "labels", "images of no class", "unknown at 0.5 %"], strange))
     if scales:
-        print("\n" + table(["target", "label tile", "tiles", "top-1 %", "parent %"], scales))
+        print("\n" + table(["target", "label tile", "tiles", "top-1 %", "parent %", "top-1 % by mean"], scales))
     if a.png:
         _plot(a.png, calibration)
 
@@ -136,28 +137,34 @@ def _images(tree: Tree, a: argparse.Namespace) -> tuple[list[Pixels], list[tuple
 
 
 def _mosaics(codec: DeepSIC, a: argparse.Namespace, tree: Tree) -> list[list[Any]]:
-    """Return size, number, share that is right and share whose parent is right, of label tiles of several sizes."""
+    """Return size and number of label tiles, shares that are right, whose parent is, and that are by mean logits."""
     images, places = _images(tree, a)
     large = np.flatnonzero([max(pixels.shape[:2]) > TILE for pixels in images])
     chosen = np.random.default_rng(0).permutation(large)[: len(large) // 4 * 4][: 4 * a.mosaics].reshape(-1, 2, 2)
     info = find_model(*codec.identity()[:1], head=codec.identity()[1])
-    right = {tile: np.zeros(3) for tile in TILES}
+    vocabulary, count = info.vocabulary, len(info.vocabulary.names)
+    right = {tile: np.zeros(4) for tile in TILES}
     for group in chosen:
         chunk = np.concatenate([np.concatenate([_square(images[i], SCENE) for i in row], 1) for row in group])
         job = parse_payload(codec.encode(chunk), params=codec)
         (cells,) = compute_cells([job], info, get_scheduler(info))
+        chances = (cells[0, ..., :count] + 0.5) / 256
+        logits = np.log(chances / (1 - chances))
         for tile in TILES:
-            scores = tile_labels(cells, info.vocabulary, *chunk.shape[:2], (tile, tile)).dense(
-                len(info.vocabulary.names)
-            )[0]
+            scores = tile_labels(cells, vocabulary, *chunk.shape[:2], (tile, tile)).dense(count)[0]
+            edge, n = tile // TILE, SCENE // tile
+            means = logits.reshape(2 * n, edge, 2 * n, edge, count).mean((1, 3))
             for (y, x), i in np.ndenumerate(group):
                 data_set, node = places[i]
                 classes = dict.fromkeys(tree.data_sets[data_set]["classes"].values())
-                known = [name for name in classes if name in info.vocabulary.known]
-                n = SCENE // tile
-                for one in scores[n * y : n * y + n, n * x : n * x + n].reshape(n * n, -1) if known else ():
-                    best = max(known, key=lambda name: one[list(info.vocabulary.members(name))].max())
-                    right[tile] += 1, best == node, tree.path(best)[-2:] == tree.path(node)[-2:]
+                known = [name for name in classes if name in vocabulary.known]
+                members = [list(vocabulary.members(name)) for name in known]
+                at = slice(n * y, n * y + n), slice(n * x, n * x + n)
+                for one, mean in zip(scores[at].reshape(n * n, -1), means[at].reshape(n * n, -1), strict=True):
+                    if known:
+                        best, by_mean = (known[int(np.argmax([v[m].max() for m in members]))] for v in (one, mean))
+                        is_above = tree.path(best)[-2:] == tree.path(node)[-2:]
+                        right[tile] += 1, best == node, is_above, by_mean == node
     return [[tile, int(n), *(100 * np.array(hits) / max(1, n))] for tile, (n, *hits) in right.items()]
 
 

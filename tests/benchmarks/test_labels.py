@@ -25,7 +25,7 @@ def test_mosaics_count_every_tile(scenes):
     codec = DeepSIC(head="scenes", quality=30, transform="features", label_tile=128).resolved()
     rows = labels._mosaics(codec, a, Tree.read())
     assert [row[:2] for row in rows] == [[64, 64], [128, 16], [256, 4]], "six images make one chunk of four"
-    assert all(0 <= top <= parent <= 100 for _, _, top, parent in rows)
+    assert all(0 <= top <= parent <= 100 and 0 <= mean <= 100 for _, _, top, parent, mean in rows)
 
 
 def test_plots_are_pictures(tmp_path):
