@@ -265,9 +265,13 @@ def arrays_are_as_expected() -> bool:
     array = np.zeros((5, 7), np.int16)[:, ::2]
     words = ctypes.cast(id(array) + HEADER, ctypes.POINTER(ctypes.c_int64))
     dimensions, strides = (ctypes.cast(words[i], ctypes.POINTER(ctypes.c_int64)) for i in (2, 3))
-    expected = array.ctypes.data, array.ndim, [*array.shape], [*array.strides], id(array.dtype)
-    actual = words[0], words[1] & 0xFFFFFFFF, dimensions[:2], strides[:2], words[5]
     of_dtype = ctypes.cast(id(array.dtype) + HEADER, ctypes.POINTER(ctypes.c_int64))
-    type_number = of_dtype[1] >> 32
-    flags = words[6] & 0x101
-    return actual == expected and type_number == array.dtype.num and flags == 0x100
+    actual = (
+        *(words[-1], words[0], words[1] & 0xFFFFFFFF, dimensions[:2], strides[:2], words[5], words[6] & 0x101),
+        of_dtype[1] >> 32,
+    )
+    expected = (
+        *(id(np.ndarray), array.ctypes.data, 2, [*array.shape], [*array.strides], id(array.dtype), 0x100),
+        array.dtype.num,
+    )
+    return actual == expected
