@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
+from deepsic_codec.codec.jacobi import eigenvectors
 from deepsic_codec.payload.spectral import MATRIX_BITS, UNIT, Matrix
 from deepsic_codec.payload.steps import FRACTION_BITS
 
@@ -28,7 +29,6 @@ MAX_VALUE, MAX_COMPONENT = 1 << 22, (1 << 28) - 1
 FIT_PRODUCTS = 1 << 31
 BLOCK = 1 << 16  # differences, or pixels, at a time
 MEAN_PIXELS = 1 << 12  # pixels of a block, whose mean counts as one difference
-SWEEPS = 12  # of Jacobi's method: what 256 bands need; the rows are orthonormal after any number
 # Differences are fitted without bits beyond these, so that the sums of their products are exact.
 FIT_BITS = 16
 
@@ -118,53 +118,9 @@ def _mean_products(values: NDArray[Any], pairs: int) -> NDArray[np.int64]:
 
 def _principal_axes(products: NDArray[np.int64]) -> Matrix:
     """Return the eigenvectors of a symmetric matrix as rows, by falling eigenvalue."""
-    size = len(products)
-    a = products.astype(np.float64)
-    axes = np.eye(size)
-    # Jacobi's method: a round rotates disjoint pairs of axes, and a sweep pairs each axis with every other.
-    ring = np.arange(size + size % 2)
-    limit = np.abs(np.diagonal(a)).max(initial=0.0) * 2.0**-36
-    for _ in range(SWEEPS):
-        if not (np.abs(a - np.diag(np.diagonal(a))) > limit).any():
-            break
-        for _ in range(len(ring) - 1):
-            half = len(ring) // 2
-            pairs = np.sort(np.stack([ring[:half], ring[half:][::-1]]), axis=0)
-            p, q = pairs[:, pairs[1] < size]
-            cosine, sine = _rotations(a[p, p], a[q, q], a[p, q])
-            _rotate(a, p, q, cosine, sine)
-            a = a.T.copy()  # rows are faster to reach than columns, and the result is symmetric
-            _rotate(a, p, q, cosine, sine)
-            _rotate(axes, p, q, cosine, sine)
-            ring[1:] = np.roll(ring[1:], 1)
-    rows = fixed_point(axes[np.argsort(-np.diagonal(a), kind="stable")])
+    rows = fixed_point(eigenvectors(products.astype(np.float64)))
     sums = rows.sum(axis=1, dtype=np.int64)
     return np.where((sums < 0)[:, None], -rows, rows).astype(np.int16)
-
-
-def _rotations(
-    pp: NDArray[np.float64], qq: NDArray[np.float64], pq: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return cosine and sine of the rotations that make the elements (p, q) of a symmetric matrix zero."""
-    with np.errstate(all="ignore"):  # an element that is 0, or nearly, needs no rotation
-        theta = (qq - pp) / (2 * pq)
-        tangent = np.where(theta < 0, -1.0, 1.0) / (np.abs(theta) + np.sqrt(theta * theta + 1))
-    tangent = np.where(np.isfinite(tangent) & (pq != 0), tangent, 0.0)
-    cosine = 1 / np.sqrt(tangent * tangent + 1)
-    return cosine, tangent * cosine
-
-
-def _rotate(
-    a: NDArray[np.float64],
-    p: NDArray[np.intp],
-    q: NDArray[np.intp],
-    cosine: NDArray[np.float64],
-    sine: NDArray[np.float64],
-) -> None:
-    """Rotate rows p and q of a matrix, in place."""
-    first, second, cosine, sine = a[p], a[q], cosine[:, None], sine[:, None]
-    a[p] = cosine * first - sine * second
-    a[q] = sine * first + cosine * second
 
 
 def fixed_point(matrix: NDArray[np.float64]) -> Matrix:

@@ -60,7 +60,8 @@ def sources() -> str:
     root = Path(__file__).parents[1]
     folders = ("kernels", "model/cpu", "payload/coders")
     paths = [path for folder in folders for path in (root / folder).glob("*.py")]
-    paths += [root / name for name in ("codec/wavelet_rate.py", "labels/vectors.py", "kernels/signatures.json")]
+    paths += [root / "kernels" / "signatures.json"]
+    paths += [root / name for name in ("codec/jacobi.py", "codec/wavelet_rate.py", "labels/vectors.py")]
     digest = sha256()
     for path in sorted(paths):
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
