@@ -384,9 +384,12 @@ class Child:
         finally:
             os._exit(0)
 
-    def wait(self, seconds: float = LIMIT) -> tuple[list[str], str]:
-        """Wait, kill the process if it takes longer, and return what it reported and how it ended."""
-        stop = time.monotonic() + seconds
+    def wait(self, seconds: float | None = None) -> tuple[list[str], str]:
+        """Wait, kill the process if it takes longer, and return what it reported and how it ended.
+
+        Without a number of seconds, a process that takes longer than LIMIT hangs.
+        """
+        stop = time.monotonic() + (LIMIT if seconds is None else seconds)
         os.set_blocking(self.pipe, False)
         ended = False
         while not ended and time.monotonic() < stop:
@@ -400,7 +403,8 @@ class Child:
         self._read()
         os.close(self.pipe)
         lines = self.data.decode().split("\n")[:-1]
-        end = next((line[1:] for line in lines if line.startswith("!")), "" if ended else "killed")
+        killed = "killed" if seconds is not None else f"untyped: no end within {LIMIT:g} s"
+        end = next((line[1:] for line in lines if line.startswith("!")), "" if ended else killed)
         return [line for line in lines if not line.startswith("!")], end
 
     def _read(self) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,12 @@ def test_faulty_stores(folder):
         except (OSError, ValueError) as error:
             outcomes.add(type(error).__name__)
     assert len(outcomes) > 1 and False not in outcomes, outcomes
+
+
+def test_an_operation_that_hangs_is_noticed(monkeypatch):
+    monkeypatch.setattr(faults, "LIMIT", 0.05)
+    assert faults.Child.start(lambda report: time.sleep(60)).wait() == ([], "untyped: no end within 0.05 s")
+    assert faults.Child.start(lambda report: time.sleep(60)).wait(0.05) == ([], "killed")
 
 
 def test_each_kind_once(command):
