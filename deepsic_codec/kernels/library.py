@@ -185,8 +185,7 @@ class Packer:
 
     def __init__(self, arguments: list[Any]) -> None:
         self._words = _words_of(arguments)
-        count = _count(arguments)
-        self._pack, self._size = struct.Struct(f"{2 + count}q").pack, count
+        self._pack = struct.Struct(f"{2 + _count(arguments)}q").pack
 
     def __call__(self, arguments: tuple[Any, ...]) -> bytes | None:
         """Return the words, behind those that say how objects lie in memory."""
