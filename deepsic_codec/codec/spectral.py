@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.codec.jacobi import eigenvectors
 from deepsic_codec.payload.spectral import MATRIX_BITS, UNIT, Matrix
 from deepsic_codec.payload.steps import FRACTION_BITS
 
@@ -118,6 +117,8 @@ def _mean_products(values: NDArray[Any], pairs: int) -> NDArray[np.int64]:
 
 def _principal_axes(products: NDArray[np.int64]) -> Matrix:
     """Return the eigenvectors of a symmetric matrix as rows, by falling eigenvalue."""
+    from deepsic_codec.codec.jacobi import eigenvectors  # compiled code, which reading labels does not need
+
     rows = fixed_point(eigenvectors(products.astype(np.float64)))
     sums = rows.sum(axis=1, dtype=np.int64)
     return np.where((sums < 0)[:, None], -rows, rows).astype(np.int16)

@@ -191,7 +191,7 @@ class Packer:
         """Return the words, behind those that say how objects lie in memory."""
         try:
             return self._pack(HEADER, id(np.ndarray), *self._words(arguments))
-        except (TypeError, ValueError, IndexError, struct.error):
+        except (TypeError, ValueError, struct.error):
             return None
 
 
@@ -201,29 +201,30 @@ def _count(arguments: list[Any]) -> int:
 
 
 def _words_of(arguments: list[Any]) -> Callable[[Any], tuple[int, ...]]:
-    """Return a function that returns the words of a tuple of arguments; it raises ValueError if they do not fit.
-
-    The function is made from its text, because a loop over the kinds of arguments takes as long as some of the
-    functions that are called.
-    """
-    names: dict[str, Any] = {"Constant": Constant, "integer": _integer, "boolean": _boolean, "nothing": _nothing}
-    parts: list[str] = []
-    for number, one in enumerate(arguments):
-        value = f"values[{number}]"
+    """Return a function that returns the words of a tuple of arguments; it raises ValueError if they do not fit."""
+    makers: list[tuple[bool, Callable[[Any], Any]]] = []  # whether it returns one word, or a tuple of words
+    for one in arguments:
         if isinstance(one, list):
-            names[f"of_{number}"] = _words_of(one[1:])
-            one_by_one = f"of_{number}({value})"
-            parts.append(f"*({value}.words(of_{number}) if type({value}) is Constant else {one_by_one})")
-        elif "[" in one:
-            parts.append(f"id({value})")
+            makers.append((False, _of_tuple(_words_of(one[1:]))))
         elif one == "none":
-            parts.append(f"*nothing({value})")
+            makers.append((False, _nothing))
         else:
-            parts.append(f"{'boolean' if one == 'bool' else 'integer'}({value})")
-    text = f"lambda values: ({''.join(part + ', ' for part in parts)}) if len(values) == {len(parts)} else wrong()"
-    names["wrong"] = _wrong
-    made: Callable[[Any], tuple[int, ...]] = eval(text, names)
-    return made
+            makers.append((True, id if "[" in one else _boolean if one == "bool" else _integer))
+
+    def words(values: Any) -> tuple[int, ...]:
+        result: list[int] = []
+        for (single, make), value in zip(makers, values, strict=True):
+            if single:
+                result.append(make(value))
+            else:
+                result += make(value)
+        return tuple(result)
+
+    return words
+
+
+def _of_tuple(words: Callable[[Any], tuple[int, ...]]) -> Callable[[Any], tuple[int, ...]]:
+    return lambda values: values.words(words) if type(values) is Constant else words(values)
 
 
 def _wrong() -> Any:

@@ -279,7 +279,7 @@ def test_nothing_is_unpickled_or_executed(folder):
         if UNSAFE.search(line)
     ]
     # Compiled code that numba keeps in a folder of the user, and reads in this way itself.
-    assert {line.split(":")[0] for line in actual} <= {"deepsic_codec/payload/coders/numba_jit.py"}
+    assert {line.split(":")[0] for line in actual} <= {"deepsic_codec/kernels/numba_jit.py"}
 
 
 def test_the_search_for_unsafe_calls_can_find_them():
