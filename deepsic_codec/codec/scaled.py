@@ -72,7 +72,7 @@ class ScaledChunk:
         """Grey levels uint8, or int16 in 64ths of a grey level, of the shape of the samples."""
         return self._filled(grey_levels(self._finite(), self.ranges))
 
-    @cached_property
+    @property
     def integers(self) -> NDArray[np.int32]:
         """What wavelets code, of the shape of the samples."""
         return self._filled(to_integers(self._finite(), self.coded_ranges))

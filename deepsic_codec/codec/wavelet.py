@@ -46,6 +46,7 @@ from deepsic_codec.payload.wavelet import (
 
 # Step of the trellis whose error is that of quantising to whole steps, at high rates; the qualities mean these.
 STEP_GAIN = 1.15
+BLOCK = 1 << 16  # pixels at a time that are made of components
 REACHED_ERROR = 1.1  # errors of wavelets, as a share of the estimated ones, at moderate rates
 MAX_TRIALS = 9  # two are enough where rates fall evenly
 SHORT = 0.1  # an error beyond its target by more octaves than that is not accepted, if a smaller one is possible
@@ -95,9 +96,15 @@ def decode_wavelet(
 def _restored(
     components: NDArray[np.int32], matrix: Matrix | None, dtype: np.dtype[Any], ranges: Ranges | None
 ) -> NDArray[Any]:
-    values = np.moveaxis(components, 1, -1)
-    values = rounded(values) if matrix is None else spectral.inverse(values, matrix)
-    return from_integers(values, dtype.newbyteorder("="), ranges)
+    slices, count, height, width = components.shape
+    samples = np.empty((slices, height, width, count if matrix is None else matrix.shape[1]), dtype.newbyteorder("="))
+    rows = max(1, BLOCK // width)
+    for part, to in zip(np.moveaxis(components, 1, -1), samples, strict=True):
+        for y in range(0, height, rows):  # in blocks, because integers and float64 take more memory than samples
+            values = part[None, y : y + rows]
+            values = rounded(values) if matrix is None else spectral.inverse(values, matrix)
+            to[y : y + rows] = from_integers(values, samples.dtype, ranges)[0]
+    return samples
 
 
 @dataclass(frozen=True)
