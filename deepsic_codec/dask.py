@@ -8,7 +8,7 @@ workers of a `distributed.Client`. Each process takes device, batch limit and th
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -343,7 +343,8 @@ def _store_zip(source: Any, target: Any, *, name: str | None, **options: Any) ->
     try:
         report = store(source, archive, name=name, **options)
     except BaseException:
-        archive.close()
+        with suppress(Exception):  # closing writes the directory of the file; the first error says what is wrong
+            archive.close()
         Path(target).unlink()
         raise
     archive.close()

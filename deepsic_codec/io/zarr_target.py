@@ -123,7 +123,8 @@ def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: st
     try:
         yield zarr.Array(zarr.AsyncArray(template.metadata, location / name))
     except BaseException:
-        sync(store.delete_dir(path))
+        with contextlib.suppress(Exception):  # the first error says what is wrong
+            sync(store.delete_dir(path))
         raise
     _write_metadata(template, location, name)
 

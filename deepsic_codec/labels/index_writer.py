@@ -270,7 +270,8 @@ def replace(location: IndexLocation, write: Callable[[IndexLocation], None]) -> 
             write(version)
         except BaseException:
             if location.store.supports_deletes:
-                sync(location.store.delete_dir(version.path))
+                with suppress(Exception):  # the first error says what is wrong; later calls delete what stays
+                    sync(location.store.delete_dir(version.path))
             raise
         # After an error here, the version stays: the store may have made it the current one, and lost the answer.
         _make_current(version, location)

@@ -282,6 +282,21 @@ def test_a_refresh_may_be_interrupted_anywhere():
     assert seen[0] == old and seen[-1] == new and seen == sorted(seen, key=lambda s: s == new)
 
 
+def test_the_first_error_is_raised_where_what_was_written_cannot_be_deleted():
+    class Full(Failing):
+        async def delete_dir(self, prefix):
+            raise OSError("directory not empty")
+
+    inner = MemoryStore()
+    fill(archive(inner), seed=9, missing=0)
+    Failing.left = 3
+    try:
+        with pytest.raises(OSError, match="disk full"):
+            consolidate_labels(Full(inner), "img")
+    finally:
+        Failing.left = 10**9
+
+
 VERSIONS = "img_labels/[0-9a-f]{32}"
 
 
