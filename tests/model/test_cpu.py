@@ -60,7 +60,7 @@ def test_tiles_are_sums_of_products(inputs):
 def test_instructions_that_are_wrong_are_refused(monkeypatch):
     monkeypatch.setattr(dot, "plain_tile", lambda *arguments: np.zeros(dot.ROWS * dot.BLOCK))
     dot.check.cache_clear()
-    with pytest.raises(ConfigurationError, match=r"\(dense, sparse, signed\); set NUMBA_CPU_NAME=generic"):
+    with pytest.raises(ConfigurationError, match=r"\(dense, sparse, signed\); set DEEPSIC_KERNEL_LIBRARIES=none"):
         dot.check()
 
 

@@ -2,13 +2,14 @@
 
 A tile is the sums of `ROWS` rows of unsigned bytes with `BLOCK` rows of signed weights. It is written in LLVM's
 instructions, because no compiler makes dot products of bytes out of a loop. Which ones depends on the CPU that numba
-compiles for, which is a part of the key under which it keeps compiled code:
+or a library is compiled for:
 
 - `vnni512`, `vnni256`: four products of bytes a lane (AVX-512 VNNI, AVX-VNNI)
 - `madd512`, `madd256`: two products of 16-bit integers a lane (AVX-512 BW, AVX2)
 - `generic`: the same without instructions of one kind of CPU, for all others
 
-`plain_tile` is the loop that says what they compute. NUMBA_CPU_NAME=generic makes a CPU use `generic`.
+`plain_tile` is the loop that says what they compute. DEEPSIC_KERNEL_LIBRARIES=none and NUMBA_CPU_NAME=generic make
+any CPU use `generic`.
 """
 
 from functools import lru_cache
@@ -136,5 +137,5 @@ def check() -> None:
     if wrong := wrong_tiles(rows, weight, np.array([0, 2, 3, 7, 15], np.int32)):
         raise ConfigurationError(
             f"the instructions {VARIANT} of this CPU give other integers ({', '.join(wrong)}); "
-            "set NUMBA_CPU_NAME=generic"
+            "set DEEPSIC_KERNEL_LIBRARIES=none and NUMBA_CPU_NAME=generic"
         )

@@ -424,7 +424,7 @@ def _fill_masked(row, masked):
 
 
 class BandMemory(NamedTuple):
-    """Memory for the rows of a band; `flat` is 1 as long as no row has had data."""
+    """Memory for the rows of a band: four arrays (W,), then (3,) and (1,); `flat` is 1 until a row has had data."""
 
     fixed: NDArray[np.float64]
     means: NDArray[np.int64]
