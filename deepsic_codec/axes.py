@@ -181,3 +181,15 @@ def chunks_covering(region: Region, chunks: Sequence[int]) -> tuple[Index, Index
 def iter_grid(start: Sequence[int], stop: Sequence[int]) -> Iterator[Index]:
     """Iterate over the positions from `start` to `stop`, the last axis fastest."""
     return product(*(range(first, last) for first, last in zip(start, stop, strict=True)))
+
+
+def row_blocks(shape: Sequence[int], pixels: int = 1 << 16) -> Iterator[tuple[int, slice]]:
+    """Yield the number of a slice and its rows, a block of about `pixels`, of samples (slices, height, width, ...).
+
+    What is computed block by block takes memory for a block only.
+    """
+    slices, height, width = shape[:3]
+    rows = max(1, pixels // max(1, width))
+    for number in range(slices):
+        for top in range(0, height, rows):
+            yield number, slice(top, min(top + rows, height))

@@ -270,7 +270,7 @@ def _restore_chunk(payload: PayloadToDecode, images: NDArray[Any]) -> NDArray[An
     samples, nodata = unscale(bands, payload.ranges), payload.nodata()
     if nodata is not None and (samples is bands or not samples.flags.writeable):
         samples = samples.copy()
-    return _arranged(payload, samples, nodata)
+    return _arranged(payload, samples, nodata).copy("K")  # not a part of the images of a batch
 
 
 def _decode_other(payload: PayloadToDecode) -> NDArray[Any]:
@@ -302,11 +302,11 @@ def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
 
 
 def _arranged(payload: PayloadToDecode, samples: NDArray[Any], nodata: NoData | None) -> NDArray[Any]:
-    """Return samples, to which NoData is applied in place, as a contiguous chunk."""
+    """Return samples, to which NoData is applied in place, as a contiguous chunk, which may share their memory."""
     if nodata is not None:
         nodata.apply(samples)
     chunk = payload.header.axes.from_samples(samples, payload.header.shape)
-    return np.array(chunk, payload.header.dtype, order="F" if payload.header.order == "F" else "C")
+    return np.asarray(chunk, payload.header.dtype, order="F" if payload.header.order == "F" else "C")
 
 
 def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tuple[int, int, int]], list[float]]:

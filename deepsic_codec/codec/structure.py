@@ -1,14 +1,15 @@
 """What the samples of a chunk are: multiples of a number, few of the values that their dtype has, or padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
-from math import gcd
+from math import gcd, isqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import row_blocks
 from deepsic_codec.codec.scaled import ScaledChunk
 from deepsic_codec.payload.nodata import NoData, encode_nodata
 from deepsic_codec.payload.sections import Section
@@ -23,8 +24,6 @@ PROBE_ROWS = 8  # of which two are equal if pixels are repeated
 MAX_REPEATED, MIN_EDGE = 6, 16  # factor, and pixels along y and x from which repetition is looked for
 MIN_PADDING = 0.03  # share of the samples
 MIN_OCTAVES = 1.5  # in the mean, between steps at the edges of padding and usual differences
-
-Band = NDArray[Any]  # the samples of a band that are data
 
 
 def without_padding(scaled: ScaledChunk, max_error: float | None) -> tuple[ScaledChunk, bytes]:
@@ -63,17 +62,30 @@ def _is_padding(samples: NDArray[Any], mask: NDArray[np.bool_], max_error: float
     """Tell whether the steps at the edges of a mask cost more than the mask."""
     if mask.all():
         return False
-    wide = samples.astype(np.float64 if samples.dtype.kind == "f" else np.int32)
+    sums = np.zeros((2, 2))  # of differences inside, by axis: their sum and number
+    for axis, differences, before, after in _steps(samples, mask):
+        inside = differences[~(before | after)]
+        sums[axis] += float(inside.sum()), inside.size
+    usual = np.maximum(sums[:, 0] / np.maximum(sums[:, 1], 1), max(2 * (max_error or 0.0), 1e-9))
     edges, octaves = 0, 0.0
-    for axis in (1, 2):
-        differences = np.abs(np.diff(wide, axis=axis))
-        before, after = (np.moveaxis(mask, axis, 0)[part] for part in (slice(-1), slice(1, None)))
-        inside = differences[np.moveaxis(~(before | after), 0, axis)]
-        usual = max(float(inside.mean()) if inside.size else 0.0, 2 * (max_error or 0.0), 1e-9)
-        steps = differences[np.moveaxis(before != after, 0, axis)]
-        octaves += float(np.log2(np.maximum(steps / usual, 1)).sum())
+    for axis, differences, before, after in _steps(samples, mask):
+        steps = differences[before != after]
+        octaves += float(np.log2(np.maximum(steps / usual[axis], 1)).sum())
         edges += steps.size
     return octaves >= MIN_OCTAVES * max(edges, 1)
+
+
+def _steps(
+    samples: NDArray[Any], mask: NDArray[np.bool_]
+) -> Iterator[tuple[int, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Yield, in blocks, 0 or 1 for neighbours along y or x, their absolute differences, and the masks of both."""
+    wide = np.float64 if samples.dtype.kind == "f" else np.int32
+    for number, rows in row_blocks(samples.shape):
+        block = slice(rows.start, rows.stop + 1)  # with the row below
+        values, holes = samples[number, block].astype(wide), mask[number, block]
+        yield 0, np.abs(np.diff(values, axis=0)), holes[:-1], holes[1:]
+        count = rows.stop - rows.start
+        yield 1, np.abs(np.diff(values[:count], axis=1)), holes[:count, :-1], holes[:count, 1:]
 
 
 def find_grids(samples: NDArray[Any]) -> tuple[Grid, ...]:
@@ -169,7 +181,7 @@ def find_levels(
     """
     if samples.dtype.kind == "f":
         return None
-    bands = [_data(samples, mask, number) for number in range(samples.shape[-1])]
+    bands = [_Band(samples, mask, number) for number in range(samples.shape[-1])]
     divisors = [_divisor(band) for band in bands]
     levels = [_lattice(band, divisor) for band, divisor in zip(bands, divisors, strict=True)]
     if max_error is not None:
@@ -188,30 +200,54 @@ def _size(*levels: Levels) -> int:
     return len(encode_structure(Structure(levels)))
 
 
-def _data(samples: NDArray[Any], mask: NDArray[np.bool_] | None, number: int) -> Band:
-    band = samples[..., number]
-    return band.ravel() if mask is None else band[~mask[..., number if mask.shape[-1] > 1 else 0]]
+class _Band:
+    """The samples of a band that are data.
+
+    Attributes
+    ----------
+    size : int
+    first : int
+        The first of them; 0 without any.
+    """
+
+    def __init__(self, samples: NDArray[Any], mask: NDArray[np.bool_] | None, number: int) -> None:
+        self._samples = samples[..., number]
+        self._mask = None if mask is None else mask[..., number if mask.shape[-1] > 1 else 0]
+        self.size = self._samples.size if self._mask is None else self._mask.size - int(np.count_nonzero(self._mask))
+        self.first = int(next(part for part in self.blocks() if part.size)[0]) if self.size else 0
+
+    def blocks(self, step: int = 1) -> Iterator[NDArray[Any]]:
+        """Yield blocks of them, of every step-th row and column."""
+        samples = self._samples[:, ::step, ::step]
+        mask = None if self._mask is None else self._mask[:, ::step, ::step]
+        for block in row_blocks(samples.shape):
+            yield samples[block].ravel() if mask is None else samples[block][~mask[block]]
 
 
-def _divisor(band: Band) -> int:
+def _divisor(band: _Band) -> int:
     """Return the greatest common divisor of the differences of samples; 0 if all are equal."""
-    for part in (band[:: max(1, band.size // PROBE)], band):
-        divisor = int(np.gcd.reduce(part - part[:1].astype(np.int32), initial=0))
-        if divisor == 1:
-            break
+    divisor = 0
+    for step in (max(1, isqrt(band.size // PROBE)), 1):
+        for part in band.blocks(step):
+            divisor = gcd(divisor, int(np.gcd.reduce(part.astype(np.int32) - band.first, initial=0)))
+            if divisor == 1:
+                return 1
     return divisor
 
 
-def _lattice(band: Band, divisor: int) -> Levels:
-    return Levels(divisor, int(band[0]) % divisor) if divisor > 1 and band.size else Levels()
+def _lattice(band: _Band, divisor: int) -> Levels:
+    return Levels(divisor, band.first % divisor) if divisor > 1 and band.size else Levels()
 
 
-def _table(band: Band, lattice: Levels) -> Levels | None:
+def _table(band: _Band, lattice: Levels) -> Levels | None:
     """Return the table of the levels of a band; None if it takes more than it saves."""
     if not band.size:
         return None
-    low = int(band.min())
-    counts = np.bincount(band.astype(np.int32) - low)
+    parts = [(int(part.min()), int(part.max())) for part in band.blocks() if part.size]
+    low, high = min(low for low, _ in parts), max(high for _, high in parts)
+    counts = np.zeros(high - low + 1, np.int64)
+    for part in band.blocks():
+        counts += np.bincount(part.astype(np.int32) - low, minlength=len(counts))
     values = np.flatnonzero(counts)
     counts = counts[values]
     first = np.maximum(np.arange(len(values)) - NEIGHBOURS, 0)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import row_blocks
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.nodata import NoData
@@ -54,7 +55,8 @@ class Residual:
         if self.layout == FLOAT_BITS:
             shape = (*shape[:3], 2 * shape[3])
             mask = _twice(mask)
-        return _samples(self, decode_integers(self.coded, shape, mask, self.step), header.dtype, structure)
+        dtype = np.int32 if header.dtype.kind == "f" else header.dtype.newbyteorder("=")
+        return _samples(self, decode_integers(self.coded, shape, mask, self.step, dtype), header.dtype, structure)
 
 
 def bounded_residual(
@@ -208,34 +210,46 @@ def _encode(
     mask = None if nodata is None else nodata.mask
     if samples.dtype.kind == "f" and mask is not None:
         samples = np.where(mask, np.float32(0), samples)  # NaN is no number of units
+    integers: NDArray[Any]
     if layout == FLOAT_BITS:
         integers, mask = _split_halves(_ordered(samples)), _twice(mask)
     elif layout == FLOATS:
-        integers = np.rint(samples.astype(np.float64) / unit).astype(np.int32)
+        integers = np.empty(samples.shape, np.int32)
+        for block in row_blocks(samples.shape):
+            integers[block] = np.rint(samples[block].astype(np.float64) / unit)
     else:
-        integers = samples.astype(np.int32) if structure is None else structure.numbers(samples)
+        integers = samples if structure is None else structure.numbers(samples)
     coded, decoded = encode_integers(integers, mask, step, zero)
+    del integers
     residual = Residual(layout, step, unit, coded)
     result = _samples(residual, decoded, samples.dtype, structure)
     if nodata is not None:
+        if np.may_share_memory(result, samples):
+            result = samples.copy()
         nodata.apply(result)
     return residual, result
 
 
 def _samples(
-    residual: Residual, integers: NDArray[np.int32], dtype: np.dtype[Any], structure: Structure | None
+    residual: Residual, integers: NDArray[Any], dtype: np.dtype[Any], structure: Structure | None
 ) -> NDArray[Any]:
-    """Return samples of the dtype, in the byte order of this machine; raises CorruptPayload for impossible integers."""
+    """Return samples of the dtype, in the byte order of this machine, which may be the integers.
+
+    Raises CorruptPayload for impossible integers.
+    """
     if residual.layout == FLOAT_BITS:
         order = _join_halves(integers)
         return (order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
     if residual.layout == FLOATS:
-        return np.clip(integers * np.float64(residual.unit), -FLOAT_MAX, FLOAT_MAX).astype(np.float32)
+        samples = np.empty(integers.shape, np.float32)
+        for block in row_blocks(integers.shape):
+            samples[block] = np.clip(integers[block] * np.float64(residual.unit), -FLOAT_MAX, FLOAT_MAX)
+        return samples
     native = dtype.newbyteorder("=")
     info = np.iinfo(native)
-    if integers.size and (integers.min() < info.min or integers.max() > info.max):
+    if integers.dtype != native and (integers.min() < info.min or integers.max() > info.max):
         raise CorruptPayload(f"residual section: samples from {integers.min()} to {integers.max()} for {dtype}")
-    return integers.astype(native) if structure is None else structure.samples(integers, native)
+    return integers.astype(native, copy=False) if structure is None else structure.samples(integers, native)
 
 
 def _twice(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -263,5 +277,8 @@ def _ordered(values: NDArray[np.float32]) -> NDArray[np.int32]:
 
 def _within(samples: NDArray[Any], result: NDArray[Any], max_error: float, mask: NDArray[np.bool_] | None) -> bool:
     wide = np.float64 if samples.dtype.kind == "f" else np.int64
-    difference = np.abs(samples.astype(wide) - result)
-    return bool((difference <= max_error if mask is None else (difference <= max_error) | mask).all())
+    for block in row_blocks(samples.shape):
+        within = np.abs(samples[block].astype(wide) - result[block]) <= max_error
+        if not (within if mask is None else within | mask[block]).all():
+            return False
+    return True

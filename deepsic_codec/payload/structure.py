@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import row_blocks
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.nodata import NoData
@@ -38,21 +39,21 @@ class Levels:
     offset: int = 0
     table: NDArray[np.int64] | None = None
 
-    def numbers(self, samples: NDArray[Any]) -> NDArray[np.int32]:
-        """Return the numbers of samples of an integer dtype, all of which are levels."""
+    def numbers(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return the numbers, of the dtype of samples, an integer one, all of which are levels."""
         if self.table is not None:
-            return (np.searchsorted(self.table, samples) + np.iinfo(samples.dtype).min).astype(np.int32)
-        return ((samples.astype(np.int32) - self.offset) // self.divisor).astype(np.int32)
+            return (np.searchsorted(self.table, samples) + np.iinfo(samples.dtype).min).astype(samples.dtype)
+        return ((samples.astype(np.int32) - self.offset) // self.divisor).astype(samples.dtype)
 
-    def samples(self, numbers: NDArray[np.int32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def samples(self, numbers: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Undo `numbers`; raises CorruptPayload for numbers without a level of the dtype."""
         info = np.iinfo(dtype)
         if self.table is None:
-            values = numbers * np.int64(self.divisor) + self.offset
+            values = numbers.astype(np.int64) * self.divisor + self.offset
             if values.min() < info.min or values.max() > info.max:
                 raise CorruptPayload("structure section: a sample is no level")
             return values.astype(dtype)
-        index = numbers - np.int64(info.min)
+        index = numbers.astype(np.int64) - info.min
         if index.min() < 0 or index.max() >= len(self.table):
             raise CorruptPayload("structure section: a sample is no level")
         return self.table.astype(dtype)[index]
@@ -144,11 +145,11 @@ class Structure:
             return max_error
         return min(0 if one.table is not None else int(max_error) // one.divisor for one in self.levels)
 
-    def numbers(self, samples: NDArray[Any]) -> NDArray[np.int32]:
-        """Return the numbers of samples of an integer dtype; those of padding are any."""
-        return self._each_band(samples, np.dtype(np.int32), lambda levels, band: levels.numbers(band))
+    def numbers(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return the numbers, of the dtype of samples, an integer one; those of padding are any."""
+        return self._each_band(samples, samples.dtype, lambda levels, band: levels.numbers(band))
 
-    def samples(self, numbers: NDArray[np.int32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def samples(self, numbers: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Undo `numbers`; raises CorruptPayload for numbers without a level of the dtype."""
         return self._each_band(numbers, dtype, lambda levels, band: levels.samples(band, dtype))
 
@@ -162,8 +163,9 @@ class Structure:
         if self.levels is None:
             return array.astype(dtype, copy=False)
         out = np.empty(array.shape, dtype)
-        for number, levels in enumerate(self.levels):
-            out[..., number] = function(levels, array[..., number])
+        for block in row_blocks(array.shape):
+            for number, levels in enumerate(self.levels):
+                out[block][..., number] = function(levels, array[block][..., number])
         return out
 
 

@@ -118,7 +118,7 @@ def test_a_chunk_beyond_the_limit_of_the_address_space_is_a_typed_error():
         large = np.arange(1 << 22, dtype="u2").reshape(2048, 2048)
         unlimited = resource.getrlimit(resource.RLIMIT_AS)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), unlimited[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), unlimited[1]))
         for call in (lambda: codec.decode(payloads[1]), lambda: codec.encode(large)):
             try:
                 call()

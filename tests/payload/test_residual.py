@@ -101,6 +101,47 @@ def test_stream_is_pinned():
 PINNED = (21589, "38156712b012dacd")
 
 
+@pytest.mark.parametrize(("strip", "rows"), [(1, 1), (66, 2), (200, 5)])
+@pytest.mark.parametrize("share", [None, 0.02, 0.6])
+def test_strips_change_nothing(monkeypatch, strip, rows, share):
+    """Rows are coded strip by strip; with a mask, some have no data, among them the first ones."""
+    values = picture((2, 37, 33, 3), noise=3.0)
+    mask = None if share is None else np.random.default_rng(3).random(values.shape) < share
+    if mask is not None:
+        mask[0, :11], mask[1, 20:29], mask[1, :, :, 2] = True, True, True
+    for step in (1, 5):
+        expected, restored = encode_integers(values, mask, step)
+        with monkeypatch.context() as context:
+            context.setattr(residual_coder, "STRIP", strip)
+            context.setattr(residual_coder, "MIN_ROWS", rows)
+            data, restored_too = encode_integers(values, mask, step)
+            decoded = decode_integers(data, values.shape, mask, step)
+        assert data == expected
+        np.testing.assert_array_equal(restored_too, restored)
+        np.testing.assert_array_equal(decoded, restored)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16])
+@pytest.mark.parametrize("step", [1, 3])
+def test_integers_of_any_dtype_have_the_same_bytes(dtype, step):
+    values = picture((1, 20, 30, 3)).clip(0, 255)
+    expected, restored = encode_integers(values, None, step)
+    data, narrow = encode_integers(values.astype(dtype), None, step)
+    decoded = decode_integers(data, values.shape, None, step, dtype)
+    assert data == expected
+    assert narrow.dtype == decoded.dtype == dtype
+    np.testing.assert_array_equal(narrow, restored)
+    np.testing.assert_array_equal(decoded, restored)
+
+
+def test_integers_beyond_the_dtype_are_wider():
+    values = picture((1, 20, 30, 1)) - 300
+    data, _ = encode_integers(values)
+    decoded = decode_integers(data, values.shape, dtype=np.uint8)
+    assert decoded.dtype == np.int32
+    np.testing.assert_array_equal(decoded, values)
+
+
 def test_constants_cost_almost_nothing():
     assert len(roundtrip(np.full((1, 64, 64, 3), 700, np.int32))) < 20
 
@@ -256,11 +297,11 @@ def test_start_is_pinned():
 def test_nothing_is_written_beyond_the_outputs(spread, sizes):
     """Neither of coded nor of plain bits, while weights are written and while samples are."""
     rng = np.random.default_rng(spread)
-    samples = np.rint(rng.laplace(0, 1, (1, 3, 4, 500)) * spread)
+    samples = np.rint(rng.laplace(0, 1, (1, 4, 500, 3)) * spread)
     samples = np.clip(samples + RANGE_MAX // 2, 0, RANGE_MAX).astype(np.int32)
     (data, beyond), (plain, beyond_plain) = (guarded(size) for size in sizes)
     coder = residual_coder._Coder(begin_encoding(), data, plain, 3)
-    coder.code(False, samples, np.zeros(samples.shape, bool), np.full(3, RANGE_MAX), 1, 0)
+    coder.code(samples, samples, None, np.zeros(3, np.int64), np.full(3, RANGE_MAX), 1, 0)
     assert (beyond == 165).all() and (beyond_plain == 165).all(), "written beyond the end of an output"
     assert coder.state[3] > 1000
 

@@ -56,24 +56,27 @@ def add_row(means, row, first):
 
 
 @jit
-def _means(plane, ys, xs, means, out):
-    """Fill `out` with the means that the filter sees at samples (ys, xs) in row-major order; `plane` has a border.
+def _means(plane, top, ys, xs, means, out):
+    """Fill `out` with the means that the filter sees at samples (ys, xs), in row-major order, of rows of a band.
 
-    `means` int64 (W,) is memory, of zeros.
+    `plane` has these rows, from row `top` of the band on, with a border. `means` int64 (W,) are of the rows above.
     """
     n = 0
-    for y in range(plane.shape[0] - 4):
+    for y in range(top, top + plane.shape[0] - 4):
         while n < len(ys) and ys[n] == y:
             out[n] = means[xs[n]] >> MEAN_SCALE
             n += 1
-        add_row(means, plane[3 + y], y == 0)
+        add_row(means, plane[3 + y - top], y == 0)
 
 
 @jit
-def _inputs(planes, taps, ys, xs, means, out):
-    """Fill `out` (N, taps + 1) with the inputs of the taps and, last, what they predict, at the samples (ys, xs)."""
+def _inputs(planes, taps, top, ys, xs, means, out):
+    """Fill `out` (N, taps + 1) with the inputs of the taps and, last, what they predict, at the samples (ys, xs).
+
+    `planes` have rows from row `top` on.
+    """
     for n in range(len(ys)):
-        y, x = ys[n] + 3, xs[n] + 3
+        y, x = ys[n] - top + 3, xs[n] + 3
         north = planes[0, y - 1, x]
         for t in range(len(taps)):
             plane, ty, tx = taps[t, 0], y + taps[t, 1], x + taps[t, 2]
@@ -132,15 +135,63 @@ def _confidence(activity: NDArray[np.int64]) -> NDArray[np.float64]:
     return 1 + np.floor(1023 * ratio * ratio)
 
 
-def fit(planes: NDArray[np.int32], used: int, inherited: NDArray[np.int64]) -> tuple[NDArray[np.int64], float]:
+class Sampled:
+    """Samples of a band that a fit uses: none of a small band.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the band.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        total = height * width
+        count = min(max(total // THINNING, SAMPLES // THINNING), SAMPLES, total) if total >= MIN_SAMPLES else 0
+        rows, columns = np.divmod(np.arange(count) * total // max(count, 1), width)
+        if count < total:  # a step that divides the width must not choose the same columns in each row
+            columns = (columns + 7 * rows) % width
+        self._rows, self._columns = rows[rows > 0], columns[rows > 0]
+        self._means, self._above = np.empty(len(self._rows), np.int64), np.zeros(width, np.int64)
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(self._rows)
+
+    def follow(self, plane: NDArray[np.int32], top: int) -> slice:
+        """Follow the means of rows from row `top` on, strip by strip.
+
+        Parameters
+        ----------
+        plane : ndarray
+            int32 (rows + 4, W + 6): the rows with a border of 3, but one row below.
+
+        Returns
+        -------
+        slice
+            Of the samples in these rows.
+        """
+        part = slice(*np.searchsorted(self._rows, (top, top + len(plane) - 4)).tolist())
+        _means(plane, top, self._rows[part], self._columns[part], self._above, self._means[part])
+        return part
+
+    def inputs(self, planes: NDArray[np.int32], top: int, part: slice, out: NDArray[np.int64]) -> None:
+        """Fill a part of `out` int64 (samples, taps + 1) with the inputs of the taps and, last, what they predict.
+
+        `planes` int32 (3, rows + 4, W + 6) has the rows of the part, and those of references.
+        """
+        taps = TAPS[: out.shape[1] - 1]
+        _inputs(planes, taps, top, self._rows[part], self._columns[part], self._means[part], out[part])
+
+
+def fit(values: NDArray[np.int64], total: int, inherited: NDArray[np.int64]) -> tuple[NDArray[np.int64], float]:
     """Choose the weights of the filter of a band.
 
     Parameters
     ----------
-    planes : ndarray
-        int32 (3, H + 4, W + 6): the band and its references with a border of 3, but one row below.
-    used : int
-        Taps that the band uses.
+    values : ndarray
+        int64 (samples, taps + 1), from `Sampled.inputs`.
+    total : int
+        Samples of the band.
     inherited : ndarray
         int64 (taps): weights that cost nothing.
 
@@ -149,21 +200,10 @@ def fit(planes: NDArray[np.int32], used: int, inherited: NDArray[np.int64]) -> t
     (ndarray, float)
         int64 (taps), and about how many bits they save.
     """
-    height, width = planes.shape[1] - 4, planes.shape[2] - 6
-    total = height * width
+    used = values.shape[1] - 1
     weights = inherited.copy()
     weights[used:] = 0
-    if total < MIN_SAMPLES:
-        return weights, 0.0
-    samples = min(max(total // THINNING, SAMPLES // THINNING), SAMPLES, total)
-    row, column = np.divmod(np.arange(samples) * total // samples, width)
-    if samples < total:  # a step that divides the width must not choose the same columns in each row
-        column = (column + 7 * row) % width
-    means = np.empty(samples, np.int64)
-    _means(planes[0], row, column, np.zeros(width, np.int64), means)
-    values = np.empty((samples, used + 1), np.int64)
-    _inputs(planes, TAPS[:used], row, column, means, values)
-    values = values[(row > 0) & values.any(axis=1)]  # nothing is learned where all is constant
+    values = values[values.any(axis=1)]  # nothing is learned where all is constant
     if not len(values):
         return weights, 0.0
     largest = np.abs(values).max(axis=1)
