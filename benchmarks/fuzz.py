@@ -498,7 +498,7 @@ class Parts(Stage):
             self.readers.append((coded, partial(decode_integers, shape=shape, mask=covered, step=3)))
             planes = np.moveaxis(integers, -1, 1)
             for step in (1 / 256, 1, 9, 1e6):
-                coded, _ = encode_planes(np.array(planes << FRACTION_BITS, order="C"), step_code(step))
+                coded, _, _ = encode_planes(np.array(planes << FRACTION_BITS, order="C"), step_code(step))
                 decode = partial(decode_planes, shape=planes.shape, code=step_code(step))
                 self.readers += [(coded, decode), (coded[: len(coded) * 2 // 3], partial(decode, whole=False))]
         for section in SECTIONS:

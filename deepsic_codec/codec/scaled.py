@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import row_blocks
 from deepsic_codec.codec.params import CHUNK, NAN, CodecParams
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray
 from deepsic_codec.payload.cast import CAST_DTYPES
@@ -73,9 +74,10 @@ class ScaledChunk:
         return self._filled(grey_levels(self._finite(), self.ranges))
 
     @property
-    def integers(self) -> NDArray[np.int32]:
-        """What wavelets code, of the shape of the samples."""
-        return self._filled(to_integers(self._finite(), self.coded_ranges))
+    def integers(self) -> NDArray[Any]:
+        """What wavelets code, of the shape of the samples: int32, or the samples themselves where all are data."""
+        values = to_integers(self._finite(), self.coded_ranges)
+        return values if self.mask is None else fill_nodata(values.astype(np.int32, copy=False), self.mask)
 
     def _finite(self) -> NDArray[Any]:
         if self.mask is not None and self.samples.dtype.kind == "f":
@@ -162,24 +164,24 @@ class ScaledChunk:
 
     def psnr(self, samples: NDArray[Any]) -> float:
         """Return the PSNR of decoded samples in dB over all samples that are data; its peak is the value range."""
-        difference = self.samples.astype(np.float64) - samples
-        if self.ranges is None:
-            difference /= 255
-        else:
-            extents = _extents(self.ranges)
-            difference /= np.where(extents > 0, extents, 1)
-        error = self._mean_square(difference)
+        extents = np.full(1, 255.0) if self.ranges is None else _extents(self.ranges)
+        error = self._mean_square(samples, np.where(extents > 0, extents, 1))
         return float("inf") if error == 0 else -10 * float(np.log10(error))
 
     def rmse(self, samples: NDArray[Any]) -> float:
         """Return the root mean square error of decoded samples over all samples that are data, in their units."""
-        return float(np.sqrt(self._mean_square(self.samples.astype(np.float64) - samples)))
+        return float(np.sqrt(self._mean_square(samples, np.ones(1))))
 
-    def _mean_square(self, difference: NDArray[np.float64]) -> float:
-        mask = self.mask
-        return float(
-            np.square(difference if mask is None else difference[~np.broadcast_to(mask, difference.shape)]).mean()
-        )
+    def _mean_square(self, samples: NDArray[Any], units: NDArray[np.float64]) -> float:
+        """Return the mean square of differences in units of bands."""
+        total, count = 0.0, 0
+        for block in row_blocks(samples.shape):
+            difference = self.samples[block].astype(np.float64) - samples[block]
+            difference /= units
+            if self.mask is not None:
+                difference = difference[~np.broadcast_to(self.mask[block], difference.shape)]
+            total, count = total + float(np.square(difference).sum()), count + difference.size
+        return total / count
 
 
 def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = None) -> None:

@@ -37,6 +37,11 @@ MIN_SAVING = 1 / 16
 DETAIL = 1 / 16
 
 
+def largest(values: NDArray[Any]) -> int:
+    """Return the largest magnitude of integers."""
+    return max(int(values.max()), -int(values.min()))
+
+
 def forward(values: NDArray[Any], matrix: Matrix) -> NDArray[np.int32]:
     """Return the components int32 of values of at most MAX_VALUE: matrix times values, rounded half up."""
     return _product(values, refined(matrix).T, PRECISE_BITS - FRACTION_BITS)
@@ -130,7 +135,7 @@ def fixed_point(matrix: NDArray[np.float64]) -> Matrix:
 
 
 def choose(
-    values: NDArray[np.int32],
+    values: NDArray[Any],
     mask: NDArray[np.bool_] | None,
     step: float,
     matrix: NDArray[np.float64] | None = None,
@@ -140,7 +145,7 @@ def choose(
     Parameters
     ----------
     values : ndarray
-        int32 (slices, height, width, bands) of at most MAX_VALUE, samples without data filled.
+        Integers (slices, height, width, bands) of at most MAX_VALUE, samples without data filled.
     mask : ndarray or None
         bool of the same shape, true where a sample is no data.
     step : float
@@ -153,8 +158,8 @@ def choose(
     Matrix or None
         None if bands coded without a transform take fewer bits, by an estimate.
     """
-    shift = max(0, int(np.abs(values).max()).bit_length() - FIT_BITS)
-    narrow = values >> shift
+    shift = max(0, largest(values).bit_length() - FIT_BITS)
+    narrow = values >> shift if shift else values
     products, pairs = _difference_products(narrow, mask)
     rows = _principal_axes(products + _mean_products(narrow, pairs)) if matrix is None else fixed_point(matrix)
     energies = _energies(products, rows)
@@ -166,12 +171,12 @@ def choose(
     return rows[np.argsort(-energies, kind="stable")]
 
 
-def root_mean_squares(components: NDArray[np.int32]) -> NDArray[np.float64]:
+def root_mean_squares(components: NDArray[Any]) -> NDArray[np.float64]:
     """Return the root mean square of each component (..., components) in units, the same on every machine."""
     squares = []
     for number in range(components.shape[-1]):
         part = components[..., number].astype(np.int64)
-        shift = max(0, int(np.abs(part).max()).bit_length() - 16)  # so that the sum fits 64 bits
+        shift = max(0, largest(part).bit_length() - 16)  # so that the sum fits 64 bits
         squares.append((int(np.square(part >> shift).sum()) << 2 * shift) / part.size)
     return np.sqrt(squares) / (1 << FRACTION_BITS)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import row_blocks
 from deepsic_codec.codec import spectral
 from deepsic_codec.codec.params import DEFAULT_QUALITY, NO_SPECTRAL, CodecParams
 from deepsic_codec.codec.quality_map import map_of, without_care
@@ -46,7 +47,6 @@ from deepsic_codec.payload.wavelet import (
 
 # Step of the trellis whose error is that of quantising to whole steps, at high rates; the qualities mean these.
 STEP_GAIN = 1.15
-BLOCK = 1 << 16  # pixels at a time that are made of components
 REACHED_ERROR = 1.1  # errors of wavelets, as a share of the estimated ones, at moderate rates
 MAX_TRIALS = 9  # two are enough where rates fall evenly
 SHORT = 0.1  # an error beyond its target by more octaves than that is not accepted, if a smaller one is possible
@@ -89,22 +89,37 @@ def decode_wavelet(
     slices, height, width, bands = shape
     done = min(halvings, max_halvings(height, width)) if halvings else 0
     count = bands if matrix is None else len(matrix)
-    components = wavelet.decode((slices, count, height, width), done, quality_map)
+    narrow = np.int16 if dtype.itemsize == 1 else np.int32
+    components = wavelet.decode((slices, count, height, width), done, quality_map, narrow)
     return _restored(components, matrix, dtype, ranges), halvings - done
 
 
 def _restored(
-    components: NDArray[np.int32], matrix: Matrix | None, dtype: np.dtype[Any], ranges: Ranges | None
+    components: NDArray[Any], matrix: Matrix | None, dtype: np.dtype[Any], ranges: Ranges | None
 ) -> NDArray[Any]:
     slices, count, height, width = components.shape
     samples = np.empty((slices, height, width, count if matrix is None else matrix.shape[1]), dtype.newbyteorder("="))
-    rows = max(1, BLOCK // width)
-    for part, to in zip(np.moveaxis(components, 1, -1), samples, strict=True):
-        for y in range(0, height, rows):  # in blocks, because integers and float64 take more memory than samples
-            values = part[None, y : y + rows]
-            values = rounded(values) if matrix is None else spectral.inverse(values, matrix)
-            to[y : y + rows] = from_integers(values, samples.dtype, ranges)[0]
+    by_pixel = np.moveaxis(components, 1, -1)
+    for block in row_blocks(samples.shape):  # because integers and float64 take more memory than samples
+        values = by_pixel[block].astype(np.int32, copy=False)
+        values = rounded(values) if matrix is None else spectral.inverse(values, matrix)
+        samples[block] = from_integers(values, samples.dtype, ranges)
     return samples
+
+
+def _components(values: NDArray[Any], matrix: Matrix | None) -> NDArray[Any]:
+    """Return the components (slices, components, height, width), int16 if they fit, of integers with bands last."""
+    slices, height, width, bands = values.shape
+    # Rows are orthonormal, so that no component is longer than a pixel.
+    limit = spectral.largest(values) * (1 << FRACTION_BITS) * (1.0 if matrix is None else 1.01 * bands**0.5)
+    dtype = np.int16 if limit + 1 < np.iinfo(np.int16).max else np.int32
+    components = np.empty((slices, bands if matrix is None else len(matrix), height, width), dtype)
+    by_pixel = np.moveaxis(components, 1, -1)
+    for block in row_blocks(values.shape):
+        part = values[block]
+        part = part.astype(np.int32) << FRACTION_BITS if matrix is None else spectral.forward(part, matrix)
+        by_pixel[block] = part
+    return components
 
 
 @dataclass(frozen=True)
@@ -143,27 +158,39 @@ class _Part:
         if values.shape[-1] > 1 and params.spectral != NO_SPECTRAL:
             matrix = None if isinstance(params.spectral, str) else np.array(params.spectral)
             self.matrix = spectral.choose(values, coded.mask, step, matrix)
-        values = values << FRACTION_BITS if self.matrix is None else spectral.forward(values, self.matrix)
-        self._sizes = np.full(values.shape[-1], np.inf)  # of components that a large step leaves out
+        components = _components(values, self.matrix)
+        del values
+        self._sizes = np.full(components.shape[1], np.inf)  # of components that a large step leaves out
         if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
-            self._sizes[1:] = spectral.root_mean_squares(values[..., 1:])
-        self.coefficients = to_coefficients(np.moveaxis(values, -1, 1))
+            self._sizes[1:] = spectral.root_mean_squares(np.moveaxis(components[:, 1:], 1, -1))
+        #: int16, or int32 where they do not fit (slices, components, height, width); those that `encode` left, if last.
+        self.coefficients = to_coefficients(components)
+        del components
         # Errors that a map allows may be too large for the nearest level to be the right one.
         self._levels = find_levels(coded.samples, coded.mask, None) if quality_map is None else None
-        self._rated: NDArray[np.int32] | None = None
+        self._rated: NDArray[Any] | None = None
+        self._near_levels: dict[int, bool] = {}  # whether errors with the step of a code are small enough for levels
         # Symbols fit 26 bits then: low bands have steps up to 68 times as small, and symbols up to two magnitudes.
-        self.min_code = step_code(max(1, int(np.abs(self.coefficients).max())) / MAX_MAGNITUDE)
+        self.min_code = step_code(max(1, spectral.largest(self.coefficients)) / MAX_MAGNITUDE)
 
-    def encode(self, code: int) -> tuple[Wavelet, NDArray[np.int32]]:
-        """Encode with the step of a code; return the coefficients that it decodes to, too."""
+    def encode(self, code: int, last: bool) -> tuple[Wavelet, NDArray[Any]]:
+        """Encode with the step of a code; return the coefficients that it decodes to, too.
+
+        The last time, these take the place of all coefficients, which saves the memory of a copy.
+        """
         from deepsic_codec.payload.coders.subbands import encode_planes
 
         code = max(code, self.min_code)
-        coefficients = np.compress(self._kept(code), self.coefficients, axis=1)  # a copy
-        stream, lengths = encode_planes(coefficients, code, self.quality_map)
-        return Wavelet(code, stream, make_checkpoints(stream, lengths)), coefficients
+        kept = np.flatnonzero(self._kept(code)).tolist()
+        self._is_near_levels(code)
+        planes = self.coefficients if last else self.coefficients.copy()
+        stream, lengths, planes = encode_planes(planes, code, self.quality_map, numbers=kept, keep=True)
+        if last:
+            self.coefficients = planes
+        planes = planes if len(kept) == planes.shape[1] else planes[:, kept]
+        return Wavelet(code, stream, make_checkpoints(stream, lengths)), planes
 
-    def decode(self, wavelet: Wavelet, components: NDArray[np.int32] | None = None) -> NDArray[Any]:
+    def decode(self, wavelet: Wavelet, components: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""
         if components is None:
             slices, _, height, width = self.coefficients.shape
@@ -192,12 +219,18 @@ class _Part:
 
     def _levels_of(self, wavelet: Wavelet) -> tuple[Levels, ...] | None:
         """Return the levels of samples, if errors of a wavelet are small enough for the nearest to be the right one."""
+        return self._levels if self._is_near_levels(wavelet.code) else None
+
+    def _is_near_levels(self, code: int) -> bool:
+        """Tell whether errors with the step of a code are small enough for levels, if samples have any."""
         from deepsic_codec.codec.wavelet_rate import estimated_error
 
         if self._levels is None:
-            return None
-        gap = min(levels.gap() for levels in self._levels if levels.divisor > 1)
-        return self._levels if estimated_error(self.coefficients, wavelet.code) < MAX_SNAPPED * gap else None
+            return False
+        if code not in self._near_levels:
+            gap = min(levels.gap() for levels in self._levels if levels.divisor > 1)
+            self._near_levels[code] = estimated_error(self.coefficients, code) < MAX_SNAPPED * gap
+        return self._near_levels[code]
 
     def sections(self, wavelet: Wavelet) -> dict[Section[Any], Any]:
         """Return the sections of the payload or the grid."""
@@ -238,7 +271,7 @@ class WaveletEncoder:
         finer = [STEPS - code for code in self._codes(STEPS)]
         self._min_code = min(part.min_code + less for part, less in zip(self._parts, finer, strict=True))
         # The last wavelets with their coefficients, or with the samples that they decode to.
-        self._last: tuple[CodedWavelets, list[NDArray[np.int32]] | NDArray[Any]] | None = None
+        self._last: tuple[CodedWavelets, list[NDArray[Any]] | NDArray[Any]] | None = None
         # Padding has no error, and must not make up for that of data.
         self._measured = scaled if self.grids else self._parts[0].coded
 
@@ -260,10 +293,10 @@ class WaveletEncoder:
         """Return the quality that the step of a code is nearest to."""
         return round(deep_quality(step_of(code) * 255 / self._extent / STEP_GAIN), 2)
 
-    def _encode(self, code: int) -> CodedWavelets:
-        """Encode with the step of a code."""
+    def _encode(self, code: int, last: bool = False) -> CodedWavelets:
+        """Encode with the step of a code, for the last time or not."""
         self._last = None  # its memory is needed
-        pairs = [part.encode(one) for part, one in zip(self._parts, self._codes(code), strict=True)]
+        pairs = [part.encode(one, last) for part, one in zip(self._parts, self._codes(code), strict=True)]
         if not self.grids:
             code = pairs[0][0].code
         coded = CodedWavelets(code, tuple(wavelet for wavelet, _ in pairs))
@@ -272,7 +305,7 @@ class WaveletEncoder:
 
     def decode(self, coded: CodedWavelets) -> NDArray[Any]:
         """Return the samples that wavelets stand for."""
-        known: list[NDArray[np.int32] | None] = [None] * len(self._parts)
+        known: list[NDArray[Any] | None] = [None] * len(self._parts)
         if self._last is not None and self._last[0] is coded:
             if not isinstance(self._last[1], list):
                 return self._last[1]
@@ -292,8 +325,8 @@ class WaveletEncoder:
         return {STRUCTURE: fill_grids(self.grids, sections)} if self.grids else sections[0]
 
     def at_quality(self, quality: float) -> CodedWavelets:
-        """Encode at a quality."""
-        return self._encode(step_code(self._step(quality)))
+        """Encode at a quality; nothing else can be encoded, or estimated, afterwards."""
+        return self._encode(step_code(self._step(quality)), last=True)
 
     def _matrix_bytes(self, code: int) -> int:
         return sum(part.matrix_bytes(one) for part, one in zip(self._parts, self._codes(code), strict=True))

@@ -1,5 +1,6 @@
 """Estimates of the bytes and of the error of quantised coefficients, in integers."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -83,18 +84,20 @@ def _steps(code: int, height: int, width: int) -> NDArray[np.int64]:
     return np.array([max(1, band_step(code, band)) for band in bands_of(height, width)], np.int64)
 
 
-def _arguments(coefficients: NDArray[np.int32], code: int) -> tuple[NDArray[np.int32], Any, Any]:
+def _total(count: Callable[..., int], coefficients: NDArray[Any], code: int) -> int:
+    """Add up what a kernel counts in each plane."""
     height, width = coefficients.shape[2:]
-    planes = np.ascontiguousarray(coefficients).reshape(-1, height, width)
-    return planes, _bands(height, width), _steps(code, height, width)
+    bands, steps = _bands(height, width), _steps(code, height, width)
+    planes = coefficients.reshape(-1, 1, height, width)
+    return sum(int(count(np.ascontiguousarray(plane, np.int32), bands, steps)) for plane in planes)
 
 
-def estimated_bytes(coefficients: NDArray[np.int32], code: int) -> float:
+def estimated_bytes(coefficients: NDArray[Any], code: int) -> float:
     """Return about how many bytes coefficients (slices, components, height, width) take with the step of a code."""
-    return int(_bits(*_arguments(coefficients, code))) / (8 * 256)
+    return _total(_bits, coefficients, code) / (8 * 256)
 
 
-def estimated_error(coefficients: NDArray[np.int32], code: int) -> float:
+def estimated_error(coefficients: NDArray[Any], code: int) -> float:
     """Return about which root mean square error the step of a code leaves, in units of the components."""
-    total = int(_error(*_arguments(coefficients, code)))
+    total = _total(_error, coefficients, code)
     return TRELLIS * step_of(code) * (total / coefficients.size) ** 0.5 / (1 << 8)

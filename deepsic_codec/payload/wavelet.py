@@ -1,11 +1,13 @@
 """The wavelet section of a payload: quantised bands of components, and what they decode to. See `docs/wavelet.md`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import ceil_div, row_blocks
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.quality_map import QualityMap
@@ -41,9 +43,15 @@ class Wavelet:
     whole: bool = True
 
     def decode(
-        self, shape: tuple[int, int, int, int], halvings: int = 0, quality_map: QualityMap | None = None
-    ) -> NDArray[np.int32]:
-        """Return the components, int32 of a shape (slices, components, height, width), in sixteenths.
+        self,
+        shape: tuple[int, int, int, int],
+        halvings: int = 0,
+        quality_map: QualityMap | None = None,
+        dtype: Any = np.int32,
+    ) -> NDArray[Any]:
+        """Return the components of a shape (slices, components, height, width), in sixteenths.
+
+        They are int32, or int16 where that is `dtype` and all that is decoded fits.
 
         With `halvings`, each plane has a half, a quarter, ... of its rows and columns, rounded up. Details that the
         start of a stream does not hold are 0.
@@ -55,7 +63,7 @@ class Wavelet:
         """
         from deepsic_codec.payload.coders.subbands import decode_planes  # numba, which reading labels does not need
 
-        planes = decode_planes(self.stream, shape, self.code, halvings, quality_map, whole=self.whole)
+        planes = decode_planes(self.stream, shape, self.code, halvings, quality_map, whole=self.whole, dtype=dtype)
         return to_components(planes, halvings)
 
 
@@ -113,15 +121,41 @@ def verified_start(data: bytes, size: int) -> bytes:
     return data
 
 
-def to_components(coefficients: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
-    """Transform coefficients (slices, components, height, width) back, to a reduced size; they are overwritten."""
+def to_components(coefficients: NDArray[Any], halvings: int = 0) -> NDArray[Any]:
+    """Transform coefficients (slices, components, height, width) back, to a reduced size; they are overwritten.
+
+    They are int32 or int16; components are int32 where they do not fit int16.
+    """
     from deepsic_codec.payload.coders.wavelet import inverse
 
-    height, width = coefficients.shape[2:]
-    for planes in coefficients:
-        for plane in planes:
-            height, width = inverse(plane, halvings).shape
-    return coefficients[..., :height, :width]
+    height, width = (ceil_div(size, 1 << halvings) for size in coefficients.shape[2:])
+    return _each_plane(coefficients, lambda plane: inverse(plane, halvings))[..., :height, :width]
+
+
+def to_coefficients(components: NDArray[Any]) -> NDArray[Any]:
+    """Transform components (slices, components, height, width) below 2^28, in sixteenths; they are overwritten.
+
+    They are int32 or int16; coefficients are int32 where they do not fit int16.
+    """
+    from deepsic_codec.payload.coders.wavelet import split
+
+    return _each_plane(components, split)
+
+
+def _each_plane(planes: NDArray[Any], transform: Callable[[NDArray[np.int32]], NDArray[np.int32]]) -> NDArray[Any]:
+    """Transform each plane, in place or as int32."""
+    from deepsic_codec.payload.coders.subbands import fits_int16
+
+    for place in np.ndindex(planes.shape[:2]):
+        plane = np.ascontiguousarray(planes[place], np.int32)
+        values = transform(plane)
+        if planes.dtype == np.int16:
+            if not fits_int16(values):
+                planes = planes.astype(np.int32)
+            planes[place][: values.shape[0], : values.shape[1]] = values
+        elif not np.may_share_memory(plane, planes):
+            planes[place] = plane
+    return planes
 
 
 def rounded(components: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -129,26 +163,19 @@ def rounded(components: NDArray[np.int32]) -> NDArray[np.int32]:
     return components + (1 << FRACTION_BITS - 1) >> FRACTION_BITS
 
 
-def to_coefficients(components: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Transform components int32 (slices, components, height, width) below 2^28, in sixteenths; a new array."""
-    from deepsic_codec.payload.coders.wavelet import forward
-
-    out = np.empty(components.shape, np.int32)
-    for number, planes in enumerate(components):
-        for k, plane in enumerate(planes):
-            out[number, k] = forward(plane)
-    return out
-
-
 def encode_wavelet(wavelet: Wavelet) -> bytes:
     """Write a wavelet section."""
+    from google_crc32c import extend
     from google_crc32c import value as crc32c
 
     levels, size = len(wavelet.checkpoints), len(wavelet.stream)
     parts = max(1, min(MAX_PARTS, size // MIN_CHECKED)) if levels else 0
     start = bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + bytes((parts << 4 | levels,))
     start += b"".join(length.to_bytes(4, "little") for length in wavelet.checkpoints)
-    checksums = [crc32c(start + wavelet.stream[:end]) for end in _ends(wavelet.checkpoints, parts, size)]
+    checksums, crc, before = [], crc32c(start), 0
+    for end in _ends(wavelet.checkpoints, parts, size):
+        crc, before = extend(crc, wavelet.stream[before:end]), end
+        checksums.append(crc)
     return start + b"".join(crc.to_bytes(4, "little") for crc in checksums) + wavelet.stream
 
 
@@ -199,17 +226,23 @@ def from_integers(values: NDArray[np.int32], dtype: np.dtype[Any], ranges: NDArr
     return result
 
 
-def to_integers(samples: NDArray[Any], ranges: NDArray[Any] | None) -> NDArray[np.int32]:
-    """Undo `from_integers`, but for rounding; float32 outside of its range is clipped to it."""
+def to_integers(samples: NDArray[Any], ranges: NDArray[Any] | None) -> NDArray[Any]:
+    """Undo `from_integers`, but for rounding, for samples (slices, height, width, bands).
+
+    float32 outside of its range is clipped to it. Samples of integer dtypes are returned as they are.
+    """
     if samples.dtype.kind != "f":
-        return samples.astype(np.int32)
+        return samples
     assert ranges is not None
     low, high = ranges[:, 0].astype(np.float64), ranges[:, 1].astype(np.float64)
-    values = np.clip(samples, ranges[:, 0], ranges[:, 1]) - low
-    values *= FLOAT_LEVELS
-    values /= np.where(high > low, high - low, 1)
-    values += 0.5
-    return np.floor(values).astype(np.int32)
+    out = np.empty(samples.shape, np.int32)
+    for block in row_blocks(samples.shape):
+        values = np.clip(samples[block], ranges[:, 0], ranges[:, 1]) - low
+        values *= FLOAT_LEVELS
+        values /= np.where(high > low, high - low, 1)
+        values += 0.5
+        out[block] = np.floor(values)
+    return out
 
 
 #: Integers between the ends of the range of float32 samples.

@@ -71,7 +71,7 @@ def test_coefficients_have_the_values_of_the_cells_that_they_reach(height, width
 
 def roundtrip(coefficients, code, cells):
     left, quality_map = coefficients.copy(), None if cells is None else QualityMap(cells)
-    stream, _ = encode_planes(left, code, quality_map)
+    stream, _, _ = encode_planes(left, code, quality_map, keep=True)
     decoded = decode_planes(stream, coefficients.shape, code, quality_map=quality_map)
     np.testing.assert_array_equal(decoded, left, "the encoder left other coefficients than decoding gives")
     return stream, decoded

@@ -134,6 +134,14 @@ def test_integers_of_any_dtype_have_the_same_bytes(dtype, step):
     np.testing.assert_array_equal(decoded, restored)
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_integers_are_not_written_to(step):
+    values = picture((1, 20, 30, 3))
+    values.flags.writeable = False
+    roundtrip(values, None, step)
+    assert encode_integers(values, None, 1)[1] is values
+
+
 def test_integers_beyond_the_dtype_are_wider():
     values = picture((1, 20, 30, 1)) - 300
     data, _ = encode_integers(values)

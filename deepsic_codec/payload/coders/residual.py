@@ -209,7 +209,7 @@ class _Coder:
                     bands.samples[:height] -= np.int32(low[c])
                 flat = rows.flat[0]
                 self._code_strip(decoding, bands, height, used, weights, memory, limits, rows)
-                if flat and not rows.flat[0]:  # rows without data above the first data continue it
+                if top and flat and not rows.flat[0]:  # rows without data above the first data continue it
                     bands.fill(s, c, bands.work[0, 3, 3:-3], 0, top)
                 bands.save(top, height, out is not values)
         if mask is not None:

@@ -7,6 +7,7 @@ contexts in the logistic domain. A trellis of eight states chooses between two q
 of the least error and rate. Nothing is trained; all arithmetic is on integers. `docs/wavelet.md` is normative.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -28,10 +29,20 @@ from deepsic_codec.payload.coders.binary import (
     grown,
 )
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding, read_first
-from deepsic_codec.payload.coders.wavelet import DIAGONAL, HORIZONTAL, LOW, MAX_LEVELS, NORM_BITS, Band, bands_of
+from deepsic_codec.payload.coders.wavelet import (
+    DIAGONAL,
+    HORIZONTAL,
+    LOW,
+    MAX_LEVELS,
+    NORM_BITS,
+    VERTICAL,
+    Band,
+    bands_of,
+)
 from deepsic_codec.payload.quality_map import SPACING, QualityMap
 from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSA_BITS, MANTISSAS, PER_OCTAVE, STEPS, UNIT
 
+STRIP = 1 << 16  # coefficients of a band that are coded at a time, about
 _STEP_BITS = 16  # binary places of the step of a band
 
 # Levels of expected sizes, in quarters of an octave, and coarse ones.
@@ -602,11 +613,60 @@ def _code_flag(decoding, flag, index, contexts, state, data):
     return flag
 
 
-class _Coder:
-    """The state of an encoder or decoder of planes int32 (slices, components, height, width)."""
+class _Symbols:
+    """Coded coefficients of a band, in halves of a step, in as few bytes as they fit."""
 
-    def __init__(self, planes: NDArray[np.int32], code: int, quality_map: QualityMap | None) -> None:
-        self._planes, self._code, self._map = planes, code, quality_map
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self._values: NDArray[Any] | None = None  # none: zeros
+
+    def set(self, top: int, values: NDArray[np.int32]) -> None:
+        """Set rows from row `top` on."""
+        largest = int(np.abs(values).max(initial=0))
+        if self._values is None:
+            if not largest:
+                return
+            self._values = np.zeros((self.height, self.width), np.int8)
+        if largest > np.iinfo(self._values.dtype).max:
+            self._values = self._values.astype(np.int16 if largest <= np.iinfo(np.int16).max else np.int32)
+        self._values[top : top + len(values)] = values
+
+    def any(self) -> bool:
+        """Whether one is not 0."""
+        return self._values is not None
+
+    def rows(self, top: int, height: int, width: int) -> NDArray[np.int32]:
+        """Return `height` rows of a width from row `top` on, with what is within 2 around; zeros beyond the band."""
+        out = np.zeros((height + 4, width + 4), np.int32)
+        if self._values is not None:
+            first = max(0, top - 2)
+            part = self._values[first : top + height + 2, : width + 2]
+            start = first - top + 2
+            out[start : start + part.shape[0], 2 : 2 + part.shape[1]] = part
+        return out
+
+
+class _Coder:
+    """The state of an encoder or decoder of planes, int16 or int32 (slices, components, height, width).
+
+    Attributes
+    ----------
+    planes : ndarray
+        These planes, which become int32 where int16 is too narrow for what is decoded.
+    lengths : list of int
+        Positions in the stream in front of each level.
+    """
+
+    def __init__(
+        self,
+        planes: NDArray[Any],
+        code: int,
+        quality_map: QualityMap | None,
+        numbers: Sequence[int] | None = None,
+        keep: bool = True,
+    ) -> None:
+        self.planes, self._code, self._map, self._keep = planes, code, quality_map, keep
+        self._numbers = range(planes.shape[1]) if numbers is None else numbers
         self._contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
         self._trellis = np.zeros(1, np.int64)
         self.lengths: list[int] = []
@@ -627,11 +687,11 @@ class _Coder:
 
         A decoder leaves out the first row that reads beyond position `limit`, and all that follows.
 
-        Returns `data`, grown where an encoder needed more. `lengths` gets the positions in front of each level.
+        Returns `data`, grown where an encoder needed more.
         """
-        slices, components, height, width = self._planes.shape
-        level = -1
-        coded: dict[tuple[int, int, int], NDArray[np.int32]] = {}
+        slices, _, height, width = self.planes.shape
+        components = len(self._numbers)
+        coded: dict[tuple[int, int, int], _Symbols] = {}
         cells: NDArray[np.uint8] | None = None
         for band in bands_of(height, width):
             if band.kind != LOW and band.level <= halvings:
@@ -640,23 +700,25 @@ class _Coder:
                 self.lengths.append(int(state[3]))
             if self._map is not None and band.kind != LOW:
                 cells = self._map.of_band(band.level, band.kind, band.height, band.width)
-            if band.level != level:  # contexts reach to the next coarser level
-                level, coded = band.level, {k: v for k, v in coded.items() if k[0] == band.level + 1}
+            finest = band.level == halvings + 1  # no level has contexts in it
             for number in range(slices * components):
-                plane = divmod(number, components)
-                before = coded.get((band.level, band.kind, number - 1)) if plane[1] else None
+                s, component = divmod(number, components)
+                before = coded.get((band.level, band.kind, number - 1)) if component else None
                 near = [
-                    coded.get((band.level + 1, band.kind, number)),
+                    coded.pop((band.level + 1, band.kind, number), None),
                     coded.get((band.level, 1, number)) if band.kind > 1 else None,
                     coded.get((band.level, 2, number)) if band.kind == DIAGONAL else None,
                     before,
                 ]
-                symbols, data = self._code_band(
-                    decoding, band, plane, None if cells is None else cells[plane[0]], near, state, data, limit
+                plane = s, self._numbers[component]
+                coded[band.level, band.kind, number], data = self._code_band(
+                    decoding, band, plane, None if cells is None else cells[s], near, state, data, limit
                 )
                 if decoding and state[3] > limit:
                     return data
-                coded[band.level, band.kind, number] = symbols
+                if finest and band.kind == DIAGONAL:
+                    for kind, last in ((HORIZONTAL, number), (VERTICAL, number), (DIAGONAL, number - 1)):
+                        coded.pop((band.level, kind, last), None)
         return data
 
     def _code_band(
@@ -665,79 +727,119 @@ class _Coder:
         band: Band,
         plane: tuple[int, int],
         cells: NDArray[np.uint8] | None,
-        near: list[NDArray[np.int32] | None],
+        near: list[_Symbols | None],
         state: NDArray[np.int64],
         data: NDArray[np.uint8],
         limit: int,
-    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        part = self._planes[plane][band.y : band.y + band.height, band.x : band.x + band.width]
+    ) -> tuple[_Symbols, NDArray[np.uint8]]:
         steps = band_steps(self._code, band, 1 if cells is None else int(cells.max(initial=1)))
-        symbols = np.zeros((band.height + 4, band.width + 4), np.int32)
-        before = near[3]
-        index = EMPTY + 2 * band.kind + int(before is not None and bool(before.any()))
+        symbols = _Symbols(band.height, band.width)
+        index = EMPTY + 2 * band.kind + int(near[3] is not None and near[3].any())
         room = 64 + band.width * COEFFICIENT_BYTES
-        coefficients = np.ascontiguousarray(part)
+        # Neighbours of a strip lie in strips of the same place; the low band, which is small, is one strip.
+        rows = band.height if band.kind == LOW else min(band.height, max(2, STRIP // band.width & ~1))
+        strips = [(top, min(rows, band.height - top)) for top in range(0, band.height, rows)]
         filled = False
         if not decoding:
             data = grown(data, int(state[3]), room)
             thresholds = ((128 if band.kind == LOW else FILLED) * steps) >> 24
-            filled = bool((np.abs(coefficients) >= thresholds[1 if cells is None else cells]).any())
+            for top, height in strips:
+                threshold: Any = int(thresholds[1]) if cells is None else thresholds[cells[top : top + height]]
+                filled = filled or bool((np.abs(self._part(plane, band, top, height)) >= threshold).any())
         if not _code_flag(decoding, filled, index, self._contexts, state, data) or (decoding and state[3] > limit):
-            part[...] = 0
+            if self._keep:
+                self._part(plane, band, 0, band.height)[...] = 0
             return symbols, data
-        values = np.zeros_like(symbols) if band.kind == LOW else _NOTHING
         present = tuple(one is not None for one in near)
-        others = tuple(_NOTHING if one is None else _fitted(one, band, n == 0) for n, one in enumerate(near))
         settings = steps, band.kind, band.level
-        row = self._trellis[0] = 0
-        while row < band.height:
-            row = _code_rows(
-                decoding,
-                coefficients,
-                symbols,
-                values,
-                others,
-                present,
-                cells,
-                settings,
-                self._memory,
-                self._work,
-                state,
-                data,
-                limit if decoding else data.size,
-                row,
-            )
-            if decoding and state[3] > limit:
+        self._trellis[0] = 0
+        above = np.zeros((2, band.width + 4), np.int32)
+        for top, height in strips:
+            coefficients = self._part(plane, band, top, height).astype(np.int32, order="C")
+            around = np.zeros((height + 4, band.width + 4), np.int32)
+            around[:2] = above
+            values = np.zeros_like(around) if band.kind == LOW else _NOTHING
+            parts = [_NOTHING if one is None else one.rows(top, height, band.width) for one in near[1:]]
+            parent = near[0]
+            if parent is not None:
+                half = (height + 1) // 2, (band.width + 1) // 2
+            others = (_NOTHING if parent is None else parent.rows(top // 2, *half), *parts)
+            row = 0
+            while row < height:
+                row = _code_rows(
+                    decoding,
+                    coefficients,
+                    around,
+                    values,
+                    others,
+                    present,
+                    None if cells is None else cells[top : top + height],
+                    settings,
+                    self._memory,
+                    self._work,
+                    state,
+                    data,
+                    limit if decoding else data.size,
+                    row,
+                )
+                if decoding and state[3] > limit:
+                    break
+                if row < 0:
+                    raise CorruptPayload("wavelet: the stream holds a coefficient outside the allowed range")
+                if row < height:
+                    data = grown(data, int(state[3]), room)
+            ended = decoding and state[3] > limit
+            if ended:
                 coefficients[(row - 1 if row > 0 else -1 - row) :] = 0
+            if self._keep:
+                self._set(plane, band, top, coefficients)
+            if ended:
+                self._part(plane, band, top + height, band.height)[...] = 0
                 break
-            if row < 0:
-                raise CorruptPayload("wavelet: the stream holds a coefficient outside the allowed range")
-            if row < band.height:
-                data = grown(data, int(state[3]), room)
-        part[...] = coefficients
+            symbols.set(top, around[2 : height + 2, 2:-2])
+            above = around[height : height + 2]
         return symbols, data
 
+    def _part(self, plane: tuple[int, int], band: Band, top: int, height: int) -> NDArray[Any]:
+        """Return rows of a band, a view."""
+        rows = slice(band.y + top, band.y + min(top + height, band.height))
+        return self.planes[plane][rows, band.x : band.x + band.width]
 
-def _fitted(symbols: NDArray[np.int32], band: Band, parent: bool) -> NDArray[np.int32]:
-    """Return symbols with a border of zeros of at least two around every place of a band."""
-    height, width = ((band.height + 1) // 2, (band.width + 1) // 2) if parent else (band.height, band.width)
-    missing = max(0, height + 4 - symbols.shape[0]), max(0, width + 4 - symbols.shape[1])
-    return np.pad(symbols, [(0, n) for n in missing]) if any(missing) else symbols
+    def _set(self, plane: tuple[int, int], band: Band, top: int, coefficients: NDArray[np.int32]) -> None:
+        """Set rows of a band."""
+        if self.planes.dtype == np.int16 and not fits_int16(coefficients):
+            self.planes = self.planes.astype(np.int32)
+        self._part(plane, band, top, len(coefficients))[...] = coefficients
+
+
+def fits_int16(values: NDArray[np.int32]) -> bool:
+    """Tell whether integers and their magnitudes fit 16 bits."""
+    limit = np.iinfo(np.int16).max
+    return not values.size or bool(values.min() >= -limit and values.max() <= limit)
 
 
 def encode_planes(
-    planes: NDArray[np.int32], code: int, quality_map: QualityMap | None = None
-) -> tuple[bytes, list[int]]:
+    planes: NDArray[Any],
+    code: int,
+    quality_map: QualityMap | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
+    keep: bool = False,
+) -> tuple[bytes, list[int], NDArray[Any]]:
     """Quantise and encode transformed planes.
 
     Parameters
     ----------
     planes : ndarray
-        int32 (slices, components, height, width), C order; overwritten by the coefficients that decoding gives.
+        int16 or int32 (slices, components, height, width), C order.
     code : int
         Code of the step.
     quality_map : QualityMap, optional
         Coarser steps by cells.
+    numbers : sequence of int, optional
+        Components to encode; by default all.
+    keep : bool
+        Whether to overwrite what is encoded by the coefficients that decoding gives.
 
     Returns
     -------
@@ -745,14 +847,16 @@ def encode_planes(
         The stream.
     list of int
         Bytes from the start that are enough to decode all that is in front of each level of detail, coarsest first.
+    ndarray
+        The planes; int32 ones, if they are overwritten and int16 is too narrow for that.
     """
     state, data = begin_encoding(), np.empty(1 << 12, np.uint8)
-    coder = _Coder(planes, code, quality_map)
+    coder = _Coder(planes, code, quality_map, numbers, keep)
     data = coder.run(False, state, data)
     stream = finish_encoding(state, data)
     # A decoder has read so many bytes beyond those that an encoder has written for the same symbols.
     ahead = int(begin_decoding(b"", "wavelet")[0][3])
-    return stream, [min(length + ahead, len(stream)) for length in coder.lengths]
+    return stream, [min(length + ahead, len(stream)) for length in coder.lengths], coder.planes
 
 
 def decode_planes(
@@ -762,8 +866,9 @@ def decode_planes(
     halvings: int = 0,
     quality_map: QualityMap | None = None,
     whole: bool = True,
-) -> NDArray[np.int32]:
-    """Decode transformed planes int32 (slices, components, height, width).
+    dtype: Any = np.int32,
+) -> NDArray[Any]:
+    """Decode transformed planes (slices, components, height, width), int32, or int16 where that is `dtype` and fits.
 
     With `halvings`, details of so many of the finest levels are left out, and what is at their places is 0. If `data`
     is not the whole stream but a start of it, coefficients of rows that it does not hold are 0.
@@ -773,10 +878,11 @@ def decode_planes(
     CorruptPayload
         If the stream holds an impossible coefficient, or bytes that no coefficient needs.
     """
-    planes = np.zeros(shape, np.int32)
+    planes = np.zeros(shape, dtype)
     state, stream = begin_decoding(data, "wavelet") if whole else read_first(data)
     limit = NO_LIMIT if whole else stream.size
-    _Coder(planes, code, quality_map).run(True, state, stream, halvings, limit)
+    coder = _Coder(planes, code, quality_map)
+    coder.run(True, state, stream, halvings, limit)
     if whole and not halvings:
         check_end(int(state[3]), stream.size, "wavelet", unit="coefficient")
-    return planes
+    return coder.planes

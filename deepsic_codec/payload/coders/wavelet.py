@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsic_codec.axes import ceil_div
 from deepsic_codec.kernels import inner, jit
 
 MAX_LEVELS, MIN_EDGE = 6, 12  # a plane with a shorter edge is not split
+STRIP, TILE = 64, 32  # columns, or rows, that are transformed at a time; of tiles that are turned, even
 #: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands. A constant plane keeps its value, and
 #: has no detail: the third step is chosen for that, and with fewer bits a large constant would have some.
 LIFT_BITS, SCALE_BITS = 24, 24
@@ -87,11 +89,14 @@ def _sizes(height: int, width: int) -> Iterator[tuple[int, int]]:
 
 def forward(plane: NDArray[np.int32]) -> NDArray[np.int32]:
     """Transform a plane int32 (height, width) below 2^28 in 2^-FRACTION_BITS; its bands lie where `bands_of` says."""
-    out = plane.astype(np.int32, order="C")
-    sizes = list(_sizes(*plane.shape))
-    for height, width in sizes[:-1]:
-        _split(out, np.empty((height, width), np.int32), np.empty((width, height), np.int32))
-    return out
+    return split(plane.astype(np.int32, order="C"))
+
+
+def split(plane: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Transform a plane as `forward` does, in place; return it."""
+    for height, width in list(_sizes(*plane.shape))[:-1]:
+        _split(plane, *_strips(height, width))
+    return plane
 
 
 def max_halvings(height: int, width: int) -> int:
@@ -107,9 +112,15 @@ def inverse(bands: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
     """
     sizes = list(_sizes(*bands.shape))
     for height, width in sizes[halvings:-1][::-1]:
-        _join(bands, np.empty((height, width), np.int32), np.empty((width, height), np.int32))
+        _join(bands, *_strips(height, width))
     height, width = sizes[halvings]
     return bands[:height, :width]
+
+
+def _strips(height: int, width: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return memory for a strip of columns (height, columns) of a plane, and for one of rows (width, rows)."""
+    columns, rows = (ceil_div(size, ceil_div(size, STRIP)) for size in (width, height))
+    return np.zeros((height, columns), np.int32), np.zeros((width, rows), np.int32)
 
 
 # In compiled code, integers of one type only, and loops in place of assignments to slices: each literal makes a
@@ -154,43 +165,65 @@ def _join_rows(x):
 
 
 @jit
-def _split(out, part, turned):
-    """Split the upper left part of a plane in place, with memory (height, width) and (width, height) of its size."""
-    # Columns are transformed as rows of the transpose, which keeps memory access in order.
-    height, width = part.shape
-    for y in range(height):
-        for x in range(width):
-            part[y, x] = out[y, x]
-    _split_rows(part)
+def _split(plane, columns, rows):
+    """Split the upper left part (height, width) of a plane in place, with memory (height, n) and (width, m).
+
+    Strips of n columns, and of m rows as columns, stay in the cache.
+    """
+    height, width = columns.shape[0], rows.shape[0]
     half = (height + 1) // 2
-    for y in range(height):
-        target = y // 2 if y % 2 == 0 else half + y // 2
-        for x in range(width):
-            turned[x, target] = part[y, x]
-    _split_rows(turned)
-    half = (width + 1) // 2
-    for x in range(width):
-        target = x // 2 if x % 2 == 0 else half + x // 2
+    for left in range(0, width, columns.shape[1]):
+        count = min(columns.shape[1], width - left)
         for y in range(height):
-            out[y, target] = turned[x, y]
+            for k in range(count):
+                columns[y, k] = plane[y, left + k]
+        _split_rows(columns)  # those beyond the plane, too, which are not used
+        for y in range(height):
+            target = y // 2 if y % 2 == 0 else half + y // 2
+            for k in range(count):
+                plane[target, left + k] = columns[y, k]
+    half = (width + 1) // 2
+    for top in range(0, height, rows.shape[1]):
+        count = min(rows.shape[1], height - top)
+        for first in range(0, width, TILE):
+            for k in range(count):
+                for x in range(first, min(first + TILE, width)):
+                    rows[x, k] = plane[top + k, x]
+        _split_rows(rows)
+        for first in range(0, width, TILE):
+            for k in range(count):
+                for x in range(first, min(first + TILE, width), 2):
+                    plane[top + k, x >> 1] = rows[x, k]
+                for x in range(first + 1, min(first + TILE, width), 2):
+                    plane[top + k, half + (x >> 1)] = rows[x, k]
 
 
 @jit
-def _join(out, part, turned):
+def _join(plane, columns, rows):
     """Undo `_split`."""
-    height, width = part.shape
+    height, width = columns.shape[0], rows.shape[0]
     half = (width + 1) // 2
-    for x in range(width):
-        source = x // 2 if x % 2 == 0 else half + x // 2
-        for y in range(height):
-            turned[x, y] = out[y, source]
-    _join_rows(turned)
+    for top in range(0, height, rows.shape[1]):
+        count = min(rows.shape[1], height - top)
+        for first in range(0, width, TILE):
+            for k in range(count):
+                for x in range(first, min(first + TILE, width), 2):
+                    rows[x, k] = plane[top + k, x >> 1]
+                for x in range(first + 1, min(first + TILE, width), 2):
+                    rows[x, k] = plane[top + k, half + (x >> 1)]
+        _join_rows(rows)
+        for first in range(0, width, TILE):
+            for k in range(count):
+                for x in range(first, min(first + TILE, width)):
+                    plane[top + k, x] = rows[x, k]
     half = (height + 1) // 2
-    for y in range(height):
-        source = y // 2 if y % 2 == 0 else half + y // 2
-        for x in range(width):
-            part[y, x] = turned[x, source]
-    _join_rows(part)
-    for y in range(height):
-        for x in range(width):
-            out[y, x] = part[y, x]
+    for left in range(0, width, columns.shape[1]):
+        count = min(columns.shape[1], width - left)
+        for y in range(height):
+            source = y // 2 if y % 2 == 0 else half + y // 2
+            for k in range(count):
+                columns[y, k] = plane[source, left + k]
+        _join_rows(columns)
+        for y in range(height):
+            for k in range(count):
+                plane[y, left + k] = columns[y, k]
