@@ -15,7 +15,7 @@ from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders import subbands, wavelet
 from deepsic_codec.payload.coders.interval import begin_encoding, finish_encoding
 from deepsic_codec.payload.coders.subbands import MAGNITUDE_MAX, band_step, decode_planes, encode_planes
-from deepsic_codec.payload.coders.wavelet import bands_of
+from deepsic_codec.payload.coders.wavelet import bands_of, forward, inverse
 from deepsic_codec.payload.quality_map import QualityMap, grid_of
 from deepsic_codec.payload.sections import WAVELET
 from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSAS, STEPS, step_code, step_of
@@ -225,6 +225,57 @@ def test_second_decoder_agrees(shape, step):
     stream, decoded = roundtrip(coefficients_of(planes(shape, size=40)), code)
     found = reference_planes(code, stream, *shape)
     np.testing.assert_array_equal(found, to_components(decoded))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(("step", "size"), [(1.5, 4), (40, 30), (1 / 16, 30), (0.5, 3000)])
+@pytest.mark.parametrize("strip", [1, 90, 500])
+def test_strips_of_bands_change_nothing(monkeypatch, strip, step, size, mapped):
+    """Bands are coded strip by strip; symbols of neighbours are kept in 8, 16 or 32 bits."""
+    shape, code = (2, 2, 61, 75), step_code(step)
+    cells = np.random.default_rng(2).integers(0, 40, (2, *grid_of(61, 75))).astype("u1")
+    quality_map = QualityMap(cells) if mapped else None
+    coefficients = coefficients_of(planes(shape, size=size))
+    expected, lengths, wanted = encode_planes(coefficients.copy(), code, quality_map, keep=True)
+    monkeypatch.setattr(subbands, "STRIP", strip)
+    monkeypatch.setattr(subbands, "SMALL", 0)
+    stream, lengths_too, left = encode_planes(coefficients.copy(), code, quality_map, keep=True)
+    assert (stream, lengths_too) == (expected, lengths)
+    np.testing.assert_array_equal(left, wanted)
+    for part in (stream, stream[: len(stream) // 3]):
+        monkeypatch.undo()
+        found = decode_planes(part, shape, code, quality_map=quality_map, whole=part is stream)
+        monkeypatch.setattr(subbands, "STRIP", strip)
+        monkeypatch.setattr(subbands, "SMALL", 0)
+        narrow = decode_planes(part, shape, code, quality_map=quality_map, whole=part is stream, dtype=np.int16)
+        np.testing.assert_array_equal(narrow, found)
+
+
+def test_strips_of_planes_change_nothing(monkeypatch):
+    plane = planes((1, 1, 150, 203), size=3000)[0, 0] << FRACTION_BITS
+    expected = forward(plane)
+    monkeypatch.setattr(wavelet, "SMALL", 0)
+    np.testing.assert_array_equal(forward(plane), expected)
+    back = inverse(expected.copy())
+    monkeypatch.undo()
+    np.testing.assert_array_equal(back, inverse(expected.copy()))
+
+
+@pytest.mark.parametrize("size", [30, 2000])
+def test_planes_of_16_bits_have_the_same_bytes(size):
+    """They become planes of 32 bits where that is needed."""
+    values, code = planes((1, 2, 61, 75), size=size), step_code(40)
+    coefficients = coefficients_of(values)
+    assert coefficients.dtype == np.int32
+    narrow = to_coefficients(np.clip(values << FRACTION_BITS, -32767, 32767).astype(np.int16))
+    wide = to_coefficients(np.clip(values << FRACTION_BITS, -32767, 32767))
+    np.testing.assert_array_equal(narrow, wide)
+    assert narrow.dtype == (np.int16 if size == 30 else np.int32)
+    if size == 30:
+        stream, _, left = encode_planes(narrow, code, keep=True)
+        expected, _, wanted = encode_planes(wide, code, keep=True)
+        assert stream == expected
+        np.testing.assert_array_equal(to_components(left), to_components(wanted))
 
 
 @pytest.mark.parametrize(("step", "size"), [(1.5, 4), (40, 30), (0.5, 3000)])

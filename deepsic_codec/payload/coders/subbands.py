@@ -42,7 +42,7 @@ from deepsic_codec.payload.coders.wavelet import (
 from deepsic_codec.payload.quality_map import SPACING, QualityMap
 from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSA_BITS, MANTISSAS, PER_OCTAVE, STEPS, UNIT
 
-STRIP = 1 << 16  # coefficients of a band that are coded at a time, about
+STRIP, SMALL = 1 << 16, 1 << 12  # coefficients of a band that are coded at a time, about, and of a small band
 _STEP_BITS = 16  # binary places of the step of a band
 
 # Levels of expected sizes, in quarters of an octave, and coarse ones.
@@ -614,29 +614,36 @@ def _code_flag(decoding, flag, index, contexts, state, data):
 
 
 class _Symbols:
-    """Coded coefficients of a band, in halves of a step, in as few bytes as they fit."""
+    """Coded coefficients of a band, in halves of a step: of a large band in as few bytes as they fit."""
 
     def __init__(self, height: int, width: int) -> None:
-        self.height, self.width = height, width
-        self._values: NDArray[Any] | None = None  # none: zeros
+        self._shape, self._small = (height, width), height * width <= SMALL
+        self._values: NDArray[Any] | None = None  # none: zeros; of a small band with a border of 2
 
-    def set(self, top: int, values: NDArray[np.int32]) -> None:
-        """Set rows from row `top` on."""
+    def set(self, top: int, around: NDArray[np.int32]) -> None:
+        """Set rows from row `top` on to those in a border of 2; a small band keeps the array."""
+        if self._small:
+            self._values = around
+            return
+        values = around[2:-2, 2:-2]
         largest = int(np.abs(values).max(initial=0))
         if self._values is None:
             if not largest:
                 return
-            self._values = np.zeros((self.height, self.width), np.int8)
+            self._values = np.zeros(self._shape, np.int8)
         if largest > np.iinfo(self._values.dtype).max:
             self._values = self._values.astype(np.int16 if largest <= np.iinfo(np.int16).max else np.int32)
         self._values[top : top + len(values)] = values
 
     def any(self) -> bool:
         """Whether one is not 0."""
-        return self._values is not None
+        return self._values is not None and (not self._small or bool(self._values.any()))
 
     def rows(self, top: int, height: int, width: int) -> NDArray[np.int32]:
         """Return `height` rows of a width from row `top` on, with what is within 2 around; zeros beyond the band."""
+        missing = max(0, height - self._shape[0]), max(0, width - self._shape[1])
+        if self._small and self._values is not None:  # as a whole
+            return np.pad(self._values, [(0, n) for n in missing]) if any(missing) else self._values
         out = np.zeros((height + 4, width + 4), np.int32)
         if self._values is not None:
             first = max(0, top - 2)
@@ -753,17 +760,22 @@ class _Coder:
         present = tuple(one is not None for one in near)
         settings = steps, band.kind, band.level
         self._trellis[0] = 0
-        above = np.zeros((2, band.width + 4), np.int32)
+        above: NDArray[np.int32] | None = None  # the last two rows of the strip before
         for top, height in strips:
-            coefficients = self._part(plane, band, top, height).astype(np.int32, order="C")
+            if decoding:  # which fills all
+                coefficients = np.empty((height, band.width), np.int32)
+            else:
+                coefficients = self._part(plane, band, top, height).astype(np.int32, order="C")
             around = np.zeros((height + 4, band.width + 4), np.int32)
-            around[:2] = above
+            if above is not None:
+                around[:2] = above
             values = np.zeros_like(around) if band.kind == LOW else _NOTHING
             parts = [_NOTHING if one is None else one.rows(top, height, band.width) for one in near[1:]]
             parent = near[0]
             if parent is not None:
                 half = (height + 1) // 2, (band.width + 1) // 2
             others = (_NOTHING if parent is None else parent.rows(top // 2, *half), *parts)
+            values_of = None if cells is None else cells[top : top + height]
             row = 0
             while row < height:
                 row = _code_rows(
@@ -773,7 +785,7 @@ class _Coder:
                     values,
                     others,
                     present,
-                    None if cells is None else cells[top : top + height],
+                    values_of,
                     settings,
                     self._memory,
                     self._work,
@@ -796,7 +808,7 @@ class _Coder:
             if ended:
                 self._part(plane, band, top + height, band.height)[...] = 0
                 break
-            symbols.set(top, around[2 : height + 2, 2:-2])
+            symbols.set(top, around)
             above = around[height : height + 2]
         return symbols, data
 

@@ -17,6 +17,7 @@ from deepsic_codec.kernels import inner, jit
 
 MAX_LEVELS, MIN_EDGE = 6, 12  # a plane with a shorter edge is not split
 STRIP, TILE = 64, 32  # columns, or rows, that are transformed at a time; of tiles that are turned, even
+SMALL = 1 << 18  # coefficients of a plane that is transformed at once
 #: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands. A constant plane keeps its value, and
 #: has no detail: the third step is chosen for that, and with fewer bits a large constant would have some.
 LIFT_BITS, SCALE_BITS = 24, 24
@@ -119,7 +120,9 @@ def inverse(bands: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
 
 def _strips(height: int, width: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return memory for a strip of columns (height, columns) of a plane, and for one of rows (width, rows)."""
-    columns, rows = (ceil_div(size, ceil_div(size, STRIP)) for size in (width, height))
+    columns, rows = width, height
+    if height * width > SMALL:
+        columns, rows = (ceil_div(size, ceil_div(size, STRIP)) for size in (width, height))
     return np.zeros((height, columns), np.int32), np.zeros((width, rows), np.int32)
 
 
@@ -171,6 +174,7 @@ def _split(plane, columns, rows):
     Strips of n columns, and of m rows as columns, stay in the cache.
     """
     height, width = columns.shape[0], rows.shape[0]
+    whole = columns.shape[1] == width and rows.shape[1] == height
     half = (height + 1) // 2
     for left in range(0, width, columns.shape[1]):
         count = min(columns.shape[1], width - left)
@@ -180,15 +184,20 @@ def _split(plane, columns, rows):
         _split_rows(columns)  # those beyond the plane, too, which are not used
         for y in range(height):
             target = y // 2 if y % 2 == 0 else half + y // 2
-            for k in range(count):
-                plane[target, left + k] = columns[y, k]
+            if whole:
+                for k in range(count):
+                    rows[k, target] = columns[y, k]
+            else:
+                for k in range(count):
+                    plane[target, left + k] = columns[y, k]
     half = (width + 1) // 2
     for top in range(0, height, rows.shape[1]):
         count = min(rows.shape[1], height - top)
-        for first in range(0, width, TILE):
-            for k in range(count):
-                for x in range(first, min(first + TILE, width)):
-                    rows[x, k] = plane[top + k, x]
+        if not whole:
+            for first in range(0, width, TILE):
+                for k in range(count):
+                    for x in range(first, min(first + TILE, width)):
+                        rows[x, k] = plane[top + k, x]
         _split_rows(rows)
         for first in range(0, width, TILE):
             for k in range(count):
@@ -202,6 +211,7 @@ def _split(plane, columns, rows):
 def _join(plane, columns, rows):
     """Undo `_split`."""
     height, width = columns.shape[0], rows.shape[0]
+    whole = columns.shape[1] == width and rows.shape[1] == height
     half = (width + 1) // 2
     for top in range(0, height, rows.shape[1]):
         count = min(rows.shape[1], height - top)
@@ -212,17 +222,22 @@ def _join(plane, columns, rows):
                 for x in range(first + 1, min(first + TILE, width), 2):
                     rows[x, k] = plane[top + k, half + (x >> 1)]
         _join_rows(rows)
-        for first in range(0, width, TILE):
-            for k in range(count):
-                for x in range(first, min(first + TILE, width)):
-                    plane[top + k, x] = rows[x, k]
+        if not whole:
+            for first in range(0, width, TILE):
+                for k in range(count):
+                    for x in range(first, min(first + TILE, width)):
+                        plane[top + k, x] = rows[x, k]
     half = (height + 1) // 2
     for left in range(0, width, columns.shape[1]):
         count = min(columns.shape[1], width - left)
         for y in range(height):
             source = y // 2 if y % 2 == 0 else half + y // 2
-            for k in range(count):
-                columns[y, k] = plane[source, left + k]
+            if whole:
+                for k in range(count):
+                    columns[y, k] = rows[k, source]
+            else:
+                for k in range(count):
+                    columns[y, k] = plane[source, left + k]
         _join_rows(columns)
         for y in range(height):
             for k in range(count):
