@@ -1,6 +1,7 @@
-"""Archives at scale: memory of the bulk writer, workers, batches, S3, and a whole archive written, indexed and queried.
+"""Archives at scale: memory of single chunks and of the bulk writer, workers, batches, S3, and a whole archive.
 
     python -m benchmarks.scale                                  # every part, small
+    python -m benchmarks.scale --parts chunks --shapes 2250x4000x3 16000x16000x1
     python -m benchmarks.scale --parts archive --pixels 10e9    # the large run: 20 to 30 minutes on two cores
     python -m benchmarks.scale --parts stages --device cuda     # networks and entropy coder on a GPU
 
@@ -11,6 +12,7 @@ lie in a folder that is deleted when the step ends, also by Ctrl-C; `--folder` c
 """
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -24,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from zarr.storage import MemoryStore, WrapperStore
 from benchmarks.common import machine, median_time, table
 from deepsic_codec import DeepSIC, config, open_labels
 from deepsic_codec import dask as bulk
+from deepsic_codec.axes import ceil_div
 from deepsic_codec.bulk.write import BlockReport
 from deepsic_codec.io.images import read_rgb
 from deepsic_codec.samples import drone_frame
@@ -45,8 +49,17 @@ FLAT = 0.10  # how much of it may differ
 SPEED_UP = 1.7  # that two workers have to reach
 TELL = 10  # seconds between two lines that tell how far a write is
 GPU_TARGETS = {"analysis": 1000.0, "synthesis": 1000.0, "encode, end to end": 300.0, "decode, end to end": 300.0}
+# How single chunks are coded, and what memory may take beyond start-up and samples: MiB, and bytes a pixel of an image.
+MODES: dict[str, dict[str, Any]] = {
+    "features": {"quality": 75, "transform": "features"},
+    "wavelets": {"quality": 75, "transform": "wavelet"},
+    "wavelets, a target": {"psnr": 45, "transform": "wavelet"},
+    "exact": {"max_error": 0},
+    "within a bound": {"max_error": 4},
+}
+ALLOWED, ALLOWED_BYTES = 256, 12
 BATCHES = (16, 64, 128, 256, 512, 1024)  # of chunks, end to end on a GPU
-PARTS = ("memory", "workers", "batch", "stages", "archive", "s3")
+PARTS = ("chunks", "memory", "workers", "batch", "stages", "archive", "s3")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,6 +78,86 @@ def main(argv: Sequence[str] | None = None) -> None:
         verdicts.append(f"{part}: {globals()[part](args)}")
         print(f"({time.perf_counter() - began:.0f} s)\n", flush=True)
     print("\n".join(verdicts))
+
+
+def chunks(args: argparse.Namespace) -> str:
+    """Peak memory of encoding and decoding one chunk, beyond what there is after start-up and its samples."""
+    rows, missed = [], []
+    for shape, dtype, mode in product(args.shapes, args.dtypes, args.modes):
+        if mode == "features" and (dtype != "uint8" or not shape.endswith("x3")):
+            continue
+        with _folder(args) as folder:
+            task = {"shape": [int(size) for size in shape.split("x")], "dtype": dtype, "mode": mode}
+            task["payload"] = str(folder / "payload")
+            figures = [_in_child(args, way, **task) for way in ("encode", "decode")]
+        height, width, bands = task["shape"]
+        pixels = height * width
+        allowed = ALLOWED + ALLOWED_BYTES * pixels * ceil_div(bands, 3) / 2**20
+        used = [one["peak"] - one["before"] - one["result"] for one in figures]
+        missed += [(shape, dtype, mode)] * (max(used) > allowed)
+        each = [value for one in used for value in (round(one), one * 2**20 / pixels)]
+        cells = (shape, dtype, mode, *each, round(allowed), figures[0]["nbytes"] / pixels)
+        rows.append((*cells, *(one["cpu"] / pixels * 1e6 for one in figures)))
+        print(*rows[-1], file=sys.stderr, flush=True)
+    header = [
+        "chunk",
+        "dtype",
+        "as",
+        "encode MiB",
+        "bytes/px",
+        "decode MiB",
+        "bytes/px",
+        "allowed MiB",
+        "payload bytes/px",
+    ]
+    print(table([*header, "encode CPU s/Mpx", "decode CPU s/Mpx"], rows), "\n")
+    return f"within {ALLOWED} MiB and {ALLOWED_BYTES} bytes a pixel of three bands: {_met(not missed)}" + "".join(
+        f"; {' '.join(one)} is not" for one in missed
+    )
+
+
+def _code_chunk(task: dict[str, Any], image: str | None) -> None:
+    """In the child process: encode or decode a chunk, and print memory in MiB."""
+    codec, way = DeepSIC(**MODES[task["mode"]]), task["what"]
+    small = _samples([256, 256, task["shape"][2]], task["dtype"], image)
+    codec.decode(codec.encode(small))  # compiles, and loads the model
+    path = Path(task["payload"])
+    work: Any = _samples(task["shape"], task["dtype"], image) if way == "encode" else path.read_bytes()
+    call = codec.encode if way == "encode" else codec.decode
+    _scene.cache_clear()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before, began = _resident(), time.process_time()
+    result = call(work)
+    cpu = time.process_time() - began
+    peak = _peak()
+    if way == "encode":
+        path.write_bytes(result)
+    result_mib = 0.0 if way == "encode" else result.nbytes / 2**20  # what is decoded, not what is encoded
+    nbytes = len(result if way == "encode" else work)
+    print(json.dumps({"peak": peak, "before": before, "result": result_mib, "nbytes": nbytes, "cpu": cpu}))
+
+
+def _samples(shape: Sequence[int], dtype: str, image: str | None) -> np.ndarray:
+    """Mirror a scene at its edges to samples of a shape; those of 16 bits have the scene moved as their lower bits."""
+    scene = _scene(image)
+    if dtype == "uint16":
+        scene = scene.astype(np.uint16) * 200 + np.roll(scene, 97, (0, 1))
+    height, width, bands = shape
+    rows, columns = (
+        np.pad(np.arange(size), (0, max(0, length - size)), "symmetric")[:length]
+        for size, length in zip(scene.shape[:2], (height, width), strict=True)
+    )
+    out = np.empty((height, width, bands), dtype)
+    for top in range(0, height, BLOCK):
+        out[top : top + BLOCK] = scene[rows[top : top + BLOCK, None], columns][..., np.arange(bands) % 3]
+    return out
+
+
+def _peak() -> float:
+    """Return the peak of the resident memory of this process in MiB."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
 
 
 def memory(args: argparse.Namespace) -> str:
@@ -403,6 +496,10 @@ def _child(args: argparse.Namespace) -> None:
     import dask
 
     task = json.loads(args.child)
+    if "payload" in task:
+        config.set_defaults(threads=args.threads)
+        _code_chunk(task, args.image)
+        return
     _prepare(args.device, args.threads)
     _warm_up(args.image)
     open_labels  # noqa: B018  # its modules are imported before memory is looked at
@@ -568,6 +665,10 @@ def _s3_store(kind: str, endpoint: str) -> Any:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run (default: all)")
+    text = "chunks of the part chunks: rows, columns and bands (default: 2250x4000x3)"
+    parser.add_argument("--shapes", nargs="+", default=["2250x4000x3"], help=text)
+    parser.add_argument("--dtypes", nargs="+", choices=("uint8", "uint16"), default=["uint8", "uint16"], help="of them")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="how they are coded")
     text = "of the source of each part: a tenth of a second to a second per million on a CPU (default: 20e6)"
     parser.add_argument("--pixels", type=float, default=20e6, help=text)
     parser.add_argument("--width", type=int, default=8 * BLOCK, help="of the source of the part archive, in pixels")

@@ -61,7 +61,7 @@ def label_images(
     """
     count = samples.shape[-1]
     numbers = list(range(3 if count >= 3 else 1) if chosen is None else chosen)
-    visible = samples[..., numbers]
+    visible = samples if numbers == list(range(count)) else samples[..., numbers]
     hidden = None if mask is None else np.broadcast_to(mask, samples.shape)[..., numbers]
     if hidden is not None and visible.dtype.kind == "f":
         visible = np.where(hidden, np.float32(0), visible)  # NaN cannot be scaled

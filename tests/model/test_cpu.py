@@ -8,7 +8,7 @@ import pytest
 
 from deepsic_codec import config
 from deepsic_codec.errors import ConfigurationError, CorruptPayload
-from deepsic_codec.model.cpu import dot
+from deepsic_codec.model.cpu import dot, transforms
 from deepsic_codec.model.cpu import scheduler as scheduler_module
 from deepsic_codec.model.cpu.scheduler import CpuScheduler
 from deepsic_codec.model.zoo import find_model
@@ -108,6 +108,21 @@ def test_threads_and_parts_change_nothing(engine, monkeypatch):
         np.testing.assert_array_equal(one.cells, expected.cells)
         np.testing.assert_array_equal(one.pixels, expected.pixels)
         np.testing.assert_array_equal(pixels, expected.pixels)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_images_are_analysed_in_parts(engine, monkeypatch, threads):
+    """Which changes no latent."""
+    image = np.stack([drone_frame()[:608, 300:420], drone_frame()[300:908, :120]])
+    expected = engine.analyse(image, 50)
+    monkeypatch.setattr(transforms, "PART", 1)
+    monkeypatch.setattr(transforms, "PART_HALOS", 1)
+    calls = []
+    run_blocks = transforms.run_blocks
+    monkeypatch.setattr(transforms, "run_blocks", lambda *a: calls.append(a) or run_blocks(*a))
+    with config.set(threads=threads):
+        np.testing.assert_array_equal(engine.analyse(image, 50, threads), expected)
+    assert len(calls) >= 32
 
 
 def test_streams_that_outgrow_their_buffer(engine, images, monkeypatch):

@@ -41,6 +41,9 @@ _WIDE, _PIXEL = int32(WIDE_MAX), int32(PIXEL_MAX)
 _LOGIT = int32(LOGIT_MAX)
 _HALF, _TOP = int32(128 << PIXEL_BITS), int32(255 << PIXEL_BITS)
 
+# Latents of a part of a large image that is analysed at a time, about, and its least rows, in those of a halo.
+PART, PART_HALOS = 1 << 15, 16
+
 Latents = NDArray[np.int32]
 Symbols = NDArray[np.int16]
 
@@ -409,8 +412,17 @@ class Analysis:
             Rows of latents that belong to the halo: 0, or `halo`, where the image goes on.
         """
         height, width, _ = grey.shape
-        grey = grey.reshape(height, -1)
         h, w, row = height // LATENT_STRIDE, width // LATENT_STRIDE, quality - 1
+        parts = len(latents) // max(1, PART_HALOS * self.halo, PART // w)
+        if parts > 1:
+            ends = [len(latents) * n // parts for n in range(parts + 1)]
+            for first, last in zip(ends[:-1], ends[1:], strict=True):
+                up, down = self.halo if first else above, self.halo if last < len(latents) else below
+                pixels = slice(LATENT_STRIDE * (above + first - up), LATENT_STRIDE * (above + last + down))
+                fractions = None if rest is None else rest[pixels]
+                self(grey[pixels], fractions, quality, latents[first:last], up, down)
+            return
+        grey = grey.reshape(height, -1)
         w8, w16 = self._widths
         inputs = max(layer.steps for layer in (self._high, self._stem, self._reduce, self._out)) * STEP
         reads, sums = np.zeros(padded(2 * w, ROWS) * inputs, np.uint8), np.zeros((3, ROWS * BLOCK), np.int32)

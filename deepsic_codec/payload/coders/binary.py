@@ -111,10 +111,17 @@ def code_mixed(decoding, bit, a, b, c, mixer, bias, weights, rate, limit, contex
     return error, bit, stream
 
 
+LARGE = 1 << 20  # bytes of an output from which on it grows in smaller steps
+
+
 def grown(data: NDArray[np.uint8], used: int, room: int) -> NDArray[np.uint8]:
     """Return an output of which `used` bytes are written, with room for `room` more bytes."""
     if used + room <= data.size:
         return data
-    larger = np.empty(2 * data.size + room, np.uint8)
+    size = data.size + (data.size if data.size < LARGE else data.size >> 2) + room
+    if data.flags.owndata and data.size >= LARGE:  # without a copy, where the system can; all of it is written to
+        data.resize(size, refcheck=False)
+        return data
+    larger = np.empty(size, np.uint8)
     larger[:used] = data[:used]
     return larger

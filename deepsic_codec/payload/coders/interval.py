@@ -19,16 +19,18 @@ def begin_encoding() -> NDArray[np.int64]:
 def finish_encoding(state: NDArray[np.int64], data: NDArray[np.uint8]) -> bytes:
     """Return the stream: the fewest bytes that lie in the final interval when continued by zeros."""
     low, high, _, position = (int(v) for v in state)
-    out = data[:position].tobytes()
     for n in range(1, CODE_BITS // 8 + 1):
         shift = CODE_BITS - 8 * n
         top = -(-low >> shift)
         if top << shift <= high:
-            return (out + top.to_bytes(n, "big")).rstrip(b"\0")
+            end = top.to_bytes(n, "big").rstrip(b"\0")
+            while not end and position and not data[position - 1]:
+                position -= 1
+            return b"".join((data[:position].data, end))
     raise AssertionError("an interval of 48 bits always holds a number of 48 bits")
 
 
-def begin_decoding(data: bytes, section: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def begin_decoding(data: bytes | memoryview, section: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Do as `read_first`; raise CorruptPayload if the stream ends in a zero byte, which an encoder never writes."""
     state, stream = read_first(data)
     if stream.size and not stream[-1]:
@@ -36,7 +38,7 @@ def begin_decoding(data: bytes, section: str) -> tuple[NDArray[np.int64], NDArra
     return state, stream
 
 
-def read_first(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def read_first(data: bytes | memoryview) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return the state of a decoder, with 6 bytes read, and the stream as an array."""
     stream = np.frombuffer(data, np.uint8).copy()
     first = int.from_bytes(stream[: CODE_BITS // 8].tobytes().ljust(CODE_BITS // 8, b"\0"), "big")

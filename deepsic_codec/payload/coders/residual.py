@@ -299,10 +299,11 @@ def encode_integers(
     coder = _Coder(begin_encoding(), empty, empty.copy(), len(low))
     coder.code(values, out, covered, low, high - low, step, zero)
     coded = finish_encoding(coder.state[:4], coder.data)
+    coder.data = empty  # its memory is needed
     buffer, buffered, position = (int(v) for v in coder.state[4:])
-    plain = coder.plain[:position].tobytes() + (bytes([buffer]) if buffered else b"")
     start = b"".join(write_varint(_fold(int(a))) + write_varint(int(b - a)) for a, b in zip(low, high, strict=True))
-    return start + write_varint(len(coded)) + coded + plain, out
+    plain = coder.plain[:position].data, bytes([buffer]) if buffered else b""
+    return b"".join((start, write_varint(len(coded)), coded, *plain)), out
 
 
 def decode_integers(
@@ -336,8 +337,8 @@ def decode_integers(
     tops = np.array(numbers[1::2], np.int64)
     if tops.max() > RANGE_MAX or (low + tops).max() > np.iinfo(np.int32).max:
         raise CorruptPayload("residual section: the range of a band is too large")
-    state, stream = begin_decoding(data[start : start + length], "residual section")
-    plain = np.frombuffer(data[start + length :], np.uint8).copy()
+    state, stream = begin_decoding(memoryview(data)[start : start + length], "residual section")
+    plain = np.frombuffer(memoryview(data)[start + length :], np.uint8).copy()
     coder = _Coder(state, stream, plain, bands)
     info = np.iinfo(dtype)
     fits = low.min() >= info.min and (low + tops).max() <= info.max
