@@ -25,7 +25,7 @@ from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, Header
 from deepsic_codec.payload.header import Payload, unpack
 from deepsic_codec.payload.labels import LabelBlock
-from deepsic_codec.payload.limits import FEATURES_BYTES, RESIDUAL_BYTES, WAVELET_BYTES, check_memory, check_size
+from deepsic_codec.payload.limits import FEATURES_BYTES, SAMPLES_BYTES, check_memory, check_size
 from deepsic_codec.payload.nodata import NoData, decode_nodata, decode_value, is_empty
 from deepsic_codec.payload.quality_map import QualityMap
 from deepsic_codec.payload.residual import Residual
@@ -94,9 +94,11 @@ class PayloadToDecode:
     @property
     def nbytes(self) -> int:
         """Memory that decoding takes at most, estimated from its pixels; at least that of the samples."""
-        cost = FEATURES_BYTES if self.features is not None else WAVELET_BYTES if self.wavelet else RESIDUAL_BYTES
-        itemsize = (self.cast or self.header).dtype.itemsize
-        return max(prod(self.header.shape) * itemsize, 0 if self.empty else cost * self.pixels)
+        cost = FEATURES_BYTES if self.features is not None else SAMPLES_BYTES[self.header.dtype.itemsize]
+        samples = prod(self.header.shape) * (self.cast or self.header).dtype.itemsize
+        if self.empty:
+            return samples
+        return max(samples, cost * self.pixels + (0 if self.cast is None else 2 * samples))
 
     def nodata(self) -> NoData | None:
         """Decode the nodata section."""

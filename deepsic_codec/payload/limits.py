@@ -12,9 +12,11 @@ from deepsic_codec.axes import ceil_div
 from deepsic_codec.errors import DeepSICError
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
-# Memory that decoding takes for a pixel of an image of up to 3 bands, at most, its samples included (measured on chunks
-# of 3 Mpx of uint8 to float32: 29 to 43, 44 to 92, 71 to 116).
-FEATURES_BYTES, WAVELET_BYTES, RESIDUAL_BYTES = 44, 96, 120
+# Memory that decoding takes for a pixel of an image of up to 3 bands, at most, its samples included: of features; and
+# of wavelets and exact samples by the bytes of a sample. Of the latter, scenes and noise of 2 Mpx took up to 16, 33
+# and 58; masks and tables come on top.
+FEATURES_BYTES = 44
+SAMPLES_BYTES = {1: 28, 2: 48, 4: 80}
 # Bytes that are not compared with the memory of the system: asking it takes longer than this is worth.
 SMALL = 1 << 30
 

@@ -212,7 +212,9 @@ def _encode(
         samples = np.where(mask, np.float32(0), samples)  # NaN is no number of units
     integers: NDArray[Any]
     if layout == FLOAT_BITS:
-        integers, mask = _split_halves(_ordered(samples)), _twice(mask)
+        integers, mask = np.empty((*samples.shape[:3], 2 * samples.shape[3]), np.int32), _twice(mask)
+        for block in row_blocks(samples.shape):
+            integers[block] = _split_halves(_ordered(samples[block]))
     elif layout == FLOATS:
         integers = np.empty(samples.shape, np.int32)
         for block in row_blocks(samples.shape):
@@ -238,8 +240,11 @@ def _samples(
     Raises CorruptPayload for impossible integers.
     """
     if residual.layout == FLOAT_BITS:
-        order = _join_halves(integers)
-        return (order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
+        samples = np.empty((*integers.shape[:3], integers.shape[3] // 2), np.float32)
+        for block in row_blocks(integers.shape):
+            order = _join_halves(integers[block])
+            samples[block] = (order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
+        return samples
     if residual.layout == FLOATS:
         samples = np.empty(integers.shape, np.float32)
         for block in row_blocks(integers.shape):

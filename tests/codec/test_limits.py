@@ -82,10 +82,18 @@ def test_chunks_of_any_sensible_size_are_within(shape):
 
 
 @pytest.mark.parametrize(
-    "options, cost", [({"quality": 40}, 44), ({"quality": 120}, 96), ({"max_error": 0}, 120)], ids=str
+    "options, dtype, cost",
+    [
+        ({"quality": 40}, "u1", 44),
+        ({"quality": 120}, "u1", 28),
+        ({"max_error": 0}, "u2", 48),
+        ({"max_error": 1}, "f4", 80),
+        ({"max_error": 0}, "i4", 28 + 2 * 12),
+    ],
+    ids=str,
 )
-def test_a_chunk_that_takes_too_much_memory_is_refused_beforehand(options, cost):
-    codec, array = DeepSIC(**options), photograph(100, 80, 3)
+def test_a_chunk_that_takes_too_much_memory_is_refused_beforehand(options, dtype, cost):
+    codec, array = DeepSIC(**options), photograph(100, 80, 3).astype(dtype)
     payload = codec.encode(array)
     with config.set(max_memory=100 * 80 * cost):
         codec.decode(payload)
