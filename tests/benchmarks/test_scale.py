@@ -1,6 +1,8 @@
 """The benchmark's own parts: what it watches and what it leaves behind."""
 
+import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -77,3 +79,29 @@ def test_batches_of_each_size_are_timed(monkeypatch):
     monkeypatch.setattr(scale, "BATCHES", (1, 3))
     found = list(scale._by_batch(scale._chunks(None, 64, 2), 1))
     assert [size for size, *_ in found] == [1, 3] and all(rate > 0 for _, *rates in found for rate in rates)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are those of Linux")
+def test_memory_of_a_chunk_is_measured(tmp_path, capsys):
+    task = {"shape": [90, 70, 1], "dtype": "uint16", "mode": "exact", "payload": str(tmp_path / "payload")}
+    scale._code_chunk(task | {"what": "encode"}, None)
+    scale._code_chunk(task | {"what": "decode"}, None)
+    encoded, decoded = map(json.loads, capsys.readouterr().out.splitlines())
+    assert encoded["nbytes"] == decoded["nbytes"] == (tmp_path / "payload").stat().st_size
+    assert (encoded["result"], decoded["result"]) == (0, 90 * 70 * 2 / 2**20)
+    assert all(one["peak"] >= one["before"] > 0 for one in (encoded, decoded))
+    restored = DeepSIC().decode((tmp_path / "payload").read_bytes())
+    assert (restored == scale._samples([90, 70, 1], "uint16", None)).all()
+
+
+def test_chunks_beyond_the_memory_that_is_allowed_are_named(monkeypatch, tmp_path, capsys):
+    def in_child(args, way, mode, **task):
+        peak = 286 + (12.5 if mode == "exact" else 11.5) * 4000 * 4000 / 2**20
+        return {"before": 30.0, "peak": peak, "result": 20.0 * (way == "decode"), "nbytes": 10, "cpu": 1.0}
+
+    monkeypatch.setattr(scale, "_in_child", in_child)
+    options = ["--shapes", "4000x4000x3", "--dtypes", "uint16", "--modes", "exact", "wavelets", "features"]
+    verdict = scale.chunks(scale._arguments([*options, "--folder", str(tmp_path)]))
+    assert verdict.endswith("MISSED; 4000x4000x3 uint16 exact is not")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 4000x4000x3")]
+    assert len(rows) == 2, "features are for colour of 8 bits"
