@@ -147,14 +147,13 @@ def _each_plane(planes: NDArray[Any], transform: Callable[[NDArray[np.int32]], N
     from deepsic_codec.payload.coders.subbands import fits_int16
 
     for place in np.ndindex(planes.shape[:2]):
-        plane = np.ascontiguousarray(planes[place], np.int32)
-        values = transform(plane)
-        if planes.dtype == np.int16:
-            if not fits_int16(values):
-                planes = planes.astype(np.int32)
-            planes[place][: values.shape[0], : values.shape[1]] = values
-        elif not np.may_share_memory(plane, planes):
-            planes[place] = plane
+        if planes.dtype == np.int32 and planes.flags.c_contiguous:
+            transform(planes[place])
+            continue
+        values = transform(planes[place].astype(np.int32, order="C"))
+        if planes.dtype == np.int16 and not fits_int16(values):
+            planes = planes.astype(np.int32, order="C")
+        planes[place][: values.shape[0], : values.shape[1]] = values
     return planes
 
 

@@ -641,8 +641,10 @@ class _Symbols:
 
     def rows(self, top: int, height: int, width: int) -> NDArray[np.int32]:
         """Return `height` rows of a width from row `top` on, with what is within 2 around; zeros beyond the band."""
-        missing = max(0, height - self._shape[0]), max(0, width - self._shape[1])
-        if self._small and self._values is not None:  # as a whole
+        if self._small:  # as a whole
+            if self._values is None:
+                self._values = np.zeros((self._shape[0] + 4, self._shape[1] + 4), np.int32)
+            missing = max(0, height - self._shape[0]), max(0, width - self._shape[1])
             return np.pad(self._values, [(0, n) for n in missing]) if any(missing) else self._values
         out = np.zeros((height + 4, width + 4), np.int32)
         if self._values is not None:

@@ -199,6 +199,12 @@ def _split(plane, columns, rows):
                     for x in range(first, min(first + TILE, width)):
                         rows[x, k] = plane[top + k, x]
         _split_rows(rows)
+        if whole:
+            for x in range(width):
+                target = x // 2 if x % 2 == 0 else half + x // 2
+                for k in range(height):
+                    plane[k, target] = rows[x, k]
+            continue
         for first in range(0, width, TILE):
             for k in range(count):
                 for x in range(first, min(first + TILE, width), 2):
@@ -215,12 +221,18 @@ def _join(plane, columns, rows):
     half = (width + 1) // 2
     for top in range(0, height, rows.shape[1]):
         count = min(rows.shape[1], height - top)
-        for first in range(0, width, TILE):
-            for k in range(count):
-                for x in range(first, min(first + TILE, width), 2):
-                    rows[x, k] = plane[top + k, x >> 1]
-                for x in range(first + 1, min(first + TILE, width), 2):
-                    rows[x, k] = plane[top + k, half + (x >> 1)]
+        if whole:
+            for x in range(width):
+                source = x // 2 if x % 2 == 0 else half + x // 2
+                for k in range(height):
+                    rows[x, k] = plane[k, source]
+        else:
+            for first in range(0, width, TILE):
+                for k in range(count):
+                    for x in range(first, min(first + TILE, width), 2):
+                        rows[x, k] = plane[top + k, x >> 1]
+                    for x in range(first + 1, min(first + TILE, width), 2):
+                        rows[x, k] = plane[top + k, half + (x >> 1)]
         _join_rows(rows)
         if not whole:
             for first in range(0, width, TILE):
