@@ -184,7 +184,7 @@ class _Coder:
             covered = None if mask is None else mask[s, :, :, c]
             mode, weights = NO_REFERENCE, np.zeros_like(self.weights)
             if band is not None:
-                mode, weights = self._choose(bands, _filled(band, covered, low[c]), s, c)
+                mode, weights = self._choose(bands, _filled(band, covered, np.int64(low[c])), s, c)
                 self.plain = grown(self.plain, self.state[6], 64 + len(TAPS) * PLAIN_BYTES)
                 self.data = grown(self.data, self.state[3], 64 + len(TAPS) * 4 * (2 + WEIGHT_BITS))
             mode = code_mode(decoding, mode, self.state, self.plain)
