@@ -154,6 +154,7 @@ def _each_plane(planes: NDArray[Any], transform: Callable[[NDArray[np.int32]], N
         if planes.dtype == np.int16 and not fits_int16(values):
             planes = planes.astype(np.int32, order="C")
         planes[place][: values.shape[0], : values.shape[1]] = values
+        del values  # before the next ones take memory
     return planes
 
 
