@@ -36,6 +36,7 @@ from deepsic_codec.model.file import read_info
 from deepsic_codec.model.networks import Analysis, SemanticHead
 from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.zoo import find_model
+from deepsic_codec.payload.header import read_header
 from deepsic_codec.training.data import LabelledTiles
 from deepsic_codec.training.data import read_images as read_tiles
 
@@ -164,7 +165,8 @@ def encode(
         else:
             shapes, qualities = [(1, *x.shape[:2]) for x in part], [quality] * len(part)
             symbols = [codec.decode_features(p) for p in payloads]
-            scores += [c[0][..., :classes] for c in runtime.score(symbols, shapes, qualities)]
+            trellis = [read_header(p).trellis for p in payloads]
+            scores += [c[0][..., :classes] for c in runtime.score(symbols, shapes, qualities, trellis)]
     return 8 * nbytes / max(1, sum(x.shape[0] * x.shape[1] for x in images)), scores
 
 

@@ -65,14 +65,14 @@ def load(path: str | Path) -> ContextModel:
 
 
 def symbols_of(runtime: Scheduler, photos: Photographs, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return symbols int16 (count, C, 16, 16) of random crops at random qualities (count,)."""
+    """Return the nearest symbols int16 (count, C, 16, 16) of random crops at random qualities (count,)."""
     rng = np.random.default_rng(seed)
     quality = rng.uniform(1, 100, count).round(2)
     parts = []
     for q in np.array_split(quality, -(-count // 8)):
         pixels = photos.crops(len(q), 256, rng).permute(0, 2, 3, 1).to(torch.uint8).numpy()
         images = [one[None] for one in pixels]
-        encoded = runtime.encode(images, q.tolist(), features=False, labels=False, symbols=True)
+        encoded = runtime.encode(images, q.tolist(), [0] * len(q), features=False, labels=False, symbols=True)
         parts += [one.symbols for one in encoded]
     return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), torch.from_numpy(quality).float()
 

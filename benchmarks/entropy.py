@@ -39,8 +39,8 @@ class Image:
 
 
 def analyse(runtime: TorchScheduler, pixels: NDArray[np.uint8], quality: float) -> tuple[Image, float]:
-    """Return symbols and predictions of an image, and the seconds that the prior took."""
-    (encoded,) = runtime.encode([pixels[None]], [quality], features=False, labels=False, symbols=True)
+    """Return the nearest symbols and predictions of an image, and the seconds that the prior took."""
+    (encoded,) = runtime.encode([pixels[None]], [quality], [0], features=False, labels=False, symbols=True)
     symbols = encoded.symbols
     start = time.perf_counter()
     with torch.inference_mode():

@@ -296,13 +296,15 @@ def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[st
     model, count, quality = scheduler.model, len(chunks), np.full(len(chunks), 50.0)
     payloads = codec.encode_batch(chunks)
     encoded = scheduler.encode([chunk[None] for chunk in chunks], quality.tolist(), symbols=True)
-    features, shape = [one.features for one in encoded], (1, *chunks[0].shape[:2])
+    features, shape, trellis = [one.features for one in encoded], (1, *chunks[0].shape[:2]), encoded[0].trellis
     size = max(1, config.get().pixels_per_call(model.device.type) // (shape[1] * shape[2]))
     pieces = [slice(start, start + size) for start in range(0, count, size)]
     with torch.inference_mode():
         images = upload(np.stack(chunks), model.device)
         symbols = upload(np.concatenate([one.symbols for one in encoded]), model.device)
-        predictions = predict(model.prior, symbols, 50)
+        scaled = torch.cat([model.analyse(images[piece], quality[piece]).scaled for piece in pieces])
+        nearest = model.choose(scaled, quality, 0).symbols
+        predictions = predict(model.prior, nearest, 50)
     coder, pool = scheduler.device_coder(count), ThreadPoolExecutor(config.get().threads or os.cpu_count())
 
     @torch.inference_mode()
@@ -318,18 +320,18 @@ def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[st
 
     @torch.inference_mode()
     def synthesise() -> None:
-        pending = [download(model.synthesise(symbols[piece], quality[piece], False)) for piece in pieces]
+        pending = [download(model.synthesise(symbols[piece], quality[piece], False, trellis)) for piece in pieces]
         for pixels in pending:
             pixels()
 
     def encode(predictions: Any) -> None:
-        model.encode_symbols(Chosen(symbols, predictions), count, quality.tolist(), pool, coder, count)()
+        model.encode_symbols(Chosen(nearest, predictions), count, quality.tolist(), pool, coder, count)()
 
     def decode() -> None:
         if coder is None:
-            model.decode_symbols(features, shape, quality.tolist(), pool)
+            model.decode_symbols(features, shape, quality.tolist(), pool, trellis)
         else:
-            model.decode_symbols_on_device(features, shape, quality.tolist(), coder, count)[1]()
+            model.decode_symbols_on_device(features, shape, quality.tolist(), coder, count, trellis)[1]()
 
     return {
         "analysis": lambda: analyse(0),
@@ -349,12 +351,13 @@ def _cpu_stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dic
     shapes, payloads = [image.shape[:3] for image in images], codec.encode_batch(chunks)
     encoded = scheduler.encode(images, quality, symbols=True)
     features, symbols = [one.features for one in encoded], [one.symbols for one in encoded]
+    trellis = [one.trellis for one in encoded]
     return {
         "analysis": lambda: scheduler.encode(images, quality, features=False),
         "analysis and optimised quantisation": lambda: scheduler.encode(images, quality, features=False, symbols=True),
-        "synthesis": lambda: scheduler.synthesise(symbols, shapes, quality, q6=False),
-        "prior and entropy coder, encode": lambda: scheduler.encode_symbols(symbols, shapes, quality),
-        "prior and entropy coder, decode": lambda: scheduler.decode_symbols(features, shapes, quality),
+        "synthesis": lambda: scheduler.synthesise(symbols, shapes, quality, False, trellis),
+        "prior and entropy coder, encode": lambda: scheduler.encode_symbols(symbols, shapes, quality, trellis),
+        "prior and entropy coder, decode": lambda: scheduler.decode_symbols(features, shapes, quality, trellis),
         "encode, end to end": lambda: codec.encode_batch(chunks),
         "decode, end to end": lambda: codec.decode_batch(payloads),
     }

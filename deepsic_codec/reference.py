@@ -6,7 +6,7 @@ the package: this file, NumPy, and a model file if there are features, are enoug
 has no limits but those of the format: a few hostile bytes can ask for much time.
 
     python -m deepsic_codec.reference chunk.dsic --out chunk.npy
-    python reference.py chunk.dsic --model base-89eaa6c0.safetensors
+    python reference.py chunk.dsic --model base-407b2baf.safetensors
 """
 
 import argparse
@@ -161,6 +161,7 @@ class Header:
     dtype: np.dtype[Any]  # with its byte order
     fortran: bool
     grouping: int
+    trellis: bool  # of the symbols of features
     axes: str
     shape: tuple[int, ...]  # in the order of axes
     decoder: bytes
@@ -200,8 +201,8 @@ def read_header(payload: bytes) -> Header:
     if code not in DTYPES:
         raise Unsupported(f"body: reserved dtype {code}")
     dtype = np.dtype((">" if layout & 1 else "<") + DTYPES[code])
-    grouping = layout >> 2
-    if grouping > 1 or (layout & 1 and dtype.itemsize == 1):
+    grouping, trellis = layout >> 2 & 3, bool(layout & 16)
+    if layout >> 5 or grouping > 1 or (layout & 1 and dtype.itemsize == 1):
         raise Unsupported(f"body: reserved bits of the layout {layout:#04x}")
     if not 2 <= ndim <= 8:
         raise Damaged(f"body: {ndim} axes")
@@ -229,7 +230,10 @@ def read_header(payload: bytes) -> Header:
         raise Damaged(f"body: grid {grid} for a chunk of shape {shape}")
     sections, end = _read_table(body, 12 + length)
     names = decoder, head, quality, grid, sections, end
-    header = Header(dtype, bool(layout & 2), grouping, axes, shape, *names)
+    if trellis and FEATURES not in sections:
+        raise Damaged("body: a trellis without features")
+    flags = bool(layout & 2), grouping, trellis
+    header = Header(dtype, *flags, axes, shape, *names)
     slices, rows, columns, _ = header.samples
     tiles = min(MAX_TILES, slices * -(-rows // 64) * -(-columns // 64))
     for kind, of_tile in ((LABELS, 2 * MAX_PAIRS), (EMBEDDING, 255)):
@@ -328,8 +332,9 @@ def decode(payload: bytes, model: ModelPath | None = None) -> Array:
         _check_sections(sections, False, nodata)
         loaded = load_model(model, header.decoder)
         images = chunk.shape[0] * (chunk.shape[3] if header.grouping else 1)
-        features = sections[FEATURES], loaded, images, header.grid, header.quality
-        samples = samples_of_features(decode_features(*features), header, loaded, chunk)
+        of_header = header.grid, header.quality, header.trellis
+        symbols = decode_features(sections[FEATURES], loaded, images, *of_header)
+        samples = samples_of_features(symbols, header, loaded, chunk)
     else:
         samples = decode_samples(sections, chunk, nodata)
     if nodata is not None:
@@ -675,8 +680,18 @@ def passes(groups: list[int], slices: int, grid: tuple[int, int]) -> Iterator[Pa
         start += count
 
 
+# docs/entropy-coder.md: Trellis
+# the next state, by state and parity of the number
+NEXT_STATE = ((0, 1), (3, 2), (5, 4), (6, 7), (1, 0), (2, 3), (4, 5), (7, 6))
+
+
 def decode_features(
-    section: bytes, model: Model, images: int, grid: tuple[int, int], hundredths: int
+    section: bytes,
+    model: Model,
+    images: int,
+    grid: tuple[int, int],
+    hundredths: int,
+    trellis: bool,
 ) -> Array:
     """Decode symbols (images, rows, columns, channels)."""
     tensors, description = model
@@ -691,13 +706,21 @@ def decode_features(
     for number, step in enumerate(passes(groups, images, grid)):
         if not len(step.positions):
             continue  # of a small grid
-        predicted = predict(tensors, number, step, detail, symbols, quality)
+        predicted = predict(tensors, number, step, detail, symbols, quality, trellis)
+        state = 0
         for (s, y, x), means, indices in zip(step.positions, *predicted, strict=True):
             near = [sizes[s][y + 1 + dy][x + 1 + dx] for dy, dx in CROSS + DIAGONAL]
             size, values = sizes[s][y + 1][x + 1], []
             for k, mean, index in zip(step.channels, means, indices, strict=True):
-                values.append(coder.symbol(step, k, mean, levels[index], near, size))
-                size[k] = abs(values[-1])
+                odd = state & 1
+                q = coder.number(step, k, mean, levels[index], near, size, trellis, odd)
+                if trellis:
+                    state = NEXT_STATE[state][q & 1]
+                    q = 2 * q - odd * ((q > 0) - (q < 0))
+                if abs(q) > 32767:
+                    raise Damaged("features section: a symbol out of range")
+                values.append(q)
+                size[k] = abs(q)
             symbols[s, y + 1, x + 1, step.channels] = values
     coder.bits.finish()
     return symbols[:, 1:-1, 1:-1]
@@ -722,7 +745,13 @@ def product(a: Array, w: Array) -> Array:
 
 
 def predict(
-    tensors: Tensors, number: int, step: Pass, detail: int, symbols: Array, quality: int
+    tensors: Tensors,
+    number: int,
+    step: Pass,
+    detail: int,
+    symbols: Array,
+    quality: int,
+    trellis: bool,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return means and indices of each position of a pass, and of its channels.
 
@@ -730,7 +759,8 @@ def predict(
     `symbols` has a border of zeros.
     """
     t = part_of(tensors, f"decoder.prior.{number}.")
-    compand = tensors["decoder.prior.compand"].astype(int)
+    name = "compand_half" if trellis else "compand"
+    compand = tensors[f"decoder.prior.{name}"].astype(int)
     start, end, count = step.channels.start, step.channels.stop, len(step.channels)
     s, y, x = step.positions.T
 
@@ -739,19 +769,23 @@ def predict(
         places = [symbols[s, y + 1 + dy, x + 1 + dx, start:end] for dy, dx in offsets]
         return np.stack(places, axis=1)
 
+    def clipped(values: Array) -> Array:
+        """Return clipped numbers of symbols."""
+        return np.clip(values + (values > 0) >> 1 if trellis else values, -127, 127)
+
     inputs = []
     direct = np.zeros((len(s), count), int)  # D
     if step.neighbours:
         same = at(step.neighbours, start, end)
         inputs.append(compand[np.abs(same)])
         if start < detail:
-            inputs.append(np.clip(same, -127, 127))
+            inputs.append(clipped(same))
             direct = (inputs[-1] * t["direct"]).sum(axis=1)
     if start:
         close = min(start, detail)
         inputs.append(compand[np.abs(at(CENTRE + CROSS, 0, start))])
         inputs.append(compand[np.abs(at(DIAGONAL, 0, close))])
-        inputs.append(np.clip(at(CENTRE + CROSS, 0, close), -127, 127))
+        inputs.append(clipped(at(CENTRE + CROSS, 0, close)))
     o = np.tile(t["out_bias"][quality - 1].astype(int), (len(s), 1))
     if inputs:
         v = np.concatenate([one.reshape(len(s), -1) for one in inputs], axis=1)
@@ -784,17 +818,16 @@ class SymbolCoder:
         self.low_bits, self.mixers = tables["low_bits"], tables["weights"]
         pairs = zip(tables["probabilities"], tables["confidence"], strict=True)
         contexts = [[64 * p, min(count, limit)] for p, count in pairs]
-        sizes = [128 * 5 * 2, 2 * channels * 10 * 2, 128 * 6 * 5, 128 * 5, 128 * 12]
-        sizes += [16 * 10 * 12, channels * 3 * 4, 128, 17]
+        sizes = [128 * 5 * 2, 128 * 6 * 5, 128 * 12, 16 * 10 * 12, channels * 3 * 4]
+        sizes += [*sizes, 2 * channels * 10 * 2, 128 * 5, 128, 17]
         ends = np.cumsum([0, *sizes]).tolist()
         families = [contexts[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-        self.zero_level, self.zero_channel, self.zero_previous, self.sign = families[:4]
-        self.unary_level, self.unary_near, self.unary_channel = families[4:7]
-        self.low, self.escape = families[7:]
+        self.sets = families[:5], families[5:10]  # for even and for odd states
+        self.zero_channel, self.sign, self.low, self.escape = families[10:]
         self.channels = channels
         self.bits = Bits(section, "features section", limit)
 
-    def symbol(
+    def number(
         self,
         step: Pass,
         k: int,
@@ -802,28 +835,38 @@ class SymbolCoder:
         level: int,
         near: list[Any],
         size: list[int],
+        trellis: bool,
+        odd: int,
     ) -> int:
-        """Decode the symbol of a channel k.
+        """Decode the number of a channel k.
 
         `near` are the magnitudes of all channels of the eight neighbours, `size` those
-        of the position itself.
+        of the position itself, both of symbols. `odd` is 1 in odd states.
         """
         left, right, up, down, *diagonal = [one[k] for one in near]
-        n = COUNTS[min(2 * (left + right + up + down) + sum(diagonal), 63)]
-        e = 2 * min(size[k - 1], 2) if k > step.channels.start else 0
-        e += min(size[k - 2], 1) if k > step.channels.start + 1 else 0
+        n = 2 * (left + right + up + down) + sum(diagonal)
+        n = COUNTS[min(n >> trellis, 63)]
+        # magnitudes of the numbers of the two channels before
+        one, two = [size[k - i] + trellis >> trellis for i in (1, 2)]
+        e = 2 * min(one, 2) if k > step.channels.start else 0
+        e += min(two, 1) if k > step.channels.start + 1 else 0
+        if odd:
+            mean += clip(mean, -4, 4)
+        zero_level, zero_previous, unary_level, unary_near, unary_channel = self.sets[
+            odd
+        ]
         centre = mean + 4 >> 3
         f = mean - 8 * centre
         flip, f = f < 0, abs(f)
         z, t = int(centre != 0), int(bool(step.neighbours))
 
         bits = self.bits
-        previous = self.zero_previous[(level * 6 + e) * 5 + min(n >> 1, 4)]
+        previous = zero_previous[(level * 6 + e) * 5 + min(n >> 1, 4)]
         if level < self.single:
             differs = bits.one(previous)
         else:
             zeros = [
-                self.zero_level[(level * 5 + f) * 2 + z],
+                zero_level[(level * 5 + f) * 2 + z],
                 self.zero_channel[((t * self.channels + k) * 10 + n) * 2 + z],
                 previous,
             ]
@@ -834,9 +877,9 @@ class SymbolCoder:
         v = 0
         while v < 12:
             unary = [
-                self.unary_level[level * 12 + v],
-                self.unary_near[((level >> 3) * 10 + n) * 12 + v],
-                self.unary_channel[(k * 3 + min(e + 1 >> 1, 2)) * 4 + min(v, 3)],
+                unary_level[level * 12 + v],
+                unary_near[((level >> 3) * 10 + n) * 12 + v],
+                unary_channel[(k * 3 + min(e + 1 >> 1, 2)) * 4 + min(v, 3)],
             ]
             mixer = self.mixers[128 + 16 * min(v, 3) + (level >> 3)]
             if not bits.mixed(unary, mixer, self.rate):
@@ -850,10 +893,7 @@ class SymbolCoder:
             v = 2 * v + bits.one(self.low[level])
             v = (v << p - 1) + bits.plain(p - 1)
         d = -(v + 1) if negative else v + 1
-        q = centre - d if flip else centre + d
-        if abs(q) > 32767:
-            raise Damaged("features section: a symbol out of range")
-        return q
+        return centre - d if flip else centre + d
 
 
 # docs/integer-transforms.md: Values, Layer
@@ -918,24 +958,28 @@ def shuffle(v: Array, n: int) -> Array:
 # docs/integer-transforms.md: Dequantiser, Synthesis
 
 
-def quantiser_steps(tensors: Tensors, hundredths: int) -> Array:
-    """Return the step of each channel at a quality."""
-    t = tensors["decoder.gains.step"].astype(int)
+def quantiser_steps(tensors: Tensors, hundredths: int, trellis: bool) -> Array:
+    """Return the step of symbols of each channel at a quality."""
+    t = tensors["decoder.gains.half" if trellis else "decoder.gains.step"].astype(int)
     i = clip(hundredths // 100, 1, 99)
     p = hundredths - 100 * i
     return (t[i - 1] * (100 - p) + t[i] * p + 50) // 100  # t[0] is of quality 1
 
 
-def dequantise(tensors: Tensors, symbols: Array, hundredths: int) -> Array:
+def dequantise(
+    tensors: Tensors, symbols: Array, hundredths: int, trellis: bool = False
+) -> Array:
     """Turn symbols, channels last, into latents."""
-    latents = symbols * quantiser_steps(tensors, hundredths) + 128 >> 8
+    latents = symbols * quantiser_steps(tensors, hundredths, trellis) + 128 >> 8
     return np.clip(latents, -16319, 16319)
 
 
-def synthesise(tensors: Tensors, symbols: Array, hundredths: int) -> Array:
+def synthesise(
+    tensors: Tensors, symbols: Array, hundredths: int, trellis: bool = False
+) -> Array:
     """Turn symbols (h, w, channels) of an image into 64ths (16h, 16w, 3)."""
     t, q = part_of(tensors, "decoder.synthesis."), whole_quality(hundredths)
-    latents = dequantise(tensors, symbols, hundredths)
+    latents = dequantise(tensors, symbols, hundredths, trellis)
     w = t["linear.weight"].astype(int)
     (wh, wl), (ah, al) = digits(w.reshape(len(w), -1)), digits(latents)
     sums = 128 * product(ah, wh) + product(ah, wl) + product(al, wh)
@@ -950,7 +994,32 @@ def synthesise(tensors: Tensors, symbols: Array, hundredths: int) -> Array:
     h = shuffle(layer(t, "expand", read(h), wide, q), 2)
     h = blocks(t, "blocks8", modulate(t, "mod8", h, q), q)
     rest = shuffle(layer(t, "out", read(h), (-16383, 16383), q), 8)
-    return np.clip(shuffle(linear, 16) + rest, -8192, 8128) + 8192
+    pixels = np.clip(shuffle(linear, 16) + rest, -8192, 8128) + 8192
+    return np.clip(pixels + filtered(t, pixels, q), 0, 16320)
+
+
+def filtered(t: Tensors, pixels: Array, q: int) -> Array:
+    """Return what the filter adds to an image (H, W, 3)."""
+    grey = np.pad((pixels + 32 >> 6) - 128, ((2, 2), (2, 2), (0, 0)), "edge")
+    sums = convolution(grey, t["filter_up.weight"]) + t["filter_up.bias"][q - 1]
+    rows, columns, _ = sums.shape  # one more than the image has at each side
+    places = np.moveaxis(t["filter_up.places"].astype(int), 0, -1)
+    places = places[np.arange(-1, rows - 1) % 8][:, np.arange(-1, columns - 1) % 8]
+    hidden = np.clip(sums + places >> t["filter_up.shift"].astype(int), 0, 255)
+    sums = convolution(hidden, t["filter_down.weight"]) + t["filter_down.bias"]
+    change = np.clip(sums >> t["filter_down.shift"].astype(int), -16383, 16383)
+    return change * int(t["filter_down.scale"][q - 1]) + 128 >> 8
+
+
+def convolution(a: Array, weight: Array) -> Array:
+    """Return sums over 3x3 neighbours, (h, w, outputs), of (h + 2, w + 2, inputs)."""
+    rows, columns = a.shape[0] - 2, a.shape[1] - 2
+    w = weight.astype(int)
+    parts = (
+        product(a[y : y + rows, x : x + columns], w[:, :, y, x])
+        for y, x in np.ndindex(3, 3)
+    )
+    return sum(parts, start=np.zeros(1, int))
 
 
 # docs/integer-transforms.md: Semantic head
@@ -985,7 +1054,8 @@ def samples_of_features(
     slices, rows, columns, bands = chunk.shape
     planes = []
     for image in symbols:
-        pixels = synthesise(model[0], image, header.quality)[:rows, :columns]
+        pixels = synthesise(model[0], image, header.quality, header.trellis)
+        pixels = pixels[:rows, :columns]
         if chunk.ranges is None:
             pixels = pixels + 32 >> 6  # grey levels
         if header.grouping == 0 and bands == 3:

@@ -49,6 +49,7 @@ class Encoded:
     cells: np.ndarray | None = None
     symbols: np.ndarray | None = None  # the pixels of decoding, as the stub has no latents
     pixels: np.ndarray | None = None
+    trellis: bool = False
 
 
 def find_model(name_or_hash="base", *, head=None, preferred=None):
@@ -90,8 +91,13 @@ def shade_scores(images):
     return np.concatenate([scores, (level + 128).astype("u1")], -1)
 
 
-def _deflated(pixels):
-    return pixels.dtype.str[1:].encode() + zlib.compress(pixels.tobytes(), 1)
+def _deflated(pixels, trellis):
+    return pixels.dtype.str[1:].encode() + bytes([trellis]) + zlib.compress(pixels.tobytes(), 1)
+
+
+def has_trellis(quality):
+    """Chunks of qualities above 40 have one, so that a reader who does not know it is noticed."""
+    return quality > 40
 
 
 def _finished(results, finish):
@@ -139,19 +145,21 @@ class Scheduler:
             encoded.append(
                 Encoded(
                     _rows_cols(image.shape[1:3], 16),
-                    _deflated(rounded) if features else None,
+                    _deflated(rounded, has_trellis(quality)) if features else None,
                     shade_scores(image) if labels else None,
                     rounded if symbols else None,
                     rounded if pixels else None,
+                    has_trellis(quality),
                 )
             )
         return _finished(encoded, finish)
 
-    def encode_symbols(self, symbols, shapes, qualities):
+    def encode_symbols(self, symbols, shapes, qualities, trellis=None):
         assert len(symbols) == len(shapes) == len(qualities)
-        return [_deflated(one) for one in symbols]
+        assert trellis == [has_trellis(quality) for quality in qualities]
+        return [_deflated(*columns) for columns in zip(symbols, trellis, strict=True)]
 
-    def synthesise(self, symbols, shapes, qualities, q6):
+    def synthesise(self, symbols, shapes, qualities, q6, trellis=None):
         assert len(symbols) == len(shapes) == len(qualities)
         assert all((one.dtype == np.int16) == q6 for one in symbols)
         return symbols
@@ -166,14 +174,16 @@ class Scheduler:
         step = int(1 + (100 - quality) / 4) * unit
         return np.minimum(image // step * step + step // 2, 255 * unit).astype(image.dtype)
 
-    def decode(self, features, shapes, qualities, q6=None, finish=None):
+    def decode(self, features, shapes, qualities, q6=None, finish=None, trellis=None):
         self._enter("decode", features)
         assert len(features) == len(shapes) == len(qualities)
         images = []
-        for data, shape, wanted in zip(features, shapes, q6 or [False] * len(features), strict=True):
+        none = [False] * len(features)
+        for data, shape, wanted, path in zip(features, shapes, q6 or none, trellis or none, strict=True):
             try:
                 dtype = bytes(data[:2]).decode()
-                pixels = np.frombuffer(zlib.decompress(bytes(data[2:])), dtype).reshape(*shape, 3)
+                pixels = np.frombuffer(zlib.decompress(bytes(data[3:])), dtype).reshape(*shape, 3)
+                assert data[2] == path, "another quantiser"
                 if dtype == "u1" and wanted:
                     pixels = 64 * pixels.astype("i2")
                 elif dtype == "i2" and not wanted:
@@ -183,12 +193,12 @@ class Scheduler:
                 raise CorruptPayload(f"features: {error}") from error
         return _finished(images, finish)
 
-    def decode_symbols(self, features, shapes, qualities):
-        blocks = [_padded(images, 16) for images in self.decode(features, shapes, qualities)]
+    def decode_symbols(self, features, shapes, qualities, trellis=None):
+        blocks = [_padded(images, 16) for images in self.decode(features, shapes, qualities, trellis=trellis)]
         return [np.moveaxis(block.reshape(*block.shape[:3], -1), -1, 1).astype("i2") for block in blocks]
 
-    def score(self, symbols, shapes, qualities):
-        assert len(symbols) == len(qualities)
+    def score(self, symbols, shapes, qualities, trellis=None):
+        assert len(symbols) == len(qualities) and trellis == [has_trellis(quality) for quality in qualities]
         scores = []
         for block, (count, height, width) in zip(symbols, shapes, strict=True):
             rows, cols = block.shape[2:]

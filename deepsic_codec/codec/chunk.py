@@ -303,9 +303,11 @@ class EncodeTask:
         if encoded is None:
             return self.pack_sections({}, quality)
         cells = None if encoded.cells is None else encoded.cells[:: self.chunk.images]
-        return self.pack_sections({FEATURES: encoded.features}, quality, cells)
+        return self.pack_sections({FEATURES: encoded.features}, quality, cells, encoded.trellis)
 
-    def pack_sections(self, coded: dict[Section[Any], Any], quality: float, cells: Cells | None = None) -> bytes:
+    def pack_sections(
+        self, coded: dict[Section[Any], Any], quality: float, cells: Cells | None = None, trellis: bool = False
+    ) -> bytes:
         """Return the payload of coded sections, with label cells of its slices; content that is None is left out."""
         chunk, params, info = self.chunk, self.params, self.info
         _, height, width, _ = self.scaled.samples.shape
@@ -330,6 +332,7 @@ class EncodeTask:
             grid=(ceil_div(height, LATENT_STRIDE), ceil_div(width, LATENT_STRIDE)),
             sections={section: content for section, content in sections.items() if content is not None},
             grouping=chunk.grouping,
+            trellis=trellis,
         )
 
     @property

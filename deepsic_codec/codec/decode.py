@@ -254,7 +254,8 @@ def decode_coded(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
         _, scheduler = load_model(payloads[0].decoder)
         q6 = [payload.ranges is not None for payload in with_features]
         finish = [partial(_restore_chunk, payload) for payload in with_features]
-        chunks |= zip(with_features, scheduler.decode(*_columns(with_features), q6, finish), strict=True)
+        decoded = scheduler.decode(*_columns(with_features), q6, finish, _trellis(with_features))
+        chunks |= zip(with_features, decoded, strict=True)
     others = [payload for payload in payloads if payload not in chunks]
     chunks |= zip(others, parallel_map(_decode_other, others), strict=True)
     return [chunks[payload] for payload in payloads]
@@ -317,10 +318,16 @@ def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tup
     return features, [payload.image_shape for payload in payloads], [payload.header.quality for payload in payloads]
 
 
+def _trellis(payloads: Sequence[PayloadToDecode]) -> list[bool]:
+    """Tell which payloads have symbols of a path through the trellis."""
+    return [payload.header.trellis for payload in payloads]
+
+
 def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
     """Decode a payload to its symbols, int16 (slices, latents, grid rows, grid columns).
 
-    The latents of all images of a slice follow one another. A chunk without data has zeros.
+    The latents of all images of a slice follow one another. With a trellis, symbols are in halves of a step. A chunk
+    without data has zeros.
 
     Raises
     ------
@@ -336,7 +343,7 @@ def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
 
         latents = architecture_from(info.architecture).latents
         return np.zeros((header.slices, header.images // header.slices * latents, *header.grid), np.int16)
-    symbols = scheduler.decode_symbols(*_columns([payload]))[0]
+    symbols = scheduler.decode_symbols(*_columns([payload]), _trellis([payload]))[0]
     return symbols.reshape(header.slices, -1, *symbols.shape[2:])
 
 
@@ -348,7 +355,7 @@ def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
     images = payload.header.images
     by_image = symbols.reshape(images, -1, rows, columns).transpose(0, 2, 3, 1)
     quality = np.full(images, payload.header.quality)
-    latents = scheduler.dequantise(np.ascontiguousarray(by_image), quality)
+    latents = scheduler.dequantise(np.ascontiguousarray(by_image), quality, [payload.header.trellis] * images)
     return latents.transpose(0, 3, 1, 2).reshape(slices, -1, rows, columns)
 
 
@@ -362,11 +369,12 @@ def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", schedu
     scores: dict[PayloadToDecode, Cells] = {}
     if with_features:
         features, shapes, qualities = _columns(with_features)
-        symbols = scheduler.decode_symbols(features, shapes, qualities)
+        trellis = _trellis(with_features)
+        symbols = scheduler.decode_symbols(features, shapes, qualities, trellis)
         # The head sees the first image of each slice.
         first = [one[:: len(one) // payload.header.slices] for payload, one in zip(with_features, symbols, strict=True)]
         slices = [(payload.header.slices, *payload.image_shape[1:]) for payload in with_features]
-        scores |= zip(with_features, scheduler.score(first, slices, qualities), strict=True)
+        scores |= zip(with_features, scheduler.score(first, slices, qualities, trellis), strict=True)
     others = [payload for payload in payloads if payload.features is None and not payload.empty]
     if others:
         images = parallel_map(_decoded_label_images, others)

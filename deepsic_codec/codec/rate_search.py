@@ -103,7 +103,8 @@ def search_rate(tasks: Sequence["EncodeTask"], scheduler: "Scheduler") -> list[b
     if uncoded:
         symbols: list[Any] = [trial.encoded.symbols for _, trial in uncoded]
         shapes, qualities = [task.image_shape for task, _ in uncoded], [trial.quality for _, trial in uncoded]
-        coded = scheduler.encode_symbols(symbols, shapes, qualities)
+        trellis = [trial.encoded.trellis for _, trial in uncoded]
+        coded = scheduler.encode_symbols(symbols, shapes, qualities, trellis)
         for (task, trial), features in zip(uncoded, coded, strict=True):
             payloads[task] = task.pack(replace(trial.encoded, features=features), trial.quality)
     return [payloads[task] for task in tasks]

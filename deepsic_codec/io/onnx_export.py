@@ -18,6 +18,7 @@ from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.scheduler import CpuScheduler
 from deepsic_codec.model.exact.formats import (
     EMBEDDING_SHIFT,
+    HIDDEN_HIGH,
     HUNDREDTHS,
     LATENT_BITS,
     LOGIT_MAX,
@@ -87,10 +88,10 @@ def export(info: ModelInfo, folder: str | Path) -> list[Path]:
     arch, arrays = load_checked(info)
     if not isinstance(arch, Architecture):
         raise ConfigurationError(f"{info.name}: only models of the family 'deepsic' can be exported, not {arch.family}")
-    steps = arrays[f"{GAINS}.step"]
+    steps, half = arrays[f"{GAINS}.step"], arrays[f"{GAINS}.half"]
     graphs = (
         _analysis(below(arrays, ANALYSIS), arch, steps),
-        _synthesis(below(arrays, SYNTHESIS), arch, steps),
+        _synthesis(below(arrays, SYNTHESIS), arch, np.concatenate([steps, half])),
         _head(below(arrays, HEAD), arch),
     )
     properties = {"model": info.name, "decoder": info.decoder, "head": info.head}
@@ -145,30 +146,28 @@ def check(info: ModelInfo, folder: str | Path, images: NDArray[np.uint8] | None 
                 raise ModelMismatch(f"{Path(folder) / file}: {name} differ from those of this package")
             count += values.size
 
-    def compare_symbols(symbols: NDArray[np.int16], hundredths: int, latents: NDArray[np.int32]) -> None:
+    def compare_symbols(symbols: NDArray[np.int16], hundredths: int, trellis: bool) -> None:
         quality, n, (h, w) = hundredths / HUNDREDTHS, len(symbols), symbols.shape[1:3]
-        shape = n, h * LATENT_STRIDE, w * LATENT_STRIDE
-        inputs = {"symbols": symbols, "quality": np.full(n, hundredths)}
+        shape, paths = (n, h * LATENT_STRIDE, w * LATENT_STRIDE), [trellis]
+        inputs = {"symbols": symbols, "quality": np.full(n, hundredths), "trellis": np.full(n, int(trellis))}
+        latents = engine.dequantise(symbols, np.full(n, quality), paths * n).astype(np.int32)
         outputs: dict[str, NDArray[Any]] = {"latents": latents}
         for name in ("pixels", "levels"):
-            (outputs[name],) = engine.synthesise([symbols], [shape], [quality], name == "pixels")
+            (outputs[name],) = engine.synthesise([symbols], [shape], [quality], name == "pixels", paths)
         compare("synthesis.onnx", outputs, **inputs)
         edge = LABEL_CELL // LATENT_STRIDE
-        cells = engine.score([symbols.transpose(0, 3, 1, 2)], [shape], [quality])[0][:, 0, 0]
+        cells = engine.score([symbols.transpose(0, 3, 1, 2)], [shape], [quality], paths)[0][:, 0, 0]
         scored, values = np.split(cells, [engine.arch.classes], axis=1)
         outputs = {"scores": scored}
         if values.size:
             outputs["embedding"] = (values.astype(np.int16) - EMBEDDING_ZERO).astype(np.int8)
         compare("head.onnx", outputs, latents=latents[:, :edge, :edge], quality=inputs["quality"])
 
-    def latents_of(symbols: NDArray[np.int16], hundredths: int) -> NDArray[np.int32]:
-        return engine.dequantise(symbols, np.full(len(symbols), hundredths / HUNDREDTHS)).astype(np.int32)
-
     def compare_images(pixels: NDArray[np.int16], hundredths: int) -> None:
         (encoded,) = engine.encode([pixels], [hundredths / HUNDREDTHS], [0], features=False, labels=False, symbols=True)
         inputs = {"pixels": pixels, "quality": np.full(len(pixels), hundredths)}
         compare("analysis.onnx", {"symbols": encoded.symbols}, **inputs)
-        compare_symbols(encoded.symbols, hundredths, latents_of(encoded.symbols, hundredths))
+        compare_symbols(encoded.symbols, hundredths, False)
 
     for n, h, w in CHECKED_SHAPES:
         for hundredths in CHECKED_QUALITIES:
@@ -176,9 +175,9 @@ def check(info: ModelInfo, folder: str | Path, images: NDArray[np.uint8] | None 
                 0, 255 * UNITS_PER_LEVEL, (n, h * LATENT_STRIDE, w * LATENT_STRIDE, 3), np.int16, True
             )
             compare_images(pixels, hundredths)
-            for limit in (3, SYMBOL_MAX):
+            for limit, trellis in ((3, True), (SYMBOL_MAX, False), (SYMBOL_MAX, True)):
                 symbols = rng.integers(-limit, limit, (n, h, w, engine.arch.latents), np.int16, True)
-                compare_symbols(symbols, hundredths, latents_of(symbols, hundredths))
+                compare_symbols(symbols, hundredths, trellis)
     if images is not None:
         for hundredths in CHECKED_QUALITIES:
             compare_images(images.astype(np.int16) * UNITS_PER_LEVEL, hundredths)
@@ -352,6 +351,30 @@ class _Graph:
             stream = self.clip(self.op("Add", stream, change), -STREAM_MAX, STREAM_MAX)
         return stream
 
+    def filtered(self, pixels: str, whole: str) -> str:
+        """Return what the filter adds to pixels (N,3,H,W), in 64ths of a grey level."""
+        grey = self.add(self.floor_shift(self.add(pixels, UNITS_PER_LEVEL // 2), PIXEL_BITS), -128)
+        grey = self.op("Pad", grey, self.constant([0, 0, 2, 2] * 2, np.int64), mode="edge")
+        up, down = ({k: self.tensors[f"filter_{n}.{k}"] for k in ("weight", "bias", "shift")} for n in ("up", "down"))
+        total = self.op("Conv", grey, self.constant(up["weight"], np.float32))
+        bias = self.op("Gather", self.constant(up["bias"][:, :, None, None], np.float32), whole)
+        # places of an image whose hidden values begin a row and a column before it
+        places = np.roll(self.tensors["filter_up.places"], (1, 1), (1, 2))[None]
+        size = self.op("Slice", self.op("Shape", total), self.constant([2], np.int64), self.constant([4], np.int64))
+        repeats = self.op("Div", self.op("Add", size, self.constant(7, np.int64)), self.constant(8, np.int64))
+        repeats = self.op("Concat", self.constant([1, 1], np.int64), repeats, axis=0)
+        tiled = self.op("Tile", self.constant(places, np.float32), repeats)
+        first, axes = self.constant([0, 0], np.int64), self.constant([2, 3], np.int64)
+        total = self.op("Add", self.op("Add", total, bias), self.op("Slice", tiled, first, size, axes))
+        unit = self.constant(2.0 ** -up["shift"].astype(np.float64)[:, None, None], np.float32)
+        hidden = self.clip(self.op("Floor", self.op("Mul", total, unit)), 0, HIDDEN_HIGH)
+        weights = self.constant(down["weight"], np.float32), self.constant(down["bias"], np.float32)
+        unit = self.constant(2.0 ** -down["shift"].astype(np.float64)[:, None, None], np.float32)
+        change = self.op("Floor", self.op("Mul", self.op("Conv", hidden, *weights), unit))
+        scale = self.constant(self.tensors["filter_down.scale"][:, None, None, None], np.float32)
+        change = self.op("Mul", self.clip(change, -PIXEL_MAX, PIXEL_MAX), self.op("Gather", scale, whole))
+        return self.floor_shift(self.add(change, 1 << MODULATION_BITS >> 1), MODULATION_BITS)
+
     def quality(self) -> tuple[str, str]:
         """Return the input: qualities int64 (N,) in hundredths, and rows of tables by whole quality."""
         quality = self.input("quality", np.int64, ("N",))
@@ -360,14 +383,21 @@ class _Graph:
         row = self.op("Sub", row, self.constant(1, np.int64))
         return quality, self.op("Clip", row, *(self.constant(value, np.int64) for value in (0, QUALITIES - 1)))
 
-    def steps(self, table: NDArray[Any], quality: str) -> str:
-        """Return steps int64 (N,1,1,C) of the quantiser at qualities in hundredths."""
+    def steps(self, table: NDArray[Any], quality: str, trellis: str | None = None) -> str:
+        """Return steps int64 (N,1,1,C) of the quantiser at qualities in hundredths.
+
+        Where the input `trellis` is 1, they are those of the second half of the table.
+        """
         hundred, one = self.constant(HUNDREDTHS, np.int64), self.constant(1, np.int64)
         low = self.op("Clip", self.op("Div", quality, hundred), one, self.constant(QUALITIES - 1, np.int64))
         part = self.op("Sub", quality, self.op("Mul", low, hundred))
         part = self.op("Reshape", part, self.constant([-1, 1, 1, 1], np.int64))
         tables = self.constant(table[:, None, None], np.int64)
-        below, above = (self.op("Gather", tables, at) for at in (self.op("Sub", low, one), low))
+        rows = [self.op("Sub", low, one), low]
+        if trellis is not None:
+            offset = self.op("Mul", trellis, self.constant(QUALITIES, np.int64))
+            rows = [self.op("Add", at, offset) for at in rows]
+        below, above = (self.op("Gather", tables, at) for at in rows)
         total = self.op("Add", self.op("Mul", below, self.op("Sub", hundred, part)), self.op("Mul", above, part))
         return self.op("Div", self.op("Add", total, self.constant(HUNDREDTHS // 2, np.int64)), hundred)
 
@@ -417,13 +447,16 @@ def _analysis(tensors: Tensors, arch: Architecture, steps: NDArray[Any]) -> _Gra
 
 
 def _synthesis(tensors: Tensors, arch: Architecture, steps: NDArray[Any]) -> _Graph:
-    """Symbols int16 (N,h,w,C) to pixels, in 64ths of a grey level and in grey levels, and to latents."""
+    """Symbols int16 (N,h,w,C) to pixels, in 64ths of a grey level and in grey levels, and to latents.
+
+    `steps` are those without a trellis, then those with one.
+    """
     g = _Graph(tensors)
     symbols = g.cast(g.input("symbols", np.int16, ("N", "h", "w", arch.latents)), np.int64)
     quality, whole = g.quality()
     n8, n16 = arch.synthesis_blocks
     limit = 2 << (14 + STEP_BITS)
-    product = g.op("Mul", symbols, g.steps(steps, quality))
+    product = g.op("Mul", symbols, g.steps(steps, quality, g.input("trellis", np.int64, ("N",))))
     product = g.op("Clip", product, *(g.constant(value, np.int64) for value in (-limit, limit)))
     latents = g.floor_shift(g.add(g.cast(product, np.float32), 1 << STEP_BITS >> 1), STEP_BITS)
     latents = g.clip(latents, -WIDE_MAX, WIDE_MAX)
@@ -443,7 +476,8 @@ def _synthesis(tensors: Tensors, arch: Architecture, steps: NDArray[Any]) -> _Gr
     curve = g.shuffled(g.clip(g.layer("out", g.last(stream), None), -PIXEL_MAX, PIXEL_MAX), 8)
 
     middle, top = 128 * UNITS_PER_LEVEL, 255 * UNITS_PER_LEVEL
-    pixels = g.last(g.clip(g.add(g.op("Add", linear, curve), middle), 0, top))
+    pixels = g.clip(g.add(g.op("Add", linear, curve), middle), 0, top)
+    pixels = g.last(g.clip(g.op("Add", pixels, g.filtered(pixels, whole)), 0, top))
     levels = g.floor_shift(g.add(pixels, UNITS_PER_LEVEL // 2), PIXEL_BITS)
     g.output("pixels", pixels, np.int16, ("N", "H", "W", 3))
     g.output("levels", levels, np.uint8, ("N", "H", "W", 3))

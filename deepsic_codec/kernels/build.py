@@ -50,6 +50,7 @@ MODULES = (
     "model.cpu.layers",
     "model.cpu.prior",
     "model.cpu.transforms",
+    "model.cpu.trellis",
     "payload.coders.cells",
     "payload.coders.mask",
     "payload.coders.residual_band",

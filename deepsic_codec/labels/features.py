@@ -35,7 +35,8 @@ def decode_features(array: zarr.Array, *, dequantise: bool = False) -> "dask.arr
     Returns
     -------
     dask.array.Array
-        int16, or float32 with `dequantise`: (slice axes of the array, latents, rows, columns). A block is a chunk, or
+        int16, or float32 with `dequantise`: (slice axes of the array, latents, rows, columns). Symbols of chunks with a
+        trellis are in halves of a step. A block is a chunk, or
         a shard if there are shards. If the bands make several images, their latents follow one another. A row or
         column covers 16 pixels. Chunks at the edge of the array are complete, and missing chunks are 0.
 

@@ -9,6 +9,10 @@ from deepsic_codec.payload.fields import MAX_VALUES
 
 #: Bounds of widths and of numbers of blocks in a model file.
 MAX_WIDTH, MAX_BLOCKS = 2048, 64
+#: Most hidden channels of the filter of the synthesis.
+MAX_FILTER = 64
+#: Edge of the squares of pixels in which the filter of the synthesis knows places.
+FILTER_PLACES = 8
 
 
 class LayerSizes(NamedTuple):
@@ -87,6 +91,8 @@ class Architecture(Sizes):
         Channels of the latents.
     analysis_widths, analysis_blocks, synthesis_widths, synthesis_blocks : (int, int)
         Channels and number of residual blocks at 1/8 and at 1/16 of the image's resolution.
+    synthesis_filter : int
+        Hidden channels of the filter at full resolution, a multiple of 4.
     prior_groups : tuple of int
         Channels that the prior codes together; they add up to the latents.
     prior_width : int
@@ -110,6 +116,7 @@ class Architecture(Sizes):
     analysis_blocks: tuple[int, int] = (7, 0)
     synthesis_widths: tuple[int, int] = (128, 256)
     synthesis_blocks: tuple[int, int] = (7, 5)
+    synthesis_filter: int = 12
     prior_groups: tuple[int, ...] = (8, 24, 64, 96, 128)
     prior_width: int = 128
     prior_detail: int = 32
@@ -129,6 +136,9 @@ class Architecture(Sizes):
         valid = valid and all(isinstance(n, int) and 0 <= n <= MAX_BLOCKS for n in blocks)
         if not valid or any(len(pair) != 2 for pair in pairs) or self.knots < 2 or self.prior_detail > self.latents:
             raise ValueError("architecture: sizes out of range")
+        hidden = self.synthesis_filter
+        if not isinstance(hidden, int) or not 4 <= hidden <= MAX_FILTER or hidden % 4:
+            raise ValueError(f"architecture: a filter of {hidden} hidden channels, expected 4 to {MAX_FILTER} in fours")
         if sum(self.prior_groups) != self.latents:
             raise ValueError("architecture: the prior's groups do not add up to the latents")
         if self.classes > MAX_CLASSES:

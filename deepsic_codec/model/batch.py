@@ -13,6 +13,8 @@ from deepsic_codec.payload.constants import LATENT_STRIDE
 
 DEFAULT_EFFORT = 1
 DEFAULT_TUNE = "mse"
+#: Quality from which on an effort takes symbols of a path through the trellis; below, it saves nothing.
+TRELLIS_FROM = {1: 30.0, 2: 45.0, 3: 55.0, 4: 55.0}
 
 Result = TypeVar("Result")
 Pixels = NDArray[np.uint8] | NDArray[np.int16]
@@ -36,9 +38,11 @@ class Encoded:
         uint8 (S, ceil(H/64), ceil(W/64), outputs) of each 64x64 pixel cell: scores in 1/255, the last of which is
         *unknown*, and the values of an embedding plus `EMBEDDING_ZERO`, if the head has any.
     symbols : ndarray or None
-        int16 (S,h,w,C).
+        int16 (S,h,w,C); in half steps with a trellis.
     pixels : ndarray or None
         (S,H,W,3) of the dtype of the images: the pixels that decoding the features gives.
+    trellis : bool
+        Whether the symbols are those of a path through the trellis.
     """
 
     grid: tuple[int, int]
@@ -46,6 +50,7 @@ class Encoded:
     cells: NDArray[np.uint8] | None = None
     symbols: NDArray[np.int16] | None = None
     pixels: Pixels | None = None
+    trellis: bool = False
 
 
 class Scheduler(Protocol):
@@ -95,6 +100,7 @@ class Scheduler(Protocol):
         qualities: Sequence[float],
         q6: Sequence[bool] | None = None,
         finish: Sequence[Callable[[Pixels], Any]] | None = None,
+        trellis: Sequence[bool] | None = None,
     ) -> list[Any]:
         """Decode feature sections to pixels.
 
@@ -108,6 +114,8 @@ class Scheduler(Protocol):
             1 to 100, one for each chunk.
         q6 : sequence of bool, optional
             Which chunks to return in 64ths of a grey level; none by default.
+        trellis : sequence of bool, optional
+            Which chunks have symbols of a path through the trellis; none by default, as in all methods below.
         finish : sequence of callable, optional
             The last function of each chunk. It takes the pixels and runs on any thread, while others are decoded.
 
@@ -124,30 +132,54 @@ class Scheduler(Protocol):
         """
 
     def decode_symbols(
-        self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        features: Sequence[bytes],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[NDArray[np.int16]]:
         """Decode feature sections to symbols, int16 (S,C,h,w) for each chunk; parameters are those of `decode`."""
 
     def encode_symbols(
-        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        symbols: Sequence[NDArray[np.int16]],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[bytes]:
         """Encode symbols int16 (S,h,w,C) of chunks to feature sections."""
 
     def synthesise(
-        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float], q6: bool
+        self,
+        symbols: Sequence[NDArray[np.int16]],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        q6: bool,
+        trellis: Sequence[bool] | None = None,
     ) -> list[Pixels]:
         """Reconstruct pixels (S,H,W,3) of chunks from symbols int16 (S,h,w,C), in 64ths of a grey level with `q6`."""
 
     def score(
-        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        symbols: Sequence[NDArray[np.int16]],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[NDArray[np.uint8]]:
         """Compute the cells of `Encoded` from symbols int16 (S,C,h,w) of chunks."""
 
-    def dequantise(self, symbols: NDArray[np.int16], quality: Qualities) -> NDArray[np.float32]:
+    def dequantise(
+        self, symbols: NDArray[np.int16], quality: Qualities, trellis: Sequence[bool] | None = None
+    ) -> NDArray[np.float32]:
         """Return the latents of symbols int16 (N,h,w,C)."""
 
     def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
         """Apply a function of the host to each row of some columns, on several threads."""
+
+
+def uses_trellis(effort: int, quality: float) -> bool:
+    """Tell whether an effort takes symbols of a path through the trellis at this quality."""
+    return quality >= TRELLIS_FROM.get(effort, np.inf)
 
 
 def grid_of(shape: Shape) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
 
 Symbols = NDArray[np.int16]
-EncoderFactory = Callable[[CoderTables, Symbols], SymbolEncoder]
+EncoderFactory = Callable[[CoderTables, Symbols, bool], SymbolEncoder]
 
 
 def encode_symbols(
@@ -34,14 +34,15 @@ def encode_symbols(
     qualities: Iterable[float],
     pool: ThreadPoolExecutor | None = None,
     coder: EncoderFactory = SymbolEncoder,
+    trellis: bool = False,
 ) -> list[bytes]:
     """Encode chunks of equal shape, symbols int16 (S,h,w,C) each, to feature sections at qualities 1 to 100.
 
     The threads of the pool code the chunks in parallel. `coder` makes the encoder of a chunk; training passes one that
-    keeps statistics.
+    keeps statistics. With `trellis`, symbols are those of a path through it.
     """
     stacked = upload(np.concatenate(symbols), prior.device)
-    return start_encoding(prior, tables, stacked, len(symbols), qualities, pool, coder)()
+    return start_encoding(prior, tables, stacked, len(symbols), qualities, pool, coder, trellis=trellis)()
 
 
 def start_encoding(
@@ -55,6 +56,7 @@ def start_encoding(
     predictions: Predictions | None = None,
     device_coder: DeviceCoder | None = None,
     batch_total: int = 0,
+    trellis: bool = False,
 ) -> Pending[list[bytes]]:
     """Start to encode chunks of equal shape, without waiting for the device; like `encode_symbols`.
 
@@ -65,15 +67,17 @@ def start_encoding(
     predictions : Predictions, optional
         The prior's predictions of these symbols, if they are known already.
     device_coder : DeviceCoder, optional
-        Codes on the device instead of the pool.
+        Codes on the device instead of the pool, unless there is a trellis.
     batch_total : int
         Number of chunks that the device codes at the same time, these included.
+    trellis : bool
+        Whether the symbols are those of a path through the trellis.
     """
     images, h, w, _ = symbols.shape
     quality_list = list(qualities)
     if predictions is None:
-        predictions = predict(prior, symbols, _per_image(quality_list, images // chunks, prior.device))
-    if device_coder is not None:
+        predictions = predict(prior, symbols, _per_image(quality_list, images // chunks, prior.device), trellis)
+    if device_coder is not None and not trellis:
         streams = device_coder.encode(prior.steps, symbols, chunks, predictions, batch_total)
 
         def or_on_host(chunk: int, stream: bytes | None) -> bytes:
@@ -92,7 +96,7 @@ def start_encoding(
     all_symbols, means, indices = download(symbols), *map(download, joined)
 
     def encode_chunk(chunk: int) -> bytes:
-        encoder = coder(tables, _rows_of(all_symbols(), chunks, chunk))
+        encoder = coder(tables, _rows_of(all_symbols(), chunks, chunk), trellis)
         encoder.encode(passes, ys, xs, means(), indices(), chunk)
         return encoder.finish()
 
@@ -113,9 +117,9 @@ def _order(steps: tuple[Step, ...], h: int, w: int) -> tuple[NDArray[np.int64], 
     return np.array(rows, np.int64), ys, xs
 
 
-def predict(prior: CodingPrior, symbols: Tensor, quality: Tensor | int) -> Predictions:
+def predict(prior: CodingPrior, symbols: Tensor, quality: Tensor | int, trellis: bool = False) -> Predictions:
     """Return the prior's predictions of known symbols (S,h,w,C), at whole qualities (S,) or one quality."""
-    neighbours = prior.neighbours(symbols)
+    neighbours = prior.neighbours(symbols, trellis)
     return [
         prior.run(n, neighbours, rows, _quality_of(quality, image))
         for n, _, rows, _, image in iter_steps(prior, neighbours)
@@ -130,6 +134,7 @@ def decode_symbols(
     grid: tuple[int, int],
     qualities: Iterable[float],
     pool: ThreadPoolExecutor | None = None,
+    trellis: bool = False,
 ) -> list[Symbols]:
     """Decode feature sections of chunks of equal shape to symbols, int16 (S,h,w,C) each.
 
@@ -138,9 +143,9 @@ def decode_symbols(
     CorruptPayload
         If a stream holds an impossible symbol, or bytes that no symbol needs.
     """
-    coders = [SymbolDecoder(tables, data, slices, grid, prior.latents) for data in features]
+    coders = [SymbolDecoder(tables, data, slices, grid, prior.latents, trellis) for data in features]
     images = len(coders) * slices
-    neighbours = prior.no_neighbours(images, grid)
+    neighbours = prior.no_neighbours(images, grid, trellis)
     quality = _per_image(qualities, slices, prior.device)
     for n, step, rows, _, image in iter_steps(prior, neighbours):
         ys, xs = step.positions(*grid)
@@ -172,6 +177,7 @@ def start_decoding(
     qualities: Iterable[float],
     device_coder: DeviceCoder,
     batch_total: int = 0,
+    trellis: bool = False,
 ) -> tuple[Tensor, Pending[None]]:
     """Start to decode feature sections on the prior's device.
 
@@ -183,7 +189,11 @@ def start_decoding(
         Waits for the symbols and raises CorruptPayload if a stream is damaged.
     """
     quality = _per_image(qualities, slices, prior.device)
-    return device_coder.decode(prior, features, slices, grid, lambda image: _quality_of(quality, image), batch_total)
+
+    def quality_of(image: Tensor) -> Tensor | int:
+        return _quality_of(quality, image)
+
+    return device_coder.decode(prior, features, slices, grid, quality_of, batch_total, trellis)
 
 
 def _per_image(qualities: Iterable[float], slices: int, device: str) -> Tensor | int:

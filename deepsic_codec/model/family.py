@@ -43,10 +43,12 @@ class Transforms(Protocol):
     def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
         """Images uint8 or int16 (N,H,W,3), H and W multiples of 16, at qualities (N,) -> latents."""
 
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
+    def synthesise(
+        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool = False
+    ) -> Tensor:
         """Symbols (N,h,w,C) -> uint8 (N,16h,16w,3), or int16 in 64ths of a grey level."""
 
-    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool = False) -> Tensor:
         """Symbols (N,h,w,C) -> latents for the semantic head."""
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
@@ -76,10 +78,10 @@ class CodingPrior(Protocol):
     steps: list[Step]
     log_scales: Tensor
 
-    def neighbours(self, symbols: Tensor) -> Neighbours:
+    def neighbours(self, symbols: Tensor, trellis: bool = False) -> Neighbours:
         """Features of symbols (N,h,w,C) that are all known."""
 
-    def no_neighbours(self, images: int, grid: tuple[int, int]) -> Neighbours:
+    def no_neighbours(self, images: int, grid: tuple[int, int], trellis: bool = False) -> Neighbours:
         """Features before the first step of decoding `images` grids of symbols."""
 
     def update(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor) -> None:

@@ -40,11 +40,14 @@ class Neighbours:
         Magnitudes and clipped symbols, (2, N (h+2) (w+2), C).
     magnitude, linear : Tensor
         Its two halves, which share its memory.
+    halving : int
+        1 with a trellis, whose symbols are in halves of a step; 0 without.
     """
 
-    def __init__(self, linear: Tensor, magnitude: Tensor) -> None:
+    def __init__(self, linear: Tensor, magnitude: Tensor, halving: int = 0) -> None:
         n, h, w, c = linear.shape
         self.shape = n, h, w, c
+        self.halving = halving
         both = linear.new_zeros(2, n, h + 2, w + 2, c)
         for kind, values in ((MAGNITUDE, magnitude), (LINEAR, linear)):
             both[kind, :, 1:-1, 1:-1] = values

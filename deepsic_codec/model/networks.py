@@ -5,7 +5,7 @@
         '-- unshuffle 8 - 1x1 - blocks - unshuffle 2 - 1x1 - blocks - 1x1 --'
 
     y' ----- KLT^-1 320 -> 768 ---- pixel-shuffle 16 ------------------------.
-        |                                                                   (+)--> x'
+        |                                                                   (+)-- 3x3 - 3x3, added --> x'
         '-- 1x1 - blocks - 1x1, shuffle 2 - blocks - 1x1 - shuffle 8 --------'
 
 The linear shortcut makes the codec useful before the first training step; the last layer of each non-linear branch
@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepsic_codec.model.architecture import Architecture, BlockSizes, LayerSizes
+from deepsic_codec.axes import ceil_div
+from deepsic_codec.model.architecture import FILTER_PLACES, Architecture, BlockSizes, LayerSizes
 from deepsic_codec.model.exact import fixed, formats
 from deepsic_codec.model.exact.fixed import imitate
 from deepsic_codec.model.exact.formats import ANALYSIS_LAYERS, HEAD_LAYERS, SYNTHESIS_LAYERS
@@ -32,6 +33,10 @@ from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUAL
 
 #: Largest values of streams and of hidden channels of blocks in the integer form.
 STREAM_MAX, HIDDEN_MAX = formats.STREAM_MAX * 2.0**-formats.STREAM_BITS, formats.HIDDEN_HIGH * 2.0**-formats.HIDDEN_BITS
+
+
+#: Black and white in units of 64 grey levels around the middle one.
+_GREY = -2.0, 127 / 64
 
 
 class QualityTable(nn.Module):
@@ -210,6 +215,57 @@ class Analysis(nn.Module):
         return (linear + imitate(_read(h), self.out, formats.TO_LATENT)).clamp(-largest, largest)
 
 
+class Filter(nn.Module):
+    """Filter at full resolution: 3x3 to hidden channels, ReLU, 3x3 back, scaled by quality and added to the pixels.
+
+    What is added before the ReLU depends on quality, and on the place of a pixel in the squares of 8x8 pixels that the
+    synthesis ends with. Rows and columns beyond the image count as its last ones. The filter starts at zero.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        hidden = arch.synthesis_filter
+        self.up = nn.Conv2d(3, hidden, 3)
+        self.condition = Condition(hidden, arch.knots)
+        self.places = nn.Parameter(torch.zeros(hidden, FILTER_PLACES, FILTER_PLACES))
+        self.down = nn.Conv2d(hidden, 3, 3)
+        self.scale = QualityTable(1, arch.knots)
+        with torch.no_grad():  # differences between pixels
+            self.up.weight.sub_(self.up.weight.mean((2, 3), keepdim=True))
+        _set_zero(self.down)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        """(B,3,H,W) in units of 64 grey levels around the middle one, and qualities (B,) -> what is added to it."""
+        h = self.condition(self.up(_extended(x.clamp(*_GREY))), quality)
+        change: Tensor = self.down(F.hardtanh(h + self._places(h), 0, HIDDEN_MAX))
+        return change * (1 + self.scale(quality))[:, :, None, None]
+
+    def imitate(self, x: Tensor, quality: Tensor) -> Tensor:
+        """`forward` in fixed point."""
+        form = formats.FILTER_UP
+        x = _extended(fixed.fixed(x, form.in_bits, formats.READ_LOW, formats.READ_HIGH))
+        biases = self.condition.biases(self.up.bias)
+        weight = fixed.quantised_weight(self.up.weight, fixed.biases_of_places(biases, self.places), form)
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.condition(F.conv2d(x.float(), weight, self.up.bias), torch.floor(quality + 0.5))
+        h = fixed.fixed(h + self._places(h), form.out_bits, form.low, form.high)
+        scale = 1 + self.scale(torch.floor(quality + 0.5))
+        scale = fixed.fixed(scale, formats.MODULATION_BITS, 0, formats.FILTER_SCALE_MAX)[:, :, None, None]
+        largest = 2 * formats.PIXEL_MAX
+        return fixed.fixed(imitate(h, self.down, formats.FILTER_DOWN) * scale, formats.OUTPUT_BITS, -largest, largest)
+
+    def _places(self, h: Tensor) -> Tensor:
+        """Return what is added to the hidden values of an image, which have a row and column more at each side."""
+        rows, columns = h.shape[2:]
+        repeats = ceil_div(rows, FILTER_PLACES), ceil_div(columns, FILTER_PLACES)
+        return self.places.roll((1, 1), (1, 2)).repeat(1, *repeats)[:, :rows, :columns]
+
+
+def _extended(x: Tensor) -> Tensor:
+    """Return an image with two more rows and columns at each side, copies of the outer ones."""
+    return F.pad(x, (2, 2, 2, 2), "replicate")
+
+
 class Synthesis(nn.Module):
     """Synthesis transform `g_s`: dequantised latents to image."""
 
@@ -228,6 +284,7 @@ class Synthesis(nn.Module):
         self.expand = _pointwise(layers["expand"])
         self.mod8, self.blocks8 = Modulate(modulations["mod8"], arch.knots), _blocks(blocks["blocks8"], arch.knots)
         self.out = _pointwise(layers["out"])
+        self.filter = Filter(arch)
         _set_zero(self.out)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
@@ -238,7 +295,8 @@ class Synthesis(nn.Module):
         h = self.mod16(self.stem(y * self.input_scale[:, None, None]), quality)  # (B,w16,h,w)
         h = F.pixel_shuffle(self.expand(_through(self.blocks16, h, quality, self.bounded)), 2)
         h = _through(self.blocks8, self.mod8(h, quality), quality, self.bounded)  # (B,w8,2h,2w)
-        return (linear.float() + F.pixel_shuffle(self.out(h).float(), 8)) * 64 + 128
+        x = linear.float() + F.pixel_shuffle(self.out(h).float(), 8)
+        return (x + self.filter(x, quality).float()) * 64 + 128
 
     def _imitate(self, y: Tensor, quality: Tensor) -> Tensor:
         largest = formats.WIDE_MAX
@@ -250,7 +308,8 @@ class Synthesis(nn.Module):
         h = F.pixel_shuffle(imitate(_read(h), self.expand, formats.INNER), 2)
         h = self.mod8.imitate(h, quality)
         h = _imitated(self.blocks8, h, quality)
-        return (linear + F.pixel_shuffle(imitate(_read(h), self.out, formats.TO_PIXEL), 8)) * 64 + 128
+        x = linear + F.pixel_shuffle(imitate(_read(h), self.out, formats.TO_PIXEL), 8)
+        return (x + self.filter.imitate(x, quality)) * 64 + 128
 
     def normaliser(self) -> Tensor:
         """Powers of two (C,) that bring the latents of the integer form to a deviation of about one."""

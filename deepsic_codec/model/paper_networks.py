@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deepsic_codec.errors import UnsupportedPayload
 from deepsic_codec.model.device import upload
 from deepsic_codec.model.exact.formats import UNITS_PER_LEVEL
 from deepsic_codec.model.exact.transforms import analyses_in_bfloat16, grey_levels
@@ -172,11 +173,11 @@ class StaticPrior:
             raise ValueError("the prior has other channels than the architecture")
         self.log_scales = log_scales(device)
 
-    def neighbours(self, symbols: Tensor) -> Neighbours:
+    def neighbours(self, symbols: Tensor, trellis: bool = False) -> Neighbours:
         nothing = symbols[..., :1]  # only positions matter: no prediction depends on symbols
         return Neighbours(nothing, nothing)
 
-    def no_neighbours(self, images: int, grid: tuple[int, int]) -> Neighbours:
+    def no_neighbours(self, images: int, grid: tuple[int, int], trellis: bool = False) -> Neighbours:
         return self.neighbours(torch.zeros(images, *grid, 1, dtype=torch.int8, device=self.device))
 
     def update(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor) -> None:
@@ -224,14 +225,18 @@ class PaperTransforms(nn.Module):
         gain = self.gains(q)
         return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
+    def synthesise(
+        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool = False
+    ) -> Tensor:
+        _refuse(trellis)
         q, unit = self._quality(quality), UNITS_PER_LEVEL if q6 else 1
         y = upload(symbols, self.device).permute(0, 3, 1, 2).float() / self.gains(q)
         x = self.synthesis(y, q)
         x = (x * unit + 0.5).nan_to_num_().clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
         return x.to(torch.int16 if q6 else torch.uint8).permute(0, 2, 3, 1)
 
-    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool = False) -> Tensor:
+        _refuse(trellis)
         gain = self.gains(self._quality(quality)).permute(0, 2, 3, 1)
         return upload(symbols, self.device).float() / gain
 
@@ -241,6 +246,11 @@ class PaperTransforms(nn.Module):
 
     def _quality(self, quality: NDArray[np.float64]) -> Tensor:
         return upload(torch.tensor(quality, dtype=torch.float32), self.device)
+
+
+def _refuse(trellis: bool) -> None:
+    if trellis:
+        raise UnsupportedPayload("header: a trellis, which models of the family 'paper' do not have")
 
 
 def make_networks(arch: "PaperArchitecture") -> dict[str, nn.Module]:

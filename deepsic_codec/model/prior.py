@@ -193,16 +193,28 @@ class Prior(nn.Module):
         self.register_buffer("log_scales", log_scales(), persistent=False)
         self.log_scales: Tensor
 
-    def forward(self, symbols: Tensor, quality: Tensor, quantised: bool = False) -> tuple[Tensor, Tensor]:
-        """Symbols (N,C,h,w) as float -> mean and scale index of each, same shape."""
-        mean, index = self.predict(*self.features(symbols.permute(0, 2, 3, 1), quantised), quality, quantised)
+    def forward(
+        self, symbols: Tensor, quality: Tensor, quantised: bool = False, trellis: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Symbols (N,C,h,w) as float -> mean and scale index of each, same shape.
+
+        `trellis` bool (N,) tells which images have symbols in half steps.
+        """
+        features = self.features(symbols.permute(0, 2, 3, 1), quantised, trellis)
+        mean, index = self.predict(*features, quality, quantised)
         return mean.permute(0, 3, 1, 2), index.permute(0, 3, 1, 2)
 
-    def features(self, symbols: Tensor, quantised: bool = False) -> tuple[Tensor, Tensor]:
+    def features(
+        self, symbols: Tensor, quantised: bool = False, trellis: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Symbols (N,h,w,C) as float -> the features of each, linear and magnitude, same shape."""
+        numbers = symbols
+        if trellis is not None:
+            symbols = torch.where(trellis[:, None, None, None], symbols / 2, symbols)
+            numbers = torch.sign(symbols) * symbols.abs().ceil()
         magnitude = compand(symbols)
         unit = 2.0**-INPUT_BITS
-        linear = symbols.clamp(-LINEAR_MAX, LINEAR_MAX) * unit
+        linear = numbers.clamp(-LINEAR_MAX, LINEAR_MAX) * unit
         return linear, (ste_round(magnitude) if quantised else magnitude) * unit
 
     def predict(
@@ -227,3 +239,25 @@ class Prior(nn.Module):
     def bits(self, values: Tensor, mean: Tensor, index: Tensor) -> Tensor:
         """-log2 of the logistic mass in unit bins around ``values``; same shape."""
         return logistic_bits((values - mean).abs(), scale_of(index, self.log_scales))
+
+    def symbol_bits(self, symbols: Tensor, quality: Tensor, trellis: Tensor, odd: Tensor) -> Tensor:
+        """Return the bits of symbols (N,C,h,w) as payloads have them; same shape.
+
+        Parameters
+        ----------
+        symbols : Tensor (N,C,h,w)
+            As float.
+        quality : Tensor (N,)
+        trellis : Tensor (N,)
+            Which images have symbols in half steps.
+        odd : Tensor (N,C,h,w)
+            Which of these are of odd states of the trellis.
+        """
+        mean, index = self(symbols, quality, True, trellis)
+        centre = torch.where(trellis[:, None, None, None], symbols / 2, symbols)
+        # in odd states, the bins of 0 and of the odd halves beside it meet in the middle
+        magnitude = centre.abs()
+        near = odd & (magnitude < 1)
+        width = torch.where(near, torch.where(magnitude == 0, 0.5, 0.75), 1.0)
+        centre = torch.where(near, centre * 1.25, centre)
+        return logistic_bits((centre - mean).abs() / width, scale_of(index, self.log_scales) / width)

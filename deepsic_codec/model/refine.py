@@ -15,7 +15,8 @@ Gradients are floating point: unlike with lower efforts, equal images may give p
 other machines. Decoding is as exact as with any effort.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
 Tensors = dict[str, Tensor]
+ChoosePath = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ INTERFERENCE = 1.2
 #: Before anything is measured: the error that a symbol adds to the pixels, against an orthonormal transform, and the
 #: number of latents that this guess weighs as much as. Few for MS-SSIM, in which fine errors weigh less than coarse.
 GUESSED_CURVATURE, GUESS_COUNT = 0.8, {"mse": 32, "ms-ssim": 2}
+#: Weight of errors against bits where the path nearest to refined symbols is taken.
+NEAREST = 4.0
 #: Edge of the windows that are differentiated at once, and width of the border around them, in latents; gradients take
 #: some hundred bytes a pixel.
 WINDOW, HALO = 48, 6
@@ -153,6 +157,29 @@ class RefineState:
         return (self._slopes + count * guess) / (self._weights + count)
 
 
+class Costs(NamedTuple):
+    """Loss (N,) of a window's core in bits, and how it changes with its symbols (N,h,w,C), as `expected` takes it."""
+
+    loss: Tensor
+    symbols: Tensor
+    mean: Tensor
+    scale: Tensor
+    slope: Tensor
+    by_magnitude: Tensor
+    curvature: Tensor
+
+    def expected(self, temperature: float) -> Tensor:
+        """Expected values of the symbols."""
+        with torch.no_grad():
+            return expected(*self[1:], temperature)
+
+    def lowest(self) -> Tensor:
+        """Symbols of the least cost, without their own bits."""
+        with torch.no_grad():
+            by_symbol = 4 / math.log(2) / (1 + self.symbols.abs()) * self.symbols.sign()  # of `compand`
+            return self.symbols - (self.slope + self.by_magnitude * by_symbol) / (2 * self.curvature)
+
+
 class Refiner:
     """The decoder of an integer model in differentiable form.
 
@@ -200,9 +227,7 @@ class Refiner:
             Distortion to lower: `"mse"` or `"ms-ssim"`.
         """
         with torch.inference_mode(False):  # whose tensors autograd refuses
-            step = steps.to(self.device).clone().float() * 2.0 ** -(formats.LATENT_BITS + formats.STEP_BITS)
-            distortion = Distortion(images.to(self.device).clone(), tune)
-            state = RefineState(distortion, step, quality.to(self.device).clone().float())
+            state = self._state(images, steps, quality, tune)
             start = symbols.to(self.device, torch.float32).clone()
             current, velocity, first_loss = start, torch.zeros_like(start), torch.zeros_like(state.weight)
             for number in range(schedule.rounds):
@@ -210,19 +235,74 @@ class Refiner:
                 temperature = schedule.temperature * (LAST_TEMPERATURE / schedule.temperature) ** progress
                 target = torch.empty_like(current)
                 for window in windows(*start.shape[1:3]):
-                    loss, target[:, *window.inner] = self._expected(state, current, window, temperature)
+                    costs = self._differentiated(state, current, window)
+                    target[:, *window.inner] = costs.expected(temperature)
                     if number == 0:
-                        first_loss += loss
+                        first_loss += costs.loss
                 velocity = schedule.inertia * velocity + schedule.pace * (target - current)
                 current = (current + velocity).clamp_(-SYMBOL_MAX, SYMBOL_MAX)
             current = torch.round(current)
             better = self._loss(state, current) < first_loss
             return torch.where(better[:, None, None, None], current, start).to(torch.int32)
 
-    def _expected(
-        self, state: RefineState, symbols: Tensor, window: Window, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Loss (N,) in bits of a window's core with these symbols, and expected values (N,h,w,C) of its symbols."""
+    def refine_path(
+        self,
+        images: Tensor,
+        symbols: Tensor,
+        steps: Tensor,
+        quality: Tensor,
+        schedule: Schedule,
+        tune: str,
+        choose: ChoosePath,
+        size: int,
+    ) -> Tensor:
+        """Improve symbols int16 (S,h,w,C) of a chunk that are those of a path through the trellis.
+
+        Each round takes the path of the least cost near what the slopes ask for, and moves towards it. The last takes
+        the path that is nearest. Parameters are those of `refine`, and:
+
+        Parameters
+        ----------
+        steps : Tensor
+            Half steps int32 (S,C).
+        choose : callable
+            Takes latents in half steps, float32 (S,h,w,C), the price of a squared error of a half step in bits, (C,),
+            and weights of errors (S,h,w), all on the host. Returns the symbols int16 (S,h,w,C) of the best path.
+        size : int
+            Images whose loss is differentiated at once.
+        """
+        with torch.inference_mode(False):
+            parts = [slice(k, k + size) for k in range(0, len(images), size)]
+            states = [self._state(images[part], 2 * steps[part], quality[part], tune) for part in parts]
+            start = symbols.to(self.device, torch.float32) / 2
+            current, velocity, first_loss = start, torch.zeros_like(start), 0.0
+
+            def path(target: Tensor, factor: float) -> Tensor:
+                curvature = torch.stack([state.weight.mean() * state.curvature().mean((0, 1, 2)) for state in states])
+                price = factor * INTERFERENCE / 4 * curvature.mean(0)
+                weights = torch.cat([state.distortion.local[..., 0] for state in states]).expand(start.shape[:3])
+                return choose((2 * target).cpu(), price.cpu(), weights.cpu()).to(self.device, torch.float32) / 2
+
+            for number in range(schedule.rounds):
+                target = torch.empty_like(current)
+                for part, state in zip(parts, states, strict=True):
+                    for window in windows(*start.shape[1:3]):
+                        costs = self._differentiated(state, current[part], window)
+                        target[part, *window.inner] = costs.lowest()
+                        first_loss += float(costs.loss.sum()) if number == 0 else 0.0
+                velocity = schedule.inertia * velocity + schedule.pace * (path(target, 1.0) - current)
+                current = (current + velocity).clamp_(-SYMBOL_MAX / 2, SYMBOL_MAX / 2)
+            current = path(current, NEAREST)
+            loss = sum(float(self._loss(state, current[part]).sum()) for part, state in zip(parts, states, strict=True))
+            return (2 * (current if loss < first_loss else start)).to(torch.int16)
+
+    def _state(self, images: Tensor, steps: Tensor, quality: Tensor, tune: str) -> RefineState:
+        step = steps.to(self.device).clone().float() * 2.0 ** -(formats.LATENT_BITS + formats.STEP_BITS)
+        distortion = Distortion(images.to(self.device).clone(), tune)
+        return RefineState(distortion, step, quality.to(self.device).clone().float())
+
+    def _differentiated(self, state: RefineState, symbols: Tensor, window: Window) -> Costs:
+        """Differentiate the loss of a window's core by its symbols."""
         symbols = symbols[:, *window.outer]
         latents = symbols.clone().requires_grad_()
         linear, magnitude = (t.detach().requires_grad_() for t in self._prior.features(symbols))
@@ -238,11 +318,15 @@ class Refiner:
         core = (slice(None), *window.core)
         with torch.no_grad():
             unit = 2.0**-INPUT_BITS
-            slope, by_magnitude = (by_latent + by_linear * unit)[core], (by_magnitude * unit)[core]
-            scale = scale_of(index[core], self._prior.log_scales)
-            curvature = INTERFERENCE * state.weight[:, None, None, None] * state.curvature() * local
-            values = expected(symbols[core], mean[core], scale, slope, by_magnitude, curvature, temperature)
-            return state.loss(window, bits, residuals), values
+            return Costs(
+                state.loss(window, bits, residuals),
+                symbols[core],
+                mean[core],
+                scale_of(index[core], self._prior.log_scales),
+                (by_latent + by_linear * unit)[core],
+                (by_magnitude * unit)[core],
+                INTERFERENCE * state.weight[:, None, None, None] * state.curvature() * local,
+            )
 
     def _loss(self, state: RefineState, symbols: Tensor) -> Tensor:
         """Loss (N,) in bits."""

@@ -25,12 +25,15 @@ from deepsic_codec.axes import ceil_div
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.batch import DEFAULT_EFFORT, DEFAULT_TUNE, Qualities, Shape, grid_of, whole_qualities
 from deepsic_codec.model.coding import decode_symbols, start_decoding, start_encoding
+from deepsic_codec.model.cpu.prior import Prior as PathPrior
 from deepsic_codec.model.device import high_priority_stream, side_stream, synchronize, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder, device_coder_for
+from deepsic_codec.model.exact.formats import STEP_BITS, WIDE_MAX
 from deepsic_codec.model.exact.transforms import IntegerTransforms, grey_levels, multiplies_bfloat16
 from deepsic_codec.model.families import family_of, load_checked
-from deepsic_codec.model.family import PRIOR, RDO, SYNTHESIS, Analysed, below, tensors_below
+from deepsic_codec.model.family import GAINS, PRIOR, RDO, SYNTHESIS, Analysed, below, tensors_below
 from deepsic_codec.model.file import ModelInfo
+from deepsic_codec.model.logistic import PRICE_MAX, RATE_BITS
 from deepsic_codec.model.neighbours import Predictions
 from deepsic_codec.model.quantise import load_tables, quantise
 from deepsic_codec.model.refine import SCHEDULES, Refiner
@@ -45,10 +48,23 @@ REFINE_PIXELS = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Symbols of a batch, int16 (N,h,w,C), and the prior's predictions of them, if choosing them computed these."""
+    """Symbols of a batch, int16 (N,h,w,C).
+
+    Attributes
+    ----------
+    symbols : Tensor
+    predictions : Predictions, optional
+        The prior's predictions of them, if choosing them computed these.
+    trellis : bool
+        Whether they are those of paths through the trellis.
+    features : list of bytes, optional
+        Their feature sections, by chunk, if choosing them made these.
+    """
 
     symbols: Tensor
-    predictions: Predictions | None
+    predictions: Predictions | None = None
+    trellis: bool = False
+    features: list[bytes] | None = None
 
 
 class LoadedModel:
@@ -71,6 +87,7 @@ class LoadedModel:
         self._rate_tables = load_tables(rdo, self.device) if rdo else None
         self.coder_tables = CoderTables.from_arrays(below(arrays, "decoder.coder"))
         self._refiner: Refiner | None = None
+        self._path_prior: PathPrior | None = None
         self._device_coder: DeviceCoder | None = None
         self._device_coder_tried = False
         self._on_first_use = threading.Lock()
@@ -116,6 +133,64 @@ class LoadedModel:
             symbols, predictions = self._refined(images, symbols, quality, effort, tune), None
         return Chosen(symbols.to(torch.int16), predictions)
 
+    def choose_paths(
+        self, latents: NDArray[np.int32], quality: float, features: bool
+    ) -> tuple[NDArray[np.int16], bytes | None]:
+        """Choose the symbols int16 (S,h,w,C) of a chunk on a path through the trellis, on the host.
+
+        Parameters
+        ----------
+        latents : ndarray
+            int32 (S,h,w,C).
+        quality : float
+        features : bool
+            Whether to encode them, too.
+        """
+        steps = cast(IntegerTransforms, self.transforms).steps(np.array([quality]), trellis=True)[0].cpu().numpy()
+        whole = int(whole_qualities(np.array([quality]))[1][0])
+        return self._paths().choose(latents, steps, whole, True, features, True)
+
+    def refine_paths(
+        self, images: Tensor, latents: NDArray[np.int32], quality: float, effort: int, tune: str
+    ) -> NDArray[np.int16]:
+        """Return refined symbols int16 (S,h,w,C) of a chunk, those of a path through the trellis.
+
+        Parameters
+        ----------
+        images : Tensor
+            (S,H,W,3) without padding.
+        latents : ndarray
+            int32 (S,h,w,C).
+        """
+        qualities = np.full(len(images), quality)
+        half = cast(IntegerTransforms, self.transforms).steps(qualities, trellis=True)
+        whole = torch.from_numpy(whole_qualities(qualities)[1])
+        steps, paths = half[0].cpu().numpy(), self._paths()
+
+        def choose(scaled: Tensor, price: Tensor, weights: Tensor) -> Tensor:
+            unit = torch.from_numpy(steps) * 2.0**-STEP_BITS
+            target = torch.floor(scaled * unit + 0.5).clamp(-WIDE_MAX, WIDE_MAX).to(torch.int32)
+            prices = torch.floor(price * 2**RATE_BITS + 0.5).clamp(0, PRICE_MAX).to(torch.int32)
+            of_errors = torch.floor(weights * 256 + 0.5).clamp(0, PRICE_MAX).to(torch.int32)
+            arrays = [t.contiguous().numpy() for t in (target, prices, of_errors)]
+            symbols, _ = paths.choose(arrays[0], steps, int(whole[0]), True, False, True, (arrays[1], arrays[2]))
+            return torch.from_numpy(symbols)
+
+        first = torch.from_numpy(self.choose_paths(latents, quality, False)[0])
+        size = max(1, REFINE_PIXELS // (images.shape[1] * images.shape[2]))
+        refined = self.refiner().refine_path(
+            grey_levels(images), first, half, whole, SCHEDULES[effort], tune, choose, size
+        )
+        return refined.cpu().numpy()
+
+    def _paths(self) -> PathPrior:
+        with self._on_first_use:
+            if self._path_prior is None:
+                arch, arrays = load_checked(self.info)
+                parts = (below(arrays, part) for part in (PRIOR, RDO, GAINS))
+                self._path_prior = PathPrior(cast(Architecture, arch), *parts, self.coder_tables)
+            return self._path_prior
+
     def _refined(self, images: Tensor, symbols: Tensor, quality: Qualities, effort: int, tune: str) -> Tensor:
         """Return refined symbols (N,h,w,C) of images (N,H,W,3), a few images at a time."""
         steps = cast(IntegerTransforms, self.transforms).steps(quality)
@@ -139,9 +214,11 @@ class LoadedModel:
                     self._refiner = Refiner(cast(Architecture, self.arch), synthesis, prior, self.device, bf16)
             return self._refiner
 
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: Qualities, q6: bool) -> Tensor:
+    def synthesise(
+        self, symbols: NDArray[np.int16] | Tensor, quality: Qualities, q6: bool, trellis: bool = False
+    ) -> Tensor:
         """Reconstruct pixels from symbols; see `family.Transforms`."""
-        return self.transforms.synthesise(symbols, quality, q6)
+        return self.transforms.synthesise(symbols, quality, q6, trellis)
 
     def score(self, latents: Tensor, quality: Qualities) -> Tensor:
         """Score the label cells of latents (N,h,w,C).
@@ -166,9 +243,9 @@ class LoadedModel:
                 scores[:, r0:r1, c0:c1] = values.reshape(images, r1 - r0, c1 - c0, -1)
         return scores
 
-    def latents_of(self, symbols: NDArray[np.int16], quality: Qualities) -> Tensor:
+    def latents_of(self, symbols: NDArray[np.int16], quality: Qualities, trellis: bool = False) -> Tensor:
         """Dequantise symbols int16 (N,h,w,C) to latents for `score`."""
-        return self.transforms.latents(symbols, quality)
+        return self.transforms.latents(symbols, quality, trellis)
 
     def encode_symbols(
         self,
@@ -180,6 +257,8 @@ class LoadedModel:
         batch_total: int = 0,
     ) -> Pending[list[bytes]]:
         """Start to encode the symbols of N chunks, stacked, to feature sections; see `coding.start_encoding`."""
+        if (known := chosen.features) is not None:
+            return lambda: known
         with torch.inference_mode(), side_stream(self.device) if device_coder else nullcontext():
             return start_encoding(
                 self.prior,
@@ -191,22 +270,36 @@ class LoadedModel:
                 predictions=chosen.predictions,
                 device_coder=device_coder,
                 batch_total=batch_total,
+                trellis=chosen.trellis,
             )
 
     def decode_symbols(
-        self, features: list[bytes], shape: Shape, qualities: list[float], pool: ThreadPoolExecutor | None = None
+        self,
+        features: list[bytes],
+        shape: Shape,
+        qualities: list[float],
+        pool: ThreadPoolExecutor | None = None,
+        trellis: bool = False,
     ) -> list[NDArray[np.int16]]:
         """Decode feature sections of chunks of equal shape to symbols; see `coding.decode_symbols`."""
         with torch.inference_mode(), high_priority_stream(self.device):
-            return decode_symbols(self.prior, self.coder_tables, features, shape[0], grid_of(shape), qualities, pool)
+            return decode_symbols(
+                self.prior, self.coder_tables, features, shape[0], grid_of(shape), qualities, pool, trellis
+            )
 
     def decode_symbols_on_device(
-        self, features: list[bytes], shape: Shape, qualities: list[float], device_coder: DeviceCoder, batch_total: int
+        self,
+        features: list[bytes],
+        shape: Shape,
+        qualities: list[float],
+        device_coder: DeviceCoder,
+        batch_total: int,
+        trellis: bool = False,
     ) -> tuple[Tensor, Pending[None]]:
         """Start to decode feature sections on the device; see `coding.start_decoding`."""
         with torch.inference_mode(), side_stream(self.device, after=False) as hand_over:
             symbols, check = start_decoding(
-                self.prior, features, shape[0], grid_of(shape), qualities, device_coder, batch_total
+                self.prior, features, shape[0], grid_of(shape), qualities, device_coder, batch_total, trellis
             )
         with torch.inference_mode():
             return hand_over(symbols), check

@@ -29,6 +29,7 @@ from deepsic_codec.model.batch import (
     Scheduler,
     Shape,
     grid_of,
+    uses_trellis,
 )
 from deepsic_codec.model.device import download, stack_padded, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder
@@ -112,15 +113,22 @@ class TorchScheduler(Scheduler):
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
         tune = [DEFAULT_TUNE] * len(images) if tunes is None else list(tunes)
 
+        trellis = [self.model.exact and uses_trellis(*of_one) for of_one in zip(effort, qualities, strict=True)]
+
         def start(group: list[int], total: int) -> Pending[list[Encoded]]:
             first = group[0]
             shape: Shape = images[first].shape[:3]
             quality = [qualities[i] for i in group]
             # Repeated edges cost fewer bits than a hard edge.
             stacked = stack_padded([images[i] for i in group], LATENT_STRIDE, self.device, self._copy_pool)
-            chosen, scores, decoded = self._choose(
-                stacked, np.repeat(quality, shape[0]), shape, effort[first], tune[first], labels, pixels
-            )
+            results = features or symbols or pixels
+            if trellis[first] and results:
+                settings = effort[first], tune[first], labels, pixels, features
+                chosen, scores, decoded = self._choose_paths(stacked, quality, shape, *settings)
+            else:
+                chosen, scores, decoded = self._choose(
+                    stacked, np.repeat(quality, shape[0]), shape, effort[first], tune[first], labels, pixels
+                )
             coder = self.device_coder(total) if features else None
             pending: dict[str, Pending[Sequence[Any]]] = {}
             if features:
@@ -135,11 +143,12 @@ class TorchScheduler(Scheduler):
             def wait() -> list[Encoded]:
                 columns = {name: values() for name, values in pending.items()}
                 rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-                return [Encoded(grid_of(shape), **row) for row in rows]
+                return [Encoded(grid_of(shape), **row, trellis=chosen.trellis) for row in rows]
 
             return wait
 
-        keys = [(*i.shape[:3], e, t, i.dtype == np.int16) for i, e, t in zip(images, effort, tune, strict=True)]
+        columns = zip(images, effort, tune, trellis, strict=True)
+        keys = [(*i.shape[:3], e, t, i.dtype == np.int16, path) for i, e, t, path in columns]
         # Residuals, which need the pixels, are work for several threads; packing alone is not.
         pool = self._copy_pool if pixels else None
         with self._batches:
@@ -152,14 +161,17 @@ class TorchScheduler(Scheduler):
         qualities: Sequence[float],
         q6: Sequence[bool] | None = None,
         finish: Sequence[Callable[[Pixels], Any]] | None = None,
+        trellis: Sequence[bool] | None = None,
     ) -> list[Any]:
         in_q6 = [False] * len(shapes) if q6 is None else list(q6)
+        paths = _flags(trellis, len(shapes))
 
         def start_group(group: list[int], total: int) -> Pending[list[Pixels]]:
-            shape = shapes[group[0]]
+            shape, path = shapes[group[0]], paths[group[0]]
             quality = [qualities[i] for i in group]
-            symbols, check = self._decoded_symbols([features[i] for i in group], shape, quality, total)
-            pixels = self._synthesise(symbols, np.repeat(quality, shape[0]), shape, in_q6[group[0]], len(group))
+            symbols, check = self._decoded_symbols([features[i] for i in group], shape, quality, total, path)
+            of_images = np.repeat(quality, shape[0])
+            pixels = self._synthesise(symbols, of_images, shape, in_q6[group[0]], len(group), path)
 
             def wait() -> list[Pixels]:
                 check()
@@ -174,16 +186,25 @@ class TorchScheduler(Scheduler):
             started = submit(self._decode_pool, start_group, group, total)
             return lambda: started()()
 
-        keys = [(*shape, one) for shape, one in zip(shapes, in_q6, strict=True)]
+        keys = [(*shape, *flags) for shape, *flags in zip(shapes, in_q6, paths, strict=True)]
         with self._batches:
             return self._run(keys, Pipeline(start, finish, 2 * self._prefetch, self._copy_pool))
 
     def decode_symbols(
-        self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        features: Sequence[bytes],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[NDArray[np.int16]]:
+        paths = _flags(trellis, len(shapes))
+
         def start(group: list[int], total: int) -> Pending[list[NDArray[np.int16]]]:
             quality = [qualities[i] for i in group]
-            symbols, check = self._decoded_symbols([features[i] for i in group], shapes[group[0]], quality, total)
+            first = group[0]
+            symbols, check = self._decoded_symbols(
+                [features[i] for i in group], shapes[first], quality, total, paths[first]
+            )
             on_host = download(symbols) if isinstance(symbols, Tensor) else lambda: symbols
 
             def wait() -> list[NDArray[np.int16]]:
@@ -192,47 +213,72 @@ class TorchScheduler(Scheduler):
 
             return wait
 
-        return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
+        return self._run(_keys(shapes, paths), Pipeline(start, prefetch=self._prefetch))
 
     def encode_symbols(
-        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        symbols: Sequence[NDArray[np.int16]],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[bytes]:
+        paths = _flags(trellis, len(shapes))
+
         def start(group: list[int], total: int) -> Pending[list[bytes]]:
-            stacked = Chosen(upload(np.concatenate([symbols[i] for i in group]), self.device), None)
+            joined = upload(np.concatenate([symbols[i] for i in group]), self.device)
+            stacked = Chosen(joined, trellis=paths[group[0]])
             quality = [qualities[i] for i in group]
             coder = self.device_coder(total)
             return self.model.encode_symbols(stacked, len(group), quality, self._pool(), coder, total)
 
         with self._batches:
-            return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
+            return self._run(_keys(shapes, paths), Pipeline(start, prefetch=self._prefetch))
 
     def synthesise(
-        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float], q6: bool
+        self,
+        symbols: Sequence[NDArray[np.int16]],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        q6: bool,
+        trellis: Sequence[bool] | None = None,
     ) -> list[Pixels]:
+        paths = _flags(trellis, len(shapes))
+
         def start(group: list[int], total: int) -> Pending[list[Pixels]]:
             stacked = np.concatenate([symbols[i] for i in group])
             shape = shapes[group[0]]
             quality = np.repeat([qualities[i] for i in group], shape[0])
-            return self._synthesise(stacked, quality, shape, q6, len(group))
+            return self._synthesise(stacked, quality, shape, q6, len(group), paths[group[0]])
 
         with self._batches:
-            return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
+            return self._run(_keys(shapes, paths), Pipeline(start, prefetch=self._prefetch))
 
     def score(
-        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        symbols: Sequence[NDArray[np.int16]],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[NDArray[np.uint8]]:
+        paths = _flags(trellis, len(shapes))
+
         def start(group: list[int], total: int) -> Pending[list[NDArray[np.uint8]]]:
             quality = np.repeat([qualities[i] for i in group], shapes[group[0]][0])
             stacked = np.concatenate([symbols[i] for i in group]).transpose(0, 2, 3, 1)
             with self._exclusive():
-                latents = self.model.latents_of(np.ascontiguousarray(stacked), quality)
+                latents = self.model.latents_of(np.ascontiguousarray(stacked), quality, paths[group[0]])
                 scores = download(self.model.score(latents, quality))
             return _split([scores], len(group))
 
-        return self._run(shapes, Pipeline(start, prefetch=self._prefetch))
+        return self._run(_keys(shapes, paths), Pipeline(start, prefetch=self._prefetch))
 
-    def dequantise(self, symbols: NDArray[np.int16], quality: Qualities) -> NDArray[np.float32]:
-        latents: NDArray[np.float32] = self.model.latents_of(symbols, quality).float().cpu().numpy()
+    def dequantise(
+        self, symbols: NDArray[np.int16], quality: Qualities, trellis: Sequence[bool] | None = None
+    ) -> NDArray[np.float32]:
+        latents, paths = np.empty(symbols.shape, np.float32), np.array(_flags(trellis, len(symbols)))
+        for path in np.unique(paths):
+            part = paths == path
+            latents[part] = self.model.latents_of(symbols[part], quality[part], bool(path)).float().cpu().numpy()
         return latents
 
     def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
@@ -326,26 +372,84 @@ class TorchScheduler(Scheduler):
             symbols = torch.cat([one.symbols for one in chosen])
             return Chosen(symbols, _joined([one.predictions for one in chosen])), scores, decoded
 
+    def _choose_paths(
+        self,
+        images: Tensor,
+        quality: list[float],
+        shape: Shape,
+        effort: int,
+        tune: str,
+        labels: bool,
+        pixels: bool,
+        features: bool,
+    ) -> tuple[Chosen, list[Pending[NDArray[Any]]], list[Pending[NDArray[Any]]]]:
+        """Do as `_choose`, for paths through the trellis, which the host chooses and may encode, chunk by chunk."""
+        model, (_, height, width), of_images = self.model, shape, np.repeat(quality, shape[0])
+        latents: list[Pending[NDArray[Any]]] = []
+        scores: list[Pending[NDArray[Any]]] = []
+        with self._exclusive():
+            for part in self._pieces(len(images), (1, images.shape[1], images.shape[2])):
+                analysed = model.analyse(images[part], of_images[part])
+                latents.append(download(analysed.latents))
+                if labels:
+                    scores.append(download(model.score(analysed.latents, of_images[part])))
+        of_chunks = _split(latents, len(quality))()
+
+        def choose(i: int) -> tuple[NDArray[np.int16], bytes | None]:
+            of_chunk = np.ascontiguousarray(of_chunks[i])
+            if effort > 1:
+                part = images[i * shape[0] : (i + 1) * shape[0], :height, :width]
+                with self._exclusive():
+                    return model.refine_paths(part, of_chunk, quality[i], effort, tune), None
+            return model.choose_paths(of_chunk, quality[i], features)
+
+        chunks = submit_each(self._pool() if len(quality) > 1 else None, choose, len(quality))()
+        symbols = upload(np.concatenate([one for one, _ in chunks]), self.device)
+        streams = [stream for _, stream in chunks if stream is not None]
+        decoded: list[Pending[NDArray[Any]]] = []
+        with self._exclusive():
+            for part in self._pieces(len(images) if pixels else 0, shape):
+                synthesised = model.synthesise(symbols[part], of_images[part], images.dtype == torch.int16, True)
+                decoded.append(download(synthesised[:, :height, :width]))
+        return Chosen(symbols, trellis=True, features=streams or None), scores, decoded
+
     def _decoded_symbols(
-        self, features: list[bytes], shape: Shape, quality: list[float], total: int
+        self, features: list[bytes], shape: Shape, quality: list[float], total: int, trellis: bool
     ) -> tuple[NDArray[np.int16] | Tensor, Pending[Any]]:
         """Decode to symbols (N,h,w,C); the second result raises CorruptPayload if the device finds damage later."""
         coder = self.device_coder(total)
         if coder is not None:
-            return self.model.decode_symbols_on_device(features, shape, quality, coder, total)
-        return np.concatenate(self.model.decode_symbols(features, shape, quality, self._pool())), lambda: None
+            return self.model.decode_symbols_on_device(features, shape, quality, coder, total, trellis)
+        symbols = self.model.decode_symbols(features, shape, quality, self._pool(), trellis)
+        return np.concatenate(symbols), lambda: None
 
     def _synthesise(
-        self, symbols: NDArray[np.int16] | Tensor, quality: Qualities, shape: Shape, q6: bool, chunks: int
+        self,
+        symbols: NDArray[np.int16] | Tensor,
+        quality: Qualities,
+        shape: Shape,
+        q6: bool,
+        chunks: int,
+        trellis: bool,
     ) -> Pending[list[Pixels]]:
         """Start to reconstruct N chunks of equal shape from symbols (S chunks,h,w,C)."""
         _, height, width = shape
         started: list[Pending[NDArray[Any]]] = []
         with self._exclusive():
             for part in self._pieces(len(symbols), shape):
-                pixels = self.model.synthesise(symbols[part], quality[part], q6)
+                pixels = self.model.synthesise(symbols[part], quality[part], q6, trellis)
                 started.append(download(pixels[:, :height, :width]))
         return _split(started, chunks)
+
+
+def _flags(trellis: Sequence[bool] | None, chunks: int) -> list[bool]:
+    """Return whether each chunk has a trellis; none has by default."""
+    return [False] * chunks if trellis is None else list(trellis)
+
+
+def _keys(shapes: Sequence[Shape], paths: list[bool]) -> list[tuple[Any, ...]]:
+    """Return what chunks of a group have in common."""
+    return [(*shape, path) for shape, path in zip(shapes, paths, strict=True)]
 
 
 def _split(pending: list[Pending[NDArray[Any]]], chunks: int) -> Pending[list[NDArray[Any]]]:

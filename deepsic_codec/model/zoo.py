@@ -30,15 +30,15 @@ class Alias:
 #: Names that stand for one packaged model each, whatever files there are.
 ALIASES: dict[str, Alias] = {
     "base": Alias(
-        "base-89eaa6c0",
-        "89eaa6c038d2e8b8c368c15f14847cbb8199f4cd134a3b603317de7a5fdbf6d9",
+        "base-407b2baf",
+        "407b2bafba2782513697d52174b6e6d09c8debc301ee57806b02cf789f2d80e4",
         "70f9b2acba8111c4552ee7c234d3b88250fd683c366b336accf2e3eff10f72cc",
     ),
 }
 
 
 #: Names that stand for one packaged head each: those of its file.
-HEAD_ALIASES = {"scenes": "scenes-89eaa6c0"}
+HEAD_ALIASES = {"scenes": "scenes-407b2baf"}
 
 
 def resolve(name: str, head: str | None = None) -> tuple[str, str]:

@@ -26,7 +26,7 @@ MAX_VALUES = 255  # of an embedding
 MAX_TILES = 1 << 22  # label tiles of a chunk: more than 40 MB of labels are no labels
 
 AXIS_CODES = {"y": 1, "x": 2, "c": 3, "t": 4, "z": 5, "n": 6}
-BIG_ENDIAN, FORTRAN, GROUPING = 1, 2, 12  # bits of the layout byte
+BIG_ENDIAN, FORTRAN, GROUPING, TRELLIS = 1, 2, 12, 16  # bits of the layout byte
 # How bands are joined to images of three channels: colours in one image, or one band repeated; or each band in an image
 # of its own. Payloads without images have the first.
 COLOURS, PLANES = 0, 1
@@ -73,6 +73,8 @@ class Header:
         Of the format.
     grouping : int
         COLOURS or PLANES: how bands are joined to images.
+    trellis : bool
+        Whether the symbols of the features are those of a path through the trellis.
     """
 
     dtype: np.dtype[Any]
@@ -87,6 +89,7 @@ class Header:
     size: int
     version: int
     grouping: int = COLOURS
+    trellis: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -35,6 +35,7 @@ from deepsic_codec.payload.fields import (
     OPTIONAL,
     PLANES,
     PREFIX,
+    TRELLIS,
     Header,
     SectionEntry,
 )
@@ -44,6 +45,7 @@ from deepsic_codec.payload.varint import MAX_VARINT, read_varint, write_varint
 T = TypeVar("T")
 
 _KINDS, _LABELS, _EMBEDDING = frozenset(registry.NAMES), registry.LABELS.kind, registry.EMBEDDING.kind
+_FEATURES = registry.FEATURES.kind
 _AXES = {code: axis for axis, code in AXIS_CODES.items()}
 _DTYPE_KEYS = {dtype: key for key, dtype in DTYPES.items()}
 
@@ -117,7 +119,7 @@ def _read_body(body: bytes, size: int) -> Header:
             f"header: unknown dtype code {body[0]} with layout {layout:#04x}; upgrade deepsic_codec"
         )
     grouping = (layout & GROUPING) >> 2
-    if layout & ~(BIG_ENDIAN | FORTRAN | GROUPING) or grouping > PLANES:
+    if layout & ~(BIG_ENDIAN | FORTRAN | GROUPING | TRELLIS) or grouping > PLANES:
         raise UnsupportedPayload(f"header: unknown layout {layout:#04x}; upgrade deepsic_codec")
     if not MIN_NDIM <= ndim <= MAX_NDIM:
         raise CorruptPayload(f"header: {ndim} axes, expected {MIN_NDIM} to {MAX_NDIM}")
@@ -183,10 +185,13 @@ def _read_body(body: bytes, size: int) -> Header:
         offset += length
     if position != len(body):
         raise CorruptPayload(f"header: {len(body) - position} bytes after the section table")
+    trellis = bool(layout & TRELLIS)
+    if trellis and not numbers >> _FEATURES & 1:
+        raise CorruptPayload("header: a trellis without a features section")
     order = "F" if layout & FORTRAN else "C"
     grid, entries = (rows, columns), tuple(sections)
     return Header(
-        dtype, shape, order, axes, decoder, head, quality / 100, grid, entries, size, FORMAT_VERSION, grouping
+        dtype, shape, order, axes, decoder, head, quality / 100, grid, entries, size, FORMAT_VERSION, grouping, trellis
     )
 
 
@@ -325,12 +330,13 @@ def pack(
     grid: tuple[int, int],
     sections: Mapping[Section[Any], Any],
     grouping: int = COLOURS,
+    trellis: bool = False,
 ) -> bytes:
     """Write a payload.
 
     Parameters
     ----------
-    dtype, shape, order, axes, decoder, head, quality, grid, grouping
+    dtype, shape, order, axes, decoder, head, quality, grid, grouping, trellis
         As in `Header`; the dtype is u1, i1, u2, i2 or f4, and the quality is stored in hundredths.
     sections : mapping of Section to its content
         Kinds of `deepsic_codec.payload.sections`, and others that readers may skip. Stored in ascending order of their
@@ -374,10 +380,13 @@ def pack(
     if not (0 < grid[0] <= height and 0 < grid[1] <= width):
         raise ValueError(f"grid of {grid[0]} x {grid[1]} symbols for {height} x {width} pixels")
     coded = _encode_sections(sections)
+    if trellis and _FEATURES not in coded:
+        raise ValueError("a trellis without features")
     if len(coded.get(_LABELS, b"")) > _max_labels(axes.slices(shape), height, width):
         raise ValueError(f"{len(coded[_LABELS])} bytes of labels are more than chunk {shape} can have")
 
-    body = bytearray((key & 255, key >> 8 | (FORTRAN if order == "F" else 0) | grouping << 2, len(shape)))
+    layout = key >> 8 | (FORTRAN if order == "F" else 0) | grouping << 2 | (TRELLIS if trellis else 0)
+    body = bytearray((key & 255, layout, len(shape)))
     codes = [AXIS_CODES[axis] for axis in axes] + [0]
     body += bytes(codes[i] | codes[i + 1] << 4 for i in range(0, len(axes), 2))
     for length in shape:

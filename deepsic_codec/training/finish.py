@@ -11,12 +11,14 @@ from deepsic_codec.model.file import Arrays, ModelInfo, load_arrays, save_model
 from deepsic_codec.model.quantise import make_tables
 from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.coders.contexts import CoderTables
+from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.training.chooser import Chosen, bits_of
 from deepsic_codec.training.log import Log
 from deepsic_codec.training.loss import Networks
 from deepsic_codec.training.measure import QUALITIES, accuracy
 from deepsic_codec.training.phases import integer_head
 from deepsic_codec.training.run import BATCH, Run
-from deepsic_codec.training.tables import Sample, fit_tables, total_bytes
+from deepsic_codec.training.tables import Sample, fit_tables, samples_of, total_bytes
 
 #: Vocabulary of a model that was trained without labels.
 NO_CLASSES = Vocabulary((), {})
@@ -31,7 +33,7 @@ def write_model(run: Run, log: Log) -> ModelInfo:
     prior = nets.integer_prior(exported, "cpu")
     samples = _samples(run, s.table_samples, s.seed + 4)
     checks = _samples(run, s.table_checks, s.seed + 5)
-    pixels = sum(symbols.shape[1] * symbols.shape[2] * 256 for symbols, _ in checks)
+    pixels = sum(symbols.shape[1] * symbols.shape[2] * 256 for symbols, *_ in checks)
     start = CoderTables.untrained(nets.arch.latents, log_scales)
     log.say(f"coder, untrained tables: {total_bytes(prior, start, checks) * 8 / pixels:.4f} bpp")
     tables = fit_tables(prior, start, samples, checks)
@@ -105,18 +107,16 @@ def _weights(network: nn.Module, prefix: str) -> Arrays:
 
 
 def _samples(run: Run, count: int, seed: int) -> list[Sample]:
-    """Return symbols (1,h,w,C) and quality of random crops."""
-    symbols, quality = run.collect_symbols(-(-count // BATCH), seed)
-    channels_last = symbols[:count].permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return [(channels_last[i : i + 1], float(quality[i])) for i in range(len(channels_last))]
+    """Return the symbols of random crops."""
+    return samples_of(*run.collect_symbols(-(-count // BATCH), seed))[:count]
 
 
 @torch.no_grad()
 def estimated_rate(run: Run) -> float:
     """Return the mean rate in bits per pixel that the integer form of the prior estimates for fresh crops."""
-    prior, bits = run.nets.prior, 0.0
-    symbols, quality = run.collect_symbols(max(2, run.settings.symbol_batches // 25), run.settings.seed + 2)
-    for i in range(0, len(symbols), 8):
-        x, q = symbols[i : i + 8].float(), quality[i : i + 8]
-        bits += float(prior.bits(x, *prior(x, q, True)).sum())
-    return bits / (symbols.shape[0] * 256 * symbols.shape[2] * symbols.shape[3])
+    bits = 0.0
+    chosen, quality = run.collect_symbols(max(2, run.settings.symbol_batches // 25), run.settings.seed + 2)
+    for i in range(0, len(quality), 8):
+        part = Chosen(*(column[i : i + 8] for column in chosen))
+        bits += float(bits_of(run.nets.prior, part, quality[i : i + 8]).sum())
+    return bits / (LATENT_STRIDE**2 * chosen.symbols[:, 0].numel())

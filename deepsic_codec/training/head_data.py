@@ -148,7 +148,7 @@ class Drawer:
         if rng.random() < STORED:
             if rng.random() < OPTIMISED:
                 (encoded,) = scheduler.encode([picture[None]], [quality], features=False, labels=False, symbols=True)
-                latents = scheduler.dequantise(encoded.symbols, np.array([quality]))
+                latents = scheduler.dequantise(encoded.symbols, np.array([quality]), [encoded.trellis])
             else:
                 unit = steps / 256
                 symbols = np.floor(np.abs(latents) / unit + rng.uniform(*DEAD_ZONE)) * np.sign(latents)

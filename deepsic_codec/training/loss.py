@@ -22,8 +22,9 @@ from deepsic_codec.model.networks import Analysis, Gains, SemanticHead, Synthesi
 from deepsic_codec.model.prior import Prior
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE, quality_step
 
-#: Factors of the learning rate: the linear paths are good from the start, the prior follows the transforms.
-LINEAR_FACTOR, PRIOR_FACTOR = 0.1, 2.0
+#: Factors of the learning rate: the linear paths are good from the start, the prior follows the transforms, and the
+#: filter has few weights, each of which sees every pixel.
+LINEAR_FACTOR, PRIOR_FACTOR, FILTER_FACTOR = 0.1, 2.0, 8.0
 
 
 @dataclass
@@ -143,10 +144,10 @@ class Networks(nn.Module):
     def groups(self) -> list[dict[str, Any]]:
         """Return the parameters by their factor of the learning rate."""
         linear = [self.analysis.linear.weight, self.synthesis.linear.weight]
-        prior = list(self.prior.parameters())
-        special = {id(p) for p in linear + prior}
+        prior, of_filter = list(self.prior.parameters()), list(self.synthesis.filter.parameters())
+        special = {id(p) for p in linear + prior + of_filter}
         other = [p for p in self.parameters() if id(p) not in special]
-        factors = ((other, 1.0), (linear, LINEAR_FACTOR), (prior, PRIOR_FACTOR))
+        factors = ((other, 1.0), (linear, LINEAR_FACTOR), (prior, PRIOR_FACTOR), (of_filter, FILTER_FACTOR))
         return [{"params": params, "factor": factor} for params, factor in factors]
 
 

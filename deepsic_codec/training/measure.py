@@ -82,7 +82,7 @@ def accuracy(run: Run, nets: Networks, quality: float, stored: bool) -> float:
         q = torch.full((len(x),), quality, device=run.device)
         y, gain = nets.analysis(x, q), nets.gains(q)
         if stored:
-            y = (run.choose(y * gain, q) if run.has_integer_prior else torch.round(y * gain)) / gain
+            y = run.chooser.stored(y, q) if run.has_integer_prior else torch.round(y * gain) / gain
         best = cell_logits(nets.head, y, q)[:, 0, 0].argmax(1).cpu().numpy()
         right += int((best == tiles.test_labels[start : start + 256]).sum())
     return right / len(tiles.test_labels)

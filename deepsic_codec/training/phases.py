@@ -22,8 +22,9 @@ from torch import Tensor
 from deepsic_codec.model.networks import step_lambda
 from deepsic_codec.payload.constants import LATENT_STRIDE, quality_step
 from deepsic_codec.training.balance import MAX_FACTOR, balance, balance_head
+from deepsic_codec.training.chooser import Chosen, bits_of
 from deepsic_codec.training.graphs import Graphs
-from deepsic_codec.training.loss import Terms, cell_logits, semantic
+from deepsic_codec.training.loss import FILTER_FACTOR, Terms, cell_logits, semantic
 from deepsic_codec.training.run import BATCH, Run
 
 #: Phases whose transforms do not imitate their integer form.
@@ -106,14 +107,14 @@ def integer(run: Run) -> Phase:
 def prior(run: Run) -> Phase:
     """Train the prior in its integer form; every quality has the same weight."""
     s, net = run.settings, run.nets.prior
-    symbols, quality = run.symbols
+    chosen, quality = run.symbols
     net.train()
 
     def step(number: int, rng: np.random.Generator) -> Measures:
-        pick = torch.from_numpy(rng.integers(len(symbols), size=run.share.prior_batch)).to(run.device)
-        x, q = symbols[pick].float(), quality[pick]
-        pixels = LATENT_STRIDE**2 * x.shape[2] * x.shape[3]
-        bits = net.bits(x, *net(x, q, quantised=True)).sum((1, 2, 3)) / pixels
+        pick = torch.from_numpy(rng.integers(len(quality), size=run.share.prior_batch)).to(run.device)
+        part = Chosen(*(column[pick] for column in chosen))
+        pixels = LATENT_STRIDE**2 * part.symbols.shape[2] * part.symbols.shape[3]
+        bits = bits_of(net, part, quality[pick]) / pixels
         loss = (bits / (bits.detach() + 0.05)).mean()
         loss.backward()
         return {"loss": loss.detach(), "bpp": bits.mean().detach()}
@@ -133,8 +134,7 @@ def synthesis(run: Run) -> Phase:
         x = run.images(max(1, count // 2) if mosaics else count, rng, mosaics, edge=4)
         q = run.qualities(len(x))
         with torch.no_grad():
-            gain = nets.gains(q)
-            latents = run.choose(nets.analysis(x, q) * gain, q) / gain
+            latents = run.chooser.stored(nets.analysis(x, q), q)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=s.bf16):
             decoded = nets.synthesis(latents, q)
         error = (decoded - x).square().mean((1, 2, 3))
@@ -142,7 +142,9 @@ def synthesis(run: Run) -> Phase:
         loss.backward()
         return {"loss": loss.detach(), "mse": error.mean().detach()}
 
-    groups = [{"params": list(nets.synthesis.parameters()), "factor": 1.0}]
+    of_filter = list(nets.synthesis.filter.parameters()) if nets.stores_integers else []
+    others = [p for p in nets.synthesis.parameters() if all(p is not q for q in of_filter)]
+    groups = [{"params": others, "factor": 1.0}, {"params": of_filter, "factor": FILTER_FACTOR}]
     budget = s.synthesis_steps, s.synthesis_minutes, s.synthesis_learning_rate
     return Phase("synthesis", groups, step, *budget, s.photos_per_step)
 

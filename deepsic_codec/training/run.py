@@ -1,6 +1,5 @@
 """The state of a training run: networks, data, and the symbols that the encoder chooses with them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,17 +9,16 @@ from torch import Tensor
 
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.architecture import Architecture, Sizes
-from deepsic_codec.model.exact.export import export_gains
 from deepsic_codec.model.family import CodingPrior
-from deepsic_codec.model.ops.protocol import RateTables
 from deepsic_codec.model.paper import RATES, PaperArchitecture
-from deepsic_codec.model.quantise import load_tables, make_tables, quantise
-from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
+from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.constants import LABEL_CELL
+from deepsic_codec.training.chooser import Chooser, Chosen
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.loss import Networks, cells_of
 from deepsic_codec.training.paper import PaperNetworks
 from deepsic_codec.training.settings import Settings
+from deepsic_codec.training.tables import Sample, average_tables, first_tables, samples_of
 
 TINY = Architecture(
     latents=16,
@@ -28,6 +26,7 @@ TINY = Architecture(
     analysis_blocks=(1, 1),
     synthesis_widths=(8, 16),
     synthesis_blocks=(1, 1),
+    synthesis_filter=4,
     prior_groups=(4, 12),
     prior_width=16,
     prior_detail=6,
@@ -36,9 +35,8 @@ TINY = Architecture(
 )
 ARCHITECTURES: dict[str, Sizes] = {"base": Architecture(), "tiny": TINY}
 ARCHITECTURES |= {f"paper-{r}": PaperArchitecture(r, strides) for r, strides in RATES.items()}
-Choose = Callable[[Tensor, Tensor], Tensor]
-#: Images per call where nothing is trained.
-BATCH = 8
+#: Images per call where nothing is trained, and batches that rates of the trellis are fitted to.
+BATCH, RATE_BATCHES = 8, 12
 
 
 @dataclass
@@ -56,6 +54,8 @@ class Run:
         A torch device.
     stored_prior : dict of str to Tensor, optional
         Integer prior of the model file whose decoder stays, with `--from`.
+    stored_tables : CoderTables, optional
+        The coder's tables of that file.
     saved_prior : dict of str to Tensor
         Integer prior from before the phase `prior`, as the checkpoint has it; empty without a checkpoint.
     """
@@ -66,6 +66,7 @@ class Run:
     tiles: LabelledTiles | None
     device: str
     stored_prior: dict[str, Tensor] | None = None
+    stored_tables: CoderTables | None = None
     saved_prior: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -84,67 +85,77 @@ class Run:
         return self.saved_prior or self.nets.export_prior()
 
     @cached_property
+    def _final_prior(self) -> dict[str, Tensor]:
+        return self.stored_prior if self.stored_prior is not None else self.nets.export_prior()
+
+    @cached_property
     def integer_prior(self) -> CodingPrior:
         """The prior that codes the symbols. Fixed at the first access, which comes after its training."""
-        tensors = self.stored_prior if self.stored_prior is not None else self.nets.export_prior()
-        return self.nets.integer_prior(tensors, self.device)
+        return self.nets.integer_prior(self._final_prior, self.device)
 
     @property
     def has_integer_prior(self) -> bool:
         """Whether the encoder can choose symbols with the prior by now."""
-        return self.stored_prior is not None or "integer_prior" in self.__dict__
+        return self.stored_prior is not None or "_final_prior" in self.__dict__
 
     @cached_property
-    def choose(self) -> Choose:
-        """Choose the symbols of latents as the encoder does at its default effort.
+    def chooser(self) -> Chooser:
+        """Chooses symbols as the encoder does at its default effort, with the prior that codes them."""
+        return self._chooser(self._final_prior, self.stored_tables)
 
-        Takes latents in quantiser steps (B,C,h,w) and qualities (B,), and returns symbols as float (B,C,h,w).
-        """
-        return self._chooser(self.integer_prior)
+    def _chooser(self, prior: dict[str, Tensor], tables: CoderTables | None = None) -> Chooser:
+        """Return what chooses symbols with a prior; its rates are those of tables, or of ones fitted to a few crops."""
+        if not self.nets.stores_integers:
+            return Chooser(self.nets, prior, None, self.device)
+        if tables is None:
+            coding, batches = self.nets.integer_prior(prior, "cpu"), min(self.settings.symbol_batches, RATE_BATCHES)
+            tables = first_tables(coding, self._samples(Chooser(self.nets, prior, None, self.device), batches))
+            tables = average_tables(
+                coding, tables, self._samples(Chooser(self.nets, prior, tables, self.device), batches)
+            )
+        return Chooser(self.nets, prior, tables, self.device)
 
-    def _chooser(self, prior: CodingPrior) -> Choose:
-        tables: RateTables | None = None  # rounds to the nearest
-        if self.nets.stores_integers:
-            rates = make_tables(prior.log_scales, export_gains(self.nets.gains)["step"])
-            tables = load_tables(rates, self.device)
-
-        def choose(scaled: Tensor, quality: Tensor) -> Tensor:
-            channels_last = scaled.permute(0, 2, 3, 1).contiguous()
-            rounded = torch.floor(quality + 0.5).clamp(1, 100).long()
-            return quantise(prior, tables, channels_last, rounded)[0].float().permute(0, 3, 1, 2)
-
-        return choose
+    def _samples(self, chooser: Chooser, batches: int) -> list[Sample]:
+        return samples_of(*self._collect(batches, self.settings.seed + 8, chooser))
 
     @cached_property
-    def symbols(self) -> tuple[Tensor, Tensor]:
+    def symbols(self) -> tuple[Chosen, Tensor]:
         """Symbols that the phase `prior` is trained on, chosen with the prior from before it, and their qualities."""
-        choose = self._chooser(self.nets.integer_prior(self.prior_before, self.device))
-        return self._collect(self.settings.symbol_batches, self.settings.seed + 1, choose)
+        return self._collect(self.settings.symbol_batches, self.settings.seed + 1, self._chooser(self.prior_before))
 
-    def collect_symbols(self, batches: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return symbols int16 (N,C,h,w) of random crops at random qualities (N,); every fifth batch is mosaics."""
-        return self._collect(batches, seed, self.choose)
+    def collect_symbols(self, batches: int, seed: int) -> tuple[Chosen, Tensor]:
+        """Return symbols (N,C,h,w) of random crops at random qualities (N,); every fifth batch is mosaics."""
+        return self._collect(batches, seed, self.chooser)
 
     @torch.no_grad()
-    def _collect(self, batches: int, seed: int, choose: Choose) -> tuple[Tensor, Tensor]:
-        nets, rng = self.nets.eval(), np.random.default_rng(seed)
-        symbols, qualities = [], []
+    def _collect(self, batches: int, seed: int, chooser: Chooser) -> tuple[Chosen, Tensor]:
+        # the other networks stay as the phase needs them
+        analysis, rng = self.nets.analysis.eval(), np.random.default_rng(seed)
+        chosen, qualities = [], []
         for number in range(batches):
             x = self.images(BATCH, rng, mosaics=number % 5 == 4, edge=self.settings.crop // LABEL_CELL)
             q = self.stored_qualities(BATCH, rng)
-            scaled = (nets.analysis(x, q) * nets.gains(q)).clamp(-SYMBOL_MAX, SYMBOL_MAX)
-            symbols.append(choose(scaled, q).to(torch.int16))
+            chosen.append(chooser(analysis(x, q), q))
             qualities.append(q)
-        return torch.cat(symbols), torch.cat(qualities)
+        return Chosen(*(torch.cat(column) for column in zip(*chosen, strict=True))), torch.cat(qualities)
 
     def qualities(self, count: int) -> Tensor:
         """Return random qualities (count,)."""
-        low, high = self.settings.quality_low, self.settings.quality_high
-        return torch.rand(count, device=self.device) ** self.settings.quality_power * (high - low) + low
+        s = self.settings
+        place = torch.rand(count, device=self.device)
+        qualities = place**s.quality_power * (s.quality_high - s.quality_low) + s.quality_low
+        if s.used_share:
+            used = place * (s.used_high - s.used_low) + s.used_low
+            qualities = torch.where(torch.rand(count, device=self.device) < s.used_share, used, qualities)
+        return qualities.clamp(s.quality_low, s.quality_high)
 
     def stored_qualities(self, count: int, rng: np.random.Generator) -> Tensor:
         """Return random qualities (count,) as payloads have them, in hundredths."""
-        qualities = rng.uniform(self.settings.quality_low, self.settings.quality_high, count).round(2)
+        s = self.settings
+        qualities = rng.uniform(s.quality_low, s.quality_high, count).round(2)
+        if s.used_share:
+            used = rng.uniform(s.used_low, s.used_high, count).round(2)
+            qualities = np.where(rng.random(count) < s.used_share, used, qualities).clip(s.quality_low, s.quality_high)
         return torch.from_numpy(qualities).float().to(self.device)
 
     def images(self, count: int, rng: np.random.Generator, mosaics: bool, edge: int) -> Tensor:
@@ -188,9 +199,7 @@ class Run:
                 y = nets.analysis(x, q).float()
             stored = torch.from_numpy(np.flatnonzero(rng.random(len(y)) < 0.5)).to(self.device)
             if len(stored):
-                gain = nets.gains(q[stored])
-                scaled = (y[stored] * gain).clamp(-SYMBOL_MAX, SYMBOL_MAX)
-                y[stored] = self.choose(scaled, q[stored]) / gain
+                y[stored] = self.chooser.stored(y[stored], q[stored])
             columns.append((cells_of(y), labels.reshape(-1), q.repeat_interleave(labels[0].numel())))
         latents, labels, quality = (torch.cat(column) for column in zip(*columns, strict=True))
         return latents, labels, quality

@@ -54,6 +54,9 @@ class Settings:
     quality_low: float = option(1.0, "lowest quality to train; equal to the highest: a model for one rate")
     quality_high: float = option(100.0, "highest quality to train")
     quality_power: float = option(1.0, "above 1: low qualities are drawn more often")
+    used_share: float = option(0.0, "share of the qualities that are drawn evenly from used_low to used_high")
+    used_low: float = option(10.0, "lowest of the qualities that are used most")
+    used_high: float = option(75.0, "highest of the qualities that are used most")
     lr: float = option(8e-4, "learning rate of joint: cosine decay to 1 % after a short warm-up")
     warm_up: int = option(200, "steps of warm-up, or a tenth of a phase that has fewer than ten times as many")
     semantic_weight: float = option(0.1, "weight of the labels in the loss: the paper's lambda2")
@@ -111,6 +114,11 @@ class Settings:
             )
         if not 0.1 <= self.quality_power <= 10:
             raise ConfigurationError(f"quality_power: expected 0.1 to 10, got {self.quality_power}")
+        if not 0 <= self.used_share <= 1 or (self.used_share and not self.used_low <= self.used_high):
+            raise ConfigurationError(
+                f"used_share: expected 0 to 1 and used_low <= used_high, got {self.used_share}, {self.used_low} and "
+                f"{self.used_high}"
+            )
         counts = ("photos_per_step", "mosaics_per_step", "every", "prior_batch", "head_batch", "symbol_batches")
         for name in (*counts, "table_samples", "table_checks", "processes"):
             if getattr(self, name) < 1:

@@ -11,9 +11,10 @@ from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.exact.export import restore_gains, restore_network, restore_prior
 from deepsic_codec.model.families import architecture_from, family_of, load_checked
-from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, tensors_below
+from deepsic_codec.model.family import ANALYSIS, GAINS, HEAD, PRIOR, SYNTHESIS, below, tensors_below
 from deepsic_codec.model.file import Arrays, ModelInfo, read_info
 from deepsic_codec.model.zoo import find_model
+from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.training import checkpoint
 from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.grow import grow
@@ -126,9 +127,10 @@ def _restore(nets: Networks, arrays: Arrays) -> None:
     nets.head.load_state_dict(fresh | fitting)  # the last layer is new where classes are others
 
 
-def prior_of(info: ModelInfo) -> dict[str, Tensor]:
-    """Return the integer prior of a model file."""
-    return tensors_below(load_checked(info)[1], PRIOR)
+def prior_of(info: ModelInfo) -> tuple[dict[str, Tensor], CoderTables]:
+    """Return the integer prior and the coder's tables of a model file."""
+    _, arrays = load_checked(info)
+    return tensors_below(arrays, PRIOR), CoderTables.from_arrays(below(arrays, "decoder.coder"))
 
 
 def load_state(nets: Networks, tensors: dict[str, Tensor], source: Path) -> None:

@@ -126,7 +126,7 @@ def _prepare(s: Settings, base: ModelInfo | None, log: Log, resumed: bool) -> Ru
     if resumed:
         nets.bounded = description["bounded"] = _check_same(s, description)
     (s.folder / "settings.json").write_text(json.dumps(description, indent=1))
-    return Run(s, nets, photos, tiles, device, prior_of(base) if base else None)
+    return Run(s, nets, photos, tiles, device, *(prior_of(base) if base else ()))
 
 
 def _continue_log(s: Settings, state: checkpoint.State, names: list[str], log: Log) -> None:

@@ -31,7 +31,7 @@ def tiles(tmp_path_factory):
 def test_command_writes_what_it_prints(tiles, tmp_path, capsys, semantics):
     (tiles / "broken.png").write_bytes(b"nothing")
     table = tmp_path / "r.csv"
-    model = str(PACKAGED / "base-89eaa6c0.safetensors")
+    model = str(PACKAGED / "base-407b2baf.safetensors")
     command = [
         "evaluate",
         str(tiles),

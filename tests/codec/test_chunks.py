@@ -229,7 +229,7 @@ def _payload(**changes):
         "head": bytes(4),
         "quality": 50.0,
         "grid": (1, 1),
-        "sections": {FEATURES: b"u1" + stub_runtime.zlib.compress(bytes(48))},
+        "sections": {FEATURES: b"u1\0" + stub_runtime.zlib.compress(bytes(48))},
     }
     return payload_header.pack(**(values | changes))
 

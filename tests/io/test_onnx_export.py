@@ -16,8 +16,8 @@ pytest.importorskip("onnxruntime")
 
 #: Integers, and float32 where results are exact: no operator that rounds as a runtime likes.
 OPERATORS = (
-    "Abs Add Cast Clip Concat Conv DepthToSpace Div Floor Gather MatMulInteger Mod Mul ReduceMax ReduceProd ReduceSum "
-    "Relu Reshape Round Shape Sign Slice SpaceToDepth Sub Transpose"
+    "Abs Add Cast Clip Concat Conv DepthToSpace Div Floor Gather MatMulInteger Mod Mul Pad ReduceMax ReduceProd "
+    "ReduceSum Relu Reshape Round Shape Sign Slice SpaceToDepth Sub Tile Transpose"
 )
 
 

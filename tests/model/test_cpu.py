@@ -57,6 +57,14 @@ def test_tiles_are_sums_of_products(inputs):
     assert dot.wrong_tiles(rows, weight, indices) == []
 
 
+@pytest.mark.parametrize("taps", [1, 9, 27])
+def test_rows_are_sums_of_products(taps):
+    rng = np.random.default_rng(taps)
+    words = rng.choice(np.array([0, 1, 127, 128, 255], np.uint8), (3 * dot.POSITIONS + 50, 4))
+    weight = rng.choice([-127, -1, 0, 1, 127, 88], (dot.OUTPUTS, taps, 4))
+    assert dot.wrong_rows(words, weight, rng.integers(0, 50, taps).astype(np.int32)) == []
+
+
 def test_instructions_that_are_wrong_are_refused(monkeypatch):
     monkeypatch.setattr(dot, "plain_tile", lambda *arguments: np.zeros(dot.ROWS * dot.BLOCK))
     dot.check.cache_clear()
@@ -71,7 +79,7 @@ def test_results_are_those_of_torch(engine, plain, images, effort):
     efforts = [effort] * len(chunks)
     one, other = (runtime.encode(chunks, qualities, efforts, symbols=True, pixels=True) for runtime in (engine, plain))
     for mine, theirs in zip(one, other, strict=True):
-        assert mine.features == theirs.features and mine.grid == theirs.grid
+        assert (mine.features, mine.grid, mine.trellis) == (theirs.features, theirs.grid, theirs.trellis)
         for name in ("cells", "symbols", "pixels"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), strict=True)
 
@@ -79,21 +87,25 @@ def test_results_are_those_of_torch(engine, plain, images, effort):
 def test_decoding_is_that_of_torch(engine, plain, images):
     encoded = engine.encode(images, QUALITIES, symbols=True)
     features, shapes = [one.features for one in encoded], [image.shape[:3] for image in images]
+    trellis = [one.trellis for one in encoded]
+    assert len(set(trellis)) == 2
     for q6 in ([False] * 5, [True] * 5):
-        pairs = zip(*(runtime.decode(features, shapes, QUALITIES, q6) for runtime in (engine, plain)), strict=True)
+        decoded = (runtime.decode(features, shapes, QUALITIES, q6, trellis=trellis) for runtime in (engine, plain))
+        pairs = zip(*decoded, strict=True)
         for mine, theirs in pairs:
             np.testing.assert_array_equal(mine, theirs, strict=True)
-    symbols = engine.decode_symbols(features, shapes, QUALITIES)
-    for mine, theirs in zip(symbols, plain.decode_symbols(features, shapes, QUALITIES), strict=True):
+    symbols = engine.decode_symbols(features, shapes, QUALITIES, trellis)
+    for mine, theirs in zip(symbols, plain.decode_symbols(features, shapes, QUALITIES, trellis), strict=True):
         np.testing.assert_array_equal(mine, theirs, strict=True)
-    scores = zip(*(runtime.score(symbols, shapes, QUALITIES) for runtime in (engine, plain)), strict=True)
+    scores = zip(*(runtime.score(symbols, shapes, QUALITIES, trellis) for runtime in (engine, plain)), strict=True)
     for mine, theirs in scores:
         np.testing.assert_array_equal(mine, theirs, strict=True)
     stored = [one.symbols for one in encoded]
-    assert engine.encode_symbols(stored, shapes, QUALITIES) == features
-    quality = np.full(2, QUALITIES[2])
-    latents = engine.dequantise(stored[2], quality)
-    np.testing.assert_array_equal(latents, plain.dequantise(stored[2], quality), strict=True)
+    for runtime in (engine, plain):
+        assert runtime.encode_symbols(stored, shapes, QUALITIES, trellis) == features
+    quality, half = np.full(2, QUALITIES[2]), [True, False]
+    latents = engine.dequantise(stored[2], quality, half)
+    np.testing.assert_array_equal(latents, plain.dequantise(stored[2], quality, half), strict=True)
 
 
 def test_threads_and_parts_change_nothing(engine, monkeypatch):
@@ -103,7 +115,7 @@ def test_threads_and_parts_change_nothing(engine, monkeypatch):
     for threads in (1, 2, 5):
         with config.set(threads=threads):
             (one,) = engine.encode([image], quality, pixels=True)
-            (pixels,) = engine.decode([one.features], [image.shape[:3]], quality)
+            (pixels,) = engine.decode([one.features], [image.shape[:3]], quality, trellis=[one.trellis])
         assert one.features == expected.features
         np.testing.assert_array_equal(one.cells, expected.cells)
         np.testing.assert_array_equal(one.pixels, expected.pixels)
@@ -139,9 +151,10 @@ def test_streams_that_outgrow_their_buffer(engine, images, monkeypatch):
 
 def test_the_batch_after_a_damaged_stream_works(engine, images):
     features = [engine.encode(images[1:2], [50.0])[0].features] * 6
+    settings = [(1, 64, 64)] * 6, [50.0] * 6, None, None, [True] * 6
     with config.set(threads=2), pytest.raises(CorruptPayload):
-        engine.decode([*features[:4], features[0] + bytes(range(1, 41)), features[0]], [(1, 64, 64)] * 6, [50.0] * 6)
-    assert len(engine.decode(features, [(1, 64, 64)] * 6, [50.0] * 6)) == 6
+        engine.decode([*features[:4], features[0] + bytes(range(1, 41)), features[0]], *settings)
+    assert len(engine.decode(features, *settings)) == 6
 
 
 def test_other_instructions_give_the_same_tiles(tmp_path):

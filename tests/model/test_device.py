@@ -59,25 +59,28 @@ def test_prefetch_does_not_change_results(runtime, monkeypatch, prefetch):
         encoded = runtime.encode(images, qualities)
         assert [one.features for one in encoded] == [one.features for one in expected]
         assert all(np.array_equal(a.cells, b.cells) for a, b in zip(encoded, expected, strict=True))
-        ahead = runtime.decode([one.features for one in encoded], shapes, qualities)
+        arguments, trellis = ([one.features for one in encoded], shapes, qualities), [one.trellis for one in encoded]
+        ahead = runtime.decode(*arguments, trellis=trellis)
         monkeypatch.setattr(runtime, "_prefetch", 0)
-        plain = runtime.decode([one.features for one in encoded], shapes, qualities)
+        plain = runtime.decode(*arguments, trellis=trellis)
     assert all(np.array_equal(a, b) for a, b in zip(ahead, plain, strict=True))
 
 
 def test_decoding_two_groups_concurrently(runtime, monkeypatch):
     images, qualities = crops(5), [50.0, 50.0, 20.0, 90.0, 50.0]
     shapes = [image.shape[:3] for image in images]
-    streams = [one.features for one in runtime.encode(images, qualities)]
-    expected = runtime.decode(streams, shapes, qualities)
+    chunks = runtime.encode(images, qualities)
+    streams, settings = [one.features for one in chunks], {"trellis": [one.trellis for one in chunks]}
+    expected = runtime.decode(streams, shapes, qualities, **settings)
     monkeypatch.setattr(runtime, "_prefetch", 1)
     with ThreadPoolExecutor(2) as pool, config.set(batch_pixels=64 * 80, threads=1):
         monkeypatch.setattr(runtime, "_decode_pool", pool)
-        encoded = runtime.decode(streams, shapes, qualities)
+        encoded = runtime.decode(streams, shapes, qualities, **settings)
         with pytest.raises(CorruptPayload):
-            runtime.decode([*streams[:3], streams[3] + b"12345678", streams[4]], shapes, qualities)
+            runtime.decode([*streams[:3], streams[3] + b"12345678", streams[4]], shapes, qualities, **settings)
     assert all(np.array_equal(a, b) for a, b in zip(encoded, expected, strict=True))
-    again = runtime.decode(streams, shapes, qualities)  # a pool that refuses work, as while the interpreter shuts down
+    # a pool that refuses work, as while the interpreter shuts down
+    again = runtime.decode(streams, shapes, qualities, **settings)
     assert all(np.array_equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
@@ -136,11 +139,12 @@ def test_stack_padded_repeats_edges():
 def test_pieces_of_one_chunk_keep_their_order(runtime, monkeypatch):
     slices = np.concatenate(crops(3))
     (encoded,) = runtime.encode([slices], [60.0])
-    expected = runtime.decode([encoded.features], [slices.shape[:3]], [60.0])
+    arguments = [encoded.features], [slices.shape[:3]], [60.0]
+    expected = runtime.decode(*arguments, trellis=[True])
     monkeypatch.setattr(runtime, "_prefetch", 1)
     with config.set(batch_pixels=64 * 80):
         assert runtime.encode([slices], [60.0])[0].features == encoded.features
-        assert np.array_equal(runtime.decode([encoded.features], [slices.shape[:3]], [60.0])[0], expected[0])
+        assert np.array_equal(runtime.decode(*arguments, trellis=[True])[0], expected[0])
 
 
 def test_start_encoding_does_not_wait_for_the_device(runtime, monkeypatch):
@@ -169,7 +173,9 @@ def test_encodings_of_one_shape_that_are_in_flight_together(runtime):
     symbols = [torch.from_numpy(one.symbols) for one in encoded]
     with torch.inference_mode():
         waits = [
-            coding.start_encoding(model.prior, model.coder_tables, torch.cat(part), len(part), [50.0] * len(part))
+            coding.start_encoding(
+                model.prior, model.coder_tables, torch.cat(part), len(part), [50.0] * len(part), trellis=True
+            )
             for part in (symbols[:1], symbols, symbols[1:])
         ]
         features = [wait() for wait in waits]

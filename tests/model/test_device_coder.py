@@ -40,10 +40,9 @@ static thread_local int chunk_now;
 struct int4 { int x, y, z, w; };
 """
 AFTER = """
-extern "C" void run(int decoding, const Job *job, int chunks) {
-    for (chunk_now = 0; chunk_now < chunks; chunk_now++)
-        if (decoding) decode(*job);
-        else encode(*job);
+extern "C" void run(int kernel, const Job *job, int chunks) {
+    void (*kernels[])(const Job) = {encode, decode, decode_trellis};
+    for (chunk_now = 0; chunk_now < chunks; chunk_now++) kernels[kernel](*job);
 }
 """
 
@@ -61,7 +60,7 @@ def launch(request, tmp_path_factory):
     library = ctypes.CDLL(str(folder / "coder.so"))
 
     def run(name, job, chunks, shared):
-        library.run(int(name == "decode"), ctypes.c_void_p(job.ctypes.data), chunks)
+        library.run(("encode", "decode", "decode_trellis").index(name), ctypes.c_void_p(job.ctypes.data), chunks)
 
     return run
 
@@ -99,15 +98,15 @@ def test_a_scheduler_writes_and_reads_the_same(runtime, device_scheduler, monkey
     images = crops(4)
     shapes = [image.shape[:3] for image in images]
     result = device_scheduler.encode(images, qualities)
-    pixels = device_scheduler.decode([one.features for one in result], shapes, qualities)
-    symbols = device_scheduler.decode_symbols([one.features for one in result], shapes, qualities)
+    features, trellis = [one.features for one in result], [one.trellis for one in result]
+    pixels = device_scheduler.decode(features, shapes, qualities, trellis=trellis)
+    symbols = device_scheduler.decode_symbols(features, shapes, qualities, trellis)
     monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks: None)
     expected = runtime.encode(images, qualities)
-    assert [one.features for one in result] == [one.features for one in expected]
-    features = [one.features for one in expected]
-    for ours, theirs in zip(pixels, runtime.decode(features, shapes, qualities), strict=True):
+    assert features == [one.features for one in expected] and any(trellis)
+    for ours, theirs in zip(pixels, runtime.decode(features, shapes, qualities, trellis=trellis), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(symbols, runtime.decode_symbols(features, shapes, qualities), strict=True):
+    for ours, theirs in zip(symbols, runtime.decode_symbols(features, shapes, qualities, trellis), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -115,11 +114,13 @@ def test_chunks_of_several_slices(runtime, device_scheduler, monkeypatch):
     stacks = [np.concatenate(crops(3)), np.concatenate(crops(3)[::-1])]
     shapes = [stack.shape[:3] for stack in stacks]
     result = device_scheduler.encode(stacks, [40.0, 60.0])
-    decoded = device_scheduler.decode([one.features for one in result], shapes, [40.0, 60.0])
+    arguments = [one.features for one in result], shapes, [40.0, 60.0]
+    trellis = [one.trellis for one in result]
+    decoded = device_scheduler.decode(*arguments, trellis=trellis)
     monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks: None)
     expected = runtime.encode(stacks, [40.0, 60.0])
     assert [one.features for one in result] == [one.features for one in expected]
-    for ours, theirs in zip(decoded, runtime.decode([w.features for w in expected], shapes, [40.0, 60.0]), strict=True):
+    for ours, theirs in zip(decoded, runtime.decode(*arguments, trellis=trellis), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -133,17 +134,19 @@ def test_predictions_may_have_any_strides(coder):
 
 
 def test_streams_longer_than_their_capacity(device_scheduler, runtime, monkeypatch):
-    images = crops(2)
-    expected = [one.features for one in device_scheduler.encode(images, [100.0, 100.0])]
+    arguments = crops(2), [100.0, 100.0], [0, 0]
+    expected = [one.features for one in device_scheduler.encode(*arguments)]
     monkeypatch.setattr(device_coder, "BYTES_PER_SYMBOL", 0)
-    assert [one.features for one in device_scheduler.encode(images, [100.0, 100.0])] == expected
+    assert [one.features for one in device_scheduler.encode(*arguments)] == expected
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "noise", "flipped"])
-def test_damaged_streams_raise_the_host_s_errors(device_scheduler, runtime, monkeypatch, damage):
+@pytest.mark.parametrize("quality", [20.0, 80.0], ids=["scalar", "trellis"])
+def test_damaged_streams_raise_the_host_s_errors(device_scheduler, runtime, monkeypatch, damage, quality):
     images, chance = crops(3), np.random.default_rng(0)
-    shapes, qualities = [image.shape[:3] for image in images], [80.0] * 3
-    features = [one.features for one in device_scheduler.encode(images, qualities)]
+    shapes, qualities = [image.shape[:3] for image in images], [quality] * 3
+    encoded = device_scheduler.encode(images, qualities)
+    features, trellis = [one.features for one in encoded], [one.trellis for one in encoded]
     data = bytearray(features[1])
     if damage == "cut":
         data = data[: len(data) // 2]
@@ -158,7 +161,8 @@ def test_damaged_streams_raise_the_host_s_errors(device_scheduler, runtime, monk
     for coder in (device_scheduler.device_coder(3), None):
         monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks, coder=coder: coder)
         try:
-            outcomes.append([part.tobytes() for part in runtime.decode(features, shapes, qualities)])
+            decoded = runtime.decode(features, shapes, qualities, trellis=trellis)
+            outcomes.append([part.tobytes() for part in decoded])
         except CorruptPayload as error:
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1]
@@ -185,13 +189,13 @@ def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
     result = gpu.encode(images, qualities)
     assert [one.features for one in result] == [one.features for one in expected]
     assert all(np.array_equal(ours.cells, theirs.cells) for ours, theirs in zip(result, expected, strict=True))
-    features = [one.features for one in expected]
-    for ours, theirs in zip(
-        gpu.decode(features, shapes, qualities), runtime.decode(features, shapes, qualities), strict=True
-    ):
+    features, trellis = [one.features for one in expected], [one.trellis for one in expected]
+    pairs = (one.decode(features, shapes, qualities, trellis=trellis) for one in (gpu, runtime))
+    for ours, theirs in zip(*pairs, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(CorruptPayload):
-        gpu.decode([*features[:4], features[4] + b"12345678", *features[5:]], shapes, qualities)
+        damaged = [*features[:4], features[4] + b"12345678", *features[5:]]
+        gpu.decode(damaged, shapes, qualities, trellis=trellis)
 
 
 def test_devices_without_a_coder(runtime, monkeypatch, caplog):

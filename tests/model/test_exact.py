@@ -13,7 +13,7 @@ from deepsic_codec.model.exact import matrix as exact
 from deepsic_codec.model.exact.checks import check_model_sums, check_sums
 from deepsic_codec.model.exact.export import export_network, restore_network
 from deepsic_codec.model.exact.layers import Blocks
-from deepsic_codec.model.exact.transforms import IntegerGains, IntegerSynthesis, dequantise, in_steps
+from deepsic_codec.model.exact.transforms import IntegerFilter, IntegerGains, IntegerSynthesis, dequantise, in_steps
 from deepsic_codec.model.family import ANALYSIS, GAINS, SYNTHESIS, below
 from deepsic_codec.model.file import load_arrays
 from deepsic_codec.model.networks import Synthesis
@@ -48,9 +48,9 @@ def coded(runtime, images, quality):
     """Pixels (both kinds), label scores and streams at a quality."""
     encoded = runtime.encode(images, [quality] * len(images))
     features, shapes = [e.features for e in encoded], [i.shape[:3] for i in images]
-    out = []
+    trellis, out = [e.trellis for e in encoded], []
     for q6 in (False, True):
-        out += runtime.decode(features, shapes, [quality] * len(images), [q6] * len(images))
+        out += runtime.decode(features, shapes, [quality] * len(images), [q6] * len(images), trellis=trellis)
     return out + [e.cells for e in encoded] + [np.frombuffer(f, np.uint8) for f in features]
 
 
@@ -118,9 +118,11 @@ def test_chunk_alone_and_in_a_batch_of_64(runtime):
         for among, quality in ((alike, 50.0), (mixed, QUALITIES[i % 5])):
             (alone,) = runtime.encode([tiles[i]], [quality])
             assert among[i].features == alone.features and np.array_equal(among[i].cells, alone.cells)
-    decoded = runtime.decode([e.features for e in mixed], [(1, 64, 64)] * 64, [QUALITIES[i % 5] for i in range(64)])
+    trellis = [e.trellis for e in mixed]
+    arguments = [e.features for e in mixed], [(1, 64, 64)] * 64, [QUALITIES[i % 5] for i in range(64)]
+    decoded = runtime.decode(*arguments, trellis=trellis)
     for i in (0, 17, 63):
-        one = runtime.decode([mixed[i].features], [(1, 64, 64)], [QUALITIES[i % 5]])[0]
+        one = runtime.decode([mixed[i].features], [(1, 64, 64)], [QUALITIES[i % 5]], trellis=trellis[i : i + 1])[0]
         assert np.array_equal(decoded[i], one)
 
 
@@ -131,8 +133,9 @@ def test_whole_grey_levels_are_the_same_in_either_type(runtime, images):
 
 
 def test_64ths_round_to_grey_levels(runtime, images):
-    encoded = runtime.encode(images[:1], [60.0])[0].features
-    whole, q6 = runtime.decode([encoded] * 2, [images[0].shape[:3]] * 2, [60.0] * 2, [False, True])
+    (encoded,) = runtime.encode(images[:1], [60.0])
+    arguments = [encoded.features] * 2, [images[0].shape[:3]] * 2, [60.0] * 2
+    whole, q6 = runtime.decode(*arguments, [False, True], trellis=[encoded.trellis] * 2)
     assert q6.dtype == np.int16 and q6.min() >= 0 and q6.max() <= 255 * 64
     assert np.array_equal(whole, (q6 + 32) >> 6)
 
@@ -140,10 +143,10 @@ def test_64ths_round_to_grey_levels(runtime, images):
 def test_quantiser_and_dequantiser_agree():
     """Every latent comes back within half a step and half a unit, and hostile symbols stay in range."""
     table = load_arrays(find_model("base"))[f"{GAINS}.step"]
-    gains = IntegerGains({"step": torch.from_numpy(table)}, torch.device("cpu"))
+    gains = IntegerGains(dict.fromkeys(("step", "half"), torch.from_numpy(table)), torch.device("cpu"))
     hundredths = torch.tensor([100, 150, 5000, 9999, 10000])
     steps = gains.steps(hundredths)
-    assert torch.equal(steps[0], gains.table[0].int()) and torch.equal(steps[4], gains.table[99].int())
+    assert torch.equal(steps[0], gains.tables[0][0].int()) and torch.equal(steps[4], gains.tables[0][99].int())
     latents = torch.randint(-formats.WIDE_MAX, formats.WIDE_MAX + 1, (5, 3, 4, steps.shape[1]), dtype=torch.int32)
     symbols = torch.round(in_steps(latents, steps)).to(torch.int32)
     off = (dequantise(symbols, steps) - latents).abs().float()
@@ -183,6 +186,11 @@ def conditioned():
     for block in (*network.blocks8, *network.blocks16):
         block.condition.offset.table.normal_(0, 0.5)
     network.out.weight.normal_(0, 0.1)
+    network.filter.scale.table.uniform_(-0.5, 0.5)
+    for table in (network.filter.condition.offset.table, network.filter.places):
+        table.normal_(0, 0.5)
+    network.filter.down.weight.normal_(0, 0.05)
+    network.filter.down.bias.normal_(0, 0.1)
     network.integer = True
     return network, export_network(network)
 
@@ -210,6 +218,19 @@ def test_conditioned_blocks_do_what_training_imitates_at_each_images_quality(con
         assert np.array_equal(plain, actual[i].numpy())
     other = integer(latents, torch.tensor([97, 48, 5]))
     assert not torch.equal(other[0], actual[0]) and torch.equal(other[1], actual[1])
+
+
+def test_the_filter_does_what_training_imitates(conditioned):
+    network, tensors = conditioned
+    quality, pixels = torch.tensor([5, 97]), torch.randint(0, 255 * 64 + 1, (2, 17, 22, 3), dtype=torch.int16)
+    imitated = (pixels.permute(0, 3, 1, 2).double() - 128 * 64).float() * 2.0**-formats.OUTPUT_BITS
+    change = network.filter.imitate(imitated, quality.float()) * 2.0**formats.OUTPUT_BITS
+    expected = (pixels.double() + change.permute(0, 2, 3, 1)).clamp(0, 255 * 64)
+    actual = IntegerFilter(tensors, torch.device("cpu"))(pixels, quality)
+    off = (actual - expected).abs()
+    # biases are rounded to integers only in the exported form, which can turn a tie
+    assert float(off.max()) <= 16 and float((off > 0.5).float().mean()) < 0.1
+    assert float(change.abs().mean()) > 100
 
 
 def test_conditioned_blocks_come_back_from_a_file(conditioned):
@@ -272,7 +293,7 @@ def test_reference_of_the_specification_gives_the_same_pixels_and_symbols(runtim
     """What was written from the document alone agrees with the package, for sound and for hostile symbols."""
     arrays = load_arrays(find_model("base"))
     hundredths = round(quality * 100)
-    steps = reference.quantiser_steps(arrays, hundredths).astype(np.float32)
+    steps = reference.quantiser_steps(arrays, hundredths, False).astype(np.float32)
     image = eurosat_mosaic()[40:88, 30:62]
     q6 = np.clip(image.astype(np.int16) * 64 + np.arange(32)[:, None] - 16, 0, 16320).astype(np.int16)
     for source in (image, q6):
@@ -285,8 +306,9 @@ def test_reference_of_the_specification_gives_the_same_pixels_and_symbols(runtim
         decoded = runtime.decode([encoded], [(1, 48, 32)], [quality], [True])[0][0]
         assert np.array_equal(reference.synthesise(arrays, symbols, hundredths), decoded)
     hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, len(steps))).astype(np.int16)
-    actual = runtime.synthesise([hostile], [(1, 48, 32)], [quality], q6=True)[0][0]
-    assert np.array_equal(reference.synthesise(arrays, hostile[0], hundredths), actual)
+    for trellis in (False, True):
+        actual = runtime.synthesise([hostile], [(1, 48, 32)], [quality], True, [trellis])[0][0]
+        assert np.array_equal(reference.synthesise(arrays, hostile[0], hundredths, trellis), actual)
 
 
 def test_reference_of_the_specification_gives_the_same_scores(runtime):
@@ -294,9 +316,10 @@ def test_reference_of_the_specification_gives_the_same_scores(runtime):
     arrays = load_arrays(find_model("base"))
     image = eurosat_mosaic()[None, :128, :80]
     encoded = runtime.encode([image], [50.0])[0]
-    symbols = runtime.decode_symbols([encoded.features], [(1, 128, 80)], [50.0])[0]
-    actual = runtime.score([symbols], [(1, 128, 80)], [50.0])[0][0]
-    latents = reference.dequantise(arrays, symbols[0].transpose(1, 2, 0), 5000)
+    assert encoded.trellis
+    symbols = runtime.decode_symbols([encoded.features], [(1, 128, 80)], [50.0], [True])[0]
+    actual = runtime.score([symbols], [(1, 128, 80)], [50.0], [True])[0][0]
+    latents = reference.dequantise(arrays, symbols[0].transpose(1, 2, 0), 5000, True)
     assert actual.shape[:2] == (2, 2)
     for row in range(2):
         for column in range(2):
@@ -315,6 +338,7 @@ def test_model_whose_sums_could_be_inexact_is_refused():
         ("decoder.synthesis.out.bias", 2**24),
         ("decoder.synthesis.linear.shift", 0),
         ("encoder.analysis.reduce.shift", 200),
+        ("decoder.synthesis.filter_up.places", 2**24),
     ):
         crafted = arrays | {name: np.full_like(arrays[name], value)}
         if "spatial" in name:

@@ -25,7 +25,8 @@ def cost(runtime, image, quality, effort, tune="mse", measure="mse"):
     """Bits of an image (H,W,3) as it is stored, and what its distortion is worth in bits."""
     encoded = runtime.encode([image[None]], [quality], efforts=[effort], tunes=[tune])[0]
     q6 = image.dtype == np.int16
-    decoded = runtime.decode([encoded.features], [(1, *image.shape[:2])], [quality], [q6])[0][0]
+    arguments = [encoded.features], [(1, *image.shape[:2])], [quality], [q6]
+    decoded = runtime.decode(*arguments, trellis=[encoded.trellis])[0][0]
     unit = 64 if q6 else 1
     original, actual = (torch.from_numpy(v / unit).float()[None] for v in (image, decoded))
     whole = (slice(0, size) for size in image.shape[:2])
@@ -33,7 +34,7 @@ def cost(runtime, image, quality, effort, tune="mse", measure="mse"):
     return 8 * len(encoded.features) + float(refine.trade(torch.tensor([quality]))[0]) * error
 
 
-@pytest.mark.parametrize("quality,dtype", [(20.0, "u1"), (45.5, "i2"), (80.0, "u1")])
+@pytest.mark.parametrize("quality,dtype", [(20.0, "u1"), (65.5, "i2"), (80.0, "u1")])
 def test_lowers_the_loss(runtime, quality, dtype):
     image = drone_frame()[600:757, 700:861]  # no multiple of 16
     image = image.astype("i2") * 64 if dtype == "i2" else np.ascontiguousarray(image)
@@ -88,15 +89,13 @@ def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     refiner = model.refiner()
     monkeypatch.setattr(refiner, "bf16", False)  # whose rounding is as large as what is measured
     frame = drone_frame()[600:728, 700:828]
-    symbols = runtime.decode_symbols([runtime.encode([frame[None]], [50.0])[0].features], [(1, 128, 128)], [50.0])[
-        0
-    ].transpose(0, 2, 3, 1)
-    symbols = torch.from_numpy(np.ascontiguousarray(symbols)).float()
+    (encoded,) = runtime.encode([frame[None]], [50.0], [0], symbols=True)
+    symbols = torch.from_numpy(encoded.symbols).float()
     step = model.transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
     distortion = Distortion(torch.from_numpy(frame.copy())[None].float(), "mse")
     job = refine.RefineState(distortion, step, torch.tensor([50.0]))
     (window,) = refine.windows(*symbols.shape[1:3])
-    refiner._expected(job, symbols, window, 1.0)
+    refiner._differentiated(job, symbols, window)
     with torch.no_grad():
         features = refiner._prior.features(symbols)
         still = refiner._decode(job, symbols, *features)[0]
@@ -126,9 +125,9 @@ def test_windows_share_out_the_grid(monkeypatch):
 @pytest.mark.parametrize("tune", ["mse", "ms-ssim"])
 def test_windows_cost_little(runtime, monkeypatch, tune):
     image = np.ascontiguousarray(drone_frame()[600:747, 700:850])
-    whole = cost(runtime, image, 50.0, 3, tune, tune)
+    whole = cost(runtime, image, 25.0, 3, tune, tune)
     monkeypatch.setattr(refine, "WINDOW", 6)
-    assert cost(runtime, image, 50.0, 3, tune, tune) < 1.0015 * whole  # 1.0028 and 1.0068 if windows had no halo
+    assert cost(runtime, image, 25.0, 3, tune, tune) < 1.0015 * whole  # 1.0055 and 1.0069 if windows had no halo
 
 
 @pytest.mark.parametrize("edge", [64, 157])
@@ -143,7 +142,7 @@ def test_lowers_the_loss_that_it_is_tuned_for(runtime, edge):
 def test_what_runs_away_is_not_kept(runtime, monkeypatch):
     image = np.ascontiguousarray(drone_frame()[None, 600:664, 700:764])
     monkeypatch.setitem(refine.SCHEDULES, 3, refine.Schedule(3, 1.0, 5.0, 0.5))
-    before, after = (runtime.encode([image], [40.0], efforts=[effort])[0].features for effort in (1, 3))
+    before, after = (runtime.encode([image], [60.0], efforts=[effort])[0].features for effort in (1, 3))
     assert before == after
 
 

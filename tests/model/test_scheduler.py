@@ -34,7 +34,8 @@ def tiles():
 
 
 def decode(runtime, encoded, images, quality):
-    return runtime.decode([e.features for e in encoded], [i.shape[:3] for i in images], quality)
+    trellis = [e.trellis for e in encoded]
+    return runtime.decode([e.features for e in encoded], [i.shape[:3] for i in images], quality, trellis=trellis)
 
 
 def test_quality_trades_bytes_for_error(runtime):
@@ -74,14 +75,16 @@ def test_alone_or_among_others(runtime, tiles):
 def test_symbols_do_not_depend_on_threads(runtime, tiles):
     encoded = runtime.encode(tiles, [50.0] * len(tiles))
     features, shapes = [e.features for e in encoded], [i.shape[:3] for i in tiles]
-    expected = runtime.decode_symbols(features, shapes, [50.0] * len(tiles))
+    arguments = features, shapes, [50.0] * len(tiles), [True] * len(tiles)
+    expected = runtime.decode_symbols(*arguments)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 8):
             torch.set_num_threads(threads)
-            for i, one in enumerate(runtime.decode_symbols(features, shapes, [50.0] * len(tiles))):
+            for i, one in enumerate(runtime.decode_symbols(*arguments)):
                 np.testing.assert_array_equal(one, expected[i])
-            np.testing.assert_array_equal(runtime.decode_symbols(features[:1], shapes[:1], [50.0])[0], expected[0])
+            alone = runtime.decode_symbols(*(column[:1] for column in arguments))[0]
+            np.testing.assert_array_equal(alone, expected[0])
     finally:
         torch.set_num_threads(before)
 
@@ -96,8 +99,9 @@ def test_slices_of_one_chunk(runtime, tiles):
 def test_labels_of_stored_features_agree_with_labels_of_latents(runtime, tiles):
     encoded = runtime.encode(tiles, [70.0] * len(tiles))
     shapes = [i.shape[:3] for i in tiles]
-    symbols = runtime.decode_symbols([e.features for e in encoded], shapes, [70.0] * len(tiles))
-    post = runtime.score(symbols, shapes, [70.0] * len(tiles))
+    settings = shapes, [70.0] * len(tiles), [True] * len(tiles)
+    symbols = runtime.decode_symbols([e.features for e in encoded], *settings)
+    post = runtime.score(symbols, *settings)
     classes = runtime.arch.classes
     pairs = zip((e.cells for e in encoded), post, strict=True)
     same = [np.argmax(cells[..., :classes]) == np.argmax(scores[..., :classes]) for cells, scores in pairs]
@@ -152,9 +156,10 @@ def test_damaged_features_are_refused_or_harmless(runtime, tiles):
         broken = bytearray(features)
         broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
         with contextlib.suppress(CorruptPayload):
-            assert runtime.decode([bytes(broken)], [(1, 64, 64)], [50.0])[0].shape == (1, 64, 64, 3)
+            decoded = runtime.decode([bytes(broken)], [(1, 64, 64)], [50.0], trellis=[True])[0]
+            assert decoded.shape == (1, 64, 64, 3)
     with pytest.raises(CorruptPayload, match="left over"):
-        runtime.decode([bytes(features) + bytes(range(1, 100))], [(1, 64, 64)], [50.0])
+        runtime.decode([bytes(features) + bytes(range(1, 100))], [(1, 64, 64)], [50.0], trellis=[True])
 
 
 @pytest.fixture(scope="module")
@@ -189,16 +194,18 @@ def test_results_agree_with_one_another(runtime, tiles):
     images = [tiles[0], tiles[1][:, :33, :50], tiles[2].astype(np.int16) * 64]
     qualities, shapes = [50.0, 90.0, 20.0], [image.shape[:3] for image in images]
     encoded = runtime.encode(images, qualities, symbols=True, pixels=True)
-    features = [one.features for one in encoded]
-    decoded = runtime.decode(features, shapes, qualities, q6=[False, False, True])
+    features, trellis = [one.features for one in encoded], [one.trellis for one in encoded]
+    assert trellis == [True, True, False]
+    decoded = runtime.decode(features, shapes, qualities, [False, False, True], trellis=trellis)
     for one, pixels in zip(encoded, decoded, strict=True):
         assert one.pixels.dtype == pixels.dtype
         np.testing.assert_array_equal(one.pixels, pixels)
     symbols = [one.symbols for one in encoded]
-    for one, other in zip(symbols, runtime.decode_symbols(features, shapes, qualities), strict=True):
+    for one, other in zip(symbols, runtime.decode_symbols(features, shapes, qualities, trellis), strict=True):
         np.testing.assert_array_equal(one.transpose(0, 3, 1, 2), other)
-    assert runtime.encode_symbols(symbols, shapes, qualities) == features
-    for one, pixels in zip(runtime.synthesise(symbols[:2], shapes[:2], qualities[:2], q6=False), decoded, strict=False):
+    assert runtime.encode_symbols(symbols, shapes, qualities, trellis) == features
+    first = symbols[:2], shapes[:2], qualities[:2], False, trellis[:2]
+    for one, pixels in zip(runtime.synthesise(*first), decoded, strict=False):
         np.testing.assert_array_equal(one, pixels)
     bare = runtime.encode(images, qualities, features=False, labels=False, symbols=True)
     for one, other in zip(bare, symbols, strict=True):
@@ -212,7 +219,7 @@ def test_each_chunk_goes_through_its_last_function(runtime, on_torch, tiles, mon
         runtime = on_torch
         monkeypatch.setattr(runtime, "_prefetch", engine)
     images = [*tiles, tiles[0][:, :32], *tiles[:3]]
-    qualities = [10.0 + number for number in range(len(images))]
+    qualities = [25.0 + number for number in range(len(images))]
     expected = runtime.encode(images, qualities)
     finish = [lambda one, number=number: (number, one.features) for number in range(len(images))]
     for threads in (1, 2):
@@ -220,9 +227,10 @@ def test_each_chunk_goes_through_its_last_function(runtime, on_torch, tiles, mon
             result = runtime.encode(images, qualities, finish=finish)
         assert result == [(number, one.features) for number, one in enumerate(expected)]
     shapes = [image.shape[:3] for image in images]
-    features = [one.features for one in expected]
-    sums = runtime.decode(features, shapes, qualities, finish=[lambda pixels: int(pixels.sum())] * len(images))
-    assert sums == [int(pixels.sum()) for pixels in runtime.decode(features, shapes, qualities)]
+    arguments = [one.features for one in expected], shapes, qualities
+    trellis, add = [one.trellis for one in expected], [lambda pixels: int(pixels.sum())] * len(images)
+    sums = runtime.decode(*arguments, finish=add, trellis=trellis)
+    assert sums == [int(pixels.sum()) for pixels in runtime.decode(*arguments, trellis=trellis)]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

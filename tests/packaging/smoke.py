@@ -24,7 +24,7 @@ OPTIONAL = (
 )
 
 CONTENTS = (
-    "deepsic_codec/models/base-89eaa6c0.safetensors",
+    "deepsic_codec/models/base-407b2baf.safetensors",
     "deepsic_codec/model/device_coder/coder.cu",
     "deepsic_codec/kernels/libraries/generic.so",
     "deepsic_codec/py.typed",

@@ -193,7 +193,7 @@ def test_versions_agree():
 
 
 def test_files_that_go_with_it():
-    for name in (*PROJECT["license-files"], "deepsic_codec/py.typed", "deepsic_codec/models/base-89eaa6c0.safetensors"):
+    for name in (*PROJECT["license-files"], "deepsic_codec/py.typed", "deepsic_codec/models/base-407b2baf.safetensors"):
         assert (ROOT / name).is_file(), name
     attribution = (PACKAGE / "data" / "ATTRIBUTION.md").read_text()
     for path in (PACKAGE / "data").iterdir():

@@ -300,3 +300,16 @@ def test_each_section_has_a_row_in_the_specification():
 def test_reading_a_header_imports_little():
     code = "from deepsic_codec.payload import header, labels"
     check_lazy(code, unwanted=("torch", "zarr", "numcodecs", "numba", "dask", "xarray"))
+
+
+def test_a_trellis_needs_features():
+    data = h.pack(**CHUNK, trellis=True)
+    assert h.read_header(data).trellis and not h.read_header(h.pack(**CHUNK)).trellis
+    assert reference.read_header(data).trellis
+    without = CHUNK | {"sections": {}}
+    with pytest.raises(ValueError, match="a trellis without features"):
+        h.pack(**without, trellis=True)
+    damaged = crafted.write(layout=16, sections=())
+    for read, error in ((h.read_header, CorruptPayload), (reference.read_header, reference.Damaged)):
+        with pytest.raises(error, match="a trellis without"):
+            read(damaged)

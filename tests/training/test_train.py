@@ -60,7 +60,7 @@ def test_all_phases_end_in_a_model_that_codes_images(trained):
     assert info.vocabulary.names == ("Forest", "Highway", "River", "unknown")
     scheduler, tile = CpuScheduler(info), eurosat_mosaic()[None, :96, :130]
     encoded = scheduler.encode([tile], [70.0])
-    decoded = scheduler.decode([encoded[0].features], [(1, 96, 130)], [70.0])[0]
+    decoded = scheduler.decode([encoded[0].features], [(1, 96, 130)], [70.0], trellis=[encoded[0].trellis])[0]
     assert psnr(decoded, tile) > 20 and encoded[0].cells.shape == (1, 2, 3, 4)
 
 
@@ -103,7 +103,7 @@ def test_adapted_head_leaves_payloads_readable(trained, data, tmp_path, monkeypa
     assert changed and all(name.startswith("head.") for name in changed)
     tile = eurosat_mosaic()[None, :64, :64]
     payload = CpuScheduler(base).encode([tile], [50.0])[0].features
-    assert CpuScheduler(mine).decode([payload], [(1, 64, 64)], [50.0])[0].shape == tile.shape
+    assert CpuScheduler(mine).decode([payload], [(1, 64, 64)], [50.0], trellis=[True])[0].shape == tile.shape
     assert "held out" in capsys.readouterr().out
     # without --parents, the broader names of the base model stay
     (tmp_path / "next").mkdir()
@@ -146,9 +146,10 @@ def test_another_analysis_for_the_same_decoder(trained, encoders, labelled):
     assert any(k.startswith("head.") for k in changed) == labelled
     tile = eurosat_mosaic()[None, :80, :112]
     old, new = CpuScheduler(base), CpuScheduler(mine)
-    payload = new.encode([tile], [60.0])[0].features
-    assert payload != old.encode([tile], [60.0])[0].features
-    pixels = [scheduler.decode([payload], [(1, 80, 112)], [60.0])[0] for scheduler in (old, new)]
+    (encoded,) = new.encode([tile], [60.0])
+    assert encoded.features != old.encode([tile], [60.0])[0].features
+    arguments = [encoded.features], [(1, 80, 112)], [60.0]
+    pixels = [scheduler.decode(*arguments, trellis=[encoded.trellis])[0] for scheduler in (old, new)]
     np.testing.assert_array_equal(*pixels)
     assert psnr(pixels[0], tile) > 20
 
@@ -309,7 +310,7 @@ def test_any_weights_and_biases_are_stored_in_the_range_of_exact_sums(form, size
 def test_restored_prior_exports_the_stored_tensors(trained, released):
     base = find_model("base") if released else trained[1]
     nets = networks_of(base, len(base.vocabulary.classes))
-    stored, exported = prior_of(base), export_prior(nets.prior)
+    (stored, _), exported = prior_of(base), export_prior(nets.prior)
     assert stored.keys() == exported.keys() and stored["1.first"].any() and stored["1.second"].any()
     # a row just below a bound may be exported with twice its integers and a shift of one more, which is the same row
     finer = {k: exported[k].long() - shift.long() for k, shift in stored.items() if k.endswith("_shift")}

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.kernels import LIBRARY, jit
 
-#: Rows of a tile.
-ROWS = 4
+#: Rows of a tile, and outputs of a row of sums.
+ROWS = OUTPUTS = 4
 
 
 if LIBRARY is None:
@@ -36,6 +36,8 @@ _VNNI = VARIANT.startswith("vnni")
 _LANES, _VECTORS = {"512": (16, 4), "256": (8, 2)}.get(VARIANT[-3:], (4, 2))
 #: Outputs of a tile, and inputs of a step: inputs are padded to a multiple of it.
 BLOCK, STEP = _LANES * _VECTORS, 4
+#: Positions of a row of sums that are computed at a time.
+POSITIONS = 2 * _LANES
 #: Added to weights that are multiplied with signed rows, where instructions take unsigned bytes on one side.
 WEIGHT_OFFSET = 128 if _VNNI else 0
 
@@ -63,6 +65,22 @@ def pack(weight: NDArray[Any], signed: bool = False) -> NDArray[Any]:
     return np.ascontiguousarray(parts).astype(kind).ravel().view(np.int8)
 
 
+def pack_taps(weight: NDArray[Any]) -> NDArray[np.int32]:
+    """Return weights int (outputs,taps,4) of at most 8 bits as `row_sums` reads them, flattened.
+
+    Groups of `OUTPUTS` outputs follow one another. Within a group, all outputs of a tap follow one another.
+    """
+    outputs, taps, _ = weight.shape
+    whole = np.zeros((padded(outputs, OUTPUTS), taps, 4), np.int16)
+    whole[:outputs] = weight
+    parts = whole.reshape(-1, OUTPUTS, taps, 4).transpose(0, 2, 1, 3)
+    if _VNNI:
+        return np.ascontiguousarray(parts).astype(np.int8).view(np.int32).ravel()
+    # the even bytes of all outputs, then the odd ones
+    pairs = parts.reshape(*parts.shape[:3], 2, 2).transpose(0, 1, 4, 2, 3)
+    return np.ascontiguousarray(pairs).view(np.int32).ravel()
+
+
 def plain_tile(
     rows: NDArray[Any], weights: NDArray[Any], block: int, indices: NDArray[Any], signed: bool
 ) -> NDArray[np.int64]:
@@ -82,11 +100,17 @@ def plain_tile(
 tile: Any = None
 sparse_tile: Any = None
 signed_tile: Any = None
+#: Sums of a layer whose inputs are four unsigned bytes of each of several words. Its parameters are: sums int32, the
+#: output, where output n begins at pitch n; pitch; words int32, four bytes each; starts int32 (taps,), where the word
+#: of each tap is for the first position; how many taps there are; the result of `pack_taps`; where the group of
+#: `OUTPUTS` outputs begins in it; the number of positions, a multiple of `POSITIONS`.
+row_sums: Any = None
 if LIBRARY is None:  # a library has them within its functions
     _SHAPE = dot_tiles.Shape(ROWS, _LANES, _VECTORS, STEP)
     tile = dot_tiles.vector_tile(VARIANT, _SHAPE, signed=False, sparse=False)
     sparse_tile = dot_tiles.vector_tile(VARIANT, _SHAPE, signed=False, sparse=True)
     signed_tile = dot_tiles.vector_tile(VARIANT, _SHAPE, signed=True, sparse=True)
+    row_sums = dot_tiles.row_sums(VARIANT, _LANES, POSITIONS // _LANES, OUTPUTS)
 
 
 @jit
@@ -96,6 +120,29 @@ def run_tiles(rows, signed_rows, weights, signed_weights, indices, sums):
     tile(sums[0], rows, 0, steps * STEP, weights, 0, steps)
     sparse_tile(sums[1], rows, 0, steps * STEP, weights, 0, steps, indices, indices.size)
     signed_tile(sums[2], signed_rows, 0, steps * STEP, signed_weights, 0, steps, indices, indices.size)
+
+
+@jit
+def run_rows(words, starts, weights, sums):
+    """Compute the sums (OUTPUTS,positions) of the first outputs of a layer of several taps."""
+    row_sums(sums, sums.shape[1], words, starts, starts.size, weights, 0, sums.shape[1])
+
+
+def wrong_rows(words: NDArray[np.uint8], weight: NDArray[Any], starts: NDArray[np.int32]) -> list[str]:
+    """Return `["rows"]` if sums of rows differ from those of NumPy.
+
+    Parameters
+    ----------
+    words : uint8 (n,4)
+    weight : int (OUTPUTS,taps,4)
+        Of at most 8 bits.
+    starts : int32 (taps,)
+    """
+    columns = (len(words) - int(starts.max())) // POSITIONS * POSITIONS
+    sums = np.empty((OUTPUTS, columns), np.int32)
+    run_rows(words.view(np.int32).ravel(), starts, pack_taps(weight), sums)
+    taps = np.stack([words[start : start + columns] for start in starts]).astype(np.int64)
+    return [] if np.array_equal(np.einsum("txc,otc->ox", taps, weight.astype(np.int64)), sums) else ["rows"]
 
 
 def wrong_tiles(rows: NDArray[np.uint8], weight: NDArray[Any], indices: NDArray[np.int32]) -> list[str]:
@@ -134,7 +181,9 @@ def check() -> None:
     rng = np.random.default_rng(0)
     rows = rng.choice(np.array([0, 1, 127, 128, 255], np.uint8), (ROWS, 64))
     weight = rng.choice([-127, -88, -1, 0, 1, 127], (BLOCK, 64))
-    if wrong := wrong_tiles(rows, weight, np.array([0, 2, 3, 7, 15], np.int32)):
+    wrong = wrong_tiles(rows, weight, np.array([0, 2, 3, 7, 15], np.int32))
+    words, taps = rng.choice(rows.ravel(), (2 * POSITIONS + 8, 4)), rng.choice(weight.ravel(), (OUTPUTS, 3, 4))
+    if wrong := wrong + wrong_rows(words, taps, np.array([0, 7, 3], np.int32)):
         raise ConfigurationError(
             f"the instructions {VARIANT} of this CPU give other integers ({', '.join(wrong)}); "
             "set DEEPSIC_KERNEL_LIBRARIES=none and NUMBA_CPU_NAME=generic"

@@ -15,6 +15,7 @@ from deepsic_codec.kernels import constant, inner, int32, jit
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, sparse_tile, tile
 from deepsic_codec.model.cpu.layers import Dense, Tensors, dense, list_steps, narrow_rows, shifted
+from deepsic_codec.model.cpu.trellis import PathWork, TrellisRates, choose_path, make_rates, path_work
 from deepsic_codec.model.exact.formats import STEP_BITS
 from deepsic_codec.model.exact.prior_formats import DIRECT_BITS, HIDDEN_BITS, INPUT_BITS, LINEAR_MAX, SCALE_BITS
 from deepsic_codec.model.family import below
@@ -28,12 +29,13 @@ from deepsic_codec.payload.coders.symbols import (
     SymbolDecoder,
     SymbolEncoder,
     code_pass,
+    number_of,
 )
 
 #: Positions that are predicted before they are coded.
 POSITIONS = 32
 #: What a step does with its symbols besides predicting them.
-DECODE, ENCODE, CHOOSE = 1, 2, 4
+DECODE, ENCODE, CHOOSE, TRELLIS = 1, 2, 4, 8
 _MEAN, _INDEX, _MIDDLE, _LINEAR = int32(MEAN_MAX), int32(INDEX_MAX), int32(INDEX_MIDDLE), int32(LINEAR_MAX)
 _NOTHING = np.zeros((0, 0), np.int32)
 
@@ -60,6 +62,13 @@ class RateTables(NamedTuple):
     price: NDArray[np.int32]
 
 
+class ChoiceRates(NamedTuple):
+    """Rates of both optimised quantisers."""
+
+    scalar: RateTables
+    trellis: TrellisRates
+
+
 class Grid(NamedTuple):
     """Symbols of a chunk, and what the prior and the coder know of them.
 
@@ -70,18 +79,27 @@ class Grid(NamedTuple):
     latents : int32 (S,h,w,C)
         Latents of which `CHOOSE` makes symbols, or of no elements.
     steps : float32 (C,)
-        Quantiser steps of the latents.
+        Quantiser steps of the latents, with a trellis half of them.
+    path : int64 (1,)
+        State of the trellis where `CHOOSE` goes on.
+    price : int32 (C,)
+        Squared error of a half step in 2^-RATE_BITS bits, for the trellis.
+    weights : int32 (S,h,w)
+        Weights of errors in 1/256, or of no elements.
     magnitude : uint8 (S,h + 2,w + 2,C)
         Companded magnitudes of the symbols that are known, with a border of zeros.
     linear : uint8 (S,h + 2,w + 2,D)
         The first D symbols themselves, clipped to +-127, plus 128.
     compand : uint8 (32769,)
-        Table of companded magnitudes.
+        Table of companded magnitudes of the symbols.
     """
 
     source: NDArray[np.int16]
     latents: NDArray[np.int32]
     steps: NDArray[np.float32]
+    path: NDArray[np.int64]
+    price: NDArray[np.int32]
+    weights: NDArray[np.int32]
     magnitude: NDArray[np.uint8]
     linear: NDArray[np.uint8]
     compand: NDArray[np.uint8]
@@ -103,6 +121,7 @@ class Work(NamedTuple):
     means: NDArray[np.int16]
     scale_indices: NDArray[np.uint8]
     symbols: NDArray[np.int16]
+    path: PathWork
 
 
 @inner
@@ -204,7 +223,7 @@ def _run_step(mode, begin, quality, shape, parts, net, positions, grid, work, ra
     Parameters
     ----------
     mode : int
-        `DECODE`, `ENCODE`, `CHOOSE`, or the sum of the last two.
+        `DECODE`, `ENCODE`, `CHOOSE`, or the sum of the last two; plus `TRELLIS` for symbols of a path through it.
     begin : int
         Number of the first position, over all slices.
     quality : int
@@ -227,16 +246,21 @@ def _run_step(mode, begin, quality, shape, parts, net, positions, grid, work, ra
     ys, xs = positions
     start, count, second = shape[0], shape[1], shape[2]
     symbols, tables, memory, layout, state = coder
-    number = ys.size
-    for s in range(begin // number, grid.magnitude.shape[0]):
-        first = begin - s * number if s == begin // number else 0
-        for p in range(first, number, POSITIONS):
-            n = min(POSITIONS, number - p)
+    number_of_positions, halving = ys.size, int32(1 if mode & TRELLIS else 0)
+    for s in range(begin // number_of_positions, grid.magnitude.shape[0]):
+        first = begin - s * number_of_positions if s == begin // number_of_positions else 0
+        for p in range(first, number_of_positions, POSITIONS):
+            n = min(POSITIONS, number_of_positions - p)
             if mode & ENCODE and state[3] + n * count * SYMBOL_BYTES > data.size:
-                return s * number + p
+                return s * number_of_positions + p
             _predict(p, n, s, quality, shape, parts, net, positions, grid, work)
-            if mode & CHOOSE:
-                _choose(p, n, s, quality, start, positions, grid, work, rates)
+            if mode & CHOOSE and mode & TRELLIS:
+                grid.path[0] = choose_path(
+                    grid.path[0], p, n, s, start, count, positions, grid, work.means, work.scale_indices,
+                    rates.trellis, work.path,
+                )  # fmt: skip
+            elif mode & CHOOSE:
+                _choose(p, n, s, quality, start, positions, grid, work, rates.scalar)
             if mode & (DECODE | ENCODE):
                 done = code_pass(
                     (mode & DECODE) != 0, grid.source[s : s + 1], symbols[s : s + 1], (ys[p : p + n], xs[p : p + n]),
@@ -256,8 +280,9 @@ def _run_step(mode, begin, quality, shape, parts, net, positions, grid, work, ra
                     magnitude[c] = grid.compand[abs(int32(row[c]))]
                 linear = grid.linear[s, y + 1, x + 1]
                 for c in range(min(count, linear.size - start)):
-                    linear[start + c] = min(max(int32(row[c]), -_LINEAR), _LINEAR) + int32(128)
-    return grid.magnitude.shape[0] * number
+                    number = number_of(int32(row[c]), halving)
+                    linear[start + c] = min(max(number, -_LINEAR), _LINEAR) + int32(128)
+    return grid.magnitude.shape[0] * number_of_positions
 
 
 @jit
@@ -273,26 +298,36 @@ def _nearest(latents, steps, source):
 class Prior:
     """Prior, optimised quantiser and entropy coder of a model file."""
 
-    def __init__(self, arch: Architecture, tensors: Tensors, rdo: Tensors, coder: CoderTables) -> None:
+    def __init__(self, arch: Architecture, tensors: Tensors, rdo: Tensors, gains: Tensors, coder: CoderTables) -> None:
         self.steps = schedule(arch.prior_groups, arch.prior_detail)
         self.latents, self.coder_tables = arch.latents, coder
         self._signed = min(
             arch.latents, max([arch.prior_detail, *(step.start + step.count for step in self.steps if step.signed)])
         )
-        self._compand = np.ascontiguousarray(tensors["compand"], np.uint8)
+        self._companded = [np.ascontiguousarray(tensors[name], np.uint8) for name in ("compand", "compand_half")]
         self._nets = [_step_tables(step, below(tensors, str(i))) for i, step in enumerate(self.steps)]
         tables = (rdo[name].astype(np.int32) for name in RateTables._fields) if rdo else (_NOTHING, _NOTHING)
-        self._rates: RateTables = constant(RateTables(*tables))
+        scalar = RateTables(*tables)
+        step, half = gains["step"], gains["half"]
+        trellis = make_rates(coder, arch.latents, scalar.price if rdo else np.zeros(step.shape, np.int32), step, half)
+        self._rates: ChoiceRates = constant(ChoiceRates(scalar, trellis))
         self._local = threading.local()
 
-    def encode(self, symbols: NDArray[np.int16], quality: int) -> bytes:
+    def encode(self, symbols: NDArray[np.int16], quality: int, trellis: bool = False) -> bytes:
         """Encode the symbols (S,h,w,C) of a chunk at a whole quality."""
-        coder = SymbolEncoder(self.coder_tables, symbols)
-        self._run(ENCODE, quality, np.ascontiguousarray(symbols), coder)
+        coder = SymbolEncoder(self.coder_tables, symbols, trellis)
+        self._run(ENCODE + TRELLIS * trellis, quality, np.ascontiguousarray(symbols), coder)
         return coder.finish()
 
     def choose(
-        self, latents: NDArray[np.int32], steps: NDArray[np.int32], quality: int, optimise: bool, encode: bool
+        self,
+        latents: NDArray[np.int32],
+        steps: NDArray[np.int32],
+        quality: int,
+        optimise: bool,
+        encode: bool,
+        trellis: bool = False,
+        prices: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None,
     ) -> tuple[NDArray[np.int16], bytes | None]:
         """Choose the symbols of a chunk, and encode them if asked.
 
@@ -300,24 +335,34 @@ class Prior:
         ----------
         latents : int32 (S,h,w,C)
         steps : int32 (C,)
-            Quantiser steps.
+            Quantiser steps, with `trellis` half of them.
         quality : int
             Whole quality, 1 to 100.
         optimise : bool
             Whether to move symbols where the bits that this saves outweigh the error.
         encode : bool
             Whether to encode them.
+        trellis : bool
+            Whether to choose a path through the trellis; `optimise` is then not looked at.
+        prices : two of ndarray, optional
+            With `trellis`: `Grid.price` and `Grid.weights`, instead of those of the model file.
         """
         symbols, single = np.empty(latents.shape, np.int16), steps.astype(np.float32)
+        if trellis:
+            coder = SymbolEncoder(self.coder_tables, symbols if encode else symbols[:1, :1, :1], trellis)
+            self._run(ENCODE * encode + CHOOSE + TRELLIS, quality, symbols, coder, latents, single, prices)
+            return symbols, coder.finish() if encode else None
         _nearest(latents.reshape(-1, self.latents), single, symbols.reshape(-1, self.latents))
-        optimise = optimise and len(self._rates.price) > 0
+        optimise = optimise and len(self._rates.scalar.price) > 0
         if not (optimise or encode):
             return symbols, None
         coder = SymbolEncoder(self.coder_tables, symbols if encode else symbols[:1, :1, :1])
         self._run(ENCODE * encode + CHOOSE * optimise, quality, symbols, coder, latents, single)
         return symbols, coder.finish() if encode else None
 
-    def decode(self, features: bytes, slices: int, grid: tuple[int, int], quality: int) -> NDArray[np.int16]:
+    def decode(
+        self, features: bytes, slices: int, grid: tuple[int, int], quality: int, trellis: bool = False
+    ) -> NDArray[np.int16]:
         """Decode a feature section to symbols (S,h,w,C).
 
         Raises
@@ -325,8 +370,8 @@ class Prior:
         CorruptPayload
             If the stream holds an impossible symbol, or bytes that no symbol needs.
         """
-        coder = SymbolDecoder(self.coder_tables, features, slices, grid, self.latents)
-        self._run(DECODE, quality, np.empty((slices, *grid, 0), np.int16), coder)
+        coder = SymbolDecoder(self.coder_tables, features, slices, grid, self.latents, trellis)
+        self._run(DECODE + TRELLIS * trellis, quality, np.empty((slices, *grid, 0), np.int16), coder)
         return coder.finish()
 
     def _run(
@@ -337,16 +382,21 @@ class Prior:
         coder: SymbolEncoder | SymbolDecoder,
         latents: NDArray[np.int32] | None = None,
         steps: NDArray[np.float32] | None = None,
+        prices: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None,
     ) -> None:
         s, h, w, _ = source.shape
+        price, weights = prices or (self._rates.trellis.price[quality - 1], np.empty((0, 0, 0), np.int32))
         grid = constant(
             Grid(
                 source,
                 np.empty((0, 0, 0, 0), np.int32) if latents is None else latents,
                 np.empty(0, np.float32) if steps is None else steps,
+                np.zeros(1, np.int64),
+                price,
+                weights,
                 np.zeros((s, h + 2, w + 2, self.latents), np.uint8),
                 np.full((s, h + 2, w + 2, self._signed), 128, np.uint8),
-                self._compand,
+                self._companded[1 if mode & TRELLIS else 0],
             )
         )
         of_coder = constant(coder.arguments())
@@ -356,6 +406,8 @@ class Prior:
         for step, (parts, offsets, net), work in zip(self.steps, self._nets, works, strict=True):
             positions = step.positions(h, w)
             total, progress = s * len(positions[0]), 0
+            grid.path[0] = 0
+            coder.start_pass()
             shape = (step.start, step.count, int(step.second), int(step.signed), offsets)
             while progress < total:
                 progress = _run_step(
@@ -425,5 +477,6 @@ def _work(step: Step, tables: tuple[Any, Any, Any]) -> Any:
             np.zeros(POSITIONS * step.count, np.int16),
             np.zeros(POSITIONS * step.count, np.uint8),
             np.zeros(POSITIONS * step.count, np.int16),
+            path_work(POSITIONS * step.count),
         )
     )

@@ -18,6 +18,7 @@ from deepsic_codec.model.batch import (
     Scheduler,
     Shape,
     grid_of,
+    uses_trellis,
     whole_qualities,
 )
 from deepsic_codec.model.cpu.dot import check as check_instructions
@@ -45,7 +46,7 @@ class CpuScheduler(Scheduler):
     Raises
     ------
     ModelMismatch
-        If the file is damaged, altered, or does not fit its own description.
+        If the file is damaged, altered, or does not fit its path description.
     """
 
     def __init__(self, info: ModelInfo) -> None:
@@ -56,11 +57,12 @@ class CpuScheduler(Scheduler):
         self.arch: Sizes = arch
         sizes = cast(Architecture, arch)
         self.coder_tables = CoderTables.from_arrays(below(arrays, "decoder.coder"))
-        self.prior = Prior(sizes, below(arrays, PRIOR), below(arrays, RDO), self.coder_tables)
+        gains = below(arrays, GAINS)
+        self.prior = Prior(sizes, below(arrays, PRIOR), below(arrays, RDO), gains, self.coder_tables)
         self._analysis = Analysis(sizes, below(arrays, ANALYSIS))
         self._synthesis = Synthesis(sizes, below(arrays, SYNTHESIS))
         self._head = Head(sizes, below(arrays, HEAD))
-        self._step_table = arrays[f"{GAINS}.step"].astype(np.int64)
+        self._step_tables = [gains[name].astype(np.int64) for name in ("step", "half")]
         self._refining = threading.Lock()
         self._torch: Any = None
 
@@ -86,21 +88,23 @@ class CpuScheduler(Scheduler):
         def encode(i: int) -> Any:
             image = images[i]
             slices, height, width, _ = image.shape
-            whole, steps = self.steps(qualities[i])
+            trellis = uses_trellis(effort[i], qualities[i])
+            whole, steps = self.steps(qualities[i], trellis)
             latents = self.analyse(image, whole, parts)
             refines, stream = effort[i] > 1, None
             if refines:
-                chosen = self._refined(image, latents, qualities[i], effort[i], tune[i])
+                chosen = self._refined(image, latents, qualities[i], effort[i], tune[i], trellis)
             elif features or symbols or pixels:
-                chosen, stream = self.prior.choose(latents, steps, whole, effort[i] > 0, features)
+                chosen, stream = self.prior.choose(latents, steps, whole, effort[i] > 0, features, trellis)
             cells = self._scores(latents, height, width, whole) if labels else None
             del latents
             if refines and features:
-                stream = self.prior.encode(chosen, whole)
+                stream = self.prior.encode(chosen, whole, trellis)
             decoded = None
             if pixels:
                 decoded = self._synthesise(chosen, steps, whole, (height, width), image.dtype == np.int16, parts)
-            encoded = Encoded(grid_of((slices, height, width)), stream, cells, chosen if symbols else None, decoded)
+            grid = grid_of((slices, height, width))
+            encoded = Encoded(grid, stream, cells, chosen if symbols else None, decoded, trellis)
             return encoded if finish is None else finish[i](encoded)
 
         return self._each(encode, len(images), parts)
@@ -112,70 +116,93 @@ class CpuScheduler(Scheduler):
         qualities: Sequence[float],
         q6: Sequence[bool] | None = None,
         finish: Sequence[Callable[[Pixels], Any]] | None = None,
+        trellis: Sequence[bool] | None = None,
     ) -> list[Any]:
         parts = self._parts(len(features), sum(slices for slices, _, _ in shapes))
 
         def decode(i: int) -> Any:
-            whole, steps = self.steps(qualities[i])
-            symbols = self.prior.decode(features[i], shapes[i][0], grid_of(shapes[i]), whole)
+            path = trellis is not None and trellis[i]
+            whole, steps = self.steps(qualities[i], path)
+            symbols = self.prior.decode(features[i], shapes[i][0], grid_of(shapes[i]), whole, path)
             pixels = self._synthesise(symbols, steps, whole, shapes[i][1:], q6 is not None and q6[i], parts)
             return pixels if finish is None else finish[i](pixels)
 
         return self._each(decode, len(features), parts)
 
     def decode_symbols(
-        self, features: Sequence[bytes], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        features: Sequence[bytes],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[Symbols]:
         def decode(i: int) -> Symbols:
             whole, _ = self.steps(qualities[i])
-            symbols = self.prior.decode(features[i], shapes[i][0], grid_of(shapes[i]), whole)
+            path = trellis is not None and trellis[i]
+            symbols = self.prior.decode(features[i], shapes[i][0], grid_of(shapes[i]), whole, path)
             return np.ascontiguousarray(symbols.transpose(0, 3, 1, 2))
 
         return parallel_map(decode, range(len(features)))
 
     def encode_symbols(
-        self, symbols: Sequence[Symbols], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        symbols: Sequence[Symbols],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[bytes]:
         def encode(i: int) -> bytes:
-            return self.prior.encode(symbols[i], self.steps(qualities[i])[0])
+            return self.prior.encode(symbols[i], self.steps(qualities[i])[0], trellis is not None and trellis[i])
 
         return parallel_map(encode, range(len(symbols)))
 
     def synthesise(
-        self, symbols: Sequence[Symbols], shapes: Sequence[Shape], qualities: Sequence[float], q6: bool
+        self,
+        symbols: Sequence[Symbols],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        q6: bool,
+        trellis: Sequence[bool] | None = None,
     ) -> list[Pixels]:
         parts = self._parts(len(symbols), sum(map(len, symbols)))
 
         def synthesise(i: int) -> Pixels:
-            whole, steps = self.steps(qualities[i])
+            whole, steps = self.steps(qualities[i], trellis is not None and trellis[i])
             return self._synthesise(symbols[i], steps, whole, shapes[i][1:], q6, parts)
 
         return self._each(synthesise, len(symbols), parts)
 
     def score(
-        self, symbols: Sequence[Symbols], shapes: Sequence[Shape], qualities: Sequence[float]
+        self,
+        symbols: Sequence[Symbols],
+        shapes: Sequence[Shape],
+        qualities: Sequence[float],
+        trellis: Sequence[bool] | None = None,
     ) -> list[NDArray[np.uint8]]:
         def score(i: int) -> NDArray[np.uint8]:
-            whole, steps = self.steps(qualities[i])
+            whole, steps = self.steps(qualities[i], trellis is not None and trellis[i])
             latents = _latents(symbols[i].transpose(0, 2, 3, 1), steps)
             return self._scores(latents, shapes[i][1], shapes[i][2], whole)
 
         return parallel_map(score, range(len(symbols)))
 
-    def dequantise(self, symbols: Symbols, quality: Qualities) -> NDArray[np.float32]:
-        pairs = zip(symbols, quality, strict=True)
-        return np.stack([_latents(one, self.steps(of_one)[1]) for one, of_one in pairs]).astype(np.float32)
+    def dequantise(
+        self, symbols: Symbols, quality: Qualities, trellis: Sequence[bool] | None = None
+    ) -> NDArray[np.float32]:
+        rows = zip(symbols, quality, trellis or [False] * len(symbols), strict=True)
+        return np.stack([_latents(one, self.steps(*of_one)[1]) for one, *of_one in rows]).astype(np.float32)
 
     def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
         rows = list(zip(*columns, strict=True))
         return parallel_map(lambda i: function(*rows[i]), range(len(rows)))
 
-    def steps(self, quality: float) -> tuple[int, NDArray[np.int32]]:
-        """Return the whole quality, and the quantiser steps int32 (C,), of a quality."""
+    def steps(self, quality: float, trellis: bool = False) -> tuple[int, NDArray[np.int32]]:
+        """Return the whole quality, and the steps int32 (C,) of symbols, of a quality: of the trellis, half steps."""
         hundredths, whole = (int(values[0]) for values in whole_qualities(np.array([quality])))
         low = min(max(hundredths // HUNDREDTHS, 1), QUALITIES - 1)
         part = hundredths - low * HUNDREDTHS
-        steps = self._step_table[low - 1] * (HUNDREDTHS - part) + self._step_table[low] * part
+        table = self._step_tables[trellis]
+        steps = table[low - 1] * (HUNDREDTHS - part) + table[low] * part
         return whole, ((steps + HUNDREDTHS // 2) // HUNDREDTHS).astype(np.int32)
 
     def _parts(self, chunks: int, images: int) -> int:
@@ -237,7 +264,9 @@ class CpuScheduler(Scheduler):
             self._head(image, whole, out)
         return scores
 
-    def _refined(self, image: Pixels, latents: NDArray[np.int32], quality: float, effort: int, tune: str) -> Symbols:
+    def _refined(
+        self, image: Pixels, latents: NDArray[np.int32], quality: float, effort: int, tune: str, trellis: bool
+    ) -> Symbols:
         """Return refined symbols of a chunk, which torch computes."""
         require("torch", "torch", purpose=f"effort={effort}")
         import torch
@@ -248,10 +277,12 @@ class CpuScheduler(Scheduler):
         with self._refining, torch.inference_mode():
             if self._torch is None:
                 self._torch = LoadedModel(self.info)
+            pixels = torch.from_numpy(np.array(image))  # torch warns of arrays that cannot be written to
+            if trellis:
+                return cast(Symbols, self._torch.refine_paths(pixels, latents, quality, effort, tune))
             steps = torch.from_numpy(np.tile(self.steps(quality)[1], (len(image), 1)))
             scaled = in_steps(torch.from_numpy(latents), steps)
             qualities = np.full(len(image), quality)
-            pixels = torch.from_numpy(np.array(image))  # torch warns of arrays that cannot be written to
             chosen = self._torch.choose(scaled, qualities, effort, tune, pixels)
             return cast(Symbols, chosen.symbols.numpy())
 

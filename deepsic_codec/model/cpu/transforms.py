@@ -9,6 +9,7 @@ from deepsic_codec.axes import ceil_div
 from deepsic_codec.kernels import constant, inline, inner, int32, jit
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, WEIGHT_OFFSET, pack, padded, signed_tile, tile
+from deepsic_codec.model.cpu.filter import REACH, copy_row, enter_row, filter_rows, filter_strip, filter_tables
 from deepsic_codec.model.cpu.layers import (
     Tensors,
     blocks,
@@ -260,17 +261,17 @@ def _rest_row(rows, out, memory):
 
 
 @inner
-def _pixel_rows(memory, bits, out):
-    """Add both parts of the pixels; `out` (rows,3 columns) has at most 16 rows, in units of 2^bits / 64 grey levels."""
-    rounding, width = int32((1 << bits) >> 1), out.shape[1]
-    for y in range(out.shape[0]):
-        half, i, j, row = y // 8, y * 48, y % 8 * 24, out[y]
-        for x in range((width + 23) // 24):
+def _pixel_rows(memory, first, count, filtered, to_row):
+    """Add both parts of the pixels of rows of a row of latents, and enter them in the memory of the filter."""
+    for n in range(count):
+        y, row = first + n, filtered.pixels[to_row + n]
+        half, i, j = y // 8, y * 48, y % 8 * 24
+        for x in range(row.size // 24):
             a = memory.linear[x // 2, i + x % 2 * 24 : i + x % 2 * 24 + 24]
-            b, to = memory.rest[half, x, j : j + 24], row[x * 24 : min(x * 24 + 24, width)]
-            for k in range(to.size):
-                value = int32(int32(int32(a[k]) + int32(b[k])) + _HALF)
-                to[k] = int32(min(max(value, int32(0)), _TOP) + rounding) >> int32(bits)
+            b, to = memory.rest[half, x, j : j + 24], row[x * 24 : x * 24 + 24]
+            for k in range(24):
+                to[k] = min(max(int32(int32(int32(a[k]) + int32(b[k])) + _HALF), int32(0)), _TOP)
+        enter_row(to_row + n, filtered)
 
 
 class Synthesis:
@@ -295,8 +296,9 @@ class Synthesis:
         exponent = parts["normaliser"].astype(np.int64) + (NORMAL_BITS - LATENT_BITS)
         self._unit = (2.0**exponent).astype(np.float32)
         self._widths, self._latents = (w8, w16), arch.latents
-        #: Rows of latents around a part of an image that its pixels depend on.
-        self.halo = n16 + ceil_div(n8, 2)
+        self._filter, self._hidden = filter_tables(parts), arch.synthesis_filter
+        #: Rows of latents around a part of an image that its pixels depend on. The filter reads from one more at 1/8.
+        self.halo = n16 + ceil_div(n8 + 1, 2)
 
     def __call__(
         self,
@@ -332,10 +334,10 @@ class Synthesis:
         _synthesise8(stream16, self._expand, self._mod8, row, memory, stream8)
         del stream16
         run_blocks(stream8, self._blocks8, row, int(above > 0), int(below > 0), buffers(self._blocks8, 2 * w))
-        bits = 0 if out.dtype == np.int16 else PIXEL_BITS
+        bits, filtered = 0 if out.dtype == np.int16 else PIXEL_BITS, filter_rows(self._hidden, w * LATENT_STRIDE)
         _synthesise(
-            symbols, steps, self._unit, self._linear, self._out, stream8, memory, bits, above, below,
-            out.reshape(len(out), -1),
+            symbols, steps, self._unit, self._linear, self._out, stream8, memory, self._filter, filtered, row, bits,
+            above, below, out.reshape(len(out), -1),
         )  # fmt: skip
 
 
@@ -354,15 +356,34 @@ def _synthesise8(stream16, expand, mod, quality, memory, stream8):
 
 
 @jit
-def _synthesise(symbols, steps, unit, linear, out, stream8, memory, bits, above, below, pixels):
+def _synthesise(
+    symbols, steps, unit, linear, out, stream8, memory, tables, filtered, quality, bits, above, below, pixels
+):
     height, width = symbols.shape[0], symbols.shape[1]
-    for y in range(above, height - below):
+    begin, end = max(above - 1, 0), height - max(below - 1, 0)
+    for y in range(begin, end):
         _write_digits(symbols[y], steps, unit, memory.digits)
         _list_row(width, memory)
         _linear_row(width, linear, memory)
         _rest_row(stream8[2 * y + 1 : 2 * y + 3], out, memory)
-        first = (y - above) * 16
-        _pixel_rows(memory, bits, pixels[first : min(first + 16, pixels.shape[0])])
+        first = (y - above) * LATENT_STRIDE - REACH
+        if y < above:  # of the halo, the filter reads the nearest rows
+            _pixel_rows(memory, LATENT_STRIDE - REACH, REACH, filtered, 0)
+        elif y < height - below:
+            _pixel_rows(memory, 0, LATENT_STRIDE, filtered, REACH)
+            if y == 0:
+                for row in range(REACH):
+                    copy_row(filtered, REACH, row)
+            skip = REACH if y == above else 0
+            filter_strip(LATENT_STRIDE, skip, tables, quality, filtered, bits, first, pixels)
+        else:
+            _pixel_rows(memory, 0, REACH, filtered, REACH)
+            filter_strip(REACH, 0, tables, quality, filtered, bits, first, pixels)
+    if not below:
+        for row in range(REACH):
+            copy_row(filtered, REACH - 1, REACH + row)
+        first = (height - above) * LATENT_STRIDE - REACH
+        filter_strip(REACH, 0, tables, quality, filtered, bits, first, pixels)
 
 
 class Analysis:

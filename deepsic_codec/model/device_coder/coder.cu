@@ -185,17 +185,18 @@ __device__ __forceinline__ int mixed(int bit, int a, int b, int c, int mixer, In
     return bit;
 }
 
-// Codes sign and magnitude of a difference that is not zero; its zero flag has been coded.
+// Codes sign and magnitude of a difference that is not zero; its zero flag has been coded. `set` is where its set of
+// contexts begins.
 template <bool DECODING>
 __device__ __forceinline__ int difference_of(
-    int difference, int channel, int scale, int level, int fraction, int before, int plain, Interval &i,
+    int difference, int channel, int scale, int level, int fraction, int before, int plain, int set, Interval &i,
     const Learning &l, int &error
 ) {
     int negative = single<DECODING>(difference < 0, SIGN + scale * FRACTIONS + fraction, i, l);
     int magnitude = absolute(difference) - 1, coarse = magnitude >> plain, v = 0;
-    int by_scale = UNARY_SCALE + scale * UNARY;
-    int by_level = UNARY_NEIGHBOURS + ((scale >> 3) * NEIGHBOURS + level) * UNARY;
-    int by_channel = UNARY_CHANNEL + (channel * 3 + min_of((before + 1) >> 1, 2)) * 4;
+    int by_scale = set + UNARY_SCALE + scale * UNARY;
+    int by_level = set + UNARY_NEIGHBOURS + ((scale >> 3) * NEIGHBOURS + level) * UNARY;
+    int by_channel = set + UNARY_CHANNEL + (channel * 3 + min_of((before + 1) >> 1, 2)) * 4;
     while (v < UNARY) {
         int small = min_of(v, 3);
         if (!mixed<DECODING>(
@@ -235,7 +236,23 @@ __device__ __forceinline__ void store_shared(u32 *to, Near from, int words) {
 }
 #endif
 
-template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &job) {
+// What is known of a symbol before the channels in front of it: three contexts of its zero flag, and other values.
+__device__ __forceinline__ void store_hints(
+    Near to, const Job &job, int set, int mean, int scale, int level, int channel, int second
+) {
+    const int centre = (mean + 4) >> 3, off_zero = centre != 0;
+    int fraction = mean - 8 * centre;
+    const int flip = fraction < 0;
+    if (flip) fraction = -fraction;
+    const int by_channel = ZERO_CHANNEL + ((second * (int)job.latents + channel) * NEIGHBOURS + level) * 2 + off_zero;
+    store(to, set + ZERO_SCALE + (scale * FRACTIONS + fraction) * 2 + off_zero);
+    store(to + 4, by_channel);
+    store(to + 8, set + ZERO_PREVIOUS + scale * PREVIOUS * 5 + min_of(level >> 1, 4));
+    store(to + 12, scale | level << 7 | fraction << 11 | flip << 14 | (u32)(centre + 8192) << 15);
+}
+
+// With a trellis, which only decoders have here, symbols are in halves of a step; a second hint is for its odd states.
+template <bool DECODING, bool TRELLIS> __device__ __forceinline__ void code_chunk(const Job &job) {
     const int lane = LANE, chunk = CHUNK, latents = (int)job.latents, width = (int)job.width, height = (int)job.height;
     const int slices = (int)job.slices, single_below = (int)job.single;
     if (chunk >= job.chunks) return;
@@ -244,18 +261,18 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
     const short *source = job.source + (DECODING ? 0 : chunk * slices * (i64)height * width * latents);
     u32 *chunk_contexts = job.contexts + (i64)chunk * CONTEXTS;
     i64 *chunk_weights = job.weights + (i64)chunk * (MIXERS * INPUTS);
-    // By lane: contexts of the zero flag and other known values (hints), the difference, and the decoded symbol.
+    // By lane: hints for even and odd states, the difference, and the decoded symbol.
 #if IN_SHARED
     EXTERN_SHARED(int4, memory);
-    const Near hints = NEAR(memory), differences = hints + 16 * LANES, decoded = differences + 4 * LANES, failed = decoded + 4 * LANES;
+    const Near hints = NEAR(memory), differences = hints + 32 * LANES, decoded = differences + 4 * LANES, failed = decoded + 4 * LANES;
     const Near weights = failed + 16, contexts = weights + 8 * MIXERS * INPUTS, tables = contexts + 4 * CONTEXTS;
     load_shared(weights, (const u32 *)chunk_weights, 2 * MIXERS * INPUTS);
     load_shared(contexts, chunk_contexts, CONTEXTS);
     load_shared(tables, job.tables, TABLE_WORDS);
 #else
-    SHARED int4 memory[WARPS][2 * LANES];
+    SHARED int4 memory[WARPS][3 * LANES];
     const Near hints = (Near)memory[WARP];
-    const Near differences = hints + 16 * LANES, decoded = differences + 4 * LANES, failed = decoded + 4 * LANES;
+    const Near differences = hints + 32 * LANES, decoded = differences + 4 * LANES, failed = decoded + 4 * LANES;
     const Near weights = (Near)chunk_weights, contexts = (Near)chunk_contexts, tables = (Near)job.tables;
 #endif
     const Learning l = {
@@ -276,7 +293,7 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
         const short *means = step.means + first;
         const u8 *indices = step.indices + first;
         short *out = step.out + (DECODING ? first : 0);
-        int last = 0, last_but_one = 0;
+        int last = 0, last_but_one = 0, node = 0;
         // Values of the next channels, loaded while one lane codes the channels before.
         int row = 0, from = 0, s = 0, n = 0;
         int2 location = {0, 0};
@@ -298,20 +315,18 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
                                       + absolute(down[0]))
                                  + absolute(up[-latents]) + absolute(up[latents]) + absolute(down[-latents])
                                  + absolute(down[latents]);
-                const int level = READ(job.neighbour + min_of(magnitudes, 63)), scale = READ(job.levels + index);
-                const int centre = (mean + 4) >> 3, off_zero = centre != 0;
-                int fraction = mean - 8 * centre;
-                const int flip = fraction < 0;
-                if (flip) fraction = -fraction;
-                const Near lane_hints = hints + 16 * lane;
-                store(lane_hints, ZERO_SCALE + (scale * FRACTIONS + fraction) * 2 + off_zero);
-                store(lane_hints + 4, ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero);
-                store(lane_hints + 8, ZERO_PREVIOUS + scale * PREVIOUS * 5 + min_of(level >> 1, 4));
-                store(lane_hints + 12, scale | level << 7 | fraction << 11 | flip << 14 | (u32)(centre + 8192) << 15);
+                const int level = READ(job.neighbour + min_of(magnitudes >> TRELLIS, 63)), scale = READ(job.levels + index);
+                const Near lane_hints = hints + 32 * lane;
+                store_hints(lane_hints, job, 0, mean, scale, level, k, second);
+                if (TRELLIS) {
+                    const int odd_mean = mean + min_of(max_of(mean, -4), 4);
+                    store_hints(lane_hints + 16, job, ODD, odd_mean, scale, level, k, second);
+                }
+                const int centre = (mean + 4) >> 3;
 #if !IN_SHARED
-                PREFETCH(chunk_contexts + ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + off_zero);
+                PREFETCH(chunk_contexts + ZERO_CHANNEL + ((second * latents + k) * NEIGHBOURS + level) * 2 + (centre != 0));
 #endif
-                if (!DECODING) store(differences + 4 * lane, (u32)(flip ? centre - symbol : symbol - centre));
+                if (!DECODING) store(differences + 4 * lane, (u32)(mean < 8 * centre ? centre - symbol : symbol - centre));
             }
             const int coded = symbol;
             const i64 coded_at = at;
@@ -338,11 +353,12 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
                 int4 next = load_four(hints);
                 int next_difference = DECODING ? 0 : load_i32(differences);
                 for (int c = 0; c < channels; c++) {
-                    const int4 now = next;
+                    const int odd = TRELLIS ? node & 1 : 0, set = odd ? ODD : 0;
+                    const int4 now = odd ? load_four(hints + 32 * c + 16) : next;
                     const int scale = now.w & 127;
                     int difference = next_difference;
                     const int ahead = min_of(c + 1, LANES - 1);
-                    next = load_four(hints + 16 * ahead);
+                    next = load_four(hints + 32 * ahead);
                     if (!DECODING) next_difference = load_i32(differences + 4 * ahead);
                     const int before = 2 * min_of(absolute(last), 2) + min_of(absolute(last_but_one), 1);
                     const int previous = now.z + before * 5;
@@ -353,18 +369,23 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
                     if (bit) {
                         difference = difference_of<DECODING>(
                             difference, k + c, scale, now.w >> 7 & 15, now.w >> 11 & 7, before,
-                            READ(job.low_bits + scale), i, l, error
+                            READ(job.low_bits + scale), set, i, l, error
                         );
                         if (error) break;
                     }
                     const int centre = (int)((u32)now.w >> 15) - 8192;
                     const int value = now.w >> 14 & 1 ? centre - difference : centre + difference;
                     if (DECODING) {
-                        if (absolute(value) > SYMBOL_MAX) {
+                        int decoded_symbol = value;
+                        if (TRELLIS) {
+                            decoded_symbol = 2 * value - (value > 0 ? odd : value < 0 ? -odd : 0);
+                            node = (int)(((value & 1 ? NEXT_ODD : NEXT_EVEN) >> 4 * node) & 15);
+                        }
+                        if (absolute(decoded_symbol) > SYMBOL_MAX) {
                             error = 1;
                             break;
                         }
-                        store(decoded + 4 * c, (u32)value);
+                        store(decoded + 4 * c, (u32)decoded_symbol);
                     }
                     last_but_one = last;
                     last = value;
@@ -397,6 +418,8 @@ template <bool DECODING> __device__ __forceinline__ void code_chunk(const Job &j
     }
 }
 
-extern "C" __global__ void encode(const Job job) { code_chunk<false>(job); }
+extern "C" __global__ void encode(const Job job) { code_chunk<false, false>(job); }
 
-extern "C" __global__ void decode(const Job job) { code_chunk<true>(job); }
+extern "C" __global__ void decode(const Job job) { code_chunk<true, false>(job); }
+
+extern "C" __global__ void decode_trellis(const Job job) { code_chunk<true, true>(job); }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepsic_codec import config
 from deepsic_codec.errors import CorruptPayload
+from deepsic_codec.model.cpu.trellis import odd_states
 from deepsic_codec.model.device import current_stream_context, download, synchronize, upload
 from deepsic_codec.model.device_coder import launch as launching
 from deepsic_codec.model.device_coder.launch import GENERAL, LANES, MAX_PASSES, PASS_FIELDS, STATE, Launch
@@ -98,6 +99,7 @@ class DeviceCoder:
         grid: tuple[int, int],
         quality_of: Callable[[Tensor], Tensor | int],
         batch_total: int = 0,
+        trellis: bool = False,
     ) -> tuple[Tensor, Pending[None]]:
         """Start to decode feature sections of chunks of equal shape; parameters and results as in `start_decoding`.
 
@@ -113,13 +115,13 @@ class DeviceCoder:
         work, positions = self._work(chunks, slices, h, w, state), _positions(tuple(prior.steps), h, w, self.device)
         rows, shared = _rows(tuple(prior.steps), h, w), max(chunks, batch_total) <= self.max_shared
         job = self._job(work, positions, rows[:1], (slices, h, w), work[0], data, bounds)
-        neighbours = prior.no_neighbours(chunks * slices, grid)
+        neighbours = prior.no_neighbours(chunks * slices, grid, trellis)
         for number, step, padded, _, image in iter_steps(prior, neighbours):
             means, indices = (t.contiguous() for t in prior.run(number, neighbours, padded, quality_of(image)))
             decoded = torch.empty_like(means)
             rows[number, ADDRESSES:] = means.data_ptr(), indices.data_ptr(), decoded.data_ptr()
             job[GENERAL : GENERAL + PASS_FIELDS] = rows[number]
-            self._launch("decode", job, chunks, shared)
+            self._launch("decode_trellis" if trellis else "decode", job, chunks, shared)
             prior.update(neighbours, step, padded, decoded)
         symbols = work[0].view(chunks * slices, h + 2, w + 2, -1)[:, 1:-1, 1:-1].contiguous()
         end_states = download(work[3])
@@ -204,31 +206,41 @@ def matches_host(coder: DeviceCoder, start: CoderTables, batch_total: int = 0) -
     symbols = np.zeros((chunks, *grid, latents), np.int16)
     spread = rng.choice([0.2, 2, 30, 3000], (chunks, *grid, count), p=[0.7, 0.2, 0.08, 0.02])
     symbols[..., :count] = np.rint(rng.standard_normal((chunks, *grid, count)) * spread)
+    paths = 2 * symbols
+    for chunk in range(chunks):
+        paths[chunk] -= np.sign(symbols[chunk]) * odd_states(steps, paths[chunk : chunk + 1])[0]
     predicted = []
     for step in steps:
         ys, xs = step.positions(*grid)
         values = symbols[:, ys, xs, :count].reshape(-1, count)
         means = (8 * values * rng.integers(0, 2, values.shape) + rng.integers(-9, 9, values.shape)).astype(np.int16)
         predicted.append((ys, xs, step, means, rng.integers(0, 253, values.shape).astype(np.uint8)))
-    expected: list[bytes | None] = []
-    for chunk in range(chunks):
-        encoder = SymbolEncoder(start, symbols[chunk : chunk + 1])
-        for ys, xs, step, means, indices in predicted:
-            rows = slice(chunk * len(ys), (chunk + 1) * len(ys))
-            encoder.encode_pass(ys, xs, step.start, step.second, means[rows], indices[rows])
-        expected.append(encoder.finish())
+
+    def streams(of_chunks: NDArray[np.int16], trellis: bool) -> list[bytes]:
+        coded = []
+        for chunk in range(chunks):
+            encoder = SymbolEncoder(start, of_chunks[chunk : chunk + 1], trellis)
+            for ys, xs, step, means, indices in predicted:
+                rows = slice(chunk * len(ys), (chunk + 1) * len(ys))
+                encoder.encode_pass(ys, xs, step.start, step.second, means[rows], indices[rows])
+            coded.append(encoder.finish())
+        return coded
+
     with torch.inference_mode():
         predictions: Predictions = []
         for *_, means, indices in predicted:
             predictions.append((torch.from_numpy(means).to(coder.device), torch.from_numpy(indices).to(coder.device)))
         on_device = torch.from_numpy(symbols).to(coder.device)
-        if coder.encode(steps, on_device, chunks, predictions, batch_total)() != expected:
+        if coder.encode(steps, on_device, chunks, predictions, batch_total)() != streams(symbols, False):
             return False
         prior: Any = _FixedPrior(steps, predictions, on_device)
-        streams = [stream or b"" for stream in expected]
-        decoded, check = coder.decode(prior, streams, 1, grid, lambda image: 50, batch_total)
-        check()
-        return bool((decoded == on_device).all())
+        for of_chunks, trellis in ((symbols, False), (paths, True)):
+            coded = streams(of_chunks, trellis)
+            decoded, check = coder.decode(prior, coded, 1, grid, lambda image: 50, batch_total, trellis)
+            check()
+            if not np.array_equal(decoded.cpu().numpy(), of_chunks):
+                return False
+        return True
 
 
 class _FixedPrior:
@@ -237,7 +249,7 @@ class _FixedPrior:
     def __init__(self, steps: list[Step], predictions: Predictions, symbols: Tensor) -> None:
         self.steps, self._predictions, self._symbols = steps, predictions, symbols
 
-    def no_neighbours(self, images: int, grid: tuple[int, int]) -> Self:
+    def no_neighbours(self, images: int, grid: tuple[int, int], trellis: bool) -> Self:
         return self
 
     def rows(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:

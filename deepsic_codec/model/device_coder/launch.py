@@ -14,6 +14,7 @@ from deepsic_codec.payload.coders import contexts as tables
 from deepsic_codec.payload.coders import interval as bits
 from deepsic_codec.payload.coders import symbols as arithmetic
 from deepsic_codec.payload.coders.contexts import ContextLayout
+from deepsic_codec.payload.coders.trellis import NEXT
 
 # A launch takes at most MAX_PASSES passes. Its job has GENERAL numbers, then PASS_FIELDS numbers for each pass.
 MAX_PASSES, GENERAL, PASS_FIELDS = 32, 21, 8
@@ -26,7 +27,10 @@ CARVEOUT = 50
 STATE = 8
 
 Launch = Callable[[str, NDArray[np.int64], int, bool], None]
-"""Runs the kernel "encode" or "decode" with a job (`Job` in `coder.cu`) on N chunks, in shared memory or not."""
+"""Runs a kernel, "encode", "decode" or "decode_trellis", with a job (`Job` in `coder.cu`) on N chunks.
+
+The last argument tells whether their contexts are in shared memory.
+"""
 
 
 @lru_cache(maxsize=16)
@@ -41,7 +45,7 @@ def launcher(device: torch.device, latents: int) -> Launch:
         for shared in (False, True)[: 1 + fits_shared(device, latents)]:
             code = compile_cuda(source(latents, shared), torch.cuda.get_device_capability(device))
             module = _checked(driver.cuModuleLoadData(code))
-            for name in ("encode", "decode"):
+            for name in ("encode", "decode", "decode_trellis"):
                 kernel = kernels[name, shared] = _checked(driver.cuModuleGetFunction(module, name.encode()))
                 settings = (
                     (attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, nbytes[shared]),
@@ -72,7 +76,7 @@ def fits_shared(device: torch.device, latents: int) -> bool:
 
 def shared_bytes(latents: int) -> int:
     """Return the bytes of shared memory of a chunk that has its contexts there."""
-    working = LANES * (16 + 4 + 4) + 16
+    working = LANES * (32 + 4 + 4) + 16
     return working + 4 * (ContextLayout.of(latents).size + 2 * tables.MIXERS * tables.INPUTS) + lookup_tables().nbytes
 
 
@@ -100,6 +104,9 @@ def source(latents: int, shared: bool, lanes: int = LANES) -> str:
         "UNARY_SCALE": layout.unary_scale,
         "UNARY_NEIGHBOURS": layout.unary_neighbours,
         "UNARY_CHANNEL": layout.unary_channel,
+        "ODD": layout.odd,
+        "NEXT_EVEN": _packed(NEXT[:, 0]),
+        "NEXT_ODD": _packed(NEXT[:, 1]),
         "LOW_BIT": layout.low_bit,
         "ESCAPE": layout.escape,
         "CONTEXTS": layout.size,
@@ -114,6 +121,11 @@ def source(latents: int, shared: bool, lanes: int = LANES) -> str:
     }
     text = resources.files("deepsic_codec.model.device_coder").joinpath("coder.cu").read_text("utf-8")
     return "".join(f"#define {name} {value}\n" for name, value in constants.items()) + text
+
+
+def _packed(states: NDArray[np.int64]) -> str:
+    """Return states of the trellis as a number, four bits for each."""
+    return f"{sum(int(state) << 4 * number for number, state in enumerate(states))}U"
 
 
 def compile_cuda(text: str, capability: tuple[int, int]) -> bytes:

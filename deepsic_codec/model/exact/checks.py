@@ -27,6 +27,13 @@ def check_model_sums(arch: Architecture, arrays: Arrays) -> None:
         for name, form in forms.items():
             at = f"{prefix}.{name}"
             check_sums(at, arrays[f"{at}.weight"], arrays[f"{at}.bias"], arrays[f"{at}.shift"], form)
+    for name, form in formats.FILTER_LAYERS.items():
+        at = f"{SYNTHESIS}.{name}"
+        bias = arrays[f"{at}.bias"].astype(np.int64)
+        if name == "filter_up":
+            places = arrays[f"{at}.places"].astype(np.int64).reshape(bias.shape[1], -1)
+            bias = np.abs(bias) + np.abs(places).max(1)
+        check_sums(at, arrays[f"{at}.weight"], bias, arrays[f"{at}.shift"], form)
     check_prior_sums(below(arrays, PRIOR))
 
 
@@ -48,7 +55,9 @@ def check_sums(name: str, weight: ArrayLike, bias: ArrayLike, shift: ArrayLike, 
     valid = sums.max() < (2**20 if form.spatial else 2**24) and np.abs(flat).max() <= form.weight_max
     valid = valid and np.abs(biases).max() < 2**27
     valid = valid and lowest_shift <= shifts.min() and shifts.max() <= highest_shift
-    shapes = [flat.shape[:1], (formats.QUALITIES, len(flat))] if form is formats.UP else [flat.shape[:1]]
+    shapes = [flat.shape[:1]]
+    if form in (formats.UP, formats.FILTER_UP):
+        shapes.append((formats.QUALITIES, len(flat)))
     if not valid or biases.shape not in shapes or shifts.shape != flat.shape[:1]:
         raise ValueError(f"{name}: weights, biases or shifts are out of the range in which sums are exact")
 

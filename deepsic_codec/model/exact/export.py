@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from deepsic_codec.model.exact import fixed, formats
 from deepsic_codec.model.exact.checks import check_prior_sums
-from deepsic_codec.model.exact.formats import QUALITIES
+from deepsic_codec.model.exact.formats import QUALITIES, TRELLIS_STEP
 from deepsic_codec.model.exact.prior_formats import COMPANDED, DIRECT_BITS, HIDDEN_BITS, INPUT_BITS, PRIOR_BIAS_MAX
-from deepsic_codec.model.networks import Analysis, Gains, Modulate, QualityTable, SemanticHead, Synthesis
+from deepsic_codec.model.networks import Analysis, Filter, Gains, Modulate, QualityTable, SemanticHead, Synthesis
 from deepsic_codec.model.prior import IntLinear, Prior, StepNetwork, compand
 from deepsic_codec.payload.constants import quality_step
 
@@ -50,6 +50,7 @@ def export_network(network: Network) -> dict[str, Tensor]:
         out |= {f"{name}.{k}": v for k, v in _export_modulation(getattr(network, name)).items()}
     if isinstance(network, Synthesis):
         out["normaliser"] = torch.log2(network.normaliser()).to(torch.int8).cpu()
+        out |= _export_filter(network.filter)
     if isinstance(network, SemanticHead):
         latents = torch.arange(formats.WIDE_MAX + 1, dtype=torch.float64) * 2.0**-formats.LATENT_BITS
         out["compand"] = torch.floor(torch.asinh(2 * latents) * 2**formats.COMPAND_BITS + 0.5).to(torch.int16)
@@ -84,6 +85,38 @@ def restore_network(network: Network, tensors: Tensors) -> None:
         _restore_modulation(getattr(network, name), tensors[f"{name}.scale"], tensors[f"{name}.offset"])
     if isinstance(network, Synthesis):
         network.input_scale.copy_(torch.exp2(tensors["normaliser"].float()))
+        _restore_filter(network.filter, tensors)
+
+
+def _export_filter(network: Filter) -> dict[str, Tensor]:
+    up, form = network.up, formats.FILTER_UP
+    assert up.bias is not None and network.condition.offset is not None
+    quality = _qualities(up.bias.device)
+    layer = fixed.export_layer(up.weight, up.bias + network.condition.offset(quality), form, network.places)
+    out = {f"filter_up.{name}": values for name, values in layer.items()}
+    down = fixed.export_layer(network.down.weight, network.down.bias, formats.FILTER_DOWN)
+    scale = torch.floor((1 + network.scale(quality)[:, 0]) * 2**formats.MODULATION_BITS + 0.5)
+    out["filter_down.scale"] = scale.clamp(0, formats.FILTER_SCALE_MAX).to(torch.int16).cpu()
+    return out | {f"filter_down.{name}": values for name, values in down.items()}
+
+
+def _restore_filter(network: Filter, tensors: Tensors) -> None:
+    weight, bias, shift = (tensors[f"filter_up.{part}"] for part in ("weight", "bias", "shift"))
+    if weight.shape != network.up.weight.shape:
+        raise ValueError(f"filter_up: weights of another shape, expected {tuple(network.up.weight.shape)}")
+    weights, biases = fixed.restore_layer(weight, bias, shift, formats.FILTER_UP)
+    assert network.up.bias is not None and network.condition.offset is not None and network.down.bias is not None
+    network.up.weight.copy_(weights)
+    network.up.bias.zero_()
+    _fit(network.condition.offset, biases)
+    unit = torch.exp2(shift.double() - formats.FILTER_UP.in_bits + formats.FILTER_UP.out_bits)
+    places = tensors["filter_up.places"].double() * 2.0**-formats.FILTER_UP.in_bits
+    network.places.copy_(places / unit[:, None, None])
+    down = (tensors[f"filter_down.{part}"] for part in ("weight", "bias", "shift"))
+    weights, biases = fixed.restore_layer(*down, formats.FILTER_DOWN)
+    network.down.weight.copy_(weights)
+    network.down.bias.copy_(biases)
+    _fit(network.scale, tensors["filter_down.scale"].double()[:, None] * 2.0**-formats.MODULATION_BITS - 1)
 
 
 def _export_modulation(modulate: Modulate) -> dict[str, Tensor]:
@@ -103,10 +136,11 @@ def _restore_modulation(modulate: Modulate, scale: Tensor, offset: Tensor) -> No
 
 @torch.no_grad()
 def export_gains(gains: Gains) -> dict[str, Tensor]:
-    """Dequantiser steps int32 (QUALITIES,C) in 2^-STEP_BITS units of latents."""
+    """Dequantiser steps, and half steps with a trellis, int32 (QUALITIES,C) in 2^-STEP_BITS units of latents."""
     quality = _qualities(gains.log2.table.device)
     step = 2.0 ** (formats.LATENT_BITS + formats.STEP_BITS) / gains(quality)[:, :, 0, 0].double()
-    return {"step": torch.floor(step + 0.5).clamp(1, 2.0**22).to(torch.int32).cpu()}
+    tables = {"step": step, "half": step * (TRELLIS_STEP / 2)}
+    return {name: torch.floor(table + 0.5).clamp(1, 2.0**22).to(torch.int32).cpu() for name, table in tables.items()}
 
 
 @torch.no_grad()
@@ -153,7 +187,8 @@ def export_prior(prior: Prior) -> dict[str, Tensor]:
             direct = torch.floor(step.direct * 2**DIRECT_BITS + 0.5).clamp(-127, 127)
             out[f"{prefix}direct"] = direct.to(torch.int8)
     check_prior_sums(out)
-    out["compand"] = torch.floor(compand(torch.arange(float(COMPANDED))) + 0.5).to(torch.uint8)
+    for name, unit in (("compand", 1.0), ("compand_half", 0.5)):
+        out[name] = torch.floor(compand(torch.arange(float(COMPANDED)) * unit) + 0.5).to(torch.uint8)
     return out
 
 

@@ -99,23 +99,35 @@ def imitate(
     return fixed(out, form.out_bits, form.low, form.high)
 
 
-def export_layer(weight: Tensor, bias: Tensor | None, form: Format) -> dict[str, Tensor]:
+def export_layer(weight: Tensor, bias: Tensor | None, form: Format, places: Tensor | None = None) -> dict[str, Tensor]:
     """Integer tensors of a layer: weights int8 (int16 for wide ones), shifts uint8, biases int32.
 
     Biases are (outputs,) or (N,outputs), as given, and include half of the unit that the sum is shifted down to.
+    `places` (outputs,...), int32 as well, are added to them.
     """
-    k = exponents(weight, bias, form)
+    k = exponents(weight, bias if places is None else biases_of_places(bias, places), form)
     unit = torch.exp2(k).reshape(-1, *[1] * (weight.ndim - 1))
     integers = torch.floor(weight.detach() * unit + 0.5).clamp(-form.weight_max, form.weight_max)
     shift = k + form.in_bits - form.out_bits
     values = torch.zeros_like(k) if bias is None else bias.detach()
     start = torch.floor(values * torch.exp2(k + form.in_bits) + 0.5).clamp(-form.bias_max, form.bias_max)
     half = torch.floor(torch.exp2(shift - 1))
-    return {
+    out = {
         "weight": integers.to(torch.int16 if form.wide_weight else torch.int8).cpu(),
         "bias": (start + half).to(torch.int32).cpu(),
         "shift": shift.to(torch.uint8).cpu(),
     }
+    if places is not None:
+        unit = torch.exp2(k + form.in_bits).reshape(-1, *[1] * (places.ndim - 1))
+        integers = torch.floor(places.detach() * unit + 0.5).clamp(-form.bias_max, form.bias_max)
+        out["places"] = integers.to(torch.int32).cpu()
+    return out
+
+
+def biases_of_places(bias: Tensor | None, places: Tensor) -> Tensor:
+    """Largest magnitudes (N,outputs) of biases (N,outputs) with what is added to them at places (outputs,...)."""
+    largest = places.detach().abs().flatten(1).amax(1)
+    return largest[None] if bias is None else bias.detach().abs() + largest
 
 
 def restore_layer(weight: Tensor, bias: Tensor, shift: Tensor, form: Format) -> tuple[Tensor, Tensor]:

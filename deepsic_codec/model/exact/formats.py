@@ -40,6 +40,8 @@ EXPANSION = 2
 QUALITIES = 100
 #: Fraction bits of dequantiser steps, in units of latents.
 STEP_BITS = 8
+#: Step of the quantisers with a trellis, in steps of that without.
+TRELLIS_STEP = 1.25
 #: Units per whole quality of the qualities in payloads.
 HUNDREDTHS = 100
 #: Units per grey level of images in int16.
@@ -103,10 +105,16 @@ TO_PIXEL = Format(READ_BITS, -READ_LOW, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX)
 COMPANDED_STEM = Format(COMPAND_BITS, WIDE_MAX, STREAM_BITS, -STEM_MAX, STEM_MAX, wide_input=True)
 TO_LOGIT = Format(HIDDEN_BITS, HIDDEN_HIGH, LOGIT_BITS, -LOGIT_MAX, LOGIT_MAX)
 LINEAR_IN = Format(PIXEL_BITS, -READ_LOW, LATENT_BITS, -(2.0**20), 2.0**20, wide_weight=True)
+#: Layers of the filter at full resolution: from grey levels to hidden values, and to what is added to pixels.
+FILTER_UP = Format(PIXEL_BITS, -READ_LOW, HIDDEN_BITS, 0, HIDDEN_HIGH)
+FILTER_DOWN = Format(HIDDEN_BITS, HIDDEN_HIGH, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX)
 LINEAR_OUT = Format(LATENT_BITS, WIDE_MAX, OUTPUT_BITS, -PIXEL_MAX, PIXEL_MAX, wide_input=True, wide_weight=True)
 
 #: Formats of the layers of each network, by name; those of residual blocks are in a table of their own.
 ANALYSIS_LAYERS = {"linear": LINEAR_IN, "stem": STEM, "reduce": INNER, "out": TO_LATENT}
 SYNTHESIS_LAYERS = {"linear": LINEAR_OUT, "stem": LATENT_STEM, "expand": INNER, "out": TO_PIXEL}
+#: Largest factor of the filter's results, in units of 2^-MODULATION_BITS: its products stay below 2^24.
+FILTER_SCALE_MAX = 1023
+FILTER_LAYERS = {"filter_up": FILTER_UP, "filter_down": FILTER_DOWN}
 HEAD_LAYERS = {"stem": COMPANDED_STEM, "hidden": UP, "out": TO_LOGIT}
 BLOCK_LAYERS = {"spatial": SPATIAL, "up": UP, "down": DOWN}

@@ -37,22 +37,23 @@ class IntegerPrior:
         self.ops = ops_for(device)
         parts = [below(tensors, str(i)) for i in range(len(self.steps))]
         self._tensors = [_step_tensors(part, device) for part in parts]
-        #: Companded magnitudes of symbols, int8 (COMPANDED,).
-        self.companded = tensors["compand"].to(device=device, dtype=torch.int8)
+        #: Companded magnitudes of symbols, int8 (COMPANDED,), without a trellis and with one.
+        self.companded = [tensors[name].to(device=device, dtype=torch.int8) for name in ("compand", "compand_half")]
         #: Logarithms of the scales that the indices were trained to mean; for estimates, not for decoding.
         self.log_scales = log_scales(device)
 
-    def neighbours(self, symbols: Tensor) -> Neighbours:
-        features = self.ops.features(symbols.reshape(-1, symbols.shape[-1]), self.companded)
+    def neighbours(self, symbols: Tensor, trellis: bool = False) -> Neighbours:
+        flat = symbols.reshape(-1, symbols.shape[-1])
+        features = self.ops.features(flat, self.companded[trellis], int(trellis))
         linear, magnitude = (t.view(symbols.shape) for t in features)
-        return Neighbours(linear, magnitude)
+        return Neighbours(linear, magnitude, int(trellis))
 
-    def no_neighbours(self, images: int, grid: tuple[int, int]) -> Neighbours:
+    def no_neighbours(self, images: int, grid: tuple[int, int], trellis: bool = False) -> Neighbours:
         zeros = torch.zeros(images, *grid, self.latents, dtype=torch.int8, device=self.device)
-        return Neighbours(zeros, zeros)
+        return Neighbours(zeros, zeros, int(trellis))
 
     def update(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor) -> None:
-        self.ops.enter(neighbours, step, rows, symbols, self.companded)
+        self.ops.enter(neighbours, step, rows, symbols, self.companded[neighbours.halving])
 
     def move_symbols(
         self,
@@ -63,7 +64,7 @@ class IntegerPrior:
         tables: RateTables,
         quality: Tensor | int,
     ) -> None:
-        self.ops.move_symbols(state, step, rows, predicted, tables, self.companded, quality)
+        self.ops.move_symbols(state, step, rows, predicted, tables, self.companded[0], quality)
 
     def run(self, number: int, neighbours: Neighbours, rows: Tensor, quality: Tensor | int) -> tuple[Tensor, Tensor]:
         return self.ops.predict(neighbours, self.steps[number], rows, self._tensors[number], quality)

@@ -1,6 +1,6 @@
 """The table of tensors of the family `"deepsic"`: what `export` writes and the integer networks read."""
 
-from deepsic_codec.model.architecture import Architecture, BlockSizes, NetworkSizes
+from deepsic_codec.model.architecture import FILTER_PLACES, Architecture, BlockSizes, NetworkSizes
 from deepsic_codec.model.exact import formats
 from deepsic_codec.model.exact.formats import QUALITIES
 from deepsic_codec.model.exact.prior_formats import COMPANDED, LINEAR_MAX, PRIOR_BIAS_MAX, SHIFTS
@@ -18,11 +18,13 @@ def tensors(arch: Architecture) -> Table:
     latents, wide = arch.latents, formats.WIDE_MAX
     table = _network(ANALYSIS, arch.analysis, formats.ANALYSIS_LAYERS, conditioned=True)
     table |= _network(SYNTHESIS, arch.synthesis, formats.SYNTHESIS_LAYERS, conditioned=True)
+    table |= _filter(arch.synthesis_filter)
     table |= _network(HEAD, arch.head, formats.HEAD_LAYERS)
     table[f"{SYNTHESIS}.normaliser"] = spec("int8", (latents,), -formats.STEP_BITS, formats.STEP_BITS)
     table[f"{HEAD}.compand"] = spec("int16", (wide + 1,), 0, wide)
     table[f"{HEAD}.score"] = spec("uint8", (2 * formats.LOGIT_MAX + 1,), 0, 255)
-    table[f"{GAINS}.step"] = spec("int32", (QUALITIES, latents), 1, 2**22)
+    for name in ("step", "half"):
+        table[f"{GAINS}.{name}"] = spec("int32", (QUALITIES, latents), 1, 2**22)
     table[f"{RDO}.saved"] = spec("int16", (INDEX_MAX + 1, DISTANCES), -(2**15), 2**15 - 1)
     table[f"{RDO}.price"] = spec("int32", (QUALITIES, latents), 0, PRICE_MAX)
     return table | _prior(arch) | coder_tensors(latents)
@@ -54,6 +56,15 @@ def _block(name: str, sizes: BlockSizes, conditioned: bool) -> Table:
     return table
 
 
+def _filter(hidden: int) -> Table:
+    up, down = f"{SYNTHESIS}.filter_up", f"{SYNTHESIS}.filter_down"
+    table = _layer(up, (hidden, 3, 3, 3), formats.FILTER_UP, 1.0, conditioned=True)
+    shape, largest = (hidden, FILTER_PLACES, FILTER_PLACES), formats.BIAS_MAX
+    table[f"{up}.places"] = spec("int32", shape, -largest, largest)
+    table[f"{down}.scale"] = spec("int16", (QUALITIES,), 0, formats.FILTER_SCALE_MAX)
+    return table | _layer(down, (3, hidden, 3, 3), formats.FILTER_DOWN, 1.0)
+
+
 def _layer(name: str, shape: tuple[int, ...], form: formats.Format, uses: float, conditioned: bool = False) -> Table:
     outputs, (least, largest) = shape[:1], form.shifts
     biases = (QUALITIES, *outputs) if conditioned else outputs
@@ -66,7 +77,8 @@ def _layer(name: str, shape: tuple[int, ...], form: formats.Format, uses: float,
 
 
 def _prior(arch: Architecture) -> Table:
-    table: Table = {f"{PRIOR}.compand": spec("uint8", (COMPANDED,), 0, LINEAR_MAX)}
+    companded = spec("uint8", (COMPANDED,), 0, LINEAR_MAX)
+    table: Table = {f"{PRIOR}.compand": companded, f"{PRIOR}.compand_half": companded}
     for number, step in enumerate(schedule(arch.prior_groups, arch.prior_detail)):
         outputs, width = 2 * step.count, arch.prior_width
         uses = len(STARTS[step.mask]) / 4 / LATENT_STRIDE**2  # the share of positions that are in the step

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepsic_codec import config
-from deepsic_codec.model.architecture import Architecture
+from deepsic_codec.model.architecture import FILTER_PLACES, Architecture
 from deepsic_codec.model.batch import whole_qualities
 from deepsic_codec.model.device import upload
 from deepsic_codec.model.exact import formats
@@ -20,17 +20,18 @@ from deepsic_codec.payload.constants import EMBEDDING_ZERO, LATENT_STRIDE
 
 
 class IntegerGains:
-    """Dequantiser steps of each channel and quality."""
+    """Dequantiser steps of each channel and quality, and half steps with a trellis."""
 
     def __init__(self, tensors: Tensors, device: torch.device) -> None:
-        self.table = tensors["step"].to(torch.int64)
+        self.tables = [tensors[name].to(torch.int64) for name in ("step", "half")]
         self.device = device
 
-    def steps(self, hundredths: Tensor) -> Tensor:
+    def steps(self, hundredths: Tensor, trellis: bool = False) -> Tensor:
         """Qualities in hundredths, int64 (N,) -> steps int32 (N,C) in 2^-STEP_BITS units of latents."""
+        table = self.tables[trellis]
         low = (hundredths // HUNDREDTHS).clamp(1, formats.QUALITIES - 1)
         part = (hundredths - low * HUNDREDTHS)[:, None]
-        sum_ = self.table[low - 1] * (HUNDREDTHS - part) + self.table[low] * part
+        sum_ = table[low - 1] * (HUNDREDTHS - part) + table[low] * part
         return ((sum_ + HUNDREDTHS // 2) // HUNDREDTHS).to(device=self.device, dtype=torch.int32)
 
 
@@ -81,6 +82,40 @@ class IntegerAnalysis:
         return latents.view(n, h, w, -1)
 
 
+class IntegerFilter:
+    """Filter at full resolution of a model file: 3x3 convolutions as products of gathered neighbours."""
+
+    def __init__(self, tensors: Tensors, device: torch.device) -> None:
+        tensors = dict(tensors)
+        for name in formats.FILTER_LAYERS:  # inputs from (C,y,x) to (y,x,C), as they are gathered
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"].permute(0, 2, 3, 1).contiguous()
+        self.up, self.down = (Layer(tensors, name, form, device) for name, form in formats.FILTER_LAYERS.items())
+        self.scale = tensors["filter_down.scale"].to(device=device, dtype=torch.int32)
+        self.places = tensors["filter_up.places"].to(device=device, dtype=torch.int32).permute(1, 2, 0).contiguous()
+
+    def __call__(self, pixels: Tensor, quality: Tensor) -> Tensor:
+        """Pixels int16 (N,H,W,3) in 64ths of a grey level, and whole qualities (N,) -> the same, filtered."""
+        n, height, width, _ = pixels.shape
+        grey = ((pixels + formats.UNITS_PER_LEVEL // 2 >> formats.PIXEL_BITS) - 128).to(torch.int8)
+        rows, columns = (torch.arange(-2, size + 2, device=grey.device) for size in (height, width))
+        grey = grey[:, rows.clamp(0, height - 1)][:, :, columns.clamp(0, width - 1)]
+        sums = self.up.products(_neighbours(grey)).view(n, height + 2, width + 2, -1)
+        sums += self.up.bias[quality - 1][:, None, None]
+        sums += self.places[rows[1:-1] % FILTER_PLACES][:, columns[1:-1] % FILTER_PLACES]
+        hidden = (sums >> self.up.shift).clamp_(*self.up.bounds).to(torch.int8)
+        change = self.down.forward(_neighbours(hidden)).view(pixels.shape)
+        change = change * self.scale[quality - 1][:, None, None, None] + (1 << formats.MODULATION_BITS - 1)
+        change >>= formats.MODULATION_BITS
+        return (pixels + change).clamp_(0, 255 << formats.PIXEL_BITS).to(torch.int16)
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """Gather the 3x3 neighbours of all but the outer positions: (N,h + 2,w + 2,C) -> (N h w,9 C)."""
+    height, width = x.shape[1] - 2, x.shape[2] - 2
+    parts = [x[:, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
+    return torch.cat(parts, -1).view(-1, 9 * x.shape[3])
+
+
 class IntegerSynthesis:
     """Synthesis transform of a model file."""
 
@@ -99,6 +134,7 @@ class IntegerSynthesis:
             Blocks(tensors, f"blocks{at}", n, device) for at, n in zip((8, 16), arch.synthesis_blocks, strict=True)
         )
         # as a multiplication by a power of two, rounded, of integers below 2^15
+        self.filter = IntegerFilter(tensors, device)
         exponent = tensors["normaliser"].float() + (formats.NORMAL_BITS - formats.LATENT_BITS)
         self.normaliser = torch.exp2(exponent).to(device)
 
@@ -114,7 +150,9 @@ class IntegerSynthesis:
         stream = self.blocks16(stream, quality)
         stream = self.mod8(quality, rows_of(read(stream))).view(n, h, w, -1)
         stream = self.blocks8(scatter(stream, 2), quality)
-        return ops.pixels(linear, self.out.sums(rows_of(read(stream))), (n, h, w), q6)
+        pixels = ops.pixels(linear, self.out.sums(rows_of(read(stream))), (n, h, w))
+        pixels = self.filter(pixels, quality)
+        return pixels if q6 else (pixels + formats.UNITS_PER_LEVEL // 2 >> formats.PIXEL_BITS).to(torch.uint8)
 
 
 class IntegerHead:
@@ -190,25 +228,28 @@ class IntegerTransforms:
         latents = self._analysis(grey, rest, whole)
         return Analysed(in_steps(latents, steps), latents)
 
-    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool) -> Tensor:
-        whole, steps = self._qualities(quality)
+    def synthesise(
+        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool = False
+    ) -> Tensor:
+        whole, steps = self._qualities(quality, trellis)
         return self._synthesis(dequantise(upload(symbols, self.device), steps), whole, q6)
 
-    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64]) -> Tensor:
-        _, steps = self._qualities(quality)
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool = False) -> Tensor:
+        _, steps = self._qualities(quality, trellis)
         return dequantise(upload(symbols, self.device), steps)
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
         return self._head(cells, upload(whole_qualities(quality)[1], self.device))
 
-    def steps(self, quality: NDArray[np.float64]) -> Tensor:
-        """Quantiser steps int32 (N,C)."""
-        return self._qualities(quality)[1]
+    def steps(self, quality: NDArray[np.float64], trellis: bool = False) -> Tensor:
+        """Quantiser steps int32 (N,C), with a trellis half steps."""
+        return self._qualities(quality, trellis)[1]
 
-    def _qualities(self, quality: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Whole qualities (N,) and quantiser steps (N,C)."""
+    def _qualities(self, quality: NDArray[np.float64], trellis: bool = False) -> tuple[Tensor, Tensor]:
+        """Whole qualities (N,) and quantiser steps (N,C), with a trellis half steps."""
         hundredths, whole = whole_qualities(quality)
-        return upload(whole, self.device), upload(self._gains.steps(torch.from_numpy(hundredths)), self.device)
+        steps = self._gains.steps(torch.from_numpy(hundredths), trellis)
+        return upload(whole, self.device), upload(steps, self.device)
 
 
 def analyses_in_bfloat16(device: torch.device) -> bool:

@@ -131,10 +131,11 @@ class Ops(Protocol):
         `stream` (N,h,w,C) may be changed; whole qualities are int64 (N,).
         """
 
-    def features(self, symbols: Tensor, companded: Tensor) -> tuple[Tensor, Tensor]:
-        """Symbols (P,C) -> themselves clipped to +-LINEAR_MAX, and companded magnitudes, int8 (P,C) each.
+    def features(self, symbols: Tensor, companded: Tensor, halving: int) -> tuple[Tensor, Tensor]:
+        """Symbols (P,C) -> their numbers clipped to +-LINEAR_MAX, and companded magnitudes, int8 (P,C) each.
 
-        `companded` is int8 (32769,).
+        `companded` is int8 (32769,). With a trellis, `halving` is 1 and numbers are halves of the symbols, rounded away
+        from 0; without, they are the symbols.
         """
 
     def enter(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor, companded: Tensor) -> None:
@@ -175,10 +176,9 @@ class Ops(Protocol):
     def companded_digits(self, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Digits of integers int32 (P,C) whose magnitudes are replaced by the entries of a table."""
 
-    def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int], q6: bool) -> Tensor:
-        """Images (n,16h,16w,3) from the sums of both branches of a synthesis; `grid` is (n, h, w).
+    def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int]) -> Tensor:
+        """Images int16 (n,16h,16w,3) in 64ths of a grey level from both branches of a synthesis; `grid` is (n, h, w).
 
         `linear` are sums (n h w,768) of blocks of 16x16 pixels, `rest` sums (n 2h 2w,192) of blocks of 8x8 pixels, both
-        with channels in the order (y,x,colour). With `q6`, images are int16 in 64ths of a grey level, 0..16320, else
-        uint8 in grey levels.
+        with channels in the order (y,x,colour). Pixels are 0..16320.
         """

@@ -112,10 +112,10 @@ class _Chance:
         bias = self.ints(-9999, 9999, formats.QUALITIES, 2 * step.count)
         return StepTensors(hidden, direct, bias, self.ints(3, 8, step.count), self.ints(6, 9, step.count))
 
-    def neighbours(self, latents: int) -> Neighbours:
+    def neighbours(self, latents: int, halving: int = 0) -> Neighbours:
         """Features of symbols (2,5,7,latents)."""
         linear, magnitude = (self.ints(-127, 127, 2, 5, 7, latents, dtype=torch.int8) for _ in range(2))
-        return Neighbours(linear, magnitude)
+        return Neighbours(linear, magnitude, halving)
 
 
 def checks(ops: Any, device: torch.device) -> Iterator[tuple[str, Callable[[], bool]]]:
@@ -166,9 +166,10 @@ def checks(ops: Any, device: torch.device) -> Iterator[tuple[str, Callable[[], b
         return changed and _equal(states[0].symbols, states[1].symbols) and _equal(*(s.neighbours for s in states))
 
     entered = Step(2, n, "2", CROSS, 9)
-    near = chance.neighbours(n + 5)
-    padded = near.rows(entered)[0]
-    yield "enter", alike("enter", near, entered, padded, symbols[: len(padded)], companded)
+    for name, halving in (("enter", 0), ("enter with a trellis", 1)):
+        near = chance.neighbours(n + 5, halving)
+        padded = near.rows(entered)[0]
+        yield name, alike("enter", near, entered, padded, symbols[: len(padded)], companded)
     yield "move_symbols", lambda: moved(False)
     yield "move_symbols by quality", lambda: moved(True)
     yield "narrow", alike("narrow", total, bias, shift, -128, 127)
@@ -177,13 +178,13 @@ def checks(ops: Any, device: torch.device) -> Iterator[tuple[str, Callable[[], b
     yield "read", alike("read", stream, 4)
     yield "read rounded down", alike("read", stream / 8, 0)
     yield "modulate", alike("modulate", total, bias, shift, scale, offset)
-    yield "features", alike("features", symbols, companded)
+    yield "features", alike("features", symbols, companded, 0)
+    yield "features with a trellis", alike("features", symbols, companded, 1)
     yield "means_and_indices", alike("means_and_indices", total, bias, shift[: n // 2], shift[n // 2 :])
     yield "dequantise", alike("dequantise", symbols, steps)
     yield "digits", alike("digits", wide)
     yield "digits normalised", alike("digits", wide, unit)
-    yield "pixels", alike("pixels", linear, rest, (2, 2, 3), False)
-    yield "pixels in 64ths", alike("pixels", linear, rest, (2, 2, 3), True)
+    yield "pixels", alike("pixels", linear, rest, (2, 2, 3))
     for c, conditioned in ((24, True), (128, True), (256, False)):
         area = ints(-2047, 2047, 2, 7, 9, c).float()
         yield f"block of {c}", alike("blocks", area, [chance.block(c, conditioned)], quality)
@@ -202,7 +203,7 @@ def _copied(argument: Any) -> Any:
     if isinstance(argument, Neighbours):
         shape = (2, *(k + 2 if i in (1, 2) else k for i, k in enumerate(argument.shape)))
         magnitude, linear = (t[:, 1:-1, 1:-1] for t in argument.both.view(shape))
-        return Neighbours(linear, magnitude)
+        return Neighbours(linear, magnitude, argument.halving)
     return argument.clone() if isinstance(argument, Tensor) else argument
 
 

@@ -44,11 +44,12 @@ class TorchOps:
             self.add(rows, block.down.matmul(hidden), block.down_bias, block.down_shift)
         return stream
 
-    def features(self, symbols: Tensor, companded: Tensor) -> tuple[Tensor, Tensor]:
-        return symbols.clamp(-LINEAR_MAX, LINEAR_MAX).to(torch.int8), companded[symbols.abs().long()]
+    def features(self, symbols: Tensor, companded: Tensor, halving: int) -> tuple[Tensor, Tensor]:
+        numbers = (symbols.to(torch.int32) + (symbols > 0)) >> 1 if halving else symbols
+        return numbers.clamp(-LINEAR_MAX, LINEAR_MAX).to(torch.int8), companded[symbols.abs().long()]
 
     def enter(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor, companded: Tensor) -> None:
-        linear, magnitude = self.features(symbols, companded)
+        linear, magnitude = self.features(symbols, companded, neighbours.halving)
         neighbours.linear[rows, step.channels], neighbours.magnitude[rows, step.channels] = linear, magnitude
 
     def predict(
@@ -125,15 +126,14 @@ class TorchOps:
     def companded_digits(self, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         return self.digits(table[values.abs().long()] * values.sign())
 
-    def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int], q6: bool) -> Tensor:
+    def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int]) -> Tensor:
         n, h, w = grid
         branches = []
         for sums, edge, k in ((linear, 16, 1), (rest, 8, 2)):
             part = shifted(sums.total, sums.bias, sums.shift).clamp_(-formats.PIXEL_MAX, formats.PIXEL_MAX)
             branches.append(scatter(part.to(torch.int16).view(n, k * h, k * w, -1), edge))
         half = 128 << formats.PIXEL_BITS
-        out = branches[0].add_(branches[1]).clamp_(-half, (255 << formats.PIXEL_BITS) - half).add_(half)
-        return out if q6 else (out.add_(1 << formats.PIXEL_BITS - 1) >> formats.PIXEL_BITS).to(torch.uint8)
+        return branches[0].add_(branches[1]).clamp_(-half, (255 << formats.PIXEL_BITS) - half).add_(half)
 
 
 def rows_per_entry(total: Tensor, entries: Tensor) -> int:

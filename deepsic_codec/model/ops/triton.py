@@ -40,7 +40,6 @@ READ_LOW, READ_HIGH = tl.constexpr(int(formats.READ_LOW)), tl.constexpr(int(form
 MODULATION_UNIT = tl.constexpr(2.0**-formats.MODULATION_BITS)
 STEP_BITS, STEP_HALF = tl.constexpr(formats.STEP_BITS), tl.constexpr(1 << (formats.STEP_BITS - 1))
 PRODUCT_MAX = tl.constexpr(1 << (15 + formats.STEP_BITS))
-PIXEL_BITS, PIXEL_HALF = tl.constexpr(formats.PIXEL_BITS), tl.constexpr(1 << (formats.PIXEL_BITS - 1))
 FEATURE_MAX, TOP_MEAN = tl.constexpr(LINEAR_MAX), tl.constexpr(MEAN_MAX)
 TOP_INDEX, MIDDLE_INDEX = tl.constexpr(INDEX_MAX), tl.constexpr(INDEX_MIDDLE)
 LEVELS, BITS = tl.constexpr(MEAN_LEVELS), tl.constexpr(RATE_BITS)
@@ -99,10 +98,15 @@ def _modulate(total, bias, shift, scale, offset, out, size, per, n: tl.constexpr
 
 
 @triton.jit
-def _features(symbols, companded, linear, magnitude, size, block: tl.constexpr):
+def _number(symbol, halving: tl.constexpr):
+    return (symbol + tl.where(symbol > 0, halving, 0)) >> halving
+
+
+@triton.jit
+def _features(symbols, companded, linear, magnitude, size, halving: tl.constexpr, block: tl.constexpr):
     at, valid = _indices(size, block)
     value = tl.load(symbols + at, valid, 0).to(tl.int32)
-    tl.store(linear + at, _clip(value, -FEATURE_MAX, FEATURE_MAX).to(tl.int8), valid)
+    tl.store(linear + at, _clip(_number(value, halving), -FEATURE_MAX, FEATURE_MAX).to(tl.int8), valid)
     tl.store(magnitude + at, tl.load(companded + tl.abs(value), valid, 0), valid)
 
 
@@ -164,7 +168,6 @@ def _pixels(
     size,
     height,
     width,
-    q6: tl.constexpr,
     block: tl.constexpr,
 ):
     """`height` and `width` count blocks of 16x16 pixels; sample by sample of the images."""
@@ -179,11 +182,7 @@ def _pixels(
     place = ((image * (2 * height) + y // 8) * (2 * width) + x // 8) * 192 + column
     value = tl.load(rest + place, valid, 0) + tl.load(rest_bias + column, valid, 0)
     sum_ += _clip(value >> tl.load(rest_shift + column, valid, 0), -PIXEL_MAX, PIXEL_MAX)
-    value = _clip(sum_ + GREY, 0, WHITE)
-    if q6:
-        tl.store(out + at, value.to(tl.int16), valid)
-    else:
-        tl.store(out + at, ((value + PIXEL_HALF) >> PIXEL_BITS).to(tl.uint8), valid)
+    tl.store(out + at, _clip(sum_ + GREY, 0, WHITE).to(tl.int16), valid)
 
 
 @triton.jit
@@ -340,11 +339,23 @@ def _predict(
 
 
 @triton.jit
-def _enter(symbols, companded, linear, magnitude, rows, size, latents, start, n: tl.constexpr, block: tl.constexpr):
+def _enter(
+    symbols,
+    companded,
+    linear,
+    magnitude,
+    rows,
+    size,
+    latents,
+    start,
+    halving: tl.constexpr,
+    n: tl.constexpr,
+    block: tl.constexpr,
+):
     at, valid = _indices(size, block)
     value = tl.load(symbols + at, valid, 0).to(tl.int32)
     place = tl.load(rows + at // n, valid, 0) * latents + start + at % n
-    tl.store(linear + place, _clip(value, -FEATURE_MAX, FEATURE_MAX).to(tl.int8), valid)
+    tl.store(linear + place, _clip(_number(value, halving), -FEATURE_MAX, FEATURE_MAX).to(tl.int8), valid)
     tl.store(magnitude + place, tl.load(companded + tl.abs(value), valid, 0), valid)
 
 
@@ -471,12 +482,14 @@ class TritonOps(TorchOps):
             )
         return out
 
-    def features(self, symbols: Tensor, companded: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, symbols: Tensor, companded: Tensor, halving: int) -> tuple[Tensor, Tensor]:
         """See `Ops.features`."""
         symbols = symbols.contiguous()
         linear, magnitude = (torch.empty(symbols.shape, dtype=torch.int8, device=symbols.device) for _ in range(2))
         with _on(symbols):
-            _features[_grid(symbols.numel())](symbols, companded, linear, magnitude, symbols.numel(), block=BLOCK)
+            _features[_grid(symbols.numel())](
+                symbols, companded, linear, magnitude, symbols.numel(), halving=halving, block=BLOCK
+            )
         return linear, magnitude
 
     def enter(self, neighbours: Neighbours, step: Step, rows: Tensor, symbols: Tensor, companded: Tensor) -> None:
@@ -485,7 +498,17 @@ class TritonOps(TorchOps):
         size, n = symbols.numel(), symbols.shape[1]
         with _on(symbols):
             _enter[_grid(size)](
-                symbols, companded, linear, magnitude, rows, size, linear.shape[1], step.start, n=n, block=BLOCK
+                symbols,
+                companded,
+                linear,
+                magnitude,
+                rows,
+                size,
+                linear.shape[1],
+                step.start,
+                halving=neighbours.halving,
+                n=n,
+                block=BLOCK,
             )
 
     def predict(
@@ -602,11 +625,10 @@ class TritonOps(TorchOps):
             )
         return high, low
 
-    def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int], q6: bool) -> Tensor:
+    def pixels(self, linear: Sums, rest: Sums, grid: tuple[int, int, int]) -> Tensor:
         """See `Ops.pixels`."""
         n, h, w = grid
-        dtype, device = torch.int16 if q6 else torch.uint8, linear.total.device
-        out = torch.empty((n, 16 * h, 16 * w, 3), dtype=dtype, device=device)
+        out = torch.empty((n, 16 * h, 16 * w, 3), dtype=torch.int16, device=linear.total.device)
         with _on(out):
-            _pixels[_grid(out.numel())](*linear, *rest, out, out.numel(), h, w, q6=q6, block=BLOCK)
+            _pixels[_grid(out.numel())](*linear, *rest, out, out.numel(), h, w, block=BLOCK)
         return out

@@ -31,13 +31,15 @@ MAX_CONFIDENCE, MAX_LOW_BITS, MAX_RATE = 1023, 8, 64
 class ContextLayout(NamedTuple):
     """Where each family of contexts starts in the context array, and the number of contexts."""
 
+    # families that have a second set, for the odd states of the trellis, which follows at `odd`
     zero_scale: int  # zero flag by scale level, fraction, and whether the mean rounds to zero
-    zero_channel: int  # zero flag by spatial pass, channel, neighbourhood, and whether the mean rounds to zero
     zero_previous: int  # zero flag by scale level, previous channels, and coarse neighbourhood
-    sign: int  # sign by scale level and fraction
     unary_scale: int  # magnitude bin by scale level and bin
     unary_neighbours: int  # magnitude bin by coarse scale level, neighbourhood, and bin
     unary_channel: int  # magnitude bin by channel, previous channels (3 levels), and bin (4 levels)
+    odd: int
+    zero_channel: int  # zero flag by spatial pass, channel, neighbourhood, and whether the mean rounds to zero
+    sign: int  # sign by scale level and fraction
     low_bit: int  # highest of the bits below a coarse magnitude, by scale level
     escape: int  # Exp-Golomb prefix, by position
     size: int
@@ -45,9 +47,9 @@ class ContextLayout(NamedTuple):
     @classmethod
     def of(cls, latents: int) -> Self:
         """Return the layout for this number of channels."""
-        zero_flags = SCALES * FRACTIONS * 2, 2 * latents * NEIGHBOURS * 2, SCALES * PREVIOUS * 5
-        magnitudes = SCALES * UNARY, 16 * NEIGHBOURS * UNARY, latents * 3 * 4, SCALES
-        sizes = (*zero_flags, SCALES * FRACTIONS, *magnitudes, ESCAPE_BITS)
+        sizes = [SCALES * FRACTIONS * 2, SCALES * PREVIOUS * 5]
+        sizes += [SCALES * UNARY, 16 * NEIGHBOURS * UNARY, latents * 3 * 4]
+        sizes += [sum(sizes), 2 * latents * NEIGHBOURS * 2, SCALES * FRACTIONS, SCALES, ESCAPE_BITS]
         return cls(*accumulate(sizes, initial=0))
 
 

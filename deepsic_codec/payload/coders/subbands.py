@@ -29,6 +29,7 @@ from deepsic_codec.payload.coders.binary import (
     grown,
 )
 from deepsic_codec.payload.coders.interval import begin_decoding, begin_encoding, check_end, finish_encoding, read_first
+from deepsic_codec.payload.coders.trellis import BEFORE, NEXT, add_value, add_zero, best_state, start_costs
 from deepsic_codec.payload.coders.wavelet import (
     DIAGONAL,
     HORIZONTAL,
@@ -55,17 +56,11 @@ MIXERS = np.tile(np.array([22000, 14000, 14000, 12000, 12000, 12000, 0], np.int3
 KINDS = 4 * (MAX_LEVELS + 1)  # classes of bands, by level and kind
 COEFFICIENT_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 26)  # limit for one coefficient: 16 bits for each bin
 
-# The trellis: the next of its eight states by state and lowest bit of the magnitude. Even states quantise to whole
-# steps, odd ones to odd halves of a step and to 0.
-NEXT = np.array([[0, 1], [3, 2], [5, 4], [6, 7], [1, 0], [2, 3], [4, 5], [7, 6]], np.int64)
-# The state before, by state and lowest bit of the magnitude.
-BEFORE = np.array([[0, 4], [4, 0], [5, 1], [1, 5], [6, 2], [2, 6], [3, 7], [7, 3]], np.int64)
 # Weight of the rate against the squared error, in 256ths of a squared step for a bit.
 LAMBDA = 16
 # Magnitudes up to this many 256ths of a step become 0, and those of a band that has none above `FILLED`.
 ZERO, FILLED = 64, 112
 SQUARED_MAX = 1 << 24  # larger errors count as this one, whose square leaves room for sums
-IMPOSSIBLE = 1 << 60  # cost of a path that there is not
 NO_LIMIT = 1 << 60  # position that no decoder reaches
 
 
@@ -375,11 +370,7 @@ def _choose_row(coefficients, symbols, near, present, cells, settings, memory, w
         magnitudes[:width] = 0
         return
     state = memory[2][0]
-    far = np.int64(IMPOSSIBLE)
-    c0, c1 = (np.int64(0) if state == 0 else far), (np.int64(0) if state == 1 else far)
-    c2, c3 = (np.int64(0) if state == 2 else far), (np.int64(0) if state == 3 else far)
-    c4, c5 = (np.int64(0) if state == 4 else far), (np.int64(0) if state == 5 else far)
-    c6, c7 = (np.int64(0) if state == 6 else far), (np.int64(0) if state == 7 else far)
+    costs = start_costs(state)
     for column in range(width):
         exact = sizes[column + 2]
         left, far_left = sizes[column + 1] >> 7, sizes[column] >> 7
@@ -395,7 +386,7 @@ def _choose_row(coefficients, symbols, near, present, cells, settings, memory, w
             rank = _level(2 * around[1])
             a0 = _zero_cost(exact, np.int64(0), band, rank, quiet, memory[0])
             b0 = _zero_cost(exact, np.int64(1), band, rank, quiet, memory[0])
-            c0, c1, c2, c3, c4, c5, c6, c7 = c0 + a0, c4 + a0, c5 + b0, c1 + b0, c6 + a0, c2 + a0, c3 + b0, c7 + b0
+            costs = add_zero(costs, a0, b0)
             ways[column] = options[column, 0] = options[column, 2] = 0
             continue
         expectation = _expectation(around)
@@ -403,23 +394,8 @@ def _choose_row(coefficients, symbols, near, present, cells, settings, memory, w
         options[column, 0], options[column, 1] = even, odd
         b0, b1, even, odd = _costs(exact, np.int64(1), band, quiet, expectation, memory)
         options[column, 2], options[column, 3] = even, odd
-        d0, e0 = c0 + a0, c4 + a1
-        d1, e1 = c4 + a0, c0 + a1
-        d2, e2 = c5 + b0, c1 + b1
-        d3, e3 = c1 + b0, c5 + b1
-        d4, e4 = c6 + a0, c2 + a1
-        d5, e5 = c2 + a0, c6 + a1
-        d6, e6 = c3 + b0, c7 + b1
-        d7, e7 = c7 + b0, c3 + b1
-        way = (e0 < d0) | (e1 < d1) << 1 | (e2 < d2) << 2 | (e3 < d3) << 3
-        ways[column] = way | (e4 < d4) << 4 | (e5 < d5) << 5 | (e6 < d6) << 6 | (e7 < d7) << 7
-        c0, c1, c2, c3 = min(d0, e0), min(d1, e1), min(d2, e2), min(d3, e3)
-        c4, c5, c6, c7 = min(d4, e4), min(d5, e5), min(d6, e6), min(d7, e7)
-    least = min(min(min(c0, c1), min(c2, c3)), min(min(c4, c5), min(c6, c7)))
-    state = np.int64(7)
-    for number, cost in ((6, c6), (5, c5), (4, c4), (3, c3), (2, c2), (1, c1), (0, c0)):
-        if cost == least:
-            state = np.int64(number)
+        costs, ways[column] = add_value(costs, a0, a1, b0, b1)
+    state = best_state(costs)
     for column in range(width - 1, -1, -1):
         if cells is not None and options[column, 0] < 0:
             magnitudes[column] = 0

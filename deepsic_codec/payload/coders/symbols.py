@@ -1,10 +1,12 @@
 """Context-mixing binary arithmetic coder for the symbols of a chunk.
 
-Each symbol is coded as its difference from the prior's rounded mean: zero flag, sign, unary magnitude bins with an
-Exp-Golomb escape, and, where the scale is large, some low bits as they are. A bin's probability mixes three adaptive
-contexts in the logistic domain: the prior's scale index, the neighbourhood in the same channel, and earlier channels at
-the same position (paper, section III-B, with its trained classifier). All arithmetic is on integers, so the same bytes
-give the same symbols on every machine. `docs/entropy-coder.md` is normative and has the bounds.
+Each symbol is a number, which is coded as its difference from the prior's rounded mean: zero flag, sign, unary
+magnitude bins with an Exp-Golomb escape, and, where the scale is large, some low bits as they are. With a trellis,
+symbols are in halves of a step: twice the number in even states, half a step less in odd ones, which have contexts of
+their own. A bin's probability mixes three adaptive contexts in the logistic domain: the prior's scale index, the
+neighbourhood in the same channel, and earlier channels at the same position (paper, section III-B, with its trained
+classifier). All arithmetic is on integers, so the same bytes give the same symbols on every machine.
+`docs/entropy-coder.md` is normative and has the bounds.
 """
 
 from typing import Any
@@ -27,6 +29,7 @@ from deepsic_codec.payload.coders.contexts import (
     ContextLayout,
 )
 from deepsic_codec.payload.coders.interval import begin_encoding, check_end, finish_encoding, read_first
+from deepsic_codec.payload.coders.trellis import NEXT
 
 SYMBOL_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 16)  # limit for one symbol: 16 bits for each bin
 SYMBOL_MAX = 32767
@@ -54,6 +57,24 @@ def _code_mixed(decoding, bit, a, b, c, mixer, weights, rate, limit, contexts, s
     return bit, stream
 
 
+@inline
+def _magnitude(symbol, trellis):
+    """Return the magnitude of the number of a symbol."""
+    return np.int32(np.int32(abs(np.int32(symbol)) + trellis) >> trellis)
+
+
+@inline
+def number_of(symbol, trellis):
+    """Return the number that stands for a symbol: with a trellis (1), half of it, rounded away from 0."""
+    return (symbol + (trellis if symbol > 0 else 0)) >> trellis
+
+
+@inline
+def odd_mean(mean):
+    """Return the mean of a number in an odd state of the trellis, from that in an even one, in eighths."""
+    return mean + min(max(mean, -4), 4)
+
+
 @jit
 def code_pass(
     decoding, source, symbols, positions, channels, predictions, tables, memory, offsets, state, data, out, row
@@ -65,7 +86,7 @@ def code_pass(
     decoding : bool
         Whether to decode.
     source : int16 (S, h, w, C)
-        The symbols of an encoder.
+        The symbols of an encoder, with a trellis those of a path through it.
     symbols : int16 (S, h + 2, w + 2, C)
         Symbols coded so far, with a border of zeros. Both directions fill it symbol by symbol, so that contexts never
         depend on anything that a decoder does not have yet.
@@ -78,7 +99,7 @@ def code_pass(
     tables : tuple
         `levels`, `low_bits`, `limit`, `rate` and `single` of `CoderTables`.
     memory : tuple
-        Contexts, mixers, and working memory int32 (C,).
+        Contexts, mixers, working memory int32 (C,), and int64 (2,): the state of the trellis, and whether there is one.
     offsets : tuple of int
         `ContextLayout` of the contexts.
     state, data : int64 (4,), uint8 (n,)
@@ -92,15 +113,18 @@ def code_pass(
     -------
     int
         The next row. It is not the last if `data` may be too short for a row. -1 if the stream holds an impossible
-        symbol.
+        symbol, or if those of an encoder are no path.
     """
     stream = (state[0], state[1], state[2], state[3])
     (ys, xs), (start, count, second), (means, indices) = positions, channels, predictions
     levels, low_bits, limit, rate, single = tables
-    contexts, weights, neighbourhood = memory
-    zero_scale, zero_channel, zero_previous, sign_at, unary_scale, unary_near, unary_channel, low_at, escape_at = (
-        offsets
-    )
+    contexts, weights, neighbourhood, path = memory
+    node, trellis = path[0], path[1]
+    halving = np.int32(trellis)
+    zero_scale, zero_previous, unary_scale, unary_near, unary_channel = (
+        offsets[0], offsets[1], offsets[2], offsets[3], offsets[4],
+    )  # fmt: skip
+    odd, zero_channel, sign_at, low_at, escape_at = offsets[5], offsets[6], offsets[7], offsets[8], offsets[9]
     latents = symbols.shape[3]
     end = start + count
     rows = symbols.shape[0] * ys.size
@@ -117,11 +141,15 @@ def code_pass(
         for c in range(count):
             sides = abs(np.int32(we[c])) + abs(np.int32(ea[c])) + abs(np.int32(no[c])) + abs(np.int32(so[c]))
             corners = abs(np.int32(nw[c])) + abs(np.int32(ne[c])) + abs(np.int32(sw[c])) + abs(np.int32(se[c]))
-            neighbourhood[c] = min(2 * sides + corners, 63)
+            neighbourhood[c] = min((2 * sides + corners) >> halving, 63)
         for c in range(count):
             k = start + c
             scale = np.int64(levels[index_row[c]])
-            mean = np.int64(mean_row[c])
+            mean: Any = np.int64(mean_row[c])
+            quantiser = node & 1
+            set_at = odd if quantiser else np.int64(0)
+            if quantiser:
+                mean = odd_mean(mean)
             centre = (mean + 4) >> 3
             fraction = mean - (centre << 3)  # -4..3
             flip = fraction < 0
@@ -130,19 +158,19 @@ def code_pass(
             level = np.int64(NEIGHBOUR[neighbourhood[c]])
             previous: Any = np.int64(0)
             if c > 0:
-                left: Any = abs(np.int64(current[c - 1]))
+                left: Any = np.int64(_magnitude(current[c - 1], halving))
                 previous += 2 * min(left, 2)
             if c > 1:
-                previous += min(abs(np.int64(current[c - 2])), 1)
+                previous += min(np.int64(_magnitude(current[c - 2], halving)), 1)
             nonzero_mean = np.int64(1) if centre != 0 else np.int64(0)
             difference = np.int64(0)
             if not decoding:
-                difference = np.int64(target[c]) - centre
+                difference = number_of(np.int64(target[c]), trellis) - centre
                 if flip:
                     difference = -difference
-            a = zero_scale + (scale * FRACTIONS + fraction) * 2 + nonzero_mean
+            a = set_at + zero_scale + (scale * FRACTIONS + fraction) * 2 + nonzero_mean
             b = zero_channel + ((second * latents + k) * NEIGHBOURS + level) * 2 + nonzero_mean
-            c3 = zero_previous + (scale * PREVIOUS + previous) * 5 + min(level >> 1, 4)
+            c3 = set_at + zero_previous + (scale * PREVIOUS + previous) * 5 + min(level >> 1, 4)
             bit = difference != 0
             if scale < single:
                 bit, stream = code_single(decoding, bit, c3, MIN_P, limit, contexts, stream, data)
@@ -158,9 +186,9 @@ def code_pass(
                 coarse = magnitude >> low_count
                 v: Any = np.int64(0)
                 while v < UNARY:
-                    a = unary_scale + scale * UNARY + v
-                    b = unary_near + ((scale >> 3) * NEIGHBOURS + level) * UNARY + v
-                    c3 = unary_channel + (k * 3 + min((previous + 1) >> 1, 2)) * 4 + min(v, 3)
+                    a = set_at + unary_scale + scale * UNARY + v
+                    b = set_at + unary_near + ((scale >> 3) * NEIGHBOURS + level) * UNARY + v
+                    c3 = set_at + unary_channel + (k * 3 + min((previous + 1) >> 1, 2)) * 4 + min(v, 3)
                     bit = coarse > v
                     bit, stream = _code_mixed(
                         decoding,
@@ -211,13 +239,22 @@ def code_pass(
                     v = (v << 1) | np.int64(bit)
                 if decoding:
                     difference = -(v + 1) if negative else v + 1
-            symbol = centre - difference if flip else centre + difference
+            number = centre - difference if flip else centre + difference
+            symbol: Any = number
+            if trellis:
+                symbol = 2 * number
+                if quantiser and number != 0:
+                    symbol -= 1 if number > 0 else -1
+                if not decoding and symbol != target[c]:
+                    return -1
+                node = NEXT[node, number & 1]
             if abs(symbol) > SYMBOL_MAX:
                 return -1
             current[c] = symbol
             if decoding:
                 out[first + c] = symbol
         row += 1
+    path[0] = node
     state[0], state[1], state[2], state[3] = stream
     return row
 
@@ -237,6 +274,8 @@ def _encode_passes(
         end, rows = first + places, symbols.shape[0] * places
         begin += chunk * rows * count
         stop = begin + rows * count
+        if progress[1] == 0:
+            memory[3][0] = 0
         row = code_pass(
             False,
             source,
@@ -268,12 +307,13 @@ def initial_contexts(tables: CoderTables) -> NDArray[np.uint32]:
 class _Coder:
     """State of the stream of a chunk, for either direction."""
 
-    def __init__(self, tables: CoderTables, slices: int, grid: tuple[int, int], latents: int) -> None:
+    def __init__(self, tables: CoderTables, slices: int, grid: tuple[int, int], latents: int, trellis: bool) -> None:
         self.symbols = np.zeros((slices, grid[0] + 2, grid[1] + 2, latents), np.int16)
         self._source = self.symbols
         self._tables = tables.levels, tables.low_bits, tables.limit, tables.rate, tables.single
         weights = tables.weights.astype(np.int64).ravel()
-        self._memory = initial_contexts(tables), weights, np.empty(latents, np.int32)
+        path = np.array([0, trellis], np.int64)
+        self._memory = initial_contexts(tables), weights, np.empty(latents, np.int32), path
         self._offsets = tuple(ContextLayout.of(latents))[:-1]
         self._state = begin_encoding()
         self._data = np.empty(0, np.uint8)
@@ -289,6 +329,7 @@ class _Coder:
         out: NDArray[np.int16],
     ) -> None:
         row, (rows, count) = 0, means.shape
+        self.start_pass()
         while row < rows:
             row = code_pass(
                 decoding,
@@ -310,6 +351,10 @@ class _Coder:
             if row < rows:
                 self.grow(count)
 
+    def start_pass(self) -> None:
+        """Set the trellis to its first state, as at the start of every pass."""
+        self._memory[3][0] = 0
+
     def arguments(self) -> tuple[Any, ...]:
         """Return the state as loops that call `code_pass` take it; all of it changes in place but `data`."""
         return self.symbols, self._tables, self._memory, self._offsets, self._state
@@ -325,18 +370,22 @@ class _Coder:
 
 
 class SymbolEncoder(_Coder):
-    """Arithmetic encoder of all symbols of a chunk, int16 (S, h, w, C).
+    """Arithmetic encoder of all symbols of a chunk, int16 (S, h, w, C); with `trellis`, those of a path through it.
 
     With `continued` it starts with the contexts and mixers of that encoder, for training. A payload never does.
     """
 
     def __init__(
-        self, tables: CoderTables, symbols: NDArray[np.int16], continued: "SymbolEncoder | None" = None
+        self,
+        tables: CoderTables,
+        symbols: NDArray[np.int16],
+        trellis: bool = False,
+        continued: "SymbolEncoder | None" = None,
     ) -> None:
         s, h, w, c = symbols.shape
-        super().__init__(tables, s, (h, w), c)
+        super().__init__(tables, s, (h, w), c, trellis)
         if continued is not None:
-            self._memory = continued._memory
+            self._memory = *continued._memory[:3], self._memory[3]
         self._source = np.ascontiguousarray(symbols, np.int16)
         self._data = np.empty(1 << 16, np.uint8)
 
@@ -402,12 +451,14 @@ class SymbolEncoder(_Coder):
                 self._data,
                 progress,
             )
+            if progress[1] < 0:
+                raise ValueError("symbols that are out of range, or no path through the trellis")
             if progress[0] < len(passes):
                 self.grow(int(passes[progress[0], 1]))
 
     def adaptive_state(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return the contexts (probability in the upper 22 bits, observations below) and mixers (MIXERS, INPUTS)."""
-        contexts, weights, _ = self._memory
+        contexts, weights, *_ = self._memory
         return contexts, weights.reshape(-1, INPUTS)
 
     def finish(self) -> bytes:
@@ -418,8 +469,16 @@ class SymbolEncoder(_Coder):
 class SymbolDecoder(_Coder):
     """Arithmetic decoder of the feature section of a chunk with symbols (S, h, w, C): slices, grid and latents."""
 
-    def __init__(self, tables: CoderTables, data: bytes, slices: int, grid: tuple[int, int], latents: int) -> None:
-        super().__init__(tables, slices, grid, latents)
+    def __init__(
+        self,
+        tables: CoderTables,
+        data: bytes,
+        slices: int,
+        grid: tuple[int, int],
+        latents: int,
+        trellis: bool = False,
+    ) -> None:
+        super().__init__(tables, slices, grid, latents, trellis)
         self._state, self._data = read_first(data)  # the format lets features end in a zero byte
 
     def decode_pass(

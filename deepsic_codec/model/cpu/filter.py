@@ -1,0 +1,213 @@
+"""The filter at the end of the synthesis, row by row at full resolution (`docs/integer-transforms.md`)."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsic_codec.kernels import constant, inline, inner, int32
+from deepsic_codec.model.architecture import FILTER_PLACES
+from deepsic_codec.model.cpu.dot import OUTPUTS, POSITIONS, pack_taps, padded, row_sums
+from deepsic_codec.model.cpu.layers import Tensors, shifted
+from deepsic_codec.model.exact.formats import HIDDEN_HIGH, MODULATION_BITS, PIXEL_BITS, PIXEL_MAX
+from deepsic_codec.payload.constants import LATENT_STRIDE
+
+_PIXEL, _HIDDEN = int32(PIXEL_MAX), int32(HIDDEN_HIGH)
+_TOP, _HALF = int32(255 << PIXEL_BITS), int32(1 << (PIXEL_BITS - 1))
+_SCALE, _HALF_SCALE = int32(MODULATION_BITS), int32(1 << (MODULATION_BITS - 1))
+_BITS, _EDGE = int32(PIXEL_BITS), FILTER_PLACES
+#: Rows above and below a row whose pixels the filter reads for it, and rows that wait for those below them.
+REACH = 2
+
+
+class FilterTables(NamedTuple):
+    """Both layers of a filter of `groups` times four hidden channels.
+
+    Attributes
+    ----------
+    scale : int32 (qualities,)
+        Of what is added to the pixels.
+    up, down : int32 (n,)
+        Weights as `dot.row_sums` reads them.
+    up_bias : int32 (qualities,hidden)
+    places : int32 (hidden,8,8 + POSITIONS)
+        What is added to the bias at a place of a square of 8x8 pixels; places of a row repeat.
+    up_shift, down_bias, down_shift : int32 (hidden,), (3,), (3,)
+    """
+
+    scale: NDArray[np.int32]
+    up: NDArray[np.int32]
+    up_bias: NDArray[np.int32]
+    places: NDArray[np.int32]
+    up_shift: NDArray[np.int32]
+    down: NDArray[np.int32]
+    down_bias: NDArray[np.int32]
+    down_shift: NDArray[np.int32]
+
+
+class FilterRows(NamedTuple):
+    """Memory of a thread: 16 rows of an image after two that came before them.
+
+    Attributes
+    ----------
+    pixels : int16 (18,3 width)
+        64ths of a grey level, before the filter.
+    words : int32 (18 pitch,)
+        Their grey levels, one byte each, with two columns more at both sides.
+    hidden : int32 (groups 18 pitch,)
+        Hidden values, one byte each, with a column more at both sides; a row below `words`.
+    sums : int32 (OUTPUTS,pitch)
+    starts_up, starts_down : int32 (9,), (9 groups,)
+        Where a row begins, for each tap.
+    """
+
+    pixels: NDArray[np.int16]
+    words: NDArray[np.int32]
+    hidden: NDArray[np.int32]
+    sums: NDArray[np.int32]
+    starts_up: NDArray[np.int32]
+    starts_down: NDArray[np.int32]
+
+
+def filter_tables(tensors: Tensors) -> FilterTables:
+    """Return the filter of a model file."""
+    up, down = (tensors[f"filter_{name}.weight"].astype(np.int64) for name in ("up", "down"))
+    hidden = len(up)
+    words = np.zeros((hidden, 9, 4), np.int64)
+    words[..., :3] = up.reshape(hidden, 3, 9).transpose(0, 2, 1)
+    # grey levels are stored plus 128
+    bias = tensors["filter_up.bias"].astype(np.int64) - 128 * up.sum((1, 2, 3))
+    places = tensors["filter_up.places"].astype(np.int32)
+    repeats = -(-(places.shape[2] + POSITIONS) // places.shape[2])
+    # taps of a group of four hidden channels follow one another
+    groups = down.reshape(3, hidden // 4, 4, 9).transpose(0, 1, 3, 2).reshape(3, -1, 4)
+    tables: FilterTables = constant(
+        FilterTables(
+            tensors["filter_down.scale"].astype(np.int32),
+            pack_taps(words),
+            bias.astype(np.int32),
+            np.ascontiguousarray(np.tile(places, (1, 1, repeats))),
+            tensors["filter_up.shift"].astype(np.int32),
+            pack_taps(groups),
+            tensors["filter_down.bias"].astype(np.int32),
+            tensors["filter_down.shift"].astype(np.int32),
+        )
+    )
+    return tables
+
+
+def filter_rows(hidden: int, width: int) -> FilterRows:
+    """Return the memory for rows of `width` pixels."""
+    rows = LATENT_STRIDE + REACH
+    pitch = padded(width + REACH, POSITIONS) + 2 * REACH
+    taps = [dy * pitch + dx for dy in range(3) for dx in range(3)]
+    return FilterRows(
+        np.zeros((rows, 3 * width), np.int16),
+        np.zeros(rows * pitch, np.int32),
+        np.zeros(hidden // 4 * rows * pitch, np.int32),
+        np.zeros((OUTPUTS, pitch), np.int32),
+        np.array(taps, np.int32),
+        np.array([group * rows * pitch + tap for group in range(hidden // 4) for tap in taps], np.int32),
+    )
+
+
+@inner
+def enter_row(row, memory):
+    """Write the words of a row, from 2 on, whose pixels are in `memory`."""
+    pitch, pixels = memory.sums.shape[1], memory.pixels[row]
+    width = pixels.size // 3
+    words = memory.words[row * pitch : (row + 1) * pitch]
+    for x in range(width):
+        red = int32(int32(pixels[3 * x]) + _HALF) >> _BITS
+        green = int32(int32(pixels[3 * x + 1]) + _HALF) >> _BITS
+        blue = int32(int32(pixels[3 * x + 2]) + _HALF) >> _BITS
+        words[x + REACH] = int32(red | int32(green << int32(8))) | int32(blue << int32(16))
+    for i in range(REACH):
+        words[i], words[REACH + width + i] = words[REACH], words[REACH + width - 1]
+
+
+@inner
+def copy_row(memory, source, target):
+    """Copy the words of a row to another one."""
+    pitch = memory.sums.shape[1]
+    for i in range(pitch):
+        memory.words[target * pitch + i] = memory.words[source * pitch + i]
+
+
+@inline
+def _hidden_value(total, bias, place, shift):
+    return min(max(shifted(total, int32(bias + place), shift), int32(0)), _HIDDEN)
+
+
+@inner
+def _hidden_row(row, tables, quality, memory):
+    """Write a row of hidden values, of the words of this row and of the two before it."""
+    pitch, groups = memory.sums.shape[1], memory.starts_down.size // 9
+    count, size, y = pitch - 2 * REACH, tables.up.size // groups, (row + _EDGE - 3) % _EDGE
+    words = memory.words[(row - 2) * pitch :]
+    for group in range(groups):
+        row_sums(memory.sums, pitch, words, memory.starts_up, 9, tables.up, group * size, count)
+        c = group * OUTPUTS
+        b, k, places = tables.up_bias[quality, c : c + OUTPUTS], tables.up_shift[c : c + OUTPUTS], tables.places
+        # the first column is left of the image
+        first, last = _EDGE - 1, _EDGE - 1 + POSITIONS
+        p0, p1 = places[c, y, first:last], places[c + 1, y, first:last]
+        p2, p3 = places[c + 2, y, first:last], places[c + 3, y, first:last]
+        for i in range(0, count, POSITIONS):
+            s0, s1 = memory.sums[0, i : i + POSITIONS], memory.sums[1, i : i + POSITIONS]
+            s2, s3 = memory.sums[2, i : i + POSITIONS], memory.sums[3, i : i + POSITIONS]
+            at = group * memory.words.size + row * pitch + i
+            to = memory.hidden[at : at + POSITIONS]
+            for j in range(POSITIONS):
+                h0, h1 = _hidden_value(s0[j], b[0], p0[j], k[0]), _hidden_value(s1[j], b[1], p1[j], k[1])
+                h2, h3 = _hidden_value(s2[j], b[2], p2[j], k[2]), _hidden_value(s3[j], b[3], p3[j], k[3])
+                low, high = int32(h0 | int32(h1 << int32(8))), int32(h2 | int32(h3 << int32(8)))
+                to[j] = int32(low | int32(high << int32(16)))
+
+
+@inner
+def _output_row(row, tables, quality, memory, bits, out):
+    """Write a row of the image, of its pixels and of three rows of hidden values."""
+    pitch, rounding, scale = memory.sums.shape[1], int32((1 << bits) >> 1), tables.scale[quality]
+    pixels = memory.pixels[row]
+    width = pixels.size // 3
+    count = (width + POSITIONS - 1) // POSITIONS * POSITIONS
+    hidden, taps = memory.hidden[row * pitch :], memory.starts_down.size
+    row_sums(memory.sums, pitch, hidden, memory.starts_down, taps, tables.down, 0, count)
+    for colour in range(3):
+        sums, b, k = memory.sums[colour], tables.down_bias[colour], tables.down_shift[colour]
+        for x in range(out.size // 3):
+            change = min(max(shifted(sums[x], b, k), -_PIXEL), _PIXEL)
+            change = int32(int32(change * scale) + _HALF_SCALE) >> _SCALE
+            value = min(max(int32(int32(pixels[3 * x + colour]) + change), int32(0)), _TOP)
+            out[3 * x + colour] = int32(value + rounding) >> int32(bits)
+
+
+@inner
+def filter_strip(count, skip, tables, quality, memory, bits, first, out):
+    """Filter rows of an image, after `count` rows of words were entered.
+
+    Parameters
+    ----------
+    count, skip : int
+        Rows that were entered, and rows that are not written: the first ones, which begin two above those entered.
+    bits : int
+        `out` is in units of 2^bits / 64 grey levels.
+    first : int
+        Row of `out` that the first row is; `out` (rows,3 columns) may have fewer rows and columns.
+    """
+    for row in range(REACH, count + REACH):
+        _hidden_row(row, tables, quality, memory)
+    for row in range(skip, count):
+        if first + row < out.shape[0]:
+            _output_row(row, tables, quality, memory, bits, out[first + row])
+    pitch = memory.sums.shape[1]
+    for row in range(REACH):
+        copy_row(memory, count + row, row)
+        from_, to = memory.pixels[count + row], memory.pixels[row]
+        for i in range(to.size):
+            to[i] = from_[i]
+        for group in range(memory.starts_down.size // 9):
+            hidden = memory.hidden[group * memory.words.size : (group + 1) * memory.words.size]
+            for i in range(pitch):
+                hidden[row * pitch + i] = hidden[(count + row) * pitch + i]
