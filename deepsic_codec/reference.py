@@ -232,8 +232,8 @@ def read_header(payload: bytes) -> Header:
     names = decoder, head, quality, grid, sections, end
     if trellis and FEATURES not in sections:
         raise Damaged("body: a trellis without features")
-    flags = bool(layout & 2), grouping, trellis
-    header = Header(dtype, *flags, axes, shape, *names)
+    fortran = bool(layout & 2)
+    header = Header(dtype, fortran, grouping, trellis, axes, shape, *names)
     slices, rows, columns, _ = header.samples
     tiles = min(MAX_TILES, slices * -(-rows // 64) * -(-columns // 64))
     for kind, of_tile in ((LABELS, 2 * MAX_PAIRS), (EMBEDDING, 255)):

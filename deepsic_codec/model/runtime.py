@@ -187,8 +187,8 @@ class LoadedModel:
         with self._on_first_use:
             if self._path_prior is None:
                 arch, arrays = load_checked(self.info)
-                parts = (below(arrays, part) for part in (PRIOR, RDO, GAINS))
-                self._path_prior = PathPrior(cast(Architecture, arch), *parts, self.coder_tables)
+                prior, rdo, gains = (below(arrays, part) for part in (PRIOR, RDO, GAINS))
+                self._path_prior = PathPrior(cast(Architecture, arch), prior, rdo, gains, self.coder_tables)
             return self._path_prior
 
     def _refined(self, images: Tensor, symbols: Tensor, quality: Qualities, effort: int, tune: str) -> Tensor:

@@ -1,12 +1,11 @@
 """Symbols as the encoder chooses them at its default effort, for training on what payloads hold."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.batch import DEFAULT_EFFORT, uses_trellis
 from deepsic_codec.model.cpu.prior import Prior
 from deepsic_codec.model.cpu.trellis import odd_states
@@ -54,8 +53,7 @@ class Chooser:
                 of_prior, of_rates, of_gains = (
                     {name: tensor.cpu().numpy() for name, tensor in part.items()} for part in (prior, rates, gains)
                 )
-                arch = cast(Architecture, nets.arch)
-                self._paths = Prior(arch, of_prior, of_rates, of_gains, tables)
+                self._paths = Prior(nets.arch, of_prior, of_rates, of_gains, tables)
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, quality: Tensor) -> Chosen:

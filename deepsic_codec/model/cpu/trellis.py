@@ -204,7 +204,7 @@ def choose_path(state, position, count_of_positions, s, start, count, positions,
             n = i * count + c
             units, mean = np.int64(work.units[n]), np.int64(means[n])
             level = np.int64(rates.level[indices[n]])
-            of_channel = min((np.int64(price[c]) * weight) >> 8, PRICE_MAX)
+            of_channel: Any = min((np.int64(price[c]) * weight) >> 8, PRICE_MAX)
             other = odd_mean(mean)
             saved = ((2 * abs(units) - UNIT) * of_channel) >> RATE_BITS
             if -4 <= other < 4 and abs(units) <= NEAR and saved <= rates.least[level]:

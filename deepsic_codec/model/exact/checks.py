@@ -55,7 +55,7 @@ def check_sums(name: str, weight: ArrayLike, bias: ArrayLike, shift: ArrayLike, 
     valid = sums.max() < (2**20 if form.spatial else 2**24) and np.abs(flat).max() <= form.weight_max
     valid = valid and np.abs(biases).max() < 2**27
     valid = valid and lowest_shift <= shifts.min() and shifts.max() <= highest_shift
-    shapes = [flat.shape[:1]]
+    shapes: list[tuple[int, ...]] = [flat.shape[:1]]
     if form in (formats.UP, formats.FILTER_UP):
         shapes.append((formats.QUALITIES, len(flat)))
     if not valid or biases.shape not in shapes or shifts.shape != flat.shape[:1]:

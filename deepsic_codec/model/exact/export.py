@@ -112,8 +112,8 @@ def _restore_filter(network: Filter, tensors: Tensors) -> None:
     unit = torch.exp2(shift.double() - formats.FILTER_UP.in_bits + formats.FILTER_UP.out_bits)
     places = tensors["filter_up.places"].double() * 2.0**-formats.FILTER_UP.in_bits
     network.places.copy_(places / unit[:, None, None])
-    down = (tensors[f"filter_down.{part}"] for part in ("weight", "bias", "shift"))
-    weights, biases = fixed.restore_layer(*down, formats.FILTER_DOWN)
+    weight, bias, shift = (tensors[f"filter_down.{part}"] for part in ("weight", "bias", "shift"))
+    weights, biases = fixed.restore_layer(weight, bias, shift, formats.FILTER_DOWN)
     network.down.weight.copy_(weights)
     network.down.bias.copy_(biases)
     _fit(network.scale, tensors["filter_down.scale"].double()[:, None] * 2.0**-formats.MODULATION_BITS - 1)
@@ -187,8 +187,8 @@ def export_prior(prior: Prior) -> dict[str, Tensor]:
             direct = torch.floor(step.direct * 2**DIRECT_BITS + 0.5).clamp(-127, 127)
             out[f"{prefix}direct"] = direct.to(torch.int8)
     check_prior_sums(out)
-    for name, unit in (("compand", 1.0), ("compand_half", 0.5)):
-        out[name] = torch.floor(compand(torch.arange(float(COMPANDED)) * unit) + 0.5).to(torch.uint8)
+    for name, of_one in (("compand", 1.0), ("compand_half", 0.5)):
+        out[name] = torch.floor(compand(torch.arange(float(COMPANDED)) * of_one) + 0.5).to(torch.uint8)
     return out
 
 
