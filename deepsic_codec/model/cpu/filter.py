@@ -165,6 +165,14 @@ def _hidden_row(row, tables, quality, memory):
                 to[j] = int32(low | int32(high << int32(16)))
 
 
+@inline
+def _filtered(pixel, total, bias, shift, scale, rounding, bits):
+    change = min(max(shifted(total, bias, shift), -_PIXEL), _PIXEL)
+    change = int32(int32(change * scale) + _HALF_SCALE) >> _SCALE
+    value = min(max(int32(int32(pixel) + change), int32(0)), _TOP)
+    return int32(value + rounding) >> int32(bits)
+
+
 @inner
 def _output_row(row, tables, quality, memory, bits, out):
     """Write a row of the image, of its pixels and of three rows of hidden values."""
@@ -174,13 +182,13 @@ def _output_row(row, tables, quality, memory, bits, out):
     count = (width + POSITIONS - 1) // POSITIONS * POSITIONS
     hidden, taps = memory.hidden[row * pitch :], memory.starts_down.size
     row_sums(memory.sums, pitch, hidden, memory.starts_down, taps, tables.down, 0, count)
-    for colour in range(3):
-        sums, b, k = memory.sums[colour], tables.down_bias[colour], tables.down_shift[colour]
-        for x in range(out.size // 3):
-            change = min(max(shifted(sums[x], b, k), -_PIXEL), _PIXEL)
-            change = int32(int32(change * scale) + _HALF_SCALE) >> _SCALE
-            value = min(max(int32(int32(pixels[3 * x + colour]) + change), int32(0)), _TOP)
-            out[3 * x + colour] = int32(value + rounding) >> int32(bits)
+    red, green, blue = memory.sums[0], memory.sums[1], memory.sums[2]
+    b0, b1, b2 = tables.down_bias[0], tables.down_bias[1], tables.down_bias[2]
+    k0, k1, k2 = tables.down_shift[0], tables.down_shift[1], tables.down_shift[2]
+    for x in range(out.size // 3):  # all colours at once, for the sake of vectors
+        out[3 * x] = _filtered(pixels[3 * x], red[x], b0, k0, scale, rounding, bits)
+        out[3 * x + 1] = _filtered(pixels[3 * x + 1], green[x], b1, k1, scale, rounding, bits)
+        out[3 * x + 2] = _filtered(pixels[3 * x + 2], blue[x], b2, k2, scale, rounding, bits)
 
 
 @inner
