@@ -103,7 +103,8 @@ signed_tile: Any = None
 #: Sums of a layer whose inputs are four unsigned bytes of each of several words. Its parameters are: sums int32, the
 #: output, where output n begins at pitch n; pitch; words int32, four bytes each; starts int32 (taps,), where the word
 #: of each tap is for the first position; how many taps there are; the result of `pack_taps`; where the group of
-#: `OUTPUTS` outputs begins in it; the number of positions, a multiple of `POSITIONS`.
+#: `OUTPUTS` outputs begins in it; the number of positions, a multiple of `POSITIONS`; initial int32 (n,POSITIONS), what
+#: is added to the sums of every so many positions, and the row of it that the first output has.
 row_sums: Any = None
 if LIBRARY is None:  # a library has them within its functions
     _SHAPE = dot_tiles.Shape(ROWS, _LANES, _VECTORS, STEP)
@@ -123,9 +124,9 @@ def run_tiles(rows, signed_rows, weights, signed_weights, indices, sums):
 
 
 @jit
-def run_rows(words, starts, weights, sums):
+def run_rows(words, starts, weights, initial, sums):
     """Compute the sums (OUTPUTS,positions) of the first outputs of a layer of several taps."""
-    row_sums(sums, sums.shape[1], words, starts, starts.size, weights, 0, sums.shape[1])
+    row_sums(sums, sums.shape[1], words, starts, starts.size, weights, 0, sums.shape[1], initial, 1)
 
 
 def wrong_rows(words: NDArray[np.uint8], weight: NDArray[Any], starts: NDArray[np.int32]) -> list[str]:
@@ -140,9 +141,12 @@ def wrong_rows(words: NDArray[np.uint8], weight: NDArray[Any], starts: NDArray[n
     """
     columns = (len(words) - int(starts.max())) // POSITIONS * POSITIONS
     sums = np.empty((OUTPUTS, columns), np.int32)
-    run_rows(words.view(np.int32).ravel(), starts, pack_taps(weight), sums)
+    initial = np.arange((OUTPUTS + 1) * POSITIONS, dtype=np.int32).reshape(-1, POSITIONS)
+    run_rows(words.view(np.int32).ravel(), starts, pack_taps(weight), initial, sums)
     taps = np.stack([words[start : start + columns] for start in starts]).astype(np.int64)
-    return [] if np.array_equal(np.einsum("txc,otc->ox", taps, weight.astype(np.int64)), sums) else ["rows"]
+    expected = np.einsum("txc,otc->ox", taps, weight.astype(np.int64))
+    expected += np.tile(initial[1:], (1, columns // POSITIONS))
+    return [] if np.array_equal(expected, sums) else ["rows"]
 
 
 def wrong_tiles(rows: NDArray[np.uint8], weight: NDArray[Any], indices: NDArray[np.int32]) -> list[str]:

@@ -147,8 +147,8 @@ def row_sums(variant: str, lanes: int, vectors: int, outputs: int) -> Any:
         def data(i: int) -> Any:
             return builder.bitcast(make_array(signature.args[i])(context, builder, arguments[i]).data, i32.as_pointer())
 
-        sums, pitch, words, starts, taps, weights, first, width = (
-            arguments[i] if i in (1, 4, 6, 7) else data(i) for i in range(8)
+        sums, pitch, words, starts, taps, weights, first, width, initial, row = (
+            arguments[i] if i in (1, 4, 6, 7, 9) else data(i) for i in range(10)
         )
         halves = 1 if to.vnni else 2
         group = lanes * vectors
@@ -158,9 +158,10 @@ def row_sums(variant: str, lanes: int, vectors: int, outputs: int) -> Any:
         with cgutils.for_range(builder, builder.sdiv(width, i64(group))) as columns:
             column = builder.mul(columns.index, i64(group))
             totals = [[cgutils.alloca_once(builder, to.vector) for _ in range(vectors)] for _ in range(outputs)]
-            for row in totals:
-                for total in row:
-                    builder.store(ir.Constant(to.vector, None), total)
+            for n, of_output in enumerate(totals):
+                for v, total in enumerate(of_output):
+                    place = builder.add(builder.mul(row, i64(group)), i64(n * group + v * lanes))
+                    builder.store(to.load(builder.gep(initial, [place]), to.vector), total)
             with cgutils.for_range(builder, taps) as loop:
                 at = builder.add(builder.sext(builder.load(builder.gep(starts, [loop.index])), i64), column)
                 places = [builder.gep(words, [builder.add(at, i64(v * lanes))]) for v in range(vectors)]
@@ -171,20 +172,22 @@ def row_sums(variant: str, lanes: int, vectors: int, outputs: int) -> Any:
                     if not to.vnni:
                         shifted = [builder.lshr(value, eight) if half else value for value in values]
                         parts = [builder.and_(value, byte_pairs) for value in shifted]
-                    for n, row in enumerate(totals):
+                    for n, of_output in enumerate(totals):
                         weight = to.everywhere(builder.load(builder.gep(tap, [i64(half * outputs + n)])))
-                        for part, total in zip(parts, row, strict=True):
+                        for part, total in zip(parts, of_output, strict=True):
                             builder.store(to.add_products(builder.load(total), part, weight), total)
-            for n, row in enumerate(totals):
-                for v, total in enumerate(row):
+            for n, of_output in enumerate(totals):
+                for v, total in enumerate(of_output):
                     place = builder.add(builder.mul(pitch, i64(n)), builder.add(column, i64(v * lanes)))
                     out = builder.bitcast(builder.gep(sums, [place]), to.vector.as_pointer())
                     builder.store(builder.load(total), out, align=4)
         return context.get_dummy_value()
 
     @intrinsic
-    def rows(typing_context, sums, pitch, words, starts, taps, weights, first, width):  # type: ignore[no-untyped-def]
+    def rows(  # type: ignore[no-untyped-def]
+        typing_context, sums, pitch, words, starts, taps, weights, first, width, initial, row
+    ):
         whole = types.intp
-        return types.void(sums, whole, words, starts, whole, weights, whole, whole), generate
+        return types.void(sums, whole, words, starts, whole, weights, whole, whole, initial, whole), generate
 
     return rows

@@ -5,44 +5,43 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.kernels import constant, inline, inner, int32
+from deepsic_codec.kernels import inline, inner, int32
 from deepsic_codec.model.architecture import FILTER_PLACES
 from deepsic_codec.model.cpu.dot import OUTPUTS, POSITIONS, pack_taps, padded, row_sums
-from deepsic_codec.model.cpu.layers import Tensors, shifted
+from deepsic_codec.model.cpu.layers import Tensors
 from deepsic_codec.model.exact.formats import HIDDEN_HIGH, MODULATION_BITS, PIXEL_BITS, PIXEL_MAX
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
 _PIXEL, _HIDDEN = int32(PIXEL_MAX), int32(HIDDEN_HIGH)
 _TOP, _HALF = int32(255 << PIXEL_BITS), int32(1 << (PIXEL_BITS - 1))
 _SCALE, _HALF_SCALE = int32(MODULATION_BITS), int32(1 << (MODULATION_BITS - 1))
-_BITS, _EDGE = int32(PIXEL_BITS), FILTER_PLACES
+_BITS = int32(PIXEL_BITS)
 #: Rows above and below a row whose pixels the filter reads for it, and rows that wait for those below them.
 REACH = 2
 
 
 class FilterTables(NamedTuple):
-    """Both layers of a filter of `groups` times four hidden channels.
+    """Both layers of a filter at a quality.
 
     Attributes
     ----------
-    scale : int32 (qualities,)
-        Of what is added to the pixels.
     up, down : int32 (n,)
         Weights as `dot.row_sums` reads them.
-    up_bias : int32 (qualities,hidden)
-    places : int32 (hidden,8,8 + POSITIONS)
-        What is added to the bias at a place of a square of 8x8 pixels; places of a row repeat.
-    up_shift, down_bias, down_shift : int32 (hidden,), (3,), (3,)
+    up_start : int32 (8 hidden,POSITIONS)
+        What the sums of hidden values start with, for each row of a square of 8x8 pixels.
+    down_start : int32 (OUTPUTS,POSITIONS)
+    up_shift, down_shift : int32 (hidden,), (3,)
+    scale : int32 (1,)
+        Of what is added to the pixels.
     """
 
-    scale: NDArray[np.int32]
     up: NDArray[np.int32]
-    up_bias: NDArray[np.int32]
-    places: NDArray[np.int32]
+    up_start: NDArray[np.int32]
     up_shift: NDArray[np.int32]
     down: NDArray[np.int32]
-    down_bias: NDArray[np.int32]
+    down_start: NDArray[np.int32]
     down_shift: NDArray[np.int32]
+    scale: NDArray[np.int32]
 
 
 class FilterRows(NamedTuple):
@@ -69,46 +68,48 @@ class FilterRows(NamedTuple):
     starts_down: NDArray[np.int32]
 
 
-def filter_tables(tensors: Tensors) -> FilterTables:
-    """Return the filter of a model file."""
-    up, down = (tensors[f"filter_{name}.weight"].astype(np.int64) for name in ("up", "down"))
-    hidden = len(up)
-    words = np.zeros((hidden, 9, 4), np.int64)
-    words[..., :3] = up.reshape(hidden, 3, 9).transpose(0, 2, 1)
-    # grey levels are stored plus 128
-    bias = tensors["filter_up.bias"].astype(np.int64) - 128 * up.sum((1, 2, 3))
-    places = tensors["filter_up.places"].astype(np.int32)
-    repeats = -(-(places.shape[2] + POSITIONS) // places.shape[2])
-    # taps of a group of four hidden channels follow one another
-    groups = down.reshape(3, hidden // 4, 4, 9).transpose(0, 1, 3, 2).reshape(3, -1, 4)
-    tables: FilterTables = constant(
-        FilterTables(
-            tensors["filter_down.scale"].astype(np.int32),
-            pack_taps(words),
-            bias.astype(np.int32),
-            np.ascontiguousarray(np.tile(places, (1, 1, repeats))),
-            tensors["filter_up.shift"].astype(np.int32),
-            pack_taps(groups),
-            tensors["filter_down.bias"].astype(np.int32),
-            tensors["filter_down.shift"].astype(np.int32),
+class Filter:
+    """Filter of a model file."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        up, down = (tensors[f"filter_{name}.weight"].astype(np.int64) for name in ("up", "down"))
+        self._hidden = len(up)
+        words = np.zeros((self._hidden, 9, 4), np.int64)
+        words[..., :3] = up.reshape(self._hidden, 3, 9).transpose(0, 2, 1)
+        # taps of a group of four hidden channels follow one another
+        groups = down.reshape(3, self._hidden // 4, 4, 9).transpose(0, 1, 3, 2).reshape(3, -1, 4)
+        self._weights = pack_taps(words), pack_taps(groups)
+        # grey levels are stored plus 128
+        self._bias = tensors["filter_up.bias"].astype(np.int64) - 128 * up.sum((1, 2, 3))
+        # the first column of hidden values is left of the image
+        places = np.roll(tensors["filter_up.places"].astype(np.int64), 1, 2).transpose(1, 0, 2)
+        self._places = np.tile(places, (1, 1, POSITIONS // FILTER_PLACES))
+        self._down_start = np.zeros((OUTPUTS, POSITIONS), np.int32)
+        self._down_start[:3] = tensors["filter_down.bias"].astype(np.int32)[:, None]
+        self._shifts = [tensors[f"filter_{name}.shift"].astype(np.int32) for name in ("up", "down")]
+        self._scale = tensors["filter_down.scale"].astype(np.int32)
+
+    def tables(self, quality: int) -> FilterTables:
+        """Return the filter at a row of the tables over quality."""
+        start = (self._places + self._bias[quality][:, None]).astype(np.int32).reshape(-1, POSITIONS)
+        (up, down), (up_shift, down_shift) = self._weights, self._shifts
+        return FilterTables(
+            up, start, up_shift, down, self._down_start, down_shift, np.ascontiguousarray(self._scale[quality, None])
         )
-    )
-    return tables
 
-
-def filter_rows(hidden: int, width: int) -> FilterRows:
-    """Return the memory for rows of `width` pixels."""
-    rows = LATENT_STRIDE + REACH
-    pitch = padded(width + REACH, POSITIONS) + 2 * REACH
-    taps = [dy * pitch + dx for dy in range(3) for dx in range(3)]
-    return FilterRows(
-        np.zeros((rows, 3 * width), np.int16),
-        np.zeros(rows * pitch, np.int32),
-        np.zeros(hidden // 4 * rows * pitch, np.int32),
-        np.zeros((OUTPUTS, pitch), np.int32),
-        np.array(taps, np.int32),
-        np.array([group * rows * pitch + tap for group in range(hidden // 4) for tap in taps], np.int32),
-    )
+    def rows(self, width: int) -> FilterRows:
+        """Return the memory for rows of `width` pixels."""
+        rows, groups = LATENT_STRIDE + REACH, self._hidden // 4
+        pitch = padded(width + REACH, POSITIONS) + 2 * REACH
+        taps = [dy * pitch + dx for dy in range(3) for dx in range(3)]
+        return FilterRows(
+            np.zeros((rows, 3 * width), np.int16),
+            np.zeros(rows * pitch, np.int32),
+            np.zeros(groups * rows * pitch, np.int32),
+            np.zeros((OUTPUTS, pitch), np.int32),
+            np.array(taps, np.int32),
+            np.array([group * rows * pitch + tap for group in range(groups) for tap in taps], np.int32),
+        )
 
 
 @inner
@@ -135,64 +136,61 @@ def copy_row(memory, source, target):
 
 
 @inline
-def _hidden_value(total, bias, place, shift):
-    return min(max(shifted(total, int32(bias + place), shift), int32(0)), _HIDDEN)
+def _hidden_value(total, shift):
+    return min(max(total >> int32(shift & 31), int32(0)), _HIDDEN)
 
 
 @inner
-def _hidden_row(row, tables, quality, memory):
+def _hidden_row(row, tables, memory):
     """Write a row of hidden values, of the words of this row and of the two before it."""
     pitch, groups = memory.sums.shape[1], memory.starts_down.size // 9
-    count, size, y = pitch - 2 * REACH, tables.up.size // groups, (row + _EDGE - 3) % _EDGE
-    words = memory.words[(row - 2) * pitch :]
+    count, size, y = pitch - 2 * REACH, tables.up.size // groups, (row + FILTER_PLACES - 3) % FILTER_PLACES
+    words, s0, s1, s2, s3 = (
+        memory.words[(row - 2) * pitch :], memory.sums[0], memory.sums[1], memory.sums[2], memory.sums[3]
+    )  # fmt: skip
     for group in range(groups):
-        row_sums(memory.sums, pitch, words, memory.starts_up, 9, tables.up, group * size, count)
         c = group * OUTPUTS
-        b, k, places = tables.up_bias[quality, c : c + OUTPUTS], tables.up_shift[c : c + OUTPUTS], tables.places
-        # the first column is left of the image
-        first, last = _EDGE - 1, _EDGE - 1 + POSITIONS
-        p0, p1 = places[c, y, first:last], places[c + 1, y, first:last]
-        p2, p3 = places[c + 2, y, first:last], places[c + 3, y, first:last]
-        for i in range(0, count, POSITIONS):
-            s0, s1 = memory.sums[0, i : i + POSITIONS], memory.sums[1, i : i + POSITIONS]
-            s2, s3 = memory.sums[2, i : i + POSITIONS], memory.sums[3, i : i + POSITIONS]
-            at = group * memory.words.size + row * pitch + i
-            to = memory.hidden[at : at + POSITIONS]
-            for j in range(POSITIONS):
-                h0, h1 = _hidden_value(s0[j], b[0], p0[j], k[0]), _hidden_value(s1[j], b[1], p1[j], k[1])
-                h2, h3 = _hidden_value(s2[j], b[2], p2[j], k[2]), _hidden_value(s3[j], b[3], p3[j], k[3])
-                low, high = int32(h0 | int32(h1 << int32(8))), int32(h2 | int32(h3 << int32(8)))
-                to[j] = int32(low | int32(high << int32(16)))
+        row_sums(
+            memory.sums, pitch, words, memory.starts_up, 9, tables.up, group * size, count, tables.up_start,
+            y * tables.up_shift.size + c,
+        )  # fmt: skip
+        k0, k1, k2, k3 = tables.up_shift[c], tables.up_shift[c + 1], tables.up_shift[c + 2], tables.up_shift[c + 3]
+        at = group * memory.words.size + row * pitch
+        to = memory.hidden[at : at + count]
+        for x in range(count):
+            h0, h1 = _hidden_value(s0[x], k0), _hidden_value(s1[x], k1)
+            h2, h3 = _hidden_value(s2[x], k2), _hidden_value(s3[x], k3)
+            low, high = int32(h0 | int32(h1 << int32(8))), int32(h2 | int32(h3 << int32(8)))
+            to[x] = int32(low | int32(high << int32(16)))
 
 
 @inline
-def _filtered(pixel, total, bias, shift, scale, rounding, bits):
-    change = min(max(shifted(total, bias, shift), -_PIXEL), _PIXEL)
+def _filtered(pixel, total, shift, scale, rounding, bits):
+    change = min(max(total >> int32(shift & 31), -_PIXEL), _PIXEL)
     change = int32(int32(change * scale) + _HALF_SCALE) >> _SCALE
     value = min(max(int32(int32(pixel) + change), int32(0)), _TOP)
     return int32(value + rounding) >> int32(bits)
 
 
 @inner
-def _output_row(row, tables, quality, memory, bits, out):
+def _output_row(row, tables, memory, bits, out):
     """Write a row of the image, of its pixels and of three rows of hidden values."""
-    pitch, rounding, scale = memory.sums.shape[1], int32((1 << bits) >> 1), tables.scale[quality]
+    pitch, rounding, scale = memory.sums.shape[1], int32((1 << bits) >> 1), tables.scale[0]
     pixels = memory.pixels[row]
     width = pixels.size // 3
     count = (width + POSITIONS - 1) // POSITIONS * POSITIONS
     hidden, taps = memory.hidden[row * pitch :], memory.starts_down.size
-    row_sums(memory.sums, pitch, hidden, memory.starts_down, taps, tables.down, 0, count)
+    row_sums(memory.sums, pitch, hidden, memory.starts_down, taps, tables.down, 0, count, tables.down_start, 0)
     red, green, blue = memory.sums[0], memory.sums[1], memory.sums[2]
-    b0, b1, b2 = tables.down_bias[0], tables.down_bias[1], tables.down_bias[2]
     k0, k1, k2 = tables.down_shift[0], tables.down_shift[1], tables.down_shift[2]
-    for x in range(out.size // 3):  # all colours at once, for the sake of vectors
-        out[3 * x] = _filtered(pixels[3 * x], red[x], b0, k0, scale, rounding, bits)
-        out[3 * x + 1] = _filtered(pixels[3 * x + 1], green[x], b1, k1, scale, rounding, bits)
-        out[3 * x + 2] = _filtered(pixels[3 * x + 2], blue[x], b2, k2, scale, rounding, bits)
+    for x in range(out.size // 3):
+        out[3 * x] = _filtered(pixels[3 * x], red[x], k0, scale, rounding, bits)
+        out[3 * x + 1] = _filtered(pixels[3 * x + 1], green[x], k1, scale, rounding, bits)
+        out[3 * x + 2] = _filtered(pixels[3 * x + 2], blue[x], k2, scale, rounding, bits)
 
 
 @inner
-def filter_strip(count, skip, tables, quality, memory, bits, first, out):
+def filter_strip(count, skip, tables, memory, bits, first, out):
     """Filter rows of an image, after `count` rows of words were entered.
 
     Parameters
@@ -205,10 +203,10 @@ def filter_strip(count, skip, tables, quality, memory, bits, first, out):
         Row of `out` that the first row is; `out` (rows,3 columns) may have fewer rows and columns.
     """
     for row in range(REACH, count + REACH):
-        _hidden_row(row, tables, quality, memory)
+        _hidden_row(row, tables, memory)
     for row in range(skip, count):
         if first + row < out.shape[0]:
-            _output_row(row, tables, quality, memory, bits, out[first + row])
+            _output_row(row, tables, memory, bits, out[first + row])
     pitch = memory.sums.shape[1]
     for row in range(REACH):
         copy_row(memory, count + row, row)

@@ -9,7 +9,7 @@ from deepsic_codec.axes import ceil_div
 from deepsic_codec.kernels import constant, inline, inner, int32, jit
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, WEIGHT_OFFSET, pack, padded, signed_tile, tile
-from deepsic_codec.model.cpu.filter import REACH, copy_row, enter_row, filter_rows, filter_strip, filter_tables
+from deepsic_codec.model.cpu.filter import REACH, Filter, copy_row, enter_row, filter_strip
 from deepsic_codec.model.cpu.layers import (
     Tensors,
     blocks,
@@ -296,7 +296,7 @@ class Synthesis:
         exponent = parts["normaliser"].astype(np.int64) + (NORMAL_BITS - LATENT_BITS)
         self._unit = (2.0**exponent).astype(np.float32)
         self._widths, self._latents = (w8, w16), arch.latents
-        self._filter, self._hidden = filter_tables(parts), arch.synthesis_filter
+        self._filter = Filter(parts)
         #: Rows of latents around a part of an image that its pixels depend on. The filter reads from one more at 1/8.
         self.halo = n16 + ceil_div(n8 + 1, 2)
 
@@ -334,10 +334,10 @@ class Synthesis:
         _synthesise8(stream16, self._expand, self._mod8, row, memory, stream8)
         del stream16
         run_blocks(stream8, self._blocks8, row, int(above > 0), int(below > 0), buffers(self._blocks8, 2 * w))
-        bits, filtered = 0 if out.dtype == np.int16 else PIXEL_BITS, filter_rows(self._hidden, w * LATENT_STRIDE)
+        bits, filtered = 0 if out.dtype == np.int16 else PIXEL_BITS, self._filter.rows(w * LATENT_STRIDE)
         _synthesise(
-            symbols, steps, self._unit, self._linear, self._out, stream8, memory, self._filter, filtered, row, bits,
-            above, below, out.reshape(len(out), -1),
+            symbols, steps, self._unit, self._linear, self._out, stream8, memory, self._filter.tables(row), filtered,
+            bits, above, below, out.reshape(len(out), -1),
         )  # fmt: skip
 
 
@@ -356,9 +356,7 @@ def _synthesise8(stream16, expand, mod, quality, memory, stream8):
 
 
 @jit
-def _synthesise(
-    symbols, steps, unit, linear, out, stream8, memory, tables, filtered, quality, bits, above, below, pixels
-):
+def _synthesise(symbols, steps, unit, linear, out, stream8, memory, tables, filtered, bits, above, below, pixels):
     height, width = symbols.shape[0], symbols.shape[1]
     begin, end = max(above - 1, 0), height - max(below - 1, 0)
     for y in range(begin, end):
@@ -375,15 +373,15 @@ def _synthesise(
                 for row in range(REACH):
                     copy_row(filtered, REACH, row)
             skip = REACH if y == above else 0
-            filter_strip(LATENT_STRIDE, skip, tables, quality, filtered, bits, first, pixels)
+            filter_strip(LATENT_STRIDE, skip, tables, filtered, bits, first, pixels)
         else:
             _pixel_rows(memory, 0, REACH, filtered, REACH)
-            filter_strip(REACH, 0, tables, quality, filtered, bits, first, pixels)
+            filter_strip(REACH, 0, tables, filtered, bits, first, pixels)
     if not below:
         for row in range(REACH):
             copy_row(filtered, REACH - 1, REACH + row)
         first = (height - above) * LATENT_STRIDE - REACH
-        filter_strip(REACH, 0, tables, quality, filtered, bits, first, pixels)
+        filter_strip(REACH, 0, tables, filtered, bits, first, pixels)
 
 
 class Analysis:
