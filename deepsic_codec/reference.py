@@ -1648,12 +1648,12 @@ def read_wavelet(
     layout = data.integer(1)
     if layout:
         raise Unsupported(f"wavelet section: reserved layout {layout}")
-    code, (parts, count) = data.integer(2), divmod(data.integer(1), 16)
+    code, (parts, count) = data.integer(2), divmod(data.integer(1), 8)
     if code > 8191 or count > 4 or (parts > 0) != (count > 0):
         raise Damaged(f"wavelet section: step {code}, counts {parts}, {count}")
     lengths = [data.integer(4) for _ in range(count)]
     if count:  # checksums of starts; that of the whole section is verified
-        data.take(4 * (count - 2 + 2 * parts))
+        data.take(4 * (count + 4 * parts - 1))
     stream = data.rest()
     if lengths != sorted(lengths):
         raise Damaged("wavelet section: lengths of checkpoints fall")

@@ -15,7 +15,7 @@ from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.header import Payload, read_header, read_verified, unpack
 from deepsic_codec.payload.nodata import NoData, decode_nodata
 from deepsic_codec.payload.sections import CAST, WAVELET
-from deepsic_codec.payload.wavelet import START, start_length, verified_start
+from deepsic_codec.payload.wavelet import checksums_length, start_length, verified_start
 
 #: Divisors of rows and columns.
 SCALES = (1, 2, 4, 8, 16)
@@ -46,11 +46,12 @@ def needed_length(start: bytes, header: Header, scale: int, limit: int | None = 
     limited = limit is not None and limit < header.nbytes
     if entry is None or header.entry(CAST.kind) is not None or (scale == 1 and not limited):  # a cast comes last
         return header.nbytes
-    end = entry.offset + min(entry.length, START)
-    if len(start) < end:
-        return end
+    data = start[entry.offset :]
+    end = checksums_length(data, entry.length)
+    if len(data) < end:
+        return entry.offset + end
     rest = None if limit is None else limit - entry.offset
-    return entry.offset + start_length(start[entry.offset : end], entry.length, scale, rest)
+    return entry.offset + start_length(data[:end], entry.length, scale, rest)
 
 
 def parse_start(

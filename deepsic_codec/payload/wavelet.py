@@ -15,10 +15,10 @@ from deepsic_codec.payload.steps import FRACTION_BITS, STEPS
 
 PLAIN = 0  # layout
 _FIXED = 4  # bytes before the checkpoints: layout, code of the step, numbers of levels and parts
-MAX_CHECKPOINTS, MAX_PARTS = 4, 15  # reduced sizes down to 1/16; parts of each of the two finest levels
-MIN_CHECKED = 1 << 13  # bytes of a stream from which on checkpoints are worth their bytes, and of it for each part
-#: Bytes of a section up to the end of its checksums, at most.
-START = _FIXED + 4 * MAX_CHECKPOINTS + 4 * (MAX_CHECKPOINTS - 2 + 2 * MAX_PARTS)
+MAX_CHECKPOINTS = 4  # reduced sizes down to 1/16
+PARTS, MAX_FOURS = 4, 31  # a stream is divided into a multiple of so many parts, up to so many times
+PART = 1 << 11  # bytes of a part, at least: each of 4 bytes of checksum, or 0.2 %
+MIN_CHECKED = PARTS * PART  # bytes of a stream from which on checkpoints are worth their bytes
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,23 @@ def make_checkpoints(stream: bytes, lengths: list[int]) -> tuple[int, ...]:
 
 def _ends(checkpoints: tuple[int, ...], parts: int, size: int) -> list[int]:
     """Return the bytes of a stream of `size` bytes that each checksum covers, ascending."""
-    if not checkpoints:
-        return []
-    starts = [0, *checkpoints, size][-3:]
-    divided = [a + (b - a) * n // parts for a, b in zip(starts, starts[1:], strict=False) for n in range(1, parts + 1)]
-    return [*checkpoints[:-1], *divided[:-1]]
+    return sorted([*checkpoints, *(size * n // parts for n in range(1, parts))])
+
+
+def _parts(data: bytes) -> int:
+    """Return the number of parts of the stream of a section."""
+    return PARTS * (data[_FIXED - 1] >> 3)
 
 
 def _places(data: bytes) -> tuple[int, int]:
     """Return where the checksums and the stream of a section begin."""
-    levels, parts = data[_FIXED - 1] & 15, data[_FIXED - 1] >> 4
-    return _FIXED + 4 * levels, _FIXED + 4 * levels + 4 * (levels - 2 + 2 * parts if levels else 0)
+    levels = data[_FIXED - 1] & 7
+    return _FIXED + 4 * levels, _FIXED + 4 * levels + 4 * (levels + _parts(data) - 1 if levels else 0)
+
+
+def checksums_length(data: bytes, size: int) -> int:
+    """Return the bytes of a section of `size` bytes up to the end of its checksums; of an empty start, fewer."""
+    return min(size, _FIXED if len(data) < _FIXED else _places(data)[1])
 
 
 def start_length(data: bytes, size: int, scale: int, limit: int | None = None) -> int:
@@ -93,7 +99,7 @@ def start_length(data: bytes, size: int, scale: int, limit: int | None = None) -
     Parameters
     ----------
     data : bytes
-        The start of the section, `START` bytes or the whole.
+        The start of the section, up to the end of its checksums at least.
     size : int
         Bytes of the section.
     scale : int
@@ -101,11 +107,12 @@ def start_length(data: bytes, size: int, scale: int, limit: int | None = None) -
     limit : int, optional
         Return no more bytes than these, as far as a checksum ends there, but those of the first one.
     """
-    checkpoints, halvings, (_, stream) = decode_wavelet(data).checkpoints, scale.bit_length() - 1, _places(data)
-    needed = size if not 0 < halvings <= len(checkpoints) else min(size, stream + checkpoints[-halvings])
+    checkpoints, (_, stream) = decode_wavelet(data).checkpoints, _places(data)
+    halvings = min(scale.bit_length() - 1, len(checkpoints))  # small planes have fewer levels
+    needed = min(size, stream + checkpoints[-halvings]) if halvings else size
     if limit is None or limit >= needed:
         return needed
-    ends = [min(size, stream + end) for end in _ends(checkpoints, data[_FIXED - 1] >> 4, size - stream)]
+    ends = [min(size, stream + end) for end in _ends(checkpoints, _parts(data), size - stream)]
     return max((end for end in ends if end <= limit), default=min([needed, *ends]))
 
 
@@ -114,7 +121,7 @@ def verified_start(data: bytes, size: int) -> bytes:
     from google_crc32c import value as crc32c  # not installed where only images are trained on
 
     checksums, stream = _places(data)
-    number = _ends(decode_wavelet(data).checkpoints, data[_FIXED - 1] >> 4, size - stream).index(len(data) - stream)
+    number = _ends(decode_wavelet(data).checkpoints, _parts(data), size - stream).index(len(data) - stream)
     place = checksums + 4 * number
     if crc32c(data[:checksums] + data[stream:]) != int.from_bytes(data[place : place + 4], "little"):
         raise CorruptPayload("wavelet section: the checksum of the start does not match")
@@ -169,11 +176,11 @@ def encode_wavelet(wavelet: Wavelet) -> bytes:
     from google_crc32c import value as crc32c
 
     levels, size = len(wavelet.checkpoints), len(wavelet.stream)
-    parts = max(1, min(MAX_PARTS, size // MIN_CHECKED)) if levels else 0
-    start = bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + bytes((parts << 4 | levels,))
+    fours = max(1, min(MAX_FOURS, size // MIN_CHECKED)) if levels else 0
+    start = bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + bytes((fours << 3 | levels,))
     start += b"".join(length.to_bytes(4, "little") for length in wavelet.checkpoints)
     checksums, crc, before = [], crc32c(start), 0
-    for end in _ends(wavelet.checkpoints, parts, size):
+    for end in _ends(wavelet.checkpoints, PARTS * fours, size):
         crc, before = extend(crc, wavelet.stream[before:end]), end
         checksums.append(crc)
     return start + b"".join(crc.to_bytes(4, "little") for crc in checksums) + wavelet.stream
@@ -196,7 +203,7 @@ def decode_wavelet(data: bytes, header: Header | None = None) -> Wavelet:
     code = data[1] | data[2] << 8
     if code >= STEPS:
         raise CorruptPayload(f"wavelet section: step {code}, expected 0 to {STEPS - 1}")
-    levels, parts = data[3] & 15, data[3] >> 4
+    levels, parts = data[_FIXED - 1] & 7, _parts(data)
     if levels > MAX_CHECKPOINTS or bool(levels) != bool(parts):
         raise CorruptPayload(f"wavelet section: {levels} checkpoints and {parts} parts")
     first, start = _places(data)

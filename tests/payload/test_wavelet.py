@@ -21,8 +21,8 @@ from deepsic_codec.payload.sections import WAVELET
 from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSAS, STEPS, step_code, step_of
 from deepsic_codec.payload.wavelet import (
     FLOAT_LEVELS,
-    START,
     Wavelet,
+    checksums_length,
     decode_wavelet,
     encode_wavelet,
     from_integers,
@@ -477,27 +477,38 @@ def test_what_was_written_is_read(code, stream, lengths):
     wavelet = Wavelet(code, stream, tuple(sorted(lengths)))
     data = encode_wavelet(wavelet)
     assert decode_wavelet(data, header()) == wavelet
+    ends = sorted([*lengths, *(len(stream) * n // 4 for n in (1, 2, 3))]) if lengths else []
     start = 4 + 4 * len(lengths)
-    checksums = np.frombuffer(data[start : 2 * start - 4], "<u4").tolist()
-    assert checksums == [reference.crc32c(data[:start] + stream[:length]) for length in sorted(lengths)]
+    checksums = np.frombuffer(data[start : start + 4 * len(ends)], "<u4").tolist()
+    assert checksums == [reference.crc32c(data[:start] + stream[:end]) for end in ends]
+    assert data[start + 4 * len(ends) :] == stream
 
 
-def test_checksums_divide_the_two_finest_levels():
-    stream = np.random.default_rng(0).bytes(30_000)
+def test_checksums_divide_the_stream():
+    stream = np.random.default_rng(0).bytes(20_000)
     data = encode_wavelet(Wavelet(3, stream, (100, 1000, 7000)))
-    assert data[3] == 3 + 16 * 3 and len(data) == 16 + 4 * 7 + len(stream)
-    ends = [100, 1000, 3000, 5000, 7000, 14666, 22333]
-    assert np.frombuffer(data[16:44], "<u4").tolist() == [reference.crc32c(data[:16] + stream[:end]) for end in ends]
+    assert data[3] == 3 + 8 * 2 and len(data) == 16 + 4 * 10 + len(stream)
+    ends = [100, 1000, 2500, 5000, 7000, 7500, 10_000, 12_500, 15_000, 17_500]
+    assert np.frombuffer(data[16:56], "<u4").tolist() == [reference.crc32c(data[:16] + stream[:end]) for end in ends]
     for end in ends:
-        assert start_length(data[:START], len(data), 1, 44 + end) == 44 + end
-        assert start_length(data[:START], len(data), 1, 44 + end + 90) == 44 + end
-        assert verified_start(data[: 44 + end], len(data)) == data[: 44 + end]
-        damaged = data[: 44 + end - 1] + bytes((data[44 + end - 1] ^ 1,))
+        assert start_length(data[:56], len(data), 1, 56 + end) == 56 + end
+        assert start_length(data[:56], len(data), 1, 56 + end + 90) == 56 + end
+        assert verified_start(data[: 56 + end], len(data)) == data[: 56 + end]
+        damaged = data[: 56 + end - 1] + bytes((data[56 + end - 1] ^ 1,))
         check_rejects(CorruptPayload, "wavelet section|checksum", verified_start, damaged, len(data))
-    assert start_length(data[:START], len(data), 1, 9) == 144  # the least that can be verified
-    assert [start_length(data[:START], len(data), scale) for scale in (16, 8, 4, 2, 1)] == [
-        len(data), 144, 1044, 7044, len(data)
+    assert start_length(data[:56], len(data), 1, 9) == 156  # the least that can be verified
+    assert [start_length(data[:56], len(data), scale) for scale in (16, 8, 4, 2, 1)] == [
+        156, 156, 1056, 7056, len(data)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size, parts", [(0, 4), (8191, 4), (16383, 4), (16384, 8), (1 << 20, 124), (1 << 22, 124)])
+def test_parts_have_two_kilobytes_at_least(size, parts):
+    """Of all but small streams; and there are at most so many that what is read first has all checksums."""
+    data = encode_wavelet(Wavelet(3, bytes(size), (0, 0, 0, 0)))
+    assert 4 * (data[3] >> 3) == parts and len(data) - size == 20 + 4 * (3 + parts) < 600
+    ends = [checksums_length(data[:end], len(data)) for end in (0, 3, 4, 19)]
+    assert ends == [4, 4, len(data) - size, len(data) - size]
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -534,11 +545,11 @@ WRONG = {
     "step 8192": (b"\0\0\x20\0", CorruptPayload, "step 8192, expected 0 to 8191"),
     "step 65535": (b"\0\xff\xff\x0023", CorruptPayload, "step 65535"),
     "layout 1": (b"\1\0\0\0", UnsupportedPayload, "unknown layout 1"),
-    "five checkpoints": (b"\0\0\0\x15" + bytes(60), CorruptPayload, "5 checkpoints and 1 parts"),
+    "five checkpoints": (b"\0\0\0\x0d" + bytes(60), CorruptPayload, "5 checkpoints and 4 parts"),
     "checkpoints without parts": (b"\0\0\0\2" + bytes(60), CorruptPayload, "2 checkpoints and 0 parts"),
-    "parts without checkpoints": (b"\0\0\0\x20" + bytes(60), CorruptPayload, "0 checkpoints and 2 parts"),
-    "a checksum beyond the end": (b"\0\0\0\x22" + bytes(23), CorruptPayload, "2 checkpoints in 27 bytes"),
-    "falling lengths": (b"\0\0\0\x12\1\0\0\0" + bytes(32), CorruptPayload, "lengths of checkpoints fall"),
+    "parts without checkpoints": (b"\0\0\0\x20" + bytes(60), CorruptPayload, "0 checkpoints and 16 parts"),
+    "a checksum beyond the end": (b"\0\0\0\x0a" + bytes(27), CorruptPayload, "2 checkpoints in 31 bytes"),
+    "falling lengths": (b"\0\0\0\x0a\1\0\0\0" + bytes(32), CorruptPayload, "lengths of checkpoints fall"),
     "layout 255": (b"\xff\xff\xff\xff", UnsupportedPayload, "unknown layout 255"),
 }
 
