@@ -9,13 +9,15 @@ features of the given bits per pixel, header, labels and embedding included. Lab
 float latents, and those computed from its *features*.
 
 Top-1 and top-5 are among the classes that the image's own data set has, as those of others are unknown, not absent;
+images of a class that the head does not announce count as wrong, and data sets of which it announces none are left out;
 *of all* is top-1 among all classes and "unknown", right if it is the class or one below it. *Parent* is the share of
 images whose best node of the level above (the children of the top of the tree) is right, over all data sets together.
 *Like it* is the share of the five nearest other images by embedding that have the same class.
 
 ``--mosaics`` is a number of chunks of 2 x 2 images, each scaled to 256 x 256 pixels: top-1 of label tiles of 64, 128
-and 256 pixels, among the classes of the image's data set. A tile of 64 shows a sixteenth of an image. The score of
-a tile is the largest of its cells; *by mean* is the class with the largest mean of the cells' logits instead. ``--png``
+and 256 pixels, among the classes of the image's data set, with both values of ``label_pooling``. A tile of 64 shows a
+sixteenth of an image. For small things, as many chunks of 4 x 4 images of one cell: precision and recall of
+queries for chunks whose tiles are 64, 128 and 256 pixels. A tile has a class if one of its images has it. ``--png``
 plots the shares that are right over scores, at all rates.
 """
 
@@ -35,6 +37,7 @@ from deepsic_codec.io.images import Pixels
 from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.header import unpack
+from deepsic_codec.payload.labels import POOLINGS
 from deepsic_codec.payload.sections import EMBEDDING, LABELS
 from deepsic_codec.training.head_data import read_source
 from deepsic_codec.training.tree import PACKAGED, Tree
@@ -87,13 +90,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, places = _labelled(tree, a)
     others = [_tile(pixels) for path in a.others for _, pixels in read_source(path)][: a.limit]
     names = list(tree.nodes[: tree.leaves])
-    rows, parents, calibration, strange, scales = [], [], [], [], []
+    rows, parents, calibration, strange, scales, things = [], [], [], [], [], []
     for bpp in a.bpp:
         codec = DeepSIC(model=a.model, head=a.head, bpp=bpp, transform="features", embedding=True, label_tile=EDGE)
         measured = Measured(codec.resolved(), images)
         known = [name for name in names if name in measured.vocabulary.names]
         for kind, scores in measured.scores.items():
-            for data_set in dict.fromkeys(one for one, _ in places):
+            for data_set in dict.fromkeys(one for one, node in places if node in measured.vocabulary.known):
                 rows.append(
                     [data_set, bpp, measured.bpp, kind, *_accuracy(measured, scores, places, data_set, known, tree)]
                 )
@@ -101,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             calibration += [[bpp, kind, *row] for row in _reliability(measured, scores, places, tree)]
         if a.mosaics:
             scales += [[bpp, *row] for row in _mosaics(codec.resolved(), a, tree)]
+            things += [[bpp, *row] for row in _small_things(codec.resolved(), a, tree)]
         if others:
             alone = Measured(codec.resolved(), others)
             for kind, scores in alone.scores.items():
@@ -112,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if strange:
         print("\n" + table(["target", "labels", "images of no class", "unknown at 0.5 %"], strange))
     if scales:
-        print("\n" + table(["target", "label tile", "tiles", "top-1 %", "parent %", "top-1 % by mean"], scales))
+        print("\n" + table(["target", "label tile", "pooling", "tiles", "top-1 %", "parent %"], scales))
+        print("\n" + table(["target", "label tile", "pooling", "tiles", "precision %", "recall %"], things))
     if a.png:
         _plot(a.png, calibration)
 
@@ -137,35 +142,58 @@ def _images(tree: Tree, a: argparse.Namespace) -> tuple[list[Pixels], list[tuple
 
 
 def _mosaics(codec: DeepSIC, a: argparse.Namespace, tree: Tree) -> list[list[Any]]:
-    """Return size and number of label tiles, shares that are right, whose parent is, and that are by mean logits."""
+    """Return size, pooling and number of label tiles, shares that are right, and whose parent is."""
     images, places = _images(tree, a)
     large = np.flatnonzero([max(pixels.shape[:2]) > TILE for pixels in images])
     chosen = np.random.default_rng(0).permutation(large)[: len(large) // 4 * 4][: 4 * a.mosaics].reshape(-1, 2, 2)
     info = find_model(*codec.identity()[:1], head=codec.identity()[1])
     vocabulary, count = info.vocabulary, len(info.vocabulary.names)
-    right = {tile: np.zeros(4) for tile in TILES}
+    right = {(tile, pooling): np.zeros(3) for tile in TILES for pooling in POOLINGS}
     for group in chosen:
         chunk = np.concatenate([np.concatenate([_square(images[i], SCENE) for i in row], 1) for row in group])
         job = parse_payload(codec.encode(chunk), params=codec)
         (cells,) = compute_cells([job], info, get_scheduler(info))
-        chances = (cells[0, ..., :count] + 0.5) / 256
-        logits = np.log(chances / (1 - chances))
-        for tile in TILES:
-            scores = tile_labels(cells, vocabulary, *chunk.shape[:2], (tile, tile)).dense(count)[0]
-            edge, n = tile // TILE, SCENE // tile
-            means = logits.reshape(2 * n, edge, 2 * n, edge, count).mean((1, 3))
+        for tile, pooling in right:
+            scores = tile_labels(cells, vocabulary, *chunk.shape[:2], (tile, tile), pooling).dense(count)[0]
+            n = SCENE // tile
             for (y, x), i in np.ndenumerate(group):
                 data_set, node = places[i]
                 classes = dict.fromkeys(tree.data_sets[data_set]["classes"].values())
                 known = [name for name in classes if name in vocabulary.known]
                 members = [list(vocabulary.members(name)) for name in known]
                 at = slice(n * y, n * y + n), slice(n * x, n * x + n)
-                for one, mean in zip(scores[at].reshape(n * n, -1), means[at].reshape(n * n, -1), strict=True):
+                for one in scores[at].reshape(n * n, -1):
                     if known:
-                        best, by_mean = (known[int(np.argmax([v[m].max() for m in members]))] for v in (one, mean))
-                        is_above = tree.path(best)[-2:] == tree.path(node)[-2:]
-                        right[tile] += 1, best == node, is_above, by_mean == node
-    return [[tile, int(n), *(100 * np.array(hits) / max(1, n))] for tile, (n, *hits) in right.items()]
+                        best = known[int(np.argmax([one[m].max() for m in members]))]
+                        right[tile, pooling] += 1, best == node, tree.path(best)[-2:] == tree.path(node)[-2:]
+    return [[*key, int(n), *(100 * np.array(hits) / max(1, n))] for key, (n, *hits) in right.items()]
+
+
+def _small_things(codec: DeepSIC, a: argparse.Namespace, tree: Tree) -> list[list[Any]]:
+    """Return size, pooling and number of label tiles, and precision and recall of what they have of their cells."""
+    images, places = _images(tree, a)
+    small = np.flatnonzero([pixels.shape[:2] == (TILE, TILE) for pixels in images])
+    chosen = np.random.default_rng(0).permutation(small)[: len(small) // 16 * 16][: 16 * a.mosaics].reshape(-1, 4, 4)
+    info = find_model(*codec.identity()[:1], head=codec.identity()[1])
+    vocabulary, count = info.vocabulary, len(info.vocabulary.names)
+    names = [name for name in dict.fromkeys(places[i][1] for i in small) if name in vocabulary.known]
+    members = [list(vocabulary.members(name)) for name in names]
+    said = {(tile, pooling): np.zeros(4) for tile in TILES for pooling in POOLINGS}
+    for group in chosen:
+        chunk = np.concatenate([np.concatenate([images[i] for i in row], 1) for row in group])
+        job = parse_payload(codec.encode(chunk), params=codec)
+        (cells,) = compute_cells([job], info, get_scheduler(info))
+        truth = np.array([[[places[i][1] == name for name in names] for i in row] for row in group])
+        for tile, pooling in said:
+            scores = tile_labels(cells, vocabulary, *chunk.shape[:2], (tile, tile), pooling).dense(count)[0]
+            n = len(scores)
+            has = truth.reshape(n, 4 // n, n, 4 // n, -1).any((1, 3))
+            named = np.stack([scores[..., m].max(-1) >= 128 for m in members], -1)
+            said[tile, pooling] += n * n, (named & has).sum(), named.sum(), has.sum()
+    return [
+        [*key, int(n), 100 * right / max(1, named), 100 * right / max(1, has)]
+        for key, (n, right, named, has) in said.items()
+    ]
 
 
 def _tile(pixels: Pixels) -> Pixels:
@@ -212,8 +240,6 @@ def _accuracy(
     at = np.array([one == data_set for one, _ in places])
     truth = np.array([node for _, node in places])[at]
     classes = [name for name in dict.fromkeys(truth) if name in measured.vocabulary.known]
-    if not classes:
-        return [int(at.sum()), float("nan"), float("nan"), float("nan"), float("nan")]
     values = np.stack([measured.of(scores[at], name) for name in classes], 1)
     order = np.argsort(-values, 1, kind="stable")
     ranked = np.array(classes)[order]

@@ -57,6 +57,10 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
     text = "when labels are computed (default: pre; none for palettes)"
     add("--semantics", choices=("pre", "post", "none"), default=argparse.SUPPRESS, help=text)
+    text = "edge of the tiles that have labels of their own, a multiple of 64 (default: at most 4 along each axis)"
+    add("--label-tile", type=int, metavar="PIXELS", default=argparse.SUPPRESS, help=text)
+    text = "whether a tile has what one of its cells of 64 pixels shows (max, the default), or shows as a whole (mean)"
+    add("--label-pooling", choices=("max", "mean"), default=argparse.SUPPRESS, help=text)
     add(
         "--label-bands",
         type=bands,
@@ -125,6 +129,8 @@ def run_ingest(args: argparse.Namespace) -> int:
         "transform",
         "spectral",
         "semantics",
+        "label_tile",
+        "label_pooling",
         "label_bands",
         "value_range",
         "nodata",

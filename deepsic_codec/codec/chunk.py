@@ -356,7 +356,9 @@ class EncodeTask:
         if cells is None or self.params.semantics != "pre":
             return None
         _, height, width, _ = self.scaled.samples.shape
-        return tile_labels(cells, self.info.vocabulary, height, width, self.params.label_tile)
+        return tile_labels(
+            cells, self.info.vocabulary, height, width, self.params.label_tile, self.params.label_pooling
+        )
 
     def _embedding(self, cells: Cells | None) -> Embedding | None:
         if cells is None or not self.params.embedding or self.scaled.empty:

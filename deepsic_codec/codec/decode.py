@@ -24,7 +24,7 @@ from deepsic_codec.payload.cast import Cast
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, Header
 from deepsic_codec.payload.header import Payload, unpack
-from deepsic_codec.payload.labels import LabelBlock
+from deepsic_codec.payload.labels import MAX_POOLING, LabelBlock
 from deepsic_codec.payload.limits import FEATURES_BYTES, SAMPLES_BYTES, check_memory, check_size
 from deepsic_codec.payload.nodata import NoData, decode_nodata, decode_value, is_empty
 from deepsic_codec.payload.quality_map import QualityMap
@@ -398,11 +398,13 @@ def _decoded_label_images(payload: PayloadToDecode) -> NDArray[Any]:
     return label_images(_samples(payload, nodata), payload.ranges, mask, payload.label_bands)
 
 
-def compute_labels(payload: PayloadToDecode, label_tile: tuple[int, int] | None = None) -> LabelBlock:
+def compute_labels(
+    payload: PayloadToDecode, label_tile: tuple[int, int] | None = None, pooling: str = MAX_POOLING
+) -> LabelBlock:
     """Compute labels from stored features, with the head that the header names, for tiles of this size in pixels."""
     info, scheduler = load_model(payload.decoder, payload.head)
     (cells,) = compute_cells([payload], info, scheduler)
-    return tile_labels(cells, info.vocabulary, payload.header.height, payload.header.width, label_tile)
+    return tile_labels(cells, info.vocabulary, payload.header.height, payload.header.width, label_tile, pooling)
 
 
 DECODER = Batcher(in_halves(decode_payloads), batch_limit)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import Axes, ceil_div
 from deepsic_codec.payload.constants import LABEL_CELL
 from deepsic_codec.payload.embedding import Embedding, tile_vectors
-from deepsic_codec.payload.labels import LabelBlock, best_labels, default_tile, tile_scores
+from deepsic_codec.payload.labels import MAX_POOLING, LabelBlock, best_labels, default_tile, tile_scores
 
 if TYPE_CHECKING:
     from deepsic_codec.model.vocabulary import Vocabulary
@@ -50,11 +50,19 @@ def cells_within(cells: Cells, axes: Axes, shape: Sequence[int], valid_shape: Se
 
 
 def tile_labels(
-    cells: Cells, vocabulary: "Vocabulary", height: int, width: int, tile: tuple[int, int] | None = None
+    cells: Cells,
+    vocabulary: "Vocabulary",
+    height: int,
+    width: int,
+    tile: tuple[int, int] | None = None,
+    pooling: str = MAX_POOLING,
 ) -> LabelBlock:
-    """Return the labels of a chunk; `height`, `width` and `tile` are in pixels, `default_tile` is the default."""
+    """Return the labels of a chunk, cells joined to tiles as `tile_scores` describes it.
+
+    `height`, `width` and `tile` are in pixels; `default_tile` is the default.
+    """
     tile = tile or default_tile(height, width)
-    scores = tile_scores(cells[..., : len(vocabulary.names)], tile)
+    scores = tile_scores(cells[..., : len(vocabulary.names)], tile, pooling, cells.any(axis=-1))
     return best_labels(without_implied(scores, vocabulary), tile)
 
 

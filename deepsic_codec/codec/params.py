@@ -15,6 +15,7 @@ import numpy as np
 from deepsic_codec.errors import ConfigurationError, did_you_mean
 from deepsic_codec.payload.constants import DEEP_QUALITY, LABEL_CELL, MAX_QUALITY
 from deepsic_codec.payload.fields import MAX_BANDS, Header
+from deepsic_codec.payload.labels import MAX_POOLING, POOLINGS
 
 FORMAT = 1  # of this metadata and of the payloads that it announces
 AXES = "yxctzn"
@@ -74,6 +75,7 @@ class CodecParams:
     axes: str
     semantics: str
     label_tile: tuple[int, int] | None
+    label_pooling: str
     label_bands: tuple[int | str, ...] | None
     embedding: bool
     nodata: float | str | None
@@ -100,6 +102,7 @@ class CodecParams:
         label_tile: int | tuple[int, int] | None = None,
         nodata: float | str | None = None,
         *,
+        label_pooling: str = MAX_POOLING,
         label_bands: Any = None,
         embedding: bool = False,
         effort: int = 1,  # defaults as readers of the signature see them: those of `_ENCODER_DEFAULTS`
@@ -117,6 +120,7 @@ class CodecParams:
         if not isinstance(model, str) or not model:
             raise ConfigurationError(f"model: expected a name, got {model!r}")
         _check_choice("semantics", semantics, SEMANTICS)
+        _check_choice("label_pooling", label_pooling, POOLINGS)
         _check_rate(quality, psnr, bpp, rmse, max_error)
         if quality is None and psnr is None and bpp is None and rmse is None:
             quality = DEFAULT_QUALITY if max_error is None else BOUNDED_QUALITY
@@ -130,6 +134,7 @@ class CodecParams:
             "axes": _check_axes(axes),
             "semantics": semantics,
             "label_tile": None if label_tile is None else _check_tile(label_tile),
+            "label_pooling": label_pooling,
             "label_bands": None if label_bands is None else _check_label_bands(label_bands, transform),
             "embedding": _check_embedding(embedding, semantics),
             "nodata": _check_nodata(nodata),
@@ -229,6 +234,8 @@ class CodecParams:
         if not isinstance(self.spectral, str):
             values["spectral"] = [list(row) for row in self.spectral]
         values["value_range"] = _range_to_json(self.value_range)
+        if self.label_pooling == MAX_POOLING:  # the default, which metadata leave out
+            del values["label_pooling"]
         return {name: value for name, value in values.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:

@@ -42,6 +42,11 @@ class DeepSIC(CodecParams, Codec):
     label_tile : int or (int, int), optional
         Height and width of a label tile in pixels, multiples of 64. By default a chunk has at most 4 tiles along each
         axis.
+    label_pooling : {"max", "mean"}
+        How the scores of the cells of 64 x 64 pixels in a tile become its scores. "max": a tile has what one of its
+        cells shows, so that queries find small things in large tiles. "mean": a tile is named by what it shows as a
+        whole, by the mean of the log odds of its cells; for large tiles of pictures of which a cell shows too little, such
+        as aerial ones. Small things are then found only with smaller tiles.
     label_bands : int, str, or three of them, optional
         The bands that labels are scored on, by number from 0 or by name: one, or those that show red, green and blue.
         By default the first three, or the first of fewer. Chunks with it are coded as wavelets. Names are those of the

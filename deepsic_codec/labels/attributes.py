@@ -113,9 +113,11 @@ class Attributes:
 
         info = find_model(decoder, head=head)
         cells = compute_cells(list(jobs.values()), info, get_scheduler(info))
-        tile = self.stored.params.label_tile
+        params = self.stored.params
         return {
-            index: tile_labels(scores, info.vocabulary, job.header.height, job.header.width, tile)
+            index: tile_labels(
+                scores, info.vocabulary, job.header.height, job.header.width, params.label_tile, params.label_pooling
+            )
             for (index, job), scores in zip(jobs.items(), cells, strict=True)
         }
 
@@ -127,7 +129,8 @@ class Attributes:
         payload = self.stored.reader.payload(index)
         if payload is None:  # the chunk was deleted since its header was read
             return None
-        return compute_labels(self.stored.parse(payload), self.stored.params.label_tile)
+        params = self.stored.params
+        return compute_labels(self.stored.parse(payload), params.label_tile, params.label_pooling)
 
     def _tiles(self, index: Index, header: Header, block: payload_labels.LabelBlock) -> list[dict[str, float]]:
         names = self.vocabulary(header).names

@@ -143,6 +143,7 @@ class _Labeller:
         """Return the scores and embeddings of the tiles of a chunk."""
         vocabulary = self.info.vocabulary
         size = job.header.height, job.header.width, self.geometry.tile
-        scores = tile_labels(cells, vocabulary, *size).dense(len(vocabulary.names))
+        pooling = self.stored.params.label_pooling
+        scores = tile_labels(cells, vocabulary, *size, pooling).dense(len(vocabulary.names))
         vectors = tile_embeddings(cells, vocabulary, *size).vectors
         return self.geometry.arrange(scores, index), self.geometry.arrange(vectors, index)

@@ -16,6 +16,10 @@ from deepsic_codec.payload.varint import read_varint, write_varint
 NO_CLASS = 255  # of an unused pair, whose score is 0
 MIN_SCORE = 8  # of 255: lower scores are not worth a pair
 MAX_TILE = MAX_SAMPLES  # pixels along an axis: no chunk is longer
+MAX_POOLING, MEAN_POOLING = "max", "mean"
+POOLINGS = (MAX_POOLING, MEAN_POOLING)
+#: Log odds of each score, ln((s + 1/2) / (255 1/2 - s)), in 1/256, int64 (256,).
+LOG_ODDS = np.round(256 * np.log((np.arange(256) + 0.5) / (255.5 - np.arange(256)))).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,15 +157,44 @@ def default_tile(height: int, width: int) -> tuple[int, int]:
     return LABEL_CELL * ceil_div(height, 4 * LABEL_CELL), LABEL_CELL * ceil_div(width, 4 * LABEL_CELL)
 
 
-def tile_scores(cells: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.uint8]:
-    """Join cells of 64 x 64 pixels to tiles: the score of a class in a tile is its largest score in a cell of the tile.
+def tile_scores(
+    cells: NDArray[np.uint8],
+    tile: tuple[int, int],
+    pooling: str = MAX_POOLING,
+    has_data: NDArray[np.bool_] | None = None,
+) -> NDArray[np.uint8]:
+    """Join cells of 64 x 64 pixels to tiles.
 
-    Cells and tiles are uint8 (slices, rows, columns, classes). `tile` is height and width of a tile in pixels.
+    Parameters
+    ----------
+    cells : ndarray
+        Scores, uint8 (slices, rows, columns, classes).
+    tile : (int, int)
+        Height and width of a tile in pixels, multiples of 64.
+    pooling : {"max", "mean"}
+        "max": the score of a class in a tile is its largest score in a cell of the tile. "mean": the score whose log
+        odds are the mean of those of the cells with data.
+    has_data : ndarray, optional
+        bool (slices, rows, columns): cells with data; by default, those with a score above 0.
+
+    Returns
+    -------
+    ndarray
+        uint8 (slices, rows of tiles, columns of tiles, classes); 0 in tiles without data.
     """
     _check_tile(tile)
-    for axis, length in zip((1, 2), tile, strict=True):
-        cells = np.maximum.reduceat(cells, np.arange(0, cells.shape[axis], length // LABEL_CELL), axis=axis)
-    return cells
+    starts = [np.arange(0, cells.shape[axis], tile[axis - 1] // LABEL_CELL) for axis in (1, 2)]
+    if pooling == MAX_POOLING:
+        for axis in (1, 2):
+            cells = np.maximum.reduceat(cells, starts[axis - 1], axis=axis)
+        return cells
+    valid = (cells.any(axis=-1) if has_data is None else has_data)[..., None]
+    sums, counts = LOG_ODDS[cells] * valid, valid.astype(np.int64)
+    for axis in (1, 2):
+        sums, counts = (np.add.reduceat(values, starts[axis - 1], axis=axis) for values in (sums, counts))
+    twice = (4 * sums + counts) // np.maximum(2 * counts, 1)  # the mean, rounded to halves
+    scores = np.searchsorted(LOG_ODDS[:-1] + LOG_ODDS[1:], twice, side="right")
+    return np.where(counts > 0, scores, 0).astype(np.uint8)
 
 
 def _is_tile(length: int) -> bool:

@@ -11,8 +11,8 @@ class, these tell new classes apart better than rows that follow gradients.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,8 @@ SHRINKAGE = 0.2
 CLIPPED = 1e-3
 #: Share of images that the scales of the scores are fitted to.
 HELD_OUT = 8
+#: Held-out images of a leaf, and of other classes of its data set, that decide whether it stays.
+LEAST_IMAGES = 5
 #: Step of the integers that the hidden layer reads; smaller deviations are noise.
 RESOLUTION = 2.0**-formats.READ_BITS
 #: Weights of the past in the averages of the head.
@@ -448,6 +450,47 @@ def calibrate(head: SemanticHead, sources: list[tuple[float, CellSet]], known: M
             head.out.weight[group] *= best
             head.out.bias[group] *= best
     return factors
+
+
+def chance_leaves(head: SemanticHead, held: Sequence[CellSet], known: Marks) -> list[str]:
+    """Return the leaves whose scores say no more of held-out images than chance, in each of their data sets.
+
+    An image counts by the mean logits of its cells. The score of a leaf is above chance if images of it score above those
+    of other classes in more than half of all pairs, by more than the standard error of that share if both were alike.
+    """
+    logits, marks = [], []
+    for cells in held:
+        values = all_outputs(head, cells)[:, : head.classes].numpy()
+        for number in np.unique(cells.images[cells.marks != known.other]):
+            of_image = cells.images == number
+            logits.append(values[of_image].mean(axis=0))
+            marks.append(int(cells.marks[of_image][0]))
+    scores, sets = np.array(logits), np.array([known.sets[mark] for mark in marks])
+    nodes, tree = np.array([known.pairs[mark][1] for mark in marks]), known.tree
+    above_chance: dict[str, bool] = {}
+    for number, leaf in enumerate(tree.nodes[: tree.leaves]):
+        for data_set in np.unique(sets[nodes == leaf]):
+            of_set = sets == data_set
+            own, others = (scores[of_set & at, number] for at in (nodes == leaf, nodes != leaf))
+            n, m = len(own), len(others)
+            if min(n, m) >= LEAST_IMAGES:
+                share = (np.sign(own[:, None] - others) + 1).mean() / 2
+                above_chance[leaf] = above_chance.get(leaf, False) or share > 0.5 + math.sqrt(
+                    (n + m + 1) / (12 * n * m)
+                )
+    return [leaf for leaf, is_above in above_chance.items() if not is_above]
+
+
+def without_classes(
+    arrays: dict[str, NDArray[np.generic]], vocabulary: Vocabulary, names: Collection[str]
+) -> tuple[dict[str, NDArray[np.generic]], Vocabulary]:
+    """Return the tensors of a head in its integer form, and its vocabulary, without the scores of some classes."""
+    numbers = [vocabulary.classes.index(name) for name in names]
+    rows = {f"{HEAD}.out.{part}" for part in ("weight", "bias", "shift")}
+    kept = {name: np.delete(value, numbers, 0) if name in rows else value for name, value in arrays.items()}
+    classes = tuple(name for name in vocabulary.classes if name not in names)
+    members = {name: tuple(one for one in part if one not in names) for name, part in vocabulary.parents.items()}
+    return kept, replace(vocabulary, classes=classes, parents={name: part for name, part in members.items() if part})
 
 
 @torch.no_grad()

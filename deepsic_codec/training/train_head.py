@@ -15,7 +15,18 @@ from deepsic_codec.model.zoo import find_head, find_model
 from deepsic_codec.progress import Progress
 from deepsic_codec.training.head_data import LEAST_OTHER, Drawer, labelled, read_source
 from deepsic_codec.training.head_settings import HeadSettings
-from deepsic_codec.training.heads import CellSet, Marks, calibrate, fit, fit_last, parts_of, starting_head, to_integers
+from deepsic_codec.training.heads import (
+    CellSet,
+    Marks,
+    calibrate,
+    chance_leaves,
+    fit,
+    fit_last,
+    parts_of,
+    starting_head,
+    to_integers,
+    without_classes,
+)
 from deepsic_codec.training.tree import PACKAGED, Tree
 
 #: Branches of the packaged tree that images of no data set do not show; whether they show others is not known.
@@ -107,9 +118,13 @@ def fit_head(s: HeadSettings, cells: Cells, report: Callable[[str], None] = prin
     fit_last(head, train, known, steps=s.last_steps, seed=s.seed, report=report)
     factors = calibrate(head, held, known, tree.leaves)
     report("scale of the scores of leaves, inner nodes and unknown: " + ", ".join(f"{one:.2f}" for one in factors))
-    arrays = to_integers(head, train[0][1])
-    sizes = info.architecture | {"classes": head.classes, "head_embedding": s.values}
-    stored = save_head(s.out, Path(s.out).stem, arrays, info, sizes, tree.vocabulary, {"run": _public(s)})
+    unsupported = chance_leaves(head, [one for _, one in held], known)
+    if unsupported:
+        report("at chance on held-out images, and left out of the vocabulary: " + ", ".join(unsupported))
+    arrays, vocabulary = without_classes(to_integers(head, train[0][1]), tree.vocabulary, unsupported)
+    sizes = info.architecture | {"classes": len(vocabulary.names), "head_embedding": s.values}
+    trained = {"run": _public(s), "left_out": unsupported}
+    stored = save_head(s.out, Path(s.out).stem, arrays, info, sizes, vocabulary, trained)
     report(f"{s.out}: head {stored.head[:16]} for decoder {stored.decoder[:16]}, {Path(s.out).stat().st_size} bytes")
     return stored
 

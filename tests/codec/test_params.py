@@ -23,6 +23,7 @@ CONFIGURATIONS = [
     {"quality": 33.337},
     {"axes": "tcyx", "semantics": "post"},
     {"axes": "yx", "semantics": "none", "label_tile": (64, 256)},
+    {"label_tile": 256, "label_pooling": "mean"},
     {"model": "other", "effort": 2, "tune": "ms-ssim"},
     {"effort": 0},
     {"nodata": 0},
@@ -131,6 +132,7 @@ BAD = {
         (None, 64),
         {},
     ],
+    "label_pooling": ["", "min", "MAX", None, 1, ["max"]],
     "nodata": ["x", "nan", float("inf"), True, [0], 1j],
     "value_range": [
         "auto",

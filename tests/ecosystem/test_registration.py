@@ -73,6 +73,7 @@ def test_every_key_is_described():
         "value_range",
         "nodata",
         "label_tile",
+        "label_pooling",
         "label_bands",
     }
 

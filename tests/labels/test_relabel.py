@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import zarr
 
-from deepsic_codec import DeepSIC, consolidate_labels, create_array, decode_features, open_labels, relabel
+from deepsic_codec import (
+    DeepSIC,
+    chunk_attrs,
+    consolidate_labels,
+    create_array,
+    decode_features,
+    iter_chunk_attrs,
+    open_labels,
+    relabel,
+)
 from deepsic_codec.errors import LabelIndexError, ModelMismatch, ModelNotFound
 from deepsic_codec.labels import index as label_index
 from deepsic_codec.model.file import load_arrays, save_model
@@ -189,3 +198,17 @@ def test_features_of_shards_read_each_shard_index_once(stub, axes, monkeypatch):
     monkeypatch.setattr(PayloadReader, "read_shard_index", lambda self, at: reads.append(at) or read(self, at))
     np.testing.assert_array_equal(features.compute(scheduler="sync"), expected)
     assert len(reads) == len(set(reads)) == 8
+
+
+def test_scores_of_a_tile_as_a_whole_are_alike_wherever_they_are_computed(stub):
+    """Stored in the header, computed by chunk_attrs for one chunk and several, and by relabel; not the best cell's."""
+    read, together, indexed = {}, {}, {}
+    for semantics, pooling in (("pre", "mean"), ("post", "mean"), ("pre", "max")):
+        codec = DeepSIC(semantics=semantics, label_tile=(64, 192), label_pooling=pooling)
+        store = zarr.open_group(zarr.storage.MemoryStore()).store
+        array = create_array(store, name="img", data=scene(), chunks=(64, 192, 3), codec=codec)
+        read[semantics, pooling] = chunk_attrs(array, (0, 0, 0))["labels"]
+        together[semantics, pooling] = [attributes["labels"] for _, attributes in iter_chunk_attrs(array)]
+        indexed[semantics, pooling] = relabel(array).index.scores[:, 0, 0, 0].tolist()
+    for scores in (read, together, indexed):
+        assert scores["pre", "mean"] == scores["post", "mean"] != scores["pre", "max"]

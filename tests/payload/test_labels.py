@@ -134,3 +134,27 @@ def test_a_tile_shows_what_one_of_its_cells_shows(cells, tile):
     for s, r, c in np.ndindex(tiles.shape[:3]):
         part = cells[s, r * step[0] : (r + 1) * step[0], c * step[1] : (c + 1) * step[1]]
         np.testing.assert_array_equal(tiles[s, r, c], part.max(axis=(0, 1)))
+
+
+@settings(deadline=None)
+@given(SCORES, TILES)
+def test_a_tile_may_show_what_its_cells_show_as_a_whole(cells, tile):
+    """Against the definition in float64, which ties may move by one."""
+    has_data = cells[..., 0] % 3 > 0
+    tiles = lb.tile_scores(cells, tile, "mean", has_data)
+    step = tile[0] // 64, tile[1] // 64
+    for s, r, c in np.ndindex(tiles.shape[:3]):
+        at = s, slice(r * step[0], (r + 1) * step[0]), slice(c * step[1], (c + 1) * step[1])
+        part = cells[at][has_data[at]].astype(float)
+        if not len(part):
+            assert not tiles[s, r, c].any()
+            continue
+        odds = np.log((part + 0.5) / (255.5 - part)).mean(axis=0)
+        np.testing.assert_allclose(tiles[s, r, c], 256 / (1 + np.exp(-odds)) - 0.5, atol=0.75)
+
+
+def test_the_mean_of_log_odds_of_one_cell_is_its_score():
+    cells = np.arange(256, dtype=np.uint8).reshape(1, 1, 1, -1)
+    np.testing.assert_array_equal(lb.tile_scores(cells, (64, 64), "mean"), cells)
+    sure, doubtful = (np.array([[[[score]], [[score]], [[255 - score]]]], np.uint8) for score in (240, 180))
+    assert [int(lb.tile_scores(cells, (192, 64), "mean").item()) for cells in (sure, doubtful)] == [182, 146]

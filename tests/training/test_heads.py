@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from deepsic_codec import config
 from deepsic_codec.errors import ConfigurationError, ModelNotFound
-from deepsic_codec.model.file import load_arrays
+from deepsic_codec.model.file import load_arrays, save_head
+from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.zoo import HEAD_ALIASES, PACKAGED, find_head, find_model
+from deepsic_codec.samples import eurosat_mosaic
 from deepsic_codec.training.tree import Tree
 from tests.common import check_rejects
 
@@ -185,7 +188,59 @@ def test_training_writes_a_head(tmp_path):
     check_rejects(ConfigurationError, "no image lies in a folder", train_head, empty)
 
 
+def test_leaves_at_chance_are_left_out(tree, monkeypatch):
+    """Oak is told from beech, beech is not; few images of sand say nothing; cats are alone in their set."""
+    torch = pytest.importorskip("torch")
+    from deepsic_codec.training import heads
+
+    known = heads.Marks(tree, {})
+    cells = cell_set(([0] * 2 + [1] * 2) * 7 + [2] * 9 + [3] * 2 + [4] * 9 + [5] * 4)
+    cells.images[:28] = np.repeat(np.arange(14), 2)
+    cells.images[28:] = np.arange(20, 20 + len(cells) - 28)
+    rng = np.random.default_rng(0)
+
+    def outputs(head, some):
+        scores = rng.normal(size=(len(some), 8)).astype(np.float32)
+        scores[:, 0] += some.marks == 0
+        scores[::2, 0] -= 3  # of one of two cells of an image
+        scores[1::2, 0] += 3
+        scores[:, 1] = 0
+        return torch.from_numpy(scores)
+
+    monkeypatch.setattr(heads, "all_outputs", outputs)
+    head = SimpleNamespace(classes=8)
+    assert heads.chance_leaves(head, [cells[:28], cells[28:]], known) == ["Beech"]
+    assert heads.chance_leaves(head, [cells[28:]], known) == [], "two images of sand, none of trees"
+
+
+def test_a_head_without_some_classes_scores_the_others_as_before(tmp_path):
+    pytest.importorskip("torch")
+    from deepsic_codec.training.heads import without_classes
+
+    base = find_model("base")
+    whole = find_model("base", head=find_head("scenes", base.decoder))
+    arrays = {name: value for name, value in load_arrays(whole).items() if name.startswith("head.")}
+    kept, vocabulary = without_classes(arrays, whole.vocabulary, ["River", "Animal"])
+    assert vocabulary.classes == tuple(name for name in whole.vocabulary.classes if name not in ("River", "Animal"))
+    assert vocabulary.parents["RiverLake"] == ("Pond",) and "Animal" not in vocabulary.parents["Ground"]
+    sizes = whole.architecture | {"classes": len(vocabulary.names)}
+    save_head(tmp_path / "less.safetensors", "less", kept, base, sizes, vocabulary, {})
+    config.set(model_path=(str(tmp_path),))
+    less = find_model("base", head=find_head("less", base.decoder))
+    image = eurosat_mosaic()[:128, :128]
+    cells = [
+        get_scheduler(info).encode([image[None]], [50], [0], features=False, labels=True)[0].cells
+        for info in (whole, less)
+    ]
+    rows = [whole.vocabulary.names.index(name) for name in vocabulary.names]
+    np.testing.assert_array_equal(cells[0][..., rows], cells[1][..., : len(rows)])
+    np.testing.assert_array_equal(cells[0][..., -48:], cells[1][..., -48:])
+
+
 def test_the_packaged_head_has_the_classes_of_the_packaged_tree():
-    info = find_model("base", head=find_head("scenes", find_model("base").decoder))
-    assert info.vocabulary.classes == Tree.read().nodes and info.vocabulary.parents == Tree.read().vocabulary.parents
+    """But for those that were at chance on held-out images."""
+    info, tree = find_model("base", head=find_head("scenes", find_model("base").decoder)), Tree.read()
+    left_out = {"Cat", "Dog", "GroundBuildings"}
+    assert info.vocabulary.classes == tuple(name for name in tree.nodes if name not in left_out)
+    assert {*info.vocabulary.known} >= {*tree.parents} - left_out and len(info.vocabulary.members("GroundUrban")) == 2
     assert (PACKAGED / f"{HEAD_ALIASES['scenes']}.safetensors").stat().st_size < 400_000
