@@ -45,8 +45,8 @@ class DeepSIC(CodecParams, Codec):
     label_pooling : {"max", "mean"}
         How the scores of the cells of 64 x 64 pixels in a tile become its scores. "max": a tile has what one of its
         cells shows, so that queries find small things in large tiles. "mean": a tile is named by what it shows as a
-        whole, by the mean of the log odds of its cells; for large tiles of pictures of which a cell shows too little, such
-        as aerial ones. Small things are then found only with smaller tiles.
+        whole, by the mean of the log odds of its cells; for large tiles of pictures of which a cell shows too little,
+        such as aerial ones. Small things are then found only with smaller tiles.
     label_bands : int, str, or three of them, optional
         The bands that labels are scored on, by number from 0 or by name: one, or those that show red, green and blue.
         By default the first three, or the first of fewer. Chunks with it are coded as wavelets. Names are those of the

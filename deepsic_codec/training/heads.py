@@ -455,8 +455,9 @@ def calibrate(head: SemanticHead, sources: list[tuple[float, CellSet]], known: M
 def chance_leaves(head: SemanticHead, held: Sequence[CellSet], known: Marks) -> list[str]:
     """Return the leaves whose scores say no more of held-out images than chance, in each of their data sets.
 
-    An image counts by the mean logits of its cells. The score of a leaf is above chance if images of it score above those
-    of other classes in more than half of all pairs, by more than the standard error of that share if both were alike.
+    An image counts by the mean logits of its cells. The score of a leaf is above chance if images of it score above
+    those of other classes in more than half of all pairs, by more than the standard error of that share for images
+    that are alike.
     """
     logits, marks = [], []
     for cells in held:
@@ -471,10 +472,10 @@ def chance_leaves(head: SemanticHead, held: Sequence[CellSet], known: Marks) -> 
     for number, leaf in enumerate(tree.nodes[: tree.leaves]):
         for data_set in np.unique(sets[nodes == leaf]):
             of_set = sets == data_set
-            own, others = (scores[of_set & at, number] for at in (nodes == leaf, nodes != leaf))
-            n, m = len(own), len(others)
+            inside, others = (scores[of_set & at, number] for at in (nodes == leaf, nodes != leaf))
+            n, m = len(inside), len(others)
             if min(n, m) >= LEAST_IMAGES:
-                share = (np.sign(own[:, None] - others) + 1).mean() / 2
+                share = (np.sign(inside[:, None] - others) + 1).mean() / 2
                 above_chance[leaf] = above_chance.get(leaf, False) or share > 0.5 + math.sqrt(
                     (n + m + 1) / (12 * n * m)
                 )
