@@ -73,9 +73,10 @@ from deepsic_codec.payload.coders.mask import decode_mask, encode_mask
 from deepsic_codec.payload.coders.residual import decode_integers, encode_integers
 from deepsic_codec.payload.coders.subbands import decode_planes, encode_planes
 from deepsic_codec.payload.coders.symbols import SymbolDecoder, SymbolEncoder
-from deepsic_codec.payload.fields import PREFIX
-from deepsic_codec.payload.sections import LABELS, SECTIONS
+from deepsic_codec.payload.fields import PREFIX, Header
+from deepsic_codec.payload.sections import LABELS, SECTIONS, STRUCTURE
 from deepsic_codec.payload.steps import FRACTION_BITS, step_code
+from deepsic_codec.payload.structure import GRIDS, Structure, decode_structure, encode_structure
 from deepsic_codec.payload.varint import write_varint
 from deepsic_codec.training.finish import head, transforms
 from deepsic_codec.training.loss import Networks
@@ -182,6 +183,11 @@ def make_seeds(model: str) -> list[Seed]:
         ("bounded", smooth[:40, :48], {"max_error": 2, "quality": 30}),
         ("lossless", holes[:48, :40], {"max_error": 0, "nodata": 0}),
         ("grids", np.dstack([wide[:40, :48, 0], wide[:20, :24, 1].repeat(2, 0).repeat(2, 1)]), {"max_error": 1}),
+        (
+            "grids of wavelets",
+            np.dstack([wide[:70, :80, 0], wide[:35, :40, 1].repeat(2, 0).repeat(2, 1)]),
+            wavelet | {"quality": 120},
+        ),
         ("cast", holes[:48, :40].astype("i8") * 100, {"max_error": 2, "nodata": 0}),
         ("levels", np.arange(256, dtype="u2")[smooth[:40, :48]] ** 2, {"max_error": 0}),
         ("embedding", smooth[:70, :90], {"embedding": True, "label_tile": 64}),
@@ -231,6 +237,17 @@ def mutate(rng: np.random.Generator, data: bytes, others: Sequence[bytes] = (), 
             start = int(rng.integers(len(other) + 1))
             out[at : at + int(rng.integers(64))] = other[start : start + int(rng.integers(64))]
     return bytes(out)
+
+
+def mutate_grid(rng: np.random.Generator, data: bytes, header: Header) -> bytes:
+    """Change a section of a grid, with right checksums."""
+    grids = list(decode_structure(data, header).grids)
+    number = int(rng.integers(len(grids)))
+    sections = dict(grids[number].sections)
+    kind = list(sections)[int(rng.integers(len(sections)))]
+    sections[kind] = mutate(rng, sections[kind], list(sections.values()))
+    grids[number] = replace(grids[number], sections=sections)
+    return encode_structure(Structure(None, grids=tuple(grids)))
 
 
 def with_header_checksum(payload: bytes) -> bytes:
@@ -394,6 +411,8 @@ class Section(Stage):
         elif style < 0.23 and len(sections) > 1:
             del sections[which]
             which = -1
+        elif kind == STRUCTURE.kind and data[:1] == bytes((GRIDS,)) and style < 0.8:
+            data = mutate_grid(rng, data, seed.header)
         else:
             data = mutate(rng, data, [d for _, d in sections])
         if which >= 0:

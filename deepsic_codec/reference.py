@@ -2116,7 +2116,7 @@ GRID_KINDS = (STRUCTURE, SPECTRAL, QUALITY_MAP, RESIDUAL, WAVELET)
 
 def _read_grids(data: Reader, bands: int) -> list[Grid]:
     numbers = data.take(bands)
-    grids = []
+    grids, sampled = [], []  # sections of samples, lengths of their pieces, checksums
     for number in range(max(numbers) + 1):
         members = [band for band in range(bands) if numbers[band] == number]
         factor, y, x, count = (data.integer(1) for _ in range(4))
@@ -2129,11 +2129,24 @@ def _read_grids(data: Reader, bands: int) -> list[Grid]:
                 raise Damaged(
                     f"structure section: a grid with section {kind}, or twice"
                 )
-            sections[kind] = data.take(data.varint())
+            sections[kind] = b""
+            if kind in (RESIDUAL, WAVELET):
+                lengths = [data.varint() for _ in range(5)]
+                sampled.append((sections, kind, lengths, data.integer(4)))
+            else:
+                sections[kind] = data.take(data.varint())
         if sections.get(STRUCTURE, b"").startswith(b"\4"):
             raise Damaged("structure section: a grid with grids")
         grids.append(Grid(members, factor, (y, x), sections))
+    if crc32c(data.data[: data.position]) != data.integer(4):
+        raise Damaged("structure section: checksum of the grids")
+    for piece in range(5):
+        for sections, kind, lengths, _ in sampled:
+            sections[kind] += data.take(lengths[piece])
     data.finish()
+    for sections, kind, _, checksum in sampled:
+        if crc32c(sections[kind]) != checksum:
+            raise Damaged("structure section: checksum of a section of a grid")
     return grids
 
 

@@ -29,6 +29,7 @@ def read_preview(
     *,
     scale: int | None = None,
     bytes_per_chunk: int | None = None,
+    groups: int | None = None,
     region: Sequence[slice] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     counter: Counter | None = None,
@@ -37,18 +38,21 @@ def read_preview(
     """Read an array with a part of its rows and columns: means of blocks of pixels, about.
 
     Chunks that are coded as wavelets have the reduced sizes at their start, so a part of each is read: at 1/8 a few
-    percent. Others (features, a bound on the error, small chunks, bands on several grids) are read and decoded as a
-    whole, and averaged.
+    percent. Others (features, a bound on the error, small chunks) are read and decoded as a whole, and averaged.
 
     Parameters
     ----------
     store, name, storage_options, **kwargs
         The array, as for `open_archive`.
     scale : {8, 1, 2, 4, 16}, optional
-        Rows and columns of the array in one of the result; 1 by default with `bytes_per_chunk`.
+        Rows and columns of the array in one of the result; 1 by default with `bytes_per_chunk` or `groups`.
     bytes_per_chunk : int, optional
         Bytes to read of each chunk at most, if the size needs more: the result has less detail. At least the bytes of
         the first checksum are read, and chunks of which no part can be verified as a whole.
+    groups : int, optional
+        Parts to read of each chunk at most, if the size needs more: each ends where a checksum does. A chunk with a
+        start for each reduced size has up to 4 of these and, between them, 3 ends of equal parts for each 8 KiB; one
+        with bands of several resolutions has 5, for 1/16 to the whole.
     region : sequence of slice, optional
         Part of the array, a slice for each of its first axes, in its pixels; rows and columns begin at a multiple of
         `scale`. The whole array by default. Only chunks of the region are read.
@@ -65,7 +69,7 @@ def read_preview(
     Raises
     ------
     ConfigurationError
-        For another scale, a number of bytes below 1, or a region that does not fit the scale.
+        For another scale, a number of bytes or groups below 1, or a region that does not fit the scale.
     UnsupportedArray
         If rows or columns of a chunk are no multiple of `scale`.
     CorruptPayload, UnsupportedPayload
@@ -74,8 +78,8 @@ def read_preview(
     stored = StoredArray.open(store, name, counter=counter, mode="r", options=storage_options, **kwargs)
     embedded.use_embedded(stored.array)
     if scale is None:
-        scale = 8 if bytes_per_chunk is None else 1
-    reduced = ReducedArray(stored, scale, bytes_per_chunk)
+        scale = 8 if bytes_per_chunk is None and groups is None else 1
+    reduced = ReducedArray(stored, scale, bytes_per_chunk, groups)
     return reduced[()] if region is None else reduced[reduced.region_of(region)]
 
 
@@ -88,8 +92,8 @@ class ReducedArray(BatchedArray):
         The array.
     scale : int
         Rows and columns in one of this array.
-    bytes_per_chunk : int, optional
-        To read at most, if the size needs more.
+    bytes_per_chunk, groups : int, optional
+        Bytes, and parts with a checksum, to read at most, if the size needs more.
 
     Attributes
     ----------
@@ -99,15 +103,18 @@ class ReducedArray(BatchedArray):
     Raises
     ------
     ConfigurationError, UnsupportedArray
-        For a scale that there is not, or that does not divide chunks, or a number of bytes below 1.
+        For a scale that there is not, or that does not divide chunks, or a number of bytes or groups below 1.
     """
 
-    def __init__(self, stored: StoredArray, scale: int, bytes_per_chunk: int | None = None) -> None:
+    def __init__(
+        self, stored: StoredArray, scale: int, bytes_per_chunk: int | None = None, groups: int | None = None
+    ) -> None:
         check_scale(scale)
-        if bytes_per_chunk is not None and (not isinstance(bytes_per_chunk, Integral) or int(bytes_per_chunk) < 1):
-            raise ConfigurationError(f"bytes_per_chunk: expected a number of bytes, got {bytes_per_chunk!r}")
+        for name, number in (("bytes_per_chunk", bytes_per_chunk), ("groups", groups)):
+            if number is not None and (not isinstance(number, Integral) or int(number) < 1):
+                raise ConfigurationError(f"{name}: expected a number from 1 on, got {number!r}")
         super().__init__(stored, BATCH)
-        self.scale, self._limit = scale, bytes_per_chunk
+        self.scale, self._limits = scale, {"limit": bytes_per_chunk, "groups": groups}
         sizes, chunks = list(stored.shape), list(stored.chunks)
         for axis in (stored.axes.y, stored.axes.x):
             size, chunk = sizes[axis], chunks[axis]
@@ -140,13 +147,13 @@ class ReducedArray(BatchedArray):
         result = np.full(sizes, stored.fill_value, self.dtype)
         remaining = iter_grid(first, last)
         while indices := list(islice(remaining, BATCH)):
-            read = partial(reader.read_as_needed, needed=partial(needed_length, scale=scale, limit=self._limit))
+            read = partial(reader.read_as_needed, needed=partial(needed_length, scale=scale, **self._limits))
             starts = [(index, start) for index, start in reader.map(indices, read) if start is not None]
             payloads = []
             for index, start in starts:
                 with reader.error_context(index):
-                    args = start, scale, stored.chunks, self.dtype, stored.params, self._limit
-                    payloads.append(parse_start(*args))
+                    args = start, scale, stored.chunks, self.dtype, stored.params
+                    payloads.append(parse_start(*args, **self._limits))
 
             def decode(number: int, starts: Any = starts, payloads: Any = payloads) -> NDArray[Any]:
                 with reader.error_context(starts[number][0]):

@@ -41,7 +41,7 @@ from deepsic_codec.payload.sections import (
     WAVELET,
 )
 from deepsic_codec.payload.spectral import Matrix
-from deepsic_codec.payload.structure import GRIDS, Grid, Structure, nodata_on_grid
+from deepsic_codec.payload.structure import GRIDS, Grid, Structure, header_of, nodata_on_grid
 from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import Wavelet
 
@@ -221,13 +221,8 @@ def _parse_grid(
         raise CorruptPayload(f"structure section: a grid with sections of kinds {sorted(grid.sections)}")
     if grid.sections.get(STRUCTURE.kind, b"")[:1] == bytes((GRIDS,)):
         raise CorruptPayload("structure section: a grid with grids")
-    sizes = dict(zip(header.axes, header.shape, strict=True))
-    sizes["y"], sizes["x"] = grid.size(header.height, header.width)
-    if "c" in sizes:
-        sizes["c"] = len(grid.bands)
-    of_grid = replace(header, shape=tuple(sizes[axis] for axis in header.axes))
     of_bands = None if ranges is None else ranges[list(grid.bands)]
-    parsed = _parse_sections(Payload(of_grid, grid.sections), identity, of_bands, nodata_section)
+    parsed = _parse_sections(Payload(header_of(header, grid), grid.sections), identity, of_bands, nodata_section)
     if parsed.empty:
         raise CorruptPayload("structure section: a grid without samples")
     return parsed
@@ -279,16 +274,16 @@ def _restore_chunk(payload: PayloadToDecode, images: NDArray[Any]) -> NDArray[An
 def _decode_other(payload: PayloadToDecode) -> NDArray[Any]:
     """Decode a chunk that has no features."""
     nodata = payload.nodata()
-    return _arranged(payload, _samples(payload, nodata), nodata)
+    return _arranged(payload, decode_samples(payload, nodata), nodata)
 
 
-def _samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
-    """Decode samples (slices, height, width, bands) of a chunk that has no features; those without data are any."""
+def decode_samples(payload: PayloadToDecode, nodata: NoData | None) -> NDArray[Any]:
+    """Decode samples (slices, height, width, bands) of a chunk or grid without features; those without data are any."""
     header, structure = payload.header, payload.structure
     if structure is not None and structure.grids:
         shape = (header.slices, header.height, header.width, header.channels)
         of_grids = [None if nodata is None else nodata_on_grid(nodata, grid) for grid in structure.grids]
-        parts = [_samples(part, one) for part, one in zip(payload.parts, of_grids, strict=True)]
+        parts = [decode_samples(part, one) for part, one in zip(payload.parts, of_grids, strict=True)]
         return join_grids(structure.grids, parts, shape)
     padding = decode_nodata(structure.padding, header) if structure is not None and structure.padding else None
     if payload.residual is not None:
@@ -395,7 +390,7 @@ def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", schedu
 def _decoded_label_images(payload: PayloadToDecode) -> NDArray[Any]:
     nodata = payload.nodata()
     mask = None if nodata is None else nodata.mask
-    return label_images(_samples(payload, nodata), payload.ranges, mask, payload.label_bands)
+    return label_images(decode_samples(payload, nodata), payload.ranges, mask, payload.label_bands)
 
 
 def compute_labels(

@@ -7,14 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.codec.decode import PayloadToDecode, decode_coded, parse_unpacked
+from deepsic_codec.codec.decode import PayloadToDecode, decode_coded, decode_samples, parse_unpacked
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.codec.wavelet import decode_wavelet
 from deepsic_codec.errors import ConfigurationError, CorruptPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.header import Payload, read_header, read_verified, unpack
 from deepsic_codec.payload.nodata import NoData, decode_nodata
-from deepsic_codec.payload.sections import CAST, WAVELET
+from deepsic_codec.payload.sections import CAST, FEATURES, RESIDUAL, STRUCTURE, WAVELET
+from deepsic_codec.payload.structure import Grid, grids_length, nodata_on_grid, table_length, verified_grids
 from deepsic_codec.payload.wavelet import checksums_length, start_length, verified_start
 
 #: Divisors of rows and columns.
@@ -27,7 +28,7 @@ def check_scale(scale: Any) -> None:
         raise ConfigurationError(f"scale: expected one of {', '.join(map(str, SCALES))}, got {scale!r}")
 
 
-def needed_length(start: bytes, header: Header, scale: int, limit: int | None = None) -> int:
+def needed_length(start: bytes, header: Header, scale: int, limit: int | None = None, groups: int | None = None) -> int:
     """Return the bytes of a payload that a reduced size needs, or first, for another call, more of its start.
 
     Parameters
@@ -41,17 +42,24 @@ def needed_length(start: bytes, header: Header, scale: int, limit: int | None = 
     limit : int, optional
         Return no more bytes than these, as far as they can be verified, but the fewest that can, and whole payloads of
         which no part can.
+    groups : int, optional
+        The same of the number of parts of the payload that can be verified one after another.
     """
     entry = header.entry(WAVELET.kind)
-    limited = limit is not None and limit < header.nbytes
+    gridded = entry is None and header.entry(FEATURES.kind) is None and header.entry(RESIDUAL.kind) is None
+    if gridded:
+        entry = header.entry(STRUCTURE.kind)
+    limited = (limit is not None and limit < header.nbytes) or groups is not None
     if entry is None or header.entry(CAST.kind) is not None or (scale == 1 and not limited):  # a cast comes last
         return header.nbytes
     data = start[entry.offset :]
-    end = checksums_length(data, entry.length)
+    end = table_length(data, header, entry.length) if gridded else checksums_length(data, entry.length)
     if len(data) < end:
         return entry.offset + end
     rest = None if limit is None else limit - entry.offset
-    return entry.offset + start_length(data[:end], entry.length, scale, rest)
+    if gridded:
+        return entry.offset + grids_length(data, header, entry.length, scale, rest, groups)
+    return entry.offset + start_length(data[:end], entry.length, scale, rest, groups)
 
 
 def parse_start(
@@ -61,8 +69,9 @@ def parse_start(
     dtype: np.dtype[Any] | None = None,
     params: CodecParams | None = None,
     limit: int | None = None,
+    groups: int | None = None,
 ) -> PayloadToDecode:
-    """Verify a payload, or as much of its start as a reduced size needs, or as `needed_length` says of a limit.
+    """Verify a payload, or as much of its start as a reduced size needs, or as `needed_length` says of limits.
 
     Takes the other arguments of `parse_payload`, and raises its errors; also CorruptPayload if more bytes are needed.
     """
@@ -70,16 +79,29 @@ def parse_start(
     header = read_header(view)
     if len(view) >= header.nbytes:
         return parse_unpacked(unpack(view), shape, dtype, params)
-    needed = needed_length(bytes(view), header, scale, limit)
+    needed = needed_length(bytes(view), header, scale, limit, groups)
     if len(view) < needed:
         raise CorruptPayload(f"payload: {len(view)} bytes, 1/{scale} of the size needs {needed} of {header.nbytes}")
-    sections = {}
+    sections: dict[int, bytes] = {}
+    whole: tuple[bool, ...] = ()
+    started = False
     for entry in header.sections:
-        if entry.kind == WAVELET.kind:
-            sections[entry.kind] = verified_start(bytes(view[entry.offset : needed]), entry.length)
-        elif entry.offset + entry.length <= len(view):
+        if entry.offset + entry.length <= len(view):
             sections[entry.kind] = read_verified(view, entry)
+        elif entry.kind == WAVELET.kind:
+            sections[entry.kind] = verified_start(bytes(view[entry.offset : needed]), entry.length)
+            started = True
+        elif entry.kind == STRUCTURE.kind:
+            sections[entry.kind], whole = verified_grids(bytes(view[entry.offset : needed]), header)
     payload = parse_unpacked(Payload(header, sections), shape, dtype, params)
+    if whole:
+        parts = zip(payload.parts, whole, strict=True)
+        return replace(payload, parts=tuple(part if one else _started(part) for part, one in parts))
+    return _started(payload) if started else payload
+
+
+def _started(payload: PayloadToDecode) -> PayloadToDecode:
+    """Return a payload, or a grid, whose wavelet is a start."""
     assert payload.wavelet is not None
     return replace(payload, wavelet=replace(payload.wavelet, whole=False))
 
@@ -104,23 +126,12 @@ def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
     CorruptPayload
         If a section is damaged.
     """
-    header, structure = payload.header, payload.structure
-    nodata = payload.nodata()
-    mask = None if nodata is None else nodata.mask
-    if payload.wavelet is None or scale == 1:
+    header, nodata = payload.header, payload.nodata()
+    if scale == 1 or (payload.wavelet is None and not payload.parts):
         samples = header.axes.to_samples(decode_coded([payload])[0])
-        samples = _averaged(samples, scale, mask)
+        samples = _averaged(samples, scale, None if nodata is None else nodata.mask)
     else:
-        shape = (header.slices, header.height, header.width, header.channels)
-        halvings = SCALES.index(scale)
-        ranges, quality_map = payload.ranges, payload.quality_map
-        samples, rest = decode_wavelet(
-            payload.wavelet, payload.matrix, shape, header.dtype, ranges, quality_map, halvings
-        )
-        samples = _averaged(samples, scale >> (halvings - rest), None) if rest else samples
-        if structure is not None and structure.padding:
-            samples = np.ascontiguousarray(samples)
-            _apply(decode_nodata(structure.padding, header), samples, scale)
+        samples = _reduced(payload, scale, nodata)
     if nodata is not None:
         samples = np.ascontiguousarray(samples)
         _apply(nodata, samples, scale)
@@ -128,6 +139,56 @@ def decode_reduced(payload: PayloadToDecode, scale: int) -> NDArray[Any]:
     sizes |= {axis: ceil_div(sizes[axis], scale) for axis in "yx"}
     chunk = header.axes.from_samples(samples, [sizes[axis] for axis in header.axes])
     return payload.restore(np.ascontiguousarray(chunk, header.dtype))
+
+
+def _reduced(payload: PayloadToDecode, scale: int, nodata: NoData | None) -> NDArray[Any]:
+    """Return samples (slices, rows, columns, bands) of a payload or a grid; those without data are any.
+
+    `nodata` is that of what has no wavelet.
+    """
+    header, structure = payload.header, payload.structure
+    if payload.parts:
+        assert structure is not None
+        shape = (header.slices, ceil_div(header.height, scale), ceil_div(header.width, scale), header.channels)
+        joined = np.empty(shape, header.dtype.newbyteorder("="))
+        for grid, part in zip(structure.grids, payload.parts, strict=True):
+            of_grid = None if nodata is None else nodata_on_grid(nodata, grid)
+            joined[..., list(grid.bands)] = _from_grid(_reduced(part, grid.scale(scale), of_grid), grid, header, scale)
+        return joined
+    if payload.wavelet is None:
+        samples = decode_samples(payload, nodata)
+        return _averaged(samples, scale, None if nodata is None else nodata.mask)
+    shape = (header.slices, header.height, header.width, header.channels)
+    halvings = SCALES.index(scale)
+    samples, rest = decode_wavelet(
+        payload.wavelet, payload.matrix, shape, header.dtype, payload.ranges, payload.quality_map, halvings
+    )
+    samples = _averaged(samples, scale >> (halvings - rest), None) if rest else samples
+    if structure is not None and structure.padding:
+        samples = np.ascontiguousarray(samples)
+        _apply(decode_nodata(structure.padding, header), samples, scale)
+    return samples
+
+
+def _from_grid(samples: NDArray[Any], grid: Grid, header: Header, scale: int) -> NDArray[Any]:
+    """Return means over blocks of a chunk, from samples of a grid at the reduced size of use to it."""
+    pitch = grid.factor * grid.scale(scale)  # rows and columns of the chunk in one of the samples
+    dtype = samples.dtype
+    for axis, (size, phase) in enumerate(zip((header.height, header.width), grid.phase, strict=True), 1):
+        starts = np.arange(0, size, scale) + phase
+        stops = np.minimum(starts + scale, size + phase)
+        first, last = starts // pitch, (stops - 1) // pitch
+        shape = [-1 if n == axis else 1 for n in range(4)]
+        if not (last > first).any():
+            samples = samples.take(first, axis)
+            continue
+        total: Any = 0
+        for pixel in (first + n for n in range(int((last - first).max()) + 1)):
+            covered = (np.minimum(stops, (pixel + 1) * pitch) - np.maximum(starts, pixel * pitch)).clip(0)
+            weights = (covered / (stops - starts)).reshape(shape)
+            total = total + weights * samples.take(np.minimum(pixel, last), axis)
+        samples = total
+    return samples.astype(dtype) if dtype.kind == "f" or samples.dtype == dtype else np.rint(samples).astype(dtype)
 
 
 def _blocks(values: NDArray[Any], scale: int) -> NDArray[Any]:

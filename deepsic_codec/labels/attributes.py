@@ -183,8 +183,8 @@ def chunk_attrs(array: zarr.Array, index: Sequence[int]) -> dict[str, Any]:
           wrote the chunk.
         - `quality`, `nbytes`, `format_version`: of the payload.
         - `quality_map`: `mean`, `min` and `max` of the qualities of the squares of 16 x 16 pixels of a chunk with a
-          quality map, 0 where errors do not matter; otherwise None, also if bands have grids of their own. `quality`
-          is the largest one.
+          quality map, 0 where errors do not matter; otherwise None. `quality` is the largest one. If bands have
+          several resolutions, these are the qualities of the finest one.
         - `bpp`: bits per pixel (slices x height x width).
 
         For a missing chunk, which holds no data, `labels` is empty and all others are None.

@@ -1,7 +1,7 @@
 """The structure section of a payload: what samples are, where their dtype could hold more. See `docs/format.md`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,17 @@ from deepsic_codec.axes import row_blocks
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.nodata import NoData
+from deepsic_codec.payload.quality_map import CELL, decode_quality_map, grid_of
 from deepsic_codec.payload.varint import read_varint, write_varint
+from deepsic_codec.payload.wavelet import MIN_CHECKED, start_length, verified_start
 
 LEVELS, PADDING = 1, 2  # bits of the layout
 GRIDS = 4  # layout: bands are repeated pixels of coarser grids
 MAX_FACTOR = 16
+# Kinds of sections of grids. The last two hold samples: they have a piece for each of these divisors of a chunk's rows
+# and columns.
+QUALITY_MAP, RESIDUAL, WAVELET = 6, 8, 9
+PIECES = (16, 8, 4, 2, 1)
 SAME, TABLE = 0, 1  # kinds of the levels of a band; larger kinds are a divisor plus 1
 GAPS, BITMAP = 0, 1  # forms of a table
 MAX_DIVISOR = 65535
@@ -97,6 +103,10 @@ class Grid:
     factor: int
     phase: tuple[int, int]
     sections: dict[int, bytes]
+
+    def scale(self, scale: int) -> int:
+        """Return the largest divisor of rows and columns of the grid, a power of two, of use to 1/scale of a chunk."""
+        return 1 << max(0, (scale // self.factor).bit_length() - 1)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of the grid under a chunk of this size."""
@@ -182,7 +192,7 @@ def nodata_on_grid(nodata: NoData, grid: Grid) -> NoData:
 def encode_structure(structure: Structure) -> bytes:
     """Write a structure section."""
     if structure.grids:
-        return bytes((GRIDS,)) + _encode_grids(structure.grids)
+        return _encode_grids(structure.grids)
     layout = LEVELS * (structure.levels is not None) | PADDING * bool(structure.padding)
     data, before = bytearray((layout,)), b""
     for levels in structure.levels or ():
@@ -193,13 +203,31 @@ def encode_structure(structure: Structure) -> bytes:
 
 
 def _encode_grids(grids: tuple[Grid, ...]) -> bytes:
+    from google_crc32c import value as crc32c  # not installed where only images are trained on
+
     numbers = {band: number for number, grid in enumerate(grids) for band in grid.bands}
-    data = bytearray(numbers[band] for band in range(len(numbers)))
+    data = bytearray((GRIDS, *(numbers[band] for band in range(len(numbers)))))
+    samples: list[list[bytes]] = []
     for grid in grids:
         data += bytes((grid.factor, *grid.phase, len(grid.sections)))
         for kind, content in grid.sections.items():
-            data += bytes((kind,)) + write_varint(len(content)) + content
-    return bytes(data)
+            data.append(kind)
+            if kind in (RESIDUAL, WAVELET):
+                samples.append(_cut(grid, kind, content))
+                data += b"".join(write_varint(len(piece)) for piece in samples[-1])
+                data += crc32c(content).to_bytes(4, "little")
+            else:
+                data += write_varint(len(content)) + content
+    data += crc32c(bytes(data)).to_bytes(4, "little")
+    return b"".join((data, *(piece for pieces in zip(*samples, strict=True) for piece in pieces)))
+
+
+def _cut(grid: Grid, kind: int, content: bytes) -> list[bytes]:
+    """Return the pieces of a section of a grid."""
+    ends = [len(content)] * len(PIECES)
+    if kind == WAVELET and len(content) >= MIN_CHECKED:
+        ends = [start_length(content, len(content), grid.scale(scale)) for scale in PIECES]
+    return [content[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _encode_levels(levels: Levels) -> bytes:
@@ -248,12 +276,73 @@ def decode_structure(data: bytes, header: Header) -> Structure:
     return Structure(levels, padding)
 
 
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The grids of a section, and where their samples are.
+
+    Attributes
+    ----------
+    grids : tuple of Grid
+        Without the content of sections of samples.
+    samples : list of (int, int)
+        Number of the grid and kind, of each of these sections.
+    pieces : list of list of int
+        Their bytes, for each of `PIECES`.
+    checksums : list of int
+        Theirs.
+    end : int
+        Where the table ends and the first piece begins.
+    """
+
+    grids: tuple[Grid, ...]
+    samples: list[tuple[int, int]]
+    pieces: list[list[int]]
+    checksums: list[int]
+    end: int
+
+    def length(self, count: int) -> int:
+        """Return the bytes of the section up to the end of the first `count` pieces of each section of samples."""
+        return self.end + sum(sum(lengths[:count]) for lengths in self.pieces)
+
+    def contents(self, data: bytes) -> list[bytes]:
+        """Return the sections of samples, or their starts, as far as `data` has their pieces."""
+        contents, position = [bytearray() for _ in self.pieces], self.end
+        for number in range(len(PIECES)):
+            for content, lengths in zip(contents, self.pieces, strict=True):
+                content += data[position : position + lengths[number]]
+                position += lengths[number]
+        return [bytes(content) for content in contents]
+
+    def with_samples(self, contents: Sequence[bytes]) -> tuple[Grid, ...]:
+        """Return the grids with the content of sections of samples."""
+        sections = [dict(grid.sections) for grid in self.grids]
+        for (number, kind), content in zip(self.samples, contents, strict=True):
+            sections[number][kind] = content
+        return tuple(replace(grid, sections=each) for grid, each in zip(self.grids, sections, strict=True))
+
+
 def _decode_grids(data: bytes, header: Header) -> tuple[Grid, ...]:
     """Read grids, which end the section; raises IndexError if `data` ends early."""
+    from google_crc32c import value as crc32c
+
+    table = _read_table(data, header)
+    if len(data) != table.length(len(PIECES)):
+        raise CorruptPayload(f"structure section: {len(data)} bytes with grids of {table.length(len(PIECES))}")
+    contents = table.contents(data)
+    if [crc32c(content) for content in contents] != table.checksums:
+        raise CorruptPayload("structure section: the checksum of a section of a grid does not match")
+    return table.with_samples(contents)
+
+
+def _read_table(data: bytes, header: Header) -> _Table:
+    """Read the table of grids; raises IndexError if `data` ends early."""
+    from google_crc32c import value as crc32c
+
     position = 1 + header.channels
     numbers = data[1:position]
     if len(numbers) < header.channels:
         raise IndexError
+    table = _Table((), [], [], [], 0)
     grids = []
     for number in range(max(numbers) + 1):
         bands = tuple(band for band in range(header.channels) if numbers[band] == number)
@@ -266,18 +355,148 @@ def _decode_grids(data: bytes, header: Header) -> tuple[Grid, ...]:
         sections: dict[int, bytes] = {}
         for _ in range(count):
             kind = data[position]
-            length, position = read_varint(data, position + 1, "structure section")
-            sections_before, content = len(sections), data[position : position + length]
-            position += length
+            position += 1
+            if kind in sections:
+                raise CorruptPayload(f"structure section: grid {number} has a section of kind {kind} twice")
+            lengths = []
+            for _ in PIECES if kind in (RESIDUAL, WAVELET) else (1,):
+                length, position = read_varint(data, position, "structure section")
+                lengths.append(length)
+            size = 4 if kind in (RESIDUAL, WAVELET) else lengths[0]
+            sections[kind], position = data[position : position + size], position + size
             if position > len(data):
                 raise IndexError
-            sections[kind] = content
-            if len(sections) == sections_before:
-                raise CorruptPayload(f"structure section: grid {number} has a section of kind {kind} twice")
+            if kind in (RESIDUAL, WAVELET):
+                table.samples.append((number, kind))
+                table.pieces.append(lengths)
+                table.checksums.append(int.from_bytes(sections[kind], "little"))
         grids.append(Grid(bands, factor, (down, right), sections))
-    if position < len(data):
-        raise CorruptPayload(f"structure section: {len(data) - position} bytes after the grids")
-    return tuple(grids)
+    if position + 4 > len(data):
+        raise IndexError
+    if crc32c(data[:position]) != int.from_bytes(data[position : position + 4], "little"):
+        raise CorruptPayload("structure section: the checksum of the grids does not match")
+    return replace(table, grids=tuple(grids), end=position + 4)
+
+
+def table_length(data: bytes, header: Header, size: int) -> int:
+    """Return the bytes of a structure section with grids up to the end of their table.
+
+    Parameters
+    ----------
+    data : bytes
+        Its start. If the table does not end there, more bytes than these are returned.
+    header : Header
+        The header of the payload.
+    size : int
+        Bytes of the section, which are returned if it has no grids.
+
+    Raises
+    ------
+    CorruptPayload
+        If the table is damaged.
+    """
+    if data and data[0] != GRIDS:
+        return size
+    try:
+        return _read_table(data, header).end
+    except IndexError:
+        return min(size, max(2 * len(data), 1 << 8))
+
+
+def grids_length(
+    data: bytes, header: Header, size: int, scale: int, limit: int | None = None, groups: int | None = None
+) -> int:
+    """Return the bytes of a structure section with grids that 1/scale of rows and columns needs.
+
+    Parameters
+    ----------
+    data, header, size
+        As for `table_length`; up to the end of the table at least.
+    scale : int
+        One of `PIECES`.
+    limit : int, optional
+        Return no more bytes than these, but the first piece of each grid.
+    groups : int, optional
+        The same of numbers of pieces.
+    """
+    table = _read_table(data, header)
+    first, needed = table.length(1), table.length(PIECES.index(scale) + 1)
+    if groups is not None:
+        needed = min(needed, table.length(groups))
+    return min(size, needed if limit is None else max(first, min(needed, limit)))
+
+
+def header_of(header: Header, grid: Grid) -> Header:
+    """Return the header of a payload as that of a chunk of a grid's size and bands."""
+    sizes = dict(zip(header.axes, header.shape, strict=True))
+    sizes["y"], sizes["x"] = grid.size(header.height, header.width)
+    if "c" in sizes:
+        sizes["c"] = len(grid.bands)
+    return replace(header, shape=tuple(sizes[axis] for axis in header.axes))
+
+
+def grid_qualities(data: bytes, header: Header) -> NDArray[np.float64] | None:
+    """Return the qualities of cells of a chunk, from the map of its finest grid; None without one.
+
+    Parameters
+    ----------
+    data : bytes
+        The start of a structure section, up to the end of the table of grids at least.
+    header : Header
+        The header of the payload.
+
+    Raises
+    ------
+    CorruptPayload
+        If the table or the map is damaged.
+    """
+    if data[:1] != bytes((GRIDS,)):
+        return None
+    grid = min(_read_table(data, header).grids, key=lambda grid: grid.factor)
+    content = grid.sections.get(QUALITY_MAP)
+    if content is None:
+        return None
+    qualities = decode_quality_map(content, header_of(header, grid)).qualities(header.quality)
+    rows, columns = (
+        (np.arange(count) * CELL + phase) // (grid.factor * CELL)
+        for count, phase in zip(grid_of(header.height, header.width), grid.phase, strict=True)
+    )
+    return qualities[:, rows[:, None], columns]
+
+
+def verified_grids(data: bytes, header: Header) -> tuple[bytes, tuple[bool, ...]]:
+    """Verify the start of a structure section with grids, the first piece of each at least.
+
+    Returns
+    -------
+    bytes
+        A section, of which the wavelets of grids are starts, as `verified_start` returns them.
+    tuple of bool
+        Which grids are whole.
+
+    Raises
+    ------
+    CorruptPayload
+        If a checksum does not match, or a section of a grid is too short.
+    """
+    from google_crc32c import value as crc32c
+
+    try:
+        table = _read_table(data, header)
+    except IndexError:
+        raise CorruptPayload("structure section: truncated") from None
+    contents, whole = table.contents(data), [True] * len(table.grids)
+    for place, ((number, kind), lengths) in enumerate(zip(table.samples, table.pieces, strict=True)):
+        content, size = contents[place], sum(lengths)
+        if len(content) == size:
+            if crc32c(content) != table.checksums[place]:
+                raise CorruptPayload("structure section: the checksum of a section of a grid does not match")
+            continue
+        end = start_length(content, size, 1, len(content)) if kind == WAVELET else size
+        if end > len(content):
+            raise CorruptPayload(f"structure section: {len(content)} bytes of a section of a grid, expected {end}")
+        contents[place], whole[number] = verified_start(content[:end], size), False
+    return encode_structure(Structure(None, grids=table.with_samples(contents))), tuple(whole)
 
 
 def _decode_levels(data: bytes, position: int, header: Header) -> tuple[tuple[Levels, ...], int]:

@@ -93,7 +93,7 @@ def checksums_length(data: bytes, size: int) -> int:
     return min(size, _FIXED if len(data) < _FIXED else _places(data)[1])
 
 
-def start_length(data: bytes, size: int, scale: int, limit: int | None = None) -> int:
+def start_length(data: bytes, size: int, scale: int, limit: int | None = None, groups: int | None = None) -> int:
     """Return the bytes of a section that planes at 1/scale of their size need.
 
     Parameters
@@ -106,13 +106,17 @@ def start_length(data: bytes, size: int, scale: int, limit: int | None = None) -
         A power of 2.
     limit : int, optional
         Return no more bytes than these, as far as a checksum ends there, but those of the first one.
+    groups : int, optional
+        Return no more bytes than those of so many checksums, 1 at least.
     """
     checkpoints, (_, stream) = decode_wavelet(data).checkpoints, _places(data)
     halvings = min(scale.bit_length() - 1, len(checkpoints))  # small planes have fewer levels
     needed = min(size, stream + checkpoints[-halvings]) if halvings else size
+    ends = [min(size, stream + end) for end in _ends(checkpoints, _parts(data), size - stream)]
+    if groups is not None:
+        needed = min([needed, *ends[groups - 1 : groups]])
     if limit is None or limit >= needed:
         return needed
-    ends = [min(size, stream + end) for end in _ends(checkpoints, _parts(data), size - stream)]
     return max((end for end in ends if end <= limit), default=min([needed, *ends]))
 
 

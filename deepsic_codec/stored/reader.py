@@ -16,10 +16,11 @@ from deepsic_codec._compat import default_buffer_prototype, read_part, sync
 from deepsic_codec.axes import Index
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload.embedding import Embedding
-from deepsic_codec.payload.fields import PREFIX, Header
+from deepsic_codec.payload.fields import PREFIX, Header, SectionEntry
 from deepsic_codec.payload.header import header_size, read_header, read_section, verified
 from deepsic_codec.payload.labels import LabelBlock
-from deepsic_codec.payload.sections import EMBEDDING, LABELS, QUALITY_MAP
+from deepsic_codec.payload.sections import EMBEDDING, FEATURES, LABELS, QUALITY_MAP, RESIDUAL, STRUCTURE, WAVELET
+from deepsic_codec.payload.structure import grid_qualities, table_length
 from deepsic_codec.stored.layout import PayloadLocation, StoredLayout
 
 FIRST_READ = 256  # bytes: header and labels of any chunk with up to 16 label tiles lie within
@@ -83,22 +84,41 @@ class PayloadStart:
 
     def qualities(self) -> NDArray[np.float64] | None:
         """Decode the qualities of cells; None without a map, or if the data do not reach to `map_end`."""
-        if map_end(self.header) > len(self.data):
+        if map_end(self.header, self.data) > len(self.data):
             return None
+        grids = _grids(self.header)
+        if grids is not None:
+            return grid_qualities(self.data[grids.offset :], self.header)
         quality_map = read_section(self.data, self.header, QUALITY_MAP)
         return None if quality_map is None else quality_map.qualities(self.header.quality)
 
 
-def label_end(header: Header) -> int:
-    """Return the number of bytes up to the end of a payload's header and labels."""
+def label_end(header: Header, data: bytes = b"") -> int:
+    """Return the number of bytes up to the end of a payload's header and labels; `data` is not needed for that."""
     labels = header.entry(LABELS.kind)
     return header.size if labels is None else labels.offset + labels.length
 
 
-def map_end(header: Header) -> int:
-    """Return the number of bytes up to the end of a payload's header, labels and quality map."""
-    entry = header.entry(QUALITY_MAP.kind)
-    return label_end(header) if entry is None else entry.offset + entry.length
+def map_end(header: Header, data: bytes) -> int:
+    """Return the number of bytes up to the end of a payload's header, labels and quality map.
+
+    Those of grids are in a table, whose length its bytes say. If `data`, the start of the payload, does not reach to
+    its end, more bytes than these are returned.
+    """
+    entry, end = header.entry(QUALITY_MAP.kind), label_end(header)
+    if entry is not None:
+        return entry.offset + entry.length
+    grids = _grids(header)
+    if grids is None:
+        return end
+    return max(end, grids.offset + table_length(data[grids.offset :], header, grids.length))
+
+
+def _grids(header: Header) -> SectionEntry | None:
+    """Return the entry of the section that holds samples of grids."""
+    if any(header.entry(section.kind) for section in (FEATURES, RESIDUAL, WAVELET)):
+        return None
+    return header.entry(STRUCTURE.kind)
 
 
 class PayloadReader:
@@ -119,12 +139,16 @@ class PayloadReader:
         return payload
 
     def starts(
-        self, indices: Iterable[Sequence[int]], end: Callable[[Header], int] = label_end, *, vectors: bool = False
+        self,
+        indices: Iterable[Sequence[int]],
+        end: Callable[[Header, bytes], int] = label_end,
+        *,
+        vectors: bool = False,
     ) -> Iterator[tuple[Index, PayloadStart | None]]:
         """Yield position and start of payloads in the order of `indices`, None for a missing chunk.
 
-        Takes one request of 256 bytes for a chunk; a second one if what `end` says, header and labels, is longer; and
-        one for the embedding section, with `vectors`.
+        Takes one request of 256 bytes for a chunk; another one as often as `end` says, of the header and these bytes,
+        that more are needed: by default for header and labels; and one for the embedding section, with `vectors`.
 
         Raises
         ------
@@ -197,7 +221,7 @@ class PayloadReader:
         return None if data is None else self.layout.parse_shard_index(data, shard)
 
     async def read_start(
-        self, location: PayloadLocation, end: Callable[[Header], int] = label_end, vectors: bool = False
+        self, location: PayloadLocation, end: Callable[[Header, bytes], int] = label_end, vectors: bool = False
     ) -> PayloadStart | None:
         """Read the start of a payload, None if it is missing."""
         data = await self._read(location, FIRST_READ)
@@ -210,8 +234,10 @@ class PayloadReader:
         chunks = self.layout.chunks
         if header.shape != chunks:
             raise CorruptPayload(f"header: chunk shape {header.shape}, expected {chunks}")
-        if end(header) > len(data):
-            data = await self._read(location, end(header)) or b""
+        while (size := end(header, data)) > len(data):
+            known, data = len(data), await self._read(location, size) or b""
+            if len(data) <= known:
+                break  # it ends here
         entry = header.entry(EMBEDDING.kind) if vectors else None
         if entry is None:
             return PayloadStart(header, data)

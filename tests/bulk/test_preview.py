@@ -55,6 +55,34 @@ def test_bytes_of_each_chunk_are_limited(tmp_path, layout):
         check_rejects(ConfigurationError, "bytes_per_chunk", read_preview, array, bytes_per_chunk=wrong)
 
 
+def test_groups_of_each_chunk_are_limited(tmp_path):
+    data = scene(512, 512, 2)
+    array = create_array(str(tmp_path / "a.zarr"), data=data, chunks=(256, 256, 2), codec=codec())
+    sizes, errors = [], []
+    for groups in (1, 4, 10, 1000):
+        counter = Counter()
+        found = read_preview(tmp_path / "a.zarr", groups=groups, counter=counter)
+        assert found.shape == data.shape
+        sizes.append(counter.bytes)
+        errors.append(np.square(found.astype(int) - array[...]).mean())
+    assert errors == sorted(errors, reverse=True) and errors[-1] == 0 and len(set(errors)) == 4
+    assert sizes == sorted(sizes) and sizes[0] < 0.02 * sizes[-1] + 8000
+    assert read_preview(array, scale=8, groups=3).shape == (64, 64, 2)
+    for wrong in (0, -1, 1.5, "9"):
+        check_rejects(ConfigurationError, "groups", read_preview, array, groups=wrong)
+
+
+def test_bands_of_several_resolutions_are_read_from_their_starts(tmp_path):
+    data = scene(512, 512, 3)
+    data[..., 2] = data[::2, ::2, 2].repeat(2, 0).repeat(2, 1)
+    array = create_array(str(tmp_path / "a.zarr"), data=data, chunks=(256, 256, 3), codec=codec())
+    counter = Counter()
+    found = read_preview(tmp_path / "a.zarr", scale=8, counter=counter)
+    parts = [[codec().decode_preview(codec().encode(part)) for part in row] for row in _parts(data)]
+    np.testing.assert_array_equal(found, np.block([[[part] for part in row] for row in parts]))
+    assert counter.bytes < 0.1 * array.nbytes_stored() + 8000 and counter.requests <= 13
+
+
 def _parts(data):
     return [[data[y : y + 256, x : x + 256] for x in (0, 256)] for y in (0, 256)]
 

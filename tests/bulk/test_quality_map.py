@@ -63,6 +63,24 @@ def test_chunks_tell_of_their_map():
     assert whole["quality"] == whole["quality_map"]["max"] == 80 and whole["quality_map"]["min"] == 0
 
 
+@pytest.mark.parametrize("layout", [{}, {"shards": (256, 256, 3)}], ids=str)
+def test_attributes_of_bands_of_several_resolutions(layout):
+    """Those of the finest; others have cells of more pixels."""
+    image = np.random.default_rng(0).integers(0, 4000, (256, 256, 3)).astype("u2")
+    image[..., 1] = image[::2, ::2, 1].repeat(2, 0).repeat(2, 1)
+    image[..., 2] = image[::4, ::4, 2].repeat(4, 0).repeat(4, 1)
+    values = np.full(image.shape[:2], 20)
+    values[:80, :16] = 60
+    options = {"codec": codec(value_range=(0, 4000)), "quality_map": values, "chunks": (128, 128, 3)}
+    attrs = chunk_attrs(create_array({}, data=image, **options, **layout), (0, 0, 0))["quality_map"]
+    assert attrs == {"mean": pytest.approx(20 + 5 * 40 / 64, abs=1), "min": pytest.approx(20, abs=1), "max": 60}
+    coarse = create_array({}, data=image[..., 1:], **options | {"chunks": (128, 128, 2)})
+    assert chunk_attrs(coarse, (0, 0, 0))["quality_map"]["mean"] == pytest.approx(20 + 6 * 2 * 40 / 64, abs=1)
+    assert chunk_attrs(coarse, (1, 1, 0))["quality_map"] is None
+    bounded = create_array({}, data=image, chunks=(128, 128, 3), codec=DeepSIC(max_error=0))
+    assert chunk_attrs(bounded, (0, 0, 0))["quality_map"] is None
+
+
 def test_labels_keep_their_quality():
     """The stub scores how bright a cell is."""
     image = np.full((128, 256, 3), 20, np.uint8)

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from deepsic_codec import DeepSIC
 from deepsic_codec.codec.reduced import SCALES, needed_length, parse_start
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError
-from deepsic_codec.payload.header import read_header, unpack
-from deepsic_codec.payload.sections import STRUCTURE
+from deepsic_codec.payload.header import pack, read_header, unpack
+from deepsic_codec.payload.sections import STRUCTURE, Section
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")
 
 WAVELETS = {"transform": "wavelet", "semantics": "none"}
+FUTURE = Section(99, "later", False, bytes, None)
 SCENE = {"u1": 1, "<u2": 40, "<i2": 40, "<f4": 0.01}
 
 
@@ -91,6 +92,89 @@ def large():
     return array, DeepSIC(**WAVELETS, rmse=30).encode(array)
 
 
+def gridded(phase=0):
+    """Samples of which bands 1 and 2 are pixels that are repeated twice and six times, from a phase on."""
+    array = scene("<u2", 240, 276, 4) + np.random.default_rng(0).integers(0, 900, (240, 276, 4)).astype("u2")
+    for band, factor in ((1, 2), (2, 6)):
+        rows, columns = (np.maximum((np.arange(n) + phase) // factor * factor - phase, 0) for n in array.shape[:2])
+        array[..., band] = array[rows[:, None], columns, band]
+    return array
+
+
+@cache
+def gridded_payload():
+    return DeepSIC(**WAVELETS, rmse=30).encode(gridded())
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_bands_of_several_resolutions_have_starts_together(phase):
+    array, codec = gridded(phase), DeepSIC(**WAVELETS, rmse=30)
+    payload = codec.encode(array)
+    header, decoded = read_header(payload), codec.decode(payload).astype("f8")
+    assert [grid.factor for grid in unpack(payload).read(STRUCTURE).grids] == [1, 2, 6]
+    lengths = [needed_length(payload, header, scale) for scale in SCALES]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[1] < 0.45 * len(payload) and lengths[3] < 0.1 * len(payload)  # the whole coarsest band
+    for scale, length in zip(SCALES, lengths, strict=True):
+        found = codec.decode_preview(payload, scale)
+        np.testing.assert_array_equal(codec.decode_preview(payload[:length], scale), found)
+        check_rejects(CorruptPayload, "bytes", parse_start, payload[: length - 1], scale)
+        for band in range(4):
+            near = [means(decoded, scale, back=back)[1:-1, 1:-1, band] for back in (0, scale // 2)]
+            error = min(np.sqrt(np.square(found[1:-1, 1:-1, band] - one).mean()) for one in near)
+            assert error < (0.4 if band == 2 else 0.15) * near[0].std(), (band, scale)  # 6 divides no scale
+
+
+def test_such_a_picture_gets_better_with_every_byte():
+    payload, codec = gridded_payload(), DeepSIC()
+    whole, header = codec.decode(payload).astype(int), read_header(payload)
+    first, errors = needed_length(payload, header, 16), []
+    check_rejects(CorruptPayload, f"needs {first} of", codec.decode_preview, payload[: first - 1], 1)
+    for size in range(first, len(payload) + 1, 2999):
+        assert first <= needed_length(payload, header, 1, size) <= size
+        errors.append(np.square(codec.decode_preview(payload[:size], 1) - whole).mean())
+    assert errors == sorted(errors, reverse=True) and len(set(errors)) > 15 and errors[-1] < 0.05 * errors[0]
+    lengths = [needed_length(payload, header, 1, groups=n) for n in range(1, 7)]
+    assert lengths == [needed_length(payload, header, scale) for scale in (16, 8, 4, 2, 1, 1)]
+
+
+def test_residuals_of_several_resolutions_are_averaged():
+    array = gridded()[:96, :96]
+    codec = DeepSIC(max_error=0)
+    payload = codec.encode(array)
+    assert unpack(payload).read(STRUCTURE).grids
+    header = read_header(payload)
+    assert needed_length(payload, header, 8) == len(payload)
+    np.testing.assert_array_equal(codec.decode_preview(payload, 4)[..., 0], np.rint(means(array, 4))[..., 0])
+    np.testing.assert_array_equal(codec.decode_preview(payload, 2)[..., 1], array[::2, ::2, 1])
+
+
+def test_no_data_of_several_resolutions():
+    array = gridded()
+    array[48:144, 96:216] = 0
+    codec = DeepSIC(**WAVELETS, rmse=30, nodata=0)
+    payload = codec.encode(array)
+    assert unpack(payload).read(STRUCTURE).grids
+    length = needed_length(payload, read_header(payload), 8)
+    assert length < 0.25 * len(payload)
+    found = codec.decode_preview(payload[:length], 8)
+    assert (found[6:18, 12:27] == 0).all() and (np.delete(found, np.s_[6:18], 0) != 0).all()
+
+
+def test_a_start_before_another_section_is_whole():
+    """That of all samples, where embeddings or the like follow."""
+    for payload in (large()[1], gridded_payload()):
+        unpacked = unpack(payload)
+        sections = {Section(n, "", True, bytes, None): data for n, data in unpacked.sections.items()}
+        sections[FUTURE], header = b"12345", unpacked.header
+        names = "dtype", "shape", "order", "axes", "decoder", "head", "quality", "grid", "grouping"
+        longer = pack(**{name: getattr(header, name) for name in names}, sections=sections)
+        codec = DeepSIC()
+        np.testing.assert_array_equal(codec.decode(longer), codec.decode(payload))
+        for cut in (1, 5):
+            np.testing.assert_array_equal(codec.decode_preview(longer[:-cut], 1), codec.decode(payload))
+
+
 def test_a_reduced_size_needs_a_part_of_the_bytes():
     _, payload = large()
     codec, header = DeepSIC(), read_header(payload)
@@ -159,7 +243,7 @@ def test_how_much_to_read_is_told_step_by_step():
 @given(st.data())
 def test_damaged_starts_are_refused(data):
     """One bit of what is read, or its end."""
-    _, payload = large()
+    payload = data.draw(st.sampled_from([large()[1], gridded_payload()]))
     codec, length = DeepSIC(), needed_length(payload, read_header(payload), 8)
     damaged = bytearray(payload[:length])
     place = data.draw(st.integers(0, 8 * length - 1))

@@ -9,7 +9,19 @@ from deepsic_codec import reference
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import STRUCTURE
-from deepsic_codec.payload.structure import Grid, Levels, Structure, decode_structure, encode_structure
+from deepsic_codec.payload.structure import (
+    RESIDUAL,
+    WAVELET,
+    Grid,
+    Levels,
+    Structure,
+    decode_structure,
+    encode_structure,
+    grids_length,
+    table_length,
+    verified_grids,
+)
+from deepsic_codec.payload.wavelet import Wavelet, encode_wavelet
 from tests.common import check_rejects
 from tests.payload import crafted
 
@@ -90,6 +102,16 @@ def test_numbers_without_a_level_are_refused(levels, number):
     check_rejects(CorruptPayload, words, Structure((levels,)).samples, numbers, np.dtype("u2"))
 
 
+def table(fields, pieces=b""):
+    """A section with grids, the checksum of which is right."""
+    return fields + reference.crc32c(fields).to_bytes(4, "little") + pieces
+
+
+def sampled(*lengths, content=b""):
+    """A grid with a residual, up to its checksum, as `table` takes it."""
+    return b"\4\0\2\0\0\1\x08" + bytes(lengths) + reference.crc32c(content).to_bytes(4, "little")
+
+
 SOUND = b"\1\1\0\7\2\1\1"  # levels 7, 9, 11
 WRONG = {
     "empty": (b"", CorruptPayload, "empty"),
@@ -106,7 +128,14 @@ WRONG = {
     "a section cut off": (b"\4\0\2\0\0\1\7\3ab", CorruptPayload, "truncated"),
     "a long section": (b"\4\0\2\0\0\1\7\xff\xff\xff\xff\x0fab", CorruptPayload, "truncated"),
     "a section twice": (b"\4\0\2\0\0\2\7\0\7\0", CorruptPayload, "kind 7 twice"),
-    "bytes after the grids": (b"\4\0\2\0\0\0\0", CorruptPayload, "1 bytes after the grids"),
+    "no checksum": (b"\4\0\2\0\0\0", CorruptPayload, "truncated"),
+    "another checksum": (table(b"\4\0\2\0\0\0")[:-1] + b"\0", CorruptPayload, "checksum of the grids"),
+    "bytes after the grids": (table(b"\4\0\2\0\0\0", b"\0"), CorruptPayload, "11 bytes with grids of 10"),
+    "four lengths": (table(sampled(1, 0, 0, 0)), CorruptPayload, ""),
+    "a piece cut off": (table(sampled(2, 0, 0, 1, 0, content=b"abc"), b"ab"), CorruptPayload, "bytes with grids of"),
+    "bytes after the pieces": (table(sampled(1, 0, 0, 1, 0, content=b"ab"), b"abc"), CorruptPayload, "with grids of"),
+    "other samples": (table(sampled(1, 0, 0, 1, 0, content=b"ab"), b"aB"), CorruptPayload, "checksum of a section"),
+    "long pieces": (table(sampled(*b"\xff\xff\xff\xff\x0f" * 5)), CorruptPayload, "with grids of"),
     "layout 5": (b"\5\2", UnsupportedPayload, "layout 0x05|upgrade"),
     "no padding": (b"\2", CorruptPayload, "0 bytes after the levels"),
     "no padding after levels": (b"\3\2", CorruptPayload, "0 bytes after the levels"),
@@ -173,6 +202,36 @@ def grids(draw):
         sections = {kind: draw(st.binary(max_size=200)) for kind in draw(st.permutations([5, 8, 9]))}
         out.append(Grid(tuple(np.flatnonzero(numbers == number).tolist()), factor, phase, sections))
     return count, tuple(out)
+
+
+def test_samples_of_grids_come_in_pieces():
+    """Those that a smaller size needs first, of all grids."""
+    rng = np.random.default_rng(0)
+    fine = encode_wavelet(Wavelet(3, rng.bytes(9000), (10, 100, 1000, 4000)))
+    coarse = encode_wavelet(Wavelet(4, rng.bytes(8200), (20, 200, 2000, 5000)))
+    residual = rng.bytes(30)
+    contents = {0: fine, 1: coarse, 2: residual, 3: b"small"}
+    factors = {0: (1, WAVELET), 1: (3, WAVELET), 2: (2, RESIDUAL), 3: (16, WAVELET)}
+    parts = tuple(Grid((n,), f, (0, 0), {6: b"map", kind: contents[n]}) for n, (f, kind) in factors.items())
+    data = encode_structure(Structure(None, grids=parts))
+    assert [grid.sections for grid in decode_structure(data, header("u2", 4)).grids] == [g.sections for g in parts]
+    first = 20 + 4 * 7  # where the streams of both wavelets begin
+    ends = {0: [0, first + 10, first + 100, first + 1000, first + 4000, len(fine)]}
+    ends[1] = [0, first + 2000, first + 5000, *[len(coarse)] * 3]  # 1/4, 1/2, 1/1 of the grid
+    ends |= {2: [0, *[30] * 5], 3: [0, *[5] * 5]}
+    pieces = b"".join(contents[n][ends[n][i] : ends[n][i + 1]] for i in range(5) for n in range(4))
+    assert data.endswith(pieces)
+    place = len(data) - len(pieces)
+    assert table_length(data[:place], header("u2", 4), len(data)) == place
+    assert table_length(data[: place - 1], header("u2", 4), len(data)) > place
+    for number, scale in enumerate((16, 8, 4, 2, 1), 1):
+        length = grids_length(data[:place], header("u2", 4), len(data), scale)
+        assert length == place + sum(ends[n][number] for n in range(4))
+        started, whole = verified_grids(data[:length], header("u2", 4))
+        sections = [list(grid.sections.values())[1] for grid in decode_structure(started, header("u2", 4)).grids]
+        assert sections == [contents[n][: ends[n][number]] for n in range(4)]
+        assert whole == tuple(ends[n][number] == len(contents[n]) for n in range(4))
+    check_rejects(CorruptPayload, "section|40 bytes", verified_grids, data[: place + 40], header("u2", 4))
 
 
 @given(grids(), st.integers(1, 40), st.integers(1, 40))
