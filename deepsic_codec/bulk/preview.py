@@ -114,7 +114,7 @@ class ReducedArray(BatchedArray):
             if number is not None and (not isinstance(number, Integral) or int(number) < 1):
                 raise ConfigurationError(f"{name}: expected a number from 1 on, got {number!r}")
         super().__init__(stored, BATCH)
-        self.scale, self._limits = scale, {"limit": bytes_per_chunk, "groups": groups}
+        self.scale, self._limit, self._groups = scale, bytes_per_chunk, groups
         sizes, chunks = list(stored.shape), list(stored.chunks)
         for axis in (stored.axes.y, stored.axes.x):
             size, chunk = sizes[axis], chunks[axis]
@@ -145,15 +145,16 @@ class ReducedArray(BatchedArray):
         check_count(count, "a preview", UnsupportedArray)
         check_memory(prod(sizes) * self.dtype.itemsize, "a preview", UnsupportedArray)
         result = np.full(sizes, stored.fill_value, self.dtype)
-        remaining = iter_grid(first, last)
+        remaining, limits = iter_grid(first, last), (self._limit, self._groups)
+        needed = partial(needed_length, scale=scale, limit=self._limit, groups=self._groups)
         while indices := list(islice(remaining, BATCH)):
-            read = partial(reader.read_as_needed, needed=partial(needed_length, scale=scale, **self._limits))
+            read = partial(reader.read_as_needed, needed=needed)
             starts = [(index, start) for index, start in reader.map(indices, read) if start is not None]
             payloads = []
             for index, start in starts:
                 with reader.error_context(index):
                     args = start, scale, stored.chunks, self.dtype, stored.params
-                    payloads.append(parse_start(*args, **self._limits))
+                    payloads.append(parse_start(*args, *limits))
 
             def decode(number: int, starts: Any = starts, payloads: Any = payloads) -> NDArray[Any]:
                 with reader.error_context(starts[number][0]):
