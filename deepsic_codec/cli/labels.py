@@ -220,6 +220,8 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
     text = "examples: chunks such as 0.3.0, regions such as y=0:64,x=128:192, or picture files"
     parser.add_argument("--like", nargs="+", default=[], metavar="EXAMPLE", help=text)
     parser.add_argument("--unlike", nargs="+", default=[], metavar="EXAMPLE", help="examples of what it is not")
+    text = "distance of tiles of a chunk that count for one, along y and x (default: 0, 1 or 2, as examples bear out)"
+    parser.add_argument("--around", type=int, metavar="TILES", help=text)
     parser.add_argument("--forget", action="store_true", help="take the label out of the index")
     add_json(parser)
 
@@ -234,15 +236,16 @@ def run_learn(args: argparse.Namespace) -> None:
         say(f"{args.label}: forgotten")
         return
     like, unlike = ([_example(labels, text) for text in part] for part in (args.like, args.unlike))
-    label = labels.learn(args.label, like, unlike)
+    label = labels.learn(args.label, like, unlike, around=args.around)
     if args.json:
-        document = {key: getattr(label, key) for key in ("name", "precision", "recall", "like", "unlike")}
+        document = {key: getattr(label, key) for key in ("name", "around", "precision", "recall", "like", "unlike")}
         say_json(document | {"chunks": labels.where(f"{_quoted(args.label)}").count})
         return
+    around = f"by tiles up to {label.around} away; " if label.around else ""
     precision = "none above 0.5" if label.precision is None else f"precision {label.precision:.2f}"
     say(
         f"{label.name}: {label.like} examples, {label.unlike} of what it is not; cross-validated {precision}, recall "
-        f"{label.recall or 0:.2f}; in {labels.where(_quoted(args.label)).count:,} chunks"
+        f"{label.recall or 0:.2f}; {around}in {labels.where(_quoted(args.label)).count:,} chunks"
     )
 
 

@@ -208,7 +208,7 @@ class IndexWriter:
         vectors, learned = entries.embeddings, self._learned[name]
         if vectors is None or vectors.shape[-1] != len(learned.weights):
             return np.zeros(entries.tiles.shape[1:], np.uint8)
-        return learned.scores(vectors)
+        return learned.scores(vectors, self.geometry)
 
     def finish(self) -> None:
         """Write the attributes that make the version a finished one."""

@@ -1,7 +1,8 @@
 """Labels that were learned from examples: a linear classifier on embeddings, whose scores are a column of the index."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from deepsic_codec.errors import ConfigurationError, ExpressionError, LabelIndexError, StaleIndex, did_you_mean
 from deepsic_codec.labels.index import LabelIndex
 from deepsic_codec.labels.index_writer import IndexWriter, replace
-from deepsic_codec.labels.learned_label import LearnedLabel
+from deepsic_codec.labels.learned_label import MAX_AROUND, LearnedLabel
 from deepsic_codec.labels.selection import Selection, TileSelection
 from deepsic_codec.labels.similarity import Example, check_k, example_of, select, where_mask
 from deepsic_codec.labels.vectors import TileVectors, largest, unit
 from deepsic_codec.model.vocabulary import MAX_CLASSES, MAX_NAME, Vocabulary
+from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.location import Counter, IndexLocation
 
 if TYPE_CHECKING:
@@ -25,9 +27,12 @@ STEPS = 50  # of Newton's method, at most
 BACKGROUND = 1000  # tiles drawn at random that stand for all others
 BACKGROUND_SHARE = 0.8  # of the weight of what the label is not, where there are examples of that too
 FOLDS = 5
+KINDS = "like", "unlike", "background"
 MIN_LIKE = 2
+MIN_CHUNKS = 4  # of examples that say whether tiles around count
 MAX_EXAMPLES = 10_000
 LISTED = 5  # tiles that a message names
+AROUND = 0, 1, 2  # distances of tiles that may count, of which cross-validation chooses one
 
 Floats = NDArray[np.float64]
 
@@ -77,46 +82,95 @@ class Examples:
     ----------
     like, unlike, background : ndarray
         Directions of embeddings, float64 (n, values).
+    places : dict of str to ndarray
+        For "like", "unlike" and "background", numbers of the places that they are of, int64 (n,); without, each is of
+        another place. Tiles of one place look alike, so that cross-validation holds out all of them together.
     """
 
     like: Floats
     unlike: Floats
     background: Floats
+    places: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
-    def fit(self) -> Floats:
-        """Fit the classifier; what the label is weighs as much as what it is not."""
+    @property
+    def parts(self) -> dict[str, tuple[Floats, float]]:
+        """The kinds of examples, each with the weight of all of its kind: what the label is weighs half."""
         share: float = (
             BACKGROUND_SHARE if len(self.unlike) and len(self.background) else float(len(self.background) > 0)
         )
-        parts = ((self.like, 0.5), (self.unlike, 0.5 * (1 - share)), (self.background, 0.5 * share))
+        return {
+            "like": (self.like, 0.5),
+            "unlike": (self.unlike, 0.5 * (1 - share)),
+            "background": (self.background, 0.5 * share),
+        }
+
+    def fit(self) -> Floats:
+        """Fit the classifier."""
+        parts = self.parts.values()
         weights = np.concatenate([np.full(len(part), weight / max(1, len(part))) for part, weight in parts])
         targets = np.arange(len(weights)) < len(self.like)
         return fit(np.concatenate([part for part, _ in parts]), targets, weights)
 
-    def cross_validate(self) -> tuple[float | None, float]:
-        """Return precision and recall of examples that the classifier was not fitted to, from 0.5 on.
+    def cross_validate(self) -> "CrossValidation":
+        """Judge examples by classifiers that were fitted to examples of other places.
 
-        What the label is not are the examples of that, or without any the tiles drawn at random.
+        If all are of one place, other tiles of the place take part in fitting.
         """
-        others = "unlike" if len(self.unlike) >= MIN_LIKE else "background"
-        negative = getattr(self, others)
         rng = np.random.default_rng(0)
-        folds = min(FOLDS, len(self.like))
-        of_like, of_negative = (rng.permutation(len(part)) % folds for part in (self.like, negative))
-        hits = wrong = 0
+        folds = min(FOLDS, len(np.unique(self.places["like"])) if "like" in self.places else len(self.like))
+        folds = folds if folds >= MIN_LIKE else min(FOLDS, len(self.like))
+        fold_of = {kind: self._folds(kind, folds, rng) for kind in KINDS}
+        logits = {kind: np.full(len(part), np.nan) for kind, (part, _) in self.parts.items()}
         for fold in range(folds):
-            parts = {"like": self.like[of_like != fold], "unlike": self.unlike, "background": self.background}
-            parts[others] = negative[of_negative != fold]
-            weights = Examples(**parts).fit()
-            hits += int((self.like[of_like == fold] @ weights[:-1] + weights[-1] >= 0).sum())
-            wrong += int((negative[of_negative == fold] @ weights[:-1] + weights[-1] >= 0).sum())
-        return (hits / (hits + wrong) if hits + wrong else None), hits / len(self.like)
+            left = {kind: part[fold_of[kind] != fold] for kind, (part, _) in self.parts.items()}
+            weights = Examples(**left).fit()
+            for kind, (part, _) in self.parts.items():
+                at = fold_of[kind] == fold
+                logits[kind][at] = part[at] @ weights[:-1] + weights[-1]
+        loss = 0.0
+        for kind, (_, weight) in self.parts.items():
+            judged = logits[kind][~np.isnan(logits[kind])]
+            if len(judged):
+                loss += weight * float(np.logaddexp(0, -judged if kind == "like" else judged).mean())
+        # What the label is not are the examples of that, or without any the tiles drawn at random.
+        negative = logits["unlike" if len(self.unlike) >= MIN_LIKE else "background"]
+        hits, wrong = int((logits["like"] >= 0).sum()), int((negative >= 0).sum())
+        return CrossValidation(hits / (hits + wrong) if hits + wrong else None, hits / len(self.like), loss)
+
+    def _folds(self, kind: str, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the fold of each example, int64 (n,); a single one is never held out."""
+        count = len(self.parts[kind][0])
+        if count < MIN_LIKE:
+            return np.full(count, -1)
+        _, place = np.unique(self.places.get(kind, np.arange(count)), return_inverse=True)
+        place = place if place.max() else np.arange(count)
+        return (rng.permutation(int(place.max()) + 1) % folds)[place]
 
 
-def learn(labels: "Labels", name: Any, like: Any, unlike: Any) -> LearnedLabel:
+@dataclass(frozen=True)
+class CrossValidation:
+    """What classifiers say of examples that they were not fitted to.
+
+    Attributes
+    ----------
+    precision : float or None
+        From a score of 0.5 on; None if no example reaches it.
+    recall : float
+        From a score of 0.5 on.
+    loss : float
+        Mean cross-entropy, in nats.
+    """
+
+    precision: float | None
+    recall: float
+    loss: float
+
+
+def learn(labels: "Labels", name: Any, like: Any, unlike: Any, around: Any) -> LearnedLabel:
     """Learn the label that `Labels.learn` describes, and write it to the index."""
     index = labels.index
     _check_name(name, labels.vocabulary)
+    radii = _radii(labels.geometry, around)
     if not index.values:
         raise LabelIndexError(
             f"{index.location}: the index has no embeddings, which labels are learned from; run relabel, or write the "
@@ -137,29 +191,42 @@ def learn(labels: "Labels", name: Any, like: Any, unlike: Any) -> LearnedLabel:
         raise ConfigurationError(
             f"{len(both)} tiles are examples of {name!r} and of what it is not: {listed}; leave them out of one of both"
         )
-    like_vectors, unlike_vectors = _directions(positive, positives, tiles), _directions(negative, other, tiles)
-    if len(like_vectors) < MIN_LIKE:
-        raise ConfigurationError(
-            f"like: expected at least {MIN_LIKE} tiles of {name!r}, got {len(like_vectors)}; pass more"
-        )
+    counts = [len(numbers) + len(_images(part)) for part, numbers in ((positive, positives), (negative, other))]
+    if counts[0] < MIN_LIKE:
+        raise ConfigurationError(f"like: expected at least {MIN_LIKE} tiles of {name!r}, got {counts[0]}; pass more")
     rng = np.random.default_rng(0)
     others: NDArray[np.int64] = np.setdiff1d(np.flatnonzero(tiles.exist), np.concatenate([positives, other]))
     others = np.sort(rng.permutation(others)[:BACKGROUND])
-    if not len(others) and not len(unlike_vectors):
+    if not len(others) and not counts[1]:
         raise ConfigurationError(f"unlike: all tiles of the array are examples of {name!r}; pass tiles that are not")
-    examples = Examples(like_vectors, unlike_vectors, unit(tiles.vectors[others]))
-    precision, recall = examples.cross_validate()
-    weights = examples.fit()
+    parts: dict[str, tuple[list[Example], NDArray[np.int64]]] = {
+        "like": (positive, positives),
+        "unlike": (negative, other),
+        "background": ([], others),
+    }
+    places = {kind: _places(labels.geometry, *part) for kind, part in parts.items()}
+    if around is None and len(np.unique(places["like"][: len(positives)])) < MIN_CHUNKS:
+        radii = radii[:1]  # too few for a choice; images have no tiles around
+    tried = {
+        radius: Examples(
+            **{kind: _directions(*part, tiles, radius, labels.geometry) for kind, part in parts.items()}, places=places
+        )
+        for radius in radii
+    }
+    results = {radius: examples.cross_validate() for radius, examples in tried.items()}
+    radius = min(radii, key=lambda one: results[one].loss)
+    weights = tried[radius].fit()
     texts = {"like": [one.text for one in positive], "unlike": [one.text for one in negative]}
     learned = LearnedLabel(
         name=name,
         weights=tuple(weights[:-1].tolist()),
         bias=float(weights[-1]),
+        around=radius,
         head=labels.vocabulary.head,
-        precision=precision,
-        recall=recall,
-        like=len(like_vectors),
-        unlike=len(unlike_vectors),
+        precision=results[radius].precision,
+        recall=results[radius].recall,
+        like=counts[0],
+        unlike=counts[1],
         examples={kind: tuple(text[:MAX_NAME] for text in part[:MAX_EXAMPLES]) for kind, part in texts.items()},
         tiles={"like": positives.tolist(), "unlike": other.tolist()},
     )
@@ -185,7 +252,7 @@ def suggest(labels: "Labels", name: str, k: int, where: Any) -> TileSelection:
     """Return the tiles that `Labels.suggest` describes."""
     check_k(k)
     learned, tiles, counter = of_name(labels.index, name), labels.tile_vectors(), Counter()
-    chances = learned.chances(tiles)
+    chances = learned.chances(tiles, labels.geometry)
     possible = tiles.exist
     if where is not None:
         possible &= where_mask(labels, where, counter)
@@ -223,10 +290,33 @@ def _numbers(examples: Sequence[Example]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.zeros(0, np.int64), *(one.numbers for one in examples)]))
 
 
-def _directions(examples: Sequence[Example], numbers: NDArray[np.int64], tiles: TileVectors) -> Floats:
-    """Return the directions of examples; a tile counts once."""
-    images = [one.vectors for one in examples if not len(one.numbers)]
-    return unit(np.concatenate([tiles.vectors[numbers], *images]))
+def _images(examples: Sequence[Example]) -> list[NDArray[np.int8]]:
+    """Return the embeddings of the images among examples, each int8 (1, values)."""
+    return [one.vectors for one in examples if not len(one.numbers)]
+
+
+def _directions(
+    examples: Sequence[Example], numbers: NDArray[np.int64], tiles: TileVectors, radius: int, geometry: Geometry
+) -> Floats:
+    """Return the directions of examples, tiles first; a tile counts once, with the tiles around it."""
+    return unit(np.concatenate([tiles.pooled(radius, geometry, numbers), *_images(examples)]))
+
+
+def _places(geometry: Geometry, examples: Sequence[Example], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return numbers of the places of examples: of the chunk of a tile, and another one for each image."""
+    positions = np.stack(np.unravel_index(numbers, geometry.tile_grid)) // np.array(geometry.per_chunk)[:, None]
+    chunks = np.ravel_multi_index(tuple(positions), geometry.grid)
+    return np.concatenate([chunks, prod(geometry.grid) + np.arange(len(_images(examples)))])
+
+
+def _radii(geometry: Geometry, around: Any) -> tuple[int, ...]:
+    """Return the distances of tiles to choose from."""
+    if around is None:
+        reach = max(geometry.per_chunk[axis] for axis in (geometry.axes.y, geometry.axes.x))
+        return tuple(radius for radius in AROUND if radius < reach)
+    if not isinstance(around, int | np.integer) or isinstance(around, bool) or not 0 <= around <= MAX_AROUND:
+        raise ConfigurationError(f"around: expected a number of tiles from 0 to {MAX_AROUND}, or None, got {around!r}")
+    return (int(around),)
 
 
 def _write(labels: "Labels", learned: Sequence[LearnedLabel]) -> None:

@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 from deepsic_codec.labels.vectors import TileVectors
 from deepsic_codec.model.vocabulary import MAX_NAME
 from deepsic_codec.payload.fields import MAX_VALUES
+from deepsic_codec.stored.geometry import Geometry
 
 KINDS = ("like", "unlike")
 MAX_EXAMPLES = 100_000  # tiles and texts of each kind
+MAX_AROUND = 16  # tiles
 
 
 @dataclass(frozen=True)
 class LearnedLabel:
     """A label that was learned from examples: a linear classifier on the directions of embeddings.
+
+    A tile is judged by the mean direction of the tiles around it.
 
     Attributes
     ----------
@@ -27,7 +31,9 @@ class LearnedLabel:
     weights : tuple of float
         One for each value of an embedding.
     bias : float
-        The score of a tile is 1 / (1 + exp(-(weights * direction + bias))).
+        The score of a tile is 1 / (1 + exp(-(weights * mean direction + bias))).
+    around : int
+        Distance in tiles along y and along x up to which tiles of the same chunk count; 0 for the tile alone.
     head : str
         SHA-256 of the semantic head whose embeddings it is for.
     precision, recall : float or None
@@ -44,6 +50,7 @@ class LearnedLabel:
     name: str
     weights: tuple[float, ...]
     bias: float
+    around: int = 0
     head: str = ""
     precision: float | None = None
     recall: float | None = None
@@ -52,8 +59,10 @@ class LearnedLabel:
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     tiles: Mapping[str, list[int]] = field(default_factory=dict, repr=False)
 
-    def chances(self, tiles: TileVectors) -> NDArray[np.float64]:
-        """Return the score of each tile, float64 (tiles,), 0 without an embedding."""
+    def chances(self, tiles: TileVectors, geometry: Geometry) -> NDArray[np.float64]:
+        """Return the score of each tile of whole chunks, float64 (tiles,), 0 without an embedding."""
+        if self.around:
+            tiles = TileVectors(tiles.pooled(self.around, geometry))
         weights = np.array(self.weights)
         length = np.sqrt((weights**2).sum())
         logits = np.full(len(tiles.vectors), self.bias)
@@ -61,10 +70,10 @@ class LearnedLabel:
             logits += length * tiles.cosines(weights)
         return np.where(tiles.exist, 0.5 * (1 + np.tanh(logits / 2)), 0)
 
-    def scores(self, vectors: NDArray[np.int8]) -> NDArray[np.uint8]:
-        """Return the scores of tiles with these embeddings, (tiles along each axis, values), in 1/255."""
+    def scores(self, vectors: NDArray[np.int8], geometry: Geometry) -> NDArray[np.uint8]:
+        """Return the scores of the tiles of whole chunks, in 1/255, by embeddings (tiles along each axis, values)."""
         tiles = TileVectors(vectors)
-        return np.round(255 * self.chances(tiles)).astype(np.uint8).reshape(tiles.grid)
+        return np.round(255 * self.chances(tiles, geometry)).astype(np.uint8).reshape(tiles.grid)
 
     def to_json(self) -> dict[str, Any]:
         """Return the label as the attributes of an index have it."""
@@ -85,12 +94,16 @@ class LearnedLabel:
             raise ValueError(f"learned label: expected at most {MAX_EXAMPLES} examples")
         if any(not 0 <= number < cells for part in tiles.values() for number in part):
             raise ValueError("learned label: an example is not a tile of the array")
+        around = int(values["around"])
+        if not 0 <= around <= MAX_AROUND:
+            raise ValueError(f"learned label: expected tiles of at most {MAX_AROUND} around one, got {around}")
         shares = {key: None if values[key] is None else float(values[key]) for key in ("precision", "recall")}
         counts = {key: int(values[key]) for key in KINDS}
         return cls(
             name=name,
             weights=tuple(weights),
             bias=float(values["bias"]),
+            around=around,
             head=str(values["head"]),
             precision=shares["precision"],
             recall=shares["recall"],

@@ -246,12 +246,13 @@ class Labels:
             self._vectors = TileVectors(read_embeddings(self, compute=compute))
         return self._vectors
 
-    def learn(self, name: str, like: Any, unlike: Any = ()) -> LearnedLabel:
+    def learn(self, name: str, like: Any, unlike: Any = (), *, around: int | None = None) -> LearnedLabel:
         """Learn a label from a few examples, and write it to the index. No chunk is decoded.
 
         From then on, expressions can use the name. The score of a tile is that of a logistic regression on the
-        direction of its embedding. What the label is not are the tiles of `unlike`, and tiles of the array drawn at
-        random. Indexes that `consolidate_labels` makes later have the label, too, with the scores of new chunks.
+        direction of its embedding, or on the mean direction of the tiles around it. What the label is not are the
+        tiles of `unlike`, and tiles of the array drawn at random. Indexes that `consolidate_labels` makes later have
+        the label, too, with the scores of new chunks.
 
         Parameters
         ----------
@@ -260,6 +261,11 @@ class Labels:
         like, unlike : list
             Examples of it and of what it is not, each as `to` of `similar`. All tiles of a chunk or region are
             examples.
+        around : int, optional
+            Distance in tiles, along y and along x, up to which tiles of the same chunk count: 0 judges a tile alone,
+            for things that are not larger; 1 judges it with the eight tiles around it, for places such as a harbour,
+            which are larger than a tile. By default 0, 1 or 2, whichever does best in cross-validation; 0 if the
+            examples are of fewer than four chunks.
 
         Returns
         -------
@@ -276,7 +282,7 @@ class Labels:
             If examples are too few, contradict one another, are of another array or show no data, or for a name of the
             vocabulary.
         """
-        return learned.learn(self, name, like, unlike)
+        return learned.learn(self, name, like, unlike, around)
 
     def forget(self, name: str) -> None:
         """Take a learned label out of the index; raises the errors of `learn`, and ExpressionError for another name."""

@@ -1,6 +1,7 @@
 """Embeddings of label tiles in memory: lengths, cosines, the largest values."""
 
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.kernels import jit
 from deepsic_codec.model.threads import parallel_map
+from deepsic_codec.stored.geometry import Geometry
 
 BLOCK = 1 << 16  # tiles that a thread compares at a time
 PRECISION = 32767  # of the largest value of a direction, which is compared as int16
@@ -78,6 +80,52 @@ class TileVectors:
         parallel_map(lambda part: _products(self.vectors[part], steps, inverse[part], result[part]), self._blocks)
         result *= np.float32(1 / np.sqrt((steps.astype(np.float64) ** 2).sum()))
         return result
+
+    def pooled(self, radius: int, geometry: Geometry, numbers: NDArray[np.int64] | None = None) -> NDArray[np.int8]:
+        """Return vectors whose directions are the means of those of the tiles around some tiles, within their chunks.
+
+        A chunk's vectors depend on that chunk alone, as all labels do.
+
+        Parameters
+        ----------
+        radius : int
+            Distance in tiles along y and along x up to which tiles of the same chunk count.
+        geometry : Geometry
+            Of the array. The vectors may be those of a block of whole chunks.
+        numbers : ndarray, optional
+            Numbers of the tiles, int64 (n,); all by default.
+
+        Returns
+        -------
+        ndarray
+            int8 (n, values), 0 for tiles without an embedding.
+        """
+        numbers = np.arange(len(self.vectors)) if numbers is None else numbers
+        if not radius:
+            return self.vectors[numbers]
+        result = np.empty((len(numbers), self.vectors.shape[-1]), np.int8)
+        parts = [slice(start, start + BLOCK) for start in range(0, len(numbers), BLOCK)]
+        parallel_map(lambda part: self._pool(numbers[part], radius, geometry, result[part]), parts)
+        return result
+
+    def _pool(self, numbers: NDArray[np.int64], radius: int, geometry: Geometry, result: NDArray[np.int8]) -> None:
+        positions = np.unravel_index(numbers, self.grid)
+        ranges = []
+        for axis in (geometry.axes.y, geometry.axes.x):
+            per_chunk, size, position = geometry.per_chunk[axis], self.grid[axis], positions[axis]
+            first = position // per_chunk * per_chunk
+            reach = min(radius, per_chunk - 1)
+            stride = int(np.prod(self.grid[axis + 1 :]))
+            moved = [(position + step, step * stride) for step in range(-reach, reach + 1)]
+            ranges.append([((at >= first) & (at < np.minimum(first + per_chunk, size)), move) for at, move in moved])
+        inverse, sums = self.inverse, np.zeros((len(numbers), self.vectors.shape[-1]), np.float32)
+        for (in_rows, rows), (in_columns, columns) in product(*ranges):
+            inside = in_rows & in_columns
+            others = numbers[inside] + (rows + columns)
+            sums[inside] += self.vectors[others] * inverse[others, None]
+        exist = inverse[numbers] > 0
+        peak = np.maximum(np.abs(sums).max(axis=1), np.finfo(np.float32).tiny)
+        result[:] = np.rint(sums * (127 * exist / peak)[:, None])
 
 
 def unit(vectors: NDArray[Any]) -> NDArray[np.float64]:

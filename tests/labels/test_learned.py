@@ -8,11 +8,14 @@ import zarr
 from PIL import Image
 from zarr.storage import LocalStore
 
-from deepsic_codec import consolidate_labels, open_labels, relabel
+from deepsic_codec import DeepSIC, consolidate_labels, create_array, open_labels, relabel
+from deepsic_codec.axes import Axes
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import ConfigurationError, ExpressionError, LabelIndexError, StaleIndex
 from deepsic_codec.labels.learned import Examples, fit, sigmoid
 from deepsic_codec.labels.learned_label import LearnedLabel
+from deepsic_codec.labels.vectors import TileVectors
+from deepsic_codec.stored.geometry import Geometry
 from tests.common import check_rejects
 from tests.labels.test_similarity import LEVELS, archive, levels, scene
 
@@ -55,11 +58,98 @@ def test_the_classifier_is_the_optimum():
 def test_cross_validation_counts_what_was_held_out():
     rng = np.random.default_rng(2)
     near, far = rng.normal(3, 1, (20, 4)), rng.normal(-3, 1, (30, 4))
-    assert Examples(near, far, np.zeros((0, 4))).cross_validate() == (1, 1)
-    assert Examples(near, np.zeros((0, 4)), far).cross_validate() == (1, 1)
+    for some in (Examples(near, far, np.zeros((0, 4))), Examples(near, np.zeros((0, 4)), far)):
+        result = some.cross_validate()
+        assert (result.precision, result.recall) == (1, 1) and 0 < result.loss < 0.2
     noise = rng.normal(size=(200, 4))
-    precision, recall = Examples(noise[:100], noise[100:], np.zeros((0, 4))).cross_validate()
-    assert 0.3 < precision < 0.7 and 0.3 < recall < 0.7
+    result = Examples(noise[:100], noise[100:], np.zeros((0, 4))).cross_validate()
+    assert 0.3 < result.precision < 0.7 and 0.3 < result.recall < 0.7 and result.loss > 0.6
+
+
+def test_tiles_of_a_place_are_held_out_together():
+    """Ten copies of each place say nothing of other places, however many there are."""
+    rng = np.random.default_rng(3)
+    places = rng.normal(size=(12, 40))
+    part = {"like": np.repeat(places[:6], 10, 0), "unlike": np.repeat(places[6:], 10, 0), "background": places[:0]}
+    leaking = Examples(**part).cross_validate()
+    kept = dict.fromkeys(("like", "unlike"), np.repeat(np.arange(6), 10))
+    result = Examples(**part, places=kept).cross_validate()
+    assert leaking.recall == 1 and leaking.loss < 0.1
+    assert result.recall < 0.9 and result.loss > 0.3
+    one = Examples(**part, places=dict.fromkeys(("like", "unlike"), np.zeros(60, int))).cross_validate()
+    assert one == leaking, "a single place is all there is"
+
+
+@pytest.mark.parametrize("axes", ["yxc", "cyx", "tcyx"])
+def test_tiles_around_count_within_the_chunk(axes):
+    sizes = {"t": 2, "c": 3, "y": 300, "x": 450}
+    chunks = {"t": 1, "c": 3, "y": 128, "x": 256}
+    shape, chunk = ([part[axis] for axis in axes] for part in (sizes, chunks))
+    array = zarr.zeros(shape=shape, chunks=chunk, dtype="u1")
+    geometry = Geometry.of(array, Axes(axes), (64, 64))
+    y, x = geometry.axes.y, geometry.axes.x
+    vectors = np.random.default_rng(4).integers(-127, 128, (*geometry.tile_grid, 7)).astype(np.int8)
+    vectors[tuple(2 if axis == y else 0 for axis in range(len(axes)))] = 0  # a tile without data
+    tiles = TileVectors(vectors)
+    units = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    for radius in (0, 1, 2, 9):
+        pooled = TileVectors(tiles.pooled(radius, geometry)).vectors
+        for number, position in enumerate(np.ndindex(geometry.tile_grid)):
+            region = [slice(i, i + 1) for i in position]
+            for axis in (y, x):
+                first = position[axis] // geometry.per_chunk[axis] * geometry.per_chunk[axis]
+                last = first + geometry.per_chunk[axis]
+                region[axis] = slice(max(first, position[axis] - radius), min(last, position[axis] + radius + 1))
+            expected = units[tuple(region)].reshape(-1, 7).sum(0) * vectors[position].any()
+            cosine = pooled[number] @ expected
+            assert cosine >= 0.999 * np.linalg.norm(pooled[number].astype(float)) * np.linalg.norm(expected)
+            assert pooled[number].any() == vectors[position].any()
+        some = np.array([5, 3, 11])
+        np.testing.assert_array_equal(tiles.pooled(radius, geometry, some), pooled[some])
+    block = TileVectors(vectors[geometry.tiles_of((0,) * len(axes), (1,) * len(axes))])
+    first = tiles.pooled(1, geometry).reshape(vectors.shape)[geometry.tiles_of((0,) * len(axes), (1,) * len(axes))]
+    np.testing.assert_array_equal(block.pooled(1, geometry).reshape(first.shape), first)
+
+
+def grid_of(level):
+    """Labels of an array of cells of these levels, in chunks of 3 x 3 cells."""
+    store = zarr.open_group(zarr.storage.MemoryStore()).store
+    pixels = level.repeat(64, 0).repeat(64, 1)[..., None].repeat(3, 2).astype("u1")
+    codec = DeepSIC(label_tile=64, embedding=True)
+    return consolidate_labels(create_array(store, name="img", data=pixels, chunks=(192, 192, 3), codec=codec))
+
+
+def test_examples_say_whether_tiles_around_count():
+    """Places of dark and light tiles are known as a whole, single dark tiles alone."""
+    rng = np.random.default_rng(5)
+    is_dark = np.arange(36).reshape(6, 6) % 2 == 0  # chunks
+    mixed = np.where(is_dark, 95, 160).repeat(3, 0).repeat(3, 1) + rng.integers(-90, 91, (18, 18))
+    labels = grid_of(mixed)
+    like, unlike = ([(*chunk, 0) for chunk in np.argwhere(which)[:6].tolist()] for which in (is_dark, ~is_dark))
+    by_place, alone = (labels.learn("dim", like, unlike, around=around) for around in (None, 0))
+    assert by_place.around > alone.around == 0 and by_place.recall > alone.recall
+    truth = is_dark.repeat(3, 0).repeat(3, 1)
+    right = [
+        ((labels.learn("dim", like, unlike, around=n) and labels.map("dim") > 0.5) == truth).mean()
+        for n in (0, 1)
+    ]
+    assert right[1] > right[0] + 0.1
+    assert open_labels(labels.array).index.learned[0].around == 1
+    np.testing.assert_array_equal(consolidate_labels(labels.array).map("dim"), labels.map("dim"))
+    single = rng.integers(110, 250, (18, 18))
+    single[1::3, 1::3][is_dark] = 20
+    labels = grid_of(single)
+    like = [(slice(y, y + 64), slice(x, x + 64)) for y, x in (64 + 192 * np.argwhere(is_dark)[:6]).tolist()]
+    assert labels.learn("night", like).around == 0
+    labels = grid_of(mixed)
+    few = [(*chunk, 0) for chunk in np.argwhere(is_dark)[:3].tolist()]
+    assert labels.learn("dim", few, unlike).around == 0, "three chunks are too few to choose by"
+
+
+def test_the_distance_is_checked():
+    labels = consolidate_labels(archive())
+    for around in (-1, 17, 1.5, True, "1"):
+        check_rejects(ConfigurationError, "around", labels.learn, "night", [cell(20), cell(40)], around=around)
 
 
 def test_a_learned_label_is_a_column_of_the_index(stub):
@@ -74,7 +164,7 @@ def test_a_learned_label_is_a_column_of_the_index(stub):
         and again.summary()["classes"]["night"] == again.where("night").count
     )
     scores = again.map("night")
-    expected = label.scores(again.embeddings())
+    expected = label.scores(again.embeddings(), again.geometry)
     np.testing.assert_array_equal(np.round(scores * 255), expected[..., 0])
     about = dict(again.index.group.attrs)["deepsic_labels"]["learned"][0]
     assert (
@@ -140,7 +230,7 @@ def test_suggestions_are_the_tiles_of_which_it_is_least_sure():
     found = labels.suggest("night", 4)
     doubt = np.abs(found.to_table()["score"] - 0.5)
     assert (np.diff(doubt) >= 0).all() and not {20, 40, 200, 250, 140} & set(levels(found))
-    others = np.abs(label.chances(labels.tile_vectors()) - 0.5).reshape(LEVELS.shape)
+    others = np.abs(label.chances(labels.tile_vectors(), labels.geometry) - 0.5).reshape(LEVELS.shape)
     used = np.isin(LEVELS, [20, 40, 200, 250, 140])
     np.testing.assert_allclose(doubt, np.sort(others[~used])[:4], atol=1e-6)
     assert not {20, 30, 60, 90, 120} & set(levels(labels.suggest("night", where="Bright")))
@@ -192,6 +282,9 @@ def test_where_it_cannot_be_written():
         {"weights": [float("inf")] * 4},
         {"weights": "x"},
         {"bias": None},
+        {"around": -1},
+        {"around": 17},
+        {"around": None},
         {"name": "a\x1b"},
         {"tiles": {"like": [-1]}},
         {"tiles": {"like": [12]}},
