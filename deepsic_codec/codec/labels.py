@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import Axes, ceil_div
 from deepsic_codec.payload.constants import LABEL_CELL
 from deepsic_codec.payload.embedding import Embedding, tile_vectors
-from deepsic_codec.payload.labels import MAX_POOLING, LabelBlock, best_labels, default_tile, tile_scores
+from deepsic_codec.payload.fields import MAX_K
+from deepsic_codec.payload.labels import MAX_POOLING, MIN_SCORE, LabelBlock, best_labels, default_tile, tile_scores
 
 if TYPE_CHECKING:
     from deepsic_codec.model.vocabulary import Vocabulary
 
 Cells = NDArray[np.uint8]
 
+LEAVES = 2  # places of a tile that broader classes leave to those that have no members
 IMPLIED = 0.75  # score of a member, as a share of that of its parent, which then says no more
 
 
@@ -63,7 +65,7 @@ def tile_labels(
     """
     tile = tile or default_tile(height, width)
     scores = tile_scores(cells[..., : len(vocabulary.names)], tile, pooling, cells.any(axis=-1))
-    return best_labels(without_implied(scores, vocabulary), tile)
+    return best_labels(with_best_leaves(without_implied(scores, vocabulary), vocabulary), tile)
 
 
 def without_implied(scores: Cells, vocabulary: "Vocabulary") -> Cells:
@@ -80,6 +82,28 @@ def without_implied(scores: Cells, vocabulary: "Vocabulary") -> Cells:
     result = scores.copy()
     result[..., parents] = np.where(of_members >= IMPLIED * of_parents, 0, of_parents)
     return result
+
+
+def with_best_leaves(scores: Cells, vocabulary: "Vocabulary") -> Cells:
+    """Return scores (..., classes) that are 0 for broader classes which would take the place of the best leaves.
+
+    A tile stores few classes. Broader ones nearly always score more than their members, which would be lost.
+    """
+    is_parent = vocabulary.implied.any(axis=1)[: scores.shape[-1]]
+    if not is_parent.any():
+        return scores
+    is_leaf = ~is_parent & (np.arange(len(is_parent)) < len(vocabulary.classes))  # "unknown" is none
+    leaves = np.where(is_leaf & (scores >= MIN_SCORE), scores, 0)
+    chosen = (_ranks(leaves) < LEAVES) & (leaves > 0)
+    others = np.where(chosen, 0, scores)
+    kept = _ranks(others) < MAX_K - chosen.sum(axis=-1, keepdims=True)
+    return np.where(chosen | kept, scores, 0).astype(np.uint8)
+
+
+def _ranks(scores: Cells) -> NDArray[np.int64]:
+    """Return the rank of each class, 0 for the best; of equal scores, the lower class comes first."""
+    order = np.argsort(255 - scores, axis=-1, kind="stable")
+    return np.argsort(order, axis=-1, kind="stable")
 
 
 def tile_embeddings(

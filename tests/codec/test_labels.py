@@ -13,6 +13,7 @@ from deepsic_codec.codec.labels import (
     no_cells,
     tile_embeddings,
     tile_labels,
+    with_best_leaves,
     without_implied,
 )
 from deepsic_codec.model.vocabulary import Vocabulary
@@ -82,6 +83,23 @@ def test_a_class_is_left_out_where_a_member_says_as_much():
     np.testing.assert_array_equal(without_implied(scores, tree), kept)
     np.testing.assert_array_equal(without_implied(scores[:, :4], FLAT), scores[:, :4])
     assert [tree.members(name) for name in ("wood", "land", "other")] == [(0, 1, 2), (0, 1, 2, 3), (0,)]
+
+
+def test_the_best_leaves_keep_their_places():
+    """Broader classes score more than their members; "unknown", at the end, is no leaf."""
+    names = ("oak", "beech", "sand", "wood", "land", "nature", "green", "open", "wild")
+    tree = Vocabulary(names, dict.fromkeys(names[3:], names[:3]))
+    scores = np.array([20, 7, 30, 90, 91, 92, 93, 94, 95, 99], np.uint8)
+    kept = [20, 0, 30, 0, 0, 0, 0, 94, 95, 99]
+    np.testing.assert_array_equal(with_best_leaves(np.tile(scores, (2, 1)), tree), [kept, kept])
+    one = np.array([7, 7, 30, 90, 91, 92, 93, 94, 95, 0], np.uint8)
+    np.testing.assert_array_equal(with_best_leaves(one, tree), [0, 0, 30, 0, 0, 92, 93, 94, 95, 0])
+    leaves = np.array([200, 199, 198, 20, 20, 20, 0, 0, 0, 0], np.uint8)
+    np.testing.assert_array_equal(with_best_leaves(leaves, tree), [200, 199, 198, 20, 20, 0, 0, 0, 0, 0])
+    flat = Vocabulary(names, {"all": names})
+    assert with_best_leaves(scores, flat) is scores, "a name that is no class has no place"
+    block = tile_labels(scores.reshape(1, 1, 1, -1), tree, 64, 64)
+    assert block.classes[0, 0, 0].tolist() == [9, 8, 7, 2, 0]
 
 
 def test_no_cells():

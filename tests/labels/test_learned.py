@@ -130,8 +130,7 @@ def test_examples_say_whether_tiles_around_count():
     assert by_place.around > alone.around == 0 and by_place.recall > alone.recall
     truth = is_dark.repeat(3, 0).repeat(3, 1)
     right = [
-        ((labels.learn("dim", like, unlike, around=n) and labels.map("dim") > 0.5) == truth).mean()
-        for n in (0, 1)
+        ((labels.learn("dim", like, unlike, around=n) and labels.map("dim") > 0.5) == truth).mean() for n in (0, 1)
     ]
     assert right[1] > right[0] + 0.1
     assert open_labels(labels.array).index.learned[0].around == 1
