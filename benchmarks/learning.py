@@ -190,9 +190,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     means = {"mean": [*measured]}
     if unseen := [name for name in measured if nodes[name] not in model.vocabulary.names]:
         means["mean of classes that base has not"] = unseen
-    for title, some in means.items():
-        part = np.stack([measured[name] for name in some]).mean(0)
-        rows.append([title, *part[:, -1, 1], np.mean([shares[name] for name in some])])
+    for title, members in means.items():
+        part = np.stack([measured[name] for name in members]).mean(0)
+        rows.append([title, *part[:, -1, 1], np.mean([shares[name] for name in members])])
     print(table(["class", *names_of, "share of images"], [[row[0], *(f"{v:.3f}" for v in row[1:])] for row in rows]))
     mean = np.stack([*measured.values()]).mean(0)
     kinds = [*map(str, AROUND), "chosen"]
