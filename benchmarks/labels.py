@@ -35,6 +35,7 @@ from deepsic_codec.codec.decode import compute_cells, parse_payload
 from deepsic_codec.codec.labels import tile_embeddings, tile_labels
 from deepsic_codec.io.images import Pixels
 from deepsic_codec.model.scheduler import get_scheduler
+from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.header import unpack
 from deepsic_codec.payload.labels import POOLINGS
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     a = _arguments(argv)
     print(machine(1), "\n")
     tree = Tree.read(a.tree or PACKAGED)
-    images, places = _labelled(tree, a)
+    images, places = labelled_tiles(tree, a)
     others = [_tile(pixels) for path in a.others for _, pixels in read_source(path)][: a.limit]
     names = list(tree.nodes[: tree.leaves])
     rows, parents, calibration, strange, scales, things = [], [], [], [], [], []
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _plot(a.png, calibration)
 
 
-def _labelled(tree: Tree, a: argparse.Namespace) -> tuple[list[Pixels], list[tuple[str, str]]]:
+def labelled_tiles(tree: Tree, a: argparse.Namespace) -> tuple[list[Pixels], list[tuple[str, str]]]:
     """Read images of classes of the tree; return them as chunks, with data set and node."""
     images, places = _images(tree, a)
     return [_tile(pixels) for pixels in images], places
@@ -240,10 +241,7 @@ def _accuracy(
     at = np.array([one == data_set for one, _ in places])
     truth = np.array([node for _, node in places])[at]
     classes = [name for name in dict.fromkeys(truth) if name in measured.vocabulary.known]
-    values = np.stack([measured.of(scores[at], name) for name in classes], 1)
-    order = np.argsort(-values, 1, kind="stable")
-    ranked = np.array(classes)[order]
-    top = [float((ranked[:, :k] == truth[:, None]).any(1).mean()) for k in (1, 5)]
+    top = top_shares(measured.vocabulary, scores[at], truth)
     every = list(dict.fromkeys([*leaves, *classes, "unknown"]))
     best = np.array(every)[np.stack([measured.of(scores[at], name) for name in every], 1).argmax(1)]
     unit = measured.vectors[at] / np.maximum(1e-9, np.linalg.norm(measured.vectors[at], axis=1, keepdims=True))
@@ -251,8 +249,15 @@ def _accuracy(
     np.fill_diagonal(near, -2)
     like = truth[np.argsort(-near, 1)[:, :NEIGHBOURS]] == truth[:, None]
     below = [one != "unknown" and node in tree.path(one) for one, node in zip(best, truth, strict=True)]
-    figures = [*top, float(np.mean(below)), float(like.mean())]
-    return [int(at.sum()), *(100 * one for one in figures)]
+    return [int(at.sum()), *top, 100 * float(np.mean(below)), 100 * float(like.mean())]
+
+
+def top_shares(vocabulary: Vocabulary, scores: Scores, truth: NDArray[np.str_]) -> list[float]:
+    """Return top-1 and top-5 in percent, among the classes that occur and that the vocabulary has."""
+    classes = [name for name in dict.fromkeys(truth) if name in vocabulary.known]
+    values = np.stack([scores[:, list(vocabulary.members(name))].max(1) for name in classes], 1)
+    ranked = np.array(classes)[np.argsort(-values, 1, kind="stable")]
+    return [100 * float((ranked[:, :k] == truth[:, None]).any(1).mean()) for k in (1, 5)]
 
 
 def _parents(measured: Measured, scores: Scores, places: Sequence[tuple[str, str]], tree: Tree) -> list[float]:

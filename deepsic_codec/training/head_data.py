@@ -57,6 +57,32 @@ def labelled(images: Images, known: Marks) -> tuple[Images, NDArray[np.int64]]:
     return kept, np.array(marks)
 
 
+def random_cells(image: Pixels, least: float, rng: np.random.Generator, edge: int = SINGLE) -> Pixels:
+    """Return a crop of an image as so many cells along an edge: turned, in other light, at times grey.
+
+    `least` is the smallest crop as a share of the shorter side of the image.
+    """
+    from PIL import Image
+
+    side = edge * LABEL_CELL
+    height, width = image.shape[:2]
+    short = min(height, width)
+    low = min(short, max(0.75 * LABEL_CELL, least * short))
+    size = short if rng.random() < 0.25 else float(np.exp(rng.uniform(np.log(low), np.log(short))))
+    x, y = rng.uniform(0, width - size), rng.uniform(0, height - size)
+    box = (x, y, x + size, y + size)
+    crop = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
+    turn = int(rng.integers(8))
+    crop = np.rot90(crop, turn & 3)[:, :: -1 if turn & 4 else 1]
+    if edge == SINGLE:
+        values = jittered(torch.from_numpy(np.array(crop))[None].float(), JITTER, rng)[0].numpy()
+    else:
+        values = crop * rng.uniform(1 - 0.3 * JITTER, 1 + 0.3 * JITTER) + rng.uniform(-16, 16) * JITTER
+    if rng.random() < GREY:
+        values = np.repeat(values.mean(-1, keepdims=True), 3, -1)
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
 class Drawer:
     """Draws cells from images.
 
@@ -103,40 +129,18 @@ class Drawer:
             tiles = [int(i) for i in order if small[i]]
             half = len(tiles) // 2
             for i in tiles[:half]:
-                add(self._cell(images[i], least), [i])
+                add(random_cells(images[i], least, self.rng), [i])
             for k in range(half, len(tiles) - MOSAIC**2 + 1, MOSAIC**2):
                 numbers = tiles[k : k + MOSAIC**2]
-                cells = np.stack([self._cell(images[i], least) for i in numbers])
+                cells = np.stack([random_cells(images[i], least, self.rng) for i in numbers])
                 cells = cells.reshape(MOSAIC, MOSAIC, LABEL_CELL, LABEL_CELL, 3).swapaxes(1, 2)
                 add(cells.reshape(MOSAIC * LABEL_CELL, -1, 3), numbers)
             for i in (int(i) for i in order if not small[i]):
                 for edge in (SINGLE, SINGLE, SCENE):
-                    add(self._cell(images[i], least, edge), [i] * edge**2)
+                    add(random_cells(images[i], least, self.rng, edge), [i] * edge**2)
         of_images = np.array([i for _, one, _ in parts for i in one])
         quality = np.array([q for _, one, q in parts for _ in one], np.float32)
         return CellSet(np.concatenate([latents for latents, _, _ in parts]), marks[of_images], of_images, quality)
-
-    def _cell(self, image: Pixels, least: float, edge: int = SINGLE) -> Pixels:
-        """Return a crop of an image as so many cells along an edge: turned, in other light, at times grey."""
-        from PIL import Image
-
-        rng, side = self.rng, edge * LABEL_CELL
-        height, width = image.shape[:2]
-        short = min(height, width)
-        low = min(short, max(0.75 * LABEL_CELL, least * short))
-        size = short if rng.random() < 0.25 else float(np.exp(rng.uniform(np.log(low), np.log(short))))
-        x, y = rng.uniform(0, width - size), rng.uniform(0, height - size)
-        box = (x, y, x + size, y + size)
-        crop = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
-        turn = int(rng.integers(8))
-        crop = np.rot90(crop, turn & 3)[:, :: -1 if turn & 4 else 1]
-        if edge == SINGLE:
-            values = jittered(torch.from_numpy(np.array(crop))[None].float(), JITTER, rng)[0].numpy()
-        else:
-            values = crop * rng.uniform(1 - 0.3 * JITTER, 1 + 0.3 * JITTER) + rng.uniform(-16, 16) * JITTER
-        if rng.random() < GREY:
-            values = np.repeat(values.mean(-1, keepdims=True), 3, -1)
-        return values.round().clip(0, 255).astype(np.uint8)
 
     def _latents(self, picture: Pixels) -> tuple[NDArray[np.int16], float]:
         """Return the latents of the cells of a picture, (cells,4,4,C), and their quality."""
