@@ -39,7 +39,8 @@ def test_batches_have_the_shares_of_heads(folder):
     assert nodes.count("River") == 17 and nodes.count("") == 6 and {"Forest", "Beach"} <= {*nodes}
 
 
-def test_networks_learn_the_training_images(folder, capsys):
+def test_networks_learn_the_training_images(folder, capsys, monkeypatch):
+    monkeypatch.setattr(pixels, "BATCH", 12)
     scenes = str(folder / "scenes")
     common = ["--train", scenes, "--others", str(folder / "photographs"), "--labels", scenes, "--head", "scenes"]
     pixels.main([*common, "--minutes", "5", "--steps", "15"])
