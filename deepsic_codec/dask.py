@@ -17,7 +17,6 @@ from uuid import uuid4
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 from zarr.storage import MemoryStore, StorePath, ZipStore
 
 from deepsic_codec import config as settings
@@ -25,7 +24,7 @@ from deepsic_codec.archive import codec_for, create_array, measured_codec, open_
 from deepsic_codec.axes import Axes, Index, Region, chunks_covering, iter_grid
 from deepsic_codec.bulk.index import index_location, mark_outdated, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
-from deepsic_codec.bulk.preview import ReducedArray, read_preview
+from deepsic_codec.bulk.preview import ReducedArray, thumbnail
 from deepsic_codec.bulk.read import BatchedArray
 from deepsic_codec.bulk.resume import RECORD, Journal, complete_chunks
 from deepsic_codec.bulk.write import BlockReport, PackedStarts, WriteOptions, check_map, check_process, write_block
@@ -52,7 +51,6 @@ from deepsic_codec.stored.location import (
 if TYPE_CHECKING:
     import dask.array as da
 
-MAX_PICTURE = 1 << 26  # bytes of samples of an array that a notebook shows a picture of
 MEASURED_BLOCKS = 32  # of a Dask array, from which the range of its values is measured
 
 
@@ -87,22 +85,7 @@ class Report:
         stored = StoredArray(self.array)
         ratio = f"{self.nbytes:,} bytes stored by this run, of {self.array.nbytes:,} bytes of samples"
         chunks = f"{self.written:,} written, {self.skipped:,} complete, {self.empty:,} empty"
-        return html.table({**html.about(stored), "bytes": ratio, "written": chunks}, _thumbnail(stored))
-
-
-def _thumbnail(stored: StoredArray) -> NDArray[np.uint8] | None:
-    """Return a small picture of the first slice of an array that is quickly read, None of others."""
-    if stored.array.nbytes > MAX_PICTURE or not stored.array.size:
-        return None
-    try:
-        samples = stored.axes.to_samples(read_preview(stored.array, scale=8))[0]
-    except DeepSICError:
-        return None
-    numbers = stored.params.label_numbers or (range(3) if samples.shape[-1] >= 3 else (0,))
-    values = np.nan_to_num(samples[..., list(numbers)].astype(np.float64))
-    low, high = np.percentile(values, [1, 99])
-    picture = np.clip((values - low) * 255 / ((high - low) or 1), 0, 255).astype(np.uint8)
-    return picture if picture.shape[-1] == 3 else picture[..., 0]
+        return html.table({**html.about(stored), "bytes": ratio, "written": chunks}, thumbnail(stored))
 
 
 def store(

@@ -9,7 +9,9 @@ from typing import Any
 
 import zarr
 
-from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.bulk.preview import thumbnail
+from deepsic_codec.errors import LabelIndexError, UnsupportedArray
+from deepsic_codec.labels import html
 from deepsic_codec.labels.expression import Expression
 from deepsic_codec.labels.open import open_labels
 from deepsic_codec.labels.query import Labels
@@ -21,6 +23,7 @@ from deepsic_codec.stored.location import is_deepsic
 require("xarray", "xarray")
 import xarray as xr  # noqa: E402  # not before the message about its absence
 
+NO_INDEX = "no index; consolidate_labels makes one, open_labels(scan=True) reads all headers"
 MAX_LAYERS = 1000  # objects to look at for the array that xarray and Dask wrap
 
 
@@ -41,6 +44,14 @@ class DeepSICAccessor:
                 "deepsic_codec.open_labels with the array itself"
             )
         return array
+
+    def _repr_html_(self) -> str:
+        array = self.array
+        try:
+            return open_labels(array)._repr_html_()
+        except LabelIndexError:  # none yet
+            stored = StoredArray(array)
+            return html.table(html.about(stored) | {"labels": NO_INDEX}, thumbnail(stored))
 
     @property
     def labels(self) -> Labels:

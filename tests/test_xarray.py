@@ -31,6 +31,17 @@ def test_accessor(stub, tmp_path):
     check_rejects(UnsupportedArray, "None", lambda: xarray.DataArray(np.zeros(3)).deepsic.labels)
 
 
+def test_a_notebook_shows_variables(stub, tmp_path):
+    folder = tmp_path / "archive.zarr"
+    archive(zarr.storage.LocalStore(folder), shape=(128, 200, 3), chunks=(64, 64, 3))[:] = 200
+    image = xarray.open_zarr(folder, consolidated=False)["img"]
+    text = image.deepsic._repr_html_()
+    assert "128 x 200 x 3" in text and "no index" in text and text.count("<img") == 1
+    consolidate_labels(folder)
+    text = image.deepsic._repr_html_()
+    assert "Bright" in text and "no index" not in text and text.count("<img") >= 2, "a map, and chunks of classes"
+
+
 TRANSFORM = [10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0]
 WKT = 'PROJCRS["WGS 84 / UTM zone 32N",BASEGEOGCRS["WGS 84"],ID["EPSG",32632]]'
 

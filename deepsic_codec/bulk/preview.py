@@ -1,6 +1,7 @@
 """Read an array at a reduced size, from the starts of its payloads where these are enough."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from math import prod
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import Region, ceil_div, chunks_covering, iter_grid
 from deepsic_codec.bulk.read import BatchedArray, copy_overlap
 from deepsic_codec.codec.reduced import check_scale, decode_reduced, needed_length, parse_start
-from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, DeepSICError, UnsupportedArray
+from deepsic_codec.labels import html
 from deepsic_codec.model.threads import parallel_map
 from deepsic_codec.payload.limits import check_count, check_memory
 from deepsic_codec.stored import embedded
@@ -21,6 +23,7 @@ from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import Counter
 
 BATCH = 64  # chunks that are read and decoded at a time
+MAX_PICTURE = 1 << 26  # bytes of samples of an array that a notebook shows a picture of
 
 
 def read_preview(
@@ -81,6 +84,16 @@ def read_preview(
         scale = 8 if bytes_per_chunk is None and groups is None else 1
     reduced = ReducedArray(stored, scale, bytes_per_chunk, groups)
     return reduced[()] if region is None else reduced[reduced.region_of(region)]
+
+
+def thumbnail(stored: StoredArray) -> NDArray[np.uint8] | None:
+    """Return a picture of the first slice of an array that is quickly read, uint8 (H, W, 3); None of others."""
+    if stored.array.nbytes > MAX_PICTURE or not stored.array.size:
+        return None
+    with suppress(DeepSICError):
+        samples = stored.axes.to_samples(read_preview(stored.array, scale=8))[0]
+        return html.to_picture(samples, stored)
+    return None
 
 
 class ReducedArray(BatchedArray):

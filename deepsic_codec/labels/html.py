@@ -37,19 +37,57 @@ def about(stored: StoredArray) -> dict[str, Any]:
 
 
 def table(
-    rows: Mapping[str, Any], picture: NDArray[np.uint8] | None = None, counts: Mapping[str, tuple[int, Colour]] = {}
+    rows: Mapping[str, Any],
+    picture: NDArray[np.uint8] | None = None,
+    counts: Mapping[str, tuple[int, Colour]] = {},
+    pictures: Mapping[str, NDArray[np.uint8]] = {},
+    sheet: NDArray[np.uint8] | None = None,
 ) -> str:
-    """Return HTML of rows, a picture, uint8 (H, W) or (H, W, 3), and numbers of chunks of classes with colours."""
+    """Return HTML of rows, and of what else there is.
+
+    Parameters
+    ----------
+    rows : dict
+        Names and what they are, as text.
+    picture : ndarray, optional
+        Picture beside the table, uint8 (H, W) or (H, W, 3).
+    counts : dict of str to (int, colour)
+        Numbers of chunks of classes, and their colours.
+    pictures : dict of str to ndarray
+        Pictures of some of these classes, uint8 (H, W, 3).
+    sheet : ndarray, optional
+        Picture below the table, uint8 (H, W, 3).
+    """
     image = ""
     if picture is not None and picture.size:
         step = -(-max(picture.shape[:2]) // MAX_EDGE)
-        image = f'<img alt="" style="float: left" src="data:image/png;base64,{_png(picture[::step, ::step])}">'
+        image = _image(picture[::step, ::step], ' style="float: left"')
     cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v)[:MAX_TEXT])}</td></tr>" for k, v in rows.items())
     legend = "".join(
-        f'<tr><th>{escape(name[:MAX_TEXT])}</th><td style="border-left: 1em solid rgb{colour}">{number:,}</td></tr>'
+        f'<tr><th>{escape(name[:MAX_TEXT])}</th><td style="border-left: 1em solid rgb{colour}">{number:,} '
+        f"{_image(pictures.get(name))}</td></tr>"
         for name, (number, colour) in counts.items()
     )
-    return f"<div>{image}<table>{cells}{legend}</table></div>"
+    return f"<div>{image}<table>{cells}{legend}</table>{_image(sheet)}</div>"
+
+
+def to_picture(samples: NDArray[Any], stored: StoredArray) -> NDArray[np.uint8]:
+    """Return samples (..., bands) of an array as colours, uint8 (..., 3): stretched, unless they are 8-bit colours."""
+    bands = samples.shape[-1]
+    chosen = [band for band in stored.params.label_numbers or () if band < bands]
+    numbers = chosen if len(chosen) in (1, 3) else [0, 1, 2] if bands >= 3 else [0]
+    values = samples[..., numbers].astype(np.float64)
+    if samples.dtype != np.uint8 or bands not in (1, 3):
+        finite = values[np.isfinite(values)]
+        low, high = np.percentile(finite, [1, 99]) if len(finite) else (0, 1)
+        values = (np.nan_to_num(values, nan=low) - low) * 255 / ((high - low) or 1)
+    return np.broadcast_to(np.clip(values, 0, 255), (*samples.shape[:-1], 3)).astype(np.uint8)
+
+
+def _image(picture: NDArray[np.uint8] | None, style: str = "") -> str:
+    if picture is None or not picture.size:
+        return ""
+    return f'<img alt=""{style} src="data:image/png;base64,{_png(picture)}">'
 
 
 def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

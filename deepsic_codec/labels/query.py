@@ -1,7 +1,7 @@
 """Query the labels of an array."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 from typing import Any
 
@@ -19,6 +19,7 @@ from deepsic_codec.labels.index import BUFFER, FEATURES, HEADER, SOURCES, LabelI
 from deepsic_codec.labels.learned_label import LearnedLabel
 from deepsic_codec.labels.selection import Selection, StaleIndexWarning, TileSelection, Verify
 from deepsic_codec.labels.similarity import find_similar
+from deepsic_codec.labels.thumbnails import COUNT, thumbnails
 from deepsic_codec.labels.vectors import TileVectors
 from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.stored.array import StoredArray
@@ -111,7 +112,19 @@ class Labels:
         largest = sorted(classes, key=lambda name: -classes[name])[:MAX_ROWS]
         palette = colours(self.vocabulary.known)
         counts = {name: (classes[name], palette[name]) for name in largest}
-        return html.table(rows, html.enlarged(self._class_map(palette)), counts)
+        return html.table(rows, html.enlarged(self._class_map(palette)), counts, self._examples(largest[:COUNT]))
+
+    def _examples(self, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+        """Return a picture of the chunk that scores best for each name."""
+        if not names:
+            return {}
+        parts: list[Any] = [(self.index.scores, (self.vocabulary.row(name),)) for name in names]
+        *columns, source = self.index.read([*parts, (self.index.source, (...,))])
+        labelled = (source == HEADER) | (source == FEATURES)
+        best = [np.unravel_index(int((scores * labelled).argmax()), source.shape) for scores in columns]
+        chunks = [tuple(map(int, position)) for position in best]
+        pictures = thumbnails(self.stored, chunks, [self.geometry.chunk_region(chunk) for chunk in chunks])
+        return dict(zip(names, pictures, strict=False))
 
     def _class_map(self, palette: Mapping[str, Colour]) -> NDArray[np.uint8]:
         """Return the colour of the best class of each chunk along y and x, uint8 (rows, columns, 3), black without."""

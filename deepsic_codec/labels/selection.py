@@ -19,6 +19,7 @@ from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.evaluation import Grid, is_current, judge_chunk, matching_tiles, read_largest
 from deepsic_codec.labels.expression import Expression
 from deepsic_codec.labels.index import LabelIndex
+from deepsic_codec.labels.thumbnails import COUNT, sheet, thumbnails
 from deepsic_codec.payload.limits import check_memory
 from deepsic_codec.require import require
 from deepsic_codec.stored.array import StoredArray
@@ -36,7 +37,7 @@ Verify = Literal["fetched", "all"]
 TILE_BYTES = 32  # of memory that positions of tiles take for a tile, at most
 FETCH = 32  # chunks fetched and decoded together
 NOT_COMPARED = "the index was not compared with the chunks"
-THUMBNAILS = "deepsic_codec.io.mosaic.mosaic(selection) draws them"
+THUMBNAILS = "deepsic_codec.io.mosaic.mosaic(selection) draws more"
 QUERY_AGAIN = "run consolidate_labels and query again"
 
 
@@ -213,7 +214,14 @@ class Selection:
         count = f"{self.count:,} of {self.mask.size:,} chunks{'' if self.compared else '; ' + NOT_COMPARED}"
         read = f"{self.bytes_read:,} bytes in {self.requests} requests"
         rows = {"selection": self.expression, "selected": count, "read": read, "thumbnails": THUMBNAILS}
-        return html.table({**rows, **html.about(self.stored)}, picture)
+        return html.table({**rows, **html.about(self.stored)}, picture, sheet=sheet(self._thumbnails()))
+
+    def _thumbnails(self) -> list[NDArray[np.uint8]]:
+        """Return pictures of the first regions."""
+        cells = self.cells[:COUNT]
+        chunks = cells // np.array(self.geometry.per_chunk) if self._by_tiles else cells
+        region_of = self.geometry.tile_region if self._by_tiles else self.geometry.chunk_region
+        return thumbnails(self.stored, [*map(tuple, chunks.tolist())], [region_of(cell) for cell in cells.tolist()])
 
     def iter_arrays(self) -> Iterator[Match]:
         """Fetch and decode the chunks, a few at a time.

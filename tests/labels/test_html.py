@@ -11,7 +11,8 @@ import pytest
 
 from deepsic_codec import DeepSIC, consolidate_labels, create_array, open_labels
 from deepsic_codec import dask as deepsic_dask
-from deepsic_codec.labels import query
+from deepsic_codec.bulk import preview
+from deepsic_codec.labels import query, thumbnails
 from deepsic_codec.labels.colours import colours
 from tests.common import photograph
 
@@ -28,11 +29,10 @@ def check_html(text):
     return text
 
 
-def picture(text):
+def pictures(text):
     from PIL import Image
 
-    (data,) = re.findall(r"base64,([^\"]+)", text)
-    return np.asarray(Image.open(BytesIO(b64decode(data))))
+    return [np.asarray(Image.open(BytesIO(b64decode(data)))) for data in re.findall(r"base64,([^\"]+)", text)]
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4])
@@ -44,14 +44,14 @@ def test_a_report_shows_the_image_and_what_is_known(stub, bands):
     text = check_html(report._repr_html_())
     for word in ("180 x 200 x", "lossless", "&lt;script&gt;", f"{report.nbytes:,}", "12 written"):
         assert word in text
-    shown = picture(text).astype(float)
-    assert shown.shape == ((22, 25, 3) if bands > 1 else (22, 25))
+    (shown,) = pictures(text)
+    assert shown.shape == (22, 25, 3)
     small = image[:176, :200].reshape(22, 8, 25, 8, bands).mean(axis=(1, 3))[..., 0]
-    assert np.corrcoef(shown.reshape(22, 25, -1)[..., 0].ravel(), small.ravel())[0, 1] > 0.9
+    assert np.corrcoef(shown[..., 0].ravel(), small.ravel())[0, 1] > 0.9
 
 
 def test_large_arrays_are_not_read(stub, monkeypatch):
-    monkeypatch.setattr(deepsic_dask, "MAX_PICTURE", 100)
+    monkeypatch.setattr(preview, "MAX_PICTURE", 100)
     assert "<img" not in deepsic_dask.store(photograph(64, 64, 3), {}, name="a")._repr_html_()
 
 
@@ -68,17 +68,69 @@ def test_labels_and_selections_show_themselves(stub):
     labels = open_labels(array, scan=True)
     text = check_html(labels._repr_html_())
     assert "Dark" in text and "128 x 192 x 3" in text
-    shown, names = picture(text), labels.vocabulary.names
+    (shown, *examples), names = pictures(text), labels.vocabulary.names
     assert shown.shape == (84, 126, 3)
+    assert len(examples) == min(6, sum(count > 0 for count in labels.summary()["classes"].values()))
+    assert all(one.shape == (64, 64, 3) for one in examples)
     best = np.array([labels.index.read([(labels.index.scores, (row,))])[0] for row in range(len(names))]).argmax(0)
     for (y, x), number in np.ndenumerate(best[..., 0]):
         assert tuple(shown[42 * y + 20, 42 * x + 20].tolist()) == colours(labels.vocabulary.known)[names[number]]
     for name, count in labels.summary()["classes"].items():
         assert (f"<th>{name}</th><td style" in text) == (count > 0)
-        assert not count or f"<th>{name}</th><td style=" in text and f">{count}</td>" in text
+        assert not count or f"<th>{name}</th><td style=" in text and f">{count} " in text
     selection = labels.where("Visible")
     text = check_html(selection._repr_html_())
     assert f"{selection.count} of 6 chunks" in text and str(selection.expression) in unescape(text)
-    grid = picture(text)
-    assert grid.shape == (84, 126)
+    grid, sheet = pictures(text)
+    assert grid.shape == (84, 126) and sheet.shape == (64, 68 * min(6, selection.count) - 4, 3)
     np.testing.assert_array_equal(grid[21::42, 21::42] == 255, selection.mask[..., 0])
+
+
+LEVELS = np.array([[20, 90], [140, 220]])
+
+
+def levels(**options):
+    """Labels of chunks of 128 x 128 pixels, each of one level, but for its first tile, which has 30 more."""
+    pixels = LEVELS.repeat(128, 0).repeat(128, 1)
+    for y, x in np.ndindex(2, 2):
+        pixels[128 * y : 128 * y + 64, 128 * x : 128 * x + 64] += 30
+    pixels = pixels[..., None].repeat(3, 2)
+    codec = DeepSIC(label_tile=64, max_error=0)
+    values = pixels.astype(options.get("dtype", "u1"))
+    return consolidate_labels(create_array({}, name="a", data=values, chunks=(128, 128, 3), codec=codec))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_thumbnails_are_those_of_regions(stub, dtype):
+    labels = levels(dtype=dtype)
+    chunks, tiles = labels.where("Visible | ~Visible"), labels.where("Visible | ~Visible", tiles=True)
+    (_, sheet), (_, tile_sheet) = (pictures(one._repr_html_()) for one in (chunks, tiles))
+    assert sheet.shape == (64, 4 * 68 - 4, 3) and tile_sheet.shape == (64, 6 * 68 - 4, 3)
+    seen = [sheet[50, 68 * k + 10, 0] for k in range(4)]
+    expected = LEVELS.ravel() if dtype == "u1" else (LEVELS.ravel() - 20) * 255 // 230
+    np.testing.assert_allclose(seen, expected, atol=2)
+    values = np.array([np.asarray(labels.array[region]).mean() for region in tiles.regions[:6]])
+    expected = values if dtype == "u1" else (values - values.min()) * 255 / np.ptp(values)
+    np.testing.assert_allclose([tile_sheet[10, 68 * k + 10, 0] for k in range(6)], expected, atol=2)
+
+
+def test_a_notebook_shows_what_it_can(stub, monkeypatch):
+    labels = levels()
+    selection = labels.where("Visible | ~Visible")
+    monkeypatch.setattr(thumbnails, "MAX_SAMPLES", 4 * 128 * 128 * 3 - 1)
+    assert len(pictures(check_html(selection._repr_html_()))) == 1, "as many samples take long"
+    monkeypatch.undo()
+    key = next(key for key in labels.array.store._store_dict if key.endswith("/c/0/1/0"))
+    damaged = labels.array.store._store_dict[key]
+    labels.array.store._store_dict[key] = type(damaged).from_bytes(damaged.to_bytes()[:-20])
+    assert len(pictures(check_html(selection._repr_html_()))) == 1, "a damaged chunk"
+    del labels.array.store._store_dict[key]
+    assert len(pictures(check_html(selection._repr_html_()))) == 1, "a chunk that was deleted"
+    assert len(pictures(check_html(labels.where("~Visible & Visible")._repr_html_()))) == 1, "nothing selected"
+
+
+def test_large_archives_keep_it_small(stub):
+    """Some dozens of kilobytes, whatever the array has."""
+    noise = np.random.default_rng(0).integers(0, 256, (512, 768, 3)).astype("u1")
+    labels = consolidate_labels(create_array({}, name="a", data=noise, chunks=(64, 64, 3), codec=DeepSIC(max_error=0)))
+    assert len(labels.where("Visible | ~Visible")._repr_html_()) < 120_000 and len(labels._repr_html_()) < 150_000
