@@ -1696,9 +1696,9 @@ def values_of_band(cells: Array, level: int, kind: int, size: tuple[int, int]) -
     """Return the values of coefficients of a band, from the cells of a slice."""
     reached = []  # by the coefficients of a row or column
     for count, end, high in zip(size, cells.shape, divmod(kind, 2), strict=True):
-        places = np.arange(count)
-        first = ((places - 1 << level) // 16).clip(0, end - 1)
-        last = (((places + 1 + high << level) - 1) // 16).clip(0, end - 1)
+        places = 2**level * np.arange(count) + high * 2 ** (level - 1)
+        first = ((places - 2**level) // 16).clip(0, end - 1)
+        last = ((places + 2**level - 1) // 16).clip(0, end - 1)
         reached.append([slice(a, b + 1) for a, b in zip(first, last, strict=True)])
     cares = np.where(cells == 0, 128, cells)
     least = [

@@ -59,6 +59,12 @@ def reals(samples):
     return deep(samples).astype("<f4") / np.float32(16384)
 
 
+def repeated(samples):
+    """Samples whose last band has pixels of 2 x 2."""
+    samples[..., -1] = samples[::2, ::2, -1].repeat(2, 0).repeat(2, 1)
+    return samples
+
+
 def holes(samples, value):
     """Samples of which a disc and a corner hold `value`."""
     y, x = np.ogrid[: samples.shape[0], : samples.shape[1]]
@@ -135,6 +141,8 @@ WAVELET_CASES = {
     "psnr": (lambda: deep(mosaic(96, 128, 192)), {"psnr": 50}),
     "rmse": (lambda: deep(mosaic(96, 128, 192)), {"rmse": 30}),
     "bpp": (lambda: deep(bands(64, 64, 4)), {"bpp": 3, "semantics": "none"}),
+    "mapped": (lambda: mosaic(96, 128), {"quality_map": np.where(np.arange(96 * 128).reshape(96, 128) < 5000, 70, 20)}),
+    "resolutions": (lambda: repeated(deep(bands(192, 192, 3))), {"quality": 150}),
 }
 CASES = {
     f"{transform}-{name}": (make, parameters | {"transform": transform})
@@ -168,8 +176,8 @@ def digest(array):
 def observed(name):
     make, parameters = CASES[name]
     samples = make()
-    codec = DeepSIC(**parameters)
-    payload = codec.encode(samples)
+    codec = DeepSIC(**{name: value for name, value in parameters.items() if name != "quality_map"})
+    payload = codec.encode(samples, parameters.get("quality_map"))
     return {
         "samples": digest(samples),
         "bytes": len(payload),

@@ -43,9 +43,9 @@ class QualityMap:
         """
         finest = np.where(self.cells == 0, VALUES, self.cells)  # the least one
         for axis, size, high in ((1, height, kind >> 1), (2, width, kind & 1)):
-            first = ((np.arange(size) - 1 << level) // CELL).clip(0)
-            last = ((np.arange(size) + 1 + high << level) - 1) // CELL
-            last = last.clip(0, finest.shape[axis] - 1)
+            centres = 2 * np.arange(size) + high  # in halves of 2^level pixels
+            first = ((centres - 2 << level - 1) // CELL).clip(0)
+            last = (((centres + 2 << level - 1) - 1) // CELL).clip(0, finest.shape[axis] - 1)
             first = np.minimum(first, last)
             out = np.take(finest, first, axis)
             for step in range(1, int((last - first).max()) + 1):
