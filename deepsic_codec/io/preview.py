@@ -25,7 +25,6 @@ from deepsic_codec.labels.query import Labels
 from deepsic_codec.labels.selection import Selection
 from deepsic_codec.payload.limits import check_count
 from deepsic_codec.payload.quality_map import CELL, grid_of
-from deepsic_codec.payload.sections import FEATURES, WAVELET
 from deepsic_codec.progress import Progress, no_progress
 from deepsic_codec.require import require
 from deepsic_codec.stored import embedded
@@ -422,7 +421,7 @@ def _qualities(plane: _Plane, starts: Mapping[Index, PayloadStart]) -> Tiles:
     cells = {}
     for chunk, start in starts.items():
         header = start.header
-        if header.entry(WAVELET.kind) is None and header.entry(FEATURES.kind) is None:
+        if not start.quantised:
             continue
         rows, columns = grid_of(header.height, header.width)
         qualities = start.qualities()

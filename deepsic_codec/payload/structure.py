@@ -435,6 +435,11 @@ def header_of(header: Header, grid: Grid) -> Header:
     return replace(header, shape=tuple(sizes[axis] for axis in header.axes))
 
 
+def has_wavelets(data: bytes, header: Header) -> bool:
+    """Tell whether a structure section has grids of wavelets; `data` and errors are as for `grid_qualities`."""
+    return data[:1] == bytes((GRIDS,)) and any(WAVELET in grid.sections for grid in _read_table(data, header).grids)
+
+
 def grid_qualities(data: bytes, header: Header) -> NDArray[np.float64] | None:
     """Return the qualities of cells of a chunk, from the map of its finest grid; None without one.
 

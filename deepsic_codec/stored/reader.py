@@ -20,7 +20,7 @@ from deepsic_codec.payload.fields import PREFIX, Header, SectionEntry
 from deepsic_codec.payload.header import header_size, read_header, read_section, verified
 from deepsic_codec.payload.labels import LabelBlock
 from deepsic_codec.payload.sections import EMBEDDING, FEATURES, LABELS, QUALITY_MAP, RESIDUAL, STRUCTURE, WAVELET
-from deepsic_codec.payload.structure import grid_qualities, table_length
+from deepsic_codec.payload.structure import grid_qualities, has_wavelets, table_length
 from deepsic_codec.stored.layout import PayloadLocation, StoredLayout
 
 FIRST_READ = 256  # bytes: header and labels of any chunk with up to 16 label tiles lie within
@@ -81,6 +81,16 @@ class PayloadStart:
         if entry is None or self.vectors is None:
             return None
         return EMBEDDING.decode(verified(self.vectors, entry), self.header)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether samples are features or wavelets, which have a quality; False if data do not reach to `map_end`."""
+        if any(self.header.entry(section.kind) for section in (FEATURES, WAVELET)):
+            return True
+        grids = _grids(self.header)
+        if grids is None or map_end(self.header, self.data) > len(self.data):
+            return False
+        return has_wavelets(self.data[grids.offset :], self.header)
 
     def qualities(self) -> NDArray[np.float64] | None:
         """Decode the qualities of cells; None without a map, or if the data do not reach to `map_end`."""

@@ -79,6 +79,19 @@ def test_qualities_are_counted_and_drawn(stub):
     assert preview(bounded, quality_map=True, size=128).qualities == {}
 
 
+def test_qualities_of_bands_of_several_resolutions(stub):
+    """Of a chunk without a map, its quality; of a bounded one none."""
+    data = np.random.default_rng(0).integers(0, 4000, (64, 128, 2)).astype("u2")
+    data[..., 1] = data[::2, ::2, 1].repeat(2, 0).repeat(2, 1)
+    qualities = np.full(data.shape[:2], 30.0)
+    qualities[:16, :32] = 90
+    codec = {"semantics": "none", "value_range": (0, 4000), "transform": "wavelet"}
+    array = create_array({}, data=data, chunks=(64, 64, 2), codec=DeepSIC(**codec), quality_map=qualities)
+    assert preview(array, quality_map=True, bands=[0], size=128).qualities == {"20 to 39": 30, "80 to 99": 2}
+    bounded = create_array({}, data=data, chunks=(64, 64, 2), codec=DeepSIC(max_error=0))
+    assert preview(bounded, quality_map=True, bands=[0], size=128).qualities == {}
+
+
 @pytest.mark.parametrize("semantics", ["pre", "post"])
 def test_labels_of_one_slice(stub, semantics):
     data = np.repeat(np.array(GREYS, "u1"), 64 * 64).reshape(4, 64, 64)
