@@ -68,6 +68,8 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="bands that labels are scored on, by name or number",
     )
+    text = "store embeddings of label tiles, for deepsic similar and deepsic learn"
+    add("--embedding", action="store_true", default=argparse.SUPPRESS, help=text)
     add("--axes", help="axes of a Zarr array, such as yxc, if its dimensions are not named")
     add("--ome", action="store_true", help="store each image as an OME-Zarr pyramid (OME-NGFF 0.5; Zarr format 3)")
     add("--embed-model", action="store_true", help="store the model in the archive, for readers that do not have it")
@@ -132,6 +134,7 @@ def run_ingest(args: argparse.Namespace) -> int:
         "label_tile",
         "label_pooling",
         "label_bands",
+        "embedding",
         "value_range",
         "nodata",
     )

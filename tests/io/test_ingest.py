@@ -49,6 +49,16 @@ def test_a_folder(folder, tmp_path, capsys):
     assert "all 3" in out and "inf" in out and "sub/grey" in out
 
 
+def test_labels_of_tiles(folder, tmp_path):
+    options = ["--label-tile", 128, "--label-pooling", "mean", "--embedding"]
+    assert ingest(folder / "a.png", tmp_path / "out.zarr", *options) == 0
+    codec = zarr.open_group(tmp_path / "out.zarr", mode="r")["a"].metadata.codecs[0]
+    assert (codec.label_tile, codec.label_pooling, codec.embedding) == ((128, 128), "mean", True)
+    assert open_labels(tmp_path / "out.zarr", "a").embeddings().shape[:2] == (1, 1)
+    with pytest.raises(SystemExit):
+        ingest(folder / "a.png", tmp_path / "other.zarr", "--label-pooling", "median")
+
+
 def test_a_stack(folder, tmp_path):
     assert (
         ingest(
