@@ -104,6 +104,7 @@ class TileVectors:
         if not radius:
             return self.vectors[numbers]
         result = np.empty((len(numbers), self.vectors.shape[-1]), np.int8)
+        self.inverse  # noqa: B018  # computed once, before the threads that read it
         parts = [slice(start, start + BLOCK) for start in range(0, len(numbers), BLOCK)]
         parallel_map(lambda part: self._pool(numbers[part], radius, geometry, result[part]), parts)
         return result
