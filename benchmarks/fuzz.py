@@ -168,6 +168,8 @@ def make_seeds(model: str) -> list[Seed]:
     holes[10:40, 20:70] = 0
     bands = np.repeat(wide[..., :1], 7, axis=-1)
     mixed = np.rint(wide[:40, :48] @ rng.random((3, 6)) + rng.normal(0, 9, (40, 48, 6))).astype("u2")
+    deep = rng.integers(0, 1 << 16, (96, 96, 2)).astype("u2")
+    deep[..., 1] = deep[::2, ::2, 1].repeat(2, 0).repeat(2, 1)
     wavelet: dict[str, Any] = {"transform": "wavelet"}
     kinds: list[tuple[str, np.ndarray, dict[str, Any]]] = [
         ("noise", noise, {"quality": 100}),
@@ -183,11 +185,7 @@ def make_seeds(model: str) -> list[Seed]:
         ("bounded", smooth[:40, :48], {"max_error": 2, "quality": 30}),
         ("lossless", holes[:48, :40], {"max_error": 0, "nodata": 0}),
         ("grids", np.dstack([wide[:40, :48, 0], wide[:20, :24, 1].repeat(2, 0).repeat(2, 1)]), {"max_error": 1}),
-        (
-            "grids of wavelets",
-            np.dstack([wide[:70, :80, 0], wide[:35, :40, 1].repeat(2, 0).repeat(2, 1)]),
-            wavelet | {"quality": 120},
-        ),
+        ("grids of wavelets", deep, wavelet | {"quality": 190}),
         ("cast", holes[:48, :40].astype("i8") * 100, {"max_error": 2, "nodata": 0}),
         ("levels", np.arange(256, dtype="u2")[smooth[:40, :48]] ** 2, {"max_error": 0}),
         ("embedding", smooth[:70, :90], {"embedding": True, "label_tile": 64}),
@@ -247,7 +245,10 @@ def mutate_grid(rng: np.random.Generator, data: bytes, header: Header) -> bytes:
     kind = list(sections)[int(rng.integers(len(sections)))]
     sections[kind] = mutate(rng, sections[kind], list(sections.values()))
     grids[number] = replace(grids[number], sections=sections)
-    return encode_structure(Structure(None, grids=tuple(grids)))
+    try:
+        return encode_structure(Structure(None, grids=tuple(grids)))
+    except CorruptPayload:  # a wavelet without its start has no pieces
+        return mutate(rng, data)
 
 
 def with_header_checksum(payload: bytes) -> bytes:
