@@ -64,7 +64,7 @@ def tile_labels(
     `height`, `width` and `tile` are in pixels; `default_tile` is the default.
     """
     tile = tile or default_tile(height, width)
-    scores = tile_scores(cells[..., : len(vocabulary.names)], tile, pooling, cells.any(axis=-1))
+    scores = tile_scores(cells[..., : len(vocabulary.names)], tile, pooling, np.asarray(cells.any(axis=-1)))
     return best_labels(with_best_leaves(without_implied(scores, vocabulary), vocabulary), tile)
 
 
@@ -89,7 +89,7 @@ def with_best_leaves(scores: Cells, vocabulary: "Vocabulary") -> Cells:
 
     A tile stores few classes. Broader ones nearly always score more than their members, which would be lost.
     """
-    is_parent = vocabulary.implied.any(axis=1)[: scores.shape[-1]]
+    is_parent = np.asarray(vocabulary.implied.any(axis=1))[: scores.shape[-1]]
     if not is_parent.any():
         return scores
     is_leaf = ~is_parent & (np.arange(len(is_parent)) < len(vocabulary.classes))  # "unknown" is none

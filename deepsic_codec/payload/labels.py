@@ -188,7 +188,7 @@ def tile_scores(
         for axis in (1, 2):
             cells = np.maximum.reduceat(cells, starts[axis - 1], axis=axis)
         return cells
-    valid = (cells.any(axis=-1) if has_data is None else has_data)[..., None]
+    valid = np.asarray(cells.any(axis=-1) if has_data is None else has_data)[..., None]
     sums, counts = LOG_ODDS[cells] * valid, valid.astype(np.int64)
     for axis in (1, 2):
         sums, counts = (np.add.reduceat(values, starts[axis - 1], axis=axis) for values in (sums, counts))
