@@ -6,8 +6,9 @@ import pytest
 from deepsic_codec import DeepSIC, chunk_attrs, create_array, iter_chunk_attrs
 from deepsic_codec.dask import store
 from deepsic_codec.errors import ConfigurationError, ExpressionError
-from deepsic_codec.payload.header import unpack
-from deepsic_codec.payload.sections import QUALITY_MAP
+from deepsic_codec.payload.header import read_header, unpack
+from deepsic_codec.payload.sections import QUALITY_MAP, STRUCTURE
+from deepsic_codec.payload.structure import table_length
 from deepsic_codec.stored.array import StoredArray
 from tests.common import check_rejects, photograph
 
@@ -79,6 +80,22 @@ def test_attributes_of_bands_of_several_resolutions(layout):
     assert chunk_attrs(coarse, (1, 1, 0))["quality_map"] is None
     bounded = create_array({}, data=image, chunks=(128, 128, 3), codec=DeepSIC(max_error=0))
     assert chunk_attrs(bounded, (0, 0, 0))["quality_map"] is None
+
+
+def test_attributes_after_a_long_spectral_transform():
+    """The table of resolutions is read as far as it reaches."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 300, (64, 64, 8)) @ rng.normal(0, 1, (8, 40)) + rng.normal(9000, 99, (64, 64, 40))
+    image = image.astype("u2")
+    image[..., 20:] = image[::2, ::2, 20:].repeat(2, 0).repeat(2, 1)
+    values = np.full(image.shape[:2], 40)
+    values[:16, :16] = 60
+    options = {"codec": codec(value_range=(0, 18000)), "quality_map": values, "chunks": (64, 64, 40)}
+    array = create_array({}, data=image, **options)
+    payload = payloads(array)[0, 0, 0]
+    entry = read_header(payload).entry(STRUCTURE.kind)
+    assert table_length(payload[entry.offset :], read_header(payload), entry.length) > 512
+    assert chunk_attrs(array, (0, 0, 0))["quality_map"]["max"] == 60
 
 
 def test_labels_keep_their_quality():

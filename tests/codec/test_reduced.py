@@ -11,7 +11,8 @@ from deepsic_codec import DeepSIC
 from deepsic_codec.codec.reduced import SCALES, needed_length, parse_start
 from deepsic_codec.errors import ConfigurationError, CorruptPayload, DeepSICError
 from deepsic_codec.payload.header import pack, read_header, unpack
-from deepsic_codec.payload.sections import STRUCTURE, Section
+from deepsic_codec.payload.sections import STRUCTURE, WAVELET, Section
+from deepsic_codec.payload.structure import table_length
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")
@@ -136,6 +137,19 @@ def test_such_a_picture_gets_better_with_every_byte():
     assert errors == sorted(errors, reverse=True) and len(set(errors)) > 15 and errors[-1] < 0.05 * errors[0]
     lengths = [needed_length(payload, header, 1, groups=n) for n in range(1, 7)]
     assert lengths == [needed_length(payload, header, scale) for scale in (16, 8, 4, 2, 1, 1)]
+
+
+def test_whole_bands_in_a_start_are_verified():
+    """Those of the coarsest grid, which has no checksums within its wavelet."""
+    payload = gridded_payload()
+    header = read_header(payload)
+    section, length = header.entry(STRUCTURE.kind), needed_length(payload, header, 16)
+    end = section.offset + table_length(payload[section.offset :], header, section.length)
+    sizes = [len(grid.sections[WAVELET.kind]) for grid in unpack(payload).read(STRUCTURE).grids]
+    assert sizes[2] < length - end < sizes[0]
+    for place in (length - sizes[2], length - 9):  # the last grid has the last piece
+        damaged = payload[:place] + bytes((payload[place] ^ 4,)) + payload[place + 1 : length]
+        check_rejects(CorruptPayload, "checksum of a section of a grid", parse_start, damaged, 16)
 
 
 def test_residuals_of_several_resolutions_are_averaged():
