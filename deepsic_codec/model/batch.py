@@ -14,7 +14,7 @@ from deepsic_codec.payload.constants import LATENT_STRIDE
 DEFAULT_EFFORT = 1
 DEFAULT_TUNE = "mse"
 #: Quality from which on an effort takes symbols of a path through the trellis; below, it saves nothing.
-TRELLIS_FROM = {1: 30.0, 2: 45.0, 3: 55.0, 4: 55.0}
+TRELLIS_FROM = {1: 30.0, 2: 35.0, 3: 45.0, 4: 45.0}
 
 Result = TypeVar("Result")
 Pixels = NDArray[np.uint8] | NDArray[np.int16]

@@ -11,17 +11,23 @@ symbol has a distribution over three neighbouring integers, with probabilities e
 in bits. The image is decoded from the expected values of all symbols, which gives new costs, and the temperature falls
 until each distribution has collapsed to one value.
 
+With a trellis, whole paths have such probabilities. All of them never collapse to one path together: a symbol whose
+parity changes changes the quantisers of all that follow. So groups of channels are decided one after another, each for
+what those before it have left.
+
 Gradients are floating point: unlike with lower efforts, equal images may give payloads that differ by a few symbols on
 other machines. Decoding is as exact as with any effort.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepsic_codec.model.architecture import Architecture
@@ -31,13 +37,13 @@ from deepsic_codec.model.exact.export import restore_network, restore_prior
 from deepsic_codec.model.exact.prior_formats import INPUT_BITS
 from deepsic_codec.model.likelihood import scale_of
 from deepsic_codec.model.networks import Synthesis, step_lambda
+from deepsic_codec.model.paths import ChunkPaths, Prices
 from deepsic_codec.model.prior import Prior, compand
 from deepsic_codec.model.quantise import UNIT
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
 Tensors = dict[str, Tensor]
-ChoosePath = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,41 @@ class Schedule:
     inertia: float
 
 
+@dataclass(frozen=True)
+class PathSchedule:
+    """Rounds for a path through the trellis, each of which differentiates the loss once.
+
+    Attributes
+    ----------
+    soft : int
+        Rounds in which all symbols are expected values.
+    temperature : float
+        Temperature in the first of them, in bits. It falls to 1 and stays there. At 0, symbols are the best path.
+    decided : tuple of int
+        Further rounds: how many groups of the prior are decided after each, and stay as they are.
+    pace : (float, float)
+        Share of the way to what the slopes ask for that targets move, in the first round and in the last.
+    """
+
+    soft: int
+    temperature: float
+    decided: tuple[int, ...]
+    pace: tuple[float, float]
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return self.soft + len(self.decided)
+
+    def at(self, number: int) -> tuple[float, int, float]:
+        """Return the temperature of a round, the groups that are decided after it, and its pace."""
+        fall = min(1.0, number / max(1, self.soft - 1))
+        decided = self.decided[number - self.soft] if number >= self.soft else 0
+        first, last = self.pace
+        temperature = self.temperature and self.temperature ** (1 - fall)
+        return temperature, decided, first * (last / first) ** (number / max(1, self.rounds - 1))
+
+
 #: By level of the encoder's effort; these and the other numbers below were tried on photographs.
 SCHEDULES = {2: Schedule(3, 0.3, 0.3, 0.2), 3: Schedule(8, 1.0, 0.25, 0.5), 4: Schedule(24, 2.0, 0.25, 0.5)}
 #: Temperature in the last round.
@@ -74,8 +115,17 @@ INTERFERENCE = 1.2
 #: Before anything is measured: the error that a symbol adds to the pixels, against an orthonormal transform, and the
 #: number of latents that this guess weighs as much as. Few for MS-SSIM, in which fine errors weigh less than coarse.
 GUESSED_CURVATURE, GUESS_COUNT = 0.8, {"mse": 32, "ms-ssim": 2}
-#: Weight of errors against bits where the path nearest to refined symbols is taken.
-NEAREST = 4.0
+#: The same for paths.
+PATH_SCHEDULES = {
+    2: PathSchedule(3, 0.0, (), (0.7, 0.2)),
+    3: PathSchedule(4, 1.5, (2, 3, 4, 5), (0.4, 0.4)),
+    4: PathSchedule(14, 3.0, (0, 1, 1, 2, 2, 3, 3, 4, 4, 5), (0.3, 0.3)),
+}
+#: How far from its present value a symbol of a path may want to be, in steps. Curvature is that of the mean symbol:
+#: others would overshoot.
+REACH = 1.25
+#: Price of errors of symbols that are decided, in bits: no path has any.
+DECIDED = 4096.0
 #: Edge of the windows that are differentiated at once, and width of the border around them, in latents; gradients take
 #: some hundred bytes a pixel.
 WINDOW, HALO = 48, 6
@@ -163,6 +213,7 @@ class Costs(NamedTuple):
     loss: Tensor
     symbols: Tensor
     mean: Tensor
+    scale_index: Tensor
     scale: Tensor
     slope: Tensor
     by_magnitude: Tensor
@@ -171,7 +222,7 @@ class Costs(NamedTuple):
     def expected(self, temperature: float) -> Tensor:
         """Expected values of the symbols."""
         with torch.no_grad():
-            return expected(*self[1:], temperature)
+            return expected(self.symbols, self.mean, *self[4:], temperature)
 
     def lowest(self) -> Tensor:
         """Symbols of the least cost, without their own bits."""
@@ -205,6 +256,7 @@ class Refiner:
         for net in (self._synthesis, self._prior):
             net.requires_grad_(False).eval().to(device)
         self.device, self.bf16 = device, bf16
+        self._channels = [0, *accumulate(arch.prior_groups)]
 
     def refine(
         self, images: Tensor, symbols: Tensor, steps: Tensor, quality: Tensor, schedule: Schedule, tune: str = "mse"
@@ -248,53 +300,72 @@ class Refiner:
     def refine_path(
         self,
         images: Tensor,
-        symbols: Tensor,
-        steps: Tensor,
-        quality: Tensor,
-        schedule: Schedule,
-        tune: str,
-        choose: ChoosePath,
-        size: int,
+        latents: NDArray[np.int32],
+        paths: ChunkPaths,
+        schedule: PathSchedule,
+        tune: str = "mse",
+        size: int = 1,
     ) -> Tensor:
-        """Improve symbols int16 (S,h,w,C) of a chunk that are those of a path through the trellis.
-
-        Each round takes the path of the least cost near what the slopes ask for, and moves towards it. The last takes
-        the path that is nearest. Parameters are those of `refine`, and:
+        """Return symbols int16 (S,h,w,C) of a chunk, those of a path through the trellis.
 
         Parameters
         ----------
-        steps : Tensor
-            Half steps int32 (S,C).
-        choose : callable
-            Takes latents in half steps, float32 (S,h,w,C), the price of a squared error of a half step in bits, (C,),
-            and weights of errors (S,h,w), all on the host. Returns the symbols int16 (S,h,w,C) of the best path.
+        images : Tensor
+            Grey levels float32 (S,H,W,3).
+        latents : ndarray
+            int32 (S,h,w,C).
+        paths : ChunkPaths
+            Through the trellis of this chunk. That of lower efforts stays where no better one is found.
+        schedule : PathSchedule
+        tune : str
+            As of `refine`.
         size : int
             Images whose loss is differentiated at once.
         """
         with torch.inference_mode(False):
             parts = [slice(k, k + size) for k in range(0, len(images), size)]
-            states = [self._state(images[part], 2 * steps[part], quality[part], tune) for part in parts]
-            start = symbols.to(self.device, torch.float32) / 2
-            current, velocity, first_loss = start, torch.zeros_like(start), 0.0
-
-            def path(target: Tensor, factor: float) -> Tensor:
-                curvature = torch.stack([state.weight.mean() * state.curvature().mean((0, 1, 2)) for state in states])
-                price = factor * INTERFERENCE / 4 * curvature.mean(0)
-                weights = torch.cat([state.distortion.local[..., 0] for state in states]).expand(start.shape[:3])
-                return choose((2 * target).cpu(), price.cpu(), weights.cpu()).to(self.device, torch.float32) / 2
-
+            steps, quality = torch.from_numpy(2 * paths.half), torch.tensor(paths.quality)
+            states = [
+                self._state(images[part], steps.expand(n, -1), quality.expand(n), tune)
+                for part, n in ((part, len(images[part])) for part in parts)
+            ]
+            targets, start = (t.to(self.device) / 2 for t in paths.first(latents))
+            current, kept = start.clone(), 0
+            mean, index, lowest = (torch.empty_like(current) for _ in range(3))
             for number in range(schedule.rounds):
-                target = torch.empty_like(current)
+                temperature, groups, pace = schedule.at(number)
                 for part, state in zip(parts, states, strict=True):
-                    for window in windows(*start.shape[1:3]):
-                        costs = self._differentiated(state, current[part], window)
-                        target[part, *window.inner] = costs.lowest()
-                        first_loss += float(costs.loss.sum()) if number == 0 else 0.0
-                velocity = schedule.inertia * velocity + schedule.pace * (path(target, 1.0) - current)
-                current = (current + velocity).clamp_(-SYMBOL_MAX / 2, SYMBOL_MAX / 2)
-            current = path(current, NEAREST)
-            loss = sum(float(self._loss(state, current[part]).sum()) for part, state in zip(parts, states, strict=True))
-            return (2 * (current if loss < first_loss else start)).to(torch.int16)
+                    for window in windows(*current.shape[1:3]):
+                        costs, place = self._differentiated(state, current[part], window), (part, *window.inner)
+                        mean[place], index[place], lowest[place] = costs.mean, costs.scale_index, costs.lowest()
+                goal = current + (lowest - current).clamp(-REACH, REACH)
+                targets[..., kept:] += pace * (goal - targets)[..., kept:]
+                price, weights = _path_prices(states)
+                price[:kept] = DECIDED
+                asked, prices = (2 * targets).cpu(), (price.cpu(), weights.cpu())
+                decided = self._channels[min(groups, len(self._channels) - 1)]
+                if temperature:
+                    expected = paths.expect(asked, (mean.cpu(), index.cpu()), prices, temperature)
+                    current[..., kept:] = expected.to(current)[..., kept:] / 2
+                if decided > kept or not temperature:
+                    path, end = paths.choose(asked, prices).to(current) / 2, decided if temperature else None
+                    current[..., kept:end] = path[..., kept:end]
+                if decided > kept:
+                    kept = decided
+                    targets[..., :kept] = current[..., :kept]
+            better = self._path_loss(states, parts, current, paths) < self._path_loss(states, parts, start, paths)
+            return (2 * (current if better else start)).to(torch.int16)
+
+    def _path_loss(self, states: list[RefineState], parts: list[slice], symbols: Tensor, paths: ChunkPaths) -> float:
+        """Loss of the symbols of a chunk in bits."""
+        loss = float(paths.bits((2 * symbols).cpu()))
+        for part, state in zip(parts, states, strict=True):
+            for window in windows(*symbols.shape[1:3]):
+                with torch.no_grad():
+                    outer = symbols[part, *window.outer]
+                    residuals = state.residuals(self._decode(state, outer), window)
+                    loss += float(state.loss(window, torch.zeros_like(outer), residuals).sum())
+        return loss
 
     def _state(self, images: Tensor, steps: Tensor, quality: Tensor, tune: str) -> RefineState:
         step = steps.to(self.device).clone().float() * 2.0 ** -(formats.LATENT_BITS + formats.STEP_BITS)
@@ -306,7 +377,7 @@ class Refiner:
         symbols = symbols[:, *window.outer]
         latents = symbols.clone().requires_grad_()
         linear, magnitude = (t.detach().requires_grad_() for t in self._prior.features(symbols))
-        decoded, mean, index = self._decode(state, latents, linear, magnitude)
+        decoded, (mean, index) = self._decode(state, latents), self._predict(state, linear, magnitude)
         residuals = state.residuals(decoded, window)
         bits = self._prior.bits(symbols, mean, index)
         new = window.number == state.measured
@@ -321,7 +392,8 @@ class Refiner:
             return Costs(
                 state.loss(window, bits, residuals),
                 symbols[core],
-                mean[core],
+                mean[core].detach(),
+                index[core].detach(),
                 scale_of(index[core], self._prior.log_scales),
                 (by_latent + by_linear * unit)[core],
                 (by_magnitude * unit)[core],
@@ -334,19 +406,29 @@ class Refiner:
         with torch.no_grad():
             for window in windows(*symbols.shape[1:3]):
                 part = symbols[:, *window.outer]
-                decoded, mean, index = self._decode(state, part, *self._prior.features(part))
-                loss += state.loss(window, self._prior.bits(part, mean, index), state.residuals(decoded, window))
+                bits = self._prior.bits(part, *self._predict(state, *self._prior.features(part)))
+                loss += state.loss(window, bits, state.residuals(self._decode(state, part), window))
         return loss
 
-    def _decode(
-        self, state: RefineState, symbols: Tensor, linear: Tensor, magnitude: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pixels (N,H,W,3), and the mean and scale index of each symbol."""
+    def _decode(self, state: RefineState, symbols: Tensor) -> Tensor:
+        """Return pixels (N,H,W,3)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             latents = (symbols * state.step[:, None, None, :]).permute(0, 3, 1, 2)
-            decoded = self._synthesis(latents, state.quality).permute(0, 2, 3, 1)
+            decoded: Tensor = self._synthesis(latents, state.quality).permute(0, 2, 3, 1)
+        return decoded.float().clamp(0, 255)
+
+    def _predict(self, state: RefineState, linear: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and scale index of each symbol."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             mean, index = self._prior.predict(linear, magnitude, state.quality)
-        return decoded.float().clamp(0, 255), mean.float(), index.float()
+        return mean.float(), index.float()
+
+
+def _path_prices(states: list[RefineState]) -> Prices:
+    """Return the prices of errors, for all images of a chunk."""
+    curvature = torch.stack([state.weight.mean() * state.curvature().mean((0, 1, 2)) for state in states])
+    weights = torch.cat([state.distortion.local[..., 0] for state in states])
+    return INTERFERENCE / 4 * curvature.mean(0), weights
 
 
 def expected(

@@ -28,15 +28,14 @@ from deepsic_codec.model.coding import decode_symbols, start_decoding, start_enc
 from deepsic_codec.model.cpu.prior import Prior as PathPrior
 from deepsic_codec.model.device import high_priority_stream, side_stream, synchronize, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder, device_coder_for
-from deepsic_codec.model.exact.formats import STEP_BITS, WIDE_MAX
 from deepsic_codec.model.exact.transforms import IntegerTransforms, grey_levels, multiplies_bfloat16
 from deepsic_codec.model.families import family_of, load_checked
 from deepsic_codec.model.family import GAINS, PRIOR, RDO, SYNTHESIS, Analysed, below, tensors_below
 from deepsic_codec.model.file import ModelInfo
-from deepsic_codec.model.logistic import PRICE_MAX, RATE_BITS
 from deepsic_codec.model.neighbours import Predictions
+from deepsic_codec.model.paths import ChunkPaths
 from deepsic_codec.model.quantise import load_tables, quantise
-from deepsic_codec.model.refine import SCHEDULES, Refiner
+from deepsic_codec.model.refine import PATH_SCHEDULES, SCHEDULES, Refiner
 from deepsic_codec.model.threads import Pending
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
@@ -162,25 +161,11 @@ class LoadedModel:
         latents : ndarray
             int32 (S,h,w,C).
         """
-        qualities = np.full(len(images), quality)
-        half = cast(IntegerTransforms, self.transforms).steps(qualities, trellis=True)
-        whole = torch.from_numpy(whole_qualities(qualities)[1])
-        steps, paths = half[0].cpu().numpy(), self._paths()
-
-        def choose(scaled: Tensor, price: Tensor, weights: Tensor) -> Tensor:
-            unit = torch.from_numpy(steps) * 2.0**-STEP_BITS
-            target = torch.floor(scaled * unit + 0.5).clamp(-WIDE_MAX, WIDE_MAX).to(torch.int32)
-            prices = torch.floor(price * 2**RATE_BITS + 0.5).clamp(0, PRICE_MAX).to(torch.int32)
-            of_errors = torch.floor(weights * 256 + 0.5).clamp(0, PRICE_MAX).to(torch.int32)
-            arrays = [t.contiguous().numpy() for t in (target, prices, of_errors)]
-            symbols, _ = paths.choose(arrays[0], steps, int(whole[0]), True, False, True, (arrays[1], arrays[2]))
-            return torch.from_numpy(symbols)
-
-        first = torch.from_numpy(self.choose_paths(latents, quality, False)[0])
+        qualities = np.array([quality])
+        half = cast(IntegerTransforms, self.transforms).steps(qualities, trellis=True)[0].cpu().numpy()
+        paths = ChunkPaths(self._paths(), half, int(whole_qualities(qualities)[1][0]))
         size = max(1, REFINE_PIXELS // (images.shape[1] * images.shape[2]))
-        refined = self.refiner().refine_path(
-            grey_levels(images), first, half, whole, SCHEDULES[effort], tune, choose, size
-        )
+        refined = self.refiner().refine_path(grey_levels(images), latents, paths, PATH_SCHEDULES[effort], tune, size)
         return refined.cpu().numpy()
 
     def _paths(self) -> PathPrior:

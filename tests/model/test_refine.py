@@ -97,15 +97,14 @@ def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     (window,) = refine.windows(*symbols.shape[1:3])
     refiner._differentiated(job, symbols, window)
     with torch.no_grad():
-        features = refiner._prior.features(symbols)
-        still = refiner._decode(job, symbols, *features)[0]
+        still = refiner._decode(job, symbols)
         for channel in (0, 3, 12):
             measured = []
             for y in range(1, 8, 2):
                 for x in range(1, 8, 2):
                     moved = symbols.clone()
                     moved[0, y, x, channel] += 0.25
-                    moved = refiner._decode(job, moved, *features)[0]
+                    moved = refiner._decode(job, moved)
                     measured.append(float((moved - still).square().sum()) * 16)
             assert float(job.curvature()[0, 0, 0, channel]) == pytest.approx(np.mean(measured), rel=0.4)
 
@@ -139,10 +138,12 @@ def test_lowers_the_loss_that_it_is_tuned_for(runtime, edge):
     assert actual["mse", "mse"] < 0.99 * actual["ms-ssim", "mse"]
 
 
-def test_what_runs_away_is_not_kept(runtime, monkeypatch):
+@pytest.mark.parametrize("quality", [25.0, 60.0])
+def test_what_runs_away_is_not_kept(runtime, monkeypatch, quality):
     image = np.ascontiguousarray(drone_frame()[None, 600:664, 700:764])
     monkeypatch.setitem(refine.SCHEDULES, 3, refine.Schedule(3, 1.0, 5.0, 0.5))
-    before, after = (runtime.encode([image], [60.0], efforts=[effort])[0].features for effort in (1, 3))
+    monkeypatch.setitem(refine.PATH_SCHEDULES, 3, refine.PathSchedule(3, 1.0, (5,), (9.0, 9.0)))
+    before, after = (runtime.encode([image], [quality], efforts=[effort])[0].features for effort in (1, 3))
     assert before == after
 
 

@@ -15,11 +15,20 @@ from deepsic_codec.kernels import constant, inner, int32, jit
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.cpu.dot import BLOCK, ROWS, STEP, sparse_tile, tile
 from deepsic_codec.model.cpu.layers import Dense, Tensors, dense, list_steps, narrow_rows, shifted
-from deepsic_codec.model.cpu.trellis import PathWork, TrellisRates, choose_path, make_rates, path_work
+from deepsic_codec.model.cpu.trellis import (
+    UNIT,
+    ExpectGrid,
+    PathWork,
+    TrellisRates,
+    choose_path,
+    expected_symbols,
+    make_rates,
+    path_work,
+)
 from deepsic_codec.model.exact.formats import STEP_BITS
 from deepsic_codec.model.exact.prior_formats import DIRECT_BITS, HIDDEN_BITS, INPUT_BITS, LINEAR_MAX, SCALE_BITS
 from deepsic_codec.model.family import below
-from deepsic_codec.model.logistic import INDEX_MAX, INDEX_MIDDLE, MEAN_LEVELS, MEAN_MAX, RATE_BITS
+from deepsic_codec.model.logistic import INDEX_LEVELS, INDEX_MAX, INDEX_MIDDLE, MEAN_LEVELS, MEAN_MAX, RATE_BITS
 from deepsic_codec.model.schedule import LINEAR, Step, schedule
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.coders.symbols import (
@@ -359,6 +368,33 @@ class Prior:
         coder = SymbolEncoder(self.coder_tables, symbols if encode else symbols[:1, :1, :1])
         self._run(ENCODE * encode + CHOOSE * optimise, quality, symbols, coder, latents, single)
         return symbols, coder.finish() if encode else None
+
+    def expect(
+        self,
+        targets: NDArray[np.float32],
+        means: NDArray[np.float32],
+        indices: NDArray[np.float32],
+        prices: tuple[NDArray[np.int32], NDArray[np.int32]],
+        temperature: float,
+    ) -> NDArray[np.float32]:
+        """Return the expected symbols (S,h,w,C) over all paths through the trellis.
+
+        Parameters
+        ----------
+        targets : float32 (S,h,w,C)
+            Symbols of the least cost apart from their own bits, in half steps.
+        means, indices : float32 (S,h,w,C)
+            What the prior predicts: means of numbers, and scale indices.
+        prices : two of ndarray
+            As of `choose`.
+        temperature : float
+            In bits.
+        """
+        units = np.floor(targets * UNIT + 0.5).clip(-SYMBOL_MAX * UNIT, SYMBOL_MAX * UNIT).astype(np.int32)
+        eighths = np.floor(means * MEAN_LEVELS + 0.5).clip(-_MEAN, _MEAN).astype(np.int16)
+        quarters = np.floor(indices * INDEX_LEVELS + 0.5).clip(0, _INDEX).astype(np.uint8)
+        grid = ExpectGrid(np.empty(targets.shape, np.float32), units, eighths, quarters, *prices)
+        return expected_symbols(self.steps, grid, self._rates.trellis, temperature)
 
     def decode(
         self, features: bytes, slices: int, grid: tuple[int, int], quality: int, trellis: bool = False

@@ -1,6 +1,7 @@
 """Symbols on the path through the trellis that costs least, in bits and error (`docs/entropy-coder.md`).
 
 Rates are those of the coder's tables at the start of a chunk: equal latents give equal symbols on every machine.
+Refinement also asks for the expected symbols over all paths, each as likely as its cost makes it.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ ZERO_REACH = 8
 NEAR = 384
 #: Bits that a path through another state may save: latents too small to save more by an error are 0 on every path.
 SLACK = 5120
+#: Positions whose expected symbols are computed at once, and positions after them that are looked at, too.
+SEGMENT, LOOKAHEAD = 64, 8
+#: Bits above the least from which on an option is as unlikely as any, and the least of likelihoods and probabilities.
+UNLIKELY, LEAST = 64, 1e-60
 #: Weight of the error against that of the optimised scalar quantiser; 0.45 to 1.5 were tried on photographs.
 WEIGHT = 0.7
 
@@ -130,6 +135,50 @@ def path_work(symbols: int) -> PathWork:
     return work
 
 
+class ExpectGrid(NamedTuple):
+    """A chunk of which expected symbols are wanted; all arrays but `price` and `weights` are (S,h,w,C).
+
+    Attributes
+    ----------
+    expected : float32
+        Result, in half steps.
+    targets : int32
+        Symbols of the least cost apart from their own bits, in 1 / UNIT of a half step.
+    means, indices : int16, uint8
+        Predictions: means in eighths of a number, and scale indices in quarters.
+    price : int32 (C,)
+        Squared error of a half step in 2^-RATE_BITS bits.
+    weights : int32 (S,h,w)
+        Of errors, in 1 / 256.
+    """
+
+    expected: NDArray[np.float32]
+    targets: NDArray[np.int32]
+    means: NDArray[np.int16]
+    indices: NDArray[np.uint8]
+    price: NDArray[np.int32]
+    weights: NDArray[np.int32]
+
+
+class ExpectWork(NamedTuple):
+    """Memory for the expected symbols of a segment.
+
+    Attributes
+    ----------
+    state : float64 (8,)
+        Probabilities of the states before the segment, given what lies before.
+    forward : float64 (n,8)
+        The same before each symbol.
+    factors, options : float64, int16 (n,4)
+        Likelihood and value of the best even and odd number of even states, then of odd ones.
+    """
+
+    state: NDArray[np.float64]
+    forward: NDArray[np.float64]
+    factors: NDArray[np.float64]
+    options: NDArray[np.int16]
+
+
 @inline
 def _rate(number, mean, level, quantiser, rates):
     """Return the bits of a number."""
@@ -183,6 +232,13 @@ def _options(units, mean, level, quantiser, price, rates):
     return even_cost, odd_cost, even, odd
 
 
+@inline
+def _is_zero(units, other, level, price, rates):
+    """Return whether a symbol is 0 on every path; `other` is its mean in odd states."""
+    saved = ((2 * abs(units) - UNIT) * price) >> RATE_BITS
+    return -4 <= other < 4 and abs(units) <= NEAR and saved <= rates.least[level]
+
+
 @inner
 def choose_path(state, position, count_of_positions, s, start, count, positions, grid, means, indices, rates, work):
     """Choose the symbols of some positions and return the state after them; `state` is that before."""
@@ -206,8 +262,7 @@ def choose_path(state, position, count_of_positions, s, start, count, positions,
             level = np.int64(rates.level[indices[n]])
             of_channel: Any = min((np.int64(price[c]) * weight) >> 8, PRICE_MAX)
             other = odd_mean(mean)
-            saved = ((2 * abs(units) - UNIT) * of_channel) >> RATE_BITS
-            if -4 <= other < 4 and abs(units) <= NEAR and saved <= rates.least[level]:
+            if _is_zero(units, other, level, of_channel, rates):
                 a0 = np.int64(rates.zero[0, level, abs(mean), 0, 0])
                 b0 = np.int64(rates.zero[1, level, abs(other), 0, 0])
                 costs = add_zero(costs, a0, b0)
@@ -233,6 +288,135 @@ def choose_path(state, position, count_of_positions, s, start, count, positions,
             state = BEFORE[state, odd]
             symbols[c] = work.options[n, 2 * (state & 1) + odd]
     return last
+
+
+@inline
+def _likelihood(bits, least, table):
+    """Return the likelihood of an option against that of the best."""
+    return table[min(bits - least, table.size - 1)]
+
+
+@inline
+def _scaled(p):
+    """Return eight likelihoods whose sum is one, none of which is so small that products of them vanish."""
+    p0, p1, p2, p3, p4, p5, p6, p7 = p
+    one, more = 1 / (p0 + p1 + p2 + p3 + p4 + p5 + p6 + p7), LEAST
+    return (
+        p0 * one + more, p1 * one + more, p2 * one + more, p3 * one + more,
+        p4 * one + more, p5 * one + more, p6 * one + more, p7 * one + more,
+    )  # fmt: skip
+
+
+@inline
+def _options_at(n, c, place, grid, rates, table, work):
+    """Note likelihoods and values of the options of channel `c` at a `place`, which are the `n`th of a segment."""
+    s, y, x = place
+    units, mean = np.int64(grid.targets[s, y, x, c]), np.int64(grid.means[s, y, x, c])
+    level = np.int64(rates.level[grid.indices[s, y, x, c]])
+    price: Any = min((np.int64(grid.price[c]) * np.int64(grid.weights[s, y, x])) >> 8, PRICE_MAX)
+    other = odd_mean(mean)
+    factors, options = work.factors[n], work.options[n]
+    if _is_zero(units, other, level, price, rates):
+        a0 = np.int64(rates.zero[0, level, abs(mean), 0, 0])
+        b0 = np.int64(rates.zero[1, level, abs(other), 0, 0])
+        least = min(a0, b0)
+        factors[0], factors[2] = _likelihood(a0, least, table), _likelihood(b0, least, table)
+        factors[1], factors[3] = 0, 0
+        options[0], options[1], options[2], options[3] = 0, 0, 0, 0
+        return
+    a0, a1, even, odd = _options(units, mean, level, 0, price, rates)
+    options[0], options[1] = even, odd
+    b0, b1, even, odd = _options(units, other, level, 1, price, rates)
+    options[2], options[3] = even, odd
+    least = min(min(a0, a1), min(b0, b1))
+    factors[0], factors[1] = _likelihood(a0, least, table), _likelihood(a1, least, table)
+    factors[2], factors[3] = _likelihood(b0, least, table), _likelihood(b1, least, table)
+
+
+@inner
+def _expect_segment(segment, s, start, count, positions, grid, rates, table, work):
+    """Compute the expected symbols from the first to the last position of a segment; keep the state in its middle."""
+    (first, kept, last), (ys, xs) = segment, positions
+    p = _scaled((
+        work.state[0], work.state[1], work.state[2], work.state[3],
+        work.state[4], work.state[5], work.state[6], work.state[7],
+    ))  # fmt: skip
+    for i in range(first, last):
+        for c in range(count):
+            n = (i - first) * count + c
+            before, factors = work.forward[n], work.factors[n]
+            p0, p1, p2, p3, p4, p5, p6, p7 = p
+            before[0], before[1], before[2], before[3] = p0, p1, p2, p3
+            before[4], before[5], before[6], before[7] = p4, p5, p6, p7
+            _options_at(n, start + c, (s, ys[i], xs[i]), grid, rates, table, work)
+            a, b, e, o = factors[0], factors[1], factors[2], factors[3]
+            p = _scaled((
+                p0 * a + p4 * b, p4 * a + p0 * b, p5 * e + p1 * o, p1 * e + p5 * o,
+                p6 * a + p2 * b, p2 * a + p6 * b, p3 * e + p7 * o, p7 * e + p3 * o,
+            ))  # fmt: skip
+        if i == kept - 1:
+            state = work.state
+            state[0], state[1], state[2], state[3], state[4], state[5], state[6], state[7] = p
+    one = np.float64(1)
+    later = (one, one, one, one, one, one, one, one)
+    for i in range(last - 1, first - 1, -1):
+        out = grid.expected[s, ys[i], xs[i], start : start + count]
+        for c in range(count - 1, -1, -1):
+            n = (i - first) * count + c
+            before, options, factors = work.forward[n], work.options[n], work.factors[n]
+            a, b, e, o = factors[0], factors[1], factors[2], factors[3]
+            l0, l1, l2, l3, l4, l5, l6, l7 = later
+            a *= before[0] * l0 + before[2] * l5 + before[4] * l1 + before[6] * l4
+            b *= before[0] * l1 + before[2] * l4 + before[4] * l0 + before[6] * l5
+            e *= before[1] * l3 + before[3] * l6 + before[5] * l2 + before[7] * l7
+            o *= before[1] * l2 + before[3] * l7 + before[5] * l3 + before[7] * l6
+            value = a * options[0] + b * options[1]
+            value += e * options[2] + o * options[3]
+            out[c] = value / (a + b + e + o)
+            a, b, e, o = factors[0], factors[1], factors[2], factors[3]
+            later = _scaled((
+                a * l0 + b * l1, e * l3 + o * l2, a * l5 + b * l4, e * l6 + o * l7,
+                a * l1 + b * l0, e * l2 + o * l3, a * l4 + b * l5, e * l7 + o * l6,
+            ))  # fmt: skip
+
+
+@jit
+def _expect_step(start, count, positions, grid, rates, table, work):
+    """Compute the expected symbols of a step of the coding order."""
+    places = positions[0].size
+    work.state[0] = 1
+    for state in range(1, 8):
+        work.state[state] = 0
+    for s in range(grid.expected.shape[0]):
+        for first in range(0, places, SEGMENT):
+            kept = min(first + SEGMENT, places)
+            segment = first, kept, min(kept + LOOKAHEAD, places)
+            _expect_segment(segment, s, start, count, positions, grid, rates, table, work)
+
+
+def expected_symbols(
+    steps: Sequence[Step], grid: ExpectGrid, rates: TrellisRates, temperature: float
+) -> NDArray[np.float32]:
+    """Return `grid.expected`: symbols over all paths, whose probabilities are exp(-cost / temperature).
+
+    Parameters
+    ----------
+    steps : sequence of Step
+        Of the coding order.
+    grid : ExpectGrid
+    rates : TrellisRates
+    temperature : float
+        In bits.
+    """
+    bits = np.arange(UNLIKELY << RATE_BITS) / 2**RATE_BITS
+    table = np.maximum(np.exp(-bits / temperature), LEAST)
+    for step in steps:
+        positions = step.positions(*grid.expected.shape[1:3])
+        n = (SEGMENT + LOOKAHEAD) * step.count
+        shapes = ((8,), np.float64), ((n, 8), np.float64), ((n, 4), np.float64), ((n, 4), np.int16)
+        work = ExpectWork(*(np.empty(shape, dtype) for shape, dtype in shapes))
+        _expect_step(step.start, step.count, positions, grid, rates, table, work)
+    return grid.expected
 
 
 @jit
