@@ -55,6 +55,10 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add("--chunk", type=int, metavar="PIXELS", help="edge of a chunk (default: 512; 256 from 65 bands on)")
     add("--shard", type=int, metavar="PIXELS", help="edge of a shard, a multiple of a chunk's (Zarr format 3)")
     add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
+    text = "name of the model, or of a file of its folders (default: base)"
+    add("--model", metavar="NAME", default=argparse.SUPPRESS, help=text)
+    text = "head of the labels, such as scenes (default: that of the model)"
+    add("--head", metavar="NAME", default=argparse.SUPPRESS, help=text)
     text = "when labels are computed (default: pre; none for palettes)"
     add("--semantics", choices=("pre", "post", "none"), default=argparse.SUPPRESS, help=text)
     text = "edge of the tiles that have labels of their own, a multiple of 64 (default: at most 4 along each axis)"
@@ -130,6 +134,8 @@ def run_ingest(args: argparse.Namespace) -> int:
         "max_error",
         "transform",
         "spectral",
+        "model",
+        "head",
         "semantics",
         "label_tile",
         "label_pooling",

@@ -334,16 +334,24 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="path or URL of the array, or of a group with arrays")
     parser.add_argument("--name", help="the one array in the group")
     parser.add_argument("--index", metavar="URL", help="location of the index, if not beside the array")
+    text = "compute labels and embeddings anew from features, with another head or, without HEAD, that of the array"
+    parser.add_argument("--relabel", nargs="?", const="", metavar="HEAD", help=text)
     add_json(parser)
 
 
 def run_index(args: argparse.Namespace) -> None:
     """Write or refresh the label index."""
     from deepsic_codec.labels.consolidate import consolidate_labels
+    from deepsic_codec.labels.relabel import relabel
     from deepsic_codec.stored.location import url_of
 
-    with progress_bar("reading headers") as progress:
-        made = consolidate_labels(args.url, args.name, index=args.index, progress=progress)
+    made: Any
+    if args.relabel is not None:
+        with progress_bar("computing labels") as progress:
+            made = relabel(args.url, args.relabel or None, args.name, index=args.index, progress=progress)
+    else:
+        with progress_bar("reading headers") as progress:
+            made = consolidate_labels(args.url, args.name, index=args.index, progress=progress)
     documents = [
         {
             "array": url_of(labels.array.store_path),

@@ -48,8 +48,8 @@ class LearnedLabel:
     """
 
     name: str
-    weights: tuple[float, ...]
-    bias: float
+    weights: tuple[float, ...] = field(repr=False)
+    bias: float = field(repr=False)
     around: int = 0
     head: str = ""
     precision: float | None = None

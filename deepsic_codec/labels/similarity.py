@@ -64,7 +64,7 @@ def example_of(labels: "Labels", tiles: TileVectors, to: Any) -> Example:
         text = f"the selection {to.expression}"
         cells = to.cells if to.by_tiles else _tiles_of_chunks(geometry, to.indices)
     elif isinstance(to, tuple | list) and to and all(isinstance(part, slice) for part in to):
-        text, cells = _region_text(to), _tiles_of_region(geometry, to)
+        text, cells = _region_text(geometry, to), _tiles_of_region(geometry, to)
     elif isinstance(to, tuple | list) and to and all(_is_integer(part) for part in to):
         position = [int(part) for part in to]
         if len(position) != axes or not all(0 <= i < n for i, n in zip(position, geometry.grid, strict=True)):
@@ -82,6 +82,8 @@ def example_of(labels: "Labels", tiles: TileVectors, to: Any) -> Example:
         numbers = np.ravel_multi_index(tuple(cells.T), tiles.grid) if len(cells) else numbers
         numbers = numbers[tiles.exist[numbers]]
         vectors = tiles.vectors[numbers]
+        if not cells.size:
+            raise ConfigurationError(f"{text} is empty; pass another example")
     if not vectors.any():
         raise ConfigurationError(f"{text} has no embedding: it is missing, or shows no data; pass another example")
     if vectors.shape[1] != tiles.vectors.shape[1]:
@@ -96,9 +98,9 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _region_text(region: Sequence[slice]) -> str:
-    ends = ((part.start, part.stop) for part in region)
-    return "region " + ", ".join(":".join("" if end is None else str(end) for end in pair) for pair in ends)
+def _region_text(geometry: Geometry, region: Sequence[slice]) -> str:
+    ends = (":".join("" if end is None else str(end) for end in (part.start, part.stop)) for part in region)
+    return "region " + ", ".join(f"{axis}={part}" for axis, part in zip(geometry.axes, ends, strict=False))
 
 
 def _tiles_of_chunks(geometry: Geometry, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -116,7 +118,10 @@ def _tiles_of_region(geometry: Geometry, region: Sequence[slice]) -> NDArray[np.
     for axis, size in enumerate(geometry.shape):
         start, stop, step = region[axis].indices(size) if axis < len(region) else (0, size, 1)
         if step != 1 or start >= stop:
-            raise ConfigurationError(f"region: {region[axis]} is empty, has a step, or is not in 0 to {size}")
+            raise ConfigurationError(
+                f"{_region_text(geometry, region)}: axis {geometry.axes[axis]} is empty, has a step, or is not in 0 to "
+                f"{size}; pass a slice for each of the axes {', '.join(geometry.axes)}"
+            )
         starts = geometry.starts(axis)
         ranges.append(np.arange(np.searchsorted(starts, start, "right") - 1, np.searchsorted(starts, stop, "left")))
     return np.stack([grid.ravel() for grid in np.meshgrid(*ranges, indexing="ij")], axis=-1)

@@ -13,6 +13,7 @@ from deepsic_codec.io.images import decode_rgb, read_rgb
 from deepsic_codec.io.ingest import declared_nodata, ingest_pyramid
 from deepsic_codec.io.ingest import ingest as ingest_source
 from deepsic_codec.io.sources import open_sources, stack
+from tests import stub_runtime
 from tests.common import check_rejects, photograph
 from tests.test_dask import check_index
 
@@ -49,11 +50,14 @@ def test_a_folder(folder, tmp_path, capsys):
     assert "all 3" in out and "inf" in out and "sub/grey" in out
 
 
-def test_labels_of_tiles(folder, tmp_path):
-    options = ["--label-tile", 128, "--label-pooling", "mean", "--embedding"]
+def test_labels_of_tiles(folder, tmp_path, monkeypatch):
+    times = stub_runtime.ModelInfo("times", "ab" * 32, "ef" * 32)
+    monkeypatch.setattr(stub_runtime, "MODELS", (*stub_runtime.MODELS, times))
+    options = ["--label-tile", 128, "--label-pooling", "mean", "--embedding", "--model", "base", "--head", "times"]
     assert ingest(folder / "a.png", tmp_path / "out.zarr", *options) == 0
     codec = zarr.open_group(tmp_path / "out.zarr", mode="r")["a"].metadata.codecs[0]
     assert (codec.label_tile, codec.label_pooling, codec.embedding) == ((128, 128), "mean", True)
+    assert (codec.model, codec.head) == ("base", "ef" * 32)
     assert open_labels(tmp_path / "out.zarr", "a").embeddings().shape[:2] == (1, 1)
     with pytest.raises(SystemExit):
         ingest(folder / "a.png", tmp_path / "other.zarr", "--label-pooling", "median")

@@ -12,6 +12,7 @@ from deepsic_codec import (
     open_labels,
     relabel,
 )
+from deepsic_codec.cli.main import main
 from deepsic_codec.errors import LabelIndexError, ModelMismatch, ModelNotFound
 from deepsic_codec.labels import index as label_index
 from deepsic_codec.model.file import load_arrays, save_model
@@ -125,6 +126,19 @@ def test_a_new_head_has_its_own_vocabulary(stub, monkeypatch):
     assert labels.where("Day").chunks == [(0, 2, 0)] and labels.summary()["unlabelled"] == 1
     assert open_labels(array, scan=True).where("Bright").chunks == [(0, 0, 0), (0, 2, 0)]
     assert relabel(array, "times").where("Day").chunks == [(0, 0, 0), (0, 2, 0)]
+
+
+def test_command(stub, monkeypatch, tmp_path, capsys):
+    array = archive(tmp_path / "a.zarr", shape=(64, 192, 3), chunks=(64, 64, 3))
+    array[:] = scene()[:64]
+    vocabulary = stub_runtime.Vocabulary(("Night", "Dusk", "Day"), {})
+    times = stub_runtime.ModelInfo("times", "ab" * 32, "ef" * 32, vocabulary)
+    monkeypatch.setattr(stub_runtime, "MODELS", (*stub_runtime.MODELS, times))
+    assert main(["index", str(tmp_path / "a.zarr"), "--relabel", "times"]) == 0
+    assert "3 from features" in capsys.readouterr().out
+    assert open_labels(array).where("Night").chunks == [(0, 0, 0)]
+    assert main(["index", str(tmp_path / "a.zarr"), "--relabel"]) == 0
+    assert open_labels(array).where("Dark").chunks == [(0, 0, 0)]
 
 
 def test_refuses_other_decoders(stub):

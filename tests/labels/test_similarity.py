@@ -147,7 +147,15 @@ def test_examples_of_other_archives_and_without_data():
     assert labels.stored.reader.payload((1, 0, 0)) is None
     check_rejects(ConfigurationError, "chunk 1.0.0 has no embedding|no data", labels.similar, (1, 0, 0))
     assert not (labels.similar((0, 0, 0)).tiles // [2, 2, 1] == [1, 0, 0]).all(axis=1).any()
-    check_rejects(ConfigurationError, "no embedding", labels.similar, labels.where("Bright > 1"))
+    check_rejects(ConfigurationError, "the selection Bright > 1 is empty", labels.similar, labels.where("Bright > 1"))
+
+
+def test_a_region_is_named_by_its_axes():
+    labels = consolidate_labels(archive())
+    region = slice(0, 64), slice(64, 128)
+    assert labels.similar(region, 1).expression == "like region y=0:64, x=64:128"
+    message = "region y=0:64, x=64:128, c=5:9.*axis c.*slice for each of the axes y, x, c"
+    check_rejects(ConfigurationError, message, labels.similar, (*region, slice(5, 9)))
 
 
 def test_archives_without_embeddings(stub):
