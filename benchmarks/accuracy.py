@@ -163,10 +163,9 @@ def encode(
                 e.cells[0][..., :classes] for e in runtime.encode([x[None] for x in part], [quality] * len(part))
             ]
         else:
-            shapes, qualities = [(1, *x.shape[:2]) for x in part], [quality] * len(part)
+            shapes, quantisers = [(1, *x.shape[:2]) for x in part], [read_header(p).quantiser for p in payloads]
             symbols = [codec.decode_features(p) for p in payloads]
-            trellis = [read_header(p).trellis for p in payloads]
-            scores += [c[0][..., :classes] for c in runtime.score(symbols, shapes, qualities, trellis)]
+            scores += [c[0][..., :classes] for c in runtime.score(symbols, shapes, quantisers)]
     return 8 * nbytes / max(1, sum(x.shape[0] * x.shape[1] for x in images)), scores
 
 

@@ -697,19 +697,18 @@ def use_model(info: model_file.ModelInfo, stream: bytes) -> str:
     shape = image.shape[:3]
     scheduler = load(info, "cpu")
     (encoded,) = scheduler.encode([image], [42.5])
-    trellis = [encoded.trellis]
+    settings = [shape], [encoded.quantiser]
     for features in (encoded.features or b"", stream):
         try:
-            (symbols,) = scheduler.decode_symbols([features], [shape], [42.5], trellis)
+            (symbols,) = scheduler.decode_symbols([features], *settings)
         except CorruptPayload:
             if features is encoded.features:
                 raise Failure("a model cannot decode what it encoded") from None
             continue
         first, *again = (
-            scheduler.decode([features], [shape], [42.5], [True], trellis=trellis)[0]
-            for _ in range(1 if features is stream else 2)
+            scheduler.decode([features], *settings, [True])[0] for _ in range(1 if features is stream else 2)
         )
-        (scores,) = scheduler.score([symbols], [shape], [42.5], trellis)
+        (scores,) = scheduler.score([symbols], *settings)
         if first.shape != image.shape or first.min() < 0 or first.max() > 255 * 64:
             raise Failure(f"pixels {first.dtype} {first.shape}, {first.min()} to {first.max()}")
         if not all(np.array_equal(first, other) for other in again):

@@ -296,7 +296,8 @@ def _stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dict[st
     model, count, quality = scheduler.model, len(chunks), np.full(len(chunks), 50.0)
     payloads = codec.encode_batch(chunks)
     encoded = scheduler.encode([chunk[None] for chunk in chunks], quality.tolist(), symbols=True)
-    features, shape, trellis = [one.features for one in encoded], (1, *chunks[0].shape[:2]), encoded[0].trellis
+    features, shape = [one.features for one in encoded], (1, *chunks[0].shape[:2])
+    trellis = encoded[0].quantiser.trellis
     size = max(1, config.get().pixels_per_call(model.device.type) // (shape[1] * shape[2]))
     pieces = [slice(start, start + size) for start in range(0, count, size)]
     with torch.inference_mode():
@@ -351,13 +352,13 @@ def _cpu_stages(scheduler: Any, codec: DeepSIC, chunks: list[np.ndarray]) -> dic
     shapes, payloads = [image.shape[:3] for image in images], codec.encode_batch(chunks)
     encoded = scheduler.encode(images, quality, symbols=True)
     features, symbols = [one.features for one in encoded], [one.symbols for one in encoded]
-    trellis = [one.trellis for one in encoded]
+    quantisers = [one.quantiser for one in encoded]
     return {
         "analysis": lambda: scheduler.encode(images, quality, features=False),
         "analysis and optimised quantisation": lambda: scheduler.encode(images, quality, features=False, symbols=True),
-        "synthesis": lambda: scheduler.synthesise(symbols, shapes, quality, False, trellis),
-        "prior and entropy coder, encode": lambda: scheduler.encode_symbols(symbols, shapes, quality, trellis),
-        "prior and entropy coder, decode": lambda: scheduler.decode_symbols(features, shapes, quality, trellis),
+        "synthesis": lambda: scheduler.synthesise(symbols, shapes, quantisers, False),
+        "prior and entropy coder, encode": lambda: scheduler.encode_symbols(symbols, shapes, quantisers),
+        "prior and entropy coder, decode": lambda: scheduler.decode_symbols(features, shapes, quantisers),
         "encode, end to end": lambda: codec.encode_batch(chunks),
         "decode, end to end": lambda: codec.decode_batch(payloads),
     }

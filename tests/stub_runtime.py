@@ -16,6 +16,7 @@ import numpy as np
 
 from deepsic_codec.errors import CorruptPayload, ModelMismatch, ModelNotFound
 from deepsic_codec.model.vocabulary import Vocabulary
+from deepsic_codec.payload.fields import Quantiser
 
 POISON = 13
 SHADES = ("Dark", "Dim", "Bright")
@@ -45,11 +46,11 @@ MODELS = (ModelInfo("base", "ab" * 32, "cd" * 32), ModelInfo("other", "12" * 32,
 @dataclass(frozen=True)
 class Encoded:
     grid: tuple[int, int]
+    quantiser: Quantiser
     features: bytes | None = None
     cells: np.ndarray | None = None
     symbols: np.ndarray | None = None  # the pixels of decoding, as the stub has no latents
     pixels: np.ndarray | None = None
-    trellis: bool = False
 
 
 def find_model(name_or_hash="base", *, head=None, preferred=None):
@@ -95,9 +96,9 @@ def _deflated(pixels, trellis):
     return pixels.dtype.str[1:].encode() + bytes([trellis]) + zlib.compress(pixels.tobytes(), 1)
 
 
-def has_trellis(quality):
-    """Chunks of qualities above 40 have one, so that a reader who does not know it is noticed."""
-    return quality > 40
+def quantiser(quality):
+    """Return that of a quality: above 40 with a trellis, so that a reader who does not know it is noticed."""
+    return Quantiser(quality, quality > 40)
 
 
 def _finished(results, finish):
@@ -145,22 +146,21 @@ class Scheduler:
             encoded.append(
                 Encoded(
                     _rows_cols(image.shape[1:3], 16),
-                    _deflated(rounded, has_trellis(quality)) if features else None,
+                    quantiser(quality),
+                    _deflated(rounded, quantiser(quality).trellis) if features else None,
                     shade_scores(image) if labels else None,
                     rounded if symbols else None,
                     rounded if pixels else None,
-                    has_trellis(quality),
                 )
             )
         return _finished(encoded, finish)
 
-    def encode_symbols(self, symbols, shapes, qualities, trellis=None):
-        assert len(symbols) == len(shapes) == len(qualities)
-        assert trellis == [has_trellis(quality) for quality in qualities]
-        return [_deflated(*columns) for columns in zip(symbols, trellis, strict=True)]
+    def encode_symbols(self, symbols, shapes, quantisers):
+        assert len(symbols) == len(shapes) and all(one == quantiser(one.quality) for one in quantisers)
+        return [_deflated(one, trellis) for one, (_, trellis) in zip(symbols, quantisers, strict=True)]
 
-    def synthesise(self, symbols, shapes, qualities, q6, trellis=None):
-        assert len(symbols) == len(shapes) == len(qualities)
+    def synthesise(self, symbols, shapes, quantisers, q6):
+        assert len(symbols) == len(shapes) == len(quantisers)
         assert all((one.dtype == np.int16) == q6 for one in symbols)
         return symbols
 
@@ -174,16 +174,15 @@ class Scheduler:
         step = int(1 + (100 - quality) / 4) * unit
         return np.minimum(image // step * step + step // 2, 255 * unit).astype(image.dtype)
 
-    def decode(self, features, shapes, qualities, q6=None, finish=None, trellis=None):
+    def decode(self, features, shapes, quantisers, q6=None, finish=None):
         self._enter("decode", features)
-        assert len(features) == len(shapes) == len(qualities)
         images = []
-        none = [False] * len(features)
-        for data, shape, wanted, path in zip(features, shapes, q6 or none, trellis or none, strict=True):
+        in_q6 = q6 or [False] * len(features)
+        for data, shape, wanted, (_, trellis) in zip(features, shapes, in_q6, quantisers, strict=True):
             try:
                 dtype = bytes(data[:2]).decode()
                 pixels = np.frombuffer(zlib.decompress(bytes(data[3:])), dtype).reshape(*shape, 3)
-                assert data[2] == path, "another quantiser"
+                assert data[2] == trellis, "another quantiser"
                 if dtype == "u1" and wanted:
                     pixels = 64 * pixels.astype("i2")
                 elif dtype == "i2" and not wanted:
@@ -193,12 +192,12 @@ class Scheduler:
                 raise CorruptPayload(f"features: {error}") from error
         return _finished(images, finish)
 
-    def decode_symbols(self, features, shapes, qualities, trellis=None):
-        blocks = [_padded(images, 16) for images in self.decode(features, shapes, qualities, trellis=trellis)]
+    def decode_symbols(self, features, shapes, quantisers):
+        blocks = [_padded(images, 16) for images in self.decode(features, shapes, quantisers)]
         return [np.moveaxis(block.reshape(*block.shape[:3], -1), -1, 1).astype("i2") for block in blocks]
 
-    def score(self, symbols, shapes, qualities, trellis=None):
-        assert len(symbols) == len(qualities) and trellis == [has_trellis(quality) for quality in qualities]
+    def score(self, symbols, shapes, quantisers):
+        assert len(symbols) == len(quantisers) and all(one == quantiser(one.quality) for one in quantisers)
         scores = []
         for block, (count, height, width) in zip(symbols, shapes, strict=True):
             rows, cols = block.shape[2:]

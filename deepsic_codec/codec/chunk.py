@@ -298,12 +298,11 @@ class EncodeTask:
         assert images is not None
         return unscale(from_images(images, self.chunk.bands, self.chunk.grouping), self.scaled.ranges)
 
-    def pack(self, encoded: "Encoded | None", quality: float) -> bytes:
-        """Return the payload of features, or of a chunk without data if `encoded` is None, at their quality."""
-        if encoded is None:
-            return self.pack_sections({}, quality)
+    def pack(self, encoded: "Encoded") -> bytes:
+        """Return the payload of features."""
         cells = None if encoded.cells is None else encoded.cells[:: self.chunk.images]
-        return self.pack_sections({FEATURES: encoded.features}, quality, cells, encoded.trellis)
+        quality, trellis = encoded.quantiser
+        return self.pack_sections({FEATURES: encoded.features}, quality, cells, trellis)
 
     def pack_sections(
         self, coded: dict[Section[Any], Any], quality: float, cells: Cells | None = None, trellis: bool = False

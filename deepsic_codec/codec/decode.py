@@ -22,7 +22,7 @@ from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.model.threads import parallel_map
 from deepsic_codec.payload.cast import Cast
 from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
-from deepsic_codec.payload.fields import COLOURS, Header
+from deepsic_codec.payload.fields import COLOURS, Header, Quantiser
 from deepsic_codec.payload.header import Payload, unpack
 from deepsic_codec.payload.labels import MAX_POOLING, LabelBlock
 from deepsic_codec.payload.limits import FEATURES_BYTES, SAMPLES_BYTES, check_memory, check_size
@@ -249,7 +249,7 @@ def decode_coded(payloads: Sequence[PayloadToDecode]) -> list[NDArray[Any]]:
         _, scheduler = load_model(payloads[0].decoder)
         q6 = [payload.ranges is not None for payload in with_features]
         finish = [partial(_restore_chunk, payload) for payload in with_features]
-        decoded = scheduler.decode(*_columns(with_features), q6, finish, _trellis(with_features))
+        decoded = scheduler.decode(*_columns(with_features), q6, finish)
         chunks |= zip(with_features, decoded, strict=True)
     others = [payload for payload in payloads if payload not in chunks]
     chunks |= zip(others, parallel_map(_decode_other, others), strict=True)
@@ -307,15 +307,10 @@ def _arranged(payload: PayloadToDecode, samples: NDArray[Any], nodata: NoData | 
     return np.asarray(chunk, payload.header.dtype, order="F" if payload.header.order == "F" else "C")
 
 
-def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tuple[int, int, int]], list[float]]:
-    """Return features, shapes and qualities of payloads with data."""
+def _columns(payloads: Sequence[PayloadToDecode]) -> tuple[list[bytes], list[tuple[int, int, int]], list[Quantiser]]:
+    """Return features, shapes and quantisers of payloads with data."""
     features = [payload.features or b"" for payload in payloads]
-    return features, [payload.image_shape for payload in payloads], [payload.header.quality for payload in payloads]
-
-
-def _trellis(payloads: Sequence[PayloadToDecode]) -> list[bool]:
-    """Tell which payloads have symbols of a path through the trellis."""
-    return [payload.header.trellis for payload in payloads]
+    return features, [payload.image_shape for payload in payloads], [payload.header.quantiser for payload in payloads]
 
 
 def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
@@ -338,7 +333,7 @@ def decode_symbols(payload: PayloadToDecode) -> NDArray[np.int16]:
 
         latents = architecture_from(info.architecture).latents
         return np.zeros((header.slices, header.images // header.slices * latents, *header.grid), np.int16)
-    symbols = scheduler.decode_symbols(*_columns([payload]), _trellis([payload]))[0]
+    symbols = scheduler.decode_symbols(*_columns([payload]))[0]
     return symbols.reshape(header.slices, -1, *symbols.shape[2:])
 
 
@@ -349,8 +344,7 @@ def decode_latents(payload: PayloadToDecode) -> NDArray[np.float32]:
     slices, _, rows, columns = symbols.shape
     images = payload.header.images
     by_image = symbols.reshape(images, -1, rows, columns).transpose(0, 2, 3, 1)
-    quality = np.full(images, payload.header.quality)
-    latents = scheduler.dequantise(np.ascontiguousarray(by_image), quality, [payload.header.trellis] * images)
+    latents = scheduler.dequantise(np.ascontiguousarray(by_image), payload.header.quantiser)
     return latents.transpose(0, 3, 1, 2).reshape(slices, -1, rows, columns)
 
 
@@ -363,13 +357,12 @@ def compute_cells(payloads: Sequence[PayloadToDecode], info: "ModelInfo", schedu
     with_features = [payload for payload in payloads if payload.features is not None]
     scores: dict[PayloadToDecode, Cells] = {}
     if with_features:
-        features, shapes, qualities = _columns(with_features)
-        trellis = _trellis(with_features)
-        symbols = scheduler.decode_symbols(features, shapes, qualities, trellis)
+        features, shapes, quantisers = _columns(with_features)
+        symbols = scheduler.decode_symbols(features, shapes, quantisers)
         # The head sees the first image of each slice.
         first = [one[:: len(one) // payload.header.slices] for payload, one in zip(with_features, symbols, strict=True)]
         slices = [(payload.header.slices, *payload.image_shape[1:]) for payload in with_features]
-        scores |= zip(with_features, scheduler.score(first, slices, qualities, trellis), strict=True)
+        scores |= zip(with_features, scheduler.score(first, slices, quantisers), strict=True)
     others = [payload for payload in payloads if payload.features is None and not payload.empty]
     if others:
         images = parallel_map(_decoded_label_images, others)

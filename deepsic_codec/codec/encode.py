@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from math import inf, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -28,9 +28,6 @@ from deepsic_codec.payload.residual import Residual
 from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, VALUE_RANGE, Section
 from deepsic_codec.payload.structure import Grid
 
-if TYPE_CHECKING:
-    from deepsic_codec.model.batch import Encoded
-
 Sections = dict[Section[Any], Any]
 
 # From this number of bits in a sample on, samples in steps may be better than wavelets: they were on no scene below 1
@@ -54,7 +51,7 @@ def encode_chunks(chunks: Sequence[ChunkToEncode]) -> list[bytes]:
     decided, coded = choose_transforms(chunks, info)
     tasks = [EncodeTask(chunk, info) for chunk in decided]
     payloads = {tasks[number]: payload for number, payload in coded.items()}
-    payloads |= {task: task.pack(None, task.quality) for task in tasks if task.scaled.empty}
+    payloads |= {task: task.pack_sections({}, task.quality) for task in tasks if task.scaled.empty}
     with_data = [task for task in tasks if not task.scaled.empty]
     _warn_of_range(with_data)
     if any(task.params.max_error is None and task.scaled.is_classes for task in with_data):
@@ -102,11 +99,7 @@ def _encode_features(tasks: Sequence[EncodeTask]) -> dict[EncodeTask, bytes]:
     if searched:
         payloads |= zip(searched, search_rate(searched, scheduler), strict=True)
     qualities = {task: task.quality for task in tasks if task.params.quality is not None}
-    return payloads | encode_tasks(qualities, scheduler, _finish, features=True, pixels=False, symbols=False)
-
-
-def _finish(task: EncodeTask, quality: float, encoded: "Encoded") -> bytes:
-    return task.pack(encoded, quality)
+    return payloads | encode_tasks(qualities, scheduler, EncodeTask.pack, features=True, pixels=False, symbols=False)
 
 
 def _score(tasks: Sequence[EncodeTask]) -> None:

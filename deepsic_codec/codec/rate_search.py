@@ -27,9 +27,8 @@ SLOPE_BYTES, SLOPE_DECIBELS = 4e-4, 1.5e-3
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A chunk encoded at a quality, with the results that its target needs."""
+    """An encoded chunk, with the results that its target needs."""
 
-    quality: float
     encoded: "Encoded"  # symbols and label cells
     decibels: float | None = None
     payload: bytes | None = None
@@ -102,18 +101,17 @@ def search_rate(tasks: Sequence["EncodeTask"], scheduler: "Scheduler") -> list[b
     payloads = {task: trial.payload for task, trial in best.items() if trial is not None and trial.payload is not None}
     if uncoded:
         symbols: list[Any] = [trial.encoded.symbols for _, trial in uncoded]
-        shapes, qualities = [task.image_shape for task, _ in uncoded], [trial.quality for _, trial in uncoded]
-        trellis = [trial.encoded.trellis for _, trial in uncoded]
-        coded = scheduler.encode_symbols(symbols, shapes, qualities, trellis)
+        shapes, quantisers = zip(*((task.image_shape, trial.encoded.quantiser) for task, trial in uncoded), strict=True)
+        coded = scheduler.encode_symbols(symbols, shapes, quantisers)
         for (task, trial), features in zip(uncoded, coded, strict=True):
-            payloads[task] = task.pack(replace(trial.encoded, features=features), trial.quality)
+            payloads[task] = task.pack(replace(trial.encoded, features=features))
     return [payloads[task] for task in tasks]
 
 
 def encode_tasks(
     qualities: Mapping["EncodeTask", float],
     scheduler: "Scheduler",
-    finish: Callable[["EncodeTask", float, "Encoded"], T],
+    finish: Callable[["EncodeTask", "Encoded"], T],
     *,
     features: bool,
     pixels: bool,
@@ -143,15 +141,15 @@ def encode_tasks(
         labels=any(task.needs_cells for task in qualities),
         symbols=symbols,
         pixels=pixels,
-        finish=[partial(finish, task, quality) for task, quality in qualities.items()],
+        finish=[partial(finish, task) for task in qualities],
     )
     return dict(zip(qualities, results, strict=True))
 
 
-def _psnr_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
+def _psnr_trial(task: "EncodeTask", encoded: "Encoded") -> Trial:
     decibels = task.scaled.psnr(task.decode(encoded.pixels))
-    return Trial(quality, replace(encoded, pixels=None), decibels=decibels)
+    return Trial(replace(encoded, pixels=None), decibels=decibels)
 
 
-def _bpp_trial(task: "EncodeTask", quality: float, encoded: "Encoded") -> Trial:
-    return Trial(quality, encoded, payload=task.pack(encoded, quality))
+def _bpp_trial(task: "EncodeTask", encoded: "Encoded") -> Trial:
+    return Trial(encoded, payload=task.pack(encoded))

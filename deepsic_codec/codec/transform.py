@@ -49,10 +49,10 @@ def choose_transforms(
     by_task = {trial.task: trial for trial in trials}
     qualities = {task: trial.quality for task, trial in by_task.items() if trial.quality <= MAX_QUALITY}
 
-    def finish(task: EncodeTask, quality: float, encoded: "Encoded") -> tuple[bool, bytes | None]:
+    def finish(task: EncodeTask, encoded: "Encoded") -> tuple[bool, bytes | None]:
         """Tell whether wavelets are better; return the payload of the whole chunk if they are not."""
         wavelets = by_task[task].wavelets_take_less(encoded)
-        return wavelets, None if wavelets or not by_task[task].whole else task.pack(encoded, quality)
+        return wavelets, None if wavelets or not by_task[task].whole else task.pack(encoded)
 
     results = encode_tasks(qualities, scheduler_of(info), finish, features=True, pixels=True, symbols=False)
     decided, payloads = list(chunks), {}

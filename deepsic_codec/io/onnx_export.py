@@ -43,6 +43,7 @@ from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.model.threads import host_threads
 from deepsic_codec.payload.coders.symbols import SYMBOL_MAX
 from deepsic_codec.payload.constants import EMBEDDING_ZERO, LABEL_CELL, LATENT_STRIDE
+from deepsic_codec.payload.fields import Quantiser
 from deepsic_codec.require import require
 
 OPSET = 17
@@ -148,15 +149,15 @@ def check(info: ModelInfo, folder: str | Path, images: NDArray[np.uint8] | None 
 
     def compare_symbols(symbols: NDArray[np.int16], hundredths: int, trellis: bool) -> None:
         quality, n, (h, w) = hundredths / HUNDREDTHS, len(symbols), symbols.shape[1:3]
-        shape, paths = (n, h * LATENT_STRIDE, w * LATENT_STRIDE), [trellis]
+        shape, quantiser = (n, h * LATENT_STRIDE, w * LATENT_STRIDE), Quantiser(quality, trellis)
         inputs = {"symbols": symbols, "quality": np.full(n, hundredths), "trellis": np.full(n, int(trellis))}
-        latents = engine.dequantise(symbols, np.full(n, quality), paths * n).astype(np.int32)
+        latents = engine.dequantise(symbols, quantiser).astype(np.int32)
         outputs: dict[str, NDArray[Any]] = {"latents": latents}
         for name in ("pixels", "levels"):
-            (outputs[name],) = engine.synthesise([symbols], [shape], [quality], name == "pixels", paths)
+            (outputs[name],) = engine.synthesise([symbols], [shape], [quantiser], name == "pixels")
         compare("synthesis.onnx", outputs, **inputs)
         edge = LABEL_CELL // LATENT_STRIDE
-        cells = engine.score([symbols.transpose(0, 3, 1, 2)], [shape], [quality], paths)[0][:, 0, 0]
+        cells = engine.score([symbols.transpose(0, 3, 1, 2)], [shape], [quantiser])[0][:, 0, 0]
         scored, values = np.split(cells, [engine.arch.classes], axis=1)
         outputs = {"scores": scored}
         if values.size:

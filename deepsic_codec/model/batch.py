@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.model.exact.formats import HUNDREDTHS, QUALITIES
 from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.payload.fields import Quantiser
 
 DEFAULT_EFFORT = 1
 DEFAULT_TUNE = "mse"
@@ -32,25 +33,25 @@ class Encoded:
     ----------
     grid : (int, int)
         Rows and columns of the symbols.
+    quantiser : Quantiser
+        Of the symbols.
     features : bytes or None
         The arithmetic-coded symbols.
     cells : ndarray or None
         uint8 (S, ceil(H/64), ceil(W/64), outputs) of each 64x64 pixel cell: scores in 1/255, the last of which is
         *unknown*, and the values of an embedding plus `EMBEDDING_ZERO`, if the head has any.
     symbols : ndarray or None
-        int16 (S,h,w,C); in half steps with a trellis.
+        int16 (S,h,w,C).
     pixels : ndarray or None
         (S,H,W,3) of the dtype of the images: the pixels that decoding the features gives.
-    trellis : bool
-        Whether the symbols are those of a path through the trellis.
     """
 
     grid: tuple[int, int]
+    quantiser: Quantiser
     features: bytes | None = None
     cells: NDArray[np.uint8] | None = None
     symbols: NDArray[np.int16] | None = None
     pixels: Pixels | None = None
-    trellis: bool = False
 
 
 class Scheduler(Protocol):
@@ -97,10 +98,9 @@ class Scheduler(Protocol):
         self,
         features: Sequence[bytes],
         shapes: Sequence[Shape],
-        qualities: Sequence[float],
+        quantisers: Sequence[Quantiser],
         q6: Sequence[bool] | None = None,
         finish: Sequence[Callable[[Pixels], Any]] | None = None,
-        trellis: Sequence[bool] | None = None,
     ) -> list[Any]:
         """Decode feature sections to pixels.
 
@@ -110,12 +110,10 @@ class Scheduler(Protocol):
             The feature section of each chunk.
         shapes : sequence of (int, int, int)
             Slices, height and width of each chunk.
-        qualities : sequence of float
-            1 to 100, one for each chunk.
+        quantisers : sequence of Quantiser
+            One for each chunk.
         q6 : sequence of bool, optional
             Which chunks to return in 64ths of a grey level; none by default.
-        trellis : sequence of bool, optional
-            Which chunks have symbols of a path through the trellis; none by default, as in all methods below.
         finish : sequence of callable, optional
             The last function of each chunk. It takes the pixels and runs on any thread, while others are decoded.
 
@@ -132,46 +130,27 @@ class Scheduler(Protocol):
         """
 
     def decode_symbols(
-        self,
-        features: Sequence[bytes],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, features: Sequence[bytes], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[NDArray[np.int16]]:
         """Decode feature sections to symbols, int16 (S,C,h,w) for each chunk; parameters are those of `decode`."""
 
     def encode_symbols(
-        self,
-        symbols: Sequence[NDArray[np.int16]],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[bytes]:
         """Encode symbols int16 (S,h,w,C) of chunks to feature sections."""
 
     def synthesise(
-        self,
-        symbols: Sequence[NDArray[np.int16]],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        q6: bool,
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], quantisers: Sequence[Quantiser], q6: bool
     ) -> list[Pixels]:
         """Reconstruct pixels (S,H,W,3) of chunks from symbols int16 (S,h,w,C), in 64ths of a grey level with `q6`."""
 
     def score(
-        self,
-        symbols: Sequence[NDArray[np.int16]],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[NDArray[np.uint8]]:
         """Compute the cells of `Encoded` from symbols int16 (S,C,h,w) of chunks."""
 
-    def dequantise(
-        self, symbols: NDArray[np.int16], quality: Qualities, trellis: Sequence[bool] | None = None
-    ) -> NDArray[np.float32]:
-        """Return the latents of symbols int16 (N,h,w,C)."""
+    def dequantise(self, symbols: NDArray[np.int16], quantiser: Quantiser) -> NDArray[np.float32]:
+        """Return the latents of symbols int16 (N,h,w,C) of one quantiser."""
 
     def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
         """Apply a function of the host to each row of some columns, on several threads."""

@@ -44,11 +44,11 @@ class Transforms(Protocol):
         """Images uint8 or int16 (N,H,W,3), H and W multiples of 16, at qualities (N,) -> latents."""
 
     def synthesise(
-        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool = False
+        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool
     ) -> Tensor:
         """Symbols (N,h,w,C) -> uint8 (N,16h,16w,3), or int16 in 64ths of a grey level."""
 
-    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool = False) -> Tensor:
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool) -> Tensor:
         """Symbols (N,h,w,C) -> latents for the semantic head."""
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:

@@ -226,7 +226,7 @@ class PaperTransforms(nn.Module):
         return Analysed((y * gain).permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
 
     def synthesise(
-        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool = False
+        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool
     ) -> Tensor:
         _refuse(trellis)
         q, unit = self._quality(quality), UNITS_PER_LEVEL if q6 else 1
@@ -235,7 +235,7 @@ class PaperTransforms(nn.Module):
         x = (x * unit + 0.5).nan_to_num_().clamp_(0, 255 * unit)  # truncation after + 1/2 rounds
         return x.to(torch.int16 if q6 else torch.uint8).permute(0, 2, 3, 1)
 
-    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool = False) -> Tensor:
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool) -> Tensor:
         _refuse(trellis)
         gain = self.gains(self._quality(quality)).permute(0, 2, 3, 1)
         return upload(symbols, self.device).float() / gain

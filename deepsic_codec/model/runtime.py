@@ -178,7 +178,7 @@ class LoadedModel:
 
     def _refined(self, images: Tensor, symbols: Tensor, quality: Qualities, effort: int, tune: str) -> Tensor:
         """Return refined symbols (N,h,w,C) of images (N,H,W,3), a few images at a time."""
-        steps = cast(IntegerTransforms, self.transforms).steps(quality)
+        steps = cast(IntegerTransforms, self.transforms).steps(quality, False)
         whole = torch.from_numpy(whole_qualities(quality)[1])
         size = max(1, REFINE_PIXELS // (images.shape[1] * images.shape[2]))
         refiner, parts = self.refiner(), []
@@ -199,9 +199,7 @@ class LoadedModel:
                     self._refiner = Refiner(cast(Architecture, self.arch), synthesis, prior, self.device, bf16)
             return self._refiner
 
-    def synthesise(
-        self, symbols: NDArray[np.int16] | Tensor, quality: Qualities, q6: bool, trellis: bool = False
-    ) -> Tensor:
+    def synthesise(self, symbols: NDArray[np.int16] | Tensor, quality: Qualities, q6: bool, trellis: bool) -> Tensor:
         """Reconstruct pixels from symbols; see `family.Transforms`."""
         return self.transforms.synthesise(symbols, quality, q6, trellis)
 
@@ -228,7 +226,7 @@ class LoadedModel:
                 scores[:, r0:r1, c0:c1] = values.reshape(images, r1 - r0, c1 - c0, -1)
         return scores
 
-    def latents_of(self, symbols: NDArray[np.int16], quality: Qualities, trellis: bool = False) -> Tensor:
+    def latents_of(self, symbols: NDArray[np.int16], quality: Qualities, trellis: bool) -> Tensor:
         """Dequantise symbols int16 (N,h,w,C) to latents for `score`."""
         return self.transforms.latents(symbols, quality, trellis)
 
@@ -263,8 +261,8 @@ class LoadedModel:
         features: list[bytes],
         shape: Shape,
         qualities: list[float],
-        pool: ThreadPoolExecutor | None = None,
-        trellis: bool = False,
+        pool: ThreadPoolExecutor | None,
+        trellis: bool,
     ) -> list[NDArray[np.int16]]:
         """Decode feature sections of chunks of equal shape to symbols; see `coding.decode_symbols`."""
         with torch.inference_mode(), high_priority_stream(self.device):
@@ -279,7 +277,7 @@ class LoadedModel:
         qualities: list[float],
         device_coder: DeviceCoder,
         batch_total: int,
-        trellis: bool = False,
+        trellis: bool,
     ) -> tuple[Tensor, Pending[None]]:
         """Start to decode feature sections on the device; see `coding.start_decoding`."""
         with torch.inference_mode(), side_stream(self.device, after=False) as hand_over:

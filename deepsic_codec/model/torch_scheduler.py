@@ -37,6 +37,7 @@ from deepsic_codec.model.neighbours import Predictions
 from deepsic_codec.model.runtime import Chosen, LoadedModel
 from deepsic_codec.model.threads import Pending, host_threads, pipelined, submit, submit_each
 from deepsic_codec.payload.constants import LATENT_STRIDE
+from deepsic_codec.payload.fields import Quantiser
 
 # Pixels of a call on a CPU, whose activations fit its caches (tried: 2^17 to 2^21).
 CACHED_PIXELS = 1 << 18
@@ -76,6 +77,25 @@ class Pipeline(Generic[Result]):
         return submit_each(self.pool if len(indices) > 1 else None, lambda k: finish[k](results[k]), len(indices))()
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Chunks of a batch of one shape, all with a trellis or all without; `total` as in `Pipeline`."""
+
+    indices: list[int]
+    total: int
+    shape: Shape
+    qualities: list[float]
+    trellis: bool
+
+    def of_images(self) -> Qualities:
+        """Return the quality of each image (N,)."""
+        return np.repeat(self.qualities, self.shape[0])
+
+    def joined(self, symbols: Sequence[NDArray[np.int16]]) -> NDArray[np.int16]:
+        """Return those of the symbols of a batch that belong to this group, one after the other."""
+        return np.concatenate([symbols[i] for i in self.indices])
+
+
 class TorchScheduler(Scheduler):
     """Runs a model with torch.
 
@@ -113,7 +133,8 @@ class TorchScheduler(Scheduler):
         effort = [DEFAULT_EFFORT] * len(images) if efforts is None else list(efforts)
         tune = [DEFAULT_TUNE] * len(images) if tunes is None else list(tunes)
 
-        trellis = [self.model.exact and uses_trellis(*of_one) for of_one in zip(effort, qualities, strict=True)]
+        of_each = zip(effort, qualities, strict=True)
+        quantisers = [Quantiser(q, self.model.exact and uses_trellis(e, q)) for e, q in of_each]
 
         def start(group: list[int], total: int) -> Pending[list[Encoded]]:
             first = group[0]
@@ -122,7 +143,7 @@ class TorchScheduler(Scheduler):
             # Repeated edges cost fewer bits than a hard edge.
             stacked = stack_padded([images[i] for i in group], LATENT_STRIDE, self.device, self._copy_pool)
             results = features or symbols or pixels
-            if trellis[first] and results:
+            if quantisers[first].trellis and results:
                 settings = effort[first], tune[first], labels, pixels, features
                 chosen, scores, decoded = self._choose_paths(stacked, quality, shape, *settings)
             else:
@@ -143,12 +164,12 @@ class TorchScheduler(Scheduler):
             def wait() -> list[Encoded]:
                 columns = {name: values() for name, values in pending.items()}
                 rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-                return [Encoded(grid_of(shape), **row, trellis=chosen.trellis) for row in rows]
+                return [Encoded(grid_of(shape), quantisers[i], **row) for i, row in zip(group, rows, strict=True)]
 
             return wait
 
-        columns = zip(images, effort, tune, trellis, strict=True)
-        keys = [(*i.shape[:3], e, t, i.dtype == np.int16, path) for i, e, t, path in columns]
+        columns = zip(images, effort, tune, quantisers, strict=True)
+        keys = [(*i.shape[:3], e, t, i.dtype == np.int16, quantiser.trellis) for i, e, t, quantiser in columns]
         # Residuals, which need the pixels, are work for several threads; packing alone is not.
         pool = self._copy_pool if pixels else None
         with self._batches:
@@ -158,20 +179,15 @@ class TorchScheduler(Scheduler):
         self,
         features: Sequence[bytes],
         shapes: Sequence[Shape],
-        qualities: Sequence[float],
+        quantisers: Sequence[Quantiser],
         q6: Sequence[bool] | None = None,
         finish: Sequence[Callable[[Pixels], Any]] | None = None,
-        trellis: Sequence[bool] | None = None,
     ) -> list[Any]:
         in_q6 = [False] * len(shapes) if q6 is None else list(q6)
-        paths = _flags(trellis, len(shapes))
 
-        def start_group(group: list[int], total: int) -> Pending[list[Pixels]]:
-            shape, path = shapes[group[0]], paths[group[0]]
-            quality = [qualities[i] for i in group]
-            symbols, check = self._decoded_symbols([features[i] for i in group], shape, quality, total, path)
-            of_images = np.repeat(quality, shape[0])
-            pixels = self._synthesise(symbols, of_images, shape, in_q6[group[0]], len(group), path)
+        def start_group(group: Group) -> Pending[list[Pixels]]:
+            symbols, check = self._decoded_symbols(features, group)
+            pixels = self._synthesise(symbols, group, in_q6[group.indices[0]])
 
             def wait() -> list[Pixels]:
                 check()
@@ -179,107 +195,67 @@ class TorchScheduler(Scheduler):
 
             return wait
 
-        def start(group: list[int], total: int) -> Pending[list[Pixels]]:
-            if self.device_coder(total) is not None:
-                return start_group(group, total)
+        def start(group: Group) -> Pending[list[Pixels]]:
+            if self.device_coder(group.total) is not None:
+                return start_group(group)
             # Prior and coder wait for one another a dozen times; meanwhile those of the next group work.
-            started = submit(self._decode_pool, start_group, group, total)
+            started = submit(self._decode_pool, start_group, group)
             return lambda: started()()
 
-        keys = [(*shape, *flags) for shape, *flags in zip(shapes, in_q6, paths, strict=True)]
         with self._batches:
-            return self._run(keys, Pipeline(start, finish, 2 * self._prefetch, self._copy_pool))
+            return self._run_groups(start, shapes, quantisers, in_q6, finish, 2 * self._prefetch, self._copy_pool)
 
     def decode_symbols(
-        self,
-        features: Sequence[bytes],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, features: Sequence[bytes], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[NDArray[np.int16]]:
-        paths = _flags(trellis, len(shapes))
-
-        def start(group: list[int], total: int) -> Pending[list[NDArray[np.int16]]]:
-            quality = [qualities[i] for i in group]
-            first = group[0]
-            symbols, check = self._decoded_symbols(
-                [features[i] for i in group], shapes[first], quality, total, paths[first]
-            )
+        def start(group: Group) -> Pending[list[NDArray[np.int16]]]:
+            symbols, check = self._decoded_symbols(features, group)
             on_host = download(symbols) if isinstance(symbols, Tensor) else lambda: symbols
 
             def wait() -> list[NDArray[np.int16]]:
                 check()
-                return [part.transpose(0, 3, 1, 2).copy() for part in np.split(on_host(), len(group))]
+                return [part.transpose(0, 3, 1, 2).copy() for part in np.split(on_host(), len(group.indices))]
 
             return wait
 
-        return self._run(_keys(shapes, paths), Pipeline(start, prefetch=self._prefetch))
+        return self._run_groups(start, shapes, quantisers)
 
     def encode_symbols(
-        self,
-        symbols: Sequence[NDArray[np.int16]],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[bytes]:
-        paths = _flags(trellis, len(shapes))
-
-        def start(group: list[int], total: int) -> Pending[list[bytes]]:
-            joined = upload(np.concatenate([symbols[i] for i in group]), self.device)
-            stacked = Chosen(joined, trellis=paths[group[0]])
-            quality = [qualities[i] for i in group]
-            coder = self.device_coder(total)
-            return self.model.encode_symbols(stacked, len(group), quality, self._pool(), coder, total)
+        def start(group: Group) -> Pending[list[bytes]]:
+            chosen = Chosen(upload(group.joined(symbols), self.device), trellis=group.trellis)
+            coder, count = self.device_coder(group.total), len(group.indices)
+            return self.model.encode_symbols(chosen, count, group.qualities, self._pool(), coder, group.total)
 
         with self._batches:
-            return self._run(_keys(shapes, paths), Pipeline(start, prefetch=self._prefetch))
+            return self._run_groups(start, shapes, quantisers)
 
     def synthesise(
-        self,
-        symbols: Sequence[NDArray[np.int16]],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        q6: bool,
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], quantisers: Sequence[Quantiser], q6: bool
     ) -> list[Pixels]:
-        paths = _flags(trellis, len(shapes))
-
-        def start(group: list[int], total: int) -> Pending[list[Pixels]]:
-            stacked = np.concatenate([symbols[i] for i in group])
-            shape = shapes[group[0]]
-            quality = np.repeat([qualities[i] for i in group], shape[0])
-            return self._synthesise(stacked, quality, shape, q6, len(group), paths[group[0]])
+        def start(group: Group) -> Pending[list[Pixels]]:
+            return self._synthesise(group.joined(symbols), group, q6)
 
         with self._batches:
-            return self._run(_keys(shapes, paths), Pipeline(start, prefetch=self._prefetch))
+            return self._run_groups(start, shapes, quantisers)
 
     def score(
-        self,
-        symbols: Sequence[NDArray[np.int16]],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[NDArray[np.int16]], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[NDArray[np.uint8]]:
-        paths = _flags(trellis, len(shapes))
-
-        def start(group: list[int], total: int) -> Pending[list[NDArray[np.uint8]]]:
-            quality = np.repeat([qualities[i] for i in group], shapes[group[0]][0])
-            stacked = np.concatenate([symbols[i] for i in group]).transpose(0, 2, 3, 1)
+        def start(group: Group) -> Pending[list[NDArray[np.uint8]]]:
+            quality = group.of_images()
+            channels_last = np.ascontiguousarray(group.joined(symbols).transpose(0, 2, 3, 1))
             with self._exclusive():
-                latents = self.model.latents_of(np.ascontiguousarray(stacked), quality, paths[group[0]])
+                latents = self.model.latents_of(channels_last, quality, group.trellis)
                 scores = download(self.model.score(latents, quality))
-            return _split([scores], len(group))
+            return _split([scores], len(group.indices))
 
-        return self._run(_keys(shapes, paths), Pipeline(start, prefetch=self._prefetch))
+        return self._run_groups(start, shapes, quantisers)
 
-    def dequantise(
-        self, symbols: NDArray[np.int16], quality: Qualities, trellis: Sequence[bool] | None = None
-    ) -> NDArray[np.float32]:
-        latents, paths = np.empty(symbols.shape, np.float32), np.array(_flags(trellis, len(symbols)))
-        for path in np.unique(paths):
-            part = paths == path
-            latents[part] = self.model.latents_of(symbols[part], quality[part], bool(path)).float().cpu().numpy()
-        return latents
+    def dequantise(self, symbols: NDArray[np.int16], quantiser: Quantiser) -> NDArray[np.float32]:
+        quality = np.full(len(symbols), quantiser.quality)
+        return self.model.latents_of(symbols, quality, quantiser.trellis).float().cpu().numpy()
 
     def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
         rows = list(zip(*columns, strict=True))
@@ -289,6 +265,27 @@ class TorchScheduler(Scheduler):
         """Return the device's entropy coder, if it has one and codes this number of chunks faster than the host."""
         least = min(DEVICE_CODER_MIN_CHUNKS, DEVICE_CODER_MIN_PER_THREAD * host_threads())
         return None if chunks < least else self.model.device_coder()
+
+    def _run_groups(
+        self,
+        start: Callable[[Group], Pending[list[Any]]],
+        shapes: Sequence[Shape],
+        quantisers: Sequence[Quantiser],
+        q6: Sequence[bool] | None = None,
+        finish: Sequence[Callable[[Any], Any]] | None = None,
+        prefetch: int | None = None,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> list[Any]:
+        """Run over features or symbols; chunks of a group are alike in shape, trellis and, if it is passed, `q6`."""
+
+        def start_indices(indices: list[int], total: int) -> Pending[list[Any]]:
+            of_group = [quantisers[i] for i in indices]
+            qualities = [one.quality for one in of_group]
+            return start(Group(indices, total, shapes[indices[0]], qualities, of_group[0].trellis))
+
+        flags = [()] * len(shapes) if q6 is None else zip(q6)
+        keys = [(*shape, one.trellis, *flag) for shape, one, flag in zip(shapes, quantisers, flags, strict=True)]
+        return self._run(keys, Pipeline(start_indices, finish, self._prefetch if prefetch is None else prefetch, pool))
 
     def _run(self, keys: Sequence[tuple[Any, ...]], pipeline: Pipeline[Any]) -> list[Any]:
         """Run a pipeline over a batch; results come in order. Chunks of equal keys (S, H, W, ...) form a group."""
@@ -367,7 +364,8 @@ class TorchScheduler(Scheduler):
                 if labels:
                     scores.append(download(model.score(analysed.latents, quality[part])))
                 if pixels:
-                    synthesised = model.synthesise(chosen[-1].symbols, quality[part], images.dtype == torch.int16)
+                    q6 = images.dtype == torch.int16
+                    synthesised = model.synthesise(chosen[-1].symbols, quality[part], q6, False)
                     decoded.append(download(synthesised[:, :height, :width]))
             symbols = torch.cat([one.symbols for one in chosen])
             return Chosen(symbols, _joined([one.predictions for one in chosen])), scores, decoded
@@ -414,42 +412,26 @@ class TorchScheduler(Scheduler):
         return Chosen(symbols, trellis=True, features=streams or None), scores, decoded
 
     def _decoded_symbols(
-        self, features: list[bytes], shape: Shape, quality: list[float], total: int, trellis: bool
+        self, features: Sequence[bytes], group: Group
     ) -> tuple[NDArray[np.int16] | Tensor, Pending[Any]]:
         """Decode to symbols (N,h,w,C); the second result raises CorruptPayload if the device finds damage later."""
-        coder = self.device_coder(total)
+        coder, streams = self.device_coder(group.total), [features[i] for i in group.indices]
+        shape, qualities, trellis = group.shape, group.qualities, group.trellis
         if coder is not None:
-            return self.model.decode_symbols_on_device(features, shape, quality, coder, total, trellis)
-        symbols = self.model.decode_symbols(features, shape, quality, self._pool(), trellis)
+            return self.model.decode_symbols_on_device(streams, shape, qualities, coder, group.total, trellis)
+        symbols = self.model.decode_symbols(streams, shape, qualities, self._pool(), trellis)
         return np.concatenate(symbols), lambda: None
 
-    def _synthesise(
-        self,
-        symbols: NDArray[np.int16] | Tensor,
-        quality: Qualities,
-        shape: Shape,
-        q6: bool,
-        chunks: int,
-        trellis: bool,
-    ) -> Pending[list[Pixels]]:
-        """Start to reconstruct N chunks of equal shape from symbols (S chunks,h,w,C)."""
-        _, height, width = shape
+    def _synthesise(self, symbols: NDArray[np.int16] | Tensor, group: Group, q6: bool) -> Pending[list[Pixels]]:
+        """Start to reconstruct the chunks of a group from their symbols (N,h,w,C)."""
+        _, height, width = group.shape
+        quality = group.of_images()
         started: list[Pending[NDArray[Any]]] = []
         with self._exclusive():
-            for part in self._pieces(len(symbols), shape):
-                pixels = self.model.synthesise(symbols[part], quality[part], q6, trellis)
+            for part in self._pieces(len(symbols), group.shape):
+                pixels = self.model.synthesise(symbols[part], quality[part], q6, group.trellis)
                 started.append(download(pixels[:, :height, :width]))
-        return _split(started, chunks)
-
-
-def _flags(trellis: Sequence[bool] | None, chunks: int) -> list[bool]:
-    """Return whether each chunk has a trellis; none has by default."""
-    return [False] * chunks if trellis is None else list(trellis)
-
-
-def _keys(shapes: Sequence[Shape], paths: list[bool]) -> list[tuple[Any, ...]]:
-    """Return what chunks of a group have in common."""
-    return [(*shape, path) for shape, path in zip(shapes, paths, strict=True)]
+        return _split(started, len(group.indices))
 
 
 def _split(pending: list[Pending[NDArray[Any]]], chunks: int) -> Pending[list[NDArray[Any]]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,21 @@ class SectionEntry:
     length: int  # bytes
     crc: int  # CRC-32C of these bytes
     offset: int  # of the first byte, from the start of the payload
+
+
+class Quantiser(NamedTuple):
+    """How the symbols of a chunk were quantised; another quantiser makes other latents of them.
+
+    Attributes
+    ----------
+    quality : float
+        1 to 100.
+    trellis : bool
+        Whether the symbols are those of a path through the trellis, in half steps.
+    """
+
+    quality: float
+    trellis: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,11 @@ class Header:
     def nbytes(self) -> int:
         """Bytes of the whole payload."""
         return self.sections[-1].offset + self.sections[-1].length if self.sections else self.size
+
+    @property
+    def quantiser(self) -> Quantiser:
+        """Of the features."""
+        return Quantiser(self.quality, self.trellis)
 
     @property
     def height(self) -> int:

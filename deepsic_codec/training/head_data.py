@@ -12,6 +12,7 @@ from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.io.images import Pixels
 from deepsic_codec.model.cpu.scheduler import CpuScheduler
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
+from deepsic_codec.payload.fields import Quantiser
 from deepsic_codec.training.data import jittered, read_images
 from deepsic_codec.training.heads import CellSet, Marks
 
@@ -147,12 +148,12 @@ class Drawer:
         rng, scheduler = self.rng, self.scheduler
         low, high = np.log(QUALITIES)
         quality = float(np.exp(rng.uniform(low, high)))
-        whole, steps = scheduler.steps(quality)
+        whole, steps = scheduler.steps(Quantiser(quality, False))
         latents: NDArray[Any] = scheduler.analyse(np.ascontiguousarray(picture)[None], whole)
         if rng.random() < STORED:
             if rng.random() < OPTIMISED:
                 (encoded,) = scheduler.encode([picture[None]], [quality], features=False, labels=False, symbols=True)
-                latents = scheduler.dequantise(encoded.symbols, np.array([quality]), [encoded.trellis])
+                latents = scheduler.dequantise(encoded.symbols, encoded.quantiser)
             else:
                 unit = steps / 256
                 symbols = np.floor(np.abs(latents) / unit + rng.uniform(*DEAD_ZONE)) * np.sign(latents)

@@ -127,10 +127,10 @@ def test_the_first_image_of_every_slice_is_scored(bands, images):
     assert payload.image_shape == (4 * images, 64, 64)
     numbers = np.arange(4 * images).astype(np.int16)
     scheduler = SimpleNamespace(
-        decode_symbols=lambda features, shapes, qualities, trellis: [
+        decode_symbols=lambda features, shapes, quantisers: [
             np.broadcast_to(numbers[:, None, None, None], (len(numbers), 2, 4, 4))
         ],
-        score=lambda symbols, shapes, qualities, trellis: [one[:, :1, :1, :1].astype(np.uint8) for one in symbols],
+        score=lambda symbols, shapes, quantisers: [one[:, :1, :1, :1].astype(np.uint8) for one in symbols],
     )
     (cells,) = compute_cells([payload], None, scheduler)
     assert cells.ravel().tolist() == [0, images, 2 * images, 3 * images]

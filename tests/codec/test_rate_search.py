@@ -6,6 +6,8 @@ import pytest
 from deepsic_codec import DeepSIC
 from deepsic_codec.codec.rate_search import MAX_TRIALS, RateSearch, Trial
 from deepsic_codec.codec.wavelet import _Curve, _search
+from deepsic_codec.model.batch import Encoded
+from deepsic_codec.payload.fields import Quantiser
 from deepsic_codec.payload.steps import PER_OCTAVE, STEPS
 from tests.common import photograph, psnr
 
@@ -19,7 +21,8 @@ def search_of(curve, **target):
     while not search.done:
         tried.append(search.quality)
         decibels, nbytes = curve(search.quality)
-        search.add(Trial(search.quality, None, decibels, bytes(nbytes)))
+        encoded = Encoded((1, 1), Quantiser(search.quality, False))
+        search.add(Trial(encoded, decibels, bytes(nbytes)))
     return search, tried
 
 
@@ -43,7 +46,7 @@ def test_size_is_met(nbytes):
 @pytest.mark.parametrize("target,quality", [({"psnr": 80}, 100), ({"psnr": 5}, 1), ({"bpp": 1e-3}, 1)])
 def test_out_of_reach_gets_the_closest(target, quality):
     search, tried = search_of(curve, **target)
-    assert search.best.quality == quality and len(tried) <= MAX_TRIALS
+    assert search.best.encoded.quantiser.quality == quality and len(tried) <= MAX_TRIALS
 
 
 class Steps:

@@ -13,6 +13,7 @@ from deepsic_codec.model.cpu import scheduler as scheduler_module
 from deepsic_codec.model.cpu.scheduler import CpuScheduler
 from deepsic_codec.model.zoo import find_model
 from deepsic_codec.payload.coders import symbols as coder
+from deepsic_codec.payload.fields import Quantiser
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 
 
@@ -79,7 +80,7 @@ def test_results_are_those_of_torch(engine, plain, images, effort):
     efforts = [effort] * len(chunks)
     one, other = (runtime.encode(chunks, qualities, efforts, symbols=True, pixels=True) for runtime in (engine, plain))
     for mine, theirs in zip(one, other, strict=True):
-        assert (mine.features, mine.grid, mine.trellis) == (theirs.features, theirs.grid, theirs.trellis)
+        assert (mine.features, mine.grid, mine.quantiser) == (theirs.features, theirs.grid, theirs.quantiser)
         for name in ("cells", "symbols", "pixels"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), strict=True)
 
@@ -87,25 +88,25 @@ def test_results_are_those_of_torch(engine, plain, images, effort):
 def test_decoding_is_that_of_torch(engine, plain, images):
     encoded = engine.encode(images, QUALITIES, symbols=True)
     features, shapes = [one.features for one in encoded], [image.shape[:3] for image in images]
-    trellis = [one.trellis for one in encoded]
-    assert len(set(trellis)) == 2
+    quantisers = [one.quantiser for one in encoded]
+    assert {trellis for _, trellis in quantisers} == {False, True}
     for q6 in ([False] * 5, [True] * 5):
-        decoded = (runtime.decode(features, shapes, QUALITIES, q6, trellis=trellis) for runtime in (engine, plain))
+        decoded = (runtime.decode(features, shapes, quantisers, q6) for runtime in (engine, plain))
         pairs = zip(*decoded, strict=True)
         for mine, theirs in pairs:
             np.testing.assert_array_equal(mine, theirs, strict=True)
-    symbols = engine.decode_symbols(features, shapes, QUALITIES, trellis)
-    for mine, theirs in zip(symbols, plain.decode_symbols(features, shapes, QUALITIES, trellis), strict=True):
+    symbols = engine.decode_symbols(features, shapes, quantisers)
+    for mine, theirs in zip(symbols, plain.decode_symbols(features, shapes, quantisers), strict=True):
         np.testing.assert_array_equal(mine, theirs, strict=True)
-    scores = zip(*(runtime.score(symbols, shapes, QUALITIES, trellis) for runtime in (engine, plain)), strict=True)
+    scores = zip(*(runtime.score(symbols, shapes, quantisers) for runtime in (engine, plain)), strict=True)
     for mine, theirs in scores:
         np.testing.assert_array_equal(mine, theirs, strict=True)
     stored = [one.symbols for one in encoded]
     for runtime in (engine, plain):
-        assert runtime.encode_symbols(stored, shapes, QUALITIES, trellis) == features
-    quality, half = np.full(2, QUALITIES[2]), [True, False]
-    latents = engine.dequantise(stored[2], quality, half)
-    np.testing.assert_array_equal(latents, plain.dequantise(stored[2], quality, half), strict=True)
+        assert runtime.encode_symbols(stored, shapes, quantisers) == features
+    for quantiser in quantisers:
+        latents = engine.dequantise(stored[2], quantiser)
+        np.testing.assert_array_equal(latents, plain.dequantise(stored[2], quantiser), strict=True)
 
 
 def test_threads_and_parts_change_nothing(engine, monkeypatch):
@@ -115,7 +116,7 @@ def test_threads_and_parts_change_nothing(engine, monkeypatch):
     for threads in (1, 2, 5):
         with config.set(threads=threads):
             (one,) = engine.encode([image], quality, pixels=True)
-            (pixels,) = engine.decode([one.features], [image.shape[:3]], quality, trellis=[one.trellis])
+            (pixels,) = engine.decode([one.features], [image.shape[:3]], [one.quantiser])
         assert one.features == expected.features
         np.testing.assert_array_equal(one.cells, expected.cells)
         np.testing.assert_array_equal(one.pixels, expected.pixels)
@@ -151,7 +152,7 @@ def test_streams_that_outgrow_their_buffer(engine, images, monkeypatch):
 
 def test_the_batch_after_a_damaged_stream_works(engine, images):
     features = [engine.encode(images[1:2], [50.0])[0].features] * 6
-    settings = [(1, 64, 64)] * 6, [50.0] * 6, None, None, [True] * 6
+    settings = [(1, 64, 64)] * 6, [Quantiser(50.0, True)] * 6
     with config.set(threads=2), pytest.raises(CorruptPayload):
         engine.decode([*features[:4], features[0] + bytes(range(1, 41)), features[0]], *settings)
     assert len(engine.decode(features, *settings)) == 6

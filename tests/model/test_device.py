@@ -59,10 +59,10 @@ def test_prefetch_does_not_change_results(runtime, monkeypatch, prefetch):
         encoded = runtime.encode(images, qualities)
         assert [one.features for one in encoded] == [one.features for one in expected]
         assert all(np.array_equal(a.cells, b.cells) for a, b in zip(encoded, expected, strict=True))
-        arguments, trellis = ([one.features for one in encoded], shapes, qualities), [one.trellis for one in encoded]
-        ahead = runtime.decode(*arguments, trellis=trellis)
+        arguments = [one.features for one in encoded], shapes, [one.quantiser for one in encoded]
+        ahead = runtime.decode(*arguments)
         monkeypatch.setattr(runtime, "_prefetch", 0)
-        plain = runtime.decode(*arguments, trellis=trellis)
+        plain = runtime.decode(*arguments)
     assert all(np.array_equal(a, b) for a, b in zip(ahead, plain, strict=True))
 
 
@@ -70,17 +70,17 @@ def test_decoding_two_groups_concurrently(runtime, monkeypatch):
     images, qualities = crops(5), [50.0, 50.0, 20.0, 90.0, 50.0]
     shapes = [image.shape[:3] for image in images]
     chunks = runtime.encode(images, qualities)
-    streams, settings = [one.features for one in chunks], {"trellis": [one.trellis for one in chunks]}
-    expected = runtime.decode(streams, shapes, qualities, **settings)
+    streams, quantisers = [one.features for one in chunks], [one.quantiser for one in chunks]
+    expected = runtime.decode(streams, shapes, quantisers)
     monkeypatch.setattr(runtime, "_prefetch", 1)
     with ThreadPoolExecutor(2) as pool, config.set(batch_pixels=64 * 80, threads=1):
         monkeypatch.setattr(runtime, "_decode_pool", pool)
-        encoded = runtime.decode(streams, shapes, qualities, **settings)
+        encoded = runtime.decode(streams, shapes, quantisers)
         with pytest.raises(CorruptPayload):
-            runtime.decode([*streams[:3], streams[3] + b"12345678", streams[4]], shapes, qualities, **settings)
+            runtime.decode([*streams[:3], streams[3] + b"12345678", streams[4]], shapes, quantisers)
     assert all(np.array_equal(a, b) for a, b in zip(encoded, expected, strict=True))
     # a pool that refuses work, as while the interpreter shuts down
-    again = runtime.decode(streams, shapes, qualities, **settings)
+    again = runtime.decode(streams, shapes, quantisers)
     assert all(np.array_equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
@@ -139,12 +139,12 @@ def test_stack_padded_repeats_edges():
 def test_pieces_of_one_chunk_keep_their_order(runtime, monkeypatch):
     slices = np.concatenate(crops(3))
     (encoded,) = runtime.encode([slices], [60.0])
-    arguments = [encoded.features], [slices.shape[:3]], [60.0]
-    expected = runtime.decode(*arguments, trellis=[True])
+    arguments = [encoded.features], [slices.shape[:3]], [encoded.quantiser]
+    expected = runtime.decode(*arguments)
     monkeypatch.setattr(runtime, "_prefetch", 1)
     with config.set(batch_pixels=64 * 80):
         assert runtime.encode([slices], [60.0])[0].features == encoded.features
-        assert np.array_equal(runtime.decode(*arguments, trellis=[True])[0], expected[0])
+        assert np.array_equal(runtime.decode(*arguments)[0], expected[0])
 
 
 def test_start_encoding_does_not_wait_for_the_device(runtime, monkeypatch):

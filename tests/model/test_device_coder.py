@@ -18,6 +18,7 @@ from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.schedule import Step
 from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
+from deepsic_codec.payload.fields import Quantiser
 from deepsic_codec.samples import drone_frame
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -98,15 +99,15 @@ def test_a_scheduler_writes_and_reads_the_same(runtime, device_scheduler, monkey
     images = crops(4)
     shapes = [image.shape[:3] for image in images]
     result = device_scheduler.encode(images, qualities)
-    features, trellis = [one.features for one in result], [one.trellis for one in result]
-    pixels = device_scheduler.decode(features, shapes, qualities, trellis=trellis)
-    symbols = device_scheduler.decode_symbols(features, shapes, qualities, trellis)
+    features, quantisers = [one.features for one in result], [one.quantiser for one in result]
+    pixels = device_scheduler.decode(features, shapes, quantisers)
+    symbols = device_scheduler.decode_symbols(features, shapes, quantisers)
     monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks: None)
     expected = runtime.encode(images, qualities)
-    assert features == [one.features for one in expected] and any(trellis)
-    for ours, theirs in zip(pixels, runtime.decode(features, shapes, qualities, trellis=trellis), strict=True):
+    assert features == [one.features for one in expected] and any(trellis for _, trellis in quantisers)
+    for ours, theirs in zip(pixels, runtime.decode(features, shapes, quantisers), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(symbols, runtime.decode_symbols(features, shapes, qualities, trellis), strict=True):
+    for ours, theirs in zip(symbols, runtime.decode_symbols(features, shapes, quantisers), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -114,13 +115,12 @@ def test_chunks_of_several_slices(runtime, device_scheduler, monkeypatch):
     stacks = [np.concatenate(crops(3)), np.concatenate(crops(3)[::-1])]
     shapes = [stack.shape[:3] for stack in stacks]
     result = device_scheduler.encode(stacks, [40.0, 60.0])
-    arguments = [one.features for one in result], shapes, [40.0, 60.0]
-    trellis = [one.trellis for one in result]
-    decoded = device_scheduler.decode(*arguments, trellis=trellis)
+    arguments = [one.features for one in result], shapes, [one.quantiser for one in result]
+    decoded = device_scheduler.decode(*arguments)
     monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks: None)
     expected = runtime.encode(stacks, [40.0, 60.0])
     assert [one.features for one in result] == [one.features for one in expected]
-    for ours, theirs in zip(decoded, runtime.decode(*arguments, trellis=trellis), strict=True):
+    for ours, theirs in zip(decoded, runtime.decode(*arguments), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -146,7 +146,7 @@ def test_damaged_streams_raise_the_host_s_errors(device_scheduler, runtime, monk
     images, chance = crops(3), np.random.default_rng(0)
     shapes, qualities = [image.shape[:3] for image in images], [quality] * 3
     encoded = device_scheduler.encode(images, qualities)
-    features, trellis = [one.features for one in encoded], [one.trellis for one in encoded]
+    features, quantisers = [one.features for one in encoded], [one.quantiser for one in encoded]
     data = bytearray(features[1])
     if damage == "cut":
         data = data[: len(data) // 2]
@@ -161,7 +161,7 @@ def test_damaged_streams_raise_the_host_s_errors(device_scheduler, runtime, monk
     for coder in (device_scheduler.device_coder(3), None):
         monkeypatch.setattr(TorchScheduler, "device_coder", lambda self, chunks, coder=coder: coder)
         try:
-            decoded = runtime.decode(features, shapes, qualities, trellis=trellis)
+            decoded = runtime.decode(features, shapes, quantisers)
             outcomes.append([part.tobytes() for part in decoded])
         except CorruptPayload as error:
             outcomes.append(str(error))
@@ -172,7 +172,7 @@ def test_streams_of_zeros(device_scheduler, runtime):
     grey = [np.full((1, 64, 64, 3), 128, np.uint8) for _ in range(2)]
     result = [one.features for one in device_scheduler.encode(grey, [20.0, 20.0])]
     assert result[0] == result[1] and len(result[0]) < 40
-    np.testing.assert_array_equal(*device_scheduler.decode(result, [(1, 64, 64)] * 2, [20.0, 20.0]))
+    np.testing.assert_array_equal(*device_scheduler.decode(result, [(1, 64, 64)] * 2, [Quantiser(20.0, False)] * 2))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -189,13 +189,13 @@ def test_a_gpu_writes_and_reads_the_same(runtime, monkeypatch, apart):
     result = gpu.encode(images, qualities)
     assert [one.features for one in result] == [one.features for one in expected]
     assert all(np.array_equal(ours.cells, theirs.cells) for ours, theirs in zip(result, expected, strict=True))
-    features, trellis = [one.features for one in expected], [one.trellis for one in expected]
-    pairs = (one.decode(features, shapes, qualities, trellis=trellis) for one in (gpu, runtime))
+    features, quantisers = [one.features for one in expected], [one.quantiser for one in expected]
+    pairs = (one.decode(features, shapes, quantisers) for one in (gpu, runtime))
     for ours, theirs in zip(*pairs, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(CorruptPayload):
         damaged = [*features[:4], features[4] + b"12345678", *features[5:]]
-        gpu.decode(damaged, shapes, qualities, trellis=trellis)
+        gpu.decode(damaged, shapes, quantisers)
 
 
 def test_devices_without_a_coder(runtime, monkeypatch, caplog):

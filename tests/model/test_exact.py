@@ -20,6 +20,7 @@ from deepsic_codec.model.networks import Synthesis
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.model.zoo import find_model
+from deepsic_codec.payload.fields import Quantiser
 from deepsic_codec.samples import eurosat_mosaic
 
 QUALITIES = (1.0, 33.33, 50.0, 77.5, 100.0)
@@ -48,9 +49,9 @@ def coded(runtime, images, quality):
     """Pixels (both kinds), label scores and streams at a quality."""
     encoded = runtime.encode(images, [quality] * len(images))
     features, shapes = [e.features for e in encoded], [i.shape[:3] for i in images]
-    trellis, out = [e.trellis for e in encoded], []
+    quantisers, out = [e.quantiser for e in encoded], []
     for q6 in (False, True):
-        out += runtime.decode(features, shapes, [quality] * len(images), [q6] * len(images), trellis=trellis)
+        out += runtime.decode(features, shapes, quantisers, [q6] * len(images))
     return out + [e.cells for e in encoded] + [np.frombuffer(f, np.uint8) for f in features]
 
 
@@ -118,11 +119,9 @@ def test_chunk_alone_and_in_a_batch_of_64(runtime):
         for among, quality in ((alike, 50.0), (mixed, QUALITIES[i % 5])):
             (alone,) = runtime.encode([tiles[i]], [quality])
             assert among[i].features == alone.features and np.array_equal(among[i].cells, alone.cells)
-    trellis = [e.trellis for e in mixed]
-    arguments = [e.features for e in mixed], [(1, 64, 64)] * 64, [QUALITIES[i % 5] for i in range(64)]
-    decoded = runtime.decode(*arguments, trellis=trellis)
+    decoded = runtime.decode([e.features for e in mixed], [(1, 64, 64)] * 64, [e.quantiser for e in mixed])
     for i in (0, 17, 63):
-        one = runtime.decode([mixed[i].features], [(1, 64, 64)], [QUALITIES[i % 5]], trellis=trellis[i : i + 1])[0]
+        one = runtime.decode([mixed[i].features], [(1, 64, 64)], [mixed[i].quantiser])[0]
         assert np.array_equal(decoded[i], one)
 
 
@@ -134,8 +133,8 @@ def test_whole_grey_levels_are_the_same_in_either_type(runtime, images):
 
 def test_64ths_round_to_grey_levels(runtime, images):
     (encoded,) = runtime.encode(images[:1], [60.0])
-    arguments = [encoded.features] * 2, [images[0].shape[:3]] * 2, [60.0] * 2
-    whole, q6 = runtime.decode(*arguments, [False, True], trellis=[encoded.trellis] * 2)
+    arguments = [encoded.features] * 2, [images[0].shape[:3]] * 2, [encoded.quantiser] * 2
+    whole, q6 = runtime.decode(*arguments, [False, True])
     assert q6.dtype == np.int16 and q6.min() >= 0 and q6.max() <= 255 * 64
     assert np.array_equal(whole, (q6 + 32) >> 6)
 
@@ -145,7 +144,7 @@ def test_quantiser_and_dequantiser_agree():
     table = load_arrays(find_model("base"))[f"{GAINS}.step"]
     gains = IntegerGains(dict.fromkeys(("step", "half"), torch.from_numpy(table)), torch.device("cpu"))
     hundredths = torch.tensor([100, 150, 5000, 9999, 10000])
-    steps = gains.steps(hundredths)
+    steps = gains.steps(hundredths, False)
     assert torch.equal(steps[0], gains.tables[0][0].int()) and torch.equal(steps[4], gains.tables[0][99].int())
     latents = torch.randint(-formats.WIDE_MAX, formats.WIDE_MAX + 1, (5, 3, 4, steps.shape[1]), dtype=torch.int32)
     symbols = torch.round(in_steps(latents, steps)).to(torch.int32)
@@ -297,17 +296,18 @@ def test_reference_of_the_specification_gives_the_same_pixels_and_symbols(runtim
     image = eurosat_mosaic()[40:88, 30:62]
     q6 = np.clip(image.astype(np.int16) * 64 + np.arange(32)[:, None] - 16, 0, 16320).astype(np.int16)
     for source in (image, q6):
-        encoded = runtime.encode([source[None]], [quality], efforts=[0])[0].features
-        symbols = runtime.decode_symbols([encoded], [(1, 48, 32)], [quality])[0][0].transpose(1, 2, 0)
+        (encoded,) = runtime.encode([source[None]], [quality], efforts=[0])
+        arguments = [encoded.features], [(1, 48, 32)], [encoded.quantiser]
+        symbols = runtime.decode_symbols(*arguments)[0][0].transpose(1, 2, 0)
         pixels = source.astype(np.int64) * (1 if source.dtype == np.int16 else 64)
         latents = analyse(below(arrays, ANALYSIS), pixels, reference.whole_quality(hundredths))
         scaled = np.float32(256) * latents.astype(np.float32) / steps
         assert np.array_equal(np.rint(scaled).astype(np.int64), symbols)
-        decoded = runtime.decode([encoded], [(1, 48, 32)], [quality], [True])[0][0]
+        decoded = runtime.decode(*arguments, [True])[0][0]
         assert np.array_equal(reference.synthesise(arrays, symbols, hundredths), decoded)
     hostile = np.random.default_rng(0).integers(-32767, 32768, (1, 3, 2, len(steps))).astype(np.int16)
     for trellis in (False, True):
-        actual = runtime.synthesise([hostile], [(1, 48, 32)], [quality], True, [trellis])[0][0]
+        actual = runtime.synthesise([hostile], [(1, 48, 32)], [Quantiser(quality, trellis)], True)[0][0]
         assert np.array_equal(reference.synthesise(arrays, hostile[0], hundredths, trellis), actual)
 
 
@@ -316,9 +316,9 @@ def test_reference_of_the_specification_gives_the_same_scores(runtime):
     arrays = load_arrays(find_model("base"))
     image = eurosat_mosaic()[None, :128, :80]
     encoded = runtime.encode([image], [50.0])[0]
-    assert encoded.trellis
-    symbols = runtime.decode_symbols([encoded.features], [(1, 128, 80)], [50.0], [True])[0]
-    actual = runtime.score([symbols], [(1, 128, 80)], [50.0], [True])[0][0]
+    assert encoded.quantiser == (50.0, True)
+    symbols = runtime.decode_symbols([encoded.features], [(1, 128, 80)], [encoded.quantiser])[0]
+    actual = runtime.score([symbols], [(1, 128, 80)], [encoded.quantiser])[0][0]
     latents = reference.dequantise(arrays, symbols[0].transpose(1, 2, 0), 5000, True)
     assert actual.shape[:2] == (2, 2)
     for row in range(2):

@@ -84,10 +84,10 @@ def test_shapes(loaded, dtype):
     assert analysed.scaled.shape == analysed.latents.shape == (2, 4, 3, arch.latents)
     assert analysed.scaled.dtype == torch.float32
     symbols = torch.round(analysed.scaled).to(torch.int16)
-    pixels, exact = (transforms.synthesise(symbols, QUALITY, q6) for q6 in (False, True))
+    pixels, exact = (transforms.synthesise(symbols, QUALITY, q6, False) for q6 in (False, True))
     assert pixels.shape == exact.shape == (2, 64, 48, 3)
     assert (pixels.dtype, exact.dtype) == (torch.uint8, torch.int16) and exact.min() >= 0 and exact.max() <= 255 * 64
-    latents = transforms.latents(symbols.numpy(), QUALITY)
+    latents = transforms.latents(symbols.numpy(), QUALITY, False)
     assert latents.shape == analysed.latents.shape and latents.dtype == analysed.latents.dtype
     scores = transforms.score(latents[:, :, :3], QUALITY)
     assert scores.shape == (2, arch.classes) and scores.dtype == torch.uint8
@@ -109,10 +109,10 @@ def test_what_is_claimed_to_be_exact_is(loaded):
     if not family.exact:
         pytest.skip("not claimed")
     symbols = torch.round(transforms.analyse(images(), QUALITY).scaled).to(torch.int16)
-    pixels = transforms.synthesise(symbols, QUALITY, True)
-    alone = torch.cat([transforms.synthesise(symbols[i : i + 1], QUALITY[i : i + 1], True) for i in range(2)])
+    pixels = transforms.synthesise(symbols, QUALITY, True, False)
+    alone = torch.cat([transforms.synthesise(symbols[i : i + 1], QUALITY[i : i + 1], True, False) for i in range(2)])
     with torch.autocast("cpu", torch.bfloat16):
-        other = transforms.synthesise(symbols, QUALITY, True)
+        other = transforms.synthesise(symbols, QUALITY, True, False)
     assert torch.equal(pixels, alone) and torch.equal(pixels, other)
 
 
@@ -133,12 +133,14 @@ def test_the_default_dtype_of_torch_changes_nothing(loaded, dtype):
     try:
         other, other_prior = family.transforms(arch, arrays, DEVICE), family.prior(arch, tensors, "cpu")
         again = other.analyse(images(), QUALITY)
-        pixels = other.synthesise(torch.round(again.scaled).to(torch.int16), QUALITY, True)
+        pixels = other.synthesise(torch.round(again.scaled).to(torch.int16), QUALITY, True, False)
         scores = other.score(again.latents[:, :, :3], QUALITY)
     finally:
         torch.set_default_dtype(torch.float32)
     analysed = transforms.analyse(images(), QUALITY)
     assert again.scaled.dtype == torch.float32 and torch.equal(again.scaled, analysed.scaled)
-    assert torch.equal(pixels, transforms.synthesise(torch.round(analysed.scaled).to(torch.int16), QUALITY, True))
+    assert torch.equal(
+        pixels, transforms.synthesise(torch.round(analysed.scaled).to(torch.int16), QUALITY, True, False)
+    )
     assert torch.equal(scores, transforms.score(analysed.latents[:, :, :3], QUALITY))
     assert torch.equal(other_prior.log_scales, prior.log_scales)

@@ -88,10 +88,10 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
     for quality in (1.0, 90.0):
         (encoded,) = runtime.encode([image], [quality])
         assert encoded.grid == (11, 9) and encoded.cells.shape == (1, 3, 3, 4)
-        shapes = [image.shape[:3]]
-        (symbols,) = runtime.decode_symbols([encoded.features], shapes, [quality])
+        arguments = [encoded.features], [image.shape[:3]], [encoded.quantiser]
+        (symbols,) = runtime.decode_symbols(*arguments)
         assert symbols.shape == (1, 32, 11, 9) and symbols.min() >= -31 and symbols.max() <= 32
-        (decoded,) = runtime.decode([encoded.features], shapes, [quality])
+        (decoded,) = runtime.decode(*arguments)
         assert psnr(decoded, image) > 9
     again = Settings(**tiny, images=[data.photos], labels=[data.tiles], start=info.path, run=str(tmp_path / "again"))
     check_rejects(ConfigurationError, "files do not hold the prior", train.train, again)

@@ -25,8 +25,8 @@ def cost(runtime, image, quality, effort, tune="mse", measure="mse"):
     """Bits of an image (H,W,3) as it is stored, and what its distortion is worth in bits."""
     encoded = runtime.encode([image[None]], [quality], efforts=[effort], tunes=[tune])[0]
     q6 = image.dtype == np.int16
-    arguments = [encoded.features], [(1, *image.shape[:2])], [quality], [q6]
-    decoded = runtime.decode(*arguments, trellis=[encoded.trellis])[0][0]
+    arguments = [encoded.features], [(1, *image.shape[:2])], [encoded.quantiser], [q6]
+    decoded = runtime.decode(*arguments)[0][0]
     unit = 64 if q6 else 1
     original, actual = (torch.from_numpy(v / unit).float()[None] for v in (image, decoded))
     whole = (slice(0, size) for size in image.shape[:2])
@@ -91,7 +91,7 @@ def test_curvature_is_that_of_the_synthesis(runtime, monkeypatch):
     frame = drone_frame()[600:728, 700:828]
     (encoded,) = runtime.encode([frame[None]], [50.0], [0], symbols=True)
     symbols = torch.from_numpy(encoded.symbols).float()
-    step = model.transforms.steps(np.array([50.0])).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
+    step = model.transforms.steps(np.array([50.0]), False).float() * 2.0 ** -(LATENT_BITS + STEP_BITS)
     distortion = Distortion(torch.from_numpy(frame.copy())[None].float(), "mse")
     job = refine.RefineState(distortion, step, torch.tensor([50.0]))
     (window,) = refine.windows(*symbols.shape[1:3])

@@ -34,13 +34,13 @@ def test_functions_in_turn(model):
         assert 0 < (nearest.symbols != chosen.symbols).sum() < nearest.symbols.numel() / 4
         known = model.encode_symbols(chosen, 2, [50.0, 75.0])()
         assert known == model.encode_symbols(Chosen(chosen.symbols, None), 2, [50.0, 75.0])()
-        decoded = model.decode_symbols(known, (2, 80, 96), [50.0, 75.0])
+        decoded = model.decode_symbols(known, (2, 80, 96), [50.0, 75.0], None, False)
         np.testing.assert_array_equal(np.concatenate(decoded), chosen.symbols.numpy())
         scores = model.score(analysed.latents, quality)
         assert scores.shape == (4, 2, 2, model.arch.outputs) and scores.dtype == torch.uint8
         single = model.score(analysed.latents[2:3], quality[2:3])
         assert (single[0].int() - scores[2].int()).abs().max() <= 1
-        pixels = model.synthesise(chosen.symbols, quality, q6=False)
+        pixels = model.synthesise(chosen.symbols, quality, q6=False, trellis=False)
         assert pixels.shape == (4, 80, 96, 3)
         assert np.square(pixels.numpy() - images.astype(float)).mean() < 100
 

@@ -16,6 +16,7 @@ from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.scheduler import get_scheduler
 from deepsic_codec.model.torch_scheduler import CONCURRENT_BATCHES, TorchScheduler
 from deepsic_codec.model.zoo import find_model
+from deepsic_codec.payload.fields import Quantiser
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 from tests.common import psnr
 
@@ -33,9 +34,9 @@ def tiles():
     return [np.ascontiguousarray(mosaic[None, y : y + 64, x : x + 64]) for y in (0, 192, 384) for x in (0, 320, 512)]
 
 
-def decode(runtime, encoded, images, quality):
-    trellis = [e.trellis for e in encoded]
-    return runtime.decode([e.features for e in encoded], [i.shape[:3] for i in images], quality, trellis=trellis)
+def decode(runtime, encoded, images):
+    columns = zip(*((e.features, i.shape[:3], e.quantiser) for e, i in zip(encoded, images, strict=True)), strict=True)
+    return runtime.decode(*columns)
 
 
 def test_quality_trades_bytes_for_error(runtime):
@@ -44,7 +45,7 @@ def test_quality_trades_bytes_for_error(runtime):
     for quality in (5.0, 25.5, 50.0, 75.25, 95.0):
         encoded = runtime.encode([frame], [quality])
         sizes.append(len(encoded[0].features))
-        errors.append(psnr(decode(runtime, encoded, [frame], [quality])[0], frame))
+        errors.append(psnr(decode(runtime, encoded, [frame])[0], frame))
     assert sizes == sorted(sizes) and errors == sorted(errors)
     assert errors[-1] > 34 and sizes[0] < frame.size / 60
 
@@ -55,7 +56,7 @@ def test_odd_sizes(runtime, height, width):
     encoded = runtime.encode([image], [80.0])
     assert encoded[0].grid == (-(-height // 16), -(-width // 16))
     assert encoded[0].cells.shape == (1, -(-height // 64), -(-width // 64), runtime.info.outputs)
-    decoded = decode(runtime, encoded, [image], [80.0])[0]
+    decoded = decode(runtime, encoded, [image])[0]
     assert decoded.shape == image.shape and psnr(decoded, image) > 28
 
 
@@ -67,15 +68,15 @@ def test_alone_or_among_others(runtime, tiles):
     for image, one in zip(tiles, joint, strict=False):
         alone = runtime.encode([image], [50.0])[0]
         assert np.abs(alone.cells.astype(int) - one.cells).max() <= 1
-        assert psnr(decode(runtime, [alone], [image], [50.0])[0], decode(runtime, [one], [image], [50.0])[0]) > 45
-    for image, decoded in zip(images, decode(runtime, joint, images, quality), strict=True):
+        assert psnr(decode(runtime, [alone], [image])[0], decode(runtime, [one], [image])[0]) > 45
+    for image, decoded in zip(images, decode(runtime, joint, images), strict=True):
         assert psnr(decoded, image) > 27
 
 
 def test_symbols_do_not_depend_on_threads(runtime, tiles):
     encoded = runtime.encode(tiles, [50.0] * len(tiles))
     features, shapes = [e.features for e in encoded], [i.shape[:3] for i in tiles]
-    arguments = features, shapes, [50.0] * len(tiles), [True] * len(tiles)
+    arguments = features, shapes, [e.quantiser for e in encoded]
     expected = runtime.decode_symbols(*arguments)
     before = torch.get_num_threads()
     try:
@@ -93,13 +94,12 @@ def test_slices_of_one_chunk(runtime, tiles):
     chunk = np.concatenate(tiles[:3])
     encoded = runtime.encode([chunk], [60.0])[0]
     assert encoded.cells.shape == (3, 1, 1, runtime.info.outputs)
-    assert psnr(decode(runtime, [encoded], [chunk], [60.0])[0], chunk) > 28
+    assert psnr(decode(runtime, [encoded], [chunk])[0], chunk) > 28
 
 
 def test_labels_of_stored_features_agree_with_labels_of_latents(runtime, tiles):
     encoded = runtime.encode(tiles, [70.0] * len(tiles))
-    shapes = [i.shape[:3] for i in tiles]
-    settings = shapes, [70.0] * len(tiles), [True] * len(tiles)
+    settings = [i.shape[:3] for i in tiles], [e.quantiser for e in encoded]
     symbols = runtime.decode_symbols([e.features for e in encoded], *settings)
     post = runtime.score(symbols, *settings)
     classes = runtime.arch.classes
@@ -122,20 +122,20 @@ def test_effort_saves_bytes_for_the_same_quality(runtime):
     cost = []
     for effort in (0, 1):
         encoded = runtime.encode([frame], [40.0], efforts=[effort])
-        decoded = decode(runtime, encoded, [frame], [40.0])[0].astype(float)
+        decoded = decode(runtime, encoded, [frame])[0].astype(float)
         bits = 8 * len(encoded[0].features) / (256 * 256)
         cost.append(bits + float(step_lambda(torch.tensor(40.0))) * np.square(decoded - frame).mean())
     assert cost[1] < cost[0]
 
 
 def test_threads_batches(runtime, tiles):
-    expected = decode(runtime, runtime.encode(tiles, [50.0] * 9), tiles, [50.0] * 9)
+    expected = decode(runtime, runtime.encode(tiles, [50.0] * 9), tiles)
     errors = []
 
     def work(i):
         try:
             image = [tiles[i % 9]]
-            got = decode(runtime, runtime.encode(image, [50.0]), image, [50.0])[0]
+            got = decode(runtime, runtime.encode(image, [50.0]), image)[0]
             assert psnr(got, expected[i % 9]) > 45
         except Exception as error:  # noqa: BLE001
             errors.append(error)
@@ -156,10 +156,10 @@ def test_damaged_features_are_refused_or_harmless(runtime, tiles):
         broken = bytearray(features)
         broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
         with contextlib.suppress(CorruptPayload):
-            decoded = runtime.decode([bytes(broken)], [(1, 64, 64)], [50.0], trellis=[True])[0]
+            decoded = runtime.decode([bytes(broken)], [(1, 64, 64)], [Quantiser(50.0, True)])[0]
             assert decoded.shape == (1, 64, 64, 3)
     with pytest.raises(CorruptPayload, match="left over"):
-        runtime.decode([bytes(features) + bytes(range(1, 100))], [(1, 64, 64)], [50.0], trellis=[True])
+        runtime.decode([bytes(features) + bytes(range(1, 100))], [(1, 64, 64)], [Quantiser(50.0, True)])
 
 
 @pytest.fixture(scope="module")
@@ -194,17 +194,17 @@ def test_results_agree_with_one_another(runtime, tiles):
     images = [tiles[0], tiles[1][:, :33, :50], tiles[2].astype(np.int16) * 64]
     qualities, shapes = [50.0, 90.0, 20.0], [image.shape[:3] for image in images]
     encoded = runtime.encode(images, qualities, symbols=True, pixels=True)
-    features, trellis = [one.features for one in encoded], [one.trellis for one in encoded]
-    assert trellis == [True, True, False]
-    decoded = runtime.decode(features, shapes, qualities, [False, False, True], trellis=trellis)
+    features, quantisers = [one.features for one in encoded], [one.quantiser for one in encoded]
+    assert quantisers == [(50.0, True), (90.0, True), (20.0, False)]
+    decoded = runtime.decode(features, shapes, quantisers, [False, False, True])
     for one, pixels in zip(encoded, decoded, strict=True):
         assert one.pixels.dtype == pixels.dtype
         np.testing.assert_array_equal(one.pixels, pixels)
     symbols = [one.symbols for one in encoded]
-    for one, other in zip(symbols, runtime.decode_symbols(features, shapes, qualities, trellis), strict=True):
+    for one, other in zip(symbols, runtime.decode_symbols(features, shapes, quantisers), strict=True):
         np.testing.assert_array_equal(one.transpose(0, 3, 1, 2), other)
-    assert runtime.encode_symbols(symbols, shapes, qualities, trellis) == features
-    first = symbols[:2], shapes[:2], qualities[:2], False, trellis[:2]
+    assert runtime.encode_symbols(symbols, shapes, quantisers) == features
+    first = symbols[:2], shapes[:2], quantisers[:2], False
     for one, pixels in zip(runtime.synthesise(*first), decoded, strict=False):
         np.testing.assert_array_equal(one, pixels)
     bare = runtime.encode(images, qualities, features=False, labels=False, symbols=True)
@@ -227,10 +227,10 @@ def test_each_chunk_goes_through_its_last_function(runtime, on_torch, tiles, mon
             result = runtime.encode(images, qualities, finish=finish)
         assert result == [(number, one.features) for number, one in enumerate(expected)]
     shapes = [image.shape[:3] for image in images]
-    arguments = [one.features for one in expected], shapes, qualities
-    trellis, add = [one.trellis for one in expected], [lambda pixels: int(pixels.sum())] * len(images)
-    sums = runtime.decode(*arguments, finish=add, trellis=trellis)
-    assert sums == [int(pixels.sum()) for pixels in runtime.decode(*arguments, trellis=trellis)]
+    arguments = [one.features for one in expected], shapes, [one.quantiser for one in expected]
+    add = [lambda pixels: int(pixels.sum())] * len(images)
+    sums = runtime.decode(*arguments, finish=add)
+    assert sums == [int(pixels.sum()) for pixels in runtime.decode(*arguments)]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -94,8 +94,8 @@ def test_payloads_and_pixels_are_those_of_a_cpu(runtimes):
     actual = fused.encode(images, qualities)
     for a, b in zip(actual, expected, strict=True):
         assert a.features == b.features and np.array_equal(a.cells, b.cells)
-    streams = [one.features for one in expected]
-    decoded = zip(*(r.decode(streams, shapes, qualities, q6) for r in (fused, plain)), strict=True)
+    streams, quantisers = [one.features for one in expected], [one.quantiser for one in expected]
+    decoded = zip(*(r.decode(streams, shapes, quantisers, q6) for r in (fused, plain)), strict=True)
     assert all(np.array_equal(a, b) for a, b in decoded)
     assert [one.features for one in fused.encode(images[:2], [50.0, 50.0])] == [
         one.features for one in plain.encode(images[:2], [50.0, 50.0])

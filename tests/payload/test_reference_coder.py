@@ -21,10 +21,9 @@ def test_second_decoder_agrees(name, height, width, slices, quality):
     frame = drone_frame()
     chunk = np.stack([frame[900 + 40 * s :, 800:][:height, :width] for s in range(slices)])
     encoded = runtime.encode([chunk], [quality])[0]
-    arguments = [encoded.features], [chunk.shape[:3]], [quality], [encoded.trellis]
-    wanted = runtime.decode_symbols(*arguments)[0]
+    wanted = runtime.decode_symbols([encoded.features], [chunk.shape[:3]], [encoded.quantiser])[0]
     model = load_arrays(info), info.architecture
-    settings = slices, encoded.grid, round(100 * quality), encoded.trellis
+    settings = slices, encoded.grid, round(100 * quality), encoded.quantiser.trellis
     found = reference.decode_features(encoded.features, model, *settings)
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), wanted)
     assert wanted.any() or quality == 1
@@ -38,9 +37,9 @@ def test_extreme_pixels_agree(effort):
     rng = np.random.default_rng(0)
     chunk = (rng.integers(0, 2, (1, 32, 32, 1)) * 255).repeat(3, axis=3).astype(np.uint8)
     encoded = runtime.encode([chunk], [100.0], [effort])[0]
-    assert encoded.trellis == bool(effort)
-    wanted = runtime.decode_symbols([encoded.features], [(1, 32, 32)], [100.0], [encoded.trellis])[0]
+    assert encoded.quantiser == (100.0, bool(effort))
+    wanted = runtime.decode_symbols([encoded.features], [(1, 32, 32)], [encoded.quantiser])[0]
     assert np.abs(wanted).max() > 100
     model = load_arrays(info), info.architecture
-    found = reference.decode_features(encoded.features, model, 1, encoded.grid, 10000, encoded.trellis)
+    found = reference.decode_features(encoded.features, model, 1, encoded.grid, 10000, encoded.quantiser.trellis)
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), wanted)

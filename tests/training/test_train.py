@@ -59,9 +59,9 @@ def test_all_phases_end_in_a_model_that_codes_images(trained):
     assert len(losses(folder)) == 8 + 2 + 6 + 3 + 4
     assert info.vocabulary.names == ("Forest", "Highway", "River", "unknown")
     scheduler, tile = CpuScheduler(info), eurosat_mosaic()[None, :96, :130]
-    encoded = scheduler.encode([tile], [70.0])
-    decoded = scheduler.decode([encoded[0].features], [(1, 96, 130)], [70.0], trellis=[encoded[0].trellis])[0]
-    assert psnr(decoded, tile) > 20 and encoded[0].cells.shape == (1, 2, 3, 4)
+    (encoded,) = scheduler.encode([tile], [70.0])
+    (decoded,) = scheduler.decode([encoded.features], [(1, 96, 130)], [encoded.quantiser])
+    assert psnr(decoded, tile) > 20 and encoded.cells.shape == (1, 2, 3, 4)
 
 
 def test_run_interrupted_in_every_phase_gives_the_same_model(trained, data, tmp_path, monkeypatch):
@@ -102,8 +102,9 @@ def test_adapted_head_leaves_payloads_readable(trained, data, tmp_path, monkeypa
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed and all(name.startswith("head.") for name in changed)
     tile = eurosat_mosaic()[None, :64, :64]
-    payload = CpuScheduler(base).encode([tile], [50.0])[0].features
-    assert CpuScheduler(mine).decode([payload], [(1, 64, 64)], [50.0], trellis=[True])[0].shape == tile.shape
+    (encoded,) = CpuScheduler(base).encode([tile], [50.0])
+    (decoded,) = CpuScheduler(mine).decode([encoded.features], [(1, 64, 64)], [encoded.quantiser])
+    assert decoded.shape == tile.shape
     assert "held out" in capsys.readouterr().out
     # without --parents, the broader names of the base model stay
     (tmp_path / "next").mkdir()
@@ -148,8 +149,8 @@ def test_another_analysis_for_the_same_decoder(trained, encoders, labelled):
     old, new = CpuScheduler(base), CpuScheduler(mine)
     (encoded,) = new.encode([tile], [60.0])
     assert encoded.features != old.encode([tile], [60.0])[0].features
-    arguments = [encoded.features], [(1, 80, 112)], [60.0]
-    pixels = [scheduler.decode(*arguments, trellis=[encoded.trellis])[0] for scheduler in (old, new)]
+    arguments = [encoded.features], [(1, 80, 112)], [encoded.quantiser]
+    pixels = [scheduler.decode(*arguments)[0] for scheduler in (old, new)]
     np.testing.assert_array_equal(*pixels)
     assert psnr(pixels[0], tile) > 20
 

@@ -14,7 +14,6 @@ from deepsic_codec.model.batch import (
     DEFAULT_TUNE,
     Encoded,
     Pixels,
-    Qualities,
     Scheduler,
     Shape,
     grid_of,
@@ -31,6 +30,7 @@ from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.model.threads import host_threads, keep_freed_memory, parallel_map
 from deepsic_codec.payload.coders.contexts import CoderTables
 from deepsic_codec.payload.constants import LABEL_CELL, LATENT_STRIDE
+from deepsic_codec.payload.fields import Quantiser
 from deepsic_codec.require import require
 
 Result = TypeVar("Result")
@@ -88,12 +88,12 @@ class CpuScheduler(Scheduler):
         def encode(i: int) -> Any:
             image = images[i]
             slices, height, width, _ = image.shape
-            trellis = uses_trellis(effort[i], qualities[i])
-            whole, steps = self.steps(qualities[i], trellis)
+            quantiser = Quantiser(qualities[i], uses_trellis(effort[i], qualities[i]))
+            trellis, (whole, steps) = quantiser.trellis, self.steps(quantiser)
             latents = self.analyse(image, whole, parts)
             refines, stream = effort[i] > 1, None
             if refines:
-                chosen = self._refined(image, latents, qualities[i], effort[i], tune[i], trellis)
+                chosen = self._refined(image, latents, quantiser, effort[i], tune[i])
             elif features or symbols or pixels:
                 chosen, stream = self.prior.choose(latents, steps, whole, effort[i] > 0, features, trellis)
             cells = self._scores(latents, height, width, whole) if labels else None
@@ -104,7 +104,7 @@ class CpuScheduler(Scheduler):
             if pixels:
                 decoded = self._synthesise(chosen, steps, whole, (height, width), image.dtype == np.int16, parts)
             grid = grid_of((slices, height, width))
-            encoded = Encoded(grid, stream, cells, chosen if symbols else None, decoded, trellis)
+            encoded = Encoded(grid, quantiser, stream, cells, chosen if symbols else None, decoded)
             return encoded if finish is None else finish[i](encoded)
 
         return self._each(encode, len(images), parts)
@@ -113,95 +113,72 @@ class CpuScheduler(Scheduler):
         self,
         features: Sequence[bytes],
         shapes: Sequence[Shape],
-        qualities: Sequence[float],
+        quantisers: Sequence[Quantiser],
         q6: Sequence[bool] | None = None,
         finish: Sequence[Callable[[Pixels], Any]] | None = None,
-        trellis: Sequence[bool] | None = None,
     ) -> list[Any]:
         parts = self._parts(len(features), sum(slices for slices, _, _ in shapes))
 
         def decode(i: int) -> Any:
-            path = trellis is not None and trellis[i]
-            whole, steps = self.steps(qualities[i], path)
-            symbols = self.prior.decode(features[i], shapes[i][0], grid_of(shapes[i]), whole, path)
+            whole, steps = self.steps(quantisers[i])
+            symbols = self.prior.decode(features[i], shapes[i][0], grid_of(shapes[i]), whole, quantisers[i].trellis)
             pixels = self._synthesise(symbols, steps, whole, shapes[i][1:], q6 is not None and q6[i], parts)
             return pixels if finish is None else finish[i](pixels)
 
         return self._each(decode, len(features), parts)
 
     def decode_symbols(
-        self,
-        features: Sequence[bytes],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, features: Sequence[bytes], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[Symbols]:
         def decode(i: int) -> Symbols:
-            whole, _ = self.steps(qualities[i])
-            path = trellis is not None and trellis[i]
-            symbols = self.prior.decode(features[i], shapes[i][0], grid_of(shapes[i]), whole, path)
+            whole, _ = self.steps(quantisers[i])
+            symbols = self.prior.decode(features[i], shapes[i][0], grid_of(shapes[i]), whole, quantisers[i].trellis)
             return np.ascontiguousarray(symbols.transpose(0, 3, 1, 2))
 
         return parallel_map(decode, range(len(features)))
 
     def encode_symbols(
-        self,
-        symbols: Sequence[Symbols],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[Symbols], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[bytes]:
         def encode(i: int) -> bytes:
-            return self.prior.encode(symbols[i], self.steps(qualities[i])[0], trellis is not None and trellis[i])
+            return self.prior.encode(symbols[i], self.steps(quantisers[i])[0], quantisers[i].trellis)
 
         return parallel_map(encode, range(len(symbols)))
 
     def synthesise(
-        self,
-        symbols: Sequence[Symbols],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        q6: bool,
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[Symbols], shapes: Sequence[Shape], quantisers: Sequence[Quantiser], q6: bool
     ) -> list[Pixels]:
         parts = self._parts(len(symbols), sum(map(len, symbols)))
 
         def synthesise(i: int) -> Pixels:
-            whole, steps = self.steps(qualities[i], trellis is not None and trellis[i])
+            whole, steps = self.steps(quantisers[i])
             return self._synthesise(symbols[i], steps, whole, shapes[i][1:], q6, parts)
 
         return self._each(synthesise, len(symbols), parts)
 
     def score(
-        self,
-        symbols: Sequence[Symbols],
-        shapes: Sequence[Shape],
-        qualities: Sequence[float],
-        trellis: Sequence[bool] | None = None,
+        self, symbols: Sequence[Symbols], shapes: Sequence[Shape], quantisers: Sequence[Quantiser]
     ) -> list[NDArray[np.uint8]]:
         def score(i: int) -> NDArray[np.uint8]:
-            whole, steps = self.steps(qualities[i], trellis is not None and trellis[i])
+            whole, steps = self.steps(quantisers[i])
             latents = _latents(symbols[i].transpose(0, 2, 3, 1), steps)
             return self._scores(latents, shapes[i][1], shapes[i][2], whole)
 
         return parallel_map(score, range(len(symbols)))
 
-    def dequantise(
-        self, symbols: Symbols, quality: Qualities, trellis: Sequence[bool] | None = None
-    ) -> NDArray[np.float32]:
-        rows = zip(symbols, quality, trellis or [False] * len(symbols), strict=True)
-        return np.stack([_latents(one, self.steps(*of_one)[1]) for one, *of_one in rows]).astype(np.float32)
+    def dequantise(self, symbols: Symbols, quantiser: Quantiser) -> NDArray[np.float32]:
+        return _latents(symbols, self.steps(quantiser)[1]).astype(np.float32)
 
     def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
         rows = list(zip(*columns, strict=True))
         return parallel_map(lambda i: function(*rows[i]), range(len(rows)))
 
-    def steps(self, quality: float, trellis: bool = False) -> tuple[int, NDArray[np.int32]]:
-        """Return the whole quality, and the steps int32 (C,) of symbols, of a quality: of the trellis, half steps."""
-        hundredths, whole = (int(values[0]) for values in whole_qualities(np.array([quality])))
+    def steps(self, quantiser: Quantiser) -> tuple[int, NDArray[np.int32]]:
+        """Return the whole quality of a quantiser, and its steps int32 (C,): with a trellis, half steps."""
+        hundredths, whole = (int(values[0]) for values in whole_qualities(np.array([quantiser.quality])))
         low = min(max(hundredths // HUNDREDTHS, 1), QUALITIES - 1)
         part = hundredths - low * HUNDREDTHS
-        table = self._step_tables[trellis]
+        table = self._step_tables[quantiser.trellis]
         steps = table[low - 1] * (HUNDREDTHS - part) + table[low] * part
         return whole, ((steps + HUNDREDTHS // 2) // HUNDREDTHS).astype(np.int32)
 
@@ -265,7 +242,7 @@ class CpuScheduler(Scheduler):
         return scores
 
     def _refined(
-        self, image: Pixels, latents: NDArray[np.int32], quality: float, effort: int, tune: str, trellis: bool
+        self, image: Pixels, latents: NDArray[np.int32], quantiser: Quantiser, effort: int, tune: str
     ) -> Symbols:
         """Return refined symbols of a chunk, which torch computes."""
         require("torch", "torch", purpose=f"effort={effort}")
@@ -278,11 +255,11 @@ class CpuScheduler(Scheduler):
             if self._torch is None:
                 self._torch = LoadedModel(self.info)
             pixels = torch.from_numpy(np.array(image))  # torch warns of arrays that cannot be written to
-            if trellis:
-                return cast(Symbols, self._torch.refine_paths(pixels, latents, quality, effort, tune))
-            steps = torch.from_numpy(np.tile(self.steps(quality)[1], (len(image), 1)))
+            if quantiser.trellis:
+                return cast(Symbols, self._torch.refine_paths(pixels, latents, quantiser.quality, effort, tune))
+            steps = torch.from_numpy(np.tile(self.steps(quantiser)[1], (len(image), 1)))
             scaled = in_steps(torch.from_numpy(latents), steps)
-            qualities = np.full(len(image), quality)
+            qualities = np.full(len(image), quantiser.quality)
             chosen = self._torch.choose(scaled, qualities, effort, tune, pixels)
             return cast(Symbols, chosen.symbols.numpy())
 

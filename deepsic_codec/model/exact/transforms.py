@@ -26,7 +26,7 @@ class IntegerGains:
         self.tables = [tensors[name].to(torch.int64) for name in ("step", "half")]
         self.device = device
 
-    def steps(self, hundredths: Tensor, trellis: bool = False) -> Tensor:
+    def steps(self, hundredths: Tensor, trellis: bool) -> Tensor:
         """Qualities in hundredths, int64 (N,) -> steps int32 (N,C) in 2^-STEP_BITS units of latents."""
         table = self.tables[trellis]
         low = (hundredths // HUNDREDTHS).clamp(1, formats.QUALITIES - 1)
@@ -216,7 +216,7 @@ class IntegerTransforms:
         self._head = IntegerHead(arch, tensors_below(arrays, HEAD), device)
 
     def analyse(self, images: Tensor, quality: NDArray[np.float64]) -> Analysed:
-        whole, steps = self._qualities(quality)
+        whole, steps = self._qualities(quality, False)
         x = upload(images, self.device)
         rest = None
         if x.dtype == torch.int16:
@@ -229,23 +229,23 @@ class IntegerTransforms:
         return Analysed(in_steps(latents, steps), latents)
 
     def synthesise(
-        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool = False
+        self, symbols: NDArray[np.int16] | Tensor, quality: NDArray[np.float64], q6: bool, trellis: bool
     ) -> Tensor:
         whole, steps = self._qualities(quality, trellis)
         return self._synthesis(dequantise(upload(symbols, self.device), steps), whole, q6)
 
-    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool = False) -> Tensor:
+    def latents(self, symbols: NDArray[np.int16], quality: NDArray[np.float64], trellis: bool) -> Tensor:
         _, steps = self._qualities(quality, trellis)
         return dequantise(upload(symbols, self.device), steps)
 
     def score(self, cells: Tensor, quality: NDArray[np.float64]) -> Tensor:
         return self._head(cells, upload(whole_qualities(quality)[1], self.device))
 
-    def steps(self, quality: NDArray[np.float64], trellis: bool = False) -> Tensor:
+    def steps(self, quality: NDArray[np.float64], trellis: bool) -> Tensor:
         """Quantiser steps int32 (N,C), with a trellis half steps."""
         return self._qualities(quality, trellis)[1]
 
-    def _qualities(self, quality: NDArray[np.float64], trellis: bool = False) -> tuple[Tensor, Tensor]:
+    def _qualities(self, quality: NDArray[np.float64], trellis: bool) -> tuple[Tensor, Tensor]:
         """Whole qualities (N,) and quantiser steps (N,C), with a trellis half steps."""
         hundredths, whole = whole_qualities(quality)
         steps = self._gains.steps(torch.from_numpy(hundredths), trellis)
