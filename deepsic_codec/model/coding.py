@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepsic_codec.model.batch import whole_qualities
 from deepsic_codec.model.device import download, upload
 from deepsic_codec.model.device_coder.coder import DeviceCoder
 from deepsic_codec.model.family import CodingPrior
@@ -76,7 +77,7 @@ def start_encoding(
     images, h, w, _ = symbols.shape
     quality_list = list(qualities)
     if predictions is None:
-        predictions = predict(prior, symbols, _per_image(quality_list, images // chunks, prior.device), trellis)
+        predictions = predict(prior, symbols, whole_quality(quality_list, images // chunks, prior.device), trellis)
     if device_coder is not None and not trellis:
         streams = device_coder.encode(prior.steps, symbols, chunks, predictions, batch_total)
 
@@ -146,7 +147,7 @@ def decode_symbols(
     coders = [SymbolDecoder(tables, data, slices, grid, prior.latents, trellis) for data in features]
     images = len(coders) * slices
     neighbours = prior.no_neighbours(images, grid, trellis)
-    quality = _per_image(qualities, slices, prior.device)
+    quality = whole_quality(qualities, slices, prior.device)
     for n, step, rows, _, image in iter_steps(prior, neighbours):
         ys, xs = step.positions(*grid)
         copies = [download(v) for v in prior.run(n, neighbours, rows, _quality_of(quality, image))]
@@ -188,20 +189,14 @@ def start_decoding(
     check : Pending
         Waits for the symbols and raises CorruptPayload if a stream is damaged.
     """
-    quality = _per_image(qualities, slices, prior.device)
-
-    def quality_of(image: Tensor) -> Tensor | int:
-        return _quality_of(quality, image)
-
+    quality_of = partial(_quality_of, whole_quality(qualities, slices, prior.device))
     return device_coder.decode(prior, features, slices, grid, quality_of, batch_total, trellis)
 
 
-def _per_image(qualities: Iterable[float], slices: int, device: str) -> Tensor | int:
-    """Return the rounded quality of each image, or one number if all have the same."""
-    rounded = [min(100, max(1, int(q + 0.5))) for q in qualities]
-    if len(set(rounded)) == 1:
-        return rounded[0]
-    return torch.tensor(rounded, device=device).repeat_interleave(slices)
+def whole_quality(qualities: Iterable[float], slices: int, device: str | torch.device) -> Tensor | int:
+    """Return the whole quality of each image of some chunks, or one number if all have the same."""
+    whole = whole_qualities(np.array(list(qualities)))[1]
+    return int(whole[0]) if (whole == whole[0]).all() else upload(whole.repeat(slices), device)
 
 
 def _quality_of(quality: Tensor | int, image: Tensor) -> Tensor | int:

@@ -24,9 +24,9 @@ from torch import Tensor
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.model.architecture import Architecture
 from deepsic_codec.model.batch import DEFAULT_EFFORT, DEFAULT_TUNE, Qualities, Shape, grid_of, whole_qualities
-from deepsic_codec.model.coding import decode_symbols, start_decoding, start_encoding
+from deepsic_codec.model.coding import decode_symbols, start_decoding, start_encoding, whole_quality
 from deepsic_codec.model.cpu.prior import Prior as PathPrior
-from deepsic_codec.model.device import high_priority_stream, side_stream, synchronize, upload
+from deepsic_codec.model.device import high_priority_stream, side_stream, synchronize
 from deepsic_codec.model.device_coder.coder import DeviceCoder, device_coder_for
 from deepsic_codec.model.exact.transforms import IntegerTransforms, grey_levels, multiplies_bfloat16
 from deepsic_codec.model.families import family_of, load_checked
@@ -125,9 +125,8 @@ class LoadedModel:
             The images (N,H,W,3) without padding; needed to refine.
         """
         scaled = scaled.clamp(-SYMBOL_MAX, SYMBOL_MAX).contiguous()
-        whole = whole_qualities(quality)[1]
-        prior_quality = int(whole[0]) if (whole == whole[0]).all() else upload(whole, self.device)
-        symbols, predictions = quantise(self.prior, self._rate_tables if effort else None, scaled, prior_quality)
+        whole = whole_quality(quality, 1, self.device)
+        symbols, predictions = quantise(self.prior, self._rate_tables if effort else None, scaled, whole)
         if effort in SCHEDULES and self._rate_tables is not None and self.exact and images is not None:
             symbols, predictions = self._refined(images, symbols, quality, effort, tune), None
         return Chosen(symbols.to(torch.int16), predictions)
@@ -225,10 +224,6 @@ class LoadedModel:
                 values = self.transforms.score(cells.reshape(-1, cell_h, cell_w, c), np.repeat(quality, count))
                 scores[:, r0:r1, c0:c1] = values.reshape(images, r1 - r0, c1 - c0, -1)
         return scores
-
-    def latents_of(self, symbols: NDArray[np.int16], quality: Qualities, trellis: bool) -> Tensor:
-        """Dequantise symbols int16 (N,h,w,C) to latents for `score`."""
-        return self.transforms.latents(symbols, quality, trellis)
 
     def encode_symbols(
         self,

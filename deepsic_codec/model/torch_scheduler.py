@@ -247,7 +247,7 @@ class TorchScheduler(Scheduler):
             quality = group.of_images()
             channels_last = np.ascontiguousarray(group.joined(symbols).transpose(0, 2, 3, 1))
             with self._exclusive():
-                latents = self.model.latents_of(channels_last, quality, group.trellis)
+                latents = self.model.transforms.latents(channels_last, quality, group.trellis)
                 scores = download(self.model.score(latents, quality))
             return _split([scores], len(group.indices))
 
@@ -255,7 +255,7 @@ class TorchScheduler(Scheduler):
 
     def dequantise(self, symbols: NDArray[np.int16], quantiser: Quantiser) -> NDArray[np.float32]:
         quality = np.full(len(symbols), quantiser.quality)
-        return self.model.latents_of(symbols, quality, quantiser.trellis).float().cpu().numpy()
+        return self.model.transforms.latents(symbols, quality, quantiser.trellis).float().cpu().numpy()
 
     def map(self, function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
         rows = list(zip(*columns, strict=True))

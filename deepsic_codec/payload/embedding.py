@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.axes import ceil_div
-from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
+from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.payload.constants import EMBEDDING_ZERO, LABEL_CELL
-from deepsic_codec.payload.fields import MAX_TILES, Header
-from deepsic_codec.payload.labels import read_tile
-from deepsic_codec.payload.limits import check_size
+from deepsic_codec.payload.fields import MAX_VALUES, Header
+from deepsic_codec.payload.labels import read_tiles
 from deepsic_codec.payload.varint import write_varint
 
 
@@ -71,20 +69,9 @@ def decode_embedding(data: bytes, header: Header) -> Embedding:
     UnsupportedPayload
         If the chunk is larger than the limit `max_pixels`.
     """
-    check_size(header.slices, header.height, header.width, UnsupportedPayload)
-    tile, position = read_tile(data, "embedding section")
-    if position == len(data) or data[position] == 0:
+    tile, vectors = read_tiles(data, header, "embedding section", "values", MAX_VALUES, np.dtype(np.int8))
+    if not vectors.shape[-1]:
         raise CorruptPayload("embedding section: no values")
-    values = data[position]
-    grid = header.slices, ceil_div(header.height, tile[0]), ceil_div(header.width, tile[1])
-    tiles = grid[0] * grid[1] * grid[2]
-    if tiles > MAX_TILES:
-        raise CorruptPayload(f"embedding section: {tiles} tiles, expected at most {MAX_TILES}")
-    if len(data) != position + 1 + values * tiles:
-        raise CorruptPayload(
-            f"embedding section: {len(data)} bytes, expected {position + 1 + values * tiles} for {grid}"
-        )
-    vectors = np.frombuffer(data, np.int8, offset=position + 1).reshape(*grid, values)
     if (vectors == -128).any():
         raise CorruptPayload("embedding section: a value of -128, expected -127 to 127")
     return Embedding(tile, vectors)

@@ -1,6 +1,7 @@
 """The labels section of a payload: the best classes of each tile of a chunk and their scores. See `docs/format.md`."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -115,33 +116,28 @@ def decode_labels(data: bytes, header: Header) -> LabelBlock:
     UnsupportedPayload
         If the chunk is larger than the limit `max_pixels`.
     """
-    check_size(header.slices, header.height, header.width, UnsupportedPayload)
-    (height, width), position = read_tile(data, "labels section")
-    if position == len(data):
-        raise CorruptPayload("labels section: the number of classes is missing")
-    k = data[position]
-    if k > MAX_K:
-        raise CorruptPayload(f"labels section: {k} classes a tile, expected at most {MAX_K}")
-    grid = header.slices, ceil_div(header.height, height), ceil_div(header.width, width)
-    tiles = grid[0] * grid[1] * grid[2]
-    if tiles > MAX_TILES:
-        raise CorruptPayload(f"labels section: {tiles} tiles, expected at most {MAX_TILES}")
-    if len(data) != position + 1 + 2 * k * tiles:
-        raise CorruptPayload(f"labels section: {len(data)} bytes, expected {position + 1 + 2 * k * tiles} for {grid}")
-    keys = np.frombuffer(data, "<u2", offset=position + 1).reshape(*grid, k) ^ 255
+    tile, pairs = read_tiles(data, header, "labels section", "classes", MAX_K, np.dtype("<u2"))
+    keys = pairs ^ 255
     if (((keys & 255) == 0) != (keys < 256)).any():
         raise CorruptPayload("labels section: a class without a score, or a score without a class")
     if ((keys[..., :-1] <= keys[..., 1:]) & (keys[..., 1:] > 0)).any():
         raise CorruptPayload("labels section: the classes of a tile are not in order, best first")
-    block = _block((height, width), keys)
+    block = _block(tile, keys)
     numbers = np.sort(block.classes, axis=-1)
     if ((numbers[..., :-1] == numbers[..., 1:]) & (numbers[..., 1:] != NO_CLASS)).any():
         raise CorruptPayload("labels section: a class occurs twice in a tile")
     return block
 
 
-def read_tile(data: bytes, section: str) -> tuple[tuple[int, int], int]:
-    """Read the height and width of a tile at the start of a section, which errors name; also return where they end."""
+def read_tiles(
+    data: bytes, header: Header, section: str, what: str, limit: int, dtype: np.dtype[Any]
+) -> tuple[tuple[int, int], NDArray[Any]]:
+    """Read a section with up to `limit` values for each label tile; errors name the section and `what` these are.
+
+    Returns height and width of a tile in pixels, and values (slices, rows, columns, values of a tile); raises the
+    errors of `decode_labels`.
+    """
+    check_size(header.slices, header.height, header.width, UnsupportedPayload)
     try:
         height, position = read_varint(data, 0, f"{section}: tile height")
         width, position = read_varint(data, position, f"{section}: tile width")
@@ -149,7 +145,18 @@ def read_tile(data: bytes, section: str) -> tuple[tuple[int, int], int]:
         raise CorruptPayload(f"{section}: a field goes beyond its {len(data)} bytes") from None
     if not (_is_tile(height) and _is_tile(width)):
         raise CorruptPayload(f"{section}: tile {height} x {width}, expected multiples of {LABEL_CELL} up to {MAX_TILE}")
-    return (height, width), position
+    if position == len(data):
+        raise CorruptPayload(f"{section}: the number of {what} is missing")
+    count, position = data[position], position + 1
+    if count > limit:
+        raise CorruptPayload(f"{section}: {count} {what} a tile, expected at most {limit}")
+    grid = header.slices, ceil_div(header.height, height), ceil_div(header.width, width)
+    tiles = prod(grid)
+    if tiles > MAX_TILES:
+        raise CorruptPayload(f"{section}: {tiles} tiles, expected at most {MAX_TILES}")
+    if len(data) != (expected := position + count * tiles * dtype.itemsize):
+        raise CorruptPayload(f"{section}: {len(data)} bytes, expected {expected} for {grid}")
+    return (height, width), np.frombuffer(data, dtype, offset=position).reshape(*grid, count)
 
 
 def default_tile(height: int, width: int) -> tuple[int, int]:
