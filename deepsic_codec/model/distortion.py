@@ -1,11 +1,13 @@
 """Distortion that refinement lowers: sums of squares of weighted errors.
 
-With `"mse"` all errors weigh the same. With `"ms-ssim"` errors count at five scales, and weigh less where the image
-varies more. This approximates how MS-SSIM falls with small errors (Wang, Simoncelli and Bovik 2003: its contrast term
-falls by s / (2 v + C) for an error of variance s in a window of variance v). A sum of squares can be split by window,
-and its curvature can be measured with random signs.
+With `"mse"` all errors weigh the same. With `"ms-ssim"` they count at the five scales of MS-SSIM (Wang, Simoncelli and
+Bovik 2003). Its contrast and structure term falls short of one by exactly s / (v + w + C), for an error of variance s
+in a window in which original and decoded image have variances v and w. So an error counts less its mean over the
+window, and w is taken to be v. A sum of squares can be split by window, and its curvature can be measured with random
+signs.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,16 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepsic_codec.axes import ceil_div
-from deepsic_codec.metrics import K2, SCALE_WEIGHTS
+from deepsic_codec.metrics import K2, SCALE_WEIGHTS, SIGMA, WINDOW
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
-#: MS-SSIM: weights of plain squared errors, without which flat parts get nearly all the bits, and of weighted errors.
-PLAIN, SCALED = 0.2, 43.0
-#: Edge of the windows in which variances are computed.
-WINDOW = 9
-#: Power of the variances by which errors are divided. One would be right for small errors; at low rates, errors in flat
-#: windows are so large that they change MS-SSIM less.
-POWER = 0.5
+#: MS-SSIM: weights of plain squared errors, without which colours of flat parts drift, and of weighted errors.
+PLAIN, SCALED = 0.1, 1500.0
 
 
 class Distortion:
@@ -52,13 +49,13 @@ class Distortion:
         weights, x = [], images.permute(0, 3, 1, 2)
         for scale, share in enumerate(SCALE_WEIGHTS):
             variance = (_blur(x.square()) - _blur(x).square()).clamp(min=0)
-            weight = _blur((2 * variance + (255 * K2) ** 2) ** -POWER)
-            weights.append(SCALED * share * 4**scale * weight + (0 if scale else PLAIN))
+            weight = _blur(1 / (2 * variance + (255 * K2) ** 2))
+            weights.append(SCALED * share * 4**scale * weight)
             x = _pooled(x, 2)
         self._roots = [weight.sqrt() for weight in weights]
         # weight of an error that is constant over a latent, at each scale
         parts = [_pooled(w.mean(1, keepdim=True), LATENT_STRIDE >> i) / 4**i for i, w in enumerate(weights)]
-        self.local = torch.stack(parts).sum(0).permute(0, 2, 3, 1)
+        self.local = PLAIN + torch.stack(parts).sum(0).permute(0, 2, 3, 1)
 
     def residuals(self, decoded: Tensor, rows: slice, columns: slice) -> list[Tensor]:
         """Weighted errors of a part of the images.
@@ -73,16 +70,19 @@ class Distortion:
         Returns
         -------
         list of Tensor
-            For each scale (N,h / 2^scale,w / 2^scale,3), rounded up.
+            For each scale (N,h / 2^scale,w / 2^scale,3), rounded up. The first also has plain errors, as three
+            more channels.
         """
         error = decoded - self.images[:, rows, columns]
         if not self._roots:
             return [error]
-        out, error = [], error.permute(0, 3, 1, 2)
+        out, plain, error = [], math.sqrt(PLAIN) * error, error.permute(0, 3, 1, 2)
         for scale, root in enumerate(self._roots):
             error = _pooled(error, 2) if scale else error
             part = root[:, :, _halved(rows, scale), _halved(columns, scale)]
-            out.append((error * part).permute(0, 2, 3, 1))
+            last = scale == len(self._roots) - 1  # at which MS-SSIM compares means, too
+            out.append(((error if last else error - _blur(error)) * part).permute(0, 2, 3, 1))
+        out[0] = torch.cat([out[0], plain], -1)
         return out
 
 
@@ -106,5 +106,10 @@ def _pooled(x: Tensor, edge: int) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Means over windows around each pixel, without pixels beyond the border."""
-    return F.avg_pool2d(x, WINDOW, 1, WINDOW // 2, count_include_pad=False)
+    """Gaussian means over the windows of MS-SSIM around each pixel; pixels at the border stand for those beyond."""
+    channels, reach = x.shape[1], WINDOW // 2
+    taps = torch.exp(-((torch.arange(WINDOW, dtype=x.dtype) - reach) ** 2) / (2 * SIGMA**2))
+    taps = (taps / taps.sum()).to(x.device).expand(channels, 1, WINDOW)
+    x = F.pad(x, (reach, reach, reach, reach), "replicate")
+    x = F.conv2d(x, taps[:, :, None, :], groups=channels)
+    return F.conv2d(x, taps[:, :, :, None], groups=channels)

@@ -32,7 +32,8 @@ def test_parts_add_up(tune, height, width):
             seen = distortion.residuals(decoded[:, rows, columns], rows, columns)
             core = slice(y - rows.start, y - rows.start + edge), slice(x - columns.start, x - columns.start + edge)
             parts += total(seen, core)
-    assert parts.item() == pytest.approx(whole.item(), rel=1e-5)
+    # at the coarse scales, windows of MS-SSIM are wider than what is shared
+    assert parts.item() == pytest.approx(whole.item(), rel=1e-5 if tune == "mse" else 1e-4)
     assert distortion.local.shape == (1, -(-height // 16), -(-width // 16), 1) and (distortion.local > 0).all()
 
 
