@@ -267,6 +267,8 @@ def open(
     chunks: Any = "auto",
     batch_size: int | None = None,
     scale: int = 1,
+    bytes_per_chunk: int | None = None,
+    groups: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> "da.Array":
@@ -286,6 +288,8 @@ def open(
         been imported or the device is set, else 16.
     scale : {1, 2, 4, 8, 16}
         Rows and columns in one of the result, as for `read_preview`: blocks of that size read the starts of chunks.
+    bytes_per_chunk, groups : int, optional
+        Bytes, and parts with a checksum, to read of each chunk at most, as for `read_preview`.
     storage_options : dict, optional
         For fsspec, if `source` is a URL.
     **kwargs
@@ -293,6 +297,8 @@ def open(
 
     Raises
     ------
+    ConfigurationError
+        For a scale or a limit that there is not.
     UnsupportedArray, UnsupportedPayload
         If there is no such array.
     """
@@ -302,7 +308,8 @@ def open(
     array = stored.array
     if batch_size is None:
         batch_size = default_batch_size(array, stored.axes, settings.device_in_use().startswith("cuda"))
-    reduced = None if scale == 1 else ReducedArray(stored, scale)
+    whole = scale == 1 and bytes_per_chunk is None and groups is None
+    reduced = None if whole else ReducedArray(stored, scale, bytes_per_chunk, groups)
     if isinstance(chunks, str) and chunks == "auto":
         chunks = block_shape(array, stored.axes, array.chunks, batch_size)
         if reduced is not None:  # the same chunks

@@ -62,16 +62,16 @@ class DeepSICAccessor:
         """Open the labels with the options of `deepsic_codec.open_labels`: `index`, `scan`."""
         return open_labels(self.array, **kwargs)
 
-    def preview(self, scale: int = 8) -> xr.DataArray:
+    def preview(self, scale: int = 8, *, bytes_per_chunk: int | None = None, groups: int | None = None) -> xr.DataArray:
         """Return the variable with a part of its rows and columns, lazily: see `deepsic_codec.read_preview`.
 
-        Coordinates are those of the first pixels of blocks. Needs Dask.
+        Coordinates are those of the first pixels of blocks. Limits reduce detail. Needs Dask.
         """
         from deepsic_codec import dask
 
         array = self.array
         axes, names = StoredArray(array).axes, self._variable.dims
-        values = dask.open(array, scale=scale)
+        values = dask.open(array, scale=scale, bytes_per_chunk=bytes_per_chunk, groups=groups)
         sizes = dict(zip(names, values.shape, strict=True))
         parts = {names[axis]: slice(None, None, scale) for axis in (axes.y, axes.x)}
         thinned = self._variable.isel(parts).isel({name: slice(size) for name, size in sizes.items()})
@@ -89,15 +89,15 @@ class DeepSICDatasetAccessor:
     def __init__(self, dataset: xr.Dataset) -> None:
         self._dataset = dataset
 
-    def preview(self, scale: int = 8) -> xr.Dataset:
+    def preview(self, scale: int = 8, *, bytes_per_chunk: int | None = None, groups: int | None = None) -> xr.Dataset:
         """Return those variables with a part of their rows and columns, as `DeepSICAccessor.preview` does."""
         arrays = {name: _find_array(variable.variable._data) for name, variable in self._dataset.data_vars.items()}
         names = [name for name, array in arrays.items() if array is not None and is_deepsic(array)]
         if not names:
             raise UnsupportedArray("the dataset has no variable that is stored with DeepSIC, as it was opened")
-        return xr.Dataset(
-            {name: self._dataset[name].deepsic.preview(scale) for name in names}, attrs=self._dataset.attrs
-        )
+        limits: Any = {"bytes_per_chunk": bytes_per_chunk, "groups": groups}
+        reduced = {name: self._dataset[name].deepsic.preview(scale, **limits) for name in names}
+        return xr.Dataset(reduced, attrs=self._dataset.attrs)
 
 
 def _find_array(data: Any) -> zarr.Array | None:

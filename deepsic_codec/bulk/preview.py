@@ -124,7 +124,7 @@ class ReducedArray(BatchedArray):
     ) -> None:
         check_scale(scale)
         for name, number in (("bytes_per_chunk", bytes_per_chunk), ("groups", groups)):
-            if number is not None and (not isinstance(number, Integral) or int(number) < 1):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or number < 1):
                 raise ConfigurationError(f"{name}: expected a number from 1 on, got {number!r}")
         super().__init__(stored, BATCH)
         self.scale, self._limit, self._groups = scale, bytes_per_chunk, groups
@@ -140,7 +140,11 @@ class ReducedArray(BatchedArray):
     def region_of(self, region: Sequence[slice]) -> Region:
         """Return the region of this array for a region of the array at its full size."""
         axes, parts = self.stored.axes, []
-        if len(region) > self.ndim or not all(isinstance(part, slice) for part in region):
+        if (
+            not isinstance(region, tuple | list)
+            or len(region) > self.ndim
+            or not all(isinstance(part, slice) for part in region)
+        ):
             raise ConfigurationError(f"region: expected a slice for each of up to {self.ndim} axes, got {region!r}")
         for axis, (part, size) in enumerate(zip(region, self.stored.shape, strict=False)):
             start, stop, step = part.indices(size)

@@ -71,6 +71,9 @@ def check_map(
     ExpressionError
         If an expression is wrong, or names a label that the model does not have.
     """
+    if keep is not None and not isinstance(keep, Mapping):
+        expected = "a quality for each expression, such as {'River': 80}"
+        raise ConfigurationError(f"keep: expected {expected}, got {keep!r:.80}")
     if quality_map is None and not keep:
         return None, ()
     check_mapped(params)

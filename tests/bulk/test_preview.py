@@ -68,7 +68,7 @@ def test_groups_of_each_chunk_are_limited(tmp_path):
     assert errors == sorted(errors, reverse=True) and errors[-1] == 0 and len(set(errors)) == 4
     assert sizes == sorted(sizes) and sizes[0] < 0.02 * sizes[-1] + 8000
     assert read_preview(array, scale=8, groups=3).shape == (64, 64, 2)
-    for wrong in (0, -1, 1.5, "9"):
+    for wrong in (0, -1, 1.5, "9", True):
         check_rejects(ConfigurationError, "groups", read_preview, array, groups=wrong)
 
 
@@ -136,7 +136,15 @@ def test_regions_and_dask_read_the_chunks_that_they_need(tmp_path):
         np.testing.assert_array_equal(lazy.compute(), whole)
         np.testing.assert_array_equal(lazy[5:9, ::-7, 1].compute(), whole[5:9, ::-7, 1])
     assert deepsic_codec.dask.open(tmp_path / "a.zarr", scale=4, batch_size=1).chunks == ((64, 64), (64, 64), (2,))
-    for region in ((slice(2, 9),), (slice(0, 9, 2),), (3,), (slice(None),) * 4):
+    limits = {"scale": 4, "groups": 1}
+    coarse = read_preview(tmp_path / "a.zarr", **limits)
+    assert (coarse != whole).any()
+    np.testing.assert_array_equal(deepsic_codec.dask.open(tmp_path / "a.zarr", **limits).compute(), coarse)
+    limits = {"bytes_per_chunk": 3000}
+    np.testing.assert_array_equal(
+        deepsic_codec.dask.open(tmp_path / "a.zarr", **limits).compute(), read_preview(tmp_path / "a.zarr", **limits)
+    )
+    for region in ((slice(2, 9),), (slice(0, 9, 2),), (3,), (slice(None),) * 4, slice(0, 8), 3):
         check_rejects(ConfigurationError, "region", read_preview, tmp_path / "a.zarr", scale=4, region=region)
 
 
@@ -151,5 +159,7 @@ def test_xarray_shows_previews(tmp_path):
         small = dataset.deepsic.preview(scale=4)["image"]
         assert small.dims == image.dims and small.x.values.tolist() == (np.arange(67) * 8.0).tolist()
         np.testing.assert_array_equal(small.values, read_preview(tmp_path, "image", scale=4))
+        coarse = dataset.deepsic.preview(2, bytes_per_chunk=700, groups=1)["image"]
+        np.testing.assert_array_equal(coarse.values, read_preview(tmp_path, "image", scale=2, groups=1))
         assert small.chunks is not None
         check_rejects(UnsupportedArray, "no variable", xarray.Dataset().deepsic.preview)

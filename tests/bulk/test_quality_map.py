@@ -119,6 +119,7 @@ def test_labels_keep_their_quality():
     ("options", "error", "words"),
     [
         ({"keep": {"Rivr": 80}}, ExpressionError, "Rivr"),
+        ({"keep": "River"}, ConfigurationError, "keep: expected a quality for each expression|'River'"),
         ({"keep": {"Bright >": 80}}, ExpressionError, "Bright >"),
         ({"keep": {"Bright": 300}}, ConfigurationError, "keep['Bright']|300"),
         ({"keep": {"Bright": float("nan")}}, ConfigurationError, "keep['Bright']|nan"),
