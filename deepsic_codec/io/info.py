@@ -94,11 +94,13 @@ def describe(
     indices: list[str] = []
     models: list[str] = []
     for path, member in members(node):
+        if any(path.startswith(f"{group}/") for group in indices):
+            continue  # a version of an index, or an array of one
         if isinstance(member, zarr.Group):
             indices += [path] if INDEX in member.attrs else []
         elif embedded.ATTRIBUTE in member.attrs:
             models.append(path)
-        elif not any(path.startswith(f"{group}/") for group in indices):
+        else:
             (arrays if is_deepsic(member) else others).append(_describe(member, None, everything, Counter()))
     return {
         "kind": "group",

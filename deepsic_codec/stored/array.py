@@ -62,7 +62,7 @@ class StoredArray:
         arrays = stored_arrays(open_node(source, name, counter=counter, **kwargs), counter=counter)
         if len(arrays) > 1:
             names = ", ".join(array.path for array in arrays)
-            raise UnsupportedArray(f"expected one array stored with DeepSIC, found {names}; pass its name")
+            raise UnsupportedArray(f"expected one array stored with DeepSIC, found {names}; pass name= for one of them")
         return arrays[0]
 
     def counting(self, counter: Counter) -> "StoredArray":

@@ -30,6 +30,10 @@ def test_a_group_lists_what_is_in_it(place):
     assert found["kind"] == "group" and [one["path"] for one in found["arrays"]] == ["img"]
     assert [(one["path"], one["shape"]) for one in found["other_arrays"]] == [("other", [4])]
     check_rejects(ConfigurationError, "name of the array", describe, place, index="x.zarr")
+    consolidate_labels(place, "img")
+    consolidate_labels(place, "img")
+    found = describe(place)
+    assert found["label_indices"] == ["img_labels"] and len(found["other_arrays"]) == 1
 
 
 def test_an_array_is_counted_exactly(place):

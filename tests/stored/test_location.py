@@ -113,7 +113,7 @@ def test_no_such_node(group, tmp_path):
     check_rejects(UnsupportedArray, "no array or group", open_node, tmp_path / "nothing")
     check_rejects(UnsupportedPayload, "not with DeepSIC", StoredArray.open, group, "other")
     create_array(group, name="b", data=photograph(8, 8, 3))
-    check_rejects(UnsupportedArray, "a/image, b|pass its name", StoredArray.open, group)
+    check_rejects(UnsupportedArray, "a/image, b|pass name= for one of them", StoredArray.open, group)
 
 
 def test_the_group_around_a_node(tmp_path):
