@@ -426,7 +426,7 @@ class Refiner:
 
 def _path_prices(states: list[RefineState]) -> Prices:
     """Return the prices of errors, for all images of a chunk."""
-    curvature = torch.stack([state.weight.mean() * state.curvature().mean((0, 1, 2)) for state in states])
+    curvature = torch.cat([state.weight[:, None] * state.curvature()[:, 0, 0] for state in states])  # of each image
     weights = torch.cat([state.distortion.local[..., 0] for state in states])
     return INTERFERENCE / 4 * curvature.mean(0), weights
 

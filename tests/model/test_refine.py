@@ -158,6 +158,24 @@ def test_images_of_a_batch_do_not_see_each_other(runtime):
         assert abs(len(alone.features) - len(among.features)) <= 0.02 * len(alone.features) + 4
 
 
+def test_images_of_a_chunk_weigh_the_same():
+    """However many are differentiated at once."""
+    image = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)) * 255
+    step, quality = torch.full((3, 4), 0.1), torch.full((3,), 50.0)
+    prices = []
+    for sizes in ((3,), (2, 1), (1, 1, 1)):
+        states, start = [], 0
+        for size in sizes:
+            part = slice(start, start + size)
+            state = refine.RefineState(Distortion(image[part], "ms-ssim"), step[part], quality[part])
+            state._slopes = torch.arange(1.0, 4).reshape(3, 1, 1, 1)[part].expand(-1, -1, -1, 4) ** 5
+            states, start = [*states, state], start + size
+        prices.append(refine._path_prices(states))
+    for price, weights in prices[1:]:
+        torch.testing.assert_close(price, prices[0][0])
+        torch.testing.assert_close(weights, prices[0][1])
+
+
 def test_through_the_codec_with_a_bound():
     image = np.ascontiguousarray(drone_frame()[600:700, 700:780])
     codec = DeepSIC(quality=40, max_error=3, effort=3)
