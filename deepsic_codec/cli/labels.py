@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from deepsic_codec.labels.selection import Match, Selection
 
 MAP_EDGE = 512  # pixels: a map is enlarged to about this size
-MAX_ROWS = 20  # of the table that `query` prints
+MAX_ROWS = 20  # of the table that `query` prints; classes in no chunk are left out of longer ones
 KINDS = {  # keys of a summary of chunks
     "header": "labelled in their headers",
     "features": "from features",
@@ -63,14 +63,19 @@ def run_labels(args: argparse.Namespace) -> None:
         say_json(summary)
         return
     say(_counts(summary))
+    classes = summary["classes"]
+    absent = [name for name, count in classes.items() if not count] if len(classes) > MAX_ROWS else []
     rows = []
-    for name, count in summary["classes"].items():
-        members = [labels.vocabulary.names[i] for i in labels.vocabulary.members(name)]
-        stands_for = " | ".join(members) if members != [name] else ""
+    for name, count in classes.items():
+        if name in absent:
+            continue
+        stands_for = " | ".join(labels.vocabulary.parents.get(name, ()))
         hectares = [_hectares(summary["hectares"][name])] if args.areas else []
         rows.append([name, f"{count:,}", f"{count / max(1, summary['chunks']):.1%}", *hectares, stands_for])
     columns = ["class", "chunks", "of all", *(["hectares"] if args.areas else []), "stands for"]
     say_table(columns, rows, left=["stands for"])
+    if absent:
+        say(f"and {len(absent)} classes in no chunk (--json prints all)")
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import deepsic_codec
 from deepsic_codec import consolidate_labels
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import LabelIndexError
+from tests import stub_runtime
 from tests.common import run_python
 from tests.labels.common import archive, fill
 from tests.labels.test_similarity import archive as archive_with_embeddings
@@ -49,6 +50,19 @@ def test_query_mistakes_point_to_the_place(folder, capsys):
         "  Bright & Drak",
         "           ^",
     ]
+
+
+def test_long_vocabularies_are_told_in_short(stub, tmp_path, monkeypatch, capsys):
+    """Parents by their direct members, and no classes that no chunk shows."""
+    parents = {"Visible": ("Dim", "Bright"), "Anything": ("Visible", "Dark")}
+    vocabulary = stub_runtime.Vocabulary((*stub_runtime.SHADES, *(f"Other{n}" for n in range(20))), parents)
+    times = stub_runtime.ModelInfo("base", "ab" * 32, "ef" * 32, vocabulary)
+    monkeypatch.setattr(stub_runtime, "MODELS", (times,))
+    archive(zarr.storage.LocalStore(tmp_path), shape=(64, 64, 3), chunks=(64, 64, 3))[:] = 200
+    consolidate_labels(tmp_path)
+    lines = run(capsys, "labels", tmp_path)[1].splitlines()
+    assert next(line for line in lines if line.startswith("Anything")).endswith("Visible | Dark")
+    assert all(line.split()[1] != "0" for line in lines[2:-1]) and "classes in no chunk" in lines[-1]
 
 
 def test_labels_and_index(folder, capsys, tmp_path):
