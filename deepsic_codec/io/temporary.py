@@ -1,5 +1,6 @@
 """Files and folders that get their name when they are complete."""
 
+import ctypes
 import glob
 import os
 import shutil
@@ -21,17 +22,30 @@ def complete_only(path: Path, kind: Literal["file", "folder"]) -> Iterator[Path]
         try:
             yield temporary
             if kind == "folder" and path.exists():
-                replaced = temporary.with_suffix(".replaced")
-                with _locked(path):
-                    os.rename(path, replaced)
-                    os.rename(temporary, path)
-                    _remove(replaced)
+                if _exchange(temporary, path):
+                    _remove(temporary)
+                else:
+                    replaced = temporary.with_suffix(".replaced")
+                    with _locked(path):
+                        os.rename(path, replaced)
+                        os.rename(temporary, path)
+                        _remove(replaced)
             else:
                 os.replace(temporary, path)
         except BaseException:
             _remove(temporary)
             raise
     _remove_unused(path)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two folders take each other's names at once, so that there is never none; false where Linux cannot."""
+    try:
+        call = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # another system, or an old library
+        return False
+    folder, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return bool(call(folder, os.fsencode(first), folder, os.fsencode(second), exchange) == 0)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 
+from deepsic_codec.io import temporary
 from deepsic_codec.io.temporary import complete_only
 from tests.common import run_python
 
@@ -7,9 +10,9 @@ pytest.importorskip("fcntl")
 
 
 def write(path, kind, text):
-    with complete_only(path, kind) as temporary:
-        (temporary if kind == "file" else temporary / "a").write_text(text)
-        yield temporary
+    with complete_only(path, kind) as part:
+        (part if kind == "file" else part / "a").write_text(text)
+        yield part
 
 
 def content(path):
@@ -43,6 +46,7 @@ def test_a_process_that_is_killed_between_two_renames_leaves_nothing_in_the_way(
         import os
         from pathlib import Path
         from deepsic_codec.io import temporary
+        temporary._exchange = lambda *names: False
         rename, os.rename = os.rename, lambda *names: rename(*names) or os._exit(0)
         with temporary.complete_only(Path({str(path)!r}), "folder"):
             pass
@@ -61,3 +65,24 @@ def test_nothing_is_left_or_replaced_after_an_error(tmp_path, kind):
     with pytest.raises(OSError, match="full"):
         writer.throw(OSError("full"))
     assert content(path) == "old" and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems replace a folder in two steps")
+def test_a_folder_is_replaced_at_once(tmp_path, monkeypatch):
+    """A process that is killed between two steps would leave none."""
+    path = tmp_path / "copy"
+    path.mkdir()
+    monkeypatch.setattr(temporary.os, "rename", lambda *names: pytest.fail("two steps"))
+    with complete_only(path, "folder") as part:
+        (part / "new").touch()
+    assert [p.name for p in tmp_path.rglob("*")] == ["copy", "new"]
+
+
+def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
+    path = tmp_path / "copy"
+    path.mkdir()
+    (path / "old").touch()
+    monkeypatch.setattr(temporary.ctypes, "CDLL", lambda name: object())
+    with complete_only(path, "folder") as part:
+        (part / "new").touch()
+    assert [p.name for p in tmp_path.rglob("*")] == ["copy", "new"]
