@@ -80,7 +80,7 @@ class PathSchedule:
     temperature : float
         Temperature in the first of them, in bits. It falls to 1 and stays there. At 0, symbols are the best path.
     decided : tuple of int
-        Further rounds: how many groups of the prior are decided after each, and stay as they are.
+        Further rounds: how many groups of the prior are decided after each, and stay as they are. The last decides all.
     pace : (float, float)
         Share of the way to what the slopes ask for that targets move, in the first round and in the last.
     """
@@ -108,6 +108,12 @@ class PathSchedule:
 SCHEDULES = {2: Schedule(3, 0.3, 0.3, 0.2), 3: Schedule(8, 1.0, 0.25, 0.5), 4: Schedule(24, 2.0, 0.25, 0.5)}
 #: Temperature in the last round.
 LAST_TEMPERATURE = 0.2
+#: By level, for paths.
+PATH_SCHEDULES = {
+    2: PathSchedule(3, 0.0, (), (0.7, 0.2)),
+    3: PathSchedule(4, 1.5, (2, 3, 4, 5), (0.4, 0.4)),
+    4: PathSchedule(14, 3.0, (0, 1, 1, 2, 2, 3, 3, 4, 4, 5), (0.3, 0.3)),
+}
 #: Weight of the distortion against lambda of the nominal step, by quality: about as many bits as with effort 1.
 TRADE_QUALITIES, TRADE = (20.0, 50.0), (0.9, 1.25)
 #: Error of symbols that move at the same time, against the sum of the errors that each of them adds alone.
@@ -115,12 +121,6 @@ INTERFERENCE = 1.2
 #: Before anything is measured: the error that a symbol adds to the pixels, against an orthonormal transform, and the
 #: number of latents that this guess weighs as much as. Few for MS-SSIM, in which fine errors weigh less than coarse.
 GUESSED_CURVATURE, GUESS_COUNT = 0.8, {"mse": 32, "ms-ssim": 2}
-#: The same for paths.
-PATH_SCHEDULES = {
-    2: PathSchedule(3, 0.0, (), (0.7, 0.2)),
-    3: PathSchedule(4, 1.5, (2, 3, 4, 5), (0.4, 0.4)),
-    4: PathSchedule(14, 3.0, (0, 1, 1, 2, 2, 3, 3, 4, 4, 5), (0.3, 0.3)),
-}
 #: How far from its present value a symbol of a path may want to be, in steps. Curvature is that of the mean symbol:
 #: others would overshoot.
 REACH = 1.25
@@ -343,7 +343,8 @@ class Refiner:
                 price, weights = _path_prices(states)
                 price[:kept] = DECIDED
                 asked, prices = (2 * targets).cpu(), (price.cpu(), weights.cpu())
-                decided = self._channels[min(groups, len(self._channels) - 1)]
+                last = groups >= len(self._channels) or (temperature and number == schedule.rounds - 1)
+                decided = self._channels[-1 if last else groups]
                 if temperature:
                     expected = paths.expect(asked, (mean.cpu(), index.cpu()), prices, temperature)
                     current[..., kept:] = expected.to(current)[..., kept:] / 2

@@ -209,3 +209,11 @@ def test_chunks_tuned_otherwise_are_no_batch(runtime):
     for tune, among in zip(("mse", "ms-ssim"), together, strict=True):
         assert runtime.encode([image], [40.0], efforts=[3], tunes=[tune])[0].features == among.features
     assert together[0].features != together[1].features
+
+
+def test_the_last_round_decides_all_groups(runtime, monkeypatch):
+    """Also of models with more groups than the schedules know: what is left undecided is no path."""
+    monkeypatch.setitem(refine.PATH_SCHEDULES, 3, refine.PathSchedule(1, 1.0, (1, 2), (0.3, 0.3)))
+    image = np.ascontiguousarray(drone_frame()[None, 600:664, 700:764])
+    before, after = (runtime.encode([image], [60.0], efforts=[effort])[0].features for effort in (1, 3))
+    assert len(after) < len(before)
