@@ -254,7 +254,8 @@ def test_training_sees_what_the_coder_sees(priors):
 
 def test_efforts_and_qualities_with_a_trellis():
     assert uses_trellis(1, 30.0) and not uses_trellis(1, 29.99) and not uses_trellis(0, 80)
-    assert uses_trellis(4, 45.0) and not uses_trellis(4, 44.99)
+    assert uses_trellis(2, 35.0) and not uses_trellis(2, 34.99)
+    assert all(uses_trellis(effort, 45.0) and not uses_trellis(effort, 44.99) for effort in (3, 4))
 
 
 def test_networks_in_floating_point_have_none():
