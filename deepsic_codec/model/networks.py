@@ -19,6 +19,7 @@ Two flags change how a network computes. With `integer` it imitates its integer 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -389,4 +390,9 @@ def step_lambda(quality: Tensor) -> Tensor:
     At high rate an orthonormal transform with step d has dD/dR = -2 ln 2 d^2 / 12 per coefficient; with three samples
     per pixel, lambda = 3 * 12 / (2 ln 2 d^2).
     """
-    return 36 / (2 * math.log(2)) / quality_step(quality) ** 2
+    return lambda_of_step(quality_step(quality))
+
+
+def lambda_of_step(step: Any) -> Any:
+    """As `step_lambda`, of a step in grey levels."""
+    return 36 / (2 * math.log(2)) / step**2

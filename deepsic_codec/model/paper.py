@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KERNELS = (7, 5, 3, 3)
 #: The rates of Table I in bits per pixel, and the strides here.
-RATES = {0.25: (4, 2, 2, 1), 0.5: (4, 2, 2, 1), 1.0: (4, 2, 1, 1), 1.5: (4, 2, 1, 1)}
+RATES = {0.25: (4, 2, 2, 1), 0.5: (4, 2, 1, 1), 1.0: (4, 2, 1, 1), 1.5: (4, 2, 1, 1)}
 
 
 class Convolution(NamedTuple):
@@ -100,6 +100,7 @@ def tensors(arch: PaperArchitecture) -> Table:
         table |= _norm(f"{ANALYSIS}.norms.{number}", n)
         if number:
             table |= _norm(f"{SYNTHESIS}.norms.{at}", n)
+            table |= {f"{network}.slopes.{number - 1}": half((n,)) for network in (ANALYSIS, SYNTHESIS)}
     table[f"{SYNTHESIS}.last_path.weight"] = half((3, n, 1, 1), arch.strides[0] ** -2)
     table[f"{SYNTHESIS}.last_path.bias"] = half((3,))
     w = arch.head_width

@@ -10,11 +10,11 @@
 
     Q(f) or f - 3x3 - 3x3 - mean - fully connected - fully connected
 
-Where the paper leaves a choice open, these networks have: ReLU after each batch normalisation but the last (without it
-the stages would be one linear map); strides 4, 2, 2, 1 for the two lower rates and 4, 2, 1, 1 for the two higher ones;
-independent sigmoids in place of the softmax, so that a cell can be *unknown*; and a lambda1 that training steers until
-the estimated rate is the desired one. Feature maps at 1/8 are folded to 1/16 (2x2 positions become channels), so that
-payloads have the usual grid.
+Where the paper leaves a choice open, these networks have: PReLU after each batch normalisation but the last (without it
+the stages would be one linear map); the nearest value as interpolation; strides 4, 2, 2, 1 for the lowest rate and
+4, 2, 1, 1 for the others; independent sigmoids in place of the softmax, so that a cell can be *unknown*; and a lambda1
+for each rate. Feature maps at 1/8 are folded to 1/16 (2x2 positions become channels), so that payloads have the usual
+grid.
 """
 
 from collections.abc import Mapping
@@ -45,6 +45,11 @@ if TYPE_CHECKING:
 BITS = 6
 
 
+def rectified(x: Tensor, slopes: Tensor) -> Tensor:
+    """PReLU, several times as fast in training as `F.prelu`: (B,C,h,w), with the slopes (C,) of negative values."""
+    return torch.lerp(F.relu(x), x, slopes[:, None, None].to(x.dtype))
+
+
 class Analysis(nn.Module):
     """Feature extraction (paper, III-A)."""
 
@@ -56,8 +61,7 @@ class Analysis(nn.Module):
         self.strides, self.fold = arch.strides, arch.fold
         self.convs = nn.ModuleList(nn.Conv2d(i, n, k, s, k // 2, bias=False) for i, k, s in arch.convolutions)
         self.norms = nn.ModuleList(nn.BatchNorm2d(n) for _ in arch.convolutions)
-        # features of a few steps to begin with: wide ones would have to be unlearned at low rates
-        nn.init.constant_(self.norms[-1].get_parameter("weight"), 0.05)
+        self.slopes = nn.ParameterList(torch.ones(n) for _ in range(3))
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
         """(B,3,H,W) in 0..255 -> (B,C,H/16,W/16), half a step above f(x): rounding then is the paper's ceiling."""
@@ -68,7 +72,7 @@ class Analysis(nn.Module):
             if before is not None:
                 h = h + F.avg_pool2d(before, self.strides[i])  # short path
             before = norm(h)
-            h = F.relu(before) if i < 3 else before
+            h = rectified(before, self.slopes[i]) if i < 3 else before
         half = 0.5 / 2 ** (BITS - 1)
         f = h.float().clamp(half - 1, 1)  # 2^B values of the ceiling, -31..32
         return F.pixel_unshuffle(f, self.fold) + half
@@ -88,6 +92,7 @@ class Synthesis(nn.Module):
             p = (k - s + 1) // 2
             self.convs.append(nn.ConvTranspose2d(n, o, k, s, p, output_padding=s - k + 2 * p))
         self.norms = nn.ModuleList(nn.BatchNorm2d(n) for _ in range(3))
+        self.slopes = nn.ParameterList(torch.ones(n) for _ in range(3))
         self.last_path = nn.Conv2d(n, 3, 1)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
@@ -96,9 +101,10 @@ class Synthesis(nn.Module):
         for i, (conv, stride) in enumerate(zip(self.convs, self.strides, strict=True)):
             path = h if i < 3 else self.last_path(h)
             if stride > 1:
-                path = F.interpolate(path, scale_factor=stride, mode="bilinear")
-            h = conv(h) + path
-            h = F.relu(self.norms[i](h)) if i < 3 else h
+                path = F.interpolate(path, scale_factor=stride, mode="nearest")
+            h = conv(h)
+            h = h + path.to(h.dtype)  # that of autocast, which path need not have
+            h = rectified(self.norms[i](h), self.slopes[i]) if i < 3 else h
         return h.float() * 64 + 128
 
 
@@ -132,17 +138,30 @@ class SemanticHead(nn.Module):
 
 
 class ChannelPrior(nn.Module):
-    """Estimate of the rate in training: a logistic density per channel (equations 5 and 6)."""
+    """Estimate of the rate in training: a logistic density per channel (equations 5 and 6).
+
+    While transforms are trained, its scales follow the magnitudes around a symbol, as the contexts of the coder do.
+    """
 
     def __init__(self, arch: "PaperArchitecture") -> None:
         super().__init__()
-        self.mean, self.index = (nn.Parameter(torch.full((arch.latents,), v)) for v in (0.5, 53.0))
+        self.mean = nn.Parameter(torch.zeros(arch.latents))
+        self.index, self.base = (nn.Parameter(torch.full((arch.latents,), 40.0)) for _ in range(2))
+        self.context = nn.Parameter(torch.zeros(2, arch.latents))
         self.register_buffer("log_scales", log_scales(), persistent=False)
         self.log_scales: Tensor
 
     def forward(self, symbols: Tensor, quality: Tensor, quantised: bool = False) -> tuple[Tensor, Tensor]:
         """Symbols (B,C,h,w) -> mean and scale index of each, same shape."""
         mean, index = (v[None, :, None, None].expand_as(symbols) for v in (self.mean, self.index))
+        if not quantised:
+            size = symbols.abs()
+            neighbours = (9 * F.avg_pool2d(size, 3, 1, 1) - size) / 8
+            totals = F.pad(size.cumsum(1), (0, 0, 0, 0, 9, 0))
+            channels = (totals[:, 8:-1] - totals[:, :-9]) / 8  # the eight before
+            of_neighbours, of_channels = self.context[:, :, None, None]
+            index = self.base[:, None, None] + of_neighbours * (neighbours + 0.05).log()
+            index = index + of_channels * (channels + 0.05).log()
         return mean, index.clamp(0, SCALES - 1)
 
     def bits(self, values: Tensor, mean: Tensor, index: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ def block_rows(x: Tensor) -> Tensor:
     return F.pixel_unshuffle(x, LATENT_STRIDE).permute(0, 2, 3, 1).reshape(-1, BLOCK).cpu().double()
 
 
-def block_klt(photos: Photographs, latents: int, crops: int) -> tuple[Tensor, Tensor]:
-    """Return the basis (latents,768), orthonormal, and the variances (latents,) of blocks of random crops."""
+def block_covariance(photos: Photographs, crops: int) -> Tensor:
+    """Return the covariance float64 (768,768) of blocks of random crops, in units of 64 grey levels."""
     rng = np.random.default_rng(0)
     covariance = torch.zeros(BLOCK, BLOCK, dtype=torch.float64)
     count = 0
@@ -31,20 +31,31 @@ def block_klt(photos: Photographs, latents: int, crops: int) -> tuple[Tensor, Te
         rows = block_rows((photos.crops(50, edge, rng) - 128) / 64)
         covariance += rows.T @ rows
         count += len(rows)
-    values, vectors = torch.linalg.eigh(covariance / count)
-    order = values.argsort(descending=True)[:latents]
-    return vectors[:, order].T.float(), values[order].float()
+    return covariance / count
+
+
+def klt(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` main components, orthonormal rows, of a covariance, and their variances."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors.flip(1)[:, :count].T, values.flip(0)[:count]
 
 
 @torch.no_grad()
 def linear_start(nets: Networks, photos: Photographs, crops: int) -> None:
     """Set the linear paths of both transforms to the KLT, and the prior to the variance of each latent."""
-    basis, variances = block_klt(photos, nets.arch.latents, crops)
+    covariance = block_covariance(photos, crops)
+    basis, variances = (part.float() for part in klt(covariance, nets.arch.latents))
     nets.analysis.linear.weight.copy_(basis[:, :, None, None])
     nets.synthesis.linear.weight.copy_(basis.T[:, :, None, None])
     nets.synthesis.input_scale.copy_(variances.clamp(min=1e-4).rsqrt())
     nets.gains.log2.table.zero_()
     start_scales(nets.prior, variances)
+
+
+def scale_index(scales: Tensor, log_scales: Tensor) -> Tensor:
+    """Return the real-valued indices of logistic scales."""
+    index = np.interp(scales.log().cpu().numpy(), log_scales.cpu().numpy(), np.arange(SCALES))
+    return torch.from_numpy(index).float()
 
 
 @torch.no_grad()
@@ -63,8 +74,7 @@ def start_scales(prior: Prior, variances: Tensor, first: int = 0) -> None:
     # logistic scale of half the standard deviation, in quantiser steps: image
     # coefficients have heavier tails than their variance tells
     scales = 0.3 * variances.sqrt() * 64 / quality_step(knots)[:, None]  # (knots,C)
-    index = np.interp(scales.log().cpu().numpy(), prior.log_scales.cpu().numpy(), np.arange(SCALES))
-    start = (torch.from_numpy(index).float() - SCALES / 2) / 2**SCALE_BITS
+    start = (scale_index(scales, prior.log_scales) - SCALES / 2) / 2**SCALE_BITS
     for network, step in zip(networks, prior.steps, strict=True):
         if step.start >= first:
             network.out_bias.table[:, step.count :] = start[:, step.start - first : step.start - first + step.count]

@@ -53,9 +53,6 @@ class Terms:
 class Networks(nn.Module):
     """All networks that are trained."""
 
-    #: Whether a step depends on the batches before it and on all images of its batch.
-    uses_batch_statistics = False
-
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.arch = arch

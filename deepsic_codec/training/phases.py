@@ -189,7 +189,7 @@ def _joint_phase(run: Run, name: str, steps: int, minutes: float, lr: float) -> 
     """Return a phase that trains with the joint loss."""
     s, groups = run.settings, _joint_groups(run)
     gradients: Callable[..., Measures] = partial(joint_gradients, run)
-    if run.device.startswith("cuda") and not run.nets.uses_batch_statistics:
+    if run.device.startswith("cuda"):
         gradients = Graphs(gradients, [p for group in groups for p in group["params"]])
     images = s.photos_per_step + (s.mosaics_per_step if run.tiles else 0)
     return Phase(name, groups, lambda number, rng: gradients(*_draw(run, number, rng)), steps, minutes, lr, images)

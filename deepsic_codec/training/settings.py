@@ -217,12 +217,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the paper's networks, one rate: --architecture paper-0.25, -0.5, -1.0 or -1.5
     "paper": {
         "architecture": "paper-0.5",
-        "crop": 128,  # section IV-B: 128x128 patches, batches of 32
-        "photos_per_step": 24,
+        "crop": 128,  # section IV-B: 128x128 patches
+        "photos_per_step": 12,
         "mosaics_per_step": 1,
-        "lr": 1e-3,
+        "quality_low": 50.0,  # without effect: measure once
+        "quality_high": 50.0,
+        "lr": 5e-4,
+        "minutes": 15.0,
+        "checkpoint_minutes": 8.0,
+        "prior_minutes": 0.5,
+        "prior_learning_rate": 0.03,
+        "head_minutes": 2.5,
         "head_learning_rate": 1e-3,
-        "prior_minutes": 1.0,
     },
     # one CPU core, seconds: shows that every phase runs, its model is of no use
     "tiny": {

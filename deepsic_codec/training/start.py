@@ -20,6 +20,7 @@ from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.grow import grow
 from deepsic_codec.training.klt import linear_start
 from deepsic_codec.training.loss import Networks
+from deepsic_codec.training.paper import PaperNetworks, paper_start
 from deepsic_codec.training.phases import FLOATING
 from deepsic_codec.training.run import architecture_of, make_networks
 from deepsic_codec.training.settings import Settings
@@ -50,8 +51,11 @@ def starting_networks(
     arch = architecture_of(s, len(tiles.classes) if tiles else 0)
     if not s.start or resumed:
         nets = make_networks(arch)
-        if not resumed and nets.stores_integers:
-            linear_start(nets, photos, s.klt_crops)
+        if not resumed:
+            if isinstance(nets, PaperNetworks):
+                paper_start(nets, photos, s.klt_crops)
+            else:
+                linear_start(nets, photos, s.klt_crops)
         return nets
     old = _networks_of_start(s)
     old.bounded |= old.integer  # trained within bounds: without them, errors of single images grow without limit

@@ -30,7 +30,6 @@ from deepsic_codec.training.data import LabelledTiles, Photographs
 from deepsic_codec.training.finish import write_adapted, write_model
 from deepsic_codec.training.interrupt import Interrupt
 from deepsic_codec.training.log import Log, Row
-from deepsic_codec.training.loss import Networks
 from deepsic_codec.training.measure import measure
 from deepsic_codec.training.phases import FLOATING, PHASES, Phase, planned
 from deepsic_codec.training.process_group import ProcessGroup
@@ -114,7 +113,7 @@ def _prepare(s: Settings, base: ModelInfo | None, log: Log, resumed: bool) -> Ru
     _report_data(s, photos, tiles, log)
     torch.manual_seed(s.seed)
     nets = starting_networks(s, base, photos, tiles, resumed)
-    _check_processes(s, nets, device)
+    _check_processes(s, device)
     nets.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     description = {
         "settings": asdict(s),
@@ -324,16 +323,12 @@ def _device(s: Settings) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _check_processes(s: Settings, nets: Networks, device: str) -> None:
+def _check_processes(s: Settings, device: str) -> None:
     if s.processes == 1:
         return
     if device != "cpu" or not hasattr(os, "fork"):
         raise ConfigurationError(
             "processes: several processes need a CPU and a system that can fork; leave out --processes"
-        )
-    if nets.uses_batch_statistics:
-        raise ConfigurationError(
-            "processes: the paper's networks need statistics of whole batches; leave out --processes"
         )
 
 

@@ -7,14 +7,15 @@ import torch
 from deepsic_codec.errors import ConfigurationError
 from deepsic_codec.model.families import architecture_from
 from deepsic_codec.model.paper import RATES, PaperArchitecture
-from deepsic_codec.model.paper_networks import Analysis, StaticPrior, Synthesis
+from deepsic_codec.model.paper_networks import Analysis, ChannelPrior, StaticPrior, Synthesis, rectified
 from deepsic_codec.model.runtime import LoadedModel
 from deepsic_codec.model.torch_scheduler import TorchScheduler
 from deepsic_codec.samples import drone_frame
 from deepsic_codec.training import train
+from deepsic_codec.training.data import Photographs
 from deepsic_codec.training.evaluate import complexity
 from deepsic_codec.training.loss import Terms
-from deepsic_codec.training.paper import PaperNetworks
+from deepsic_codec.training.paper import STEPS, PaperNetworks, paper_start
 from deepsic_codec.training.settings import PRESETS, Settings
 from tests.common import check_rejects, psnr
 from tests.training.conftest import data  # noqa: F401  # a fixture
@@ -57,17 +58,50 @@ def test_multiplications_are_counted_as_they_are():
     assert cost["prior"] == 0 and cost["decoding"] == cost["synthesis"]
 
 
-def test_rate_is_steered():
-    nets = PaperNetworks(SMALL).train()
+def test_linear_start_is_a_transform_and_its_inverse(data):  # noqa: F811
+    """With room for all components, nothing is lost but what the quantiser rounds and clips."""
+    photos = Photographs([data.photos], 64)
+    x = photos.crops(4, 64, np.random.default_rng(1))
+    for rate, step in STEPS.items():
+        nets = PaperNetworks(PaperArchitecture(rate, (4, 2, 1, 1), filters=192, head_width=4)).train()
+        paper_start(nets, photos, 50)
+        y = nets.analysis(x, torch.ones(4))
+        assert psnr(nets.synthesis(y, torch.ones(4)).detach().numpy(), x.numpy()) > 35
+        stored = torch.round(y * 32) / 32
+        assert (
+            psnr(nets.synthesis(stored, torch.ones(4)).detach().numpy(), x.numpy())
+            > 10 * np.log10(12 * 255**2 / step**2) - 1
+        )
+    assert not any(norm.training for norm in nets.modules() if isinstance(norm, torch.nn.BatchNorm2d))
+
+
+def test_slopes_are_those_of_prelu():
+    x, slopes = torch.randn(2, 5, 3, 3), torch.tensor([1.0, 0.0, -1.0, 0.25, 2.0])
+    torch.testing.assert_close(rectified(x, slopes), torch.nn.functional.prelu(x, slopes))
+
+
+def test_contexts_of_training_leave_the_symbol_itself_out():
+    prior, symbols = ChannelPrior(SMALL), torch.zeros(1, 32, 5, 5)
+    torch.nn.init.ones_(prior.context)
+    quality, other = torch.ones(1), symbols.clone()
+    other[0, 10, 2, 2] = 9
+    before, after = prior(symbols, quality)[1], prior(other, quality)[1]
+    changed = [tuple(place) for place in (before != after).nonzero().tolist()]
+    around = [(0, 10, y, x) for y in (1, 2, 3) for x in (1, 2, 3) if (y, x) != (2, 2)]
+    assert changed == around + [(0, c, 2, 2) for c in range(11, 19)]
+    assert torch.equal(*(prior(s, quality, quantised=True)[1] for s in (symbols, other))), "a file has no contexts"
+
+
+def test_higher_rates_weigh_distortion_more():
     zeros = torch.zeros(2)
-    before = float(nets.log_lambda)
-    nets.loss(Terms(zeros + 3.0, zeros, zeros), zeros)
-    assert float(nets.log_lambda) < before, "too many bits: distortion counts less"
-    before = float(nets.log_lambda)
-    nets.loss(Terms(zeros + 0.2, zeros, zeros), zeros)
-    assert float(nets.log_lambda) > before
-    nets.eval().loss(Terms(zeros + 3.0, zeros, zeros), zeros)
-    assert float(nets.log_lambda) > before, "measuring steers nothing"
+    shares = []
+    for rate in RATES:
+        nets = PaperNetworks(PaperArchitecture(rate, RATES[rate], filters=4, head_width=4))
+        of_rate, of_distortion = (
+            nets.loss(Terms(zeros + r, zeros + d, zeros), zeros) for r, d in ((1.0, 0.0), (0.0, 1.0))
+        )
+        shares.append(float(of_distortion / of_rate))
+    assert sorted(shares) == shares and shares[-1] > 20 * shares[0]
 
 
 def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa: F811

@@ -86,12 +86,10 @@ def test_training_in_two_processes_resumes_exactly(data, tmp_path, monkeypatch):
     assert (resumed.decoder, resumed.head) == (info.decoder, info.head)
 
 
-def test_settings_that_cannot_be_shared_are_refused(data, tmp_path):
+def test_settings_that_cannot_be_shared_are_refused():
     for words, changes in (
         ("photos_per_step 3", {"photos_per_step": 3}),
         ("leave out --threads", {"threads": 2}),
         ("at least 1", {"processes": 0}),
     ):
         check_rejects(ConfigurationError, words, Settings, **{"images": ["x"], "processes": 2} | changes)
-    paper = settings(data, tmp_path, architecture="paper-0.5", processes=2, mosaics_per_step=2)
-    check_rejects(ConfigurationError, "whole batches", train.train, paper)
