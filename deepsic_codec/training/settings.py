@@ -218,7 +218,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "architecture": "paper-0.5",
         "crop": 128,  # section IV-B: 128x128 patches
-        "photos_per_step": 12,
+        "photos_per_step": 8,
         "mosaics_per_step": 1,
         "quality_low": 50.0,  # without effect: measure once
         "quality_high": 50.0,
