@@ -92,7 +92,9 @@ def paper_start(nets: PaperNetworks, photos: Photographs, crops: int) -> None:
     _start_analysis(nets.analysis, stages, nets.arch)
     _start_synthesis(nets.synthesis, stages, nets.arch)
     deviations = stages[-1][1]
-    scales = 0.3 * 2 ** (BITS - 1) * deviations / _units(nets.arch, deviations)  # as in `start_scales`
+    features = deviations / _units(nets.arch, deviations)
+    nets.head.first.weight.div_(features.repeat_interleave(nets.arch.fold**2)[:, None, None].clamp(min=0.02) * 4)
+    scales = 0.3 * 2 ** (BITS - 1) * features  # as in `start_scales`
     index = scale_index(scales, nets.prior.log_scales).repeat_interleave(nets.arch.fold**2)
     for parameter in (nets.prior.index, nets.prior.base):
         parameter.copy_(index)

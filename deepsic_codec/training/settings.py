@@ -228,7 +228,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prior_minutes": 0.5,
         "prior_learning_rate": 0.03,
         "head_minutes": 2.5,
-        "head_learning_rate": 1e-3,
     },
     # one CPU core, seconds: shows that every phase runs, its model is of no use
     "tiny": {
