@@ -32,7 +32,7 @@ ALIASES: dict[str, Alias] = {
     "base": Alias(
         "base-407b2baf",
         "407b2bafba2782513697d52174b6e6d09c8debc301ee57806b02cf789f2d80e4",
-        "70f9b2acba8111c4552ee7c234d3b88250fd683c366b336accf2e3eff10f72cc",
+        "5f8b532a509bd22a604ac80e7d77336813c98ccc51c9cebe2550f19f9a045a30",
     ),
 }
 

@@ -104,6 +104,8 @@ def networks_of(info: ModelInfo, classes: int, option: str = "--from") -> Networ
     Tables over quality pass through fewer points than are stored, so latents may differ by their last bit.
     """
     _, arrays = load_checked(info)
+    if info.values and classes == len(info.vocabulary.classes):  # the last layer stays, without its embedding
+        arrays |= {name: arrays[name][: classes + 1] for name in arrays if name.startswith(f"{HEAD}.out.")}
     try:
         nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1, "head_embedding": 0}))
         _restore(nets, arrays)

@@ -112,6 +112,20 @@ def test_adapted_head_leaves_payloads_readable(trained, data, tmp_path, monkeypa
     assert (after.vocabulary.classes, after.vocabulary.parents) == (mine.vocabulary.classes, mine.vocabulary.parents)
 
 
+def test_training_begins_with_the_scores_of_a_model_with_embeddings():
+    info = find_model("base")
+    nets = networks_of(info, len(info.vocabulary.classes)).eval()
+    nets.head.integer = True
+    tiles = [np.ascontiguousarray(eurosat_mosaic()[None, y : y + 64, :64]) for y in range(0, 512, 64)]
+    quality = torch.full((len(tiles),), 50.0)
+    pixels = torch.from_numpy(np.concatenate(tiles)).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        scores = torch.sigmoid(nets.head(nets.analysis(pixels, quality), quality)) * 255
+    encoded = CpuScheduler(info).encode(tiles, [50.0] * len(tiles), features=False)
+    stored = np.concatenate([one.cells.reshape(1, -1) for one in encoded])[:, : scores.shape[1]]
+    assert info.values > 0 and np.abs(scores.numpy() - stored).max() < 64, "but for the last bits of latents"
+
+
 def test_head_of_other_classes(trained, data, tmp_path):
     """The base model is named, and the new vocabulary has another number of classes."""
     config.set(model_path=trained[1].path)
