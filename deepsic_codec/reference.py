@@ -10,6 +10,7 @@ has no limits but those of the format: a few hostile bytes can ask for much time
 """
 
 import argparse
+import base64
 import hashlib
 import json
 import math
@@ -1646,7 +1647,7 @@ def read_wavelet(
         chunk.shape,
     )
     layout = data.integer(1)
-    if layout:
+    if layout > 1:
         raise Unsupported(f"wavelet section: reserved layout {layout}")
     code, (parts, count) = data.integer(2), divmod(data.integer(1), 8)
     if code > 8191 or count > 4 or (parts > 0) != (count > 0):
@@ -1661,6 +1662,8 @@ def read_wavelet(
     components = bands if matrix is None else len(matrix)
     decoder = WaveletDecoder(stream, code, slices * components, components, cells)
     planes = decoder.decode(rows, columns)
+    if layout:
+        planes = np.stack([corrected(plane, code) for plane in planes])
     planes = planes.reshape(slices, components, rows, columns)
     return samples_of_bands(bands_of_components(planes, matrix), chunk)
 
@@ -1974,6 +1977,138 @@ def lift(z: Array) -> Array:
         sums = (mirrored[..., :-2] + mirrored[..., 2:])[..., start::2]
         z[..., start::2] = bits32(z[..., start::2] - (factor * sums + (1 << 23) >> 24))
     return z
+
+
+# docs/wavelet.md: Filter
+
+
+def corrected(plane: Array, code: int) -> Array:
+    """Correct the numbers of a plane by those around them."""
+    octave, part = divmod(code, 256)
+    centre = (int(plane.min()) + int(plane.max())) >> 1
+    shift, inverse_step = 6 + octave, half_up(2 ** (15 - part / 256))
+    in_steps = (plane - centre) * inverse_step + (1 << shift - 1) >> shift
+    first, *middle, last = filter_layers()
+    # two rows and columns more at each side, copies of the outer ones, to whole squares
+    edges = [(2, 2 + size % 2) for size in plane.shape]
+    x = np.pad(np.clip(in_steps, -(1 << 15), (1 << 15) - 1), edges, "edge")
+    squares = np.stack([x[y::2, x0::2] for y in range(2) for x0 in range(2)])
+    values = np.clip(around(squares, *first), 0, 255)
+    for weight, bias, shifts in middle:
+        sums = np.einsum("oc,cyx->oyx", weight[:, :, 0], values) + bias[:, None, None]
+        values = np.clip(sums >> shifts[:, None, None], 0, 255)
+    outer = np.pad(values, ((0, 0), (1, 1), (1, 1)), "edge")
+    largest = (1 << 15) - 1
+    changes = np.clip(around(outer, *last), -largest, largest)
+    step = half_up(2 ** (15 + part / 256)) << octave
+    result = np.pad(plane, [(0, size % 2) for size in plane.shape])
+    for number, change in enumerate(changes * step + (1 << 26) >> 27):
+        result[number // 2 :: 2, number % 2 :: 2] += change
+    return bits32(result[: plane.shape[0], : plane.shape[1]])
+
+
+def around(values: Array, weight: Array, bias: Array, shifts: Array) -> Array:
+    """Return a layer's results from the 3 x 3 squares around each but the outer ones."""
+    rows, columns = (size - 2 for size in values.shape[1:])
+    sums = np.zeros((len(weight), rows, columns), int) + bias[:, None, None]
+    for tap in range(9):
+        y, x = divmod(tap, 3)
+        part = values[:, y : y + rows, x : x + columns]
+        sums += np.einsum("oc,cyx->oyx", weight[:, :, tap], part)
+    return sums >> shifts[:, None, None]
+
+
+# docs/wavelet.md: the weights, in base 85
+FILTER = (
+    "{`U6;3nKy)5&8B1<23*T2?z-WC-MTU000aX^8x+8^#KO{0{;L4-1Pqs`~Uv~6eRuu_yGJs$p!Q80099E"
+    "{Qvt2{Q&*|*d;AG3LGBszdGsf-5ab14eB?_01FU26zk^O1@!|P+1>CT{sRO6BKHFR00R00|1JOo`Tqm?"
+    "_5B_N{{8_MnEv$-{Q&*|tN_XV0u2oG&h6kPBm(*^?HD8)6YswA)gK-eWwI9L;v!D)|NH^|M4<lp3jhNE"
+    "0S)a3<OBfq00hAO|NjI69{vYc0003000aF2LHqs?`2Yg|0rUI`3IG1$1_H_m0R9630|NK}1ONR10`mqS"
+    "7yShV_yqa`qa*426aNtt=Mnh@1^@NqE&%HP{`L+700RF28v_6S0sja9{7C=*1ONc>{{rs+00IF7(*Xk7"
+    "{{jF2{{I5{Hv9wR1p)y7H_rm<4*vr9{`@WY0RjI80|B5a{Q~{}5D)(q7X1ql_~HTo*!~6X`4ZmX0{iy|"
+    "^X>&e{{smG@D>O50Rsd5_XPg`1pfs66t@Kd{{R2KKm$bk0R9055c=T-{{aC0GHX`^Ar`$)93|6I8t5q%"
+    "FVO^-x*_}u)1|w$6xU1x51;qk0RjR9uH6C41OWj6<Szm4^#B0`{QX=40R;m82m&Vz0RjR40008}xAg%6"
+    "{r~{~FfafB0RRCI0{;2{0RI5;_y7L`0RRC20sry;KNkJL;_wmp0T%%LuLAh`IROCL1L^=D1_KE<00;R3"
+    "0RH~?&kq4(`v4C7^0EaFKLP{s2mm>{0}}uL-~s;X{Q(C3@&XkA2pS&+_9yrVDeel~1oj*p{Lc6Z1PTSJ"
+    "*5@qv2l)8}009334g&x92mSy7W2XNF`2hd$3Ih4}0003C2LBb=000310|ojA10(qv?E4G>_R{+d-vayT"
+    "3kd|={{93a(F4|d{Ra2}{s8{~^A`dO`vL&~@z?_N3I7281pnU+|NjB}_5W_$0s;R3E6VLB{@xfEBm7Ij"
+    "<rx#Z2NWVT9n;<SLntV}{_PI^67TAZ|Nj2~NdW%={sIL5)y)V01pWXj^8ri=0R8~u0|D~A1^@s7`0W7("
+    "zXJsn`0wxiBGnA|VFCnx{rHDI{ty365CYbY`2+;~<m&9o=nc^ECKV46JnjKV;p-(53`HT`6%On8_VbS>"
+    "3*iV3{}KQOKLi2&{0Hp;?9c%B2mS-1-}meP0s#U3Z37<#1^od500IC0<~IQS0ssU5>jne}?*ab;`v|WP"
+    "0sj954FB>p009312;cYW!Swt30p|<SFZ$;f3iaVMA@l0}>j(ot`aB#10uA6900jX9^B4gS1OxN|{73-^"
+    "xdQ_H_xu$100991FaG<v{s8{|0}BESDh2xN`TO<%=idDi3IYjYCHmI)|M~#Mu>TY$0R#j90ssI10u=%D"
+    "0RQy=`4|NG3jP4m{r?ga0RR5}x&R44{r~~~HeW$IOZy-U{Wi&4z_c9X%N;a?oGX#TD<2o2w<Mv)F(MOA"
+    "1qB8L1_cBK1O)^I2L%KM1_cEL1qKBM1qB5K1qB5MR09A2^8f$<76AYN_W%F@!2kdN9RL6TGywnr00IC2"
+    ";Q#;thyefq^8f$;rT_o{rvU%}+W-ImVE_OCngaj;;s5{t1ONa4asmJVH39$tx&QzF@c;k+C;<QfoCE*>"
+    "_y7O@xc~qFlmP$$9RL6TX8-^H#{vKVgaQBnxc~qF1`reM687}-___!C6z1^%`1acK1`+!31MvM5^7#rE"
+    "1<yY7F0=&T+rbp#C4$`c!w%{S)-(X(E5P0-)A-(F2n!Db2J#2^_4yG60`~yO=mGWY^9uFz5(?-Ir3Vra"
+    "6CoJf9S7k07cmO?3h4(JoCvM&xg`WE8VLa)<O|p`?gj?%4FK@}rUw872nYHE0{i|C`vw6G1O5dJ_zVII"
+    "{Nw8h2muES3;g{6rT+}N?fL!)6Al>f0RsUC2KgEQ_UZ%f9rp(Q4haDGAqD9V4GQ`A?h&l|0_W)(?Dq{E"
+    "0wwMt00#7_4gAt8{@3~w6y+2B3-$^D*X$wt5&#GW6(0hc7u*F5^4=5~3lZ}Z;spWD3Jd|<7YOJS;sCS_"
+    "(%vrPIM%xS`tTCu70Cc0gznAiyEqD@5*^z#u=)u!{|OHG4fqlM_W}gY4*}-(0|vee#|ZuX1Lpw+_W2nM"
+    "${`=`D*N`;_7e!HE85)$=+Xm^;~4e|3fTcE-2xXy>o*cBJ^BA>EgRrkIb91F8XghLK_q12)?73+5BfkP"
+    "J_7Fj02B8!;V7l`+P~T}FS_~41nt&NvC<9dA^ZC6`VsIICky!$0@;!B)YjLX9h@ut?$z+;iTlva4*F2%"
+    "5EBXRA_4~P>kA3bE9~Y95Axjy%^4up5aov?+v)Zx1;5<o|M3Ry0Tu)c5()bU1Om<K?g0k@2mucX`UwXI"
+    "^#>*BF3kbk`}_{pB$@CV=m-AXyEQc68k_Vpy#*Iv6#WGK5C@>+3kd-U`*Z60{Ra;a>;VAQ9Nhp5E-n@f"
+    "`}zU?1P(|1`U3+10_yYz0s;jC`~Ld&{viYc00;*K&|=t22_5!G2LZLP?CliU1*OvGsp{F}uOCFdGz`?~"
+    "8|?e6^+o^D5ZI~N=j7HW;Jz=X4$(#-ljEw#2k#Q!|M~^|1qT28{sRgD0{i>?|Mda}{R8#=1r!1Y2c-rI"
+    "4fOF71?uwm?B2!<{q_p>8_Ej&9qRq~tm+xzAMxGp4G`lB<|hpNCI<}&`Vub#B=hSw0rdz$C;=S=79Z~R"
+    "oB#M3%TDpj3k8V%00{ReIiVFY56~#_i?&9>L-8y2K^r&0^dR}_`sU2S=GFo<ERh2!lhOdqxaY{i`u*3$"
+    "0s0642LJs600agF1o^fC`~ds@0|pQP0R8>~0saOF>gyBa=nD|k3Ha3f?D*#C6YBWs>-qmc()Rzp3<D(l"
+    "Cf4NT=`imx>IjV&=*kk-2a&2gx8(KXsrv<_3iLVQ(ckJ&_#Xa78d&8K*|EF~^`YC>HS^N^?Up;#;Tyc@"
+    "1sDz|&&Lz=BnA5o$o5#K`R3~I0_JD^^7`J|IRM|J2M7lU2L}fS2nYuV2?z)X2M7oU2nYuU2nYxU2M7oV"
+    "*$4mtbPxalZU+DWtN;K2PzeA4*98Co>jVG*dHetW0v7-PgB1V(VgmpGMhyS}k;?!7FZuuf>;M1%sS*GH"
+    "@&^C_h35bN;spQzAOHXWNCE%=?f?J)TMGaHO#}b{)an2KItTy&uL1x7Hvj+tIs*Uzx%>bBod5s-bq)Xk"
+    "0u<pV{s8_R0~;Fq;;;Dd72yN^)%5ll!yx$l70lHAEfm@D9q|3u=L8<CozLeC*|+NN(5M0W;w?P$VO{g^"
+    "0{G$wA{x>Y;NKA;+ua^H9?`eY<gwlc&p!1)!VUYpA@JkR?gr=HDX{4=>i`F}5cUo24)y5)*BBN3_0$OY"
+    "9qsS|0}=u>4O$f;vJep*8`1Rv*Bk^9@Al>p6V2QO@aYil7T(s}M6n6|n&w9R>f6)uKE}{yz|Q%-{xjdv"
+    "7!&@}x7ygc%3a?ay3_>N6yD&;^C8et1^BeU<=!3TH&rPJ?FGO0@82T~#NX081;EwK3i|ie((uO+`oh@D"
+    "3<~)2{nHWZ0}%4?<_YQs!~P2c{Qv;`_42a>|LqV85hoc$;}Ieg7}@dz)aCsL_u!lJ-o*Y4r$GYp^du0?"
+    "BQf~p^a@DD05<&+zY+nK8q4zUt1|Kp^71eM=AHEK2p#_d`vV3B`4I*V{tXKa3i1E>`vr^&^$8OJ3m5_B"
+    "6DbY`_X8Xb{~G`f{RIgE2;=zh3=jMQ`3)Y12@m?_BSrP-(FETS_!-zJ;=$4!3d#YqJ;d}k(d1GE=vedE"
+    ">ix_7ISTz02mcro#Ps<6@#odE_$&zA{2vm{FFWS$tWf<3=J*o>q%<fB5HK1f9?#n6A6xTNwFw3JU?ITe"
+    "tR*W60|6oXtS%Y{qx$j~0`vFt87KH>=>Rwiy4lL)C`Sa&+W{l`{72Z7%?K1eE5r!*M%e-d(hTMSy4oAz"
+    "rb*556%hRFTUgg3-Txmx3)AQG2Zj5<;#ey8$rLKR(D>)0)2zYJ1?nI{#q-?I2H48S`xzwm$jzI&1laKN"
+    "2p#+W{sIRG`40sM1Q`(+4DJ7$2N(Yo><k0?APE2F0oecy<o5B`&`%rzz2^co`ugY4$`1s6i~a2RVF|~;"
+    "_6y$#?B%!Q6Z_}$%nKO)Deu<n1>Ecw-6{L)0r271<et9$)Zxa*%?+;er_A!j0u9f!0RA$z(CjDY2OEsr"
+    "-U2!B&+|F)5FwUKwe24`^vDeIBeTat&eYu-#Oc_x1TN?Pn*$0503ZJq0s{sg5$X2v1K$Au_X-*U5CID6"
+    "F2m&6+6FS~7Dv<ski`)>D7x6r_DA3u|I4uR6vXZD_AfN#ND2cF0TtB#?CBFL8rI9~2@e7a)cz;@78WA{"
+    "6z|gH;`8hK6Q>%!sQd2);`lu61s5g&>K9H61!(j5!bh+w>$>#o7E0O<w5x6o1kvUF60q|!;pFN9_2Tge"
+    "0mo+!-1W`q;;rE+oCh-Z037e^SLfyv*hB5-->(Aq0}}w{`Xc=0^A_|B*#Wc=$L|IP{ObVq<n;#t2KxN{"
+    "2nYxX2nh)Y2M7oV2nYxX2nY!Y2nYuW2nY!X2nYxV)d>Iqy8r+H$MgUHiRl0T83h0U5Y_+xujK##cLx9f"
+    "A_M>c>;V7(g$Muuf(rlubqD|efdv2nRQ><|tQP<P?g#(?2?PKDKo0-_wB!H(-w6N!?g#(?5&{4K5byv0"
+    "RRsV5DGLAq;ne^CF8}}k=luWw8wmgafdBvijspMy{`C0*2?YWL{Td_s9NO;s?*#nV^C9vE4*Uf56&mFO"
+    "=NS<U4H5qo{{8^>_X`0L@ACBK;s6~0^4$6B2=NL7#rymJBMR&aF#hxv{L}*J@dNkw{`Bt%3kU5T{Ixv="
+    "{tpKU69fR>`Ty+r0sH&~P5=A#`|=9?{uuuI;{yH%{`>(3{{;pB{0IHi0R#X9*8&U!?gI!6{1@Q`;tLM)"
+    "A^HCW1O@2=2LuTW1M12c_V4W9@%{GjPyqD>|0fF!>CpcX0q+OZ-ZJ3lI{X6V`uP9i`Q;7_{3-i6(BS_5"
+    "{r&s~`p*dg2L=NM{1Nu_83G{p-~J*c`uP0*?Cbve0SN{Q0T@9G@8byM-3|m0{r(UG@%H}l<?<c`=^Y>m"
+    "0`mY7zb69#4Dws(4D;^+>;2yD|L_eP_W}<M<`D7^`UMvG1pp5d#4`N$`Op5)81otw5FP0N3+~nC>;v}@"
+    ";M?pRBLx2WBoy-=0n!NY;R^5a5%=;G{sH$70p1N2009d8^z;E49RLst1pEF7+1LOD{^C#G0N?@r81eZB"
+    "{}sq8{09X56YT;L@B{nz^VA>y|M&eJ`~U&@`Rpb81PuQX_xU#B0tEW(<^JXU8R+#H`wtWL^#c9`4=eK`"
+    "4BFcS3G5Z_$t()e931@K4G<6X?<?;I2mcoi6T<oh1O@^J{mKOa^a241`SAAv)BF<u)BgW)_5SJn2)`2J"
+    "K=%at1MNv2@B8cj%>)wm4ckHK0O<zo|JD=|=M5no|L^z~HVf<3`t2PAP3P?C_5K_O3={qU2i*DZ`}_t9"
+    "65R6$2?_n}<Mt*T`U?IT^7;oA2lxK)Aoe2s-}ngw;|2N$3Kq{29T5a6^xXjU+4|1?5OnqK;_?6d|HC`@"
+    "+bRkI3IhEO0sFrC`~v{~B?t%y|MwUK1^f2__y_nB{2b)~;v5C{0|W#A{OlSH_y+>f?inBt`~Cz38ode6"
+    "O$7D+{tEpJ^!5i5_Wt_;>Imrt2=@aJ$^jAB2`VH1@52%d^Y9Ar^Y+i(WB2s>`w;#M4Gj$p{0aRa1nvmz"
+    "^#1+*0tEXCBK_h31P%ZI0Rbfi2m=J>`|=$74eS2IG5{Uz{0JZf5gQBMybt*c`z#3q#}W4C-TM;r-!T&g"
+    "2I~G0{5}f61n~t6`#A0N`s(u)9rOeo&;bAg^#mjO76lmu1P2HH%=r}BG5_Z7>>K6;^%ME>3JV4C4-NJR"
+    "@A>@_5AqZ25gQ6G0o4ox$pPc&9X~M*&(i@1{p$Vt^a&IE_xktq^#Lk4{{995=k^5r{rnLB=qTC(ANKtE"
+    "2Lw3C39Uf;8TA&vHs?dn0r>{+#5)H|@csP;0Pytj{w4qN`|wTX1iS|B2i@BN3lts-1PJ{N`1c6};vgRv"
+    "6~pBe+xHCt>lEL>IV<M@`tkGeAL{4w|L+Y99L)9-`276)^*`<X7Xt$K{RJ!H+zt8#3Iqf6_yG6>4(AHv"
+    "P3H>H2JJNh{1q(n&gBjE1py8I=oj+s=imnh*&`hf2L}fSUjP6AHUIzsN&o-=!vFvO"
+)
+
+
+def filter_layers() -> list[tuple[Array, Array, Array]]:
+    """Return weights (outputs, inputs, taps), biases and shifts of all layers."""
+    data, layers = np.frombuffer(base64.b85decode(FILTER), np.int8), []
+    for outputs, inputs, taps in ((32, 4, 9), (32, 32, 1), (32, 32, 1), (4, 32, 9)):
+        size = outputs * inputs * taps
+        weight, shifts, data = data[:size], data[size : size + outputs], data[size + outputs :]
+        bias, data = data[: 4 * outputs].view("<i4"), data[4 * outputs :]
+        shape = outputs, inputs, taps
+        layers.append((weight.reshape(shape).astype(int), bias.astype(int), shifts.astype(int)))
+    return layers
 
 
 # docs/wavelet.md: Components to bands, Bands to samples

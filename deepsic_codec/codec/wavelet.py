@@ -38,6 +38,7 @@ from deepsic_codec.payload.value_range import Ranges
 from deepsic_codec.payload.wavelet import (
     FLOAT_LEVELS,
     Wavelet,
+    each_plane,
     from_integers,
     make_checkpoints,
     rounded,
@@ -47,7 +48,7 @@ from deepsic_codec.payload.wavelet import (
 
 # Step of the trellis whose error is that of quantising to whole steps, at high rates; the qualities mean these.
 STEP_GAIN = 1.15
-REACHED_ERROR = 1.1  # errors of wavelets, as a share of the estimated ones, at moderate rates
+REACHED_ERROR = 1.07  # errors of wavelets, as a share of the estimated ones, at moderate rates
 MAX_TRIALS = 9  # two are enough where rates fall evenly
 SHORT = 0.1  # an error beyond its target by more octaves than that is not accepted, if a smaller one is possible
 CLOSE_BYTES, CLOSE_ERROR = 0.02, 0.02  # a trial this close to its target ends the search, in octaves
@@ -55,6 +56,7 @@ MAX_MAGNITUDE = 1 << 22  # largest coefficient, in steps of the planes times 16
 SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
 # Root mean square error, as a share of the gap between levels, up to which the nearest level has the smaller error.
 MAX_SNAPPED = 0.25
+FILTERED_BELOW = 3.0  # bits per sample of components, above which the filter of decoders gains nothing
 GUESS = 1 / 64  # step for which a spectral transform is chosen before a search, as a share of the range
 # With many bands, components whose root mean square is below this share of the step are left out, and their rows.
 LEFT_OUT_FROM, LEFT_OUT = 16, 1 / 4
@@ -91,7 +93,18 @@ def decode_wavelet(
     count = bands if matrix is None else len(matrix)
     narrow = np.int16 if dtype.itemsize == 1 else np.int32
     components = wavelet.decode((slices, count, height, width), done, quality_map, narrow)
+    if not done:
+        components = _filtered(wavelet, components)
     return _restored(components, matrix, dtype, ranges), halvings - done
+
+
+def _filtered(wavelet: Wavelet, components: NDArray[Any]) -> NDArray[Any]:
+    """Filter decoded components of the whole size, where a wavelet asks for it."""
+    if not (wavelet.filtered and wavelet.whole):
+        return components
+    from deepsic_codec.codec.wavelet_filter import filter_plane
+
+    return each_plane(components, lambda plane: filter_plane(plane, wavelet.code))
 
 
 def _restored(
@@ -107,7 +120,7 @@ def _restored(
     return samples
 
 
-def _components(values: NDArray[Any], matrix: Matrix | None) -> NDArray[Any]:
+def components_of(values: NDArray[Any], matrix: Matrix | None) -> NDArray[Any]:
     """Return the components (slices, components, height, width), int16 if they fit, of integers with bands last."""
     slices, height, width, bands = values.shape
     # Rows are orthonormal, so that no component is longer than a pixel.
@@ -158,7 +171,7 @@ class _Part:
         if values.shape[-1] > 1 and params.spectral != NO_SPECTRAL:
             matrix = None if isinstance(params.spectral, str) else np.array(params.spectral)
             self.matrix = spectral.choose(values, coded.mask, step, matrix)
-        components = _components(values, self.matrix)
+        components = components_of(values, self.matrix)
         del values
         self._sizes = np.full(components.shape[1], np.inf)  # of components that a large step leaves out
         if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
@@ -188,7 +201,8 @@ class _Part:
         if last:
             self.coefficients = planes
         planes = planes if len(kept) == planes.shape[1] else planes[:, kept]
-        return Wavelet(code, stream, make_checkpoints(stream, lengths)), planes
+        filtered = 8 * len(stream) < FILTERED_BELOW * planes.size
+        return Wavelet(code, stream, make_checkpoints(stream, lengths), filtered=filtered), planes
 
     def decode(self, wavelet: Wavelet, components: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""
@@ -197,6 +211,7 @@ class _Part:
             shape = slices, int(self._kept(wavelet.code).sum()), height, width
             components = wavelet.decode(shape, quality_map=self.quality_map)
         scaled, levels = self.scaled, self._levels_of(wavelet)
+        components = _filtered(wavelet, components)
         samples = _restored(components, self._matrix_of(wavelet.code), scaled.samples.dtype, scaled.coded_ranges)
         if levels is not None:
             samples = Structure(levels).nearest(samples)

@@ -44,6 +44,7 @@ TARGETS = {
 #: Modules with functions that Python calls.
 MODULES = (
     "codec.jacobi",
+    "codec.wavelet_filter",
     "codec.wavelet_rate",
     "labels.vectors",
     "model.cpu.dot",

@@ -13,7 +13,7 @@ from deepsic_codec.payload.fields import Header
 from deepsic_codec.payload.quality_map import QualityMap
 from deepsic_codec.payload.steps import FRACTION_BITS, STEPS
 
-PLAIN = 0  # layout
+PLAIN, FILTERED = 0, 1  # layouts
 _FIXED = 4  # bytes before the checkpoints: layout, code of the step, numbers of levels and parts
 MAX_CHECKPOINTS = 4  # reduced sizes down to 1/16
 PARTS, MAX_FOURS = 4, 31  # a stream is divided into a multiple of so many parts, up to so many times
@@ -35,12 +35,15 @@ class Wavelet:
         Bytes from the start of the stream that hold planes at reduced sizes, ascending: the last one those at a half.
     whole : bool
         Whether `stream` is all of it.
+    filtered : bool
+        Whether decoded components are meant to be filtered, which `decode` leaves to its caller.
     """
 
     code: int
     stream: bytes
     checkpoints: tuple[int, ...] = ()
     whole: bool = True
+    filtered: bool = False
 
     def decode(
         self,
@@ -140,7 +143,7 @@ def to_components(coefficients: NDArray[Any], halvings: int = 0) -> NDArray[Any]
     from deepsic_codec.payload.coders.wavelet import inverse
 
     height, width = (ceil_div(size, 1 << halvings) for size in coefficients.shape[2:])
-    return _each_plane(coefficients, lambda plane: inverse(plane, halvings))[..., :height, :width]
+    return each_plane(coefficients, lambda plane: inverse(plane, halvings))[..., :height, :width]
 
 
 def to_coefficients(components: NDArray[Any]) -> NDArray[Any]:
@@ -150,11 +153,11 @@ def to_coefficients(components: NDArray[Any]) -> NDArray[Any]:
     """
     from deepsic_codec.payload.coders.wavelet import split
 
-    return _each_plane(components, split)
+    return each_plane(components, split)
 
 
-def _each_plane(planes: NDArray[Any], transform: Callable[[NDArray[np.int32]], NDArray[np.int32]]) -> NDArray[Any]:
-    """Transform each plane, in place or as int32."""
+def each_plane(planes: NDArray[Any], transform: Callable[[NDArray[np.int32]], NDArray[np.int32]]) -> NDArray[Any]:
+    """Transform each plane of int32 or int16 (slices, components, height, width), in place or as int32."""
     from deepsic_codec.payload.coders.subbands import fits_int16
 
     for place in np.ndindex(planes.shape[:2]):
@@ -181,7 +184,11 @@ def encode_wavelet(wavelet: Wavelet) -> bytes:
 
     levels, size = len(wavelet.checkpoints), len(wavelet.stream)
     fours = max(1, min(MAX_FOURS, size // MIN_CHECKED)) if levels else 0
-    start = bytes((PLAIN,)) + wavelet.code.to_bytes(2, "little") + bytes((fours << 3 | levels,))
+    start = (
+        bytes((FILTERED if wavelet.filtered else PLAIN,))
+        + wavelet.code.to_bytes(2, "little")
+        + bytes((fours << 3 | levels,))
+    )
     start += b"".join(length.to_bytes(4, "little") for length in wavelet.checkpoints)
     checksums, crc, before = [], crc32c(start), 0
     for end in _ends(wavelet.checkpoints, PARTS * fours, size):
@@ -202,7 +209,7 @@ def decode_wavelet(data: bytes, header: Header | None = None) -> Wavelet:
     """
     if len(data) < _FIXED:
         raise CorruptPayload(f"wavelet section: {len(data)} bytes, expected at least {_FIXED}")
-    if data[0] != PLAIN:
+    if data[0] not in (PLAIN, FILTERED):
         raise UnsupportedPayload(f"wavelet section: unknown layout {data[0]}; upgrade deepsic_codec")
     code = data[1] | data[2] << 8
     if code >= STEPS:
@@ -216,7 +223,7 @@ def decode_wavelet(data: bytes, header: Header | None = None) -> Wavelet:
     checkpoints = tuple(int.from_bytes(data[place : place + 4], "little") for place in range(_FIXED, first, 4))
     if list(checkpoints) != sorted(checkpoints):
         raise CorruptPayload("wavelet section: the lengths of checkpoints fall")
-    return Wavelet(code, data[start:], checkpoints)
+    return Wavelet(code, data[start:], checkpoints, filtered=data[0] == FILTERED)
 
 
 def from_integers(values: NDArray[np.int32], dtype: np.dtype[Any], ranges: NDArray[Any] | None) -> NDArray[Any]:

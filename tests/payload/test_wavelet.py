@@ -544,7 +544,7 @@ WRONG = {
     "short": (b"\0\1\0", CorruptPayload, "3 bytes"),
     "step 8192": (b"\0\0\x20\0", CorruptPayload, "step 8192, expected 0 to 8191"),
     "step 65535": (b"\0\xff\xff\x0023", CorruptPayload, "step 65535"),
-    "layout 1": (b"\1\0\0\0", UnsupportedPayload, "unknown layout 1"),
+    "layout 2": (b"\2\0\0\0", UnsupportedPayload, "unknown layout 2"),
     "five checkpoints": (b"\0\0\0\x0d" + bytes(60), CorruptPayload, "5 checkpoints and 4 parts"),
     "checkpoints without parts": (b"\0\0\0\2" + bytes(60), CorruptPayload, "2 checkpoints and 0 parts"),
     "parts without checkpoints": (b"\0\0\0\x20" + bytes(60), CorruptPayload, "0 checkpoints and 16 parts"),
