@@ -2008,7 +2008,7 @@ def corrected(plane: Array, code: int) -> Array:
 
 
 def around(values: Array, weight: Array, bias: Array, shifts: Array) -> Array:
-    """Return a layer's results from the 3 x 3 squares around each but the outer ones."""
+    """Return a layer's results, which see the 3 x 3 squares around each."""
     rows, columns = (size - 2 for size in values.shape[1:])
     sums = np.zeros((len(weight), rows, columns), int) + bias[:, None, None]
     for tap in range(9):
@@ -2104,10 +2104,11 @@ def filter_layers() -> list[tuple[Array, Array, Array]]:
     data, layers = np.frombuffer(base64.b85decode(FILTER), np.int8), []
     for outputs, inputs, taps in ((32, 4, 9), (32, 32, 1), (32, 32, 1), (4, 32, 9)):
         size = outputs * inputs * taps
-        weight, shifts, data = data[:size], data[size : size + outputs], data[size + outputs :]
+        weight, shifts = data[:size], data[size : size + outputs]
+        data = data[size + outputs :]
         bias, data = data[: 4 * outputs].view("<i4"), data[4 * outputs :]
-        shape = outputs, inputs, taps
-        layers.append((weight.reshape(shape).astype(int), bias.astype(int), shifts.astype(int)))
+        weight = weight.reshape(outputs, inputs, taps)
+        layers.append((weight.astype(int), bias.astype(int), shifts.astype(int)))
     return layers
 
 
