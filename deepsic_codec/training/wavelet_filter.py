@@ -151,9 +151,9 @@ def integers(net: WaveletFilter) -> bytes:
         exact = weight.flatten(1).double() * 2.0 ** places[:, None]
         whole = exact.round()
         if number == 0:
-            for row, wanted in zip(whole, exact, strict=True):  # weights that rounding moved most take up the sum
+            for row, scaled in zip(whole, exact, strict=True):  # weights that rounding moved most take up the sum
                 excess = int(row.sum())
-                moved = ((row - wanted) * (1 if excess > 0 else -1)).argsort(descending=True)[: abs(excess)]
+                moved = ((row - scaled) * (1 if excess > 0 else -1)).argsort(descending=True)[: abs(excess)]
                 row[moved] -= 1 if excess > 0 else -1
         whole = whole.clamp(-127, 127)
         shifts = places + bits - out_bits
