@@ -93,7 +93,8 @@ def paper_start(nets: PaperNetworks, photos: Photographs, crops: int) -> None:
     _start_synthesis(nets.synthesis, stages, nets.arch)
     deviations = stages[-1][1]
     features = deviations / _units(nets.arch, deviations)
-    nets.head.first.weight.div_(features.repeat_interleave(nets.arch.fold**2)[:, None, None].clamp(min=0.02) * 4)
+    sizes = 4 * features.repeat_interleave(nets.arch.fold**2).clamp(min=0.02)  # of what the head's first layer sees
+    nets.head.get_submodule("first").get_parameter("weight").div_(sizes[:, None, None])
     scales = 0.3 * 2 ** (BITS - 1) * features  # as in `start_scales`
     index = scale_index(scales, nets.prior.log_scales).repeat_interleave(nets.arch.fold**2)
     for parameter in (nets.prior.index, nets.prior.base):
