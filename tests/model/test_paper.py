@@ -72,6 +72,9 @@ def test_linear_start_is_a_transform_and_its_inverse(data):  # noqa: F811
             psnr(nets.synthesis(stored, torch.ones(4)).detach().numpy(), x.numpy())
             > 10 * np.log10(12 * 255**2 / step**2) - 1
         )
+        sizes, weights = (t.square().mean((0, 2, 3)).sqrt() for t in (y, nets.head.first.weight))
+        of_head = (sizes * weights)[sizes > 0.03]
+        assert of_head.max() < 6 * of_head.min(), "the head sees all features about equally"
     assert not any(norm.training for norm in nets.modules() if isinstance(norm, torch.nn.BatchNorm2d))
 
 
