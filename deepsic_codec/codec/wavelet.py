@@ -56,7 +56,9 @@ MAX_MAGNITUDE = 1 << 22  # largest coefficient, in steps of the planes times 16
 SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
 # Root mean square error, as a share of the gap between levels, up to which the nearest level has the smaller error.
 MAX_SNAPPED = 0.25
-FILTERED_BELOW = 3.0  # bits per sample of components, above which the filter of decoders gains nothing
+# The filter is tried on the first components of the middle of a chunk, with a step of each half octave. It has to lower
+# the squared error by one part in so many.
+TRIED_COMPONENTS, TRIED_EDGE, LEAST_GAIN = 4, 128, 200
 GUESS = 1 / 64  # step for which a spectral transform is chosen before a search, as a share of the range
 # With many bands, components whose root mean square is below this share of the step are left out, and their rows.
 LEFT_OUT_FROM, LEFT_OUT = 16, 1 / 4
@@ -105,6 +107,11 @@ def _filtered(wavelet: Wavelet, components: NDArray[Any]) -> NDArray[Any]:
     from deepsic_codec.codec.wavelet_filter import filter_plane
 
     return each_plane(components, lambda plane: filter_plane(plane, wavelet.code))
+
+
+def _squares(one: NDArray[Any], other: NDArray[Any]) -> int:
+    """Return the sum of squared differences of integers, which is the same on all machines."""
+    return int(np.square(one.astype(np.int64) - other).sum())
 
 
 def _restored(
@@ -176,6 +183,13 @@ class _Part:
         self._sizes = np.full(components.shape[1], np.inf)  # of components that a large step leaves out
         if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
             self._sizes[1:] = spectral.root_mean_squares(np.moveaxis(components[:, 1:], 1, -1))
+        slices, _, height, width = components.shape
+        edges = (min(size, TRIED_EDGE) for size in (height, width))
+        rows, columns = (
+            slice((size - edge) // 2, (size + edge) // 2) for size, edge in zip((height, width), edges, strict=True)
+        )
+        self._tried = components[slices // 2, :TRIED_COMPONENTS, rows, columns][None].copy()
+        self._gains: dict[int, bool] = {}  # whether the filter lowers the error, by half octaves of codes
         #: int16, or int32 where they do not fit (slices, components, height, width); those that `encode` left, if last.
         self.coefficients = to_coefficients(components)
         del components
@@ -201,8 +215,23 @@ class _Part:
         if last:
             self.coefficients = planes
         planes = planes if len(kept) == planes.shape[1] else planes[:, kept]
-        filtered = 8 * len(stream) < FILTERED_BELOW * planes.size
+        filtered = self._filter_gains(code)
         return Wavelet(code, stream, make_checkpoints(stream, lengths), filtered=filtered), planes
+
+    def _filter_gains(self, code: int) -> bool:
+        """Tell whether the filter lowers the error, which it does not of noise, with about the step of a code."""
+        from deepsic_codec.payload.coders.subbands import encode_planes
+
+        part = code // (PER_OCTAVE // 2)
+        if part not in self._gains:
+            middle = max(part * PER_OCTAVE // 2 + PER_OCTAVE // 4, self.min_code)
+            _, _, planes = encode_planes(to_coefficients(self._tried.copy()), middle, keep=True)
+            decoded = to_components(planes)
+            plain = _squares(decoded, self._tried)
+            tried = Wavelet(middle, b"", filtered=True)
+            gained = plain - _squares(_filtered(tried, decoded), self._tried)
+            self._gains[part] = LEAST_GAIN * gained > plain
+        return self._gains[part]
 
     def decode(self, wavelet: Wavelet, components: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""
