@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from deepsic_codec import DeepSIC, config
+from deepsic_codec.codec import wavelet_filter
 from deepsic_codec.codec.decode import parse_payload
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as h
-from deepsic_codec.payload.limits import check_size
+from deepsic_codec.payload.limits import FILTER_BYTES, check_size
 from deepsic_codec.payload.sections import FEATURES
 from tests.common import check_rejects, photograph, run_python
 
@@ -100,6 +101,19 @@ def test_a_chunk_that_takes_too_much_memory_is_refused_beforehand(options, dtype
     with config.set(max_memory=100 * 80 * cost - 1):
         message = check_rejects(UnsupportedPayload, "max_memory", codec.decode, payload)
     assert "decoding a chunk of shape (100, 80, 3)" in message
+
+
+def test_filters_of_long_rows_count():
+    """They take more memory than the samples."""
+    width = 64_000
+    memory = wavelet_filter._memory(width, 8)
+    assert sum(part.nbytes for part in memory) < 1.001 * FILTER_BYTES * width
+    codec = DeepSIC(axes="yx", semantics="none", transform="wavelet", quality=60)
+    payload = codec.encode(np.tile(photograph(1, 640), 100))
+    with config.set(max_memory=(28 + FILTER_BYTES) * width):
+        codec.decode(payload)
+    with config.set(max_memory=(28 + FILTER_BYTES) * width - 1):
+        check_rejects(UnsupportedPayload, "max_memory", codec.decode, payload)
 
 
 def test_a_chunk_without_data_takes_the_memory_of_its_samples():
