@@ -197,7 +197,8 @@ def _in_steps(
         error, largest, least = allowed, inf, 0.0
     elif 8 * wavelet.nbytes <= STEPS_FROM * samples:
         return None
-    step = error * sqrt(12)
+    # Of integers, a step has to be a whole number: a little more than a bound asks for, so that none is missed.
+    step = error * sqrt(12) * (1.0 if limit is None else 1.1)
     best: list[Residual] | None = None
     for _ in range(MAX_STEPS):
         # An error of a grid is repeated, so its step is finer by its factor.

@@ -218,6 +218,14 @@ class _Part:
         filtered = self._filter_gains(code)
         return Wavelet(code, stream, make_checkpoints(stream, lengths), filtered=filtered), planes
 
+    def _rounded(self, tried: NDArray[Any]) -> NDArray[Any]:
+        """Return the integers that tried components give; of more bands than are tried, the components."""
+        values = tried.astype(np.int32)
+        if self.matrix is None:
+            return rounded(values)
+        few = len(self.matrix) <= TRIED_COMPONENTS
+        return spectral.inverse(np.ascontiguousarray(np.moveaxis(values, 1, -1)), self.matrix) if few else values
+
     def _filter_gains(self, code: int) -> bool:
         """Tell whether the filter lowers the error, which it does not of noise, with about the step of a code."""
         from deepsic_codec.payload.coders.subbands import encode_planes
@@ -226,10 +234,10 @@ class _Part:
         if part not in self._gains:
             middle = max(part * PER_OCTAVE // 2 + PER_OCTAVE // 4, self.min_code)
             _, _, planes = encode_planes(to_coefficients(self._tried.copy()), middle, keep=True)
-            decoded = to_components(planes)
-            plain = _squares(decoded, self._tried)
+            decoded, exact = to_components(planes), self._rounded(self._tried)
+            plain = _squares(self._rounded(decoded), exact)
             tried = Wavelet(middle, b"", filtered=True)
-            gained = plain - _squares(_filtered(tried, decoded), self._tried)
+            gained = plain - _squares(self._rounded(_filtered(tried, decoded)), exact)
             self._gains[part] = LEAST_GAIN * gained > plain
         return self._gains[part]
 

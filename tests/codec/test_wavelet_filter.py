@@ -76,6 +76,16 @@ def test_who_is_filtered():
     assert not wavelet_of(DeepSIC(**WAVELETS).encode(np.full((64, 64, 3), 7, "u1"))).filtered  # nothing to gain
 
 
+def test_gains_are_those_of_whole_samples():
+    """Where most samples come back as they were, corrections of less than a half can only harm."""
+    rng = np.random.default_rng(1)
+    image = (2000 + rng.integers(-1, 2, (128, 128)) + 40 * (np.arange(128) // 32 % 2)).astype("u2")
+    part = wavelet._Part.__new__(wavelet._Part)
+    part.matrix = None
+    components = (image.astype(np.int32) << 4)[None, None]
+    np.testing.assert_array_equal(part._rounded(components + 7), image[None, None])
+
+
 def test_weights_are_those_of_the_page():
     page = (ROOT / "docs" / "wavelet.md").read_text()
     text = re.search(r"<!-- filter -->\n```text\n(.*?)```", page, re.S)[1]
