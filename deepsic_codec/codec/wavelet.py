@@ -29,7 +29,7 @@ from deepsic_codec.codec.structure import (
     without_padding,
 )
 from deepsic_codec.payload.constants import deep_quality, deep_step
-from deepsic_codec.payload.quality_map import QualityMap
+from deepsic_codec.payload.quality_map import CELL, QualityMap
 from deepsic_codec.payload.sections import QUALITY_MAP, SPECTRAL, STRUCTURE, WAVELET, Section
 from deepsic_codec.payload.spectral import Matrix
 from deepsic_codec.payload.steps import FRACTION_BITS, PER_OCTAVE, STEPS, UNIT, step_code, step_of
@@ -56,8 +56,8 @@ MAX_MAGNITUDE = 1 << 22  # largest coefficient, in steps of the planes times 16
 SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
 # Root mean square error, as a share of the gap between levels, up to which the nearest level has the smaller error.
 MAX_SNAPPED = 0.25
-# The filter is tried on the first components of the middle of a chunk, with a step of each half octave. It has to lower
-# the squared error by one part in so many.
+# The filter is tried on the first components of the middle of a chunk: on what is coded, if these are the whole chunk,
+# otherwise with a step of each half octave. It has to lower the squared error by one part in so many.
 TRIED_COMPONENTS, TRIED_EDGE, LEAST_GAIN = 4, 128, 200
 GUESS = 1 / 64  # step for which a spectral transform is chosen before a search, as a share of the range
 # With many bands, components whose root mean square is below this share of the step are left out, and their rows.
@@ -215,31 +215,54 @@ class _Part:
         if last:
             self.coefficients = planes
         planes = planes if len(kept) == planes.shape[1] else planes[:, kept]
-        filtered = self._filter_gains(code)
+        filtered = self._filter_gains(code, planes)
         return Wavelet(code, stream, make_checkpoints(stream, lengths), filtered=filtered), planes
 
-    def _rounded(self, tried: NDArray[Any]) -> NDArray[Any]:
-        """Return the integers that tried components give; of more bands than are tried, the components."""
-        values = tried.astype(np.int32)
+    def _rounded(self, tried: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the integers that tried components give; of more bands than are tried, the components. Bands last."""
+        by_pixel = np.moveaxis(tried, 1, -1)
         if self.matrix is None:
-            return rounded(values)
-        few = len(self.matrix) <= TRIED_COMPONENTS
-        return spectral.inverse(np.ascontiguousarray(np.moveaxis(values, 1, -1)), self.matrix) if few else values
+            return rounded(by_pixel)
+        return spectral.inverse(by_pixel, self.matrix) if len(self.matrix) <= TRIED_COMPONENTS else by_pixel
 
-    def _filter_gains(self, code: int) -> bool:
-        """Tell whether the filter lowers the error, which it does not of noise, with about the step of a code."""
+    @cached_property
+    def _exact(self) -> NDArray[np.int32]:
+        return self._rounded(self._tried.astype(np.int32))
+
+    @cached_property
+    def _counted(self) -> Any:
+        """An index of pixels (slices, height, width): those with data, and with the finest step of a map."""
+        counted: Any = ...
+        if self.coded.mask is not None:
+            counted = ~self.coded.mask.all(-1)
+        if self.quality_map is not None:  # errors of coarser steps outweigh those that matter
+            height, width = self.coefficients.shape[2:]
+            finest = (self.quality_map.cells == 1).repeat(CELL, 1).repeat(CELL, 2)[:, :height, :width]
+            counted = finest if counted is ... else counted & finest
+        return counted
+
+    def _filter_gains(self, code: int, planes: NDArray[Any]) -> bool:
+        """Tell whether the filter lowers the error, which it does not of noise.
+
+        Of a small chunk, in the coefficients that the step of a code leaves; of others, with about this step.
+        """
         from deepsic_codec.payload.coders.subbands import encode_planes
 
+        if self.coefficients.shape == self._tried.shape:
+            return self._lowers_error(code, planes, self._counted)
         part = code // (PER_OCTAVE // 2)
         if part not in self._gains:
             middle = max(part * PER_OCTAVE // 2 + PER_OCTAVE // 4, self.min_code)
             _, _, planes = encode_planes(to_coefficients(self._tried.copy()), middle, keep=True)
-            decoded, exact = to_components(planes), self._rounded(self._tried)
-            plain = _squares(self._rounded(decoded), exact)
-            tried = Wavelet(middle, b"", filtered=True)
-            gained = plain - _squares(self._rounded(_filtered(tried, decoded)), exact)
-            self._gains[part] = LEAST_GAIN * gained > plain
+            self._gains[part] = self._lowers_error(middle, planes, ...)
         return self._gains[part]
+
+    def _lowers_error(self, code: int, planes: NDArray[Any], counted: Any) -> bool:
+        """Tell whether the filter lowers the error of tried components that were quantised, in the counted pixels."""
+        decoded, exact = to_components(planes.astype(np.int32)), self._exact[counted]
+        before = _squares(self._rounded(decoded)[counted], exact)
+        after = _squares(self._rounded(_filtered(Wavelet(code, b"", filtered=True), decoded))[counted], exact)
+        return LEAST_GAIN * (before - after) > before
 
     def decode(self, wavelet: Wavelet, components: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""

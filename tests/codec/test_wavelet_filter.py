@@ -11,6 +11,7 @@ from deepsic_codec import DeepSIC, reference
 from deepsic_codec.codec import wavelet
 from deepsic_codec.codec.wavelet_filter import WEIGHTS, filter_plane
 from deepsic_codec.payload import header as h
+from deepsic_codec.payload.coders import subbands
 from deepsic_codec.payload.sections import WAVELET
 from deepsic_codec.payload.steps import STEPS, step_of
 from deepsic_codec.samples import drone_frame
@@ -76,14 +77,57 @@ def test_who_is_filtered():
     assert not wavelet_of(DeepSIC(**WAVELETS).encode(np.full((64, 64, 3), 7, "u1"))).filtered  # nothing to gain
 
 
-def test_gains_are_those_of_whole_samples():
-    """Where most samples come back as they were, corrections of less than a half can only harm."""
-    rng = np.random.default_rng(1)
-    image = (2000 + rng.integers(-1, 2, (128, 128)) + 40 * (np.arange(128) // 32 % 2)).astype("u2")
-    part = wavelet._Part.__new__(wavelet._Part)
-    part.matrix = None
-    components = (image.astype(np.int32) << 4)[None, None]
-    np.testing.assert_array_equal(part._rounded(components + 7), image[None, None])
+@pytest.mark.parametrize(("edge", "quality"), [(64, 70), (160, 60)])
+def test_gains_are_those_of_whole_samples(edge, quality, monkeypatch):
+    """Where most samples come back as they were, corrections of components that are less than a half can only harm."""
+    slope = (np.add.outer(np.arange(edge), np.arange(edge)) // 4).astype("u1")
+    codec = DeepSIC(transform="wavelet", semantics="none", axes="yx", quality=quality)
+    payload = codec.encode(slope)
+    assert not wavelet_of(payload).filtered
+    monkeypatch.setattr(wavelet._Part, "_filter_gains", lambda *_: True)
+    assert psnr(codec.decode(payload), slope) > psnr(codec.decode(codec.encode(slope)), slope)
+
+
+@pytest.mark.parametrize(("edge", "trials"), [(64, 0), (128, 0), (129, 1)])
+def test_a_small_chunk_is_not_coded_again_for_the_trial(edge, trials, monkeypatch):
+    coded = []
+    encode = subbands.encode_planes
+    monkeypatch.setattr(subbands, "encode_planes", lambda *args, **kw: coded.append(args) or encode(*args, **kw))
+    DeepSIC(quality=40, **WAVELETS).encode(photograph(edge, edge, 3))
+    assert len(coded) == 1 + trials
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "options"),
+    [
+        (128, 704, {"quality": 50}),
+        (512, 640, {"quality": 50}),
+        (512, 640, {"bpp": 0.5}),
+        (64, 704, {"quality": 50, "nodata": 0}),
+        (64, 64, {"quality": 50, "others": 10}),
+    ],
+    ids=str,
+)
+def test_a_small_chunk_is_filtered_where_that_lowers_its_error(y, x, options, monkeypatch):
+    """The error of its own step, in what is data and has the finest step."""
+    options = dict(options)
+    image, quality_map, counted = np.maximum(drone_frame()[y : y + 64, x : x + 64], 1), None, np.ones((64, 64), bool)
+    if "nodata" in options:
+        counted = np.add.outer(np.arange(64), np.arange(64)) <= 40
+        image[~counted] = 0
+    if "others" in options:  # noise at a low quality, whose errors are much larger
+        counted[:] = False
+        counted[16:32, 16:48] = True
+        quality_map = np.where(counted, options["quality"], options.pop("others"))
+        noise = np.random.default_rng(0).normal(128, 40, image.shape).clip(0, 255)
+        image = np.where(counted[..., None], image, noise).astype("u1")
+    codec, errors = DeepSIC(**options, **WAVELETS), []
+    filtered = wavelet_of(codec.encode(image, quality_map)).filtered
+    for answer in (False, True):
+        monkeypatch.setattr(wavelet._Part, "_filter_gains", lambda *_, answer=answer: answer)
+        decoded = codec.decode(codec.encode(image, quality_map))
+        errors.append(np.square(decoded[counted].astype(int) - image[counted]).sum())
+    assert filtered == (wavelet.LEAST_GAIN * (errors[0] - errors[1]) > errors[0])
 
 
 def test_weights_are_those_of_the_page():

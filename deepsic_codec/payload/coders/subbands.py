@@ -685,6 +685,7 @@ class _Coder:
                 self.lengths.append(int(state[3]))
             if self._map is not None and band.kind != LOW:
                 cells = self._map.of_band(band.level, band.kind, band.height, band.width)
+            steps = band_steps(self._code, band, 1 if cells is None else int(cells.max(initial=1)))
             finest = band.level == halvings + 1  # no level has contexts in it
             for number in range(slices * components):
                 s, component = divmod(number, components)
@@ -697,7 +698,7 @@ class _Coder:
                 ]
                 plane = s, self._numbers[component]
                 coded[band.level, band.kind, number], data = self._code_band(
-                    decoding, band, plane, None if cells is None else cells[s], near, state, data, limit
+                    decoding, band, steps, plane, None if cells is None else cells[s], near, state, data, limit
                 )
                 if decoding and state[3] > limit:
                     return data
@@ -710,6 +711,7 @@ class _Coder:
         self,
         decoding: bool,
         band: Band,
+        steps: NDArray[np.int64],
         plane: tuple[int, int],
         cells: NDArray[np.uint8] | None,
         near: list[_Symbols | None],
@@ -717,7 +719,6 @@ class _Coder:
         data: NDArray[np.uint8],
         limit: int,
     ) -> tuple[_Symbols, NDArray[np.uint8]]:
-        steps = band_steps(self._code, band, 1 if cells is None else int(cells.max(initial=1)))
         symbols = _Symbols(band.height, band.width)
         index = EMPTY + 2 * band.kind + int(near[3] is not None and near[3].any())
         room = 64 + band.width * COEFFICIENT_BYTES
