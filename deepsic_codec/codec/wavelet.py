@@ -6,7 +6,7 @@ or three.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log2
 from typing import Any
@@ -215,8 +215,7 @@ class _Part:
         if last:
             self.coefficients = planes
         planes = planes if len(kept) == planes.shape[1] else planes[:, kept]
-        filtered = self._filter_gains(code, planes)
-        return Wavelet(code, stream, make_checkpoints(stream, lengths), filtered=filtered), planes
+        return Wavelet(code, stream, make_checkpoints(stream, lengths)), planes
 
     def _rounded(self, tried: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the integers that tried components give; of more bands than are tried, the components. Bands last."""
@@ -241,35 +240,40 @@ class _Part:
             counted = finest if counted is ... else counted & finest
         return counted
 
-    def _filter_gains(self, code: int, planes: NDArray[Any]) -> bool:
+    def filter_gains(self, wavelet: Wavelet, planes: NDArray[Any] | None) -> bool:
         """Tell whether the filter lowers the error, which it does not of noise.
 
-        Of a small chunk, in the coefficients that the step of a code leaves; of others, with about this step.
+        Of a small chunk, that of the wavelet, whose coefficients may be known; of others, that with about its step.
         """
         from deepsic_codec.payload.coders.subbands import encode_planes
 
         if self.coefficients.shape == self._tried.shape:
-            return self._lowers_error(code, planes, self._counted)
-        part = code // (PER_OCTAVE // 2)
+            components = self._decoded(wavelet) if planes is None else to_components(planes.astype(np.int32))
+            return self._lowers_error(wavelet.code, components, self._counted)
+        part = wavelet.code // (PER_OCTAVE // 2)
         if part not in self._gains:
             middle = max(part * PER_OCTAVE // 2 + PER_OCTAVE // 4, self.min_code)
             _, _, planes = encode_planes(to_coefficients(self._tried.copy()), middle, keep=True)
-            self._gains[part] = self._lowers_error(middle, planes, ...)
+            self._gains[part] = self._lowers_error(middle, to_components(planes.astype(np.int32)), ...)
         return self._gains[part]
 
-    def _lowers_error(self, code: int, planes: NDArray[Any], counted: Any) -> bool:
-        """Tell whether the filter lowers the error of tried components that were quantised, in the counted pixels."""
-        decoded, exact = to_components(planes.astype(np.int32)), self._exact[counted]
-        before = _squares(self._rounded(decoded)[counted], exact)
-        after = _squares(self._rounded(_filtered(Wavelet(code, b"", filtered=True), decoded))[counted], exact)
+    def _lowers_error(self, code: int, components: NDArray[np.int32], counted: Any) -> bool:
+        """Tell whether the filter lowers the error of tried components, which it overwrites, in the counted pixels."""
+        exact = self._exact[counted]
+        before = _squares(self._rounded(components)[counted], exact)
+        after = _squares(self._rounded(_filtered(Wavelet(code, b"", filtered=True), components))[counted], exact)
         return LEAST_GAIN * (before - after) > before
+
+    def _decoded(self, wavelet: Wavelet) -> NDArray[Any]:
+        """Return the components of a wavelet, without the filter."""
+        slices, _, height, width = self.coefficients.shape
+        shape = slices, int(self._kept(wavelet.code).sum()), height, width
+        return wavelet.decode(shape, quality_map=self.quality_map)
 
     def decode(self, wavelet: Wavelet, components: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the samples that a wavelet stands for; its components are decoded unless they are known."""
         if components is None:
-            slices, _, height, width = self.coefficients.shape
-            shape = slices, int(self._kept(wavelet.code).sum()), height, width
-            components = wavelet.decode(shape, quality_map=self.quality_map)
+            components = self._decoded(wavelet)
         scaled, levels = self.scaled, self._levels_of(wavelet)
         components = _filtered(wavelet, components)
         samples = _restored(components, self._matrix_of(wavelet.code), scaled.samples.dtype, scaled.coded_ranges)
@@ -378,6 +382,17 @@ class WaveletEncoder:
         self._last = coded, [coefficients for _, coefficients in pairs]
         return coded
 
+    def _decided(self, coded: CodedWavelets) -> CodedWavelets:
+        """Return wavelets that ask for the filter, where that lowers the error."""
+        last = self._last if self._last is not None and self._last[0] is coded else None
+        known = last[1] if last is not None else [None] * len(self._parts)
+        parts = zip(self._parts, coded.wavelets, known, strict=True)
+        wavelets = [replace(wavelet, filtered=part.filter_gains(wavelet, planes)) for part, wavelet, planes in parts]
+        decided = replace(coded, wavelets=tuple(wavelets))
+        if last is not None:
+            self._last = decided, last[1]
+        return decided
+
     def decode(self, coded: CodedWavelets) -> NDArray[Any]:
         """Return the samples that wavelets stand for."""
         known: list[NDArray[Any] | None] = [None] * len(self._parts)
@@ -401,7 +416,7 @@ class WaveletEncoder:
 
     def at_quality(self, quality: float) -> CodedWavelets:
         """Encode at a quality; nothing else can be encoded, or estimated, afterwards."""
-        return self._encode(step_code(self._step(quality)), last=True)
+        return self._decided(self._encode(step_code(self._step(quality)), last=True))
 
     def _matrix_bytes(self, code: int) -> int:
         return sum(part.matrix_bytes(one) for part, one in zip(self._parts, self._codes(code), strict=True))
@@ -452,7 +467,7 @@ class WaveletEncoder:
             coded = self._encode(code)
             return log2(coded.nbytes + self._matrix_bytes(code) + 1), coded
 
-        return _search(self._bytes_curve, log2(max(limit, 0.0) + 1), 0.0, trial, CLOSE_BYTES)
+        return self._decided(_search(self._bytes_curve, log2(max(limit, 0.0) + 1), 0.0, trial, CLOSE_BYTES))
 
     def for_rmse(self, rmse: float) -> CodedWavelets:
         """Encode to about a root mean square error in units of the samples."""
@@ -466,7 +481,7 @@ class WaveletEncoder:
         """Encode to an error that `measure` gives, 2^-target; the range of values has this extent in its unit."""
 
         def trial(code: int) -> tuple[float, CodedWavelets]:
-            coded = self._encode(code)
+            coded = self._decided(self._encode(code))
             return -log2(max(measure(self.decode(coded)), extent * self._smallest)), coded
 
         # No coefficient of such a step, rounded, has a larger error than the target.

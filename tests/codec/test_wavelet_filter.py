@@ -84,7 +84,7 @@ def test_gains_are_those_of_whole_samples(edge, quality, monkeypatch):
     codec = DeepSIC(transform="wavelet", semantics="none", axes="yx", quality=quality)
     payload = codec.encode(slope)
     assert not wavelet_of(payload).filtered
-    monkeypatch.setattr(wavelet._Part, "_filter_gains", lambda *_: True)
+    monkeypatch.setattr(wavelet._Part, "filter_gains", lambda *_: True)
     assert psnr(codec.decode(payload), slope) > psnr(codec.decode(codec.encode(slope)), slope)
 
 
@@ -97,12 +97,22 @@ def test_a_small_chunk_is_not_coded_again_for_the_trial(edge, trials, monkeypatc
     assert len(coded) == 1 + trials
 
 
+def test_a_search_for_bytes_tries_the_filter_once(monkeypatch):
+    tries, coded = [], []
+    gains, encode = wavelet._Part.filter_gains, subbands.encode_planes
+    monkeypatch.setattr(wavelet._Part, "filter_gains", lambda *args: tries.append(args) or gains(*args))
+    monkeypatch.setattr(subbands, "encode_planes", lambda *args, **kw: coded.append(args) or encode(*args, **kw))
+    DeepSIC(bpp=0.3, **WAVELETS).encode(np.ascontiguousarray(drone_frame()[:64, 768:832]))
+    assert len(tries) == 1 < len(coded)
+
+
 @pytest.mark.parametrize(
     ("y", "x", "options"),
     [
         (128, 704, {"quality": 50}),
         (512, 640, {"quality": 50}),
-        (512, 640, {"bpp": 0.5}),
+        (0, 768, {"bpp": 0.3}),  # the last trial of these searches is not the best one
+        (448, 768, {"bpp": 0.3}),
         (64, 704, {"quality": 50, "nodata": 0}),
         (64, 64, {"quality": 50, "others": 10}),
     ],
@@ -124,7 +134,7 @@ def test_a_small_chunk_is_filtered_where_that_lowers_its_error(y, x, options, mo
     codec, errors = DeepSIC(**options, **WAVELETS), []
     filtered = wavelet_of(codec.encode(image, quality_map)).filtered
     for answer in (False, True):
-        monkeypatch.setattr(wavelet._Part, "_filter_gains", lambda *_, answer=answer: answer)
+        monkeypatch.setattr(wavelet._Part, "filter_gains", lambda *_, answer=answer: answer)
         decoded = codec.decode(codec.encode(image, quality_map))
         errors.append(np.square(decoded[counted].astype(int) - image[counted]).sum())
     assert filtered == (wavelet.LEAST_GAIN * (errors[0] - errors[1]) > errors[0])
