@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from deepsic_codec import config
-from deepsic_codec.errors import ModelMismatch
+from deepsic_codec.errors import ModelMismatch, ModelNotFound
 from deepsic_codec.model.vocabulary import Vocabulary
 
 #: Bytes of a header; a description takes a few thousand.
@@ -236,6 +236,8 @@ def read_info(path: str | Path) -> ModelInfo:
     ------
     ModelMismatch
         If the file is no model file of this package.
+    ModelNotFound
+        If there is no such file, or it cannot be read.
     """
     info = read_file(path)
     if isinstance(info, HeadInfo):
@@ -244,7 +246,10 @@ def read_info(path: str | Path) -> ModelInfo:
 
 
 def read_file(path: str | Path) -> ModelInfo | HeadInfo:
-    """Description of a model file or of a head file, from its header alone; raises ModelMismatch for any other."""
+    """Description of a model file or of a head file, from its header alone; raises ModelMismatch for any other.
+
+    ModelNotFound if there is no such file, or it cannot be read.
+    """
     with _opened(path) as file:
         return _describe_head(str(path), file) if "deepsic_head" in file.metadata() else _describe(str(path), file)
 
@@ -289,16 +294,24 @@ def verify(info: ModelInfo | HeadInfo) -> None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file, whose sizes are checked before it is read; any damage is a ModelMismatch."""
-    size = os.stat(path).st_size
+    """Open a safetensors file, whose sizes are checked before it is read; any damage is a ModelMismatch.
+
+    ModelNotFound if it cannot be read.
+    """
+    try:
+        size = os.stat(path).st_size
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise ModelNotFound(
+            f"{path}: the file cannot be read ({error.strerror}); pass the path of a model file or head file"
+        ) from None
     limit = config.get().max_model_bytes
     if size > limit:
         raise ModelMismatch(
             f"{path}: {size} bytes, more than the limit of {limit} of a model file; if you trust the file, raise the "
             "limit with deepsic_codec.config.set(max_model_bytes=...)"
         )
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
     if not 2 <= header <= min(MAX_HEADER, size - 8):
         raise ModelMismatch(f"{path}: not a DeepSIC model file (header of {header} bytes in a file of {size})")
     try:

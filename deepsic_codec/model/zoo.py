@@ -86,7 +86,12 @@ def find_head(name: str, decoder: str) -> str:
             f"head {name!r} is for decoder {others[0].decoder[:16]} ({others[0].path}), but the model has decoder "
             f"{decoder[:16]}; use a head for this decoder"
         )
-    raise ModelNotFound(f"no head {name!r}; searched {_places()}. Set DEEPSIC_MODEL_PATH to the folder of its file")
+    raise ModelNotFound(f"no head {name!r}; searched {_places()}. {_advice(name)}")
+
+
+def _advice(name: str) -> str:
+    text = "Set DEEPSIC_MODEL_PATH to the folder of its file"
+    return text + (", and name it without .safetensors" if name.endswith(".safetensors") else "")
 
 
 def _is_hash(name: str) -> bool:
@@ -148,7 +153,7 @@ def find_model(name: str = "base", *, head: str | None = None, preferred: str | 
     subject = f"with decoder {name}" if by_hash else f"named {name!r}"
     subject += f" and head {head}" if head else ""
     raise ModelNotFound(
-        f"no model {subject}; searched {_places()}. Set DEEPSIC_MODEL_PATH to the folder of its file. If "
+        f"no model {subject}; searched {_places()}. {_advice(name)}. If "
         "the model is embedded in the archive, call deepsic_codec.open_archive(URL) once; from then "
         "on, zarr.open and xarray.open_zarr find it too"
     )
@@ -199,14 +204,18 @@ _added: list[Path] = []
 def _cached_info(path: str, modified: int) -> ModelInfo | HeadInfo | None:
     try:
         return read_file(path)
-    except (ModelMismatch, OSError):
+    except (ModelMismatch, ModelNotFound):
         return None
 
 
 def _infos() -> Iterator[tuple[ModelInfo | HeadInfo, bool]]:
     """Models and heads in the order in which they are looked for, and whether each comes from an archive."""
     for path, from_archive in _candidates():
-        info = _cached_info(str(path), path.stat().st_mtime_ns)
+        try:
+            modified = path.stat().st_mtime_ns
+        except OSError:  # a link that leads nowhere
+            continue
+        info = _cached_info(str(path), modified)
         if info is not None:
             yield info, from_archive
 

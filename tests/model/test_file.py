@@ -106,6 +106,18 @@ def test_missing_model_names_every_place(tmp_path, monkeypatch):
     check_rejects(ModelNotFound, "head 12345678", find_model, "base", head="12345678")
 
 
+def test_a_file_that_is_missing_or_no_file(toy, tmp_path):
+    check_rejects(
+        ModelNotFound, "nix.safetensors: |No such file|pass the path", read_info, tmp_path / "nix.safetensors"
+    )
+    check_rejects(ModelNotFound, "Is a directory", read_info, tmp_path)
+    check_rejects(ModelNotFound, "without .safetensors", find_model, "nix.safetensors")
+    (tmp_path / "a.safetensors").symlink_to("nowhere")
+    assert find_model("toy") == toy
+    os.unlink(toy.path)
+    check_rejects(ModelNotFound, toy.path, load_arrays, toy)
+
+
 def test_every_flipped_byte_of_the_tensors_is_noticed(toy):
     data = bytearray(Path(toy.path).read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
