@@ -83,3 +83,8 @@ def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.5) -> str
     by_case = {word.casefold(): word for word in known}
     similar = difflib.get_close_matches(str(name).casefold(), by_case, n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(by_case[word] for word in similar)}?" if similar else ""
+
+
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """Return a number with its noun for a message: 1 chunk, 1,234 chunks; `nouns` is the plural without an s."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"

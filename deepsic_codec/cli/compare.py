@@ -219,13 +219,18 @@ def _data(args: argparse.Namespace, source: "ImageSource", codecs: Sequence[str]
 def _print_data(
     sample: "Sample", results: Sequence[tuple["Level", Sequence["DataOutcome"]]], failures: Mapping[str, Sequence[str]]
 ) -> None:
+    from deepsic_codec.errors import counted
     from deepsic_codec.io.compare_data import OURS
 
     values = sample.source.values
     shape = " x ".join(map(str, values.shape))
     height, width = sample.scenes[0].values.shape[:2]
     missing = "" if sample.codec.nodata is None else f", NoData {sample.codec.nodata}"
-    part = f"{len(sample.scenes)} of {sample.chunks:,} chunks" if len(sample.scenes) < sample.chunks else "all chunks"
+    part = (
+        f"{len(sample.scenes)} of {counted(sample.chunks, 'chunk')}"
+        if len(sample.scenes) < sample.chunks
+        else "all chunks"
+    )
     say(f"{sample.source.name}: {shape} ({sample.source.axes}) {values.dtype}{missing}")
     say(f"measured on {part} of {width} x {height} pixels; noise about {sample.noise:.3g} in units of the data")
     columns = ["codec", "bands", "setting", "bytes", "ratio", "bits/sample", "RMSE", "largest error"]

@@ -48,7 +48,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         If torch is not installed.
     """
     require("train", "torch")
-    from deepsic_codec.errors import ConfigurationError
+    from deepsic_codec.errors import ConfigurationError, counted
     from deepsic_codec.model.families import architecture_from
     from deepsic_codec.model.file import read_info
     from deepsic_codec.model.zoo import find_model
@@ -95,7 +95,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         return
     for path in skipped:
         say(f"skipped: {path}", error=args.quiet)
-    say(f"{info.name}, decoder {info.decoder[:16]}, head {info.head[:16]}; {len(images)} images")
+    say(f"{info.name}, decoder {info.decoder[:16]}, head {info.head[:16]}; {counted(len(images), 'image')}")
     say("kMAC/px: " + ", ".join(f"{k} {v:.2f}" for k, v in cost.items()))
     _print([*results, *averages] if args.per_image else averages)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json
 from deepsic_codec.cli.options import add_array, add_json, axis_part, integers
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, counted
 
 MAX_CLASSES = 12  # of the list of labels
 MAX_FILES = 20  # of the list of exported files
@@ -126,7 +126,7 @@ def _rows(array: Mapping[str, Any]) -> dict[str, str]:
     if not array["exact"]:
         rows["sampled"] = f"{chunks['headers_read']:,} of {chunks['total']:,} headers; --all reads all"
     read = array["read"]
-    rows["read for this"] = f"{read['bytes']:,} bytes in {read['requests']:,} requests, nothing decoded"
+    rows["read for this"] = f"{read['bytes']:,} bytes in {counted(read['requests'], 'request')}, nothing decoded"
     return rows
 
 
@@ -241,7 +241,7 @@ def run_preview(args: argparse.Namespace) -> None:
         return
     sampled = "; each stands for its neighbours" if result.sampled else ""
     reduced = f" at 1/{result.scale} of their size" if result.scale > 1 else ""
-    chunks = f"{result.decoded:,} of {result.chunks:,} chunks decoded{reduced}"
+    chunks = f"{result.decoded:,} of {counted(result.chunks, 'chunk')} decoded{reduced}"
     say(f"{args.out}: {chunks} from {result.bytes_read:,} bytes{sampled}")
 
 
@@ -284,12 +284,12 @@ def run_export(args: argparse.Namespace) -> None:
     if args.json:
         say_json(asdict(result))
         return
-    left = f", {result.left_out:,} others left at the fill value" if result.left_out else ""
+    left = f", {counted(result.left_out, 'other')} left at the fill value" if result.left_out else ""
     say(
         f"{result.kind}, {_times(result.shape)} {result.dtype}, {result.nbytes:,} bytes of samples, "
-        f"{result.chunks:,} chunks decoded{left} in {result.seconds:.1f} s"
+        f"{counted(result.chunks, 'chunk')} decoded{left} in {result.seconds:.1f} s"
     )
     for target in result.targets[:MAX_FILES]:
         say(f"wrote {target}")
     if len(result.targets) > MAX_FILES:
-        say(f"and {len(result.targets) - MAX_FILES:,} more files")
+        say(f"and {counted(len(result.targets) - MAX_FILES, 'more file')}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
 from deepsic_codec.cli.options import add_array, add_json, axis_part, chunk_position
-from deepsic_codec.errors import ConfigurationError, StaleIndex
+from deepsic_codec.errors import ConfigurationError, StaleIndex, counted
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -43,7 +43,7 @@ def run_labels(args: argparse.Namespace) -> None:
     if args.verify:
         count = int(labels.rewritten().sum())
         if count:
-            raise StaleIndex(f"{count:,} chunks were written again after they were indexed; run deepsic index")
+            raise StaleIndex(f"{counted(count, 'chunk')} written again since the index was made; run deepsic index")
     elif not labels.compared:
         say(f"{NOT_COMPARED}; --verify does that", error=True)
     if args.map:
@@ -75,7 +75,7 @@ def run_labels(args: argparse.Namespace) -> None:
     columns = ["class", "chunks", "of all", *(["hectares"] if args.areas else []), "stands for"]
     say_table(columns, rows, left=["stands for"])
     if absent:
-        say(f"and {len(absent)} classes in no chunk (--json prints all)")
+        say(f"and {counted(len(absent), 'class', 'classes')} in no chunk (--json prints all)")
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
@@ -113,15 +113,15 @@ def run_query(args: argparse.Namespace) -> None:
         nbytes = labels.bytes_read + selection.bytes_read
         requests = labels.requests + selection.requests
         say(
-            f"{selection.count:,} of {selection.mask.size:,} chunks; "
-            f"read {nbytes:,} bytes in {requests} requests, decoded nothing"
+            f"{selection.count:,} of {counted(selection.mask.size, 'chunk')}; "
+            f"read {nbytes:,} bytes in {counted(requests, 'request')}, decoded nothing"
         )
     if not selection.compared:
         say(f"{NOT_COMPARED}; --verify all does that", error=True)
     if args.export is not None:
         args.export.mkdir(parents=True, exist_ok=True)
         written = sum(_export(match, labels, args.export, args.kind) for match in selection.iter_arrays())
-        say(f"{written} images: {args.export}", error=True)
+        say(f"{counted(written, 'image')}: {args.export}", error=True)
     write_tables(args, selection)
 
 
@@ -175,8 +175,8 @@ def _say_tiles(args: argparse.Namespace, labels: "Labels", selection: "Selection
             say(f"and {len(matches) - MAX_ROWS:,} more (--json prints all)")
         nbytes, requests = labels.bytes_read + selection.bytes_read, labels.requests + selection.requests
         say(
-            f"{len(matches):,} tiles in {selection.count:,} chunks; read {nbytes:,} bytes in {requests} requests, "
-            "decoded nothing"
+            f"{counted(len(matches), 'tile')} in {counted(selection.count, 'chunk')}; "
+            f"read {nbytes:,} bytes in {counted(requests, 'request')}, decoded nothing"
         )
 
 
@@ -249,8 +249,9 @@ def run_learn(args: argparse.Namespace) -> None:
     around = f"by tiles up to {label.around} away; " if label.around else ""
     precision = "none above 0.5" if label.precision is None else f"precision {label.precision:.2f}"
     say(
-        f"{label.name}: {label.like} examples, {label.unlike} of what it is not; cross-validated {precision}, recall "
-        f"{label.recall or 0:.2f}; {around}in {labels.where(_quoted(args.label)).count:,} chunks"
+        f"{label.name}: {counted(label.like, 'example')}, {label.unlike} of what it is not; "
+        f"cross-validated {precision}, recall {label.recall or 0:.2f}; "
+        f"{around}in {counted(labels.where(_quoted(args.label)).count, 'chunk')}"
     )
 
 
@@ -323,10 +324,10 @@ def write_tables(args: argparse.Namespace, selection: "Selection") -> None:
 
     if args.geojson is not None:
         places.write_geojson(selection, args.geojson)
-        say(f"{len(selection.cells):,} polygons: {args.geojson}", error=True)
+        say(f"{counted(len(selection.cells), 'polygon')}: {args.geojson}", error=True)
     if args.geoparquet is not None:
         places.write_geoparquet(selection, args.geoparquet)
-        say(f"{len(selection.cells):,} polygons: {args.geoparquet}", error=True)
+        say(f"{counted(len(selection.cells), 'polygon')}: {args.geoparquet}", error=True)
     if args.stac is not None:
         file = args.geojson or args.geoparquet
         item = places.stac_item(selection, file.name, time=args.time)
@@ -389,7 +390,7 @@ def _hectares(values: Any) -> str:
 
 def _counts(summary: dict[str, Any]) -> str:
     parts = [f"{summary[kind]:,} {text}" for kind, text in KINDS.items() if summary.get(kind)]
-    return f"{summary['chunks']:,} chunks: {', '.join(parts) or 'none'}"
+    return f"{counted(summary['chunks'], 'chunk')}: {', '.join(parts) or 'none'}"
 
 
 def _matches(selection: "Selection", tiles: bool) -> list[tuple[list[int], Any]]:

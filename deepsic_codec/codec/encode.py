@@ -22,7 +22,7 @@ from deepsic_codec.codec.structure import (
 )
 from deepsic_codec.codec.transform import choose_transforms
 from deepsic_codec.codec.wavelet import CodedWavelets, WaveletEncoder
-from deepsic_codec.errors import UnsupportedArray
+from deepsic_codec.errors import UnsupportedArray, counted
 from deepsic_codec.model.threads import parallel_map
 from deepsic_codec.payload.residual import Residual
 from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, VALUE_RANGE, Section
@@ -89,7 +89,7 @@ def _encode_features(tasks: Sequence[EncodeTask]) -> dict[EncodeTask, bytes]:
         return {}
     if clipped := sum(task.scaled.outside() for task in tasks):
         warnings.warn(
-            f"value_range: {clipped} samples lie outside of it, and features clip them to it; pass a wider range, or "
+            f"value_range: features clip {counted(clipped, 'sample')} outside of it; pass a wider range, or "
             "transform='wavelet', which keeps them",
             stacklevel=2,
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import row_blocks
 from deepsic_codec.codec.params import CHUNK, NAN, CodecParams
-from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray, counted
 from deepsic_codec.payload.cast import CAST_DTYPES
 from deepsic_codec.payload.constants import deep_step
 from deepsic_codec.payload.nodata import NoData, next_value
@@ -215,7 +215,7 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
     if isinstance(pairs, tuple):
         if bands is not None and len(pairs) not in (1, bands):
             raise ConfigurationError(
-                f"value_range: {len(pairs)} pairs for {bands} bands; pass one pair, or {bands} pairs"
+                f"value_range: {len(pairs)} pairs for {counted(bands, 'band')}; pass one pair, or one for each band"
             )
         ranges = np.array([[_value(number, native, "value_range") for number in pair] for pair in pairs])
         if not (ranges[:, 0] < ranges[:, 1]).all():
@@ -230,7 +230,7 @@ def check_values(dtype: np.dtype[Any], params: CodecParams, bands: int | None = 
     label_numbers = params.label_numbers
     if label_numbers is not None and bands is not None and max(label_numbers) >= bands:
         raise ConfigurationError(
-            f"label_bands: {list(label_numbers)} of chunks of {bands} bands; pass numbers below {bands}"
+            f"label_bands: {list(label_numbers)} of chunks of {counted(bands, 'band')}; pass numbers below {bands}"
         )
     if params.nodata is not None:
         value = nodata_value(params, native)
@@ -290,8 +290,8 @@ def check_finite(array: NDArray[Any], params: CodecParams) -> None:
     else:
         names, advice = "NaN or infinite", f"set them to a number, or to the NoData value {params.nodata}"
     if not finite.all():
-        number = array.size - np.count_nonzero(finite)
-        raise UnsupportedArray(f"{number} samples of the chunk are {names}; {advice}")
+        number = array.size - int(np.count_nonzero(finite))
+        raise UnsupportedArray(f"the chunk has {counted(number, names + ' sample')}; {advice}")
 
 
 def scale_chunk(samples: NDArray[Any], params: CodecParams, features: bool = False) -> ScaledChunk:

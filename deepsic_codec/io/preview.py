@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deepsic_codec import config
 from deepsic_codec.axes import Index, Region, ceil_div
 from deepsic_codec.bulk.preview import ReducedArray
-from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, UnsupportedArray, counted
 from deepsic_codec.io import draw
 from deepsic_codec.io.region import Part, axis_number, open_index, select_chunks, to_region
 from deepsic_codec.labels.attributes import Attributes
@@ -461,13 +461,13 @@ def _caption(
     first += "".join(f", {axis}={plane.region[axes.index(axis)].start}" for axis in axes.slice_axes)
     if plane.stored.params.quality is not None:
         first += f", quality {plane.stored.params.quality:g}"
-    second = f"{decoded:,} of {prod(plane.grid):,} chunks decoded"
+    second = f"{decoded:,} of {counted(prod(plane.grid), 'chunk')} decoded"
     if side > 1:
         second = f"a sample: {second}, each for a block of {side} x {side} chunks"
     elif chosen > decoded:
         second += f", {chosen - decoded} without data"
     if selection is not None:
-        second += f"; {selection.count:,} of {selection.mask.size:,} chunks satisfy {selection.expression}"
+        second += f"; {selection.count:,} of {counted(selection.mask.size, 'chunk')} satisfy {selection.expression}"
     if limits is not None:
         pairs = zip(plane.bands, limits, strict=True)
         second += f"; bands stretched ({', '.join(f'{band}: {low:.4g} to {high:.4g}' for band, (low, high) in pairs)})"

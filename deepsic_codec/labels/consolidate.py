@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from deepsic_codec.axes import Index, iter_grid
-from deepsic_codec.errors import LabelIndexError, RefusedCodec, UnsupportedPayload
+from deepsic_codec.errors import LabelIndexError, RefusedCodec, UnsupportedPayload, counted
 from deepsic_codec.labels.attributes import Attributes, check_tile
 from deepsic_codec.labels.index import FEATURES, HEADER, UNLABELLED, Entries, LabelIndex
 from deepsic_codec.labels.index_writer import IndexWriter, replace
@@ -47,9 +47,9 @@ def consolidate_labels(
     ----------
     source
         An array, or a group with any number of them: a URL, path or store as `zarr.open` takes, or an array or group
-        of Zarr.
+        of Zarr. Of pyramids, only the full resolution is indexed.
     name : str, optional
-        Path of the one array in the group.
+        Path of an array in the group, or of a group in it.
     index : optional
         Location of the index, if it does not go to the group `<name>_labels` beside the array: a Zarr group, or an
         argument of `zarr.open_group`. Required for an array at the root of its store.
@@ -190,8 +190,8 @@ def write_index(
     fill_index(stored, location, vocabulary, filler, progress, kept_labels(learned_before, vocabulary))
     if filler.foreign:
         warnings.warn(
-            f"{filler.foreign} chunks have labels of another vocabulary than the index, which was made from "
-            "features; run relabel to label them too",
+            f"labels of {counted(filler.foreign, 'chunk')} are of another vocabulary than the index, which was "
+            "made from features; run relabel to label them too",
             stacklevel=4,
         )
 

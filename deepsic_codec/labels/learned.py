@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.errors import ConfigurationError, ExpressionError, LabelIndexError, StaleIndex, did_you_mean
+from deepsic_codec.errors import ConfigurationError, ExpressionError, LabelIndexError, StaleIndex, counted, did_you_mean
 from deepsic_codec.labels.index import LabelIndex
 from deepsic_codec.labels.index_writer import IndexWriter, replace
 from deepsic_codec.labels.learned_label import MAX_AROUND, LearnedLabel
@@ -189,7 +189,8 @@ def learn(labels: "Labels", name: Any, like: Any, unlike: Any, around: Any) -> L
         grid = labels.geometry.tile_grid
         listed = ", ".join(str(tuple(map(int, np.unravel_index(number, grid)))) for number in both[:LISTED])
         raise ConfigurationError(
-            f"{len(both)} tiles are examples of {name!r} and of what it is not: {listed}; leave them out of one of both"
+            f"{counted(len(both), 'tile')} in the examples of {name!r} and of what it is not: {listed}; leave them out "
+            "of one of both"
         )
     counts = [len(numbers) + len(_images(part)) for part, numbers in ((positive, positives), (negative, other))]
     if counts[0] < MIN_LIKE:

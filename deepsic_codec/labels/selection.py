@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepsic_codec.axes import Index, Region
 from deepsic_codec.codec.batching import raise_first
 from deepsic_codec.codec.decode import DECODER
-from deepsic_codec.errors import LabelIndexError, StaleIndex
+from deepsic_codec.errors import LabelIndexError, StaleIndex, counted
 from deepsic_codec.labels import html, table
 from deepsic_codec.labels.attributes import Attributes
 from deepsic_codec.labels.evaluation import Grid, is_current, judge_chunk, matching_tiles, read_largest
@@ -201,8 +201,9 @@ class Selection:
 
     def __repr__(self) -> str:
         return (
-            f"<Selection {self.expression}: {self.count} of {self.mask.size} chunks, selected by reading "
-            f"{self.bytes_read:,} bytes in {self.requests} requests{'' if self.compared else ', ' + NOT_COMPARED}>"
+            f"<Selection {self.expression}: {self.count} of {counted(self.mask.size, 'chunk')}, selected by reading "
+            f"{self.bytes_read:,} bytes in {counted(self.requests, 'request')}"
+            f"{'' if self.compared else ', ' + NOT_COMPARED}>"
         )
 
     def _repr_html_(self) -> str:
@@ -211,8 +212,8 @@ class Selection:
         chunks = self.mask.any(axis=others)  # along y and x
         chunks = chunks if axes.y < axes.x else chunks.T
         picture = html.enlarged(np.where(chunks, 255, 60).astype(np.uint8))
-        count = f"{self.count:,} of {self.mask.size:,} chunks{'' if self.compared else '; ' + NOT_COMPARED}"
-        read = f"{self.bytes_read:,} bytes in {self.requests} requests"
+        count = f"{self.count:,} of {counted(self.mask.size, 'chunk')}{'' if self.compared else '; ' + NOT_COMPARED}"
+        read = f"{self.bytes_read:,} bytes in {counted(self.requests, 'request')}"
         rows = {"selection": self.expression, "selected": count, "read": read, "thumbnails": THUMBNAILS}
         return html.table({**rows, **html.about(self.stored)}, picture, sheet=sheet(self._thumbnails()))
 

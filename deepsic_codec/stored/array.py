@@ -1,7 +1,7 @@
 """An array stored with DeepSIC, and the properties that its metadata determine."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -16,7 +16,16 @@ from deepsic_codec.errors import DeepSICError, RefusedCodec, UnsupportedArray
 from deepsic_codec.stored import coordinates
 from deepsic_codec.stored.geometry import Geometry
 from deepsic_codec.stored.layout import StoredLayout, codec_names
-from deepsic_codec.stored.location import Counter, CountingStore, members, metadata_errors, open_node, url_of
+from deepsic_codec.stored.location import (
+    Counter,
+    CountingStore,
+    is_deepsic,
+    listed,
+    members,
+    metadata_errors,
+    open_node,
+    url_of,
+)
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadReader
 
 ATTRIBUTE = "deepsic"  # of arrays: identity, and vocabulary, so that labels can be read where the model is missing
@@ -48,7 +57,7 @@ class StoredArray:
     def open(
         cls, source: Any, name: str | None = None, *, counter: Counter | None = None, **kwargs: Any
     ) -> "StoredArray":
-        """Open the one array stored with DeepSIC that a source is or has.
+        """Open the one array stored with DeepSIC that a source is or has; of a pyramid, the full resolution.
 
         Takes the arguments of `deepsic_codec.stored.location.open_node`; `counter` also counts what `reader` reads.
 
@@ -61,7 +70,7 @@ class StoredArray:
         """
         arrays = stored_arrays(open_node(source, name, counter=counter, **kwargs), counter=counter)
         if len(arrays) > 1:
-            names = ", ".join(array.path for array in arrays)
+            names = listed([array.path for array in arrays])
             raise UnsupportedArray(f"expected one array stored with DeepSIC, found {names}; pass name= for one of them")
         return arrays[0]
 
@@ -150,6 +159,8 @@ class StoredArray:
 def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
     """Return the arrays stored with DeepSIC that a node of Zarr is or has, ordered by path.
 
+    Of the pyramids in a group, only the first levels count, which have the full resolution.
+
     Raises
     ------
     UnsupportedArray
@@ -160,8 +171,10 @@ def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
     if isinstance(node, zarr.Array):
         return [StoredArray(node, **kwargs)]
     arrays, refused = [], None
-    for _, member in members(node):
-        if isinstance(member, zarr.Array):
+    nodes = [("", node), *members(node)]
+    coarser = _coarser_levels(nodes)
+    for path, member in nodes:
+        if isinstance(member, zarr.Array) and path not in coarser:
             try:
                 arrays.append(StoredArray(member, **kwargs))
             except RefusedCodec as error:
@@ -173,6 +186,26 @@ def stored_arrays(node: Any, **kwargs: Any) -> list[StoredArray]:
     if not arrays:
         raise UnsupportedArray(f"{url_of(node.store_path)} has no array stored with DeepSIC")
     return sorted(arrays, key=lambda array: array.path)
+
+
+def _coarser_levels(nodes: Sequence[tuple[str, Any]]) -> set[str]:
+    """Return the paths of all levels of pyramids but the first, which OME-NGFF orders by resolution."""
+    arrays = {path for path, node in nodes if is_deepsic(node)}
+    coarser: set[str] = set()
+    for path, node in nodes:
+        if isinstance(node, zarr.Group):
+            levels = [f"{path}/{level}".lstrip("/") for level in _levels(node.attrs.asdict())]
+            coarser |= {*levels[1:]} - {levels[0]} if arrays.issuperset(levels[:1]) and levels else set()
+    return coarser
+
+
+def _levels(attributes: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the levels of the pyramid that the attributes of a group describe; none if it is damaged."""
+    try:
+        datasets = attributes.get("ome", attributes)["multiscales"][0]["datasets"]
+        return [str(dataset["path"]) for dataset in datasets]
+    except (AttributeError, LookupError, TypeError):
+        return []
 
 
 def dimension_names(array: zarr.Array, axes: str) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import lzma
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, WrapperStore, ZipStore
 
 from deepsic_codec._compat import Buffer, array_config, make_store_path, read_part, sync
-from deepsic_codec.errors import ConfigurationError, DeepSICError, LabelIndexError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, DeepSICError, LabelIndexError, UnsupportedArray, did_you_mean
 from deepsic_codec.require import require
 from deepsic_codec.stored.layout import StoredLayout
 
 SUFFIX = "_labels"  # of the group beside an array that has its index
+MAX_NAMES = 10  # of a message
 CONNECTIONS = 128  # to S3 at once; botocore's default of 10 makes a scan ten times slower
 
 # s3fs asks for the size of an object before it reads all of it, but not before it reads a part. Stores clip a range
@@ -83,6 +84,33 @@ def members(group: zarr.Group) -> list[tuple[str, Any]]:
     with metadata_errors(group.store_path):
         nodes = sorted(group.members(max_depth=None), key=lambda member: member[0])
         return [(path, _checked(node)) for path, node in nodes]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as text, of more than 10 the first ones and the number of the others."""
+    others = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {others:,} more" if others > 0 else "")
+
+
+def _existing_arrays(path: StorePath, name: str) -> str:
+    """Return the end of a message about an array that does not exist: those of its group, if the store can list."""
+    try:
+        group = zarr.open_group(path, mode="r" if path.store.read_only else "r+")
+        names = [one for one, node in members(group) if is_deepsic(node)]
+    except Exception:  # each store has errors of its own
+        return ""
+    similar = did_you_mean(name, names) if len(names) > MAX_NAMES else ""
+    return similar or (f"; it has {listed(names)}" if names else "")
+
+
+def _open_member(path: StorePath, mode: Mode, **kwargs: Any) -> Any:
+    """Open an array, or else a group, such as that of a pyramid; an array takes no more requests than needed."""
+    try:
+        return zarr.open_array(path, mode=mode, **kwargs)
+    except (FileNotFoundError, *DAMAGED):
+        with suppress(FileNotFoundError, *DAMAGED):
+            return zarr.open_group(path, mode="r" if mode == "r" else "r+", **kwargs)
+        raise
 
 
 def _checked(node: Any) -> Any:
@@ -154,7 +182,7 @@ def open_node(
     source
         An array or group of Zarr, or what `zarr.open` takes.
     name : str, optional
-        Path of an array in the group.
+        Path of an array in the group, or of a group in it.
     mode : {"r", "r+", "a"}
         As for `zarr.open`.
     options : dict, optional
@@ -174,7 +202,8 @@ def open_node(
             return source
         with metadata_errors(source.store_path):
             if not isinstance(source, zarr.Group) or name not in source:
-                raise UnsupportedArray(f"{url_of(source.store_path)} has no array {name!r}")
+                others = _existing_arrays(source.store_path, name)
+                raise UnsupportedArray(f"{url_of(source.store_path)} has no array {name!r}{others}")
             return _checked(source[name])
     options = fsspec_options(source, options)
     source = str(source) if isinstance(source, Path) else source
@@ -190,10 +219,15 @@ def open_node(
         counting = StorePath(CountingStore(store, counter), path.path)
         # With a name straight to the array: the group need not be looked at, which saves requests.
         with metadata_errors(path):
-            node = _checked((zarr.open if name is None else zarr.open_array)(counting, mode=mode, **kwargs))
+            node = _checked((zarr.open if name is None else _open_member)(counting, mode=mode, **kwargs))
     except FileNotFoundError as error:
-        what = "array or group of Zarr" if name is None else f"array {name!r}"
-        raise UnsupportedArray(f"{source} has no {what} ({error})") from None
+        if name is None and isinstance(source, str) and Path(source).is_file():
+            text = "is a file, not an array or group of Zarr; store images with deepsic ingest"
+            raise UnsupportedArray(f"{source} {text}") from None
+        if name is None:
+            raise UnsupportedArray(f"{source} has no array or group of Zarr ({error})") from None
+        group = StorePath(path.store, path.path.removesuffix(name).rstrip("/"))
+        raise UnsupportedArray(f"{source} has no array {name!r}{_existing_arrays(group, name)}") from None
     # What is read later is not counted here.
     path = StorePath(store, node.store_path.path)
     if isinstance(node, zarr.Group):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, counted
 from deepsic_codec.model.file import ModelInfo
 from deepsic_codec.progress import Progress
 from deepsic_codec.training import checkpoint
@@ -336,12 +336,12 @@ def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles |
     if photos:
         pool = photos.pool
         log.say(
-            f"{len(pool.shortest)} images ({pool.nbytes / 1e6:.0f} MB on {pool.flat.device}), "
+            f"{counted(len(pool.shortest), 'image')} ({pool.nbytes / 1e6:.0f} MB on {pool.flat.device}), "
             f"{len(photos.held_out)} held out"
         )
     if tiles:
         log.say(
-            f"{len(tiles.labels)} labelled images of {len(tiles.classes)} classes, "
+            f"{counted(len(tiles.labels), 'labelled image')} of {counted(len(tiles.classes), 'class', 'classes')}, "
             f"{len(tiles.test_labels)} held out: {', '.join(tiles.classes)}"
         )
         unknown = sorted({c for children in s.parents.values() for c in children} - set(tiles.classes))
@@ -356,7 +356,7 @@ def _report_data(s: Settings, photos: Photographs | None, tiles: LabelledTiles |
     skipped = [name for data in (photos, tiles) if data for name in data.skipped]
     if skipped:
         (s.folder / "skipped.txt").write_text("\n".join(skipped) + "\n")
-        log.say(f"skipped {len(skipped)} unreadable images (all in {s.folder / 'skipped.txt'}):")
+        log.say(f"skipped {counted(len(skipped), 'unreadable image')} (all in {s.folder / 'skipped.txt'}):")
         for name in skipped[:10]:
             log.say(f"  {name}")
 

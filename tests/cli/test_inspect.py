@@ -70,7 +70,7 @@ def test_answers_of_an_index_say_whether_they_were_compared(place, capsys):
         assert verified[0] == 0 and "compared" not in verified[2]
     zarr.open_group("a.zarr")["img"][:64, :64] = 0
     code, _, err = run(capsys, "labels", "a.zarr", "--verify")
-    assert code == 1 and "1 chunks were written again" in err and "deepsic index" in err
+    assert code == 1 and "1 chunk written again" in err and "deepsic index" in err
 
 
 def test_query_reports_what_it_read_to_open_the_index_too(place, capsys):

@@ -10,14 +10,15 @@ import pytest
 import zarr
 from PIL import Image
 
+from deepsic_codec import create_array
 from deepsic_codec.cli import console
 from deepsic_codec.cli.console import say, say_json, say_table
 from deepsic_codec.cli.main import COMMANDS, build_parser, main
 from deepsic_codec.cli.options import with_options
-from deepsic_codec.errors import ConfigurationError
+from deepsic_codec.errors import ConfigurationError, counted
 from deepsic_codec.metrics import psnr
 from deepsic_codec.samples import LANDSAT_BANDS, drone_frame, eurosat_classes, eurosat_mosaic, landsat_scene
-from tests.common import check_lazy, run_python
+from tests.common import check_lazy, photograph, run_python
 
 METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup"}
 
@@ -143,6 +144,24 @@ def test_the_help_of_a_command_imports_nothing_large(command):
             pass
     """
     check_lazy(code, unwanted=("torch", "zarr", "rich", "PIL", "dask", "imagecodecs", "matplotlib"))
+
+
+def test_one_is_not_counted_as_several(stub, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    create_array("a.zarr", name="a", data=photograph(64, 64, 3))
+    for line in (
+        "index a.zarr",
+        "labels a.zarr --scan",
+        "query a.zarr 'Bright | ~Bright' --export b",
+        "export a.zarr d.tif",
+        "preview a.zarr",
+        "info a.zarr",
+    ):
+        assert main(shlex.split(line)) == 0
+    printed = "".join(capsys.readouterr())
+    assert "1 of 1 chunk;" in printed and "1 image:" in printed
+    assert not re.findall(r"(?<![\d.,x])\b1 (?!bits|is\b)[a-z]+s\b", printed)
+    assert [counted(n, "class", "classes") for n in (0, 1, 1234)] == ["0 classes", "1 class", "1,234 classes"]
 
 
 def test_control_characters_are_escaped(capsys):

@@ -6,11 +6,12 @@ import pytest
 import zarr
 from PIL import Image
 
-from deepsic_codec import DeepSIC, create_array, open_labels
+from deepsic_codec import DeepSIC, consolidate_labels, create_array, open_archive, open_labels
 from deepsic_codec.cli.main import main
 from deepsic_codec.errors import UnsupportedArray
 from deepsic_codec.io.images import ImageSource
 from deepsic_codec.io.ome import describe, pyramid
+from deepsic_codec.stored.location import open_node
 from tests.common import check_rejects, photograph
 
 pytestmark = pytest.mark.usefixtures("stub")
@@ -109,6 +110,28 @@ def test_resume_and_refusals(ingested, tmp_path, capsys):
     assert main([str(one) for one in [*arguments, "--name", "plain"]]) == 0
     assert main([str(one) for one in [*arguments, "--name", "plain", "--ome"]]) == 1
     assert "'plain' cannot be a group" in capsys.readouterr().err
+
+
+def test_a_pyramid_is_named_like_its_image(ingested, tmp_path, capsys):
+    """Of a pyramid, commands and functions take the full resolution; another level has a name of its own."""
+    assert open_labels(ingested, "photo").array.path == "photo/0"
+    assert open_labels(ingested / "photo").array.path == "0"
+    assert open_archive(ingested, "photo").shape == (3, 203, 130)
+    assert open_archive(ingested, "photo/1").shape == (3, 102, 65)
+    assert main(["query", str(ingested), "Bright | Dim | Dark", "--name", "photo"]) == 0
+    assert "6 of 12 chunks" in capsys.readouterr().out
+    with pytest.raises(UnsupportedArray, match="found grey/0, photo/0; pass name="):
+        open_archive(ingested)
+    with pytest.raises(UnsupportedArray, match="no array 'phot'; it has grey/0, photo/0, photo/1, photo/2"):
+        open_archive(ingested, "phot")
+    assert [*consolidate_labels(ingested)] == ["grey/0", "photo/0"] and "1_labels" not in open_node(ingested, "photo")
+
+
+@pytest.mark.parametrize("multiscales", [7, [], [{"datasets": [{}]}], [{"datasets": [{"path": "9"}, {"path": "0"}]}]])
+def test_a_damaged_pyramid_hides_no_array(multiscales, tmp_path):
+    zarr.open_group(tmp_path, mode="w", attributes={"ome": {"multiscales": multiscales}})
+    create_array(tmp_path, name="0", data=photograph(64, 64))
+    assert open_archive(tmp_path).path == "0"
 
 
 def test_axes():

@@ -121,7 +121,7 @@ def test_a_new_head_has_its_own_vocabulary(stub, monkeypatch):
     assert labels.where("Night").chunks == [(0, 0, 0)] and "Dark" not in labels.vocabulary.known
     assert (np.asarray(labels.index.group["head"][...]) == int("ef" * 4, 16)).all(), "which head made these labels"
     array[:, :64] = 240
-    with pytest.warns(UserWarning, match="1 chunks have labels of another vocabulary"):
+    with pytest.warns(UserWarning, match="labels of 1 chunk are of another vocabulary"):
         labels = consolidate_labels(array)
     assert labels.where("Day").chunks == [(0, 2, 0)] and labels.summary()["unlabelled"] == 1
     assert open_labels(array, scan=True).where("Bright").chunks == [(0, 0, 0), (0, 2, 0)]

@@ -110,7 +110,10 @@ def test_nodes_of_any_kind_of_source(group, tmp_path, stub):
 def test_no_such_node(group, tmp_path):
     check_rejects(UnsupportedArray, "no array 'b'", open_node, group, "b")
     check_rejects(UnsupportedArray, "no array 'b'", open_node, open_node(group), "b")
+    check_rejects(UnsupportedArray, "no array 'b'; it has a/image", open_node, open_node(group), "b")
     check_rejects(UnsupportedArray, "no array or group", open_node, tmp_path / "nothing")
+    (tmp_path / "a.tif").touch()
+    check_rejects(UnsupportedArray, "a.tif is a file|deepsic ingest", open_node, tmp_path / "a.tif")
     check_rejects(UnsupportedPayload, "not with DeepSIC", StoredArray.open, group, "other")
     create_array(group, name="b", data=photograph(8, 8, 3))
     check_rejects(UnsupportedArray, "a/image, b|pass name= for one of them", StoredArray.open, group)
