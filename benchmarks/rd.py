@@ -17,6 +17,7 @@ import argparse
 import csv
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -125,6 +126,7 @@ def measure_deepsic(
 
     points = []
     for setting in settings:
+        print(f"{name}: {mode} {setting:g}", file=sys.stderr)
         parameters: dict[str, Any] = {"transform": args.transform, mode: setting} | dict(options or {})
         codec = DeepSIC(model=model or args.model, semantics=args.semantics, **parameters)
         for start in range(0, len(images), args.batch):
@@ -158,6 +160,7 @@ def _only_rate(model: str) -> float | None:
 def measure_peer(name: str, images: list[tuple[str, Pixels]], threads: int) -> list[Point]:
     """Measure a peer at all its settings."""
     peer = PEERS[name]
+    print(name, file=sys.stderr)
 
     def one(job: tuple[float, str, Pixels]) -> Point:
         setting, image, pixels = job
