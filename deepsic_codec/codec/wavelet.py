@@ -179,16 +179,19 @@ class _Part:
             matrix = None if isinstance(params.spectral, str) else np.array(params.spectral)
             self.matrix = spectral.choose(values, coded.mask, step, matrix)
         components = components_of(values, self.matrix)
-        del values
-        self._sizes = np.full(components.shape[1], np.inf)  # of components that a large step leaves out
-        if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
-            self._sizes[1:] = spectral.root_mean_squares(np.moveaxis(components[:, 1:], 1, -1))
         slices, _, height, width = components.shape
         edges = (min(size, TRIED_EDGE) for size in (height, width))
         rows, columns = (
             slice((size - edge) // 2, (size + edge) // 2) for size, edge in zip((height, width), edges, strict=True)
         )
         self._tried = components[slices // 2, :TRIED_COMPONENTS, rows, columns][None].copy()
+        #: Whether the tried components are the whole part.
+        self._small = self._tried.shape == components.shape
+        self._exact = values if self._small else self._rounded(self._tried.astype(np.int32))
+        del values
+        self._sizes = np.full(components.shape[1], np.inf)  # of components that a large step leaves out
+        if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
+            self._sizes[1:] = spectral.root_mean_squares(np.moveaxis(components[:, 1:], 1, -1))
         self._gains: dict[int, bool] = {}  # whether the filter lowers the error, by half octaves of codes
         #: int16, or int32 where they do not fit (slices, components, height, width); those that `encode` left, if last.
         self.coefficients = to_coefficients(components)
@@ -218,15 +221,11 @@ class _Part:
         return Wavelet(code, stream, make_checkpoints(stream, lengths)), planes
 
     def _rounded(self, tried: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the integers that tried components give; of more bands than are tried, the components. Bands last."""
+        """Return the integers that tried components give, bands last; of more bands than are tried, the components."""
         by_pixel = np.moveaxis(tried, 1, -1)
         if self.matrix is None:
             return rounded(by_pixel)
         return spectral.inverse(by_pixel, self.matrix) if len(self.matrix) <= TRIED_COMPONENTS else by_pixel
-
-    @cached_property
-    def _exact(self) -> NDArray[np.int32]:
-        return self._rounded(self._tried.astype(np.int32))
 
     @cached_property
     def _counted(self) -> Any:
@@ -247,7 +246,7 @@ class _Part:
         """
         from deepsic_codec.payload.coders.subbands import encode_planes
 
-        if self.coefficients.shape == self._tried.shape:
+        if self._small:
             components = self._decoded(wavelet) if planes is None else to_components(planes.astype(np.int32))
             return self._lowers_error(wavelet.code, components, self._counted)
         part = wavelet.code // (PER_OCTAVE // 2)

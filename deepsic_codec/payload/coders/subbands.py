@@ -61,6 +61,7 @@ LAMBDA = 16
 # Magnitudes up to this many 256ths of a step become 0, and those of a band that has none above `FILLED`.
 ZERO, FILLED = 64, 112
 SQUARED_MAX = 1 << 24  # larger errors count as this one, whose square leaves room for sums
+INT16_MAX = (1 << 15) - 1
 NO_LIMIT = 1 << 60  # position that no decoder reaches
 
 
@@ -728,9 +729,10 @@ class _Coder:
         filled = False
         if not decoding:
             data = grown(data, int(state[3]), room)
-            thresholds = ((128 if band.kind == LOW else FILLED) * steps) >> 24
+            share = 128 if band.kind == LOW else FILLED
             for top, height in strips:
-                threshold: Any = int(thresholds[1]) if cells is None else thresholds[cells[top : top + height]]
+                step: Any = int(steps[1]) if cells is None else steps[cells[top : top + height]]
+                threshold = (share * step) >> 24
                 filled = filled or bool((np.abs(self._part(plane, band, top, height)) >= threshold).any())
         if not _code_flag(decoding, filled, index, self._contexts, state, data) or (decoding and state[3] > limit):
             if self._keep:
@@ -805,8 +807,7 @@ class _Coder:
 
 def fits_int16(values: NDArray[np.int32]) -> bool:
     """Tell whether integers and their magnitudes fit 16 bits."""
-    limit = np.iinfo(np.int16).max
-    return not values.size or bool(values.min() >= -limit and values.max() <= limit)
+    return not values.size or bool(values.min() >= -INT16_MAX and values.max() <= INT16_MAX)
 
 
 def encode_planes(
