@@ -326,10 +326,10 @@ def test_numbers_that_are_none():
     for bad in (np.nan, np.inf, -np.inf):
         array[1, 2, 0] = bad
         codec = DeepSIC(value_range=(0, 1), nodata=-1)
-        check_rejects(UnsupportedArray, "1 samples|NaN or infinite|-1", codec.encode, array)
+        check_rejects(UnsupportedArray, "1 NaN or infinite sample|-1", codec.encode, array)
         for nodata in (None, np.nan) if np.isinf(bad) else ():
             codec = DeepSIC(value_range=(0, 1), nodata=nodata)
-            check_rejects(UnsupportedArray, "1 samples|infinite|NaN if", codec.encode, array)
+            check_rejects(UnsupportedArray, "1 infinite sample|NaN if", codec.encode, array)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "f4"])
@@ -337,7 +337,7 @@ def test_features_say_that_they_clip(dtype):
     array = np.full((20, 30, 3), 7, dtype)
     array[3, 4:6], array[5, 5] = 100, 2
     codec = DeepSIC(value_range=(5, 50), nodata=2)
-    with pytest.warns(UserWarning, match="value_range: 6 samples .* clip .* transform='wavelet'"):
+    with pytest.warns(UserWarning, match="value_range: features clip 6 samples .* transform='wavelet'"):
         decoded = codec.decode(codec.encode(array))
     assert decoded.max() == 50 and (decoded[5, 5] == 2).all()
     array[3, 4:6] = 50

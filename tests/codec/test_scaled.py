@@ -86,7 +86,7 @@ def test_nan_is_no_data_unless_another_value_is(target):
     assert np.nanmax(np.abs(decoded - array)) < 0.2
     check_rejects(UnsupportedArray, "NaN or infinite|NoData value -1", DeepSIC(nodata=-1, **target).encode, array)
     array[0, 0, 0] = -np.inf
-    check_rejects(UnsupportedArray, "1 samples|infinite|NaN if", DeepSIC(**target).encode, array)
+    check_rejects(UnsupportedArray, "1 infinite sample|NaN if", DeepSIC(**target).encode, array)
 
 
 @pytest.mark.filterwarnings("error")
