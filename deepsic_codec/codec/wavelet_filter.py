@@ -6,6 +6,7 @@ component in steps of the quantiser, and corrects the four. `docs/wavelet.md` is
 
 import base64
 from functools import lru_cache
+from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ SAMPLE_BITS, CHANGE_BITS = 5, 8
 SAMPLE_SHIFT, CHANGE_SHIFT = MANTISSA_BITS + 4 - 8 - SAMPLE_BITS, MANTISSA_BITS + 8 - 4 + CHANGE_BITS
 _LOW, _HIGH, _BYTE = -(1 << 15), (1 << 15) - 1, int32(255)
 _CHANGE = int32((1 << 15) - 1)
+GROUPS = LAYERS[0][0] // 4  # of hidden values
+# Rows of narrow planes that are filtered at a time, and those around them that they depend on; even numbers.
+TURNED_ROWS, REACH = 1 << 10, 4
 #: Factors of samples by the part of an octave, in 2^-MANTISSA_BITS.
 INVERSES = tuple(round(2 ** (MANTISSA_BITS - n / PER_OCTAVE)) for n in range(PER_OCTAVE))
 
@@ -86,19 +90,25 @@ class FilterRows(NamedTuple):
     starts_last: NDArray[np.int32]
 
 
-@lru_cache(maxsize=1)
-def tables() -> FilterTables:
-    """Read the layers of the filter."""
+@lru_cache(maxsize=2)
+def tables(turned: bool = False) -> FilterTables:
+    """Read the layers of the filter, or those that do the same to a transposed plane."""
     check()
     data = np.frombuffer(base64.b85decode(WEIGHTS.read_text().replace("\n", "")), np.int8)
     weights, shifts, starts = [], [], []
     for outputs, inputs, taps in LAYERS:
         count = outputs * inputs * taps
-        # taps of a group of four inputs follow one another
-        groups = data[:count].reshape(outputs, inputs // 4, 4, taps).transpose(0, 1, 3, 2)
-        weights.append(pack_taps(groups.reshape(outputs, -1, 4)))
-        shifts.append(data[count : count + outputs].astype(np.int32))
+        weight, shift = data[:count].reshape(outputs, inputs, taps), data[count : count + outputs].astype(np.int32)
         bias = data[count + outputs : count + 5 * outputs].view("<i4").astype(np.int32)
+        if turned:  # rows and columns of taps change places, and so do two samples of a square
+            edge = isqrt(taps)
+            weight = weight.reshape(outputs, inputs, edge, edge).swapaxes(2, 3).reshape(weight.shape)
+            to, of = ([0, 2, 1, 3] if size == 4 else slice(None) for size in (outputs, inputs))
+            weight, shift, bias = weight[to][:, of], shift[to], bias[to]
+        # taps of a group of four inputs follow one another
+        groups = weight.reshape(outputs, inputs // 4, 4, taps).transpose(0, 1, 3, 2)
+        weights.append(pack_taps(groups.reshape(outputs, -1, 4)))
+        shifts.append(shift)
         starts.append(np.repeat(bias[:, None], POSITIONS, 1))
         data = data[count + 5 * outputs :]
     return FilterTables(
@@ -144,11 +154,26 @@ def filter_plane(plane: NDArray[np.int32], code: int) -> NDArray[np.int32]:
     """
     if plane.size:
         octave, part = divmod(code, PER_OCTAVE)
-        of_filter = tables()
         centre = (int(plane.min()) + int(plane.max())) >> 1
         numbers = np.array([centre, INVERSES[part], SAMPLE_SHIFT + octave, MANTISSAS[part] << octave], np.int64)
-        _filter(plane, numbers, of_filter, _memory(plane.shape[1], of_filter.first_shift.size // 4))
+        if plane.shape[1] < POSITIONS and plane.shape[0] >= 4 * POSITIONS:
+            _filter_narrow(plane, numbers)
+        else:
+            _filter(plane, numbers, tables(), _memory(plane.shape[1], GROUPS))
     return plane
+
+
+def _filter_narrow(plane: NDArray[np.int32], numbers: NDArray[np.int64]) -> None:
+    """Filter a plane with short rows, which leave most positions of sums empty, with rows and columns exchanged."""
+    height = plane.shape[0]
+    memory = _memory(min(height, TURNED_ROWS + 2 * REACH), GROUPS)
+    before = plane[:0]
+    for top in range(0, height, TURNED_ROWS):
+        end, start = min(height, top + TURNED_ROWS), len(before)
+        turned = np.ascontiguousarray(np.concatenate([before, plane[top : end + REACH]]).T)
+        before = plane[end - REACH : end].copy()
+        _filter(turned, numbers, tables(turned=True), memory)
+        plane[top:end] = turned[:, start : start + end - top].T
 
 
 @inline

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsic_codec import DeepSIC, reference
-from deepsic_codec.codec import wavelet
+from deepsic_codec.codec import wavelet, wavelet_filter
 from deepsic_codec.codec.wavelet_filter import WEIGHTS, filter_plane
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders import subbands
@@ -40,6 +40,18 @@ def any_plane(draw):
 def test_second_decoder_agrees(case):
     plane, code = case
     np.testing.assert_array_equal(filter_plane(plane.copy(), code), reference.corrected(plane.astype(int), code))
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 1), (129, 2), (197, 5), (260, 7)])
+def test_narrow_planes_are_filtered_in_long_rows(height, width, monkeypatch):
+    """Sums are computed for many squares of a row at a time, which rows of a narrow plane do not have."""
+    parts, run = [], wavelet_filter._filter
+    monkeypatch.setattr(wavelet_filter, "TURNED_ROWS", 64)
+    monkeypatch.setattr(wavelet_filter, "_filter", lambda part, *rest: parts.append(part.shape) or run(part, *rest))
+    plane = (photograph(height, width).astype(np.int32) << 4) + np.arange(height * width).reshape(height, width) // 5
+    plane = plane.astype(np.int32)
+    np.testing.assert_array_equal(filter_plane(plane.copy(), 2600), reference.corrected(plane.astype(int), 2600))
+    assert parts[0] == (width, 64 + wavelet_filter.REACH)
 
 
 @pytest.mark.parametrize("value", [-(2**31), -12345, 0, 77, 2**31 - 1])
