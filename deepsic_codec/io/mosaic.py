@@ -1,5 +1,6 @@
 """A mosaic of thumbnails of what a selection has, from the starts of chunks where these are enough."""
 
+import warnings
 from contextlib import suppress
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from deepsic_codec.bulk.preview import ReducedArray
 from deepsic_codec.codec.reduced import SCALES
-from deepsic_codec.errors import ConfigurationError, UnsupportedArray
+from deepsic_codec.errors import ConfigurationError, CorruptPayload, UnsupportedArray
 from deepsic_codec.io import draw
 from deepsic_codec.io.preview import to_pixels
 from deepsic_codec.labels.selection import Selection
@@ -40,14 +41,13 @@ def mosaic(selection: Selection, count: int = COUNT, edge: int = EDGE) -> "Pillo
     Returns
     -------
     PIL.Image.Image
-        RGB. The caption of a thumbnail has the position of its chunk, and its first score or similarity.
+        RGB. The caption of a thumbnail has the position of its chunk, and its first score or similarity. A cross is in
+        the place of a chunk that is damaged, of which there is a warning.
 
     Raises
     ------
     ConfigurationError
         For a count or an edge outside of these limits.
-    CorruptPayload
-        If a chunk is damaged.
     MissingPackage
         If Pillow is not installed.
     """
@@ -58,27 +58,41 @@ def mosaic(selection: Selection, count: int = COUNT, edge: int = EDGE) -> "Pillo
         raise ConfigurationError(f"mosaic: expected 1 to {MAX_COUNT} thumbnails of 16 to {MAX_EDGE} pixels")
     regions = selection.regions[:count]
     embedded.use_embedded(selection.stored.array)
-    parts = [_samples(selection, region, edge) for region in regions]
+    parts = [_samples_or_none(selection, region, edge) for region in regions]
     columns = max(1, min(len(parts), ceil(sqrt(len(parts) * 1.5))))
     rows = max(1, ceil(len(parts) / columns))
     sheet = Image.new("RGB", (columns * (edge + draw.GAP) + draw.GAP, rows * (edge + CAPTION) + draw.GAP), draw.PAPER)
-    if not parts:
+    readable = [part for part in parts if part is not None]
+    if not readable:
         return sheet
     # One stretch for all, so that dark regions look dark.
-    flat = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+    flat = np.concatenate([part.reshape(-1, part.shape[-1]) for part in readable])
     pixels = to_pixels(flat.astype(np.float32), selection.stored)[0].reshape(len(flat), 3)
     captions, writer, start = _captions(selection, len(parts)), ImageDraw.Draw(sheet), 0
     for number, part in enumerate(parts):
+        left = draw.GAP + number % columns * (edge + draw.GAP)
+        top = draw.GAP + number // columns * (edge + CAPTION)
+        writer.text((left, top + edge + 1), captions[number], draw.INK, draw.font(TEXT))
+        if part is None:
+            writer.line((left, top, left + edge, top + edge), draw.INK)
+            writer.line((left, top + edge, left + edge, top), draw.INK)
+            continue
         height, width = part.shape[:2]
         picture = Image.fromarray(pixels[start : start + height * width].reshape(height, width, 3))
         start += height * width
         zoom = edge / max(height, width)
         size = max(1, round(width * zoom)), max(1, round(height * zoom))
-        left = draw.GAP + number % columns * (edge + draw.GAP)
-        top = draw.GAP + number // columns * (edge + CAPTION)
         sheet.paste(picture.resize(size, Image.Resampling.BICUBIC), (left, top))
-        writer.text((left, top + edge + 1), captions[number], draw.INK, draw.font(TEXT))
     return sheet
+
+
+def _samples_or_none(selection: Selection, region: tuple[slice, ...], edge: int) -> NDArray[Any] | None:
+    """Read a region; None with a warning if its chunk is damaged."""
+    try:
+        return _samples(selection, region, edge)
+    except CorruptPayload as error:
+        warnings.warn(f"mosaic: left out {error}", stacklevel=3)
+        return None
 
 
 def _samples(selection: Selection, region: tuple[slice, ...], edge: int) -> NDArray[Any]:

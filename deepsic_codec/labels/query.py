@@ -124,7 +124,7 @@ class Labels:
         best = [np.unravel_index(int((scores * labelled).argmax()), source.shape) for scores in columns]
         chunks = [tuple(map(int, position)) for position in best]
         pictures = thumbnails(self.stored, chunks, [self.geometry.chunk_region(chunk) for chunk in chunks])
-        return dict(zip(names, pictures, strict=False))
+        return {name: one for name, one in zip(names, pictures, strict=False) if one is not None}
 
     def _class_map(self, palette: Mapping[str, Colour]) -> NDArray[np.uint8]:
         """Return the colour of the best class of each chunk along y and x, uint8 (rows, columns, 3), black without."""

@@ -215,14 +215,15 @@ class Selection:
         count = f"{self.count:,} of {counted(self.mask.size, 'chunk')}{'' if self.compared else '; ' + NOT_COMPARED}"
         read = f"{self.bytes_read:,} bytes in {counted(self.requests, 'request')}"
         rows = {"selection": self.expression, "selected": count, "read": read, "thumbnails": THUMBNAILS}
-        return html.table({**rows, **html.about(self.stored)}, picture, sheet=sheet(self._thumbnails()))
-
-    def _thumbnails(self) -> list[NDArray[np.uint8]]:
-        """Return pictures of the first regions."""
         cells = self.cells[:COUNT]
-        chunks = cells // np.array(self.geometry.per_chunk) if self._by_tiles else cells
+        positions = cells // np.array(self.geometry.per_chunk) if self._by_tiles else cells
+        indices = [*map(tuple, positions.tolist())]
         region_of = self.geometry.tile_region if self._by_tiles else self.geometry.chunk_region
-        return thumbnails(self.stored, [*map(tuple, chunks.tolist())], [region_of(cell) for cell in cells.tolist()])
+        pictures = thumbnails(self.stored, indices, [region_of(cell) for cell in cells.tolist()])
+        if unread := dict.fromkeys(chunk for chunk, one in zip(indices, pictures, strict=False) if one is None):
+            names = ", ".join(".".join(map(str, chunk)) for chunk in unread)
+            rows["not shown"] = f"{names}: missing, damaged, or of a model that is not installed"
+        return html.table({**rows, **html.about(self.stored)}, picture, sheet=sheet(pictures))
 
     def iter_arrays(self) -> Iterator[Match]:
         """Fetch and decode the chunks, a few at a time.

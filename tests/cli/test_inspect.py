@@ -107,7 +107,7 @@ def test_query_exports_images_of_any_bands_as_tiff(place, capsys):
     array = create_array("bands.zarr", name="img", data=data, chunks=(64, 64, 6), codec=codec)
     arguments = ["query", "bands.zarr", "Dark | ~Dark", "--scan", "--export", "out"]
     code, _, err = run(capsys, *arguments, "--as", "tiff")
-    assert code == 0 and err == "1 images: out\n"
+    assert code == 0 and err == "1 image: out\n"
     np.testing.assert_array_equal(tifffile.imread("out/img_0_0_0.tiff"), array[...])
     code, _, err = run(capsys, *arguments)
     assert code == 1 and "PNG holds 1 or 3 bands" in err and "not 6 bands of uint16; write TIFF" in err

@@ -35,4 +35,11 @@ def test_each_region_has_a_thumbnail(tmp_path, capsys):
     assert mosaic(labels.where("Bright > 1")).width > 0
     check_rejects(ConfigurationError, "thumbnails", mosaic, found, 0)
     assert main(["query", str(tmp_path / "a.zarr"), "Bright", "--tiles", "--mosaic", str(tmp_path / "a.png")]) == 0
+    (chunk,) = (tmp_path / "a.zarr").glob("img/c/0/1/0")
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match=r"left out .*\(0, 1, 0\)"):
+        damaged = np.asarray(mosaic(labels.where("Bright", tiles=True), edge=32))
+    assert damaged.shape == picture.shape
+    same = (damaged == picture).all(axis=2)
+    assert same.mean() < 1 and same[:, -32:].all(), "others stay"
     assert "thumbnails: " in capsys.readouterr().err and (tmp_path / "a.png").stat().st_size > 100

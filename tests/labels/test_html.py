@@ -123,9 +123,17 @@ def test_a_notebook_shows_what_it_can(stub, monkeypatch):
     key = next(key for key in labels.array.store._store_dict if key.endswith("/c/0/1/0"))
     damaged = labels.array.store._store_dict[key]
     labels.array.store._store_dict[key] = type(damaged).from_bytes(damaged.to_bytes()[:-20])
-    assert len(pictures(check_html(selection._repr_html_()))) == 1, "a damaged chunk"
-    del labels.array.store._store_dict[key]
-    assert len(pictures(check_html(selection._repr_html_()))) == 1, "a chunk that was deleted"
+    for _ in range(2):  # a damaged chunk, a chunk that was deleted
+        text = check_html(selection._repr_html_())
+        sheet = pictures(text)[1]
+        assert "<th>not shown</th><td>0.1.0: " in text and sheet.shape == (64, 4 * 68 - 4, 3)
+        assert [sheet[50, 68 * k + 10, 0] for k in (0, 2, 3)] == LEVELS.ravel()[[0, 2, 3]].tolist()
+        assert sorted(np.unique(sheet[:, 68:132])) == [thumbnails.INK, thumbnails.PAPER], "a cross"
+        assert all(picture.shape for picture in pictures(check_html(labels._repr_html_())))
+        labels.array.store._store_dict.pop(key, None)
+    for other in [key for key in labels.array.store._store_dict if "/c/" in key and "_labels" not in key]:
+        del labels.array.store._store_dict[other]
+    assert len(pictures(check_html(selection._repr_html_()))) == 1, "no chunk is left"
     assert len(pictures(check_html(labels.where("~Visible & Visible")._repr_html_()))) == 1, "nothing selected"
 
 
