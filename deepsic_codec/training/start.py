@@ -63,7 +63,8 @@ def starting_networks(
         return old
     if not isinstance(arch, Architecture) or not isinstance(old.arch, Architecture):
         raise ConfigurationError(
-            f"--start {s.start}: its architecture is not {s.architecture!r}; name another run, or leave out --start"
+            f"--start {s.start}: its networks have other sizes, not those of {s.architecture!r}, and only those of "
+            "'base' grow; pass its --architecture, name another run, or leave out --start"
         )
     nets = make_networks(arch)
     old.integer, nets.bounded = False, old.bounded
@@ -106,8 +107,9 @@ def networks_of(info: ModelInfo, classes: int, option: str = "--from") -> Networ
     _, arrays = load_checked(info)
     if info.values and classes == len(info.vocabulary.classes):  # the last layer stays, without its embedding
         arrays |= {name: arrays[name][: classes + 1] for name in arrays if name.startswith(f"{HEAD}.out.")}
+    sizes = {"classes": classes + 1, **({"head_embedding": 0} if info.values else {})}  # some families have none
     try:
-        nets = make_networks(architecture_from(info.architecture | {"classes": classes + 1, "head_embedding": 0}))
+        nets = make_networks(architecture_from(info.architecture | sizes))
         _restore(nets, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{option} {info.path}: tensors do not fit its architecture ({error})") from None

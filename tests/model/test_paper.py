@@ -1,5 +1,7 @@
 """The paper's own networks: sizes, quantiser, payloads, training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from deepsic_codec.training.loss import Terms
 from deepsic_codec.training.paper import STEPS, PaperNetworks, paper_start
 from deepsic_codec.training.settings import PRESETS, Settings
 from tests.common import check_rejects, psnr
-from tests.training.conftest import data  # noqa: F401  # a fixture
+from tests.training.conftest import data, head_only  # noqa: F401  # data is a fixture
 
 SMALL = PaperArchitecture(1.0, (4, 2, 1, 1), filters=8, head_width=8, classes=4)
 
@@ -132,6 +134,10 @@ def test_trained_and_coded_like_any_model(data, tmp_path, monkeypatch):  # noqa:
         assert psnr(decoded, image) > 9
     again = Settings(**tiny, images=[data.photos], labels=[data.tiles], start=info.path, run=str(tmp_path / "again"))
     check_rejects(ConfigurationError, "files do not hold the prior", train.train, again)
+    other = replace(again, start=s.run, architecture="paper-0.5")
+    check_rejects(ConfigurationError, "not those of 'paper-0.5'|--architecture", train.train, other)
+    mine = train.train(head_only(data, tmp_path / "mine", info.path))
+    assert mine.decoder == info.decoder and mine.head != info.head and mine.vocabulary.classes == data.classes
 
 
 def test_descriptions_that_no_model_has():
