@@ -121,7 +121,7 @@ def _encode_other(task: EncodeTask) -> bytes:
     if params.max_error is not None:
         return task.pack_sections(_bounded(scaled, params.max_error), task.quality, task.cells)
     encoder = WaveletEncoder(scaled, params)
-    limit = None
+    limit, rest = None, 0
     quality = None if params.quality is None else scaled.finest or params.quality
     if quality is not None:
         wavelet = encoder.at_quality(quality)
@@ -151,7 +151,12 @@ def _encode_other(task: EncodeTask) -> bytes:
         if scaled.ranges is not None:
             sections |= {VALUE_RANGE: scaled.ranges if scaled.coded_ranges is None else scaled.coded_ranges}
     quality = encoder.quality_of(wavelet.code) if quality is None else quality
-    return task.pack_sections(sections, quality, task.cells)
+    payload = task.pack_sections(sections, quality, task.cells)
+    if scaled.qualities is None and scaled.has_few_values:  # in few bytes without loss, wherever a limit lies
+        exact = task.pack_sections(_bounded(scaled, 0), quality, task.cells)
+        if len(exact) <= max(len(payload), rest + (limit or 0)) * (1 + CLOSE):
+            return exact
+    return payload
 
 
 def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:

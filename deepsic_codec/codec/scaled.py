@@ -133,14 +133,20 @@ class ScaledChunk:
         used = _extents(np.stack(extremes(self.samples, self.mask), axis=-1))
         return bool(used.max() > 0 and (used * NARROW < _extents(self.ranges)).all())
 
+    @cached_property
+    def has_few_values(self) -> bool:
+        """Whether samples are integers that have at least two values, and no more than a map of classes."""
+        samples = self.samples
+        if samples.dtype.kind == "f" or np.unique(samples[:, ::8, ::8]).size > MAX_CLASSES:
+            return False
+        return 2 <= np.unique(samples).size <= MAX_CLASSES
+
     @property
     def is_classes(self) -> bool:
         """Whether samples look like a mask or a map of classes: even areas of few values that are no neighbours."""
-        if self.samples.dtype.kind == "f" or self.samples.shape[-1] > 1:
+        if self.samples.shape[-1] > 1 or not self.has_few_values:
             return False
         planes = self.samples[..., 0]
-        if np.unique(planes[:, ::8, ::8]).size > MAX_CLASSES or not 2 <= np.unique(planes).size <= MAX_CLASSES:
-            return False
         jumps = np.concatenate([np.diff(planes.astype(np.int32), axis=axis).ravel() for axis in (1, 2)])
         edges = np.abs(jumps[jumps != 0])
         if not edges.size or edges.size > MAX_EDGES * jumps.size:

@@ -538,3 +538,15 @@ def test_a_buffer_in_the_other_byte_order_gets_the_values():
     out = np.zeros(array.shape, "<i2")
     DeepSIC(max_error=0).decode(DeepSIC(max_error=0).encode(array), out=out)
     np.testing.assert_array_equal(out, array)
+
+
+@pytest.mark.parametrize("target", [{"bpp": bpp} for bpp in (0.02, 0.1, 0.2, 0.5)] + [{"quality": 10}, {"psnr": 30}])
+def test_few_values_are_stored_without_loss_where_that_takes_as_few_bytes(target):
+    """Whether a limit of bytes is out of reach, or far away."""
+    y, x = np.mgrid[:64, :64]
+    image = np.where((y - 20) ** 2 + (x - 30) ** 2 < 90, 200, 0).astype("u1")
+    options = {"axes": "yx", "semantics": "none", "transform": "wavelet"}
+    codec, exact = DeepSIC(**options, **target), DeepSIC(**options, max_error=0)
+    payload = codec.encode(image)
+    assert len(payload) <= 1.02 * len(exact.encode(image))
+    np.testing.assert_array_equal(np.asarray(codec.decode(payload)).reshape(image.shape), image)
