@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from deepsic_codec.axes import ceil_div
 from deepsic_codec.kernels import inline, inner, int32, jit
-from deepsic_codec.model.cpu.dot import OUTPUTS, POSITIONS, check, pack_taps, padded, row_sums
+from deepsic_codec.model.cpu.dot import (
+    OUTPUTS,
+    POSITIONS,
+    check,
+    pack_pairs,
+    pack_taps,
+    padded,
+    row_bytes,
+    row_bytes_of_pairs,
+    row_sums,
+)
 from deepsic_codec.payload.steps import MANTISSA_BITS, MANTISSAS, PER_OCTAVE
 
 #: Outputs, inputs and taps of the layers.
@@ -25,7 +35,7 @@ WEIGHTS = Path(__file__).parents[1] / "data" / "wavelet-filter.txt"
 SAMPLE_BITS, CHANGE_BITS = 5, 8
 #: Shift of a sample at code 0, which has `MANTISSA_BITS` places of a factor too many and 2^-4 of a step in a sixteenth.
 SAMPLE_SHIFT, CHANGE_SHIFT = MANTISSA_BITS + 4 - 8 - SAMPLE_BITS, MANTISSA_BITS + 8 - 4 + CHANGE_BITS
-_LOW, _HIGH, _BYTE = -(1 << 15), (1 << 15) - 1, int32(255)
+_LOW, _HIGH = -(1 << 15), (1 << 15) - 1
 _CHANGE = int32((1 << 15) - 1)
 GROUPS = LAYERS[0][0] // 4  # of hidden values
 # Rows of narrow planes that are filtered at a time, and those around them that they depend on; even numbers.
@@ -40,11 +50,9 @@ class FilterTables(NamedTuple):
     Attributes
     ----------
     first, inner, last : int32 (n,)
-        Weights as `row_sums` reads them; those of the inner layers follow one another.
-    first_start : int32 (hidden,POSITIONS)
+        Weights as `row_bytes_of_pairs`, `row_bytes` and `row_sums` read them; the inner layers follow one another.
+    first_start, inner_start, last_start : int32 (hidden,POSITIONS), (layers hidden,POSITIONS), (OUTPUTS,POSITIONS)
         What sums start with.
-    inner_start : int32 (layers hidden,POSITIONS)
-    last_start, nothing : int32 (OUTPUTS,POSITIONS)
     first_shift, inner_shift, last_shift : int32 (hidden,), (layers hidden,), (OUTPUTS,)
     """
 
@@ -54,37 +62,31 @@ class FilterTables(NamedTuple):
     first_start: NDArray[np.int32]
     inner_start: NDArray[np.int32]
     last_start: NDArray[np.int32]
-    nothing: NDArray[np.int32]
     first_shift: NDArray[np.int32]
     inner_shift: NDArray[np.int32]
     last_shift: NDArray[np.int32]
 
 
 class FilterRows(NamedTuple):
-    """Memory for rows of squares of a plane.
+    """Memory for rows of squares of a plane: three at a time, of which row n is in place n modulo 3.
 
     Attributes
     ----------
-    samples : int32 (2,2 pitch)
-        Two rows of samples, with two more at both sides.
-    low, high : int32 (3 pitch,)
-        Words of the lower, and the upper bytes of the samples of squares, with one square more at both sides.
-    hidden : int32 (2,groups pitch)
-        Hidden values of a row, four bytes in a word, before a layer and after it.
-    kept : int32 (groups 3 pitch,)
-        Those after the last hidden layer of three rows, with one square more at both sides.
-    sums, upper : int32 (OUTPUTS,pitch)
-    starts_first, starts_inner, starts_last : int32 (9,), (groups,), (9 groups,)
-        Where the words of each tap begin.
+    samples : int16 (6,2 pitch)
+        Upper and lower samples of three rows, with one square more at both sides.
+    hidden : int32 (2,groups POSITIONS)
+        Hidden values of some squares, four bytes in a word, before a layer and after it.
+    kept : int32 (3,groups pitch)
+        Those of three rows after the last hidden layer, with one square more at both sides.
+    sums : int32 (OUTPUTS,POSITIONS)
+    starts_first, starts_inner, starts_last : int32 (3,18), (groups,), (3,9 groups)
+        Where the words of each tap begin; of the first and the last layer, by the place of the upper one of three rows.
     """
 
-    samples: NDArray[np.int32]
-    low: NDArray[np.int32]
-    high: NDArray[np.int32]
+    samples: NDArray[np.int16]
     hidden: NDArray[np.int32]
     kept: NDArray[np.int32]
     sums: NDArray[np.int32]
-    upper: NDArray[np.int32]
     starts_first: NDArray[np.int32]
     starts_inner: NDArray[np.int32]
     starts_last: NDArray[np.int32]
@@ -95,10 +97,11 @@ def tables(turned: bool = False) -> FilterTables:
     """Read the layers of the filter, or those that do the same to a transposed plane."""
     check()
     data = np.frombuffer(base64.b85decode(WEIGHTS.read_text().replace("\n", "")), np.int8)
-    weights, shifts, starts = [], [], []
+    weights: list[NDArray[np.int32]] = []
+    starts, shifts = [], []
     for outputs, inputs, taps in LAYERS:
         count = outputs * inputs * taps
-        weight, shift = data[:count].reshape(outputs, inputs, taps), data[count : count + outputs].astype(np.int32)
+        weight, shift = data[:count].reshape(outputs, inputs, taps), data[count : count + outputs].astype(np.int32) & 31
         bias = data[count + outputs : count + 5 * outputs].view("<i4").astype(np.int32)
         if turned:  # rows and columns of taps change places, and so do two samples of a square
             edge = isqrt(taps)
@@ -107,39 +110,36 @@ def tables(turned: bool = False) -> FilterTables:
             weight, shift, bias = weight[to][:, of], shift[to], bias[to]
         # taps of a group of four inputs follow one another
         groups = weight.reshape(outputs, inputs // 4, 4, taps).transpose(0, 1, 3, 2)
-        weights.append(pack_taps(groups.reshape(outputs, -1, 4)))
+        # samples have 16 bits: the upper two of a square are a tap, and the lower two are the next one
+        weights.append(
+            pack_taps(groups.reshape(outputs, -1, 4)) if weights else pack_pairs(groups.reshape(outputs, -1, 2))
+        )
         shifts.append(shift)
         starts.append(np.repeat(bias[:, None], POSITIONS, 1))
         data = data[count + 5 * outputs :]
-    return FilterTables(
-        weights[0],
-        np.concatenate(weights[1:-1]),
-        weights[-1],
-        starts[0],
-        np.concatenate(starts[1:-1]),
-        starts[-1],
-        np.zeros((OUTPUTS, POSITIONS), np.int32),
-        shifts[0],
-        np.concatenate(shifts[1:-1]),
-        shifts[-1],
-    )
+    parts = ((part[0], np.concatenate(part[1:-1]), part[-1]) for part in (weights, starts, shifts))
+    return FilterTables(*(one for three in parts for one in three))
+
+
+@lru_cache(maxsize=16)
+def _starts(pitch: int, groups: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Return where the words of each tap begin, as `FilterRows` has them."""
+    columns, rows = np.arange(3), (np.arange(3)[:, None] + np.arange(3)) % 3
+    first = 2 * pitch * rows[:, :, None, None] + columns[:, None] + np.array([0, pitch])
+    last = groups * pitch * rows[:, None, :, None] + pitch * np.arange(groups)[:, None, None] + columns
+    inner = POSITIONS * np.arange(groups)
+    return first.reshape(3, -1).astype(np.int32), inner.astype(np.int32), last.reshape(3, -1).astype(np.int32)
 
 
 def _memory(width: int, groups: int) -> FilterRows:
     """Return the memory for planes of so many columns."""
     pitch = padded(ceil_div(width, 2), POSITIONS) + 2
-    taps = [dy * pitch + dx for dy in range(3) for dx in range(3)]
     return FilterRows(
-        np.zeros((2, 2 * pitch), np.int32),
-        np.zeros(3 * pitch, np.int32),
-        np.zeros(3 * pitch, np.int32),
-        np.zeros((2, groups * pitch), np.int32),
-        np.zeros(3 * groups * pitch, np.int32),
-        np.zeros((OUTPUTS, pitch), np.int32),
-        np.zeros((OUTPUTS, pitch), np.int32),
-        np.array(taps, np.int32),
-        np.array([group * pitch for group in range(groups)], np.int32),
-        np.array([3 * group * pitch + tap for group in range(groups) for tap in taps], np.int32),
+        np.zeros((6, 2 * pitch), np.int16),
+        np.zeros((2, groups * POSITIONS), np.int32),
+        np.zeros((3, groups * pitch), np.int32),
+        np.zeros((OUTPUTS, POSITIONS), np.int32),
+        *_starts(pitch, groups),
     )
 
 
@@ -177,98 +177,56 @@ def _filter_narrow(plane: NDArray[np.int32], numbers: NDArray[np.int64]) -> None
 
 
 @inline
-def _sample(value, numbers):
-    shift = numbers[2]
-    scaled = ((np.int64(value) - numbers[0]) * numbers[1] + (np.int64(1) << (shift - 1))) >> shift
-    return int32(min(max(scaled, np.int64(_LOW)), np.int64(_HIGH)) - np.int64(_LOW))
-
-
-@inline
-def _word(a, b, c, d):
-    return int32(a | int32(b << int32(8))) | int32(int32(c << int32(16)) | int32(d << int32(24)))
+def _sample(value, centre, factor, shift):
+    scaled = ((np.int64(value) - centre) * factor + (np.int64(1) << (shift - 1))) >> shift
+    return np.int16(min(max(scaled, np.int64(_LOW)), np.int64(_HIGH)))
 
 
 @inner
 def _enter(plane, row, numbers, memory):
-    """Write the words of a row of squares, which may lie outside of the plane, as the last of three rows."""
+    """Write the samples of a row of squares, which may lie outside of the plane."""
     height, width = plane.shape
-    pitch, last = memory.sums.shape[1], height - 1
-    for i in range(2 * pitch):
-        memory.low[i], memory.high[i] = memory.low[i + pitch], memory.high[i + pitch]
+    centre, factor, shift = numbers[0], numbers[1], numbers[2]
     for y in range(2):
-        line, samples = plane[min(max(2 * row + y, 0), last)], memory.samples[y]
+        line, samples = plane[min(max(2 * row + y, 0), height - 1)], memory.samples[(row + 3) % 3 * 2 + y]
+        inside = samples[2:]
         for x in range(width):
-            samples[x + 2] = _sample(line[x], numbers)
+            inside[x] = _sample(line[x], centre, factor, shift)
         samples[0] = samples[1] = samples[2]
-        for x in range(width + 2, min(width + 5, samples.size)):
-            samples[x] = samples[width + 1]
-    upper, lower = memory.samples[0], memory.samples[1]
-    low, high = memory.low[2 * pitch :], memory.high[2 * pitch :]
-    for x in range((width + 1) // 2 + 2):
-        a, b, c, d = upper[2 * x], upper[2 * x + 1], lower[2 * x], lower[2 * x + 1]
-        low[x] = _word(a & _BYTE, b & _BYTE, c & _BYTE, d & _BYTE)
-        high[x] = _word(a >> int32(8), b >> int32(8), c >> int32(8), d >> int32(8))
-
-
-@inline
-def _value(total, shift):
-    return min(max(total >> int32(shift & 31), int32(0)), _BYTE)
+        for x in range(width, min(width + 3, inside.size)):
+            inside[x] = inside[width - 1]
 
 
 @inner
-def _store(sums, shifts, at, count, words):
-    """Write hidden values of four channels, four bytes in a word."""
-    k0, k1, k2, k3 = shifts[at], shifts[at + 1], shifts[at + 2], shifts[at + 3]
-    s0, s1, s2, s3 = sums[0], sums[1], sums[2], sums[3]
-    for x in range(count):
-        h0, h1, h2, h3 = _value(s0[x], k0), _value(s1[x], k1), _value(s2[x], k2), _value(s3[x], k3)
-        words[x] = _word(h0, h1, h2, h3)
-
-
-@inner
-def _move_hidden(memory, groups):
-    """Make the last two rows of hidden values the first two."""
-    pitch = memory.sums.shape[1]
-    for group in range(groups):
-        rows = memory.kept[3 * group * pitch : 3 * (group + 1) * pitch]
-        for i in range(2 * pitch):
-            rows[i] = rows[i + pitch]
-
-
-@inner
-def _hidden_row(tables, memory, count, squares):
-    """Compute the hidden values of a row of squares, as the last of three rows."""
-    pitch = memory.sums.shape[1]
-    groups = tables.first_shift.size // OUTPUTS
-    size, layers = tables.first.size // groups, tables.inner_shift.size // tables.first_shift.size
-    for group in range(groups):
-        row_sums(
-            memory.sums, pitch, memory.low, memory.starts_first, 9, tables.first, group * size, count,
-            tables.first_start, group * OUTPUTS,
+def _hidden_row(row, tables, memory, squares):
+    """Compute the hidden values of a row of squares, of the samples of this row and of those beside it."""
+    groups, layers = tables.first_shift.size // OUTPUTS, tables.inner_shift.size // tables.first_shift.size
+    starts, kept = memory.starts_first[(row - 1) % 3], memory.kept[row % 3]
+    pitch, size = kept.size // groups, tables.inner.size // layers
+    for column in range(0, squares, POSITIONS):
+        row_bytes_of_pairs(
+            memory.hidden[0], POSITIONS, memory.samples[0, 2 * column :], starts, tables.first, groups, POSITIONS,
+            tables.first_start, tables.first_shift,
         )  # fmt: skip
-        row_sums(
-            memory.upper, pitch, memory.high, memory.starts_first, 9, tables.first, group * size, count,
-            tables.nothing, 0,
-        )  # fmt: skip
-        for k in range(OUTPUTS):
-            for x in range(count):
-                memory.sums[k, x] += int32(memory.upper[k, x] << int32(8))
-        _store(memory.sums, tables.first_shift, group * OUTPUTS, count, memory.hidden[0, group * pitch :])
-    size = tables.inner.size // (layers * groups)
-    for layer in range(layers):
-        source, target = memory.hidden[layer % 2], memory.hidden[(layer + 1) % 2]
-        for group in range(groups):
-            number = layer * groups + group
-            row_sums(
-                memory.sums, pitch, source, memory.starts_inner, groups, tables.inner, number * size, count,
-                tables.inner_start, number * OUTPUTS,
-            )  # fmt: skip
+        for layer in range(layers):
+            target, distance, channel = memory.hidden[(layer + 1) % 2], POSITIONS, layer * groups * OUTPUTS
             if layer == layers - 1:
-                row = memory.kept[(3 * group + 2) * pitch :]
-                _store(memory.sums, tables.inner_shift, number * OUTPUTS, squares, row[1:])
-                row[0], row[squares + 1] = row[1], row[squares]
-            else:
-                _store(memory.sums, tables.inner_shift, number * OUTPUTS, count, target[group * pitch :])
+                target, distance = kept[column + 1 :], pitch
+            row_bytes(
+                target, distance, memory.hidden[layer % 2], memory.starts_inner, tables.inner[layer * size :], groups,
+                POSITIONS, tables.inner_start[channel:], tables.inner_shift[channel:],
+            )  # fmt: skip
+    for group in range(groups):
+        start = group * pitch
+        kept[start], kept[start + squares + 1] = kept[start + 1], kept[start + squares]
+
+
+@inner
+def _copy_hidden(memory, source, target):
+    """Make the hidden values of a row those of another one, too."""
+    values, copies = memory.kept[source % 3], memory.kept[target % 3]
+    for i in range(values.size):
+        copies[i] = values[i]
 
 
 @inline
@@ -278,38 +236,36 @@ def _change(value, total, shift, factor):
 
 
 @inner
-def _output_row(plane, row, factor, tables, memory, count):
+def _output_row(plane, row, factor, tables, memory):
     """Correct the samples of a row of squares."""
     height, width = plane.shape
-    pitch = memory.sums.shape[1]
-    row_sums(
-        memory.sums, pitch, memory.kept, memory.starts_last, memory.starts_last.size, tables.last, 0, count,
-        tables.last_start, 0,
-    )  # fmt: skip
-    for y in range(min(2, height - 2 * row)):
-        line = plane[2 * row + y]
-        even, odd = memory.sums[2 * y], memory.sums[2 * y + 1]
-        k0, k1 = tables.last_shift[2 * y], tables.last_shift[2 * y + 1]
-        for x in range(width // 2):
-            line[2 * x] = _change(line[2 * x], even[x], k0, factor)
-            line[2 * x + 1] = _change(line[2 * x + 1], odd[x], k1, factor)
-        if width % 2:
-            line[width - 1] = _change(line[width - 1], even[width // 2], k0, factor)
+    starts = memory.starts_last[(row - 1) % 3]
+    for column in range(0, (width + 1) // 2, POSITIONS):
+        hidden = memory.kept[0, column:]
+        row_sums(memory.sums, POSITIONS, hidden, starts, tables.last, 1, POSITIONS, tables.last_start)
+        count = min(width - 2 * column, 2 * POSITIONS)
+        for y in range(min(2, height - 2 * row)):
+            line = plane[2 * row + y, 2 * column :]
+            even, odd = memory.sums[2 * y], memory.sums[2 * y + 1]
+            k0, k1 = tables.last_shift[2 * y], tables.last_shift[2 * y + 1]
+            for x in range(count // 2):
+                line[2 * x] = _change(line[2 * x], even[x], k0, factor)
+                line[2 * x + 1] = _change(line[2 * x + 1], odd[x], k1, factor)
+            if count % 2:
+                line[count - 1] = _change(line[count - 1], even[count // 2], k0, factor)
 
 
 @jit
 def _filter(plane, numbers, tables, memory):
     """Filter a plane in place; `numbers` are its centre, factor and shift of samples, and factor of changes."""
     rows, squares = (plane.shape[0] + 1) // 2, (plane.shape[1] + 1) // 2
-    count, groups = memory.sums.shape[1] - 2, tables.first_shift.size // OUTPUTS
-    for row in range(-1, rows + 2):
-        if row <= rows:
-            _enter(plane, row, numbers, memory)
+    for row in range(-1, rows + 1):
+        _enter(plane, row, numbers, memory)
         if row > 0:
-            _move_hidden(memory, groups)
-        if 0 < row <= rows:  # beyond the plane, hidden values are those of its first and last row
-            _hidden_row(tables, memory, count, squares)
-        if row == 1:
-            _move_hidden(memory, groups)
+            _hidden_row(row - 1, tables, memory, squares)
+        if row == 1:  # beyond the plane, hidden values are those of its first and last row
+            _copy_hidden(memory, 0, -1)
         if row > 1:
-            _output_row(plane, row - 2, numbers[3], tables, memory, count)
+            _output_row(plane, row - 2, numbers[3], tables, memory)
+    _copy_hidden(memory, rows - 1, rows)
+    _output_row(plane, rows - 1, numbers[3], tables, memory)

@@ -18,7 +18,7 @@ from deepsic_codec.payload.constants import LATENT_STRIDE
 FEATURES_BYTES = 44
 SAMPLES_BYTES = {1: 28, 2: 48, 4: 80}
 # Memory of the filter of wavelets for a column: chunks of few long rows take more of it than of anything else.
-FILTER_BYTES = 116
+FILTER_BYTES = 60
 # Bytes that are not compared with the memory of the system: asking it takes longer than this is worth.
 SMALL = 1 << 30
 

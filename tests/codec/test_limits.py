@@ -107,7 +107,7 @@ def test_filters_of_long_rows_count(monkeypatch):
     """They take more memory than the samples."""
     width = 64_000
     memory = wavelet_filter._memory(width, 8)
-    assert sum(part.nbytes for part in memory) < 1.001 * FILTER_BYTES * width
+    assert sum(part.nbytes for part in memory) < 1.002 * FILTER_BYTES * width
     codec = DeepSIC(axes="yx", semantics="none", transform="wavelet", quality=60)
     monkeypatch.setattr("deepsic_codec.codec.wavelet._Part.filter_gains", lambda *_: True)
     payload = codec.encode(np.tile(photograph(1, 640), 100))

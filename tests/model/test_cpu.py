@@ -58,11 +58,12 @@ def test_tiles_are_sums_of_products(inputs):
     assert dot.wrong_tiles(rows, weight, indices) == []
 
 
-@pytest.mark.parametrize("taps", [1, 9, 27])
-def test_rows_are_sums_of_products(taps):
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("taps", [1, 9, 36])
+def test_rows_are_sums_of_products(groups, taps):
     rng = np.random.default_rng(taps)
     words = rng.choice(np.array([0, 1, 127, 128, 255], np.uint8), (3 * dot.POSITIONS + 50, 4))
-    weight = rng.choice([-127, -1, 0, 1, 127, 88], (dot.OUTPUTS, taps, 4))
+    weight = rng.choice([-127, -1, 0, 1, 127, 88], (groups * dot.OUTPUTS, taps, 4))
     assert dot.wrong_rows(words, weight, rng.integers(0, 50, taps).astype(np.int32)) == []
 
 

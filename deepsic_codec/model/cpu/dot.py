@@ -81,6 +81,13 @@ def pack_taps(weight: NDArray[Any]) -> NDArray[np.int32]:
     return np.ascontiguousarray(pairs).view(np.int32).ravel()
 
 
+def pack_pairs(weight: NDArray[Any]) -> NDArray[np.int32]:
+    """Return weights int (outputs,taps,2) of at most 16 bits as `row_bytes_of_pairs` reads them, flattened."""
+    outputs, taps, _ = weight.shape
+    parts = weight.astype(np.int16).reshape(outputs // OUTPUTS, OUTPUTS, taps, 2).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(parts).view(np.int32).ravel()
+
+
 def plain_tile(
     rows: NDArray[Any], weights: NDArray[Any], block: int, indices: NDArray[Any], signed: bool
 ) -> NDArray[np.int64]:
@@ -102,16 +109,24 @@ sparse_tile: Any = None
 signed_tile: Any = None
 #: Sums of a layer whose inputs are four unsigned bytes of each of several words. Its parameters are: sums int32, the
 #: output, where output n begins at pitch n; pitch; words int32, four bytes each; starts int32 (taps,), where the word
-#: of each tap is for the first position; how many taps there are; the result of `pack_taps`; where the group of
-#: `OUTPUTS` outputs begins in it; the number of positions, a multiple of `POSITIONS`; initial int32 (n,POSITIONS), what
-#: is added to the sums of every so many positions, and the row of it that the first output has.
+#: of each tap is for the first position; the result of `pack_taps`; the number of groups of `OUTPUTS` outputs; the
+#: number of positions, a multiple of `POSITIONS`; initial int32 (n,POSITIONS), what is added to the sums of each output
+#: at every so many positions.
 row_sums: Any = None
+#: The same, where sums become inputs of another layer: the output is words of four bytes, where group n begins at
+#: pitch n. The last parameter is shifts int32 (n,), 0..31: bytes are sums >> shift, clipped to 0..255.
+row_bytes: Any = None
+#: The same as `row_bytes` of words of two signed integers of 16 bits, and of the result of `pack_pairs`.
+row_bytes_of_pairs: Any = None
 if LIBRARY is None:  # a library has them within its functions
     _SHAPE = dot_tiles.Shape(ROWS, _LANES, _VECTORS, STEP)
     tile = dot_tiles.vector_tile(VARIANT, _SHAPE, signed=False, sparse=False)
     sparse_tile = dot_tiles.vector_tile(VARIANT, _SHAPE, signed=False, sparse=True)
     signed_tile = dot_tiles.vector_tile(VARIANT, _SHAPE, signed=True, sparse=True)
-    row_sums = dot_tiles.row_sums(VARIANT, _LANES, POSITIONS // _LANES, OUTPUTS)
+    _ROW = VARIANT, _LANES, POSITIONS // _LANES, OUTPUTS
+    row_sums = dot_tiles.row_layer(*_ROW)
+    row_bytes = dot_tiles.row_layer(*_ROW, packed=True)
+    row_bytes_of_pairs = dot_tiles.row_layer(*_ROW, pairs=True, packed=True)
 
 
 @jit
@@ -124,29 +139,49 @@ def run_tiles(rows, signed_rows, weights, signed_weights, indices, sums):
 
 
 @jit
-def run_rows(words, starts, weights, initial, sums):
-    """Compute the sums (OUTPUTS,positions) of the first outputs of a layer of several taps."""
-    row_sums(sums, sums.shape[1], words, starts, starts.size, weights, 0, sums.shape[1], initial, 1)
+def run_rows(words, starts, weights, pair_weights, initial, shifts, sums, packed, packed_pairs):
+    """Compute the sums (outputs,positions) of a layer of several taps, and those of bytes and of pairs in bytes."""
+    groups, width = packed.shape
+    row_sums(sums, width, words, starts, weights, groups, width, initial)
+    row_bytes(packed, width, words, starts, weights, groups, width, initial, shifts)
+    row_bytes_of_pairs(packed_pairs, width, words, starts, pair_weights, groups, width, initial, shifts)
 
 
 def wrong_rows(words: NDArray[np.uint8], weight: NDArray[Any], starts: NDArray[np.int32]) -> list[str]:
-    """Return `["rows"]` if sums of rows differ from those of NumPy.
+    """Return the kinds of rows that differ from those of NumPy.
 
     Parameters
     ----------
     words : uint8 (n,4)
-    weight : int (OUTPUTS,taps,4)
-        Of at most 8 bits.
+    weight : int (outputs,taps,4)
+        Of at most 8 bits. The number of outputs is a multiple of `OUTPUTS`. The first two are those of pairs.
     starts : int32 (taps,)
     """
-    columns = (len(words) - int(starts.max())) // POSITIONS * POSITIONS
-    sums = np.empty((OUTPUTS, columns), np.int32)
-    initial = np.arange((OUTPUTS + 1) * POSITIONS, dtype=np.int32).reshape(-1, POSITIONS)
-    run_rows(words.view(np.int32).ravel(), starts, pack_taps(weight), initial, sums)
-    taps = np.stack([words[start : start + columns] for start in starts]).astype(np.int64)
-    expected = np.einsum("txc,otc->ox", taps, weight.astype(np.int64))
-    expected += np.tile(initial[1:], (1, columns // POSITIONS))
-    return [] if np.array_equal(expected, sums) else ["rows"]
+    outputs, columns = len(weight), (len(words) - int(starts.max())) // POSITIONS * POSITIONS
+    initial = np.arange(outputs * POSITIONS, dtype=np.int32).reshape(-1, POSITIONS)
+    shifts = np.arange(outputs, dtype=np.int32) % 4 * 5
+    sums = np.empty((outputs, columns), np.int32)
+    packed, packed_pairs = np.empty((2, outputs // OUTPUTS, columns), np.int32)
+    weights = pack_taps(weight), pack_pairs(weight[..., :2])
+    run_rows(words.view(np.int32).ravel(), starts, *weights, initial, shifts, sums, packed, packed_pairs)
+
+    def expected(inputs: NDArray[Any]) -> NDArray[np.int64]:
+        taps = np.stack([inputs[start : start + columns] for start in starts]).astype(np.int64)
+        products = np.einsum("txc,otc->ox", taps, weight[..., : inputs.shape[1]].astype(np.int64))
+        return products + np.tile(initial, (1, columns // POSITIONS))
+
+    def in_bytes(sums: NDArray[np.int64]) -> NDArray[np.int32]:
+        clipped = (sums >> shifts[:, None]).clip(0, 255).astype(np.uint8)
+        fours = clipped.reshape(-1, OUTPUTS, columns).transpose(0, 2, 1)
+        return np.ascontiguousarray(fours).view(np.int32)[..., 0]
+
+    of_bytes, of_pairs = expected(words), expected(words.view("<i2"))
+    cases: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
+        "sums": (sums, of_bytes),
+        "bytes": (packed, in_bytes(of_bytes)),
+        "pairs": (packed_pairs, in_bytes(of_pairs)),
+    }
+    return [name for name, (one, other) in cases.items() if not np.array_equal(one, other)]
 
 
 def wrong_tiles(rows: NDArray[np.uint8], weight: NDArray[Any], indices: NDArray[np.int32]) -> list[str]:
@@ -186,7 +221,7 @@ def check() -> None:
     rows = rng.choice(np.array([0, 1, 127, 128, 255], np.uint8), (ROWS, 64))
     weight = rng.choice([-127, -88, -1, 0, 1, 127], (BLOCK, 64))
     wrong = wrong_tiles(rows, weight, np.array([0, 2, 3, 7, 15], np.int32))
-    words, taps = rng.choice(rows.ravel(), (2 * POSITIONS + 8, 4)), rng.choice(weight.ravel(), (OUTPUTS, 3, 4))
+    words, taps = rng.choice(rows.ravel(), (2 * POSITIONS + 8, 4)), rng.choice(weight.ravel(), (3 * OUTPUTS, 3, 4))
     if wrong := wrong + wrong_rows(words, taps, np.array([0, 7, 3], np.int32)):
         raise ConfigurationError(
             f"the instructions {VARIANT} of this CPU give other integers ({', '.join(wrong)}); "

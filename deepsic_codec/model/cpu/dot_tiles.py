@@ -1,5 +1,6 @@
 """Tiles of `dot` in LLVM's instructions, for numba to compile."""
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -23,11 +24,23 @@ def target_variant() -> str:
     return "madd256" if "+avx2" in features else "generic"
 
 
+#: Names of instructions by lanes of 32 bits: sums of four products of bytes, and of two of 16-bit integers; a shift to
+#: the right by each lane's own bits; and two vectors as one of signed 16-bit integers, and of unsigned bytes, clipped.
 INSTRUCTIONS = {
-    "vnni512": "llvm.x86.avx512.vpdpbusd.512",
-    "vnni256": "llvm.x86.avx512.vpdpbusd.256",
-    "madd512": "llvm.x86.avx512.pmaddw.d.512",
-    "madd256": "llvm.x86.avx2.pmadd.wd",
+    16: {
+        "bytes": "avx512.vpdpbusd.512",
+        "pairs": "avx512.pmaddw.d.512",
+        "shift": "avx512.psrav.d.512",
+        "to pairs": "avx512.packssdw.512",
+        "to bytes": "avx512.packuswb.512",
+    },
+    8: {
+        "bytes": "avx512.vpdpbusd.256",
+        "pairs": "avx2.pmadd.wd",
+        "shift": "avx2.psrav.d.256",
+        "to pairs": "avx2.packssdw",
+        "to bytes": "avx2.packuswb",
+    },
 }
 
 
@@ -46,11 +59,17 @@ class _Lanes:
     def __init__(self, variant: str, lanes: int, builder: Any) -> None:
         self.vnni, self._builder, self._count = variant.startswith("vnni"), builder, lanes
         self.vector = ir.VectorType(ir.IntType(32), lanes)
-        self._words = ir.VectorType(ir.IntType(16), 2 * lanes)
-        self._multiply: Any = None
-        if variant != "generic":
-            kind = ir.FunctionType(self.vector, [self.vector] * 3 if self.vnni else [self._words] * 2)
-            self._multiply = cgutils.get_or_insert_function(builder.module, kind, INSTRUCTIONS[variant])
+        self._pairs, self._bytes = (ir.VectorType(ir.IntType(32 // n), n * lanes) for n in (2, 4))
+        self._names = INSTRUCTIONS.get(lanes, {})
+
+    def _call(self, name: str, result: Any, *arguments: Any) -> Any:
+        """Return the result of an instruction of `INSTRUCTIONS`, a vector of this type."""
+        kind = ir.FunctionType(result, [one.type for one in arguments])
+        name = f"llvm.x86.{self._names[name]}"
+        return self._builder.call(cgutils.get_or_insert_function(self._builder.module, kind, name), arguments)
+
+    def _constant(self, value: int) -> Any:
+        return ir.Constant(self.vector, [value] * self._count)
 
     def load(self, pointer: Any, kind: Any) -> Any:
         return self._builder.load(self._builder.bitcast(pointer, kind.as_pointer()), align=1)
@@ -61,16 +80,53 @@ class _Lanes:
         first = self._builder.insert_element(none, value, ir.IntType(32)(0))
         return self._builder.shuffle_vector(first, none, ir.Constant(self.vector, [0] * self._count))
 
+    def store(self, vector: Any, pointer: Any) -> None:
+        self._builder.store(vector, self._builder.bitcast(pointer, self.vector.as_pointer()), align=4)
+
+    def shifted(self, vector: Any, bits: Any) -> Any:
+        """Return integers divided by a power of two, rounded down; `bits` is the same in all lanes."""
+        if self._names:  # LLVM would choose the shift that lanes share, which takes longer
+            return self._call("shift", self.vector, vector, bits)
+        return self._builder.ashr(vector, bits)
+
+    def packed(self, vectors: Any) -> Any:
+        """Return four vectors as the bytes of one, the first in the lowest, clipped to 0..255."""
+        builder = self._builder
+        if self._names:
+            pairs = [self._call("to pairs", self._pairs, *vectors[n : n + 2]) for n in (0, 2)]
+            mixed = self._call("to bytes", self._bytes, *pairs)
+            # each 16 bytes are four of one vector, four of the next one, and so on
+            order = [n // 16 * 16 + n % 4 * 4 + n % 16 // 4 for n in range(4 * self._count)]
+            sorted_ = builder.shuffle_vector(
+                mixed, mixed, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
+            )
+            return builder.bitcast(sorted_, self.vector)
+        result, largest = self._constant(0), self._constant(255)
+        for n, vector in enumerate(vectors):
+            value = builder.select(builder.icmp_signed(">", vector, self._constant(0)), vector, self._constant(0))
+            value = builder.select(builder.icmp_signed("<", value, largest), value, largest)
+            result = builder.or_(result, builder.shl(value, self._constant(8 * n)))
+        return result
+
+    def every_other_byte(self, vector: Any, first: int) -> Any:
+        """Return the bytes from the first (0) or the second (1) on as integers of 16 bits."""
+        shifted = self._builder.lshr(vector, self._constant(8)) if first else vector
+        return self._builder.and_(shifted, self._constant(0x00FF00FF))
+
     def add_products(self, total: Any, data: Any, weight: Any, signed: bool = False) -> Any:
         """Add the products of a lane's bytes (VNNI) or 16-bit integers; `signed` data have unsigned weights."""
-        builder = self._builder
         if self.vnni:
-            return builder.call(self._multiply, [total, weight, data] if signed else [total, data, weight])
-        pair = [builder.bitcast(values, self._words) for values in (data, weight)]
-        if self._multiply is not None:
-            return builder.add(total, builder.call(self._multiply, pair))
+            return self._call("bytes", self.vector, total, *((weight, data) if signed else (data, weight)))
+        return self.add_pairs(total, data, weight)
+
+    def add_pairs(self, total: Any, data: Any, weight: Any) -> Any:
+        """Add the products of a lane's 16-bit integers."""
+        builder = self._builder
+        factors = [builder.bitcast(values, self._pairs) for values in (data, weight)]
+        if self._names:  # with VNNI, LLVM makes one instruction of both
+            return builder.add(total, self._call("pairs", self.vector, *factors))
         wide = ir.VectorType(ir.IntType(32), 2 * self._count)
-        products = builder.mul(*(builder.sext(values, wide) for values in pair))
+        products = builder.mul(*(builder.sext(values, wide) for values in factors))
         for parity in (0, 1):
             half_of = ir.Constant(self.vector, [2 * n + parity for n in range(self._count)])
             total = builder.add(total, builder.shuffle_vector(products, products, half_of))
@@ -118,8 +174,7 @@ def vector_tile(variant: str, shape: Shape, signed: bool, sparse: bool) -> Any:
                         builder.store(to.add_products(builder.load(total), value, vector, signed), total)
         for i, row in enumerate(totals):
             for v, total in enumerate(row):
-                out = moved(data(0), i64((i * block_size + v * shape.lanes) * 4))
-                builder.store(builder.load(total), builder.bitcast(out, to.vector.as_pointer()), align=4)
+                to.store(builder.load(total), moved(data(0), i64((i * block_size + v * shape.lanes) * 4)))
         return context.get_dummy_value()
 
     @intrinsic
@@ -137,57 +192,114 @@ def vector_tile(variant: str, shape: Shape, signed: bool, sparse: bool) -> Any:
     return listed if sparse else dense
 
 
-def row_sums(variant: str, lanes: int, vectors: int, outputs: int) -> Any:
-    """Return the sums of a layer of several taps along a row, in the instructions of a variant: see `dot.row_sums`."""
+def row_layer(variant: str, lanes: int, vectors: int, outputs: int, pairs: bool = False, packed: bool = False) -> Any:
+    """Return `dot.row_sums` in the instructions of a variant.
+
+    With `packed` it is `dot.row_bytes`; with `pairs`, too, `dot.row_bytes_of_pairs`.
+    """
+    # Products take several cycles, so that more sums have to be under way than ports add to. With 32 registers these
+    # are the sums of two groups of outputs, or of one group in two parts.
+    at_once = 2 if lanes == 16 else 1
+    groups_at_once, parts = (at_once, 1) if packed else (1, at_once)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         i32, i64 = ir.IntType(32), ir.IntType(64)
         to = _Lanes(variant, lanes, builder)
+        values, sizes = [], []
+        for kind, value in zip(signature.args, arguments, strict=True):
+            array = make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else None
+            values.append(value if array is None else builder.bitcast(array.data, i32.as_pointer()))
+            sizes.append(None if array is None else cgutils.unpack_tuple(builder, array.shape)[0])
+        out, pitch, words, starts, weights, groups, width, initial, *shifts = values
+        taps = sizes[3]
+        halves = 1 if to.vnni or pairs else 2
 
-        def data(i: int) -> Any:
-            return builder.bitcast(make_array(signature.args[i])(context, builder, arguments[i]).data, i32.as_pointer())
+        def moved(pointer: Any, distance: Any, factor: Any = 1) -> Any:
+            distance, factor = (i64(value) if isinstance(value, int) else value for value in (distance, factor))
+            return builder.gep(pointer, [builder.mul(distance, factor)])
 
-        sums, pitch, words, starts, taps, weights, first, width, initial, row = (
-            arguments[i] if i in (1, 4, 6, 7, 9) else data(i) for i in range(10)
-        )
-        halves = 1 if to.vnni else 2
-        group = lanes * vectors
-        weights = builder.gep(weights, [first])
-        byte_pairs = ir.Constant(to.vector, [0x00FF00FF] * lanes)
-        eight = ir.Constant(to.vector, [8] * lanes)
-        with cgutils.for_range(builder, builder.sdiv(width, i64(group))) as columns:
-            column = builder.mul(columns.index, i64(group))
-            totals = [[cgutils.alloca_once(builder, to.vector) for _ in range(vectors)] for _ in range(outputs)]
-            for n, of_output in enumerate(totals):
-                for v, total in enumerate(of_output):
-                    place = builder.add(builder.mul(row, i64(group)), i64(n * group + v * lanes))
-                    builder.store(to.load(builder.gep(initial, [place]), to.vector), total)
-            with cgutils.for_range(builder, taps) as loop:
-                at = builder.add(builder.sext(builder.load(builder.gep(starts, [loop.index])), i64), column)
-                places = [builder.gep(words, [builder.add(at, i64(v * lanes))]) for v in range(vectors)]
-                values = [to.load(place, to.vector) for place in places]
-                tap = builder.gep(weights, [builder.mul(loop.index, i64(outputs * halves))])
-                for half in range(halves):
-                    parts = values
-                    if not to.vnni:
-                        shifted = [builder.lshr(value, eight) if half else value for value in values]
-                        parts = [builder.and_(value, byte_pairs) for value in shifted]
-                    for n, of_output in enumerate(totals):
-                        weight = to.everywhere(builder.load(builder.gep(tap, [i64(half * outputs + n)])))
-                        for part, total in zip(parts, of_output, strict=True):
-                            builder.store(to.add_products(builder.load(total), part, weight), total)
-            for n, of_output in enumerate(totals):
-                for v, total in enumerate(of_output):
-                    place = builder.add(builder.mul(pitch, i64(n)), builder.add(column, i64(v * lanes)))
-                    out = builder.bitcast(builder.gep(sums, [place]), to.vector.as_pointer())
-                    builder.store(builder.load(total), out, align=4)
+        def load_words(pointer: Any) -> list[Any]:
+            return [to.load(moved(pointer, v * lanes), to.vector) for v in range(vectors)]
+
+        def add_tap(tap: Any, column: Any, of_groups: list[Any], totals: list[list[Any]]) -> None:
+            """Add the products of a tap to sums (outputs,vectors); weights of groups start at `of_groups`."""
+            start = builder.sext(builder.load(moved(starts, tap)), i64)
+            data = load_words(moved(moved(words, start), column))
+            of_tap = [moved(pointer, tap, outputs * halves) for pointer in of_groups]
+            for half in range(halves):
+                factors = [to.every_other_byte(vector, half) for vector in data] if halves == 2 else data
+                for n, of_output in enumerate(totals):
+                    place = moved(of_tap[n // outputs], half * outputs + n % outputs)
+                    weight = to.everywhere(builder.load(place))
+                    for factor, total in zip(factors, of_output, strict=True):
+                        add = to.add_pairs if pairs else to.add_products
+                        builder.store(add(builder.load(total), factor, weight), total)
+
+        def sums(column: Any, group: Any, count: int) -> list[list[Any]]:
+            """Return the sums (outputs,vectors) of so many groups."""
+            start = moved(initial, builder.mul(group, i64(outputs)), lanes * vectors)
+            of_parts = [
+                [[cgutils.alloca_once(builder, to.vector) for _ in range(vectors)] for _ in range(count * outputs)]
+                for _ in range(parts)
+            ]
+            for part, totals in enumerate(of_parts):
+                for n, of_output in enumerate(totals):
+                    values = load_words(moved(start, n * lanes * vectors))
+                    for value, total in zip(values, of_output, strict=True):
+                        builder.store(ir.Constant(to.vector, None) if part else value, total)
+            of_group = builder.mul(taps, i64(outputs * halves))
+            of_groups = [moved(weights, builder.add(group, i64(n)), of_group) for n in range(count)]
+            with cgutils.for_range(builder, builder.sdiv(taps, i64(parts))) as loop:
+                for part, totals in enumerate(of_parts):
+                    tap = builder.add(builder.mul(loop.index, i64(parts)), i64(part))
+                    add_tap(tap, column, of_groups, totals)
+            if parts == 2:
+                with builder.if_then(builder.trunc(taps, ir.IntType(1))):
+                    add_tap(builder.sub(taps, i64(1)), column, of_groups, of_parts[0])
+            return [
+                [reduce(builder.add, map(builder.load, one)) for one in zip(*of_output, strict=True)]
+                for of_output in zip(*of_parts, strict=True)
+            ]
+
+        def write(column: Any, group: Any, count: int) -> None:
+            """Write the sums of so many groups."""
+            rows = sums(column, group, count)
+            line = group
+            if packed:
+                for n, totals in enumerate(rows):
+                    bits = builder.load(moved(moved(shifts[0], group, outputs), n))
+                    rows[n] = [to.shifted(total, to.everywhere(bits)) for total in totals]
+                fours = [zip(*rows[first : first + 4], strict=True) for first in range(0, len(rows), 4)]
+                rows = [[to.packed(four) for four in of_group] for of_group in fours]
+            else:
+                line = builder.mul(group, i64(outputs))
+            for n, row in enumerate(rows):
+                place = moved(moved(out, builder.add(line, i64(n)), pitch), column)
+                for v, vector in enumerate(row):
+                    to.store(vector, moved(place, v * lanes))
+
+        positions = i64(lanes * vectors)
+        with cgutils.for_range(builder, builder.sdiv(width, positions)) as columns:
+            column = builder.mul(columns.index, positions)
+            with cgutils.for_range(builder, builder.sdiv(groups, i64(groups_at_once))) as loop:
+                write(column, builder.mul(loop.index, i64(groups_at_once)), groups_at_once)
+            if groups_at_once == 2:
+                with builder.if_then(builder.trunc(groups, ir.IntType(1))):
+                    write(column, builder.sub(groups, i64(1)), 1)
         return context.get_dummy_value()
 
-    @intrinsic
-    def rows(  # type: ignore[no-untyped-def]
-        typing_context, sums, pitch, words, starts, taps, weights, first, width, initial, row
-    ):
-        whole = types.intp
-        return types.void(sums, whole, words, starts, whole, weights, whole, whole, initial, whole), generate
+    whole = types.intp
 
-    return rows
+    @intrinsic
+    def sums_of_row(  # type: ignore[no-untyped-def]
+        typing_context, out, pitch, words, starts, weights, groups, width, initial
+    ):
+        return types.void(out, whole, words, starts, weights, whole, whole, initial), generate
+
+    @intrinsic
+    def bytes_of_row(  # type: ignore[no-untyped-def]
+        typing_context, out, pitch, words, starts, weights, groups, width, initial, shifts
+    ):
+        return types.void(out, whole, words, starts, weights, whole, whole, initial, shifts), generate
+
+    return bytes_of_row if packed else sums_of_row

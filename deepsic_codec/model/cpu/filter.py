@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from deepsic_codec.kernels import inline, inner, int32
 from deepsic_codec.model.architecture import FILTER_PLACES
-from deepsic_codec.model.cpu.dot import OUTPUTS, POSITIONS, pack_taps, padded, row_sums
+from deepsic_codec.model.cpu.dot import OUTPUTS, POSITIONS, pack_taps, padded, row_bytes, row_sums
 from deepsic_codec.model.cpu.layers import Tensors
-from deepsic_codec.model.exact.formats import HIDDEN_HIGH, MODULATION_BITS, PIXEL_BITS, PIXEL_MAX
+from deepsic_codec.model.exact.formats import MODULATION_BITS, PIXEL_BITS, PIXEL_MAX
 from deepsic_codec.payload.constants import LATENT_STRIDE
 
-_PIXEL, _HIDDEN = int32(PIXEL_MAX), int32(HIDDEN_HIGH)
+_PIXEL = int32(PIXEL_MAX)
 _TOP, _HALF = int32(255 << PIXEL_BITS), int32(1 << (PIXEL_BITS - 1))
 _SCALE, _HALF_SCALE = int32(MODULATION_BITS), int32(1 << (MODULATION_BITS - 1))
 _BITS = int32(PIXEL_BITS)
@@ -26,7 +26,7 @@ class FilterTables(NamedTuple):
     Attributes
     ----------
     up, down : int32 (n,)
-        Weights as `dot.row_sums` reads them.
+        Weights as `dot.row_bytes` and `dot.row_sums` read them.
     up_start : int32 (8 hidden,POSITIONS)
         What the sums of hidden values start with, for each row of a square of 8x8 pixels.
     down_start : int32 (OUTPUTS,POSITIONS)
@@ -86,7 +86,7 @@ class Filter:
         self._places = np.tile(places, (1, 1, POSITIONS // FILTER_PLACES))
         self._down_start = np.zeros((OUTPUTS, POSITIONS), np.int32)
         self._down_start[:3] = tensors["filter_down.bias"].astype(np.int32)[:, None]
-        self._shifts = [tensors[f"filter_{name}.shift"].astype(np.int32) for name in ("up", "down")]
+        self._shifts = [tensors[f"filter_{name}.shift"].astype(np.int32) & 31 for name in ("up", "down")]
         self._scale = tensors["filter_down.scale"].astype(np.int32)
 
     def tables(self, quality: int) -> FilterTables:
@@ -135,33 +135,15 @@ def copy_row(memory, source, target):
         memory.words[target * pitch + i] = memory.words[source * pitch + i]
 
 
-@inline
-def _hidden_value(total, shift):
-    return min(max(total >> int32(shift & 31), int32(0)), _HIDDEN)
-
-
 @inner
 def _hidden_row(row, tables, memory):
     """Write a row of hidden values, of the words of this row and of the two before it."""
     pitch, groups = memory.sums.shape[1], memory.starts_down.size // 9
-    count, size, y = pitch - 2 * REACH, tables.up.size // groups, (row + FILTER_PLACES - 3) % FILTER_PLACES
-    words, s0, s1, s2, s3 = (
-        memory.words[(row - 2) * pitch :], memory.sums[0], memory.sums[1], memory.sums[2], memory.sums[3]
+    place = (row + FILTER_PLACES - 3) % FILTER_PLACES * tables.up_shift.size
+    row_bytes(
+        memory.hidden[row * pitch :], memory.words.size, memory.words[(row - 2) * pitch :], memory.starts_up, tables.up,
+        groups, pitch - 2 * REACH, tables.up_start[place:], tables.up_shift,
     )  # fmt: skip
-    for group in range(groups):
-        c = group * OUTPUTS
-        row_sums(
-            memory.sums, pitch, words, memory.starts_up, 9, tables.up, group * size, count, tables.up_start,
-            y * tables.up_shift.size + c,
-        )  # fmt: skip
-        k0, k1, k2, k3 = tables.up_shift[c], tables.up_shift[c + 1], tables.up_shift[c + 2], tables.up_shift[c + 3]
-        at = group * memory.words.size + row * pitch
-        to = memory.hidden[at : at + count]
-        for x in range(count):
-            h0, h1 = _hidden_value(s0[x], k0), _hidden_value(s1[x], k1)
-            h2, h3 = _hidden_value(s2[x], k2), _hidden_value(s3[x], k3)
-            low, high = int32(h0 | int32(h1 << int32(8))), int32(h2 | int32(h3 << int32(8)))
-            to[x] = int32(low | int32(high << int32(16)))
 
 
 @inline
@@ -179,8 +161,8 @@ def _output_row(row, tables, memory, bits, out):
     pixels = memory.pixels[row]
     width = pixels.size // 3
     count = (width + POSITIONS - 1) // POSITIONS * POSITIONS
-    hidden, taps = memory.hidden[row * pitch :], memory.starts_down.size
-    row_sums(memory.sums, pitch, hidden, memory.starts_down, taps, tables.down, 0, count, tables.down_start, 0)
+    hidden = memory.hidden[row * pitch :]
+    row_sums(memory.sums, pitch, hidden, memory.starts_down, tables.down, 1, count, tables.down_start)
     red, green, blue = memory.sums[0], memory.sums[1], memory.sums[2]
     k0, k1, k2 = tables.down_shift[0], tables.down_shift[1], tables.down_shift[2]
     for x in range(out.size // 3):
