@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import Any
 from uuid import uuid4
 
@@ -132,6 +133,8 @@ def create_array(
         shape, dtype = data.shape, data.dtype
     elif shape is None or dtype is None:
         raise TypeError("create_array() needs either shape and dtype, or data")
+    if isinstance(store, zarr.Group):
+        store = store.store_path
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     codec = codec_for(codec, shape, dimension_names, native_dtype(dtype)).resolved()
     codec = codec.with_band_names((attributes or {}).get("long_name"))
@@ -304,7 +307,10 @@ def _chunk_shape(axes: Axes, shape: Index, chunks: Sequence[int] | str) -> Index
         edge = auto_edge(bands)
         sizes = {"y": min(axes.height(shape), edge), "x": min(axes.width(shape), edge), "c": bands}
         chunks = [max(1, sizes.get(axis, 1)) for axis in axes]
-    chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(int(size) for size in chunks)
+    try:
+        chunks = (chunks,) * len(shape) if isinstance(chunks, int) else tuple(index(size) for size in chunks)
+    except TypeError:  # such as the chunks of a Dask array, which may differ
+        raise ConfigurationError(f"chunks: expected an integer for each axis or 'auto', got {chunks!r}") from None
     check_axes(chunks, axes)
     return chunks
 

@@ -55,7 +55,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     add("--codecs", nargs="+", choices=list(PEERS | BAND_PEERS), metavar="CODEC", help=text)
     add("--model", default="base", help="name of a model of DeepSIC (default: base)")
     text = f"edge of its chunks (default: {CHUNK} for photographs, 512 for data or less for many bands)"
-    add("--chunk", type=int, metavar="PIXELS", help=text)
+    add("--chunk", type=positive, metavar="PIXELS", help=text)
     add_encoder_options(parser)
     crop = integers((2,), "two numbers such as 640,256")
     add("--crop", type=crop, metavar="X,Y", help="top left corner of the enlarged part (default: the busiest part)")

@@ -7,7 +7,15 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from deepsic_codec.cli.console import progress_bar, say, say_json, say_table
-from deepsic_codec.cli.options import add_encoder_options, add_json, add_quality, bands, encoder_options, nodata
+from deepsic_codec.cli.options import (
+    add_encoder_options,
+    add_json,
+    add_quality,
+    bands,
+    encoder_options,
+    nodata,
+    positive,
+)
 
 if TYPE_CHECKING:
     from deepsic_codec.io.images import ImageSource
@@ -52,8 +60,8 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     add("--transform", choices=("auto", "features", "wavelet"), default=argparse.SUPPRESS, help=text)
     text = "code what bands have in common once (auto, the default), or code each band by itself (none)"
     add("--spectral", choices=("auto", "none"), default=argparse.SUPPRESS, help=text)
-    add("--chunk", type=int, metavar="PIXELS", help="edge of a chunk (default: 512; 256 from 65 bands on)")
-    add("--shard", type=int, metavar="PIXELS", help="edge of a shard, a multiple of a chunk's (Zarr format 3)")
+    add("--chunk", type=positive, metavar="PIXELS", help="edge of a chunk (default: 512; 256 from 65 bands on)")
+    add("--shard", type=positive, metavar="PIXELS", help="edge of a shard, a multiple of a chunk's (Zarr format 3)")
     add("--format", type=int, choices=(2, 3), default=3, help="Zarr format (default: 3)")
     text = "name of the model, or of a file of its folders (default: base)"
     add("--model", metavar="NAME", default=argparse.SUPPRESS, help=text)

@@ -16,7 +16,7 @@ from typing import Any
 import deepsic_codec
 from deepsic_codec.cli.console import printable_lines, printable_warnings, say, silent
 from deepsic_codec.cli.options import Parser, option_names, with_options
-from deepsic_codec.errors import ConfigurationError, ExpressionError
+from deepsic_codec.errors import ConfigurationError, DeepSICError, ExpressionError
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.excepthook = _print_exception
             raise
         text, pointer = str(error), []
+        if isinstance(error, OSError) and not isinstance(error, DeepSICError) and error.filename:
+            text = f"{error.filename}: {(error.strerror or text).lower()}"  # no number, and what it is about in front
         if isinstance(error, ExpressionError) and text.endswith("^"):  # below the position in the expression
             text, *pointer = text.rsplit("\n", 2)
         text = with_options(" ".join(text.split()), args.options)

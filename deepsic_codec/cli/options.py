@@ -114,6 +114,13 @@ def number(low: float, high: float, expected: str) -> Callable[[str], float]:
     return parse
 
 
+def positive(text: str) -> int:
+    """Parse an integer above 0; a type of arguments."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected an integer above 0, got {text!r}")
+    return int(text)
+
+
 quality = number(1, 100, "a number from 1 to 100")  # of networks
 deep_quality = number(1, 200, "a number from 1 to 200")
 

@@ -309,6 +309,8 @@ def parse(text: str) -> Expression:
     ExpressionError
         If the text is none. The message points to the mistake.
     """
+    if not isinstance(text, str):
+        raise ExpressionError(f"expected an expression such as 'Forest > 0.6 & ~Water', got {text!r}")
     if len(text) > MAX_TEXT:
         raise ExpressionError(f"the expression has {len(text)} characters; at most {MAX_TEXT} are allowed")
     return _Parser(text).parse()

@@ -25,7 +25,14 @@ METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup"}
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nothing"], ["demo", "--format", "4"], ["demo", "--quality", "200.1"], ["demo", "--quality", "good"]],
+    [
+        [],
+        ["nothing"],
+        ["demo", "--format", "4"],
+        ["demo", "--quality", "200.1"],
+        ["demo", "--quality", "good"],
+        ["ingest", "a", "b", "--chunk", "0"],
+    ],
 )
 def test_misuse_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -39,7 +46,7 @@ def test_failure_is_one_line_and_a_traceback_only_with_debug(tmp_path, capsys):
     occupied.touch()
     assert main(["demo", "--out", str(occupied)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("deepsic demo: error: ") and "file" in line
+    assert line == f"deepsic demo: error: {occupied}: file exists"
     with pytest.raises(FileExistsError):
         main(["--debug", "demo", "--out", str(occupied)])
 

@@ -397,3 +397,18 @@ def test_a_payload_of_another_dtype_or_shape_is_refused(pipeline, zarr_format, h
         for opened in (array, zarr.open_array(array.store, mode="r")):
             with pytest.raises(errors.CorruptPayload, match="header: (chunk shape|samples)"):
                 opened[:]
+
+
+def test_a_group_is_a_store_of_new_arrays(tmp_path):
+    group = zarr.create_group(tmp_path, path="a")
+    image = photograph(64, 64, 3)
+    assert create_array(group, name="b", data=image, embed_model=False).path == "a/b"
+    np.testing.assert_array_equal(zarr.open_array(tmp_path, path="a/b", mode="r"), image)
+    create_array(group, name="b", data=255 - image, overwrite=True)
+    np.testing.assert_array_equal(group["b"], 255 - image)
+
+
+@pytest.mark.parametrize("chunks", [((32, 32), (64,), (3,)), None, (32.5, 64, 3), "small", ("a", "b", "c")])
+def test_chunks_that_are_no_shape(chunks):
+    image = photograph(64, 64, 3)
+    check_rejects(errors.ConfigurationError, "chunks: expected", create_array, {}, data=image, chunks=chunks)

@@ -204,3 +204,7 @@ def test_what_is_certain_of_chunks_is_true_of_their_tiles(text, seed):
     assert not (verdict.any_tile & ~true.any(axis=1)).any(), "said some tile, and none is"
     assert not (true.any(axis=1) & ~verdict.possible).any(), "lost a match"
     assert not (verdict.all_tiles & ~true.all(axis=1)).any(), "said every tile, and one is not"
+
+
+def test_what_is_no_text_is_no_expression():
+    check_rejects(ExpressionError, "expected an expression", parse, 3)
