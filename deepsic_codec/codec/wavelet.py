@@ -56,7 +56,7 @@ MAX_MAGNITUDE = 1 << 22  # largest coefficient, in steps of the planes times 16
 SMALLEST = 2.0**-26  # error that counts as none, as a share of the range
 # Root mean square error, as a share of the gap between levels, up to which the nearest level has the smaller error.
 MAX_SNAPPED = 0.25
-# The filter is tried on the first components of the middle of a chunk: on what is coded, if these are the whole chunk,
+# The filter is tried on the first components of the middle of a chunk: on what is coded, if this is all of a component,
 # otherwise with a step of each half octave. It has to lower the squared error by one part in so many.
 TRIED_COMPONENTS, TRIED_EDGE, LEAST_GAIN = 4, 128, 200
 GUESS = 1 / 64  # step for which a spectral transform is chosen before a search, as a share of the range
@@ -185,9 +185,10 @@ class _Part:
             slice((size - edge) // 2, (size + edge) // 2) for size, edge in zip((height, width), edges, strict=True)
         )
         self._tried = components[slices // 2, :TRIED_COMPONENTS, rows, columns][None].copy()
-        #: Whether the tried components are the whole part.
-        self._small = self._tried.shape == components.shape
-        self._exact = values if self._small else self._rounded(self._tried.astype(np.int32))
+        whole = self._tried.shape == components.shape
+        self._exact = values if whole else self._rounded(self._tried.astype(np.int32))
+        #: Whether the tried components are whole ones.
+        self._small = slices == 1 and self._tried.shape[2:] == components.shape[2:]
         del values
         self._sizes = np.full(components.shape[1], np.inf)  # of components that a large step leaves out
         if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
@@ -242,23 +243,29 @@ class _Part:
     def filter_gains(self, wavelet: Wavelet, planes: NDArray[Any] | None) -> bool:
         """Tell whether the filter lowers the error, which it does not of noise.
 
-        Of a small chunk, that of the wavelet, whose coefficients may be known; of others, that with about its step.
+        Of a small chunk, that of its first components, whose coefficients may be known; of others, that with about the
+        step of the wavelet.
         """
         from deepsic_codec.payload.coders.subbands import encode_planes
 
         if self._small:
-            components = self._decoded(wavelet) if planes is None else to_components(planes.astype(np.int32))
-            return self._lowers_error(wavelet.code, components, self._counted)
+            kept = self._kept(wavelet.code)[:TRIED_COMPONENTS]
+            if planes is None:
+                components = self._decoded(wavelet)[:, : kept.sum()]
+            else:
+                components = to_components(planes[:, : kept.sum()].astype(np.int32))
+            exact = self._exact if kept.all() else self._exact[..., kept]
+            return self._lowers_error(wavelet.code, components, exact, self._counted)
         part = wavelet.code // (PER_OCTAVE // 2)
         if part not in self._gains:
             middle = max(part * PER_OCTAVE // 2 + PER_OCTAVE // 4, self.min_code)
             _, _, planes = encode_planes(to_coefficients(self._tried.copy()), middle, keep=True)
-            self._gains[part] = self._lowers_error(middle, to_components(planes.astype(np.int32)), ...)
+            self._gains[part] = self._lowers_error(middle, to_components(planes.astype(np.int32)), self._exact, ...)
         return self._gains[part]
 
-    def _lowers_error(self, code: int, components: NDArray[np.int32], counted: Any) -> bool:
-        """Tell whether the filter lowers the error of tried components, which it overwrites, in the counted pixels."""
-        exact = self._exact[counted]
+    def _lowers_error(self, code: int, components: NDArray[np.int32], exact: NDArray[np.int32], counted: Any) -> bool:
+        """Tell whether the filter lowers the error of components, which it overwrites, in the counted pixels."""
+        exact = exact[counted]
         before = _squares(self._rounded(components)[counted], exact)
         after = _squares(self._rounded(_filtered(Wavelet(code, b"", filtered=True), components))[counted], exact)
         return LEAST_GAIN * (before - after) > before

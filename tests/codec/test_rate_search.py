@@ -109,8 +109,8 @@ def test_wavelets_meet_every_target(dtype):
 
     for bpp, share in ((2, 0.06), (8, 0.03), (20, 0.03)):  # at 2 noise comes and goes with the step
         assert abs(8 * encoded(bpp=bpp)[0] / (96 * 112) / bpp - 1) <= share
-    for levels in (2, 8):
-        assert abs(encoded(rmse=levels * unit)[1] / (levels * unit) - 1) <= 0.03
+    for levels, share in ((2, 0.03), (8, 0.04)):  # at 8 there are 50 bytes, each of which counts
+        assert abs(encoded(rmse=levels * unit)[1] / (levels * unit) - 1) <= share
     assert abs(20 * np.log10(255 * unit / encoded(psnr=38)[1]) - 38) <= 0.2
     sizes, errors = zip(*(encoded(quality=quality) for quality in (20, 60, 100, 140)), strict=True)
     assert list(sizes) == sorted(sizes) and list(errors) == sorted(errors, reverse=True)

@@ -100,12 +100,14 @@ def test_gains_are_those_of_whole_samples(edge, quality, monkeypatch):
     assert psnr(codec.decode(payload), slope) > psnr(codec.decode(codec.encode(slope)), slope)
 
 
-@pytest.mark.parametrize(("edge", "trials"), [(64, 0), (128, 0), (129, 1)])
-def test_a_small_chunk_is_not_coded_again_for_the_trial(edge, trials, monkeypatch):
+@pytest.mark.parametrize(("edge", "bands", "trials"), [(64, 3, 0), (128, 3, 0), (64, 17, 0), (129, 3, 1), (129, 17, 1)])
+def test_a_small_chunk_is_not_coded_again_for_the_trial(edge, bands, trials, monkeypatch):
+    """Of 17 bands that are alike, three components are coded."""
     coded = []
     encode = subbands.encode_planes
     monkeypatch.setattr(subbands, "encode_planes", lambda *args, **kw: coded.append(args) or encode(*args, **kw))
-    DeepSIC(quality=40, **WAVELETS).encode(photograph(edge, edge, 3))
+    image = np.concatenate([photograph(edge, edge, 3)] * 6, -1)[..., :bands]
+    DeepSIC(quality=40, **WAVELETS).encode(image)
     assert len(coded) == 1 + trials
 
 
