@@ -51,7 +51,7 @@ class StoredLayout:
     def __init__(self, array: Any) -> None:
         metadata = array.metadata
         self._metadata, self._prefix = metadata, array.store_path.path
-        self.name = f"array {array.path!r}"
+        self.name = f"array {array.path!r}" if array.path else "the array"
         check_codecs(array)
         self._sharding: ShardingCodec | None = None
         self.order: str = "C"

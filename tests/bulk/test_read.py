@@ -47,5 +47,5 @@ def test_a_payload_of_another_dtype_is_refused(zarr_format):
     )
     source[:] = -1
     array.store._store_dict.update({k: v for k, v in source.store._store_dict.items() if k[0] in "0c"})
-    words = "chunk (0, 0) of array ''|samples of int8, expected uint8"
+    words = "chunk (0, 0) of the array|samples of int8, expected uint8"
     check_rejects(CorruptPayload, words, BatchedArray(StoredArray(array), 4).__getitem__, S[:])

@@ -298,6 +298,7 @@ def test_misspelt_words_of_the_command_line(line, hint, capsys):
         ("s3://a/b?scan=1: no scan=here/x_y", "info", "s3://a/b?scan=1: no scan=here/x_y"),
         ("index: is not there", "query", "--index: is not there"),
         ("use transform='wavelet'", "info", "use transform='wavelet'"),
+        ("pass resume=True, region=... for a part, or overwrite=True", "ingest", "pass --resume, or --overwrite"),
     ],
 )
 def test_errors_name_options_of_the_command(message, command, printed):
