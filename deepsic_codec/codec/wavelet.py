@@ -34,7 +34,7 @@ from deepsic_codec.payload.sections import QUALITY_MAP, SPECTRAL, STRUCTURE, WAV
 from deepsic_codec.payload.spectral import Matrix
 from deepsic_codec.payload.steps import FRACTION_BITS, PER_OCTAVE, STEPS, UNIT, step_code, step_of
 from deepsic_codec.payload.structure import Levels, Structure
-from deepsic_codec.payload.value_range import Ranges
+from deepsic_codec.payload.value_range import Ranges, full_range
 from deepsic_codec.payload.wavelet import (
     FLOAT_LEVELS,
     Wavelet,
@@ -109,9 +109,9 @@ def _filtered(wavelet: Wavelet, components: NDArray[Any]) -> NDArray[Any]:
     return each_plane(components, lambda plane: filter_plane(plane, wavelet.code))
 
 
-def _squares(one: NDArray[Any], other: NDArray[Any]) -> int:
-    """Return the sum of squared differences of integers, which is the same on all machines."""
-    return int(np.square(one.astype(np.int64) - other).sum())
+def _squares(one: NDArray[Any], other: NDArray[Any], counted: Any) -> int:
+    """Return the sum of squared differences of counted integers, which is the same on all machines."""
+    return int(np.square((one.astype(np.int64) - other) * counted).sum())
 
 
 def _restored(
@@ -189,6 +189,7 @@ class _Part:
         self._exact = values if whole else self._rounded(self._tried.astype(np.int32))
         #: Whether the tried components are whole ones.
         self._small = slices == 1 and self._tried.shape[2:] == components.shape[2:]
+        self._counted: Any = self._which_count(coded.mask) if self._small else True
         del values
         self._sizes = np.full(components.shape[1], np.inf)  # of components that a large step leaves out
         if self.matrix is not None and len(self.matrix) >= LEFT_OUT_FROM and isinstance(params.spectral, str):
@@ -221,24 +222,30 @@ class _Part:
         planes = planes if len(kept) == planes.shape[1] else planes[:, kept]
         return Wavelet(code, stream, make_checkpoints(stream, lengths)), planes
 
-    def _rounded(self, tried: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the integers that tried components give, bands last; of more bands than are tried, the components."""
-        by_pixel = np.moveaxis(tried, 1, -1)
-        if self.matrix is None:
-            return rounded(by_pixel)
-        return spectral.inverse(by_pixel, self.matrix) if len(self.matrix) <= TRIED_COMPONENTS else by_pixel
+    @property
+    def _by_components(self) -> bool:
+        """Whether the filter is tried on components, because bands depend on more of them."""
+        return self.matrix is not None and len(self.matrix) > TRIED_COMPONENTS
 
-    @cached_property
-    def _counted(self) -> Any:
-        """An index of pixels (slices, height, width): those with data, and with the finest step of a map."""
-        counted: Any = ...
-        if self.coded.mask is not None:
-            counted = ~self.coded.mask.all(-1)
-        if self.quality_map is not None:  # errors of coarser steps outweigh those that matter
-            height, width = self.coefficients.shape[2:]
-            finest = (self.quality_map.cells == 1).repeat(CELL, 1).repeat(CELL, 2)[:, :height, :width]
-            counted = finest if counted is ... else counted & finest
-        return counted
+    def _rounded(self, tried: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the integers that tried components give, bands last; or the components."""
+        by_pixel = np.moveaxis(tried, 1, -1)
+        if self._by_components:
+            return by_pixel
+        values = rounded(by_pixel) if self.matrix is None else spectral.inverse(by_pixel, self.matrix)
+        dtype = self.scaled.samples.dtype
+        return np.clip(values, *((0, FLOAT_LEVELS) if dtype.kind == "f" else full_range(dtype)))
+
+    def _which_count(self, mask: NDArray[np.bool_] | None) -> Any:
+        """Tell which of these count: those with data, and the finest step of a map, as coarser ones outweigh it."""
+        counted: Any = True
+        if mask is not None:
+            counted = ~(mask.all(-1, keepdims=True) if self._by_components else mask[..., :TRIED_COMPONENTS])
+        if self.quality_map is None:
+            return counted
+        height, width = self._tried.shape[2:]
+        finest = (self.quality_map.cells == 1).repeat(CELL, 1).repeat(CELL, 2)[:, :height, :width, None]
+        return counted & finest
 
     def filter_gains(self, wavelet: Wavelet, planes: NDArray[Any] | None) -> bool:
         """Tell whether the filter lowers the error, which it does not of noise.
@@ -255,19 +262,29 @@ class _Part:
             else:
                 components = to_components(planes[:, : kept.sum()].astype(np.int32))
             exact = self._exact if kept.all() else self._exact[..., kept]
-            return self._lowers_error(wavelet.code, components, exact, self._counted)
+            levels = None if self._by_components else self._levels_of(wavelet)
+            return self._lowers_error(wavelet.code, components, exact, levels)
         part = wavelet.code // (PER_OCTAVE // 2)
         if part not in self._gains:
             middle = max(part * PER_OCTAVE // 2 + PER_OCTAVE // 4, self.min_code)
             _, _, planes = encode_planes(to_coefficients(self._tried.copy()), middle, keep=True)
-            self._gains[part] = self._lowers_error(middle, to_components(planes.astype(np.int32)), self._exact, ...)
+            self._gains[part] = self._lowers_error(middle, to_components(planes.astype(np.int32)), self._exact, None)
         return self._gains[part]
 
-    def _lowers_error(self, code: int, components: NDArray[np.int32], exact: NDArray[np.int32], counted: Any) -> bool:
-        """Tell whether the filter lowers the error of components, which it overwrites, in the counted pixels."""
-        exact = exact[counted]
-        before = _squares(self._rounded(components)[counted], exact)
-        after = _squares(self._rounded(_filtered(Wavelet(code, b"", filtered=True), components))[counted], exact)
+    def _lowers_error(
+        self, code: int, components: NDArray[np.int32], exact: NDArray[np.int32], levels: tuple[Levels, ...] | None
+    ) -> bool:
+        """Tell whether the filter lowers the error of components, which it overwrites, in what counts."""
+
+        def error(components: NDArray[np.int32]) -> int:
+            values: NDArray[Any] = self._rounded(components)
+            if levels is not None:
+                structure = Structure(levels[: values.shape[-1]])
+                values = structure.nearest(values.astype(self.scaled.samples.dtype))
+            return _squares(values, exact, self._counted)
+
+        before = error(components)
+        after = error(_filtered(Wavelet(code, b"", filtered=True), components))
         return LEAST_GAIN * (before - after) > before
 
     def _decoded(self, wavelet: Wavelet) -> NDArray[Any]:

@@ -129,22 +129,28 @@ def test_a_search_for_bytes_tries_the_filter_once(monkeypatch):
         (448, 768, {"bpp": 0.3}),
         (64, 704, {"quality": 50, "nodata": 0}),
         (64, 64, {"quality": 50, "others": 10}),
+        (0, 768, {"quality": 50, "nodata": 0, "in bands": 1}),
+        (192, 64, {"quality": 50, "contrast": 3}),  # decoded samples are clipped
+        (128, 384, {"quality": 50, "gap": 48}),  # and become the nearest level
     ],
     ids=str,
 )
 def test_a_small_chunk_is_filtered_where_that_lowers_its_error(y, x, options, monkeypatch):
     """The error of its own step, in what is data and has the finest step."""
     options = dict(options)
-    image, quality_map, counted = np.maximum(drone_frame()[y : y + 64, x : x + 64], 1), None, np.ones((64, 64), bool)
+    image, quality_map = np.maximum(drone_frame()[y : y + 64, x : x + 64], 1), None
+    image = np.minimum(image * float(options.pop("contrast", 1)), 255).astype("u1")
+    gap = options.pop("gap", 1)
+    image, counted = image // gap * gap, np.ones(image.shape, bool)
     if "nodata" in options:
-        counted = np.add.outer(np.arange(64), np.arange(64)) <= 40
+        counted[..., : options.pop("in bands", 3)] = np.add.outer(np.arange(64), np.arange(64))[..., None] <= 40
         image[~counted] = 0
     if "others" in options:  # noise at a low quality, whose errors are much larger
         counted[:] = False
         counted[16:32, 16:48] = True
-        quality_map = np.where(counted, options["quality"], options.pop("others"))
+        quality_map = np.where(counted[..., 0], options["quality"], options.pop("others"))
         noise = np.random.default_rng(0).normal(128, 40, image.shape).clip(0, 255)
-        image = np.where(counted[..., None], image, noise).astype("u1")
+        image = np.where(counted, image, noise).astype("u1")
     codec, errors = DeepSIC(**options, **WAVELETS), []
     filtered = wavelet_of(codec.encode(image, quality_map)).filtered
     for answer in (False, True):
