@@ -52,7 +52,9 @@ def with_options(text: str, options: Mapping[str, str]) -> str:
 
     text = text.replace("run consolidate_labels", "run deepsic index")
     # what only Python has is no advice, as "region=... to write a part of it, "
-    text = re.sub(r"(?P<name>[a-z]\w*)=\.\.\. [^,]*, ", lambda match: match[0] if match["name"] in options else "", text)
+    text = re.sub(
+        r"(?P<name>[a-z]\w*)=\.\.\. [^,]*, ", lambda match: match[0] if match["name"] in options else "", text
+    )
     start = re.match(r"(?P<names>\w+(?: and \w+)*):", text)
     if start is not None and options.keys() >= {*start["names"].split(" and ")}:
         text = " and ".join(options[name] for name in start["names"].split(" and ")) + text[start.end() - 1 :]
