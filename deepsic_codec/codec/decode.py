@@ -25,7 +25,14 @@ from deepsic_codec.payload.constants import LATENT_STRIDE, MAX_QUALITY
 from deepsic_codec.payload.fields import COLOURS, Header, Quantiser
 from deepsic_codec.payload.header import Payload, unpack
 from deepsic_codec.payload.labels import MAX_POOLING, LabelBlock
-from deepsic_codec.payload.limits import FEATURES_BYTES, FILTER_BYTES, SAMPLES_BYTES, check_memory, check_size
+from deepsic_codec.payload.limits import (
+    COLUMN_BYTES,
+    FEATURES_BYTES,
+    ROW_BYTES,
+    SAMPLES_BYTES,
+    check_memory,
+    check_size,
+)
 from deepsic_codec.payload.nodata import NoData, decode_nodata, decode_value, is_empty
 from deepsic_codec.payload.quality_map import QualityMap
 from deepsic_codec.payload.residual import Residual
@@ -94,13 +101,16 @@ class PayloadToDecode:
     @property
     def nbytes(self) -> int:
         """Memory that decoding takes at most, estimated from its pixels; at least that of the samples."""
-        cost = FEATURES_BYTES if self.features is not None else SAMPLES_BYTES[self.header.dtype.itemsize]
-        samples = prod(self.header.shape) * (self.cast or self.header).dtype.itemsize
+        header = self.header
+        samples = prod(header.shape) * (self.cast or header).dtype.itemsize
         if self.empty:
             return samples
-        filtered = any(part.wavelet is not None and part.wavelet.filtered for part in (self, *self.parts))
-        in_filter = FILTER_BYTES * self.header.width if filtered else 0
-        return max(samples, cost * self.pixels + in_filter + (0 if self.cast is None else 2 * samples))
+        if self.features is not None:
+            cost = FEATURES_BYTES * self.pixels
+        else:
+            edges = ROW_BYTES * header.height + COLUMN_BYTES * header.width
+            cost = SAMPLES_BYTES[header.dtype.itemsize] * self.pixels + edges
+        return max(samples, cost + (0 if self.cast is None else 2 * samples))
 
     def nodata(self) -> NoData | None:
         """Decode the nodata section."""

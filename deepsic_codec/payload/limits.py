@@ -17,8 +17,9 @@ from deepsic_codec.payload.constants import LATENT_STRIDE
 # and 58; masks and tables come on top.
 FEATURES_BYTES = 44
 SAMPLES_BYTES = {1: 28, 2: 48, 4: 80}
-# Memory of the filter of wavelets for a column: chunks of few long rows take more of it than of anything else.
-FILTER_BYTES = 60
+# Memory besides for a row and a column, as rows and columns around the samples, of which narrow chunks have the most:
+# of noise of 1 to 16 rows or columns it took up to 88 and 327 bytes.
+ROW_BYTES, COLUMN_BYTES = 90, 330
 # Bytes that are not compared with the memory of the system: asking it takes longer than this is worth.
 SMALL = 1 << 30
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from deepsic_codec import DeepSIC, config
-from deepsic_codec.codec import wavelet_filter
 from deepsic_codec.codec.decode import parse_payload
 from deepsic_codec.errors import ConfigurationError, UnsupportedArray, UnsupportedPayload
 from deepsic_codec.payload import header as h
-from deepsic_codec.payload.limits import FILTER_BYTES, check_size
+from deepsic_codec.payload.limits import COLUMN_BYTES, ROW_BYTES, check_size
 from deepsic_codec.payload.sections import FEATURES
 from tests.common import check_rejects, photograph, run_python
 
@@ -83,38 +82,43 @@ def test_chunks_of_any_sensible_size_are_within(shape):
 
 
 @pytest.mark.parametrize(
-    "options, dtype, cost",
+    "options, dtype, cost, edges",
     [
-        ({"quality": 40}, "u1", 44),
-        ({"quality": 120}, "u1", 28),
-        ({"max_error": 0}, "u2", 48),
-        ({"max_error": 1}, "f4", 80),
-        ({"max_error": 0}, "i4", 28 + 2 * 12),
+        ({"quality": 40}, "u1", 44, 0),
+        ({"quality": 120}, "u1", 28, 1),
+        ({"max_error": 0}, "u2", 48, 1),
+        ({"max_error": 1}, "f4", 80, 1),
+        ({"max_error": 0}, "i4", 28 + 2 * 12, 1),
     ],
     ids=str,
 )
-def test_a_chunk_that_takes_too_much_memory_is_refused_beforehand(options, dtype, cost):
+def test_a_chunk_that_takes_too_much_memory_is_refused_beforehand(options, dtype, cost, edges):
     codec, array = DeepSIC(**options), photograph(100, 80, 3).astype(dtype)
     payload = codec.encode(array)
-    with config.set(max_memory=100 * 80 * cost):
+    nbytes = 100 * 80 * cost + edges * (100 * ROW_BYTES + 80 * COLUMN_BYTES)
+    with config.set(max_memory=nbytes):
         codec.decode(payload)
-    with config.set(max_memory=100 * 80 * cost - 1):
+    with config.set(max_memory=nbytes - 1):
         message = check_rejects(UnsupportedPayload, "max_memory", codec.decode, payload)
     assert "decoding a chunk of shape (100, 80, 3)" in message
 
 
-def test_filters_of_long_rows_count(monkeypatch):
-    """They take more memory than the samples."""
-    width = 64_000
-    memory = wavelet_filter._memory(width, 8)
-    assert sum(part.nbytes for part in memory) < 1.002 * FILTER_BYTES * width
-    codec = DeepSIC(axes="yx", semantics="none", transform="wavelet", quality=60)
-    monkeypatch.setattr("deepsic_codec.codec.wavelet._Part.filter_gains", lambda *_: True)
-    payload = codec.encode(np.tile(photograph(1, 640), 100))
-    with config.set(max_memory=(28 + FILTER_BYTES) * width):
+@pytest.mark.parametrize("shape", [(8, 20_000, 3), (1, 50_000, 1), (100_000, 1, 1)], ids=str)
+@pytest.mark.parametrize("options", [{"max_error": 0}, {"quality": 60}, {"quality": 60, "filtered": True}], ids=str)
+def test_narrow_chunks_take_no_more_memory_than_is_estimated(shape, options, monkeypatch):
+    """Their edges take more of it than the samples."""
+    options = dict(options)
+    filtered = options.pop("filtered", False)
+    monkeypatch.setattr("deepsic_codec.codec.wavelet._Part.filter_gains", lambda *_: filtered)
+    codec = DeepSIC(axes="yxc", semantics="none", transform="wavelet", **options)
+    payload = codec.encode(np.random.default_rng(0).integers(0, 200, shape).astype("u1"))
+    codec.decode(payload)  # allocates what stays
+    tracemalloc.start()
+    try:
         codec.decode(payload)
-    with config.set(max_memory=(28 + FILTER_BYTES) * width - 1):
-        check_rejects(UnsupportedPayload, "max_memory", codec.decode, payload)
+        assert tracemalloc.get_traced_memory()[1] < parse_payload(payload).nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_chunk_without_data_takes_the_memory_of_its_samples():
