@@ -130,7 +130,7 @@ def compared(chunks: list[Pixels], args: argparse.Namespace) -> Iterator[str]:
 
     def measured(code: str, repeats: int, arguments: list[str], threads: int) -> str:
         # A commit that has no transforms uses features.
-        parameters = ["{}", json.dumps({"transform": args.transform} if args.transform else {})]
+        parameters = ["{}", json.dumps({} if args.transform == "auto" else {"transform": args.transform})]
         both = {side.name: [*arguments, more] for side, more in zip(pair, parameters, strict=True)}
         return against.comparison(against.in_turn(pair, code, repeats, both, DEEPSIC_THREADS=str(threads)), pair)
 
@@ -156,7 +156,7 @@ def measure_deepsic(chunks: list[Pixels], args: argparse.Namespace, effort: int 
 
     config.set(threads=args.threads)
     options = {} if effort is None else {"effort": effort}
-    codec = DeepSIC(model=args.model, quality=args.quality, **options)
+    codec = DeepSIC(model=args.model, quality=args.quality, transform=args.transform, **options)
     batches = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]
 
     def encode() -> list[Any]:
@@ -350,8 +350,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     against.add_arguments(parser)
-    text = "with --against: transform of this checkout, where the other commit knows features only"
-    parser.add_argument("--transform", choices=("features", "wavelet"), help=text)
+    text = "of DeepSIC; with --against of this checkout, where the other commit knows features only"
+    parser.add_argument("--transform", choices=("auto", "features", "wavelet"), default="auto", help=text)
     parser.add_argument("--memory-of-frame", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
