@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf, sqrt
 from typing import Any
 
@@ -24,8 +25,9 @@ from deepsic_codec.codec.transform import choose_transforms
 from deepsic_codec.codec.wavelet import CodedWavelets, WaveletEncoder
 from deepsic_codec.errors import UnsupportedArray, counted
 from deepsic_codec.model.threads import parallel_map
+from deepsic_codec.payload.header import read_header, read_section
 from deepsic_codec.payload.residual import Residual
-from deepsic_codec.payload.sections import RESIDUAL, STRUCTURE, VALUE_RANGE, Section
+from deepsic_codec.payload.sections import EMBEDDING, LABELS, RESIDUAL, STRUCTURE, VALUE_RANGE, Section
 from deepsic_codec.payload.structure import Grid
 
 Sections = dict[Section[Any], Any]
@@ -54,17 +56,36 @@ def encode_chunks(chunks: Sequence[ChunkToEncode]) -> list[bytes]:
     payloads |= {task: task.pack_sections({}, task.quality) for task in tasks if task.scaled.empty}
     with_data = [task for task in tasks if not task.scaled.empty]
     _warn_of_range(with_data)
-    if any(task.params.max_error is None and task.scaled.is_classes for task in with_data):
+    payloads |= _encode_features([task for task in with_data if task.chunk.features and task not in payloads])
+    others = [task for task in with_data if not task.chunk.features]
+    _score(others)
+    payloads |= zip(others, parallel_map(_encode_other, others), strict=True)
+    lossy = [task for task in with_data if task.params.max_error is None]
+    # Who passes transform="features" gets features.
+    passed = {task for task, chunk in zip(tasks, chunks, strict=True) if chunk.params.transform == "features"}
+    few = [task for task in lossy if task not in passed and task.scaled.qualities is None]
+    few = [task for task in few if task.scaled.has_few_values]
+    exact = dict(zip(few, parallel_map(lambda task: _without_loss(task, payloads[task]), few), strict=True))
+    payloads |= {task: payload for task, payload in exact.items() if payload is not None}
+    if any(task.scaled.is_classes for task in lossy if exact.get(task) is None):
         warnings.warn(
             "samples look like a mask or a map of classes, to which errors would add other classes; pass max_error=0, "
             "which stores them without loss in few bytes",
             stacklevel=2,
         )
-    payloads |= _encode_features([task for task in with_data if task.chunk.features and task not in payloads])
-    others = [task for task in with_data if not task.chunk.features]
-    _score(others)
-    payloads |= zip(others, parallel_map(_encode_other, others), strict=True)
     return [payloads[task] for task in tasks]
+
+
+def _without_loss(task: EncodeTask, payload: bytes) -> bytes | None:
+    """Return the payload of samples without loss; None if it takes more bytes than this one and than the target."""
+    max_bytes = max(len(payload), (task.params.bpp or 0) * task.chunk.axes.pixels(task.chunk.array.shape) / 8)
+    max_bytes *= 1 + CLOSE
+    header = read_header(payload)
+    labels = {section: read_section(payload, header, section) for section in (LABELS, EMBEDDING)}
+    if task.chunk.features:
+        task = EncodeTask(replace(task.chunk, params=task.params.changed(transform="wavelet")), task.info)
+    exact = task.pack_sections({**_bounded(task.scaled, 0), **labels}, header.quality)
+    return exact if len(exact) <= max_bytes else None
 
 
 def _warn_of_range(tasks: Sequence[EncodeTask]) -> None:
@@ -121,7 +142,7 @@ def _encode_other(task: EncodeTask) -> bytes:
     if params.max_error is not None:
         return task.pack_sections(_bounded(scaled, params.max_error), task.quality, task.cells)
     encoder = WaveletEncoder(scaled, params)
-    limit, rest = None, 0
+    limit = None
     quality = None if params.quality is None else scaled.finest or params.quality
     if quality is not None:
         wavelet = encoder.at_quality(quality)
@@ -151,12 +172,7 @@ def _encode_other(task: EncodeTask) -> bytes:
         if scaled.ranges is not None:
             sections |= {VALUE_RANGE: scaled.ranges if scaled.coded_ranges is None else scaled.coded_ranges}
     quality = encoder.quality_of(wavelet.code) if quality is None else quality
-    payload = task.pack_sections(sections, quality, task.cells)
-    if scaled.qualities is None and scaled.has_few_values:  # in few bytes without loss, wherever a limit lies
-        exact = task.pack_sections(_bounded(scaled, 0), quality, task.cells)
-        if len(exact) <= max(len(payload), rest + (limit or 0)) * (1 + CLOSE):
-            return exact
-    return payload
+    return task.pack_sections(sections, quality, task.cells)
 
 
 def _bounded(scaled: ScaledChunk, max_error: float) -> Sections:

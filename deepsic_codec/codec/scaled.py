@@ -135,11 +135,14 @@ class ScaledChunk:
 
     @cached_property
     def has_few_values(self) -> bool:
-        """Whether samples are integers that have at least two values, and no more than a map of classes."""
-        samples = self.samples
-        if samples.dtype.kind == "f" or np.unique(samples[:, ::8, ::8]).size > MAX_CLASSES:
+        """Whether samples are integers of at least two values, and each band has no more than a map of classes."""
+        if self.samples.dtype.kind == "f":
             return False
-        return 2 <= np.unique(samples).size <= MAX_CLASSES
+        bands = np.moveaxis(self.samples, -1, 0)
+        if any(np.unique(band[:, ::8, ::8]).size > MAX_CLASSES for band in bands):
+            return False
+        counts = [np.unique(band).size for band in bands]
+        return max(counts) <= MAX_CLASSES and bool((self.samples != self.samples.flat[0]).any())
 
     @property
     def is_classes(self) -> bool:

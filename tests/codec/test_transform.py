@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from deepsic_codec import DeepSIC
 from deepsic_codec.codec import transform
@@ -109,3 +110,29 @@ def test_windows_are_parts_of_the_chunk(shape):
         top, left, number = part[0, 0]
         np.testing.assert_array_equal(part, samples[number, top : top + part.shape[0], left : left + part.shape[1]])
     assert len({tuple(part[0, 0]) for part in parts}) == len(parts)
+
+
+@pytest.mark.parametrize("options", [{}, {"semantics": "none"}, {"tune": "ms-ssim", "effort": 2}], ids=str)
+def test_few_colours_are_stored_without_loss_where_features_take_more_bytes(options):
+    """Also if no band alone has few of all values, and without labels that get lost."""
+    frame = drone_frame()[:192, :192]
+    image = np.asarray(Image.fromarray(frame).quantize(4).convert("RGB"))
+    if "tune" in options:
+        pytest.importorskip("torch")
+    codec = DeepSIC(quality=70, label_tile=64, **options)
+    features = codec.changed(transform="features").encode(image)
+    payload = codec.encode(image)
+    assert len(payload) < len(features)
+    np.testing.assert_array_equal(codec.decode(payload), image)
+    assert (LABELS.kind in unpack(payload).sections) == (options.get("semantics") != "none")
+    assert FEATURES.kind in unpack(features).sections
+    exact = codec.changed(quality=None, max_error=0, tune="mse", effort=1).encode(image)
+    assert unpack(payload).sections == unpack(exact).sections
+
+
+def test_values_are_few_where_each_band_has_few():
+    colours = np.random.default_rng(0).integers(0, 256, (60, 3), "u1")
+    image = np.repeat(colours, 40, axis=0).reshape(60, 40, 3)
+    assert np.unique(image).size > 64
+    codec = DeepSIC(quality=90, semantics="none")
+    np.testing.assert_array_equal(codec.decode(codec.encode(image)), image)
