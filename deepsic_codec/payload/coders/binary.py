@@ -44,14 +44,12 @@ STRETCH, SQUASH, RECIPROCAL = _stretch_table(), _squash_table(), _reciprocal_tab
 @inline
 def adapt(contexts, index, bit, limit):
     """Move a context towards a bit; its observations are counted up to `limit`."""
-    state = contexts[index]
+    index = np.uint64(index)  # numba tests signed indices for being negative
+    state = np.int64(contexts[index])
     count = state & 1023
-    p = np.int64(state >> 10)
     target = np.int64(4194303) if bit else np.int64(0)
-    p += ((target - p) * RECIPROCAL[count]) >> 16
-    if count < limit:
-        count += 1
-    contexts[index] = np.uint32(p << 10) | np.uint32(count)
+    change = ((target - (state >> 10)) * RECIPROCAL[count]) >> 16
+    contexts[index] = np.uint32(state + (change << 10) + (1 if count < limit else 0))
 
 
 @inline
@@ -81,7 +79,7 @@ def code_bit(decoding, bit, p, stream, data):
 @inline
 def code_single(decoding, bit, index, min_p, limit, contexts, stream, data):
     """Code a bit under one context, whose probability is clipped to `min_p` and 65536 - `min_p`."""
-    p = min(max(np.int64(contexts[index] >> 16), min_p), 65536 - min_p)
+    p = min(max(np.int64(contexts[np.uint64(index)] >> 16), min_p), 65536 - min_p)
     bit, stream = code_bit(decoding, bit, p, stream, data)
     adapt(contexts, index, bit, limit)
     return bit, stream

@@ -126,6 +126,10 @@ def _offset_table() -> NDArray[np.int64]:
 
 
 LOG, OFFSET = _log_table(), _offset_table()
+COARSE_LOG = LOG // 3
+# 2^32 / n, rounded up: the floor of m / n is that of m INVERSE[n] / 2^32 for m up to 2^28, as m (n INVERSE[n] - 2^32)
+# is less than 2^32.
+INVERSE = np.array([0] + [-((-1 << 32) // n) for n in range(1, 8)], np.int64)
 # Where steps differ, sizes are compared in sixteenths of the finest one: factors of eighths of an octave, and their
 # inverses, in 2^-15, and the largest size.
 COARSER = np.array(MANTISSAS[:: PER_OCTAVE // 8], np.int64)
@@ -159,6 +163,12 @@ def _level(n):
 
 
 @inline
+def _coarse_level(n):
+    """Return a third of `_level`."""
+    return np.int64(COARSE_LOG[n]) if n < 4096 else _level(n) // 3
+
+
+@inline
 def _magnitude(x, row, column):
     return abs(np.int64(x[row, column]))
 
@@ -186,47 +196,73 @@ def _rescaled(size, value):
     return (size * FINER[eighths & 7] + (np.int64(1) << (places - 1))) >> places
 
 
-@inline
-def _surroundings(left, far_left, symbols, near, present, row, column, value):
-    """Return sizes around a coefficient, from the halves of steps there; in its own step, if it has a value of a map.
+@inner
+def _add_around(x, row, width, sums, total):
+    """Set sums to what `_around` gives for the columns of a row, and add them to the total."""
+    for column in range(width):
+        around = _around(x, row + 2, column + 2)
+        sums[column] = around
+        total[column] += around
 
-    Returns
-    -------
-    tuple of int
-        The sum of all and their mean, those of the neighbours, the coarser level, the other detail and the plane before
-        in 32nds of a step; the left, upper, upper left and upper right neighbours.
+
+@inner
+def _surroundings(symbols, near, present, row, width, sums):
+    """Sum up the sizes around the coefficients of a row, but for those in the row itself, in halves of a step there.
+
+    `sums` get the magnitudes of the row above, from the column before on; the sums of neighbours; of all; and what the
+    coarser level, the other detail and the plane before have. Compilers make these loops ones over vectors.
     """
+    upper, neighbours, total, coarser, other, previous = sums
     parent, first, second, before = near
-    y, x = row + 2, column + 2
-    upper, corner = _magnitude(symbols, y - 1, x), _magnitude(symbols, y - 1, x - 1)
-    right = _magnitude(symbols, y - 1, x + 1)
-    size = 5 * (left + upper) + 2 * (corner + right) + far_left + _magnitude(symbols, y - 2, x)
-    total, shares = 2 * size, np.int64(2)
-    coarser, other, previous = np.int64(0), np.int64(0), np.int64(0)
+    y = row + 2
+    for column in range(width + 2):
+        upper[column] = _magnitude(symbols, y - 1, column + 1)
+    for column in range(width):
+        size = 5 * upper[column + 1] + 2 * (upper[column] + upper[column + 2]) + _magnitude(symbols, y - 2, column + 2)
+        neighbours[column], total[column] = size, 2 * size
+        coarser[column] = other[column] = previous[column] = 0
     if present[0]:
-        coarser = _around(parent, (row >> 1) + 2, (column >> 1) + 2)
-        total, shares = total + coarser, shares + 2
-    if present[1]:
-        other = _around(first, y, x)
-        total, shares = total + other, shares + 1
-        if present[2]:
-            more = _around(second, y, x)
-            total, shares = total + more, shares + 1
-            other = (other + more) >> 1
+        for half in range((width + 1) >> 1):
+            around = _around(parent, (row >> 1) + 2, half + 2)
+            for column in range(2 * half, 2 * half + 2):  # rows of working memory have room for an even number
+                coarser[column] = around
+                total[column] += around
+    if present[2]:
+        _add_around(second, row, width, previous, total)
+        _add_around(first, row, width, other, total)
+        for column in range(width):
+            other[column] = (other[column] + previous[column]) >> 1
+            previous[column] = 0
+    elif present[1]:
+        _add_around(first, row, width, other, total)
     if present[3]:
-        previous = _around(before, y, x)
-        total, shares = total + previous, shares + 1
-    mean = total // shares
-    if value > 0:
-        mean, size, coarser = _rescaled(total, value) // shares, _rescaled(size, value), _rescaled(coarser, value)
-        other, previous, left = _rescaled(other, value), _rescaled(previous, value), _rescaled(left, value)
-        upper, corner, right = _rescaled(upper, value), _rescaled(corner, value), _rescaled(right, value)
-    return total, mean, size, coarser, other, previous, left, upper, corner, right
+        _add_around(before, row, width, previous, total)
 
 
 @inline
-def _expectation(surroundings):
-    """Return what is expected of a coefficient.
+def _shares(present):
+    """Return the weight of all that is around a coefficient, by which the total is divided."""
+    shares = np.int64(2)
+    if present[0]:
+        shares += 2
+    for n in range(1, 4):
+        if present[n]:
+            shares += 1
+    return shares
+
+
+@inline
+def _mean(total, shares, value):
+    """Return the mean size around a coefficient in 32nds of a step, its own if it has a value of a map."""
+    if value > 0:
+        total = _rescaled(total, value)
+    # A multiplication does the same in a fraction of the time; it is exact for so small totals.
+    return (total * INVERSE[shares]) >> 32 if total < 1 << 28 else total // shares
+
+
+@inline
+def _expectation(expected, left, far_left, sums, column, value):
+    """Return what is expected of a coefficient whose surroundings have a mean size.
 
     Returns
     -------
@@ -234,7 +270,13 @@ def _expectation(surroundings):
         Levels of the mean, of the neighbours, the coarser level, the other detail and the plane before; binary places
         of the unit of magnitudes; patterns of bin 0, and of later bins.
     """
-    _, expected, size, coarser, other, previous, left, upper, corner, right = surroundings
+    size = sums[1][column] + 5 * left + far_left
+    corner, upper, right = sums[0][column], sums[0][column + 1], sums[0][column + 2]
+    coarser, other, previous = sums[3][column], sums[4][column], sums[5][column]
+    if value > 0:
+        size, coarser, other = _rescaled(size, value), _rescaled(coarser, value), _rescaled(other, value)
+        previous, left, upper = _rescaled(previous, value), _rescaled(left, value), _rescaled(upper, value)
+        corner, right = _rescaled(corner, value), _rescaled(right, value)
     shift = np.int64(0)
     while expected >> (shift + 6) > 0:
         shift += 1
@@ -245,14 +287,14 @@ def _expectation(surroundings):
     pattern = ((min(left, 2) * 3 + min(upper, 2)) * 3 + min(corner, 2)) * 3 + min(right, 2)
     pattern = ((pattern * 3 + parent) * 3 + detail) * 3 + min((previous >> half) + 7 >> 4, 2)
     nearest = (min(left, 5) * 6 + min(upper, 5)) * 3 + parent
-    rank, near_level, coarse_level = _level(2 * expected), _level(size) // 3, _level(coarser) // 3
-    return rank, near_level, coarse_level, _level(other) // 3, _level(previous) // 3, shift, pattern, nearest
+    rank, near, coarse = _level(2 * expected), _coarse_level(size), _coarse_level(coarser)
+    return rank, near, coarse, _coarse_level(other), _coarse_level(previous), shift, pattern, nearest
 
 
 @inline
 def _input(contexts, index):
     """Return the probability of a one under a context, in the logistic domain."""
-    return np.int64(STRETCH[contexts[index] >> 18])
+    return np.int64(STRETCH[contexts[np.uint64(index)] >> 18])
 
 
 @inline
@@ -269,9 +311,9 @@ def _predict(unary, quantiser, band, expectation, memory):
     at5 = start + PLANE + (rank * COARSE + previous) * 3 + bin3
     in0, in1, in2 = _input(contexts, at0), _input(contexts, at1), _input(contexts, at2)
     in3, in4, in5 = _input(contexts, at3), _input(contexts, at4), _input(contexts, at5)
-    m = ((quantiser * 4 + min(unary, 3)) * COARSE + rank // 3) * INPUTS
-    dot = w[m] * in0 + w[m + 1] * in1 + w[m + 2] * in2 + w[m + 3] * in3 + w[m + 4] * in4 + w[m + 5] * in5
-    dot = min(max((dot + w[m + 6] * STRETCH_ONE) >> 16, -STRETCH_MAX), STRETCH_MAX)
+    m = np.uint64((quantiser * 4 + min(unary, 3)) * COARSE + rank // 3)
+    dot = w[m, 0] * in0 + w[m, 1] * in1 + w[m, 2] * in2 + w[m, 3] * in3 + w[m, 4] * in4 + w[m, 5] * in5
+    dot = min(max((dot + w[m, 6] * STRETCH_ONE) >> 16, -STRETCH_MAX), STRETCH_MAX)
     return np.int64(SQUASH[dot + STRETCH_MAX]), (at0, at1, at2, at3, at4, at5), (in0, in1, in2, in3, in4, in5), m
 
 
@@ -279,13 +321,13 @@ def _predict(unary, quantiser, band, expectation, memory):
 def _learn(bit, p, at, inputs, m, contexts, w):
     """Move the contexts of a bin towards its bit, and the weights of their mixer to where they predict it better."""
     error = ((np.int64(65535) if bit else np.int64(0)) - p) * RATE
-    w[m] += (inputs[0] * error + 131072) >> 18
-    w[m + 1] += (inputs[1] * error + 131072) >> 18
-    w[m + 2] += (inputs[2] * error + 131072) >> 18
-    w[m + 3] += (inputs[3] * error + 131072) >> 18
-    w[m + 4] += (inputs[4] * error + 131072) >> 18
-    w[m + 5] += (inputs[5] * error + 131072) >> 18
-    w[m + 6] += (STRETCH_ONE * error + 131072) >> 18
+    w[m, 0] += (inputs[0] * error + 131072) >> 18
+    w[m, 1] += (inputs[1] * error + 131072) >> 18
+    w[m, 2] += (inputs[2] * error + 131072) >> 18
+    w[m, 3] += (inputs[3] * error + 131072) >> 18
+    w[m, 4] += (inputs[4] * error + 131072) >> 18
+    w[m, 5] += (inputs[5] * error + 131072) >> 18
+    w[m, 6] += (STRETCH_ONE * error + 131072) >> 18
     adapt(contexts, at[0], bit, LIMIT)
     adapt(contexts, at[1], bit, LIMIT)
     adapt(contexts, at[2], bit, LIMIT)
@@ -348,14 +390,14 @@ def _costs(exact, quantiser, band, quiet, expectation, memory):
 
 
 @inner
-def _choose_row(coefficients, symbols, near, present, cells, settings, memory, work, row):
+def _choose_row(coefficients, cells, settings, shares, memory, work, row):
     """Choose the magnitudes of a row, by the Viterbi algorithm.
 
     Magnitudes to the left are not known yet: expectations take the coefficients in their place. `memory` has the state
-    in front of the row. `work` gets the magnitudes.
+    in front of the row. `work` has the sums of `_surroundings`, and gets the magnitudes.
     """
     steps, kind, level = settings
-    sizes, halves, magnitudes, options, ways = work
+    sizes, halves, magnitudes, options, ways, sums = work
     width, band = coefficients.shape[1], 4 * level + kind
     scale, value = 2.0**24 / steps[1], np.int64(0)
     largest = np.int64(0)
@@ -381,16 +423,17 @@ def _choose_row(coefficients, symbols, near, present, cells, settings, memory, w
                 options[column, 0] = -1  # no part of the path
                 continue
             left, far_left = halves[column + 1], halves[column]
-        around = _surroundings(left, far_left, symbols, near, present, row, column, value)
-        quiet = around[0] == 0
+        total = sums[2][column] + 10 * left + 2 * far_left
+        quiet = total == 0
+        expected = _mean(total, shares, value)
         if exact <= ZERO:
-            rank = _level(2 * around[1])
+            rank = _level(2 * expected)
             a0 = _zero_cost(exact, np.int64(0), band, rank, quiet, memory[0])
             b0 = _zero_cost(exact, np.int64(1), band, rank, quiet, memory[0])
             costs = add_zero(costs, a0, b0)
             ways[column] = options[column, 0] = options[column, 2] = 0
             continue
-        expectation = _expectation(around)
+        expectation = _expectation(expected, left, far_left, sums, column, value)
         a0, a1, even, odd = _costs(exact, np.int64(0), band, quiet, expectation, memory)
         options[column, 0], options[column, 1] = even, odd
         b0, b1, even, odd = _costs(exact, np.int64(1), band, quiet, expectation, memory)
@@ -468,13 +511,14 @@ def _code_rows(
     steps, kind, level = settings
     contexts, mixers, trellis = memory
     node = trellis[0]
-    magnitudes = work[2]
+    magnitudes, sums, shares = work[2], work[5], _shares(present)
     step, value = steps[1], np.int64(0)
     low, band = kind == LOW, 4 * level + kind
     while row < height and (stream[3] if decoding else stream[3] + width * COEFFICIENT_BYTES) <= limit:
         y = row + 2
+        _surroundings(symbols, near, present, row, width, sums)
         if not decoding and not low:
-            _choose_row(coefficients, symbols, near, present, cells, settings, memory, work, row)
+            _choose_row(coefficients, cells, settings, shares, memory, work, row)
         for column in range(width):
             x = column + 2
             quantiser = node & 1
@@ -485,7 +529,7 @@ def _code_rows(
                     continue
                 step = steps[value]
             left, far_left = _magnitude(symbols, y, x - 1), _magnitude(symbols, y, x - 2)
-            around = _surroundings(left, far_left, symbols, near, present, row, column, value)
+            total = sums[2][column] + 10 * left + 2 * far_left
             magnitude: Any = np.int64(0)
             negative: Any = False
             centre = _predicted(values, y, x) if low else np.int64(0)
@@ -498,7 +542,7 @@ def _code_rows(
                 else:
                     negative, magnitude = coefficient < 0, magnitudes[column]
             unary: Any = np.int64(0)
-            if around[0] == 0 and not low:  # so for most coefficients: speed matters more here than the last bit
+            if total == 0 and not low:  # so for most coefficients: speed matters more here than the last bit
                 bit = magnitude > 0
                 quiet = QUIET + 2 * band + quantiser
                 bit, stream = code_single(decoding, bit, quiet, MIN_P, LIMIT, contexts, stream, data)
@@ -507,7 +551,7 @@ def _code_rows(
                     node = NEXT[node, 0]
                     continue
                 unary += 1
-            expectation = _expectation(around)
+            expectation = _expectation(_mean(total, shares, value), left, far_left, sums, column, value)
             rank, shift = expectation[0], expectation[5]
             while unary < UNARY:
                 p, at, inputs, mixer = _predict(unary, quantiser, band, expectation, memory)
@@ -656,10 +700,10 @@ class _Coder:
         self._contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
         self._trellis = np.zeros(1, np.int64)
         self.lengths: list[int] = []
-        self._memory = constant((self._contexts, MIXERS.ravel().copy(), self._trellis))
-        row = np.zeros((3, planes.shape[3] + 2), np.int64)
+        self._memory = constant((self._contexts, MIXERS.copy(), self._trellis))
+        row, sums = np.zeros((3, planes.shape[3] + 2), np.int64), np.zeros((6, planes.shape[3] + 2), np.int64)
         options, ways = np.zeros((planes.shape[3], 4), np.int64), np.zeros(planes.shape[3], np.int64)
-        self._work = constant((*row, options, ways))
+        self._work = constant((*row, options, ways, (*sums,)))
 
     def run(
         self,
