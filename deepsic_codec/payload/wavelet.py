@@ -140,10 +140,10 @@ def to_components(coefficients: NDArray[Any], halvings: int = 0) -> NDArray[Any]
 
     They are int32 or int16; components are int32 where they do not fit int16.
     """
-    from deepsic_codec.payload.coders.wavelet import inverse
+    from deepsic_codec.payload.coders.wavelet import join
 
     height, width = (ceil_div(size, 1 << halvings) for size in coefficients.shape[2:])
-    return each_plane(coefficients, lambda plane: inverse(plane, halvings))[..., :height, :width]
+    return _in_place(coefficients, lambda plane: join(plane, halvings))[..., :height, :width]
 
 
 def to_coefficients(components: NDArray[Any]) -> NDArray[Any]:
@@ -153,7 +153,24 @@ def to_coefficients(components: NDArray[Any]) -> NDArray[Any]:
     """
     from deepsic_codec.payload.coders.wavelet import split
 
-    return each_plane(components, split)
+    return _in_place(components, split)
+
+
+def _in_place(planes: NDArray[Any], transform: Callable[[NDArray[Any]], int]) -> NDArray[Any]:
+    """Transform each plane (slices, components, height, width) in place, as int32 from the first that is too large on.
+
+    `transform` returns the largest magnitude of what it wrote.
+    """
+    from deepsic_codec.payload.coders.subbands import INT16_MAX
+
+    planes = np.ascontiguousarray(planes)
+    for place in np.ndindex(planes.shape[:2]):
+        before = planes[place].copy() if planes.dtype == np.int16 else None
+        if transform(planes[place]) > INT16_MAX and before is not None:
+            planes = planes.astype(np.int32)
+            planes[place] = before
+            transform(planes[place])
+    return planes
 
 
 def each_plane(planes: NDArray[Any], transform: Callable[[NDArray[np.int32]], NDArray[np.int32]]) -> NDArray[Any]:

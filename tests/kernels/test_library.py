@@ -75,7 +75,7 @@ def test_another_file_is_not_used(folder, tmp_path, damage):
 def split(folder):
     loaded = library.Library(folder / f"generic{library.SUFFIX}")
 
-    def _split(out, part, turned): ...
+    def _split(plane, rows, lower, levels, largest): ...
 
     _split.__module__, _split.__qualname__ = "deepsic_codec.payload.coders.wavelet", "_split"
     return loaded.kernel(_split)
@@ -86,24 +86,24 @@ def test_arrays_of_a_subclass_are_taken_as_others(split, tmp_path):
     mapped = np.memmap(tmp_path / "plane", np.int32, "w+", shape=plane.shape)
     mapped[...] = plane
     for one in (plane, mapped):
-        split(one, np.empty((20, 16), np.int32), np.empty((16, 20), np.int32))
+        split(one, np.empty((8, 112), np.int32), np.empty((10, 16), np.int32), 1, 320)
     assert (mapped == plane).all() and plane[0, 0] != 0
 
 
 def test_arguments_that_it_is_not_compiled_for_are_refused(split):
     plane = np.zeros((20, 16), np.int32)
-    part, turned = np.empty((20, 16), np.int32), np.empty((16, 20), np.int32)
-    assert split(plane, part, turned) is None
+    rows, lower = np.empty((8, 112), np.int32), np.empty((10, 16), np.int32)
+    assert split(plane, rows, lower, 1, 0) == 0
     wrong = [
-        (plane.astype(np.int64), part, turned),
-        (plane.astype(">i4"), part, turned),
-        (plane[0], part, turned),
-        (plane, part[:, ::2], turned),
-        (plane, part.T, turned),
-        (plane, part),
-        (plane, part, turned, 0),
-        (plane, part, None),
-        (plane, part, plane.tobytes()),
+        (plane.astype(np.int64), rows, lower, 1, 0),
+        (plane.astype(">i4"), rows, lower, 1, 0),
+        (plane[0], rows, lower, 1, 0),
+        (plane, rows[:, ::2], lower, 1, 0),
+        (plane, rows.T, lower, 1, 0),
+        (plane, rows, lower, 1),
+        (plane, rows, lower, 1, 0, 0),
+        (plane, rows, None, 1, 0),
+        (plane, rows, plane.tobytes(), 1, 0),
     ]
     for arguments in wrong:
         with pytest.raises(TypeError, match="_split is not compiled for"):

@@ -251,14 +251,56 @@ def test_strips_of_bands_change_nothing(monkeypatch, strip, step, size, mapped):
         np.testing.assert_array_equal(narrow, found)
 
 
-def test_strips_of_planes_change_nothing(monkeypatch):
-    plane = planes((1, 1, 150, 203), size=3000)[0, 0] << FRACTION_BITS
-    expected = forward(plane)
-    monkeypatch.setattr(wavelet, "SMALL", 0)
+def extreme_planes(height, width, bits, seed):
+    """Integers of which many are the smallest or largest that fit a number of bits."""
+    rng, most = np.random.default_rng(seed), 1 << bits - 1
+    values = rng.choice([-most, most - 1, 0, -1, 3], (height, width))
+    return np.where(rng.random((height, width)) < 0.5, values, rng.integers(-most, most, (height, width))).astype("i4")
+
+
+extremes = given(st.integers(12, 70), st.integers(12, 70), st.sampled_from([8, 16, 22, 23, 24, 29, 32]), st.integers())
+
+
+def split_numbers(z):
+    """The transform of the last axis, from the page, undone step by step."""
+    for start, step in ((1, -26610918), (0, -888859), (1, 14812789), (0, 7440810)):
+        mirrored = np.pad(z, ((0, 0), (1, 1)), mode="reflect")
+        sums = (mirrored[:, :-2] + mirrored[:, 2:])[:, start::2]
+        z[:, start::2] = reference.bits32(z[:, start::2] + (step * sums + (1 << 23) >> 24))
+    z[:, ::2] = reference.bits32(13638083 * z[:, ::2] + (1 << 23) >> 24)
+    return np.concatenate([z[:, ::2], z[:, 1::2]], axis=1)
+
+
+@settings(deadline=None)
+@extremes
+def test_any_planes_are_split_modulo_2_to_the_32(height, width, bits, seed):
+    plane = extreme_planes(height, width, bits, abs(seed))
+    expected = plane.astype("i8")
+    for level in range(wavelet.max_halvings(height, width)):
+        low = expected[: (height - 1 >> level) + 1, : (width - 1 >> level) + 1]
+        low[...] = split_numbers(split_numbers(low.T.copy()).T.copy())
     np.testing.assert_array_equal(forward(plane), expected)
-    back = inverse(expected.copy())
-    monkeypatch.undo()
-    np.testing.assert_array_equal(back, inverse(expected.copy()))
+    if bits <= 16:
+        split = to_coefficients(plane.clip(-32767, 32767)[None, None].astype("i2"))
+        np.testing.assert_array_equal(split[0, 0], forward(plane.clip(-32767, 32767)))
+
+
+@settings(deadline=None)
+@extremes
+def test_any_bands_are_joined_as_the_second_decoder_does(height, width, bits, seed):
+    bands = extreme_planes(height, width, bits, abs(seed))
+    low, *details = (
+        bands[None, one.y : one.y + one.height, one.x : one.x + one.width] for one in bands_of(height, width)
+    )
+    planes = [low.astype("i8")]
+    for level in range(wavelet.max_halvings(height, width) - 1, -1, -1):
+        parts, details = [planes[-1], *(one.astype("i8") for one in details[:3])], details[3:]
+        planes.append(reference.inverse(parts, (height - 1 >> level) + 1, (width - 1 >> level) + 1))
+    for halvings, plane in enumerate(planes[::-1]):
+        np.testing.assert_array_equal(inverse(bands.copy(), halvings), plane[0])
+        if bits <= 16:
+            narrow = to_components(bands.clip(-32767, 32767)[None, None].astype("i2"), halvings)
+            np.testing.assert_array_equal(narrow[0, 0], inverse(bands.clip(-32767, 32767), halvings))
 
 
 @pytest.mark.parametrize("size", [30, 2000])

@@ -7,22 +7,27 @@ transform, but for the rounding of the scale of low bands. `docs/wavelet.md` is 
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.axes import ceil_div
-from deepsic_codec.kernels import inner, jit
+from deepsic_codec.kernels import inner, int32, jit
 
 MAX_LEVELS, MIN_EDGE = 6, 12  # a plane with a shorter edge is not split
-STRIP, TILE = 64, 32  # columns, or rows, that are transformed at a time; of tiles that are turned, even
-SMALL = 1 << 18  # coefficients of a plane that is transformed at once
 #: Steps of lifting in 2^-LIFT_BITS, and in 2^-SCALE_BITS the scale of low bands. A constant plane keeps its value, and
 #: has no detail: the third step is chosen for that, and with fewer bits a large constant would have some.
 LIFT_BITS, SCALE_BITS = 24, 24
 LIFTING = (-26610918, -888859, 14812789, 7440810)
 SCALE_LOW, UNSCALE_LOW = 13638083, 20638896
+_HALF = 1 << (LIFT_BITS - 1)
+#: Rows that are transformed at a time, a power of 2.
+ROWS = 8
+_LAST = ROWS - 1
+#: The even columns of a row, in a multiple of `BLOCK` places, lie in front of the odd ones; mirrored ones in the gap.
+BLOCK, GAP = 32, 16
+#: Sums of neighbours fit 32 bits within a level whose coefficients are below this: lifting multiplies them by 124.
+WIDE = 1 << 22
 
 LOW, HORIZONTAL, VERTICAL, DIAGONAL = range(4)
 #: Norms of the synthesis of one coefficient, in 2^-NORM_BITS: of low bands by level, of detail by level from 1 on, for
@@ -90,14 +95,18 @@ def _sizes(height: int, width: int) -> Iterator[tuple[int, int]]:
 
 def forward(plane: NDArray[np.int32]) -> NDArray[np.int32]:
     """Transform a plane int32 (height, width) below 2^28 in 2^-FRACTION_BITS; its bands lie where `bands_of` says."""
-    return split(plane.astype(np.int32, order="C"))
+    bands = plane.astype(np.int32, order="C")
+    split(bands)
+    return bands
 
 
-def split(plane: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Transform a plane as `forward` does, in place; return it."""
-    for height, width in list(_sizes(*plane.shape))[:-1]:
-        _split(plane, *_strips(height, width))
-    return plane
+def split(plane: NDArray[Any]) -> int:
+    """Transform a plane int32 or int16 in C order as `forward` does, in place.
+
+    Returns the largest magnitude of what was written. Where int16 is too narrow for it, the plane is lost.
+    """
+    levels = max_halvings(*plane.shape)
+    return _split(plane, *_memory(plane), levels, _largest(plane)) if levels else 0
 
 
 def max_halvings(height: int, width: int) -> int:
@@ -111,146 +120,194 @@ def inverse(bands: NDArray[np.int32], halvings: int = 0) -> NDArray[np.int32]:
     With `halvings`, the low band of that level is returned, a view: the plane at a half, a quarter, ... of its size.
     Sums wrap around modulo 2^32, so that damaged coefficients give some plane.
     """
-    sizes = list(_sizes(*bands.shape))
-    for height, width in sizes[halvings:-1][::-1]:
-        _join(bands, *_strips(height, width))
-    height, width = sizes[halvings]
+    join(bands, halvings)
+    height, width = list(_sizes(*bands.shape))[halvings]
     return bands[:height, :width]
 
 
-def _strips(height: int, width: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return memory for a strip of columns (height, columns) of a plane, and for one of rows (width, rows)."""
-    columns, rows = width, height
-    if height * width > SMALL:
-        columns, rows = (ceil_div(size, ceil_div(size, STRIP)) for size in (width, height))
-    return np.zeros((height, columns), np.int32), np.zeros((width, rows), np.int32)
+def join(bands: NDArray[Any], halvings: int = 0) -> int:
+    """Undo `split`, or all but some of the halvings."""
+    levels = max_halvings(*bands.shape)
+    return _join(bands, *_memory(bands), levels, halvings, _largest(bands)) if levels > halvings else 0
+
+
+def _memory(plane: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """Return memory for rows of a plane that are transformed, and for half of the plane."""
+    height, width = plane.shape
+    return np.zeros((ROWS, width + 2 * (BLOCK + GAP)), np.int32), np.empty(((height + 1) // 2, width), plane.dtype)
+
+
+def _largest(plane: NDArray[Any]) -> int:
+    """Return the largest magnitude of a plane, or 0 where it cannot matter."""
+    return 0 if plane.dtype == np.int16 else max(-int(plane.min()), int(plane.max()))
 
 
 # In compiled code, integers of one type only, and loops in place of assignments to slices: each literal makes a
 # function of its own, and an assignment to a slice compiles the text of its error, for seconds.
 @inner
-def _lift(x, first, step, sign):
-    """Add to every second row, from row `first` on, a multiple of the sum of its neighbours; mirrored at the ends.
+def _lift(row, above, below, step, half, wide):
+    """Add to a row the sum of its neighbours times a step below 2^31, in 2^-LIFT_BITS.
 
-    `sign` is 1, or -1 to undo it.
+    The sum has 33 bits; with `wide`, 2^32 times the step makes up for the bit that 32 bits do not hold.
     """
-    count, width = x.shape
-    for row in range(first, count, 2):
+    factor = np.int64(int32(step))
+    if wide:
+        for k in range(row.size):
+            total = int32(np.int64(above[k]) + below[k])
+            over = int32(int32(above[k] ^ total) & int32(below[k] ^ total)) >> int32(31)
+            sign = above[k] >> int32(31)
+            lost = int32(over) & int32(int32(int32(step << (32 - LIFT_BITS)) ^ int32(sign)) - int32(sign))
+            row[k] += int32(int32(lost) + int32((np.int64(total) * factor + half) >> LIFT_BITS))
+    else:
+        for k in range(row.size):
+            total = int32(np.int64(above[k]) + below[k])
+            row[k] += int32((np.int64(total) * factor + half) >> LIFT_BITS)
+
+
+@inner
+def _scale(row, factor):
+    """Multiply a row by a factor below 2^31, in 2^-SCALE_BITS."""
+    for k in range(row.size):
+        row[k] = int32((np.int64(row[k]) * np.int64(int32(factor)) + (1 << (SCALE_BITS - 1))) >> SCALE_BITS)
+
+
+@inner
+def _copy(target, source):
+    """Copy integers; return their largest magnitude."""
+    low, high = int32(0), int32(0)
+    for k in range(target.size):
+        value = int32(source[k])
+        low, high = min(low, value), max(high, value)
+        target[k] = value
+    return max(-np.int64(low), np.int64(high))
+
+
+@inner
+def _take_apart(line, source, even, start):
+    """Copy a row, its even columns to the front and its odd ones to column `start`."""
+    count = source.size - even
+    first, second = line[:count], line[start : start + count]
+    for k in range(count):
+        first[k] = source[2 * k]
+        second[k] = source[2 * k + 1]
+    if even > count:
+        line[count] = source[source.size - 1]
+
+
+@inner
+def _put_together(target, line, even, start):
+    """Undo `_take_apart`; return the largest magnitude."""
+    count = target.size - even
+    first, second = line[:count], line[start : start + count]
+    low = high = line[0] if even == count else line[count]
+    for k in range(count):
+        one, other = first[k], second[k]
+        low, high = min(low, min(one, other)), max(high, max(one, other))
+        target[2 * k] = one
+        target[2 * k + 1] = other
+    if even > count:
+        target[target.size - 1] = line[count]
+    return max(-np.int64(low), np.int64(high))
+
+
+@inner
+def _lift_row(rows, row, height, used, step, half, wide):
+    """Lift a row by those above and below, mirrored at the ends of the plane; no row beyond the plane."""
+    if 0 <= row < height:
         above = row - 1 if row > 0 else 1
-        below = row + 1 if row + 1 < count else row - 1
-        for k in range(width):
-            total = np.int64(x[above, k]) + np.int64(x[below, k])
-            x[row, k] += np.int32(sign) * np.int32((total * step + (1 << (LIFT_BITS - 1))) >> LIFT_BITS)
+        below = row + 1 if row + 1 < height else row - 1
+        _lift(rows[row & _LAST][:used], rows[above & _LAST], rows[below & _LAST], step, half, wide)
 
 
 @inner
-def _scale(x, factor):
-    """Multiply every second row, from the first on."""
-    for row in range(0, x.shape[0], 2):
-        for k in range(x.shape[1]):
-            x[row, k] = np.int32((np.int64(x[row, k]) * factor + (1 << (SCALE_BITS - 1))) >> SCALE_BITS)
+def _lift_odd(line, even, start, step, half, wide):
+    """Lift the odd columns of a row by the even ones beside them, mirrored at the ends."""
+    line[even] = line[even - 1]
+    _lift(line[start : 2 * start - GAP], line, line[1:], step, half, wide)
 
 
 @inner
-def _split_rows(x):
-    """Transform the columns of x (n, width), n at least 2, in place; low and high rows alternate."""
-    for n in range(4):
-        _lift(x, 1 - n % 2, LIFTING[n], np.int64(1))
-    _scale(x, np.int64(SCALE_LOW))
+def _lift_even(line, odd, start, step, half, wide):
+    """Lift the even columns of a row by the odd ones beside them, mirrored at the ends."""
+    line[start - 1] = line[start]
+    line[start + odd] = line[start + odd - 1]
+    _lift(line[: start - GAP], line[start - 1 :], line[start:], step, half, wide)
 
 
 @inner
-def _join_rows(x):
-    """Undo `_split_rows`."""
-    _scale(x, np.int64(UNSCALE_LOW))
-    for n in range(3, -1, -1):
-        _lift(x, 1 - n % 2, LIFTING[n], np.int64(-1))
+def _split_level(plane, rows, lower, height, width, wide):
+    """Split the upper left part of a plane; return the largest magnitude of its bands."""
+    half, even, largest = (height + 1) // 2, (width + 1) // 2, np.int64(0)
+    odd, start = width - even, (even + BLOCK - 1) // BLOCK * BLOCK + GAP
+    used = 2 * start - GAP
+    for top in range(0, height + 5, 2):  # two more rows come, and up to five rows earlier two are ready
+        for row in range(top, min(top + 2, height)):
+            _take_apart(rows[row & _LAST], plane[row][:width], even, start)
+        for n in range(4):
+            _lift_row(rows, top - 1 - n, height, used, np.int64(LIFTING[n]), np.int64(_HALF), wide)
+        first, end = max(0, top - 5), min(top - 3, height)
+        if 4 <= top < height + 4:
+            _scale(rows[(top - 4) & _LAST][:used], np.int64(SCALE_LOW))
+        for n in range(0, 4, 2):  # in turn, because a step has to wait for the one before it
+            for row in range(first, end):
+                _lift_odd(rows[row & _LAST], even, start, np.int64(LIFTING[n]), np.int64(_HALF), wide)
+            for row in range(first, end):
+                _lift_even(rows[row & _LAST], odd, start, np.int64(LIFTING[n + 1]), np.int64(_HALF), wide)
+        for row in range(first, end):
+            line, target = rows[row & _LAST], lower[row >> 1] if row & 1 else plane[row >> 1]
+            _scale(line[: start - GAP], np.int64(SCALE_LOW))
+            largest = max(largest, _copy(target[:even], line))
+            largest = max(largest, _copy(target[even:width], line[start:]))
+    for row in range(half, height):
+        _copy(plane[row][:width], lower[row - half])
+    return largest
+
+
+@inner
+def _join_level(plane, rows, upper, height, width, wide):
+    """Undo `_split_level`; return the largest magnitude of the plane."""
+    half, even, largest = (height + 1) // 2, (width + 1) // 2, np.int64(0)
+    odd, start = width - even, (even + BLOCK - 1) // BLOCK * BLOCK + GAP
+    used = 2 * start - GAP
+    for row in range(half):
+        _copy(upper[row][:width], plane[row])
+    for top in range(0, height + 4, 2):
+        end = min(top + 2, height)
+        for row in range(top, end):
+            line, source = rows[row & _LAST], plane[half + (row >> 1)] if row & 1 else upper[row >> 1]
+            _copy(line[:even], source)
+            _copy(line[start : start + odd], source[even:])
+            _scale(line[: start - GAP], np.int64(UNSCALE_LOW))
+        for n in range(3, 0, -2):
+            for row in range(top, end):
+                _lift_even(rows[row & _LAST], odd, start, np.int64(-LIFTING[n]), np.int64(_HALF - 1), wide)
+            for row in range(top, end):
+                _lift_odd(rows[row & _LAST], even, start, np.int64(-LIFTING[n - 1]), np.int64(_HALF - 1), wide)
+        if top < height:
+            _scale(rows[top & _LAST][:used], np.int64(UNSCALE_LOW))
+        for n in range(4):
+            _lift_row(rows, top - n, height, used, np.int64(-LIFTING[3 - n]), np.int64(_HALF - 1), wide)
+        for row in range(max(0, top - 4), min(top - 2, height)):
+            largest = max(largest, _put_together(plane[row][:width], rows[row & _LAST], even, start))
+    return largest
 
 
 @jit
-def _split(plane, columns, rows):
-    """Split the upper left part (height, width) of a plane in place, with memory (height, n) and (width, m).
+def _split(plane, rows, lower, levels, largest):
+    """Split a plane in place, whose largest magnitude is known; return that of its bands.
 
-    Strips of n columns, and of m rows as columns, stay in the cache.
+    `rows` is memory for the rows in work, `lower` for those of the lower half, whose places others have yet to leave.
     """
-    height, width = columns.shape[0], rows.shape[0]
-    whole = columns.shape[1] == width and rows.shape[1] == height
-    half = (height + 1) // 2
-    for left in range(0, width, columns.shape[1]):
-        count = min(columns.shape[1], width - left)
-        for y in range(height):
-            for k in range(count):
-                columns[y, k] = plane[y, left + k]
-        _split_rows(columns)  # those beyond the plane, too, which are not used
-        for y in range(height):
-            target = y // 2 if y % 2 == 0 else half + y // 2
-            if whole:
-                for k in range(count):
-                    rows[k, target] = columns[y, k]
-            else:
-                for k in range(count):
-                    plane[target, left + k] = columns[y, k]
-    half = (width + 1) // 2
-    for top in range(0, height, rows.shape[1]):
-        count = min(rows.shape[1], height - top)
-        if not whole:
-            for first in range(0, width, TILE):
-                for k in range(count):
-                    for x in range(first, min(first + TILE, width)):
-                        rows[x, k] = plane[top + k, x]
-        _split_rows(rows)
-        if whole:
-            for x in range(width):
-                target = x // 2 if x % 2 == 0 else half + x // 2
-                for k in range(height):
-                    plane[k, target] = rows[x, k]
-            continue
-        for first in range(0, width, TILE):
-            for k in range(count):
-                for x in range(first, min(first + TILE, width), 2):
-                    plane[top + k, x >> 1] = rows[x, k]
-                for x in range(first + 1, min(first + TILE, width), 2):
-                    plane[top + k, half + (x >> 1)] = rows[x, k]
+    for level in range(levels):
+        height, width = ((plane.shape[0] - 1) >> level) + 1, ((plane.shape[1] - 1) >> level) + 1
+        largest = max(largest, _split_level(plane, rows, lower, height, width, largest >= WIDE))
+    return largest
 
 
 @jit
-def _join(plane, columns, rows):
-    """Undo `_split`."""
-    height, width = columns.shape[0], rows.shape[0]
-    whole = columns.shape[1] == width and rows.shape[1] == height
-    half = (width + 1) // 2
-    for top in range(0, height, rows.shape[1]):
-        count = min(rows.shape[1], height - top)
-        if whole:
-            for x in range(width):
-                source = x // 2 if x % 2 == 0 else half + x // 2
-                for k in range(height):
-                    rows[x, k] = plane[k, source]
-        else:
-            for first in range(0, width, TILE):
-                for k in range(count):
-                    for x in range(first, min(first + TILE, width), 2):
-                        rows[x, k] = plane[top + k, x >> 1]
-                    for x in range(first + 1, min(first + TILE, width), 2):
-                        rows[x, k] = plane[top + k, half + (x >> 1)]
-        _join_rows(rows)
-        if not whole:
-            for first in range(0, width, TILE):
-                for k in range(count):
-                    for x in range(first, min(first + TILE, width)):
-                        plane[top + k, x] = rows[x, k]
-    half = (height + 1) // 2
-    for left in range(0, width, columns.shape[1]):
-        count = min(columns.shape[1], width - left)
-        for y in range(height):
-            source = y // 2 if y % 2 == 0 else half + y // 2
-            if whole:
-                for k in range(count):
-                    columns[y, k] = rows[k, source]
-            else:
-                for k in range(count):
-                    columns[y, k] = plane[source, left + k]
-        _join_rows(columns)
-        for y in range(height):
-            for k in range(count):
-                plane[y, left + k] = columns[y, k]
+def _join(plane, rows, upper, levels, halvings, largest):
+    """Undo all of `levels` but `halvings`, as `_split` does; `upper` is memory for the rows of the upper half."""
+    for level in range(levels - 1, halvings - 1, -1):
+        height, width = ((plane.shape[0] - 1) >> level) + 1, ((plane.shape[1] - 1) >> level) + 1
+        largest = max(largest, _join_level(plane, rows, upper, height, width, largest >= WIDE))
+    return largest
