@@ -9,9 +9,10 @@ from uuid import uuid4
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import MemoryStore
+from zarr.errors import ContainsArrayError, ContainsGroupError
+from zarr.storage import MemoryStore, StorePath
 
-from deepsic_codec._compat import native_dtype
+from deepsic_codec._compat import native_dtype, sync
 from deepsic_codec.axes import Axes, Index, axes_of_names, axes_of_number
 from deepsic_codec.bulk.write import WriteOptions, check_map, write_block
 from deepsic_codec.codec.chunk import check_axes, check_chunk, implausible_axes
@@ -24,7 +25,7 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteErro
 from deepsic_codec.payload.fields import MAX_BANDS
 from deepsic_codec.stored import embedded, replacement
 from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
-from deepsic_codec.stored.location import Mode, refuse_zip_path, to_store_path
+from deepsic_codec.stored.location import Mode, metadata_errors, refuse_zip_path, to_store_path, url_of
 
 LOSSLESS: dict[str, Any] = {"max_error": 0, "semantics": "none"}  # of masks, classes and counts, by default
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
@@ -116,7 +117,8 @@ def create_array(
     ConfigurationError
         If `codec` is no codec of DeepSIC, or other codecs are passed too; if its `value_range`, `nodata` or `max_error`
         do not fit the dtype, or the model cannot keep a `max_error`; if the quality map does not fit the data or the
-        codec; if `store` is the path of a zip file.
+        codec; if `store` is the path of a zip file; if an array exists there and `overwrite` is not set; if what is
+        there is no array, and would be deleted.
     ModelNotFound
         If the model of `codec` is not installed.
     """
@@ -165,9 +167,24 @@ def create_array(
     kwargs |= {"name": name, "zarr_format": zarr_format, "attributes": attributes}
     if embed_model:
         embedded.check_location(store, name, zarr_format, kwargs.get("storage_options"))
-    array = _replacement(store, kwargs) if write and kwargs.get("overwrite") else None
+    array = None
+    if kwargs.get("overwrite"):
+        group = to_store_path(store, kwargs.get("storage_options"), write=True)
+        path = "/".join(part for part in (group.path, (name or "").strip("/")) if part)
+        existing = existing_array(group.store, path, overwrite=True)
+        if write and existing is not None:
+            array = _replacement(StorePath(group.store, path), kwargs)
     if array is None:
-        array = zarr.create_array(store, **kwargs)
+        try:
+            array = zarr.create_array(store, **kwargs)
+        except (ContainsArrayError, ContainsGroupError) as error:
+            group = to_store_path(store, kwargs.get("storage_options"), write=True)
+            where = url_of(group / (name or "").strip("/"))
+            if isinstance(error, ContainsGroupError):
+                raise ConfigurationError(f"{where} is a group; pass the name of an array in it") from error
+            raise ConfigurationError(
+                f"array {where} exists; pass overwrite=True to replace it, or another name"
+            ) from error
     with replacement.discarded_on_error(array):
         if write and quality_map is None and not kept:
             array[...] = data
@@ -183,16 +200,36 @@ def create_array(
     return array
 
 
-def _replacement(store: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return an array that is to replace the one that `zarr.create_array` would delete first; None without one."""
-    group = to_store_path(store, kwargs.get("storage_options"), write=True)
-    path = "/".join(part for part in (group.path, (kwargs["name"] or "").strip("/")) if part)
+def existing_array(store: Any, path: str, *, overwrite: bool = False) -> zarr.Array | None:
+    """Return the array at a path of a store, None without one.
+
+    Raises
+    ------
+    ConfigurationError
+        If a group is there, unless it is empty and the root of its store. With `overwrite`, if anything else is there,
+        which zarr would delete.
+    """
+    where = StorePath(store, path)
     try:
-        zarr.open_array(group.store, path=path, mode="r+")
-    except Exception:  # each store has errors of its own; zarr says what stands in its way
+        with metadata_errors(where):
+            node = zarr.open(store, path=path, mode="r+")
+    except FileNotFoundError:
+        if overwrite and not sync(store.is_empty(path)):
+            raise ConfigurationError(
+                f"{url_of(where)} has content that is no array of Zarr, and is not deleted; choose another location"
+            ) from None
         return None
+    if isinstance(node, zarr.Group):
+        if not path and not any(True for _ in node.members()):
+            return None  # an empty group, which the array then replaces
+        raise ConfigurationError(f"{url_of(node.store_path)} is a group; pass the name of an array in it")
+    return node
+
+
+def _replacement(target: StorePath, kwargs: Mapping[str, Any]) -> Any:
+    """Return an array that is to replace the one that `zarr.create_array` would delete first; None without one."""
     changes = {"name": None, "overwrite": False, "storage_options": None}
-    return replacement.staged(group.store, path, zarr.create_array(MemoryStore(), **{**kwargs, **changes}))
+    return replacement.staged(target.store, target.path, zarr.create_array(MemoryStore(), **{**kwargs, **changes}))
 
 
 def open_archive(

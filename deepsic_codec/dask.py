@@ -20,7 +20,7 @@ import zarr
 from zarr.storage import MemoryStore, StorePath, ZipStore
 
 from deepsic_codec import config as settings
-from deepsic_codec.archive import codec_for, create_array, measured_codec, open_archive, plain_array
+from deepsic_codec.archive import codec_for, create_array, existing_array, measured_codec, open_archive, plain_array
 from deepsic_codec.axes import Axes, Index, Region, chunks_covering, iter_grid
 from deepsic_codec.bulk.index import index_location, mark_outdated, write_index
 from deepsic_codec.bulk.plan import block_shape, check_region, default_batch_size
@@ -441,7 +441,7 @@ def _open_target(
         return target, {}
     group = to_store_path(target, storage_options, write=True)
     path = "/".join(part for part in (group.path, (name or "").strip("/")) if part)
-    existing = _existing(group.store, path)
+    existing = existing_array(group.store, path, overwrite=overwrite)
     if existing is not None and not overwrite:
         if not may_exist:
             raise ConfigurationError(
@@ -519,18 +519,6 @@ def _thinned_parts(values: "da.Array", codec: CodecParams) -> list[Any]:
     thin = dask.delayed(thinned)
     blocks = [values.blocks[tuple(index)] for index in np.transpose(np.unravel_index(numbers, values.numblocks))]
     return list(dask.compute(*(thin(block, codec) for block in blocks)))
-
-
-def _existing(store: Any, path: str) -> zarr.Array | None:
-    try:
-        node = zarr.open(store, path=path, mode="r+")
-    except FileNotFoundError:
-        return None
-    if isinstance(node, zarr.Group):
-        if not path and not any(True for _ in node.members()):
-            return None  # an empty group, which the array then replaces
-        raise ConfigurationError(f"{url_of(node.store_path)} is a group; pass the name of an array in it")
-    return node
 
 
 def _check_existing(array: zarr.Array, values: "da.Array", creation: Mapping[str, Any]) -> None:

@@ -478,3 +478,47 @@ def test_an_invalid_vocabulary_is_ignored(vocabulary):
 def test_arrays_can_be_pickled(tmp_path):
     z = create_array(tmp_path / "a", data=scene(), chunks=(64, 64, 3))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(z))[...], scene())
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("name", [None, "a/b"])
+def test_an_array_that_exists_is_kept_and_the_message_says_how_to_replace_it(tmp_path, zarr_format, name):
+    store = tmp_path / "a.zarr"
+    array, options = photograph(16, 16, 3), {"name": name, "zarr_format": zarr_format}
+    create_array(store, data=array, **options)
+    words = f"a.zarr{'/' + name if name else ''}|exists|overwrite=True"
+    check_rejects(errors.ConfigurationError, words, create_array, store, data=array // 2, **options)
+    np.testing.assert_array_equal(open_archive(store, name)[...], array)
+    np.testing.assert_array_equal(create_array(store, data=array // 2, overwrite=True, **options)[...], array // 2)
+
+
+def store_dask(store, *, data, **options):
+    return pytest.importorskip("deepsic_codec.dask").store(data, store, **options)
+
+
+@pytest.mark.parametrize("write", [create_array, store_dask])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_array_is_never_deleted(tmp_path, write, overwrite):
+    array = photograph(16, 16, 3)
+    group = zarr.create_group(tmp_path / "group.zarr")
+    create_array(group, name="inner/a", data=array)
+    for name in (None, "inner"):
+        check_rejects(
+            errors.ConfigurationError,
+            "is a group|name",
+            write,
+            tmp_path / "group.zarr",
+            name=name,
+            data=array,
+            overwrite=overwrite,
+        )
+    np.testing.assert_array_equal(open_archive(group, "inner/a")[...], array)
+    if overwrite:
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        (folder / "a.png").write_bytes(b"x")
+        for options in ({"store": folder}, {"store": tmp_path, "name": "pictures"}):
+            words = "pictures|no array of Zarr"
+            store = options.pop("store")
+            check_rejects(errors.ConfigurationError, words, write, store, data=array, overwrite=True, **options)
+        assert (folder / "a.png").read_bytes() == b"x"
