@@ -159,13 +159,13 @@ def _level(n):
     while n >= 4096:
         n >>= 4
         steps += 16
-    return min(np.int64(LOG[n]) + steps, LEVELS - 1)
+    return min(np.int64(LOG[np.uint64(n)]) + steps, LEVELS - 1)
 
 
 @inline
 def _coarse_level(n):
     """Return a third of `_level`."""
-    return np.int64(COARSE_LOG[n]) if n < 4096 else _level(n) // 3
+    return np.int64(COARSE_LOG[np.uint64(n)]) if n < 4096 else _level(n) // 3
 
 
 @inline
@@ -339,7 +339,7 @@ def _learn(bit, p, at, inputs, m, contexts, w):
 @inline
 def _chance(contexts, index):
     """Return the probability of a one under a context in 1/4096."""
-    return max(np.int64(contexts[index]) >> 20, 1)
+    return max(np.int64(contexts[np.uint64(index)]) >> 20, 1)
 
 
 @inline
@@ -519,8 +519,10 @@ def _code_rows(
         _surroundings(symbols, near, present, row, width, sums)
         if not decoding and not low:
             _choose_row(coefficients, cells, settings, shares, memory, work, row)
+        left, size = np.int64(0), np.int64(0)
         for column in range(width):
             x = column + 2
+            far_left, left, size = left, size, np.int64(0)
             quantiser = node & 1
             if cells is not None:
                 value = np.int64(cells[row, column])
@@ -528,7 +530,6 @@ def _code_rows(
                     coefficients[row, column] = 0
                     continue
                 step = steps[value]
-            left, far_left = _magnitude(symbols, y, x - 1), _magnitude(symbols, y, x - 2)
             total = sums[2][column] + 10 * left + 2 * far_left
             magnitude: Any = np.int64(0)
             negative: Any = False
@@ -605,7 +606,7 @@ def _code_rows(
                     decoding, negative, SIGN + 27 * kind + signs, MIN_P, LIMIT, contexts, stream, data
                 )
             if low:
-                symbol = -magnitude if negative else magnitude
+                symbol, size = (-magnitude if negative else magnitude), 2 * magnitude
                 symbols[y, x] = 2 * symbol
                 values[y, x] = symbol + centre  # 32 bits
                 coefficients[row, column] = (np.int64(values[y, x]) * step + 32768) >> 16
@@ -647,7 +648,7 @@ class _Symbols:
             self._values = around
             return
         values = around[2:-2, 2:-2]
-        largest = int(np.abs(values).max(initial=0))
+        largest = max(int(values.max()), -int(values.min()))
         if self._values is None:
             if not largest:
                 return
@@ -777,9 +778,9 @@ class _Coder:
             for top, height in strips:
                 step: Any = int(steps[1]) if cells is None else steps[cells[top : top + height]]
                 threshold = (share * step) >> 24
-                filled = filled or bool((np.abs(self._part(plane, band, top, height)) >= threshold).any())
+                filled = filled or _reaches(self._part(plane, band, top, height), threshold)
         if not _code_flag(decoding, filled, index, self._contexts, state, data) or (decoding and state[3] > limit):
-            if self._keep:
+            if self._keep and not decoding:  # a decoder's planes hold zeros
                 self._part(plane, band, 0, band.height)[...] = 0
             return symbols, data
         present = tuple(one is not None for one in near)
@@ -831,7 +832,6 @@ class _Coder:
             if self._keep:
                 self._set(plane, band, top, coefficients)
             if ended:
-                self._part(plane, band, top + height, band.height)[...] = 0
                 break
             symbols.set(top, around)
             above = around[height : height + 2]
@@ -847,6 +847,13 @@ class _Coder:
         if self.planes.dtype == np.int16 and not fits_int16(coefficients):
             self.planes = self.planes.astype(np.int32)
         self._part(plane, band, top, len(coefficients))[...] = coefficients
+
+
+def _reaches(values: NDArray[Any], threshold: Any) -> bool:
+    """Tell whether a magnitude is at least that of a threshold for all, or at least its own."""
+    if isinstance(threshold, int):
+        return bool(values.max() >= threshold or values.min() <= -threshold)
+    return bool((np.abs(values) >= threshold).any())
 
 
 def fits_int16(values: NDArray[np.int32]) -> bool:
