@@ -25,7 +25,7 @@ from deepsic_codec.errors import ConfigurationError, UnsupportedArray, WriteErro
 from deepsic_codec.payload.fields import MAX_BANDS
 from deepsic_codec.stored import embedded, replacement
 from deepsic_codec.stored.array import ATTRIBUTE, StoredArray
-from deepsic_codec.stored.location import Mode, metadata_errors, refuse_zip_path, to_store_path, url_of
+from deepsic_codec.stored.location import Mode, metadata_errors, refuse_zip_path, remote_errors, to_store_path, url_of
 
 LOSSLESS: dict[str, Any] = {"max_error": 0, "semantics": "none"}  # of masks, classes and counts, by default
 AUTO_CHUNK = 512  # pixels: seams and headers cost little, and a read of a corner is still small
@@ -166,7 +166,8 @@ def create_array(
     kwargs |= {"shape": shape, "dtype": dtype, "chunks": chunks, "shards": shards}
     kwargs |= {"name": name, "zarr_format": zarr_format, "attributes": attributes}
     if embed_model:
-        embedded.check_location(store, name, zarr_format, kwargs.get("storage_options"))
+        with remote_errors(store, write=True):
+            embedded.check_location(store, name, zarr_format, kwargs.get("storage_options"))
     array = None
     if kwargs.get("overwrite"):
         group = to_store_path(store, kwargs.get("storage_options"), write=True)
@@ -176,7 +177,8 @@ def create_array(
             array = _replacement(StorePath(group.store, path), kwargs)
     if array is None:
         try:
-            array = zarr.create_array(store, **kwargs)
+            with remote_errors(store, write=True):
+                array = zarr.create_array(store, **kwargs)
         except (ContainsArrayError, ContainsGroupError) as error:
             group = to_store_path(store, kwargs.get("storage_options"), write=True)
             where = url_of(group / (name or "").strip("/"))
@@ -185,7 +187,7 @@ def create_array(
             raise ConfigurationError(
                 f"array {where} exists; pass overwrite=True to replace it, or another name"
             ) from error
-    with replacement.discarded_on_error(array):
+    with replacement.discarded_on_error(array), remote_errors(array.store_path, write=True):
         if write and quality_map is None and not kept:
             array[...] = data
         elif write:
@@ -211,7 +213,7 @@ def existing_array(store: Any, path: str, *, overwrite: bool = False) -> zarr.Ar
     """
     where = StorePath(store, path)
     try:
-        with metadata_errors(where):
+        with metadata_errors(where), remote_errors(where):
             node = zarr.open(store, path=path, mode="r+")
     except FileNotFoundError:
         if overwrite and not sync(store.is_empty(path)):

@@ -81,7 +81,10 @@ def _without_loss(task: EncodeTask, payload: bytes) -> bytes | None:
     max_bytes = max(len(payload), (task.params.bpp or 0) * task.chunk.axes.pixels(task.chunk.array.shape) / 8)
     max_bytes *= 1 + CLOSE
     header = read_header(payload)
-    labels = {LABELS: read_section(payload, header, LABELS), EMBEDDING: read_section(payload, header, EMBEDDING)}
+    labels: Sections = {
+        LABELS: read_section(payload, header, LABELS),
+        EMBEDDING: read_section(payload, header, EMBEDDING),
+    }
     if task.chunk.features:
         task = EncodeTask(replace(task.chunk, params=task.params.changed(transform="wavelet")), task.info)
     exact = task.pack_sections({**_bounded(task.scaled, 0), **labels}, header.quality)

@@ -81,14 +81,18 @@ def describe(
     LabelIndexError
         If there is no label index of the array at `index`.
     ConfigurationError
-        If there is an `index` for a group.
+        If there is an `index` for a group without arrays, or of several.
     """
     counter = Counter()
     node = open_node(source, name, options=storage_options, counter=counter)
     if isinstance(node, zarr.Array):
         return {"kind": "array", **_describe(node, index, everything, counter)}
     if index is not None:
-        raise ConfigurationError(f"index {index}: the group may have several arrays; pass the name of the array too")
+        try:
+            stored = StoredArray.open(node, counter=counter)
+        except UnsupportedArray as error:
+            raise ConfigurationError(f"index {index}: it is for one array; {error}") from error
+        return {"kind": "array", **_describe(stored.array, index, everything, counter)}
     arrays: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     indices: list[str] = []

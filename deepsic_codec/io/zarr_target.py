@@ -13,7 +13,7 @@ from deepsic_codec._compat import default_buffer_prototype, make_store_path, syn
 from deepsic_codec.errors import ConfigurationError, WriteError
 from deepsic_codec.io.temporary import complete_only
 from deepsic_codec.stored import replacement
-from deepsic_codec.stored.location import fsspec_options, is_in_group
+from deepsic_codec.stored.location import fsspec_options, is_in_group, remote_errors
 
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
@@ -76,7 +76,8 @@ def target_path(target: str, *, read_only: bool = False) -> StorePath:
     """Return the place of a target, without making anything there."""
     if _is_remote(target):
         mode: Any = "r" if read_only else "a"
-        return sync(make_store_path(target, mode=mode, storage_options=fsspec_options(target, None)))
+        with remote_errors(target, write=not read_only):
+            return sync(make_store_path(target, mode=mode, storage_options=fsspec_options(target, None)))
     return StorePath(LocalStore(_local(target), read_only=read_only))
 
 
@@ -106,7 +107,7 @@ def _write_local(path: Path, template: zarr.Array, overwrite: bool, source: str,
 def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: str, name: str) -> Iterator[zarr.Array]:
     if source.rstrip("/") == target.rstrip("/"):
         raise WriteError(f"{target}: the target is the source; choose another target", [target])
-    location = sync(make_store_path(target, mode="a", storage_options=fsspec_options(target, None)))
+    location = target_path(target)
     store, path = location.store, location.path
     if documents := _documents(target):
         _check_replaceable(target, documents, overwrite)
@@ -117,7 +118,9 @@ def _write_remote(target: str, template: zarr.Array, overwrite: bool, source: st
             yield staged
         replacement.replace_array(staged)
         return
-    if not sync(store.is_empty(path)):
+    with remote_errors(target, write=True):
+        empty = sync(store.is_empty(path))
+    if not empty:
         message = "has objects that are no Zarr array: choose another target, or delete what an export left there"
         raise WriteError(f"{target}: {message}", [target])
     try:
@@ -148,7 +151,8 @@ def _documents(target: str) -> dict[str, bytes]:
     if not _is_remote(target):
         return {key: (_local(target) / key).read_bytes() for key in METADATA if (_local(target) / key).is_file()}
     location = target_path(target, read_only=True)
-    return {key: data for key in METADATA if (data := _read(location / key)) is not None}
+    with remote_errors(target):
+        return {key: data for key in METADATA if (data := _read(location / key)) is not None}
 
 
 def _write_metadata(template: zarr.Array, location: StorePath, name: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import StorePath
 
 from deepsic_codec.axes import Index, iter_grid
 from deepsic_codec.errors import LabelIndexError, RefusedCodec, UnsupportedPayload, counted
@@ -21,7 +22,7 @@ from deepsic_codec.model.vocabulary import Vocabulary
 from deepsic_codec.payload.limits import check_count, check_size
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray, stored_arrays
-from deepsic_codec.stored.location import IndexLocation, open_node, parent_and_name
+from deepsic_codec.stored.location import IndexLocation, open_node, parent_and_name, remote_errors
 from deepsic_codec.stored.reader import CONCURRENCY, PayloadStart
 
 Starts = Callable[[Iterable[Index]], Iterator[tuple[Index, PayloadStart | None]]]
@@ -126,8 +127,9 @@ def update_index(
     progress : callable, optional
         Called with the number of chunks done and of all chunks.
     """
-    old = existing_index(location) if keep else None
-    replace(location, lambda target: write_index(stored, target, old=old, starts=starts, progress=progress))
+    with remote_errors(StorePath(location.store, location.path), write=True):
+        old = existing_index(location) if keep else None
+        replace(location, lambda target: write_index(stored, target, old=old, starts=starts, progress=progress))
 
 
 def existing_index(location: IndexLocation) -> LabelIndex | None:

@@ -30,6 +30,7 @@ from deepsic_codec.stored.location import (
     IndexLocation,
     counting_array,
     metadata_errors,
+    remote_errors,
 )
 
 ATTRIBUTE = "deepsic_labels"  # of the group
@@ -439,7 +440,8 @@ def open_group(location: IndexLocation, counter: Counter | None = None) -> zarr.
     try:
         # Mode "r" would reopen a store that can write, which a zip file being written cannot bear.
         mode: Any = "r" if store.read_only else "r+"
-        return zarr.open_group(store, path=location.path, mode=mode, zarr_format=zarr_format)
+        with remote_errors(StorePath(location.store, location.path)):
+            return zarr.open_group(store, path=location.path, mode=mode, zarr_format=zarr_format)
     except (FileNotFoundError, *DAMAGED) as error:
         raise LabelIndexError(
             f"{location}: no label index; make one with consolidate_labels(array) or `deepsic index URL`, or read all "

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import zarr
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, StorePath
 
 from deepsic_codec.labels.consolidate import update_index
 from deepsic_codec.labels.index import LabelIndex
 from deepsic_codec.labels.query import Labels
 from deepsic_codec.progress import Progress
 from deepsic_codec.stored.array import StoredArray
-from deepsic_codec.stored.location import Counter, IndexLocation
+from deepsic_codec.stored.location import Counter, IndexLocation, remote_errors
 
 
 def open_labels(
@@ -67,4 +67,6 @@ def open_labels(
         )
     else:
         location = IndexLocation.sibling_of(stored.array)
-    return Labels(stored, LabelIndex(location, counter), counter, fresh=isinstance(source, zarr.Array))
+    with remote_errors(StorePath(location.store, location.path)):
+        labels = LabelIndex(location, counter)
+    return Labels(stored, labels, counter, fresh=isinstance(source, zarr.Array))

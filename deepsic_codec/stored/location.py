@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import re
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,16 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, WrapperStore, ZipStore
 
 from deepsic_codec._compat import Buffer, array_config, make_store_path, read_part, sync
-from deepsic_codec.errors import ConfigurationError, DeepSICError, LabelIndexError, UnsupportedArray, did_you_mean
+from deepsic_codec.errors import (
+    ConfigurationError,
+    DeepSICError,
+    LabelIndexError,
+    MissingPackage,
+    SourceError,
+    UnsupportedArray,
+    WriteError,
+    did_you_mean,
+)
 from deepsic_codec.require import require
 from deepsic_codec.stored.layout import StoredLayout
 
@@ -71,6 +81,55 @@ def metadata_errors(what: Any, kind: type[DeepSICError] = UnsupportedArray, deta
         what = url_of(what) if isinstance(what, StorePath) else what
         text = f"{what}: {detail}the metadata or data cannot be read ({type(error).__name__}: {error})"
         raise kind(text) from error
+
+
+# Packages whose errors a store raises as they are: an address, a network, or credentials do not work.
+REMOTE_PACKAGES = {"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "requests"}
+
+
+@contextmanager
+def remote_errors(location: Any, *, write: bool = False) -> Iterator[None]:
+    """Raise typed errors that name a URL and say what to do, in place of those of the packages that reach it.
+
+    Raises
+    ------
+    MissingPackage
+        If a package is missing that reads such URLs.
+    ConfigurationError
+        If no package reads them.
+    SourceError, WriteError
+        If the store cannot be read, or written to with `write`.
+    """
+    try:
+        yield
+    except DeepSICError:
+        raise
+    except Exception as error:
+        url = url_of(location) if isinstance(location, StorePath) else str(location)
+        if "://" not in url or url.startswith("file://"):
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ImportError):
+            package = re.search(r"[Ii]nstall (\w+)", text)
+            advice = f"run pip install {package[1]}" if package else "install the package that reads it"
+            raise MissingPackage(f"{url}: {text}; {advice}") from error
+        if isinstance(error, ValueError) and "rotocol not known" in text:
+            from fsspec.registry import known_implementations
+
+            protocol = url.partition("://")[0]
+            similar = did_you_mean(protocol, known_implementations) or "; expected s3://, gs://, https:// or a path"
+            raise ConfigurationError(f"{url}: no file system is called {protocol}{similar}") from error
+        if isinstance(error, FileNotFoundError) and not write:
+            raise  # who opens a node says what is missing
+        raised_by = type(error).__module__.partition(".")[0]
+        if not isinstance(error, OSError | NotImplementedError) and raised_by not in REMOTE_PACKAGES:
+            raise
+        advice = "check the address, the network and the credentials (storage_options)"
+        kind: type[DeepSICError] = SourceError
+        if write:
+            advice, kind = f"{advice}, and whether its store can be written to", WriteError
+        what = f"cannot be {'written' if write else 'read'} ({type(error).__name__}: {text})"
+        raise kind(f"{url}: {what}; {advice}") from error
 
 
 def members(group: zarr.Group) -> list[tuple[str, Any]]:
@@ -214,18 +273,20 @@ def open_node(
     if isinstance(source, Store) and mode == "r" and not source.read_only:
         mode = "r+"  # "r" would reopen the store, which a zip file being written cannot bear
     try:
-        path = sync(make_store_path(source, path=name or "", mode=mode, storage_options=options))
+        with remote_errors(source):
+            path = sync(make_store_path(source, path=name or "", mode=mode, storage_options=options))
         store = path.store
         counting = StorePath(CountingStore(store, counter), path.path)
         # With a name straight to the array: the group need not be looked at, which saves requests.
-        with metadata_errors(path):
+        with metadata_errors(path), remote_errors(path):
             node = _checked((zarr.open if name is None else _open_member)(counting, mode=mode, **kwargs))
     except FileNotFoundError as error:
         if name is None and isinstance(source, str) and Path(source).is_file():
             text = "is a file, not an array or group of Zarr; store images with deepsic ingest"
             raise UnsupportedArray(f"{source} {text}") from None
         if name is None:
-            raise UnsupportedArray(f"{source} has no array or group of Zarr ({error})") from None
+            what = url_of(path) if isinstance(source, Store) else source
+            raise UnsupportedArray(f"{what} has no array or group of Zarr; check the location") from error
         group = StorePath(path.store, path.path.removesuffix(name).rstrip("/"))
         raise UnsupportedArray(f"{source} has no array {name!r}{_existing_arrays(group, name)}") from None
     # What is read later is not counted here.
@@ -252,7 +313,8 @@ def to_store_path(location: Any, options: Mapping[str, Any] | None = None, *, wr
     elif is_zip_path(source) and Path(source).is_file():
         source = ZipStore(source, mode="r")
     mode: Mode = "a" if write or isinstance(source, Store) and not source.read_only else "r"
-    path = sync(make_store_path(source, mode=mode, storage_options=fsspec_options(source, options)))
+    with remote_errors(source, write=write):
+        path = sync(make_store_path(source, mode=mode, storage_options=fsspec_options(source, options)))
     return _absolute(path) if write else path
 
 

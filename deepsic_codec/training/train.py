@@ -33,7 +33,7 @@ from deepsic_codec.training.log import Log, Row
 from deepsic_codec.training.measure import measure
 from deepsic_codec.training.phases import FLOATING, PHASES, Phase, planned
 from deepsic_codec.training.process_group import ProcessGroup
-from deepsic_codec.training.run import Run
+from deepsic_codec.training.run import Run, architecture_of
 from deepsic_codec.training.settings import Settings
 from deepsic_codec.training.soap import Soap
 from deepsic_codec.training.start import base_model, load_state, prior_of, starting_networks
@@ -108,12 +108,14 @@ def train(
 def _prepare(s: Settings, base: ModelInfo | None, log: Log, resumed: bool) -> Run:
     """Read the data, make the networks and write the settings of the run."""
     device = _device(s)
+    _check_processes(s, device)  # and the name of the architecture: before images are read
+    if base is None:
+        architecture_of(s, classes=0)
     photos = Photographs(s.images, s.crop, device=device, keep=s.data_device) if s.images else None
     tiles = LabelledTiles(s.labels, root=s.label_root, device=device, keep=s.data_device) if s.labels else None
     _report_data(s, photos, tiles, log)
     torch.manual_seed(s.seed)
     nets = starting_networks(s, base, photos, tiles, resumed)
-    _check_processes(s, device)
     nets.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     description = {
         "settings": asdict(s),

@@ -29,7 +29,18 @@ def test_a_group_lists_what_is_in_it(place):
     assert json.loads(json.dumps(found)) == found
     assert found["kind"] == "group" and [one["path"] for one in found["arrays"]] == ["img"]
     assert [(one["path"], one["shape"]) for one in found["other_arrays"]] == [("other", [4])]
-    check_rejects(ConfigurationError, "name of the array", describe, place, index="x.zarr")
+    create_array(place, name="second", shape=(8, 8, 3), dtype="u1")
+    check_rejects(ConfigurationError, "one array|img, second", describe, place, index="x.zarr")
+
+
+def test_the_index_of_a_group_of_one_array_is_that_of_the_array(place, tmp_path):
+    consolidate_labels(place, "img", index=tmp_path / "index.zarr")
+    about = describe(place, index=tmp_path / "index.zarr")
+    assert about == describe(place, "img", index=tmp_path / "index.zarr") | {"read": about["read"]}
+    assert about["kind"] == "array" and about["labels"]["from"] == "index"
+
+
+def test_a_group_lists_its_index(place):
     consolidate_labels(place, "img")
     consolidate_labels(place, "img")
     found = describe(place)

@@ -1,5 +1,8 @@
 """Locations of arrays and indices, and the store that counts."""
 
+import http.server
+import threading
+
 import numpy as np
 import pytest
 import zarr
@@ -8,8 +11,18 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, ZipStore
 from zarr.testing.store import StoreTests
 
-from deepsic_codec import create_array
-from deepsic_codec.errors import LabelIndexError, UnsupportedArray, UnsupportedPayload
+from deepsic_codec import consolidate_labels, create_array, open_archive, open_labels
+from deepsic_codec.errors import (
+    ConfigurationError,
+    LabelIndexError,
+    MissingPackage,
+    SourceError,
+    UnsupportedArray,
+    UnsupportedPayload,
+    WriteError,
+)
+from deepsic_codec.io.export import export
+from deepsic_codec.io.info import describe
 from deepsic_codec.stored.array import StoredArray
 from deepsic_codec.stored.location import (
     CONNECTIONS,
@@ -174,3 +187,59 @@ def test_locations_are_shown_as_users_write_them(tmp_path):
     assert str(IndexLocation(bucket, "image_labels", 3)) == "s3://bucket/a.zarr/image_labels"
     assert url_of(StorePath(FsspecStore.from_url("memory://a/b"), "c")).startswith("memory://")
     assert url_of(StorePath(LocalStore(tmp_path), "a")) == f"{tmp_path}/a"
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(int(self.path.split("/")[1]))
+
+    do_HEAD = do_PUT = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def refusing():
+    """Address of a server that answers each path with the status in front."""
+    pytest.importorskip("aiohttp")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def check_names(url, read, write, words):
+    """Whatever takes a URL names it in errors, of one kind where it reads and one where it writes."""
+    picture = photograph(16, 16, 3)
+    array = create_array({}, name="a", data=picture)
+    for function in (open_archive, describe, open_labels, consolidate_labels):
+        check_rejects(read, words, function, url)
+    for function in (open_labels, consolidate_labels):
+        check_rejects(read, words, function, array, index=url)
+    check_rejects(write, words, create_array, url, data=picture)
+    with pytest.raises((read, write), match=url):
+        export(array, url)
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_server_that_refuses_is_named(refusing, status):
+    url = f"{refusing}/{status}/a.zarr"
+    check_names(url, SourceError, WriteError, f"{url}|cannot be|check the address")
+
+
+@pytest.mark.parametrize(
+    ("url", "read", "write", "words"),
+    [
+        ("nosuch://bucket/a.zarr", ConfigurationError, ConfigurationError, "no file system"),
+        ("missing://bucket/a.zarr", MissingPackage, MissingPackage, "pip install missingfs"),
+        ("http://127.0.0.1:9/a.zarr", SourceError, WriteError, "check the address"),
+    ],
+)
+def test_a_url_that_cannot_be_reached_is_named(url, read, write, words, monkeypatch):
+    registry = pytest.importorskip("fsspec.registry")
+    pytest.importorskip("aiohttp")
+    about = {"class": "missing_package_of_a_test.FS", "err": "Please install missingfs to access it"}
+    monkeypatch.setitem(registry.known_implementations, "missing", about)
+    check_names(url, read, write, f"{url}|{words}")

@@ -541,3 +541,13 @@ def test_fresh_cells_are_of_tiles_and_of_photographs(data, tmp_path):
     latents, labels, quality = run.cells(64, np.random.default_rng(0))
     assert len(latents) == len(labels) == len(quality) and latents.shape[1:] == (16, 4, 4)
     assert set(labels.tolist()) == set(range(len(tiles.classes) + 1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"architecture": "huge"}, {"device": "cuda", "processes": 2, "labels": []}], ids=str
+)
+def test_settings_are_checked_before_images_are_read(data, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(train, "Photographs", lambda *a, **k: pytest.fail("images were read"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    name = "architecture" if "architecture" in options else "processes"
+    check_rejects(ConfigurationError, name, train.train, settings(data, tmp_path / "new", **options))
