@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsic_codec.axes import ceil_div
+from deepsic_codec.axes import ceil_div, row_blocks
 from deepsic_codec.payload.spectral import MATRIX_BITS, UNIT, Matrix
 from deepsic_codec.payload.steps import FRACTION_BITS
 
@@ -27,6 +27,7 @@ MAX_VALUE, MAX_COMPONENT = 1 << 22, (1 << 28) - 1
 # Multiplications that a fit may take: it skips rows of images with many bands.
 FIT_PRODUCTS = 1 << 31
 BLOCK = 1 << 16  # differences, or pixels, at a time
+FEW_BANDS = 16  # up to which compiled loops over rows are faster than products of matrices
 MEAN_PIXELS = 1 << 12  # pixels of a block, whose mean counts as one difference
 # Differences are fitted without bits beyond these, so that the sums of their products are exact.
 FIT_BITS = 16
@@ -51,6 +52,35 @@ def inverse(components: NDArray[Any], matrix: Matrix) -> NDArray[np.int32]:
     """Undo `forward`, but for rounding: transposed matrix times components, rounded half up, int32."""
     components = np.clip(components, -MAX_COMPONENT, MAX_COMPONENT)
     return _product(components, refined(matrix), PRECISE_BITS + FRACTION_BITS)
+
+
+def forward_planes(values: NDArray[Any], matrix: Matrix, components: NDArray[Any]) -> None:
+    """Write what `forward` gives for values (slices, height, width, bands) to (slices, components, height, width).
+
+    Components are int32, or int16 where they fit.
+    """
+    by_pixel, factors = np.moveaxis(components, 1, -1), refined(matrix)
+    for number, rows in row_blocks(values.shape):
+        if values.shape[-1] > FEW_BANDS:
+            by_pixel[number, rows] = forward(values[number, rows], matrix)
+        else:
+            from deepsic_codec.codec import spectral_rows  # compiled code, which reading labels does not need
+
+            bits = PRECISE_BITS - FRACTION_BITS
+            spectral_rows.forward(values[number, rows], factors, bits, components, number, rows.start)
+
+
+def inverse_planes(components: NDArray[Any], matrix: Matrix, number: int, rows: slice, dtype: Any) -> NDArray[Any]:
+    """Return what `inverse` gives for some rows of a slice of components (slices, components, height, width).
+
+    Values (rows, width, bands) may be uint8 if that is the dtype, clipped to it.
+    """
+    if matrix.shape[1] > FEW_BANDS:
+        return inverse(np.moveaxis(components, 1, -1)[number, rows], matrix)
+    from deepsic_codec.codec import spectral_rows
+
+    bits = PRECISE_BITS + FRACTION_BITS
+    return spectral_rows.inverse(components, number, rows, MAX_COMPONENT, refined(matrix), bits, dtype)
 
 
 def refined(matrix: Matrix) -> NDArray[np.int64]:
@@ -99,24 +129,30 @@ def _line_step(values: NDArray[Any]) -> int:
     return max(1, ceil_div(2 * values.size * values.shape[-1], FIT_PRODUCTS))
 
 
-def _difference_products(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> tuple[NDArray[np.int64], int]:
-    """Return the sums of products of differences, int64 (bands, bands), and the number of pairs."""
-    bands = values.shape[-1]
+def _difference_products(
+    values: NDArray[Any], mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
+    """Return the sums of products of differences (bands, bands), the number of pairs, and the sums of bands, int64."""
+    slices, height, width, bands = values.shape
+    if mask is None and bands <= FEW_BANDS and _line_step(values) == 1:
+        from deepsic_codec.codec.spectral_rows import difference_products
+
+        total, sums = difference_products(values)
+        return total, slices * (height * (width - 1) + (height - 1) * width), sums
     total, pairs = np.zeros((bands, bands), np.int64), 0
     for difference in _differences(values, mask):
         total += (difference.T @ difference).astype(np.int64)
         pairs += len(difference)
-    return total, pairs
+    sums = np.array([band.sum(dtype=np.int64) for band in np.moveaxis(values, -1, 0)])  # faster than all bands at once
+    return total, pairs, sums
 
 
-def _mean_products(values: NDArray[Any], pairs: int) -> NDArray[np.int64]:
+def _mean_products(means: NDArray[np.int64], pairs: int) -> NDArray[np.int64]:
     """Return the products of means, as many as there are blocks of pixels.
 
     Differences do not see the means. Without these products, components of mere noise share them, and none can be left
     out.
     """
-    sums = np.array([band.sum(dtype=np.int64) for band in np.moveaxis(values, -1, 0)])  # faster than all bands at once
-    means = sums // (values.size // values.shape[-1])
     return np.outer(means, means) * pairs // MEAN_PIXELS
 
 
@@ -160,8 +196,9 @@ def choose(
     """
     shift = max(0, largest(values).bit_length() - FIT_BITS)
     narrow = values >> shift if shift else values
-    products, pairs = _difference_products(narrow, mask)
-    rows = _principal_axes(products + _mean_products(narrow, pairs)) if matrix is None else fixed_point(matrix)
+    products, pairs, sums = _difference_products(narrow, mask)
+    means = sums // (narrow.size // narrow.shape[-1])
+    rows = _principal_axes(products + _mean_products(means, pairs)) if matrix is None else fixed_point(matrix)
     energies = _energies(products, rows)
     least = max(1, pairs * round((step * DETAIL) ** 2 * 4.0**-shift))  # energy of differences that costs no bits
     if matrix is None:

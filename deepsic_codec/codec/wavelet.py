@@ -121,9 +121,11 @@ def _restored(
     samples = np.empty((slices, height, width, count if matrix is None else matrix.shape[1]), dtype.newbyteorder("="))
     by_pixel = np.moveaxis(components, 1, -1)
     for block in row_blocks(samples.shape):  # because integers and float64 take more memory than samples
-        values = by_pixel[block].astype(np.int32, copy=False)
-        values = rounded(values) if matrix is None else spectral.inverse(values, matrix)
-        samples[block] = from_integers(values, samples.dtype, ranges)
+        if matrix is None:
+            values = rounded(by_pixel[block].astype(np.int32, copy=False))
+        else:
+            values = spectral.inverse_planes(components, matrix, *block, samples.dtype)
+        samples[block] = values if values.dtype == samples.dtype else from_integers(values, samples.dtype, ranges)
     return samples
 
 
@@ -134,11 +136,12 @@ def components_of(values: NDArray[Any], matrix: Matrix | None) -> NDArray[Any]:
     limit = spectral.largest(values) * (1 << FRACTION_BITS) * (1.0 if matrix is None else 1.01 * bands**0.5)
     dtype = np.int16 if limit + 1 < np.iinfo(np.int16).max else np.int32
     components = np.empty((slices, bands if matrix is None else len(matrix), height, width), dtype)
-    by_pixel = np.moveaxis(components, 1, -1)
-    for block in row_blocks(values.shape):
-        part = values[block]
-        part = part.astype(np.int32) << FRACTION_BITS if matrix is None else spectral.forward(part, matrix)
-        by_pixel[block] = part
+    if matrix is None:
+        by_pixel = np.moveaxis(components, 1, -1)
+        for block in row_blocks(values.shape):
+            by_pixel[block] = values[block].astype(np.int32) << FRACTION_BITS
+    else:
+        spectral.forward_planes(values, matrix, components)
     return components
 
 

@@ -44,6 +44,7 @@ TARGETS = {
 #: Modules with functions that Python calls.
 MODULES = (
     "codec.jacobi",
+    "codec.spectral_rows",
     "codec.wavelet_filter",
     "codec.wavelet_rate",
     "labels.vectors",

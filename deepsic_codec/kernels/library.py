@@ -61,8 +61,8 @@ def sources() -> str:
     folders = ("kernels", "model/cpu", "payload/coders")
     paths = [path for folder in folders for path in (root / folder).glob("*.py")]
     paths += [root / "kernels" / "signatures.json"]
-    others = "codec/jacobi.py", "codec/wavelet_filter.py", "codec/wavelet_rate.py", "labels/vectors.py"
-    paths += [root / name for name in others]
+    loops = "jacobi", "spectral_rows", "wavelet_filter", "wavelet_rate"
+    paths += [root / "codec" / f"{name}.py" for name in loops] + [root / "labels" / "vectors.py"]
     digest = sha256()
     for path in sorted(paths):
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from deepsic_codec import DeepSIC
 from deepsic_codec.codec import spectral
 from deepsic_codec.codec.decode import parse_payload
+from deepsic_codec.codec.wavelet import _restored, components_of
 from deepsic_codec.errors import ConfigurationError, CorruptPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.sections import FEATURES, SPECTRAL, WAVELET
@@ -117,6 +118,37 @@ def test_sums_of_damaged_payloads_are_exact():
     bits = spectral.PRECISE_BITS + FRACTION_BITS
     wanted = [(int(total) + (1 << bits - 1)) >> bits for total in (components.astype(object) @ rows.astype(object))[0]]
     assert spectral.inverse(components, matrix)[0].tolist() == wanted
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 2), sizes, sizes, st.integers(2, spectral.FEW_BANDS)),
+    st.sampled_from(["u1", "i1", "u2", "i2", "i4"]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_rows_of_few_bands_give_what_matrices_give(shape, dtype, first, seed):
+    """Of the largest values, in any memory order, and of damaged components."""
+    rng, info = np.random.default_rng(seed), np.iinfo(dtype)
+    low, high = max(info.min, -spectral.MAX_VALUE), min(info.max, spectral.MAX_VALUE)
+    values = rng.choice([low, high, *rng.integers(low, high, 5)], shape).astype(dtype)
+    values = np.moveaxis(np.moveaxis(values, -1, 0).copy(), 0, -1) if first else values
+    matrix = spectral.fixed_point(orthonormal(shape[-1], seed))[: 1 + seed % shape[-1]]
+    far = [0, MOST, -MOST - 1, (1 << 31) - 1, -(1 << 31), *rng.integers(-(1 << 20), 1 << 20, 20)]
+    damaged = rng.choice(far, (shape[0], len(matrix), *shape[1:3])).astype("i4")
+
+    def results():
+        components = components_of(values, matrix)
+        decoded = [_restored(one, matrix, np.dtype(dtype), None) for one in (components, damaged)]
+        narrow = values >> 6 if dtype == "i4" else values
+        return *spectral._difference_products(narrow, None), components, *decoded
+
+    few = results()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spectral, "FEW_BANDS", 0)
+        many = results()
+    for one, other in zip(few, many, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
 
 
 @pytest.mark.parametrize("bands", [2, 5, 16, 33])
