@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import zarr
 from PIL import Image
 
 from deepsic_codec import DeepSIC, create_array, open_labels
+from deepsic_codec.cli.demo import METADATA
 from deepsic_codec.cli.main import main
 from deepsic_codec.cli.options import axis_part
 from deepsic_codec.io import compare
-from tests.common import check_rejects, photograph
+from deepsic_codec.samples import drone_frame, eurosat_mosaic
+from tests.common import check_rejects, photograph, psnr
 
 
 @pytest.fixture
@@ -113,12 +116,23 @@ def test_query_exports_images_of_any_bands_as_tiff(place, capsys):
     assert code == 1 and "PNG holds 1 or 3 bands" in err and "not 6 bands of uint16; write TIFF" in err
 
 
-def test_demo_as_json(tmp_path, capsys):
-    code, out, _ = run(capsys, "demo", "--out", str(tmp_path), "--json")
+def test_demo_as_json_and_in_the_older_format(tmp_path, capsys, monkeypatch):
+    code, out, _ = run(capsys, "demo", "--format", "2", "--out", str(tmp_path), "--json")
     found = json.loads(out)
     assert code == 0 and [one["image"] for one in found["images"]] == ["mosaic", "drone"]
     assert found["labels"]["tiles"] == 192 and found["labels"]["right"] > 0.7 * 192
     assert found["query"]["bytes_read"] <= 12 * 256 + 3000  # and metadata
+    for one, image in zip(found["images"], (eurosat_mosaic(), drone_frame()), strict=True):
+        folder = tmp_path / "demo.zarr" / one["image"]
+        array = zarr.open(folder, mode="r")
+        assert array.metadata.zarr_format == 2 and psnr(image, array[:]) == pytest.approx(one["psnr"])
+        files = [file for file in folder.rglob("*") if file.is_file() and file.name not in METADATA]
+        assert len(files) == 12 and sum(file.stat().st_size for file in files) == one["nbytes"] < image.nbytes / 8
+    scene = zarr.open(tmp_path / "demo.zarr" / "landsat", mode="r")
+    assert scene.metadata.zarr_format == 2 and scene.attrs["crs"] == "EPSG:32617"
+    assert all((tmp_path / "demo.zarr" / f"{name}_labels").is_dir() for name in ("mosaic", "drone", "landsat"))
+    monkeypatch.chdir(tmp_path)
+    assert [main(shlex.split(line)[1:]) for line in found["commands"]] == [0, 0, 0]
 
 
 def test_info_in_words(place, capsys):

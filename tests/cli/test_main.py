@@ -51,21 +51,21 @@ def test_failure_is_one_line_and_a_traceback_only_with_debug(tmp_path, capsys):
         main(["--debug", "demo", "--out", str(occupied)])
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def demo(request, tmp_path_factory):
-    """Folder and output of `deepsic demo` in a format."""
-    folder = tmp_path_factory.mktemp(f"demo{request.param}")
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Folder and output of `deepsic demo`."""
+    folder = tmp_path_factory.mktemp("demo")
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        assert main(["demo", "--format", str(request.param), "--out", str(folder)]) == 0
-    return request.param, folder, output.getvalue()
+        assert main(["demo", "--out", str(folder)]) == 0
+    return folder, output.getvalue()
 
 
 def test_demo_stores_what_it_prints(demo):
-    zarr_format, folder, printed = demo
+    folder, printed = demo
     for name, image in {"mosaic": eurosat_mosaic(), "drone": drone_frame()}.items():
         array = zarr.open(folder / "demo.zarr" / name, mode="r")
-        assert array.metadata.zarr_format == zarr_format
+        assert array.metadata.zarr_format == 3
         files = [f for f in (folder / "demo.zarr" / name).rglob("*") if f.is_file() and f.name not in METADATA]
         stored = sum(f.stat().st_size for f in files)
         assert len(files) == 12 and stored < image.nbytes / 8
@@ -76,7 +76,7 @@ def test_demo_stores_what_it_prints(demo):
 
 
 def test_demo_finds_most_labels_and_answers_its_query_from_headers(demo):
-    _, _, printed = demo
+    _, printed = demo
     (agreeing,) = re.findall(r"true classes on (\d+) of 192 tiles", printed)
     assert int(agreeing) > 0.7 * 192
     (read,) = re.findall(r"Found by reading ([\d,]+) bytes", printed)
@@ -96,17 +96,17 @@ def test_demo_finds_most_labels_and_answers_its_query_from_headers(demo):
 
 
 def test_demo_stores_a_scene_of_several_bands_with_its_index(demo):
-    zarr_format, folder, printed = demo
+    folder, printed = demo
     array, scene = zarr.open(folder / "demo.zarr" / "landsat", mode="r"), landsat_scene()
     assert scene.shape == (169, 186, len(LANDSAT_BANDS)) and scene.dtype == "u2" and 5000 < scene.min() < scene.max()
-    assert array.metadata.zarr_format == zarr_format and array.attrs["crs"] == "EPSG:32617"
+    assert array.metadata.zarr_format == 3 and array.attrs["crs"] == "EPSG:32617"
     error = np.sqrt(np.square(array[...].astype("f8") - scene).mean())
     assert 70 < error < 77 and f"RMS error {error:.1f} digital numbers" in printed
     assert all((folder / "demo.zarr" / f"{name}_labels").is_dir() for name in ("mosaic", "drone", "landsat"))
 
 
 def test_demo_ends_with_commands_that_work(demo, monkeypatch, tmp_path):
-    _, _, printed = demo
+    _, printed = demo
     _, commands = printed.split("Try next:\n")
     monkeypatch.chdir(tmp_path)
     assert [main(shlex.split(line)[1:]) for line in commands.splitlines()] == [0, 0, 0]
@@ -114,7 +114,7 @@ def test_demo_ends_with_commands_that_work(demo, monkeypatch, tmp_path):
 
 def test_commands_work_without_rich(demo):
     """On a terminal: plain text, and no bar."""
-    _, folder, _ = demo
+    folder, _ = demo
     code = f"""
         import sys
         sys.modules["rich"] = None
