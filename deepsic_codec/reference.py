@@ -2,8 +2,9 @@
 
 It follows docs/format.md and the pages that it refers to, section by section, with
 their names and in their order. It is plain, exact and slow, and uses nothing else of
-the package: this file, NumPy, and a model file if there are features, are enough. It
-has no limits but those of the format: a few hostile bytes can ask for much time.
+the package: this file, NumPy, a model file if there are features, and the file
+wavelet-contexts.txt if there are wavelets, are enough. It has no limits but those of
+the format: a few hostile bytes can ask for much time.
 
     python -m deepsic_codec.reference chunk.dsic --out chunk.npy
     python reference.py chunk.dsic --model base-407b2baf.safetensors
@@ -16,6 +17,7 @@ import json
 import math
 import struct
 import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -573,6 +575,7 @@ class Bits:
 
     def __init__(self, data: bytes, name: str, limit: int = 255) -> None:
         self.data, self.name, self.limit = data, name, limit
+        self.stretch = STRETCH
         self.position, self.low, self.high, self.value = 0, 0, ONES, 0
         for _ in range(6):
             self.value = self.value << 8 | self._next()
@@ -609,17 +612,22 @@ class Bits:
         self.learn(context, bit)
         return bit
 
-    def mixed(self, contexts: list[Context], weights: list[int], rate: int) -> int:
-        """Decode a bit under several contexts, and 256 if there are more weights."""
-        a = [STRETCH[context[0] >> 8] for context in contexts]
-        if len(weights) > len(a):
+    def mixed(self, contexts: list[Context], rate: int, *mixers: list[int]) -> int:
+        """Decode a bit under several contexts, and 256 if there are more weights.
+
+        The weights of several mixers are added.
+        """
+        a = [self.stretch[context[0] >> 8] for context in contexts]
+        if len(mixers[0]) > len(a):
             a.append(256)
+        weights = [sum(column) for column in zip(*mixers, strict=True)]
         dot = clip(sum(map(mul, weights, a)) >> 16, -3071, 3071)
         probability = SQUASH[dot + 3071]
         bit = self.bit(probability)
         error = ((65535 if bit else 0) - probability) * rate
-        for i, value in enumerate(a):
-            weights[i] += value * error + 131072 >> 18
+        for weights in mixers:
+            for i, value in enumerate(a):
+                weights[i] += value * error + 131072 >> 18
         for context in contexts:
             self.learn(context, bit)
         return bit
@@ -871,7 +879,7 @@ class SymbolCoder:
                 self.zero_channel[((t * self.channels + k) * 10 + n) * 2 + z],
                 previous,
             ]
-            differs = bits.mixed(zeros, self.mixers[level], self.rate)
+            differs = bits.mixed(zeros, self.rate, self.mixers[level])
         if not differs:
             return centre
         negative = bits.one(self.sign[level * 5 + f])
@@ -883,7 +891,7 @@ class SymbolCoder:
                 unary_channel[(k * 3 + min(e + 1 >> 1, 2)) * 4 + min(v, 3)],
             ]
             mixer = self.mixers[128 + 16 * min(v, 3) + (level >> 3)]
-            if not bits.mixed(unary, mixer, self.rate):
+            if not bits.mixed(unary, self.rate, mixer):
                 break
             v += 1
         if v == 12:
@@ -1603,7 +1611,7 @@ class ResidualDecoder:
             by_value = (min(level >> 1, 31) * 80 + value_of(c)) * 2 + flip
             contexts = [self.sign[level * 9 + j], self.sign_by_value[by_value]]
             contexts.append(self.sign_by_signs[signs * 2 + flip])
-            return bits.mixed(contexts, self.mixers[level * 21 + 20], 16)
+            return bits.mixed(contexts, 16, self.mixers[level * 21 + 20])
 
         negative, side = 0, 2
         if k > 0:
@@ -1619,7 +1627,7 @@ class ResidualDecoder:
             else:
                 contexts = [self.high[level * 20 + v], self.far[near * 20 + v]]
             contexts.append(self.value[(value * 3 + side) * 16 + min(k, 15)])
-            if not bits.mixed(contexts, self.mixers[level * 21 + v], 16):
+            if not bits.mixed(contexts, 16, self.mixers[level * 21 + v]):
                 break
             if v == 0 and k == 0:
                 negative = decode_sign()
@@ -1731,25 +1739,53 @@ def rescaled(n: int, v: int) -> int:
 # docs/wavelet.md: Symbols, Binarisation, Coefficients
 
 TRELLIS = ((0, 1), (3, 2), (5, 4), (6, 7), (1, 0), (2, 3), (4, 5), (7, 6))
-MIXING_START = (22000, 14000, 14000, 12000, 12000, 12000, 0)
+# of A(0,-1), A(-1,0), A(-1,-1), A(-1,1), A(0,-2), A(-2,0) and A(-1,2); of the coarser
+# band at the place, below it and on its right; of band 1 at the place and below it; of
+# band 2 at the place and on its right; of the plane before; by kind
+WEIGHTS = (
+    (20, 20, 8, 8, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    (15, 15, 4, 7, 4, 5, 3, 2, 2, 0, 0, 0, 0, 0, 2),
+    (16, 11, 4, 6, 5, 2, 3, 2, 0, 2, 4, 4, 0, 0, 2),
+    (10, 10, 5, 6, 3, 2, 2, 1, 0, 0, 3, 3, 3, 3, 1),
+)
 OFFSETS = table("""
- 36  36  35  33  31  28  25  22  17  13  10   7   4   1   0
- -1  -3  -7  -8  -9  -9 -11 -12 -12 -12 -13 -14 -13 -13 -14
+ 35  35  34  32  30  27  25  22  18  14  11   8   5   3   0
+ -1  -3  -8  -9 -10  -9 -13 -14 -13 -13 -17 -16 -14 -13 -15
 
--13 -13 -13 -13 -13 -13 -13 -14 -15 -16 -18 -19 -21 -25 -27
--28 -30 -34 -36 -37 -37 -39 -40 -40 -40 -41 -42 -42 -42 -42
+-19 -19 -19 -19 -19 -20 -20 -21 -22 -24 -26 -27 -29 -33 -35
+-35 -35 -44 -45 -44 -44 -51 -50 -50 -47 -54 -55 -52 -54 -57
 
- 31  31  30  29  27  24  22  18  15  10   6   4   2   5   4
-  1  -1  -3  -5  -6  -8  -9  -9  -9 -10 -10 -11 -11 -11 -11
+ 34  33  32  31  30  27  25  22  18  13   8   5   3   7   6
+  3   0  -2  -5  -7  -9 -10 -11 -11 -11 -13 -14 -15 -11 -14
 
- 25  25  25  23  22  20  20  17  14  11   8   5   4   6   5
-  3   1  -1  -3  -5  -6  -7  -8  -9  -9 -10 -10 -11 -11 -12
+ 32  28  30  28  27  24  23  22  18  14  11   8   6  12  11
+  8   5   2  -1  -3  -4  -6  -7  -8  -9 -10 -10 -11 -12 -12
 """)
 
 
 def bits32(value: Any) -> Any:
     """Reduce an integer, or an array of them, to 32 bits."""
     return (value + (1 << 31) & (1 << 32) - 1) - (1 << 31)
+
+
+def initial_contexts() -> tuple[list[Context], list[list[int]]]:
+    """Return all contexts and mixers at the start of a stream."""
+    folder = Path(__file__).parent
+    name = "wavelet-contexts.txt"
+    places = [
+        place for place in (folder / name, folder / "data" / name) if place.exists()
+    ]
+    if not places:
+        raise DecodeError(f"wavelets need the file {name} beside this one")
+    text = places[0].read_text().replace("\n", "")
+    data = zlib.decompress(base64.b85decode(text))
+    count = (len(data) - 920 * 5 * 2) // 2
+    logits, counts = np.frombuffer(data, np.int8, 2 * count).reshape(2, count).tolist()
+    contexts = [
+        [SQUASH[32 * a + 3071] << 6, n] for a, n in zip(logits, counts, strict=True)
+    ]
+    weights = np.frombuffer(data, "<i2", offset=2 * count).astype(int) * 64
+    return contexts, weights.reshape(-1, 5).tolist()
 
 
 class Band:
@@ -1789,15 +1825,23 @@ class WaveletDecoder:
         cells: Array | None = None,
     ) -> None:
         self.bits = new_bits(stream, "wavelet section")
+        self.bits.limit = 127
+        self.bits.stretch = [STRETCH[i & ~3 | 2] for i in range(16384)]
         self.code, self.components, self.cells = code, components, cells
         self.planes: list[dict[tuple[int, int], Band]] = [{} for _ in range(planes)]
-        # once for each z
-        self.size, self.coarse, self.other = (two_families() for _ in range(3))
-        self.shape, self.later, self.band = (two_families() for _ in range(3))
-        self.before = two_families()
-        self.sign, self.low, self.quiet, self.filled = (new_family() for _ in range(4))
-        self.escape = new_contexts(27)
-        self.mixers = [list(MIXING_START) for _ in range(256)]
+        contexts, self.mixers = initial_contexts()
+        sizes = [
+            96 * 14,
+            3**7,
+            108 * 14,
+            28 * 48 * 3,
+            96 * 32 * 3,
+        ]
+        sizes += [*sizes, 4 * 27, 96 * 4, 27, 28 * 2, 4 * 2]
+        ends = np.cumsum([0, *sizes]).tolist()
+        families = [contexts[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        self.sets = families[:5], families[5:10]  # one for each z
+        self.sign, self.low, self.escape, self.quiet, self.filled = families[10:]
 
     def decode(self, rows: int, columns: int) -> Array:
         """Return the planes (planes, rows, columns), with four binary places."""
@@ -1859,6 +1903,19 @@ class WaveletDecoder:
 
     # docs/wavelet.md: Neighbours
 
+    def expected(self, band: Band, y: int, x: int) -> int:
+        """Return the size that is expected of a symbol, in the scale of all."""
+        row, above, above2 = band.a[y + 2], band.a[y + 1], band.a[y]
+        sizes = [row[x + 1], above[x + 2], above[x + 1], above[x + 3]]
+        sizes += [row[x], above2[x + 2], above[x + 4]]
+        coarser, y2, x2 = band.coarser, y >> 1, x >> 1
+        first, second = [*band.details, None, None][:2]
+        places = [(coarser, y2, x2), (coarser, y2 + 1, x2), (coarser, y2, x2 + 1)]
+        places += [(first, y, x), (first, y + 1, x), (second, y, x), (second, y, x + 1)]
+        for one, i, k in (*places, (band.before, y, x)):
+            sizes.append(one.a[i + 2][k + 2] if one else 0)
+        return sum(map(mul, WEIGHTS[band.kind], sizes))
+
     def symbol(self, band: Band, z: int, y: int, x: int) -> tuple[int, int]:
         """Return a symbol, and the rank of the size that was expected of it."""
         kind, before, number = band.kind, band.before, 4 * band.level + band.kind
@@ -1878,18 +1935,18 @@ class WaveletDecoder:
         if before is not None:
             earlier = before.means[y + 1][x + 1]
             total, shares = total + earlier, shares + 1
-        size = rescaled(total, value) // shares
-        rank = min(log_size(2 * size), 95)
+        size = rescaled(self.expected(band, y, x), value)
+        mean_rank = min(log_size(2 * (rescaled(total, value) // shares)), 95)
+        rank = min(log_size(size >> 1), 95)
         bits = self.bits
         quiet = total == 0 and kind != LOW
         if quiet and not bits.one(self.quiet[2 * number + z]):
             return 0, rank
 
-        near, coarse, other, earlier, a_w, a_n, a_nw, a_ne = (
-            rescaled(v, value)
-            for v in (near, coarse, other, earlier, a_w, a_n, a_nw, a_ne)
+        coarse, other, earlier, a_w, a_n, a_nw, a_ne = (
+            rescaled(v, value) for v in (coarse, other, earlier, a_w, a_n, a_nw, a_ne)
         )
-        u = max(0, size.bit_length() - 6)
+        u = max(0, size.bit_length() - 8)
 
         def digit(v: int, largest: int) -> int:
             return min(v + 1 >> u + 1, largest)
@@ -1903,20 +1960,23 @@ class WaveletDecoder:
         for v in (coarse, other, earlier):
             shape = 3 * shape + digit_of_mean(v)
         nearest = (6 * digit(a_w, 5) + digit(a_n, 5)) * 3 + digit_of_mean(coarse)
-        n, c, o, b = (min(log_size(v), 95) // 3 for v in (near, coarse, other, earlier))
+        b = min(log_size(earlier), 95) // 3
         i = int(quiet)  # the first one of the unary part
         while i < 14:
             j = min(i, 2)
-            contexts = [
-                self.size[z][14 * rank + i],
-                self.coarse[z][(32 * n + c) * 3 + j],
-                self.other[z][(32 * o + n) * 3 + j],
-                self.later[z][14 * nearest + i] if i else self.shape[z][shape],
-                self.band[z][(48 * number + (rank >> 1)) * 3 + j],
-                self.before[z][(32 * rank + b) * 3 + j],
+            indices = [
+                14 * rank + i,
+                shape,
+                14 * nearest + i,
+                (48 * number + (mean_rank >> 1)) * 3 + j,
+                (32 * rank + b) * 3 + j,
             ]
-            mixer = self.mixers[32 * (4 * z + min(i, 3)) + rank // 3]
-            if not bits.mixed(contexts, mixer, 5):
+            pairs = list(zip(self.sets[z], indices, strict=True))
+            del pairs[1 if i else 2]
+            contexts = [family[index] for family, index in pairs]
+            first = self.mixers[108 * (4 * z + min(i, 3)) + nearest]
+            second = self.mixers[864 + 2 * number + min(i, 1)]
+            if not bits.mixed(contexts, 3, first, second):
                 break
             i += 1
         v = i

