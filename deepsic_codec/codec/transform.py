@@ -1,8 +1,7 @@
 """The choice between features and wavelets, for chunks that either may code in fewer bytes.
 
 Features take fewer bytes than wavelets on satellite and aerial pictures, and on photographs at low rates. No parameter
-says what a chunk shows, so a part of it is coded as features, and the bytes of wavelets with the same error are
-estimated.
+says what a chunk shows, so a part of it is coded both ways.
 """
 
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from deepsic_codec.codec.rate_search import encode_tasks
 from deepsic_codec.codec.wavelet import WaveletEncoder
 from deepsic_codec.model.threads import parallel_map
 from deepsic_codec.payload.constants import MAX_QUALITY
+from deepsic_codec.payload.wavelet import encode_wavelet
 
 if TYPE_CHECKING:
     from deepsic_codec.model.batch import Encoded
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 WINDOW, MAX_WINDOWS, PIXELS = 128, 4, 8 * 128**2
 # Centres of the windows, as shares of the height and the width; of one window, the middle.
 CENTRES = ((0.25, 0.25), (0.75, 0.75), (0.25, 0.75), (0.75, 0.25))
+# Bytes of wavelets in a chunk, as a share of those in its windows: contexts learn more, and levels are more.
+WHOLE_SHARE = 0.92
 
 
 def choose_transforms(
@@ -80,7 +82,8 @@ class _Trial:
     def __init__(self, chunk: ChunkToEncode, info: "ModelInfo") -> None:
         samples = chunk.axes.to_samples(chunk.array)
         parts = windows(samples)
-        self.whole = parts.shape == samples.shape and chunk.params.quality is not None
+        self._all = parts.shape == samples.shape
+        self.whole = self._all and chunk.params.quality is not None
         params = chunk.params.changed(transform="features")
         if self.whole:
             trial = replace(chunk, params=params)
@@ -108,14 +111,26 @@ class _Trial:
     def wavelets_take_less(self, encoded: "Encoded") -> bool:
         """Tell whether wavelets with the error of coded features take fewer bytes."""
         assert encoded.features is not None
+        error = self._error(self.task.decode(encoded.pixels))
+        code = self._wavelets.code_for_error(max(error, 1e-3), self.task.scaled.extent)
+        matrix = self._wavelets.matrix_bytes(code)
+        coded = self._wavelets.at_code(code)
+        # Errors are close to each other, and bytes about inversely proportional to them.
+        change = max(self._error(self._wavelets.decode(coded)), 1e-3) / max(error, 1e-3)
+        if self._all:
+            nbytes: float = sum(len(encode_wavelet(one)) for one in coded.wavelets)
+        else:
+            nbytes = WHOLE_SHARE * coded.nbytes
+        return change * nbytes + matrix < len(encoded.features)
+
+    def _error(self, decoded: NDArray[Any]) -> float:
+        """Return the root mean square error of samples with data."""
         scaled = self.task.scaled
-        squares = np.square(self.task.decode(encoded.pixels).astype(np.int64) - scaled.samples)
+        squares = np.square(decoded.astype(np.int64) - scaled.samples)
         if scaled.mask is not None:
             squares = squares[~np.broadcast_to(scaled.mask, squares.shape)]
         # The sum of integers does not depend on their order, as the mean of floating-point numbers does.
-        error = sqrt(int(squares.sum()) / squares.size)
-        code = self._wavelets.code_for_error(max(error, 1e-3), scaled.extent)
-        return self._wavelets.estimated_bytes(code) < len(encoded.features)
+        return sqrt(int(squares.sum()) / squares.size)
 
 
 def windows(samples: NDArray[Any]) -> NDArray[Any]:

@@ -442,15 +442,20 @@ class WaveletEncoder:
 
     def at_quality(self, quality: float) -> CodedWavelets:
         """Encode at a quality; nothing else can be encoded, or estimated, afterwards."""
-        return self._decided(self._encode(step_code(self._step(quality)), last=True))
+        return self.at_code(step_code(self._step(quality)))
 
-    def _matrix_bytes(self, code: int) -> int:
+    def at_code(self, code: int) -> CodedWavelets:
+        """Encode with the step of a code; nothing else can be encoded, or estimated, afterwards."""
+        return self._decided(self._encode(code, last=True))
+
+    def matrix_bytes(self, code: int) -> int:
+        """Return about how many bytes spectral transforms take with the step of a code."""
         return sum(part.matrix_bytes(one) for part, one in zip(self._parts, self._codes(code), strict=True))
 
     def estimated_bytes(self, code: int) -> float:
         """Return about how many bytes the step of a code takes, those of spectral transforms included."""
         parts = zip(self._parts, self._codes(code), strict=True)
-        return sum(part.estimated_bytes(one) for part, one in parts) + self._matrix_bytes(code)
+        return sum(part.estimated_bytes(one) for part, one in parts) + self.matrix_bytes(code)
 
     @cached_property
     def _bytes_curve(self) -> "_Curve":
@@ -491,7 +496,7 @@ class WaveletEncoder:
 
         def trial(code: int) -> tuple[float, CodedWavelets]:
             coded = self._encode(code)
-            return log2(coded.nbytes + self._matrix_bytes(code) + 1), coded
+            return log2(coded.nbytes + self.matrix_bytes(code) + 1), coded
 
         return self._decided(_search(self._bytes_curve, log2(max(limit, 0.0) + 1), 0.0, trial, CLOSE_BYTES))
 

@@ -86,9 +86,9 @@ def test_a_small_chunk_is_coded_once(pictures, monkeypatch):
 
 
 def test_chunks_of_a_batch_are_decided_one_by_one(pictures):
-    chunks = [prepare_chunk(CodecParams(quality=80), picture) for picture in pictures.values()]
-    chunks.append(prepare_chunk(CodecParams(quality=80, nodata=7), np.full((200, 200, 3), 7, "u1")))
-    chunks.append(prepare_chunk(CodecParams(quality=80, transform="wavelet"), pictures["satellite"]))
+    chunks = [prepare_chunk(CodecParams(quality=40), picture) for picture in pictures.values()]
+    chunks.append(prepare_chunk(CodecParams(quality=40, nodata=7), np.full((200, 200, 3), 7, "u1")))
+    chunks.append(prepare_chunk(CodecParams(quality=40, transform="wavelet"), pictures["satellite"]))
     decided, payloads = transform.choose_transforms(chunks, find_info(*chunks[0].key))
     assert [one.params.transform for one in decided] == ["features", "wavelet", "wavelet", "wavelet"]
     assert decided[3] is chunks[3]
