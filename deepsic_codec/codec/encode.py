@@ -80,6 +80,8 @@ def _without_loss(task: EncodeTask, payload: bytes) -> bytes | None:
     """Return the payload of samples without loss; None if it takes more bytes than this one and than the target."""
     max_bytes = max(len(payload), (task.params.bpp or 0) * task.chunk.axes.pixels(task.chunk.array.shape) / 8)
     max_bytes *= 1 + CLOSE
+    if task.scaled.least_bytes > max_bytes:
+        return None
     header = read_header(payload)
     labels: Sections = {
         LABELS: read_section(payload, header, LABELS),

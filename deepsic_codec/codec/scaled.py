@@ -7,7 +7,7 @@ unchanged, float32 scaled. Samples without data are filled before encoding.
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
+from math import log2, sqrt
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,20 @@ class ScaledChunk:
             return False
         counts = [np.unique(band).size for band in bands]
         return max(counts) <= MAX_CLASSES and bool((self.samples != self.samples.flat[0]).any())
+
+    @property
+    def least_bytes(self) -> float:
+        """About the fewest bytes that integers of few values take without loss.
+
+        Samples that differ from their left and from their upper neighbour cost bits, up to two each: hardly any of a
+        map or a drawing do, most of a photograph.
+        """
+        bits = 0.0
+        for planes in np.moveaxis(self.samples, -1, 0):
+            inner = planes[:, 1:, 1:]
+            new = np.count_nonzero((inner != planes[:, 1:, :-1]) & (inner != planes[:, :-1, 1:]))
+            bits += new * min(2.0, log2(np.unique(planes).size) / 2)
+        return bits / 8
 
     @property
     def is_classes(self) -> bool:

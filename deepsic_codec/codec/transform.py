@@ -30,6 +30,9 @@ WINDOW, MAX_WINDOWS, PIXELS = 128, 4, 8 * 128**2
 CENTRES = ((0.25, 0.25), (0.75, 0.75), (0.25, 0.75), (0.75, 0.25))
 # Bytes of wavelets in a chunk, as a share of those in its windows: contexts learn more, and levels are more.
 WHOLE_SHARE = 0.92
+# Wavelets of which an estimate says that they take no more than this share of the bytes of features are not coded: it
+# is too high where it is wrong.
+SURE_SHARE = 0.9
 
 
 def choose_transforms(
@@ -113,6 +116,8 @@ class _Trial:
         assert encoded.features is not None
         error = self._error(self.task.decode(encoded.pixels))
         code = self._wavelets.code_for_error(max(error, 1e-3), self.task.scaled.extent)
+        if self._wavelets.estimated_bytes(code) < SURE_SHARE * len(encoded.features):
+            return True
         matrix = self._wavelets.matrix_bytes(code)
         coded = self._wavelets.at_code(code)
         # Errors are close to each other, and bytes about inversely proportional to them.

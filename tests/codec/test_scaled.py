@@ -154,3 +154,15 @@ def test_targets_are_met_whatever_the_values(outliers, value_range, target, noda
 def test_refusals_of_dtypes_name_a_way(dtype):
     with pytest.raises(UnsupportedArray, match=r"data\.astype|zarr\.create_array"):
         create_array({}, shape=(40, 50), dtype=dtype, codec=DeepSIC(axes="yx"))
+
+
+def test_fewest_bytes_are_far_below_those_of_photographs_and_below_those_of_drawings():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 40, (1, 64, 64, 3), np.uint8)
+    even = np.zeros_like(noise)
+    even[:, 20:40, 10:50] = 9
+    dithered = (rng.random((1, 64, 64, 1)) < 0.5).astype(np.uint8)
+    for samples, low, high in ((noise, 2500, 9500), (even, 0, 5), (dithered, 0, 512)):
+        codec = DeepSIC(max_error=0, axes="tyxc", semantics="none")
+        exact, least = codec.encode(samples), scale_chunk(samples, codec).least_bytes
+        assert low <= least <= high and least <= len(exact)
