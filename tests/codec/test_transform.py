@@ -85,6 +85,14 @@ def test_a_small_chunk_is_coded_once(pictures, monkeypatch):
     assert LABELS.kind in unpack(payload).sections
 
 
+def test_efforts_compare_whole_chunks(pictures):
+    """Windows of a chunk, which are parts of it, do not know what the rest shows."""
+    info = find_info(*prepare_chunk(CodecParams(), pictures["satellite"]).key)
+    chunk = pictures["satellite"][:160, :160]
+    trials = [transform._Trial(prepare_chunk(CodecParams(effort=effort), chunk), info) for effort in (0, 1, 2)]
+    assert [trial.whole for trial in trials] == [False, False, True]
+
+
 def test_chunks_of_a_batch_are_decided_one_by_one(pictures):
     chunks = [prepare_chunk(CodecParams(quality=40), picture) for picture in pictures.values()]
     chunks.append(prepare_chunk(CodecParams(quality=40, nodata=7), np.full((200, 200, 3), 7, "u1")))
