@@ -80,7 +80,8 @@ def test_metadata_decides_which_model_decodes(twins, tmp_path, monkeypatch, zarr
     url, expected = str(tmp_path / "a.zarr"), {}
     for name in NAMES:
         install(twins, name)
-        codec = DeepSIC(model=name, quality=40, semantics="post" if name == "two" else "pre")
+        semantics = "post" if name == "two" else "pre"
+        codec = DeepSIC(model=name, quality=40, transform="features", semantics=semantics)
         create_array(url, name=name, data=IMAGE, chunks=(64, 32, 3), codec=codec, zarr_format=zarr_format)
         expected[name] = read_all(url, name)
     assert not np.array_equal(expected["one"]["zarr"], expected["two"]["zarr"])

@@ -61,7 +61,9 @@ def uninstall(tiny, tmp_path, monkeypatch):
 
 def write(store, name="group/image", codec=None, **options):
     options = {"chunks": (32, 32, 3), "embed_model": True, **options}
-    return create_array(store, name=name, data=IMAGE, codec=codec or DeepSIC(model="fuzz-tiny"), **options)
+    return create_array(
+        store, name=name, data=IMAGE, codec=codec or DeepSIC(model="fuzz-tiny", transform="features"), **options
+    )
 
 
 def path_of(tiny):
@@ -115,7 +117,7 @@ def test_read_without_the_installed_model(tiny, uninstall, tmp_path, kind, zarr_
 def test_shards_and_consolidated_metadata(tiny, uninstall, tmp_path, options, when):
     path = tmp_path / "a.zarr"
     if when == "before":
-        create_array(path, name="other", data=IMAGE, codec=DeepSIC(model="fuzz-tiny"))
+        create_array(path, name="other", data=IMAGE, codec=DeepSIC(model="fuzz-tiny", transform="features"))
         zarr.consolidate_metadata(path)
     expected = write(path, "image", **options)[...]
     if when == "after":
@@ -137,7 +139,12 @@ def test_opened_from_its_group_or_alone(tiny, uninstall, tmp_path):
 def test_bulk_writer(tiny, uninstall):
     store = MemoryStore()
     report = bulk.store(
-        IMAGE, store, name="image", codec=DeepSIC(model="fuzz-tiny"), chunks=(32, 32, 3), embed_model=True
+        IMAGE,
+        store,
+        name="image",
+        codec=DeepSIC(model="fuzz-tiny", transform="features"),
+        chunks=(32, 32, 3),
+        embed_model=True,
     )
     bulk.store(IMAGE, store, name="image", embed_model=True, resume=True)
     expected = report.array[...]
@@ -147,7 +154,7 @@ def test_bulk_writer(tiny, uninstall):
 
 def test_an_array_that_exists_can_be_given_its_model(tiny, uninstall):
     store = MemoryStore()
-    report = bulk.store(IMAGE, store, name="image", codec=DeepSIC(model="fuzz-tiny"))
+    report = bulk.store(IMAGE, store, name="image", codec=DeepSIC(model="fuzz-tiny", transform="features"))
     assert path_of(tiny) not in zarr.open_group(store)
     embedded.embed_model(report.array)
     assert path_of(tiny) in zarr.open_group(store)
