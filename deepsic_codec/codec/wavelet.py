@@ -117,6 +117,7 @@ def _squares(one: NDArray[Any], other: NDArray[Any], counted: Any) -> int:
 def _restored(
     components: NDArray[Any], matrix: Matrix | None, dtype: np.dtype[Any], ranges: Ranges | None
 ) -> NDArray[Any]:
+    components = np.ascontiguousarray(components)  # those of a reduced size are parts of larger planes
     slices, count, height, width = components.shape
     samples = np.empty((slices, height, width, count if matrix is None else matrix.shape[1]), dtype.newbyteorder("="))
     by_pixel = np.moveaxis(components, 1, -1)

@@ -140,9 +140,9 @@ def test_a_chunk_beyond_the_limit_of_the_address_space_is_a_typed_error():
         from deepsic_codec.errors import OutOfMemory
 
         codec = DeepSIC(max_error=0, axes="yx", semantics="none")
-        payloads = [codec.encode(np.arange(n * n, dtype="u2").reshape(n, n) & 1023) for n in (64, 1024)]
+        payloads = [codec.encode(np.arange(n * n, dtype="u2").reshape(n, n) & 1023) for n in (64, 2048)]
         codec.decode(payloads[0])
-        large = np.arange(1 << 22, dtype="u2").reshape(2048, 2048)
+        large = np.arange(9 << 20, dtype="u2").reshape(3072, 3072)
         unlimited = resource.getrlimit(resource.RLIMIT_AS)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), unlimited[1]))
