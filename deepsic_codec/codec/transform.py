@@ -33,6 +33,9 @@ WHOLE_SHARE = 0.92
 # Wavelets of which an estimate says that they take no more than this share of the bytes of features are not coded: it
 # is too high where it is wrong.
 SURE_SHARE = 0.9
+# Chunks of so few pixels are coded often, and features of more bytes are compared with the estimate: to code wavelets,
+# too, would take more time than it saves bytes.
+SMALL, FEW_BYTES = 64**2, 100
 
 
 def choose_transforms(
@@ -116,17 +119,20 @@ class _Trial:
         assert encoded.features is not None
         error = self._error(self.task.decode(encoded.pixels))
         code = self._wavelets.code_for_error(max(error, 1e-3), self.task.scaled.extent)
-        if self._wavelets.estimated_bytes(code) < SURE_SHARE * len(encoded.features):
+        estimate, nbytes = self._wavelets.estimated_bytes(code), len(encoded.features)
+        if estimate < SURE_SHARE * nbytes:
             return True
+        if self._wavelets.samples <= SMALL * self.task.scaled.samples.shape[-1] and nbytes > FEW_BYTES:
+            return estimate < nbytes
         matrix = self._wavelets.matrix_bytes(code)
         coded = self._wavelets.at_code(code)
         # Errors are close to each other, and bytes about inversely proportional to them.
         change = max(self._error(self._wavelets.decode(coded)), 1e-3) / max(error, 1e-3)
         if self._all:
-            nbytes: float = sum(len(encode_wavelet(one)) for one in coded.wavelets)
+            taken: float = sum(len(encode_wavelet(one)) for one in coded.wavelets)
         else:
-            nbytes = WHOLE_SHARE * coded.nbytes
-        return change * nbytes + matrix < len(encoded.features)
+            taken = WHOLE_SHARE * coded.nbytes
+        return change * taken + matrix < nbytes
 
     def _error(self, decoded: NDArray[Any]) -> float:
         """Return the root mean square error of samples with data."""
