@@ -1,7 +1,7 @@
 """The choice between features and wavelets, for chunks that either may code in fewer bytes.
 
-Features take fewer bytes than wavelets on satellite and aerial pictures, and on photographs at low rates. No parameter
-says what a chunk shows, so a part of it is coded both ways, and with efforts above 1, all of it.
+Features take fewer bytes than wavelets on tiles of Sentinel-2, and on some photographs at low rates. No parameter says
+what a chunk shows, so a part of it is coded both ways, unless an estimate of the bytes of wavelets is enough.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ class _Trial:
 
     def __init__(self, chunk: ChunkToEncode, info: "ModelInfo") -> None:
         samples = chunk.axes.to_samples(chunk.array)
-        parts = samples if chunk.params.effort > 1 else windows(samples)
+        parts = windows(samples)
         self._all = parts.shape == samples.shape
         self.whole = self._all and chunk.params.quality is not None
         params = chunk.params.changed(transform="features")

@@ -12,7 +12,7 @@ from deepsic_codec.codec.chunk import find_info, prepare_chunk
 from deepsic_codec.codec.params import CodecParams
 from deepsic_codec.metrics import psnr
 from deepsic_codec.payload.header import unpack
-from deepsic_codec.payload.sections import FEATURES, LABELS
+from deepsic_codec.payload.sections import FEATURES, LABELS, WAVELET
 from deepsic_codec.samples import drone_frame, eurosat_mosaic
 
 
@@ -85,12 +85,26 @@ def test_a_small_chunk_is_coded_once(pictures, monkeypatch):
     assert LABELS.kind in unpack(payload).sections
 
 
-def test_efforts_compare_whole_chunks(pictures):
-    """Windows of a chunk, which are parts of it, do not know what the rest shows."""
-    info = find_info(*prepare_chunk(CodecParams(), pictures["satellite"]).key)
-    chunk = pictures["satellite"][:160, :160]
-    trials = [transform._Trial(prepare_chunk(CodecParams(effort=effort), chunk), info) for effort in (0, 1, 2)]
-    assert [trial.whole for trial in trials] == [False, False, True]
+@pytest.mark.parametrize(
+    ("name", "edge", "quality", "coded"),
+    [("photograph", 64, 40, 0), ("photograph", 160, 60, 0), ("satellite", 160, 40, 1)],
+)
+def test_wavelets_are_coded_where_an_estimate_is_not_enough(pictures, name, edge, quality, coded, monkeypatch):
+    calls, at_code = [], transform.WaveletEncoder.at_code
+    monkeypatch.setattr(transform.WaveletEncoder, "at_code", lambda *args: calls.append(args) or at_code(*args))
+    chunk = prepare_chunk(CodecParams(quality=quality), pictures[name][:edge, :edge])
+    transform.choose_transforms([chunk], find_info(*chunk.key))
+    assert len(calls) == coded
+
+
+def test_wavelets_are_chosen_where_an_estimate_of_them_is_twice_too_high():
+    chunk = np.ascontiguousarray(drone_frame()[192:384, 384:576])
+    features = DeepSIC(quality=30, semantics="none", transform="features")
+    payload = features.encode(chunk)
+    wavelets = DeepSIC(psnr=psnr(features.decode(payload), chunk), semantics="none", transform="wavelet")
+    assert len(wavelets.encode(chunk)) < len(payload)
+    chosen = DeepSIC(quality=30, semantics="none").encode(chunk)
+    assert WAVELET.kind in unpack(chosen).sections
 
 
 def test_chunks_of_a_batch_are_decided_one_by_one(pictures):

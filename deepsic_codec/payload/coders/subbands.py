@@ -186,7 +186,7 @@ def _add_around(x, row, width, sums, total):
 
 @inner
 def _surroundings(symbols, near, present, kind, row, width, sums):
-    """Sum up the sizes around the coefficients of a row, but for those in the row itself, in halves of a step tone.
+    """Sum up the sizes around the coefficients of a row, but for those in the row itself, in halves of a step there.
 
     `sums` get the magnitudes of the row above, from the column before on; the sums of all; what the coarser level, the
     other detail and the plane before have; and sums with `WEIGHTS`. Compilers make these loops ones over vectors.
@@ -488,7 +488,7 @@ def _code_rows(
     settings : tuple
         Steps of the band by values of a map, of which 1 has that of the payload (int64); kind and level of the band.
     memory : tuple
-        Contexts uint32 (CONTEXTS,), mixers int32 (n,) and the state of the trellis int64 (1,).
+        Contexts uint32 (CONTEXTS,), mixers int32 (n, inputs) and the state of the trellis int64 (1,).
     work : tuple
         Working memory.
     state, data : int64 (4,), uint8 (n,)
